@@ -1,0 +1,22 @@
+"""Vision-token pruning as torch ops, with the object-centric pruner in front.
+
+Importing this package registers ``torch.ops.ocvtp.*``.
+"""
+
+from ocvtp_kernels import ops
+from ocvtp_kernels.backends import BackendUnavailable, use_backend
+from ocvtp_kernels.config import PrunerConfig
+from ocvtp_kernels.pruner import OCPruner, Pruned
+from ocvtp_kernels.selection.coverage import coverage
+from ocvtp_kernels.version import __version__
+
+__all__ = [
+    "BackendUnavailable",
+    "OCPruner",
+    "Pruned",
+    "PrunerConfig",
+    "__version__",
+    "coverage",
+    "ops",
+    "use_backend",
+]

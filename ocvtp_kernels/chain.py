@@ -1,0 +1,75 @@
+"""The whole way on folded weights, encode to gather: what ``ocvtp::prune`` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.encode.folded import encode_folded
+from ocvtp_kernels.fold import unpack
+from ocvtp_kernels.selection.reference import gather_tokens, select_ids
+from ocvtp_kernels.slots.folded import folded_attention_logits
+
+
+def attention_logits(reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor) -> Tensor:
+    """The last iteration's logits.
+
+    Args:
+        reference: reference tokens ``[B, N, C]``.
+        weights: the list of `ocvtp_kernels.fold.Folded.pack`.
+        slots_init: ``[B, K, D]``.
+
+    Returns:
+        ``[B, K, N]`` in the dtype of ``reference``; its softmax over slots is the attention.
+    """
+    folded = unpack(weights)
+    x_hat = encode_folded(reference, folded)
+    return folded_attention_logits(slots_init, x_hat, folded.slots, folded.num_iter)
+
+
+def prune_reference(
+    reference: Tensor,
+    final: Tensor,
+    weights: Sequence[Tensor],
+    slots_init: Tensor,
+    importance: Tensor | None,
+    budget: int,
+    top_k: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Reference tokens to kept final tokens, computed in the dtype given: the kernels' oracle.
+
+    Source: arXiv 2511.20439; the folding is in `ocvtp_kernels.fold`.
+
+    Args:
+        reference: ``[B, N, C_in]``; final: ``[B, N, C]``, any dtype.
+        weights: the list of `ocvtp_kernels.fold.Folded.pack`, in the dtype of ``reference``.
+        slots_init: ``[B, K, D]``, in the dtype of ``reference``.
+        importance: ``[B, N]`` padding score, or None for the slots' own evidence.
+        budget: T; top_k: picks a slot.
+
+    Returns:
+        tokens ``[B, T, C]`` and ids int64 ``[B, T]`` ascending.
+    """
+    attention = attention_logits(reference, weights, slots_init).softmax(dim=1)
+    ids = select_ids(attention, importance, budget, top_k)
+    return gather_tokens(final, ids), ids
+
+
+def prune_cpu(
+    reference: Tensor,
+    final: Tensor,
+    weights: Sequence[Tensor],
+    slots_init: Tensor,
+    importance: Tensor | None,
+    budget: int,
+    top_k: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """`prune_reference` in float32 or wider, picking by log-attention."""
+    wide = accumulate_dtype(reference.dtype)
+    logits = attention_logits(
+        reference.to(wide), [weight.to(wide) for weight in weights], slots_init.to(wide)
+    )
+    ids = select_ids(logits.log_softmax(dim=1), importance, budget, top_k)
+    return gather_tokens(final, ids), ids

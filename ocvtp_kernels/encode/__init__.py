@@ -1,0 +1,1 @@
+"""Reference tokens to encoded tokens: LayerNorm, Linear, GELU, Linear."""

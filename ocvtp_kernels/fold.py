@@ -1,0 +1,137 @@
+"""Algebra that is free: a pruner's weights folded once, so that pruning reads them least.
+
+With x^ the un-affined LayerNorm of the encoding, s^ the un-affined LayerNorm of the slots,
+(g, b) the affine of ``norm_in``, (g_q, b_q) that of ``norm_slots_0`` and
+M = D^-1/2 Wq^T Wk (all exact identities):
+
+* logits ``= q' x^T + c`` with ``q' = s^ (g_q M g) + (b_q M) g`` and the per-slot constant
+  ``c = s^ (g_q (M b)) + b_q M b``, which does not cancel since the softmax runs over slots;
+* with A the attention, m = sum_n A and d = m + eps, the GRU's input gates are
+  ``((A x^) / d) (W_ih Wv g)^T + (m / d) (W_ih Wv b) + b_ih``, so Wk and Wv vanish;
+* a LayerNorm's affine folds into the Linear after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels.config import ENCODE_NORMS
+from ocvtp_kernels.slots.reference import StepWeights
+
+
+class FoldedSlots(NamedTuple):
+    """What the iterations read, in packed order."""
+
+    query_weight: Tensor  # [D + 1, D] rows of q', then the row of c
+    query_bias: Tensor  # [D + 1]
+    gates_weight: Tensor  # [3D, D]    W_ih Wv g
+    gates_shift: Tensor  # [3D]       W_ih Wv b, times m / d
+    gates_bias: Tensor  # [3D]       b_ih
+    hidden_weight: Tensor  # [3D, D]    W_hh
+    hidden_bias: Tensor  # [3D]       b_hh
+    ffn_w1: Tensor  # [F, D]     gamma of norm_slots_1 folded in
+    ffn_b1: Tensor  # [F]
+    ffn_w2: Tensor  # [D, F]
+    ffn_b2: Tensor  # [D]
+
+
+class Folded(NamedTuple):
+    """A pruner's folded weights."""
+
+    num_iter: int
+    ln: str | None
+    encode_weights: list[Tensor]
+    encode_biases: list[Tensor]
+    post_norm: tuple[Tensor, Tensor] | None  # gamma, beta [D], when ln is "post"
+    slots: FoldedSlots
+
+    def pack(self) -> list[Tensor]:
+        """The flat list that ``ocvtp::prune`` takes as ``weights``.
+
+        The plan (iterations, place of the encode LayerNorm, depth of the encode MLP) rides in the
+        shape of the first, empty tensor: it moves with the weights and needs no read from a
+        device.
+        """
+        slots = self.slots
+        plan = (0, self.num_iter, ENCODE_NORMS.index(self.ln), len(self.encode_weights))
+        return [
+            slots.query_weight.new_empty(plan),
+            *self.encode_weights,
+            *self.encode_biases,
+            *(self.post_norm or ()),
+            *slots,
+        ]
+
+
+def unpack(weights: Sequence[Tensor]) -> Folded:
+    """Reads a list made by `Folded.pack`.
+
+    Raises:
+        ValueError: the list was not made by `Folded.pack`.
+    """
+    plan = weights[0].shape if len(weights) else torch.Size()
+    if len(plan) != 4 or plan[0] != 0 or not 0 <= plan[2] < len(ENCODE_NORMS):
+        raise ValueError("weights: expected the list that OCPruner.packed() returns")
+    _, num_iter, ln_code, depth = plan
+    ln = ENCODE_NORMS[ln_code]
+    first_norm = 1 + 2 * depth
+    first_slot = first_norm + (2 if ln == "post" else 0)
+    expected = first_slot + len(FoldedSlots._fields)
+    if len(weights) != expected:
+        raise ValueError(f"weights: expected {expected} tensors, got {len(weights)}")
+    return Folded(
+        num_iter=num_iter,
+        ln=ln,
+        encode_weights=list(weights[1 : 1 + depth]),
+        encode_biases=list(weights[1 + depth : first_norm]),
+        post_norm=(weights[first_norm], weights[first_norm + 1]) if ln == "post" else None,
+        slots=FoldedSlots(*weights[first_slot:]),
+    )
+
+
+def fold_slots(
+    step: StepWeights, w_k: Tensor, w_v: Tensor, norm_in_weight: Tensor, norm_in_bias: Tensor
+) -> FoldedSlots:
+    """Folds one iteration's weights; exact in the dtype given, so give float64.
+
+    Args:
+        step: the iteration's weights.
+        w_k, w_v: ``[D, D]`` token projections.
+        norm_in_weight, norm_in_bias: ``[D]`` affine of ``norm_in``.
+    """
+    score = step.w_q.T @ w_k * step.w_q.shape[0] ** -0.5
+    # Columns of `to_keys`: the D channels of q', then c.
+    to_keys = torch.cat([score * norm_in_weight, (score @ norm_in_bias).unsqueeze(-1)], dim=-1)
+    values = step.w_ih @ w_v
+    return FoldedSlots(
+        query_weight=(step.norm_q_weight.unsqueeze(-1) * to_keys).T.contiguous(),
+        query_bias=step.norm_q_bias @ to_keys,
+        gates_weight=values * norm_in_weight,
+        gates_shift=values @ norm_in_bias,
+        gates_bias=step.b_ih,
+        hidden_weight=step.w_hh,
+        hidden_bias=step.b_hh,
+        ffn_w1=step.ffn_w1 * step.norm_ffn_weight,
+        ffn_b1=step.ffn_b1 + step.ffn_w1 @ step.norm_ffn_bias,
+        ffn_w2=step.ffn_w2,
+        ffn_b2=step.ffn_b2,
+    )
+
+
+def fold_encode(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    ln: str | None,
+    norm: tuple[Tensor, Tensor] | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Folds a "pre" LayerNorm's affine (gamma, beta ``[C]``) into the first Linear."""
+    folded_weights, folded_biases = list(weights), list(biases)
+    if ln == "pre" and norm is not None:
+        gamma, beta = norm
+        folded_weights[0] = weights[0] * gamma
+        folded_biases[0] = biases[0] + weights[0] @ beta
+    return folded_weights, folded_biases

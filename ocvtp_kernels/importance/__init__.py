@@ -1,0 +1,1 @@
+"""How much attention each token receives in the vision encoder."""

@@ -1,0 +1,123 @@
+"""The pruner's parts in plain PyTorch, under the authors' parameter names."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ocvtp_kernels.slots.reference import StepWeights, slot_attention_step
+
+
+class MLP(nn.Module):
+    """Linear, GELU, Dropout, ..., Linear, with a LayerNorm before, after or nowhere.
+
+    Parameters live in ``mlp``, numbered as the authors number them.
+    """
+
+    def __init__(self, in_dim: int, dims: tuple[int, ...], ln: str | None, dropout: float) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.LayerNorm(in_dim)] if ln == "pre" else []
+        for depth, dim in enumerate(dims):
+            layers.append(nn.Linear(in_dim, dim))
+            if depth + 1 < len(dims):
+                layers += [nn.GELU(), nn.Dropout(dropout)]
+            in_dim = dim
+        if ln == "post":
+            layers.append(nn.LayerNorm(in_dim))
+        self.ln = ln
+        self.mlp = nn.Sequential(*layers)
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The Linear layers, first to last."""
+        return [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
+
+    @property
+    def norm(self) -> tuple[Tensor, Tensor] | None:
+        """The LayerNorm's gamma and beta, if there is one."""
+        for layer in self.mlp:
+            if isinstance(layer, nn.LayerNorm):
+                return layer.weight, layer.bias
+        return None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[..., in_dim]`` -> ``[..., dims[-1]]``."""
+        output: Tensor = self.mlp(tokens)
+        return output
+
+
+class SlotPrior(nn.Module):
+    """The Gaussian all slots start from: one mean and one deviation, shared."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.empty(1, 1, dim))
+        self.logstd = nn.Parameter(torch.empty(1, 1, dim))
+        nn.init.xavier_uniform_(self.mean)
+        nn.init.xavier_uniform_(self.logstd)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Standard normal noise ``[B, K, D]`` to initial slots ``[B, K, D]``."""
+        return self.mean + noise * self.logstd.exp()
+
+
+class SlotAttention(nn.Module):
+    """``num_iter`` iterations of Slot Attention."""
+
+    def __init__(
+        self, num_iter: int, dim: int, ffn_dim: int, dropout: float, trunc_bp: str | None
+    ) -> None:
+        super().__init__()
+        self.num_iter = num_iter
+        self.trunc_bp = trunc_bp
+        self.dropout = dropout
+        self.norm_in = nn.LayerNorm(dim)
+        self.proj_q = nn.Linear(dim, dim, bias=False)
+        self.norm_slots_0 = nn.LayerNorm(dim)
+        self.proj_k = nn.Linear(dim, dim, bias=False)
+        self.proj_v = nn.Linear(dim, dim, bias=False)
+        self.gru = nn.GRUCell(dim, dim)
+        self.norm_slots_1 = nn.LayerNorm(dim)
+        self.ffn = MLP(dim, (ffn_dim, dim), None, dropout)
+
+    def step_weights(self) -> StepWeights:
+        """The weights of one iteration."""
+        hidden, output = self.ffn.linears
+        return StepWeights(
+            self.norm_slots_0.weight,
+            self.norm_slots_0.bias,
+            self.proj_q.weight,
+            self.gru.weight_ih,
+            self.gru.weight_hh,
+            self.gru.bias_ih,
+            self.gru.bias_hh,
+            self.norm_slots_1.weight,
+            self.norm_slots_1.bias,
+            hidden.weight,
+            hidden.bias,
+            output.weight,
+            output.bias,
+        )
+
+    def forward(
+        self, tokens: Tensor, slots_init: Tensor, slot_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encoded tokens ``[B, N, D]`` and initial slots ``[B, K, D]`` to slots and attention.
+
+        With ``trunc_bp="bi-level"`` the last iteration's gradient skips the earlier ones and
+        flows to the initial slots straight; values are unchanged.
+        """
+        x = self.norm_in(tokens)
+        k, v = self.proj_k(x), self.proj_v(x)
+        weights = self.step_weights()
+        scale = k.shape[-1] ** -0.5
+        dropout = self.dropout if self.training else 0.0
+        slots = slots_init
+        for iteration in range(self.num_iter):
+            if iteration + 1 == self.num_iter and self.trunc_bp == "bi-level":
+                # The bracket is exactly zero, so the value is exactly the detached one.
+                slots = slots.detach() + (slots_init - slots_init.detach())
+            slots, attention = slot_attention_step(
+                slots, k, v, weights, scale, slot_mask=slot_mask, dropout=dropout
+            )
+        return slots, attention

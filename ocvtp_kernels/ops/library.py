@@ -1,0 +1,101 @@
+"""How an ocvtp op is made: schema, checks, backends, fake and autocast rule in one call.
+
+Schemas are defined here in Python, so the ops exist without a compiler or a GPU; a kernel, in
+whatever language, registers with `ocvtp_kernels.backends` and is chosen on the real tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import backends
+
+LIBRARY = torch.library.Library("ocvtp", "DEF")
+TAGS = (torch.Tag.pt2_compliant_tag,)
+DEVICES = ("CPU", "CUDA")
+
+# Ops that are made of other ops, and so have no backend of their own.
+COMPOSED: dict[str, str] = {}
+
+
+def define(
+    schema: str,
+    *,
+    check: Callable[..., None],
+    fake: Callable[..., Any],
+    kernels: Mapping[str, Callable[..., Any]],
+    keep: Collection[str] = (),
+) -> None:
+    """Defines ``ocvtp::<schema>``; its first argument is a tensor, whose device decides.
+
+    Args:
+        schema: the op's schema, namespace left out.
+        check: raises on bad shapes, dtypes or devices; called with the op's arguments, under
+            tracing too.
+        fake: the outputs' shapes and dtypes, from the op's arguments.
+        kernels: implementation by backend name.
+        keep: arguments that autocast leaves as they are. The other floating tensors go to
+            float32 there: softmax and argmax over slots want it, as PyTorch's own softmax does.
+    """
+    name = schema.split("(")[0]
+    for backend, kernel in kernels.items():
+        backends.register(name, backend, kernel)
+    LIBRARY.define(schema, tags=TAGS)
+
+    def run(*args: Any) -> Any:
+        check(*args)
+        return backends.choose(name, args[0].device)(*args)
+
+    def run_fake(*args: Any) -> Any:
+        check(*args)
+        return fake(*args)
+
+    for device in DEVICES:
+        LIBRARY.impl(name, run, device)
+    torch.library.register_fake(f"ocvtp::{name}", run_fake, lib=LIBRARY)
+    _register_autocast(name, keep)
+
+
+def compose(schema: str, function: Callable[..., Any], parts: str) -> None:
+    """Defines an op as a composition of others; gradients, fakes and backends are theirs.
+
+    Args:
+        schema: the op's schema, namespace left out.
+        function: the composition.
+        parts: what it is made of, for `ocvtp doctor`.
+    """
+    name = schema.split("(")[0]
+    COMPOSED[name] = parts
+    LIBRARY.define(schema, tags=TAGS)
+    LIBRARY.impl(name, function, "CompositeImplicitAutograd")
+
+
+def _register_autocast(name: str, keep: Collection[str]) -> None:
+    op = getattr(torch.ops.ocvtp, name).default
+    kept = [argument.name in keep for argument in op._schema.arguments]
+
+    for device in DEVICES:
+        device_type = device.lower()
+
+        def run(*args: Any, device_type: str = device_type) -> Any:
+            with torch.autocast(device_type, enabled=False):
+                return op(
+                    *(
+                        value if keep_it else _to_float32(value)
+                        for value, keep_it in zip(args, kept, strict=False)
+                    )
+                )
+
+        LIBRARY.impl(name, run, f"Autocast{device}")
+
+
+def _to_float32(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+        return value.float()
+    if isinstance(value, (list, tuple)):
+        return [_to_float32(element) for element in value]
+    return value

@@ -1,0 +1,63 @@
+"""The headline op: reference tokens in, kept final tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import chain, checks
+from ocvtp_kernels.fold import unpack
+from ocvtp_kernels.ops.library import LIBRARY, define
+from ocvtp_kernels.ops.selection import (
+    check_final,
+    check_importance,
+    fake_kept,
+    grad_final,
+    save_kept,
+)
+
+
+def _check(
+    reference: Tensor,
+    final: Tensor,
+    weights: Sequence[Tensor],
+    slots_init: Tensor,
+    importance: Tensor | None,
+    budget: int,
+    top_k: int = 1,
+) -> None:
+    folded = unpack(weights)
+    checks.require_rank("reference", reference, "B, N, C")
+    checks.require_floating("reference", reference)
+    checks.require_some("reference", reference, 1, "token")
+    checks.require_size("reference", reference, 2, folded.encode_weights[0].shape[1], "weights")
+    checks.require_same_kind("reference", reference, "weights", folded.slots.query_weight)
+    check_final("final", final, "reference", reference)
+    checks.require_rank("slots_init", slots_init, "B, K, D")
+    checks.require_same_kind("slots_init", slots_init, "reference", reference)
+    checks.require_size("slots_init", slots_init, 0, reference.shape[0], "reference")
+    checks.require_size("slots_init", slots_init, 2, folded.slots.query_weight.shape[1], "weights")
+    checks.require_some("slots_init", slots_init, 1, "slot")
+    check_importance(importance, "reference", reference)
+    checks.require_budget(budget, reference.shape[1])
+    checks.require_top_k(top_k, reference.shape[1])
+
+
+define(
+    "prune(Tensor reference, Tensor final, Tensor[] weights, Tensor slots_init,"
+    " Tensor? importance, SymInt budget, SymInt top_k=1) -> (Tensor tokens, Tensor ids)",
+    check=_check,
+    fake=lambda reference, final, weights, slots_init, importance, budget, *_: fake_kept(
+        final, budget
+    ),
+    kernels={"reference": chain.prune_reference, "cpu": chain.prune_cpu},
+    keep=("final",),
+)
+torch.library.register_autograd(
+    "ocvtp::prune",
+    lambda ctx, grad, _: (None, grad_final(ctx, grad), None, None, None, None, None),
+    setup_context=lambda ctx, inputs, output: save_kept(ctx, inputs, output, final=1),
+    lib=LIBRARY,
+)

@@ -1,0 +1,164 @@
+"""Ops of the selection stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import checks
+from ocvtp_kernels.ops.library import LIBRARY, define
+from ocvtp_kernels.ops.slots import check_queries_and_keys
+from ocvtp_kernels.selection import cpu, reference
+
+
+def check_importance(importance: Tensor | None, owner: str, like: Tensor) -> None:
+    """Importance, where given, is ``[B, N]``, floating, beside ``like`` ``[B, N, ...]``."""
+    if importance is None:
+        return
+    checks.require_rank("importance", importance, "B, N")
+    checks.require_floating("importance", importance)
+    checks.require_same_device("importance", importance, owner, like)
+    checks.require_size("importance", importance, 0, like.shape[0], owner)
+    checks.require_size("importance", importance, 1, like.shape[1], owner)
+
+
+def _check_slot_argmax(q: Tensor, k: Tensor, scale: float | None = None) -> None:
+    check_queries_and_keys(q, k)
+
+
+define(
+    "slot_argmax(Tensor q, Tensor k, float? scale=None) -> (Tensor ids, Tensor peak)",
+    check=_check_slot_argmax,
+    fake=lambda q, *_: (q.new_empty(q.shape[:2], dtype=torch.int64), q.new_empty(q.shape[:2])),
+    kernels={"reference": reference.slot_argmax, "cpu": cpu.slot_argmax},
+)
+
+
+def _check_resolve_picks(
+    picks: Tensor,
+    peak: Tensor,
+    importance: Tensor | None,
+    budget: int,
+    num_tokens: int | None = None,
+) -> None:
+    if picks.dim() not in (2, 3):
+        raise ValueError(f"picks: expected shape [B, K] or [B, K, top_k], got {list(picks.shape)}")
+    if picks.dtype != torch.int64:
+        raise TypeError(f"picks: expected dtype torch.int64, got {picks.dtype}")
+    checks.require_rank("peak", peak, "B, K")
+    checks.require_floating("peak", peak)
+    checks.require_same_device("peak", peak, "picks", picks)
+    checks.require_size("peak", peak, 0, picks.shape[0], "picks")
+    checks.require_size("peak", peak, 1, picks.shape[1], "picks")
+    if importance is not None:
+        checks.require_rank("importance", importance, "B, N")
+        checks.require_floating("importance", importance)
+        checks.require_same_device("importance", importance, "picks", picks)
+        checks.require_size("importance", importance, 0, picks.shape[0], "picks")
+        if num_tokens is not None:
+            checks.require_size("importance", importance, 1, num_tokens, "num_tokens")
+        num_tokens = importance.shape[1]
+    if num_tokens is None:
+        raise ValueError("num_tokens: expected the number of tokens, as importance is None")
+    checks.require_budget(budget, num_tokens)
+
+
+def _fake_resolve_picks(
+    picks: Tensor, peak: Tensor, importance: Tensor | None, budget: int, *_: Any
+) -> Tensor:
+    return picks.new_empty((picks.shape[0], budget))
+
+
+define(
+    "resolve_picks(Tensor picks, Tensor peak, Tensor? importance, SymInt budget,"
+    " SymInt? num_tokens=None) -> Tensor",
+    check=_check_resolve_picks,
+    fake=_fake_resolve_picks,
+    kernels={"reference": reference.resolve_picks},
+)
+
+
+def check_final(name: str, final: Tensor, owner: str, like: Tensor) -> None:
+    """Final tokens ``[B, N, C]`` stand row for row beside ``like`` ``[B, N, ...]`` (``owner``).
+
+    Any dtype: rows are only copied.
+    """
+    checks.require_rank(name, final, "B, N, C")
+    checks.require_same_device(name, final, owner, like)
+    checks.require_size(name, final, 0, like.shape[0], owner)
+    checks.require_size(name, final, 1, like.shape[1], owner)
+
+
+def _check_argmax_gather(
+    q: Tensor,
+    k: Tensor,
+    final: Tensor,
+    importance: Tensor | None,
+    budget: int,
+    scale: float | None = None,
+    top_k: int = 1,
+) -> None:
+    check_queries_and_keys(q, k)
+    check_final("final", final, "k", k)
+    check_importance(importance, "k", k)
+    checks.require_budget(budget, k.shape[1])
+    checks.require_top_k(top_k, k.shape[1])
+
+
+def fake_kept(final: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+    """The shapes of kept tokens ``[B, T, C]`` and ids ``[B, T]``."""
+    batch, _, width = final.shape
+    tokens = final.new_empty((batch, budget, width))
+    return tokens, final.new_empty((batch, budget), dtype=torch.int64)
+
+
+def save_kept(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor], final: int) -> None:
+    """Keeps what the gather's gradient needs; ``final`` is the argument's place in ``inputs``."""
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+    ctx.num_tokens = inputs[final].shape[1]
+
+
+def grad_final(ctx: Any, grad_tokens: Tensor) -> Tensor:
+    """The gradient of the gather: kept rows get theirs, the others zero."""
+    (ids,) = ctx.saved_tensors
+    batch, _, width = grad_tokens.shape
+    zeros = grad_tokens.new_zeros((batch, ctx.num_tokens, width))
+    return zeros.scatter(1, ids.unsqueeze(-1).expand(-1, -1, width), grad_tokens)
+
+
+define(
+    "argmax_gather(Tensor q, Tensor k, Tensor final, Tensor? importance, SymInt budget,"
+    " float? scale=None, SymInt top_k=1) -> (Tensor tokens, Tensor ids)",
+    check=_check_argmax_gather,
+    fake=lambda q, k, final, importance, budget, *_: fake_kept(final, budget),
+    kernels={"reference": reference.argmax_gather, "cpu": cpu.argmax_gather},
+    keep=("final",),
+)
+torch.library.register_autograd(
+    "ocvtp::argmax_gather",
+    lambda ctx, grad, _: (None, None, grad_final(ctx, grad), None, None, None, None),
+    setup_context=lambda ctx, inputs, output: save_kept(ctx, inputs, output, final=2),
+    lib=LIBRARY,
+)
+
+
+def _check_merge(q: Tensor, k: Tensor, final: Tensor, scale: float | None = None) -> None:
+    check_queries_and_keys(q, k)
+    check_final("final", final, "k", k)
+    checks.require_floating("final", final)
+
+
+def _fake_merge(q: Tensor, k: Tensor, final: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return final.new_empty((*q.shape[:2], final.shape[2])), q.new_empty(q.shape[:2])
+
+
+define(
+    "merge(Tensor q, Tensor k, Tensor final, float? scale=None) -> (Tensor merged, Tensor mass)",
+    check=_check_merge,
+    fake=_fake_merge,
+    kernels={"reference": reference.merge, "cpu": cpu.merge},
+    keep=("final",),
+)

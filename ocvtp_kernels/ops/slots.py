@@ -1,0 +1,170 @@
+"""Ops of the slots stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import checks
+from ocvtp_kernels.ops.library import LIBRARY, compose, define
+from ocvtp_kernels.slots import cpu, gradients, reference
+
+_ARGUMENTS = "(Tensor q, Tensor k, Tensor v, float scale, float eps=1e-05, Tensor? slot_mask=None)"
+
+
+def check_queries_and_keys(q: Tensor, k: Tensor) -> None:
+    """Queries ``[B, K, D]`` and keys ``[B, N, D]`` of one kind, one slot and token at least."""
+    checks.require_rank("q", q, "B, K, D")
+    checks.require_rank("k", k, "B, N, D")
+    checks.require_floating("q", q)
+    checks.require_same_kind("k", k, "q", q)
+    checks.require_size("k", k, 0, q.shape[0], "q")
+    checks.require_size("k", k, 2, q.shape[2], "q")
+    checks.require_some("q", q, 1, "slot")
+    checks.require_some("k", k, 1, "token")
+
+
+def _check_slot_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    eps: float = 1e-5,
+    slot_mask: Tensor | None = None,
+) -> None:
+    check_queries_and_keys(q, k)
+    checks.require_rank("v", v, "B, N, E")
+    checks.require_same_kind("v", v, "q", q)
+    checks.require_size("v", v, 0, k.shape[0], "k")
+    checks.require_size("v", v, 1, k.shape[1], "k")
+    if slot_mask is not None:
+        checks.require_rank("slot_mask", slot_mask, "B, K")
+        checks.require_same_device("slot_mask", slot_mask, "q", q)
+        checks.require_size("slot_mask", slot_mask, 0, q.shape[0], "q")
+        checks.require_size("slot_mask", slot_mask, 1, q.shape[1], "q")
+        if slot_mask.dtype != torch.bool:
+            raise TypeError(f"slot_mask: expected dtype torch.bool, got {slot_mask.dtype}")
+
+
+def _fake_slot_attention(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    batch, num_slots, _dim = q.shape
+    return q.new_empty((batch, num_slots, v.shape[2])), q.new_empty((batch, num_slots))
+
+
+def _fake_with_attention(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return *_fake_slot_attention(q, k, v), q.new_empty((q.shape[0], q.shape[1], k.shape[1]))
+
+
+def _reference_slot_attention(*args: Any) -> tuple[Tensor, Tensor]:
+    return reference.slot_attention(*args)[:2]
+
+
+def _save_slot_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, ctx.scale, ctx.eps, slot_mask = inputs
+    ctx.save_for_backward(q, k, v, slot_mask, output[0])
+
+
+def _slot_attention_backward(
+    ctx: Any, grad_updates: Tensor, grad_mass: Tensor, grad_attention: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
+    q, k, v, slot_mask, updates = ctx.saved_tensors
+    grads = gradients.slot_attention_gradients(
+        q, k, v, ctx.scale, ctx.eps, slot_mask, updates, grad_updates, grad_mass, grad_attention
+    )
+    return *grads, None, None, None
+
+
+define(
+    f"slot_attention{_ARGUMENTS} -> (Tensor updates, Tensor mass)",
+    check=_check_slot_attention,
+    fake=_fake_slot_attention,
+    kernels={"reference": _reference_slot_attention, "cpu": cpu.slot_attention},
+)
+define(
+    f"slot_attention_with_attention{_ARGUMENTS} -> (Tensor updates, Tensor mass, Tensor attention)",
+    check=_check_slot_attention,
+    fake=_fake_with_attention,
+    kernels={
+        "reference": reference.slot_attention,
+        "cpu": cpu.slot_attention_with_attention,
+    },
+)
+for _name in ("slot_attention", "slot_attention_with_attention"):
+    torch.library.register_autograd(
+        f"ocvtp::{_name}",
+        _slot_attention_backward,
+        setup_context=_save_slot_attention,
+        lib=LIBRARY,
+    )
+
+
+def _check_gru_cell(
+    x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
+) -> None:
+    checks.require_floating("h", h)
+    if h.dim() < 1 or x.shape[:-1] != h.shape[:-1]:
+        raise ValueError(
+            "x, h: expected shapes [..., E] and [..., D] with the same leading sizes, "
+            f"got {list(x.shape)} and {list(h.shape)}"
+        )
+    dim = h.shape[-1]
+    named = {"w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh}
+    for name, tensor in {"x": x, **named}.items():
+        checks.require_same_kind(name, tensor, "h", h)
+    for name, tensor in named.items():
+        checks.require_rank(name, tensor, "3D, width" if name.startswith("w") else "3D")
+        checks.require_size(name, tensor, 0, 3 * dim, "3 * h.shape[-1]")
+    checks.require_size("w_ih", w_ih, 1, x.shape[-1], "x")
+    checks.require_size("w_hh", w_hh, 1, dim, "h")
+
+
+def _save_gru_cell(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gru_cell_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    x, h, w_ih, w_hh, b_ih, b_hh = ctx.saved_tensors
+    return gradients.gru_cell_gradients(x, h, w_ih, w_hh, b_ih, b_hh, grad)
+
+
+define(
+    "gru_cell(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh) -> Tensor",
+    check=_check_gru_cell,
+    fake=lambda x, h, *_: h.new_empty(h.shape),
+    kernels={"reference": reference.gru_cell, "cpu": cpu.gru_cell},
+)
+torch.library.register_autograd(
+    "ocvtp::gru_cell", _gru_cell_backward, setup_context=_save_gru_cell, lib=LIBRARY
+)
+
+
+def _slot_attention_step(
+    slots: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weights: Sequence[Tensor],
+    scale: float,
+    eps: float = 1e-5,
+    slot_mask: Tensor | None = None,
+) -> Tensor:
+    if len(weights) != len(reference.StepWeights._fields):
+        raise ValueError(
+            f"weights: expected {len(reference.StepWeights._fields)} tensors "
+            f"({', '.join(reference.StepWeights._fields)}), got {len(weights)}"
+        )
+    step = reference.StepWeights(*weights)
+    q = reference.query(slots, step)
+    updates, _ = torch.ops.ocvtp.slot_attention(q, k, v, scale, eps, slot_mask)
+    slots = torch.ops.ocvtp.gru_cell(updates, slots, step.w_ih, step.w_hh, step.b_ih, step.b_hh)
+    return reference.feed_forward(slots, step)
+
+
+compose(
+    "slot_attention_step(Tensor slots, Tensor k, Tensor v, Tensor[] weights, float scale,"
+    " float eps=1e-05, Tensor? slot_mask=None) -> Tensor",
+    _slot_attention_step,
+    "ocvtp::slot_attention, ocvtp::gru_cell, LayerNorm and Linear",
+)

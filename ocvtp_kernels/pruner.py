@@ -1,0 +1,340 @@
+"""OCPruner: the whole way from reference tokens to kept tokens in one readable module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ocvtp_kernels import checks
+from ocvtp_kernels.checkpoint import check_state, read_checkpoint, write_checkpoint
+from ocvtp_kernels.config import PrunerConfig
+from ocvtp_kernels.fold import Folded, fold_encode, fold_slots
+from ocvtp_kernels.modules import MLP, SlotAttention, SlotPrior
+from ocvtp_kernels.ops.selection import check_final, check_importance
+from ocvtp_kernels.selection.reference import gather_tokens, select_ids
+from ocvtp_kernels.slots.reference import StepWeights
+
+PADDINGS = ("importance", "random")
+# Fixed noise is drawn in blocks of this many slots, so that more slots never change the first.
+NOISE_BLOCK = 1024
+
+
+class Pruned(NamedTuple):
+    """What a pruner keeps."""
+
+    tokens: Tensor  # [B, T, C] rows of the final tokens
+    ids: Tensor  # [B, T] int64, ascending, distinct
+
+
+class OCPruner(nn.Module):
+    """The object-centric pruner of arXiv 2511.20439: one slot per token to keep.
+
+    Slots compete for the reference tokens by Slot Attention; each slot keeps the token it attends
+    to most. Parameters carry the authors' names, so their checkpoints load unchanged.
+
+    Args:
+        config: shapes and rules.
+        noise_seed: seed of the slots' initial noise. Fixed, the same image always keeps the same
+            tokens, alone or in a batch; None draws fresh noise on every call, as the authors do.
+        device, dtype: where and as what the parameters are made.
+    """
+
+    _noise: Tensor
+
+    def __init__(
+        self,
+        config: PrunerConfig,
+        *,
+        noise_seed: int | None = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.noise_seed = noise_seed
+        dim = config.slot_dim
+        self.encode_project = MLP(
+            config.enc_in_dim, config.enc_dims, config.enc_ln, config.enc_dropout
+        )
+        self.initializ = SlotPrior(dim)
+        self.aggregat = SlotAttention(
+            config.agg_num_iter, dim, config.agg_ffn_dim, config.agg_dropout, config.agg_trunc_bp
+        )
+        self._folded: list[Tensor] | None = None
+        self._zero_biases()
+        self._noise = self.initializ.mean.new_empty(0)
+        self._follow_parameters()
+        self.to(device=device, dtype=dtype)
+
+    def _zero_biases(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.endswith(("bias", "bias_ih", "bias_hh")):
+                nn.init.zeros_(parameter)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        config: PrunerConfig | None = None,
+        *,
+        noise_seed: int | None = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> OCPruner:
+        """Builds a pruner from a checkpoint, ready for inference (``eval``).
+
+        Args:
+            path: the authors' ``.pth`` (read with ``weights_only=True``; its decoder is let go)
+                or a ``.safetensors`` written by `save_checkpoint`.
+            config: needed unless the file carries its own.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds no weights, no config is known, or names or shapes do not
+                fit the config (all of them are named).
+        """
+        state, own_config = read_checkpoint(path)
+        config = config or own_config
+        if config is None:
+            raise ValueError(f"config: {path} carries no config, so one must be given")
+        pruner = cls(config, noise_seed=noise_seed, device=device, dtype=dtype)
+        try:
+            check_state(state, pruner.state_dict())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        pruner.load_state_dict(state)
+        return pruner.eval()
+
+    def save_checkpoint(self, path: str | Path) -> None:
+        """Writes weights and config to ``path``, a ``.safetensors`` file, never by halves."""
+        write_checkpoint(path, self.state_dict(), self.config)
+
+    def sample_slots(self, batch: int, num_slots: int) -> Tensor:
+        """Initial slots ``mean + noise * exp(logstd)``: [batch, num_slots, D].
+
+        With a noise seed, all images start from the same slots.
+        """
+        if num_slots < 1:
+            raise ValueError(f"num_slots: expected at least 1, got {num_slots}")
+        prior: Tensor
+        if self.noise_seed is None:
+            mean = self.initializ.mean
+            prior = self.initializ(mean.new_empty(batch, num_slots, mean.shape[-1]).normal_())
+            return prior
+        if num_slots > self._noise.shape[0]:
+            self._noise = self._fixed_noise(num_slots)
+        prior = self.initializ(self._noise[:num_slots].unsqueeze(0))
+        return prior.expand(batch, -1, -1)
+
+    def attend(
+        self,
+        reference_tokens: Tensor,
+        slots_init: Tensor | None = None,
+        *,
+        num_slots: int | None = None,
+        slot_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Slot Attention in plain PyTorch: differentiable, never folded.
+
+        Args:
+            reference_tokens: ``[B, N, C_in]``, the dtype and device of the parameters.
+            slots_init: ``[B, K, D]``; sampled if None.
+            num_slots: K where slots are sampled; ``config.init_num`` if None.
+            slot_mask: bool ``[B, K]``, False leaves a slot out; one live slot per image at least.
+
+        Returns:
+            slots ``[B, K, D]`` and the last iteration's attention ``[B, K, N]``, whose sum over
+            slots is 1 for every token.
+        """
+        self._check_reference(reference_tokens)
+        slots_init = self._initial_slots(
+            reference_tokens, slots_init, num_slots, self.config.init_num
+        )
+        slots, attention = self.aggregat(
+            self.encode_project(reference_tokens), slots_init, slot_mask
+        )
+        return slots, attention
+
+    def forward(
+        self,
+        reference_tokens: Tensor,
+        final_tokens: Tensor,
+        budget: int | None = None,
+        importance: Tensor | None = None,
+        slots_init: Tensor | None = None,
+        num_slots: int | None = None,
+        top_k: int = 1,
+        padding: str = "importance",
+    ) -> Pruned:
+        """Keeps exactly ``budget`` final tokens of each image.
+
+        Args:
+            reference_tokens: ``[B, N, C_in]``, what the decision is made on (vision encoder layer
+                8, CLS removed), in the dtype and on the device of the parameters.
+            final_tokens: ``[B, N, C]``, what is kept, any dtype.
+            budget: T, 1 to N; ``config.init_num`` if None.
+            importance: ``[B, N]`` floats, higher fills the gap first when two slots pick one
+                token; None falls back to each token's highest attention over slots.
+            slots_init: ``[B, K, D]`` initial slots; sampled if None.
+            num_slots: K where slots are sampled; ``budget // top_k`` (at least 1) if None.
+            top_k: tokens a slot picks.
+            padding: "importance", or "random" to fill the gap at random by the noise seed.
+
+        Returns:
+            tokens ``[B, T, C]`` and ids int64 ``[B, T]``, ascending and distinct. With more
+            distinct picks than the budget, the slots with the smallest peak attention lose
+            theirs. NaN never beats a number: an image of NaN keeps the tokens that importance
+            ranks first, or the lowest ids.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit; the message names it.
+        """
+        self._check_reference(reference_tokens)
+        batch, num_tokens, _ = reference_tokens.shape
+        check_final("final_tokens", final_tokens, "reference_tokens", reference_tokens)
+        check_importance(importance, "reference_tokens", reference_tokens)
+        budget = self.config.init_num if budget is None else budget
+        checks.require_budget(budget, num_tokens)
+        checks.require_top_k(top_k, num_tokens)
+        if padding not in PADDINGS:
+            raise ValueError(f"padding: expected one of {PADDINGS}, got {padding!r}")
+        slots_init = self._initial_slots(
+            reference_tokens, slots_init, num_slots, max(1, budget // top_k)
+        )
+        if padding == "random":
+            importance = self._random_importance(batch, num_tokens)
+        if self._folded is not None:
+            return Pruned(
+                *torch.ops.ocvtp.prune(
+                    reference_tokens,
+                    final_tokens,
+                    self._folded,
+                    slots_init,
+                    importance,
+                    budget,
+                    top_k,
+                )
+            )
+        _, attention = self.attend(reference_tokens, slots_init)
+        ids = select_ids(attention.detach(), importance, budget, top_k)
+        return Pruned(gather_tokens(final_tokens, ids), ids)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether `forward` is ``torch.ops.ocvtp.prune`` on folded weights."""
+        return self._folded is not None
+
+    def freeze(self) -> OCPruner:
+        """Folds the weights once; `forward` is then ``torch.ops.ocvtp.prune``.
+
+        Sets ``eval`` and stops parameter gradients. Moving, casting and ``load_state_dict`` fold
+        anew; parameters edited in place after this are not seen until the next `freeze`.
+        """
+        self.eval().requires_grad_(False)
+        self._folded = self.packed()
+        return self
+
+    def unfreeze(self) -> OCPruner:
+        """Undoes `freeze`: plain PyTorch again, parameters with gradients."""
+        self._folded = None
+        self.requires_grad_(True)
+        return self
+
+    @torch.no_grad()
+    def packed(self) -> list[Tensor]:
+        """The folded weights that ``torch.ops.ocvtp.prune`` takes, in the parameters' dtype.
+
+        Folded in float64 from the present parameters (see `ocvtp_kernels.fold`).
+        """
+        encode, slots = self.encode_project, self.aggregat
+        wide = [parameter.double() for parameter in slots.step_weights()]
+        norm = encode.norm and (encode.norm[0].double(), encode.norm[1].double())
+        weights, biases = fold_encode(
+            [linear.weight.double() for linear in encode.linears],
+            [linear.bias.double() for linear in encode.linears],
+            encode.ln,
+            norm,
+        )
+        folded = Folded(
+            num_iter=slots.num_iter,
+            ln=encode.ln,
+            encode_weights=weights,
+            encode_biases=biases,
+            post_norm=norm if encode.ln == "post" else None,
+            slots=fold_slots(
+                StepWeights(*wide),
+                slots.proj_k.weight.double(),
+                slots.proj_v.weight.double(),
+                slots.norm_in.weight.double(),
+                slots.norm_in.bias.double(),
+            ),
+        )
+        dtype = self.initializ.mean.dtype
+        return [tensor.to(dtype).contiguous() for tensor in folded.pack()]
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As `torch.nn.Module.load_state_dict`; a frozen pruner folds anew."""
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self._follow_parameters()
+        return result
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OCPruner:
+        super()._apply(fn, recurse)
+        self._follow_parameters()
+        return self
+
+    def _follow_parameters(self) -> None:
+        """Brings the fixed noise and the folded weights to the parameters' dtype and device."""
+        if self.noise_seed is not None:
+            self._noise = self._fixed_noise(NOISE_BLOCK)
+        if self._folded is not None:
+            self._folded = self.packed()
+
+    def _fixed_noise(self, num_slots: int) -> Tensor:
+        """Standard normal noise of the seed, at least ``num_slots`` rows: [rows, D]."""
+        assert self.noise_seed is not None
+        generator = torch.Generator().manual_seed(self.noise_seed)
+        shape = (NOISE_BLOCK, self.config.slot_dim)
+        blocks = [
+            torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+            for _ in range(-(-num_slots // NOISE_BLOCK))
+        ]
+        return torch.cat(blocks).to(self.initializ.mean)
+
+    def _random_importance(self, batch: int, num_tokens: int) -> Tensor:
+        """A random score per token, by the noise seed: [batch, num_tokens]."""
+        if self.noise_seed is None:
+            return self.initializ.mean.new_empty(batch, num_tokens).normal_()
+        dim = self.config.slot_dim
+        if num_tokens > self._noise.numel():
+            self._noise = self._fixed_noise(-(-num_tokens // dim))
+        return self._noise.flatten()[:num_tokens].expand(batch, -1)
+
+    def _check_reference(self, tokens: Tensor) -> None:
+        checks.require_rank("reference_tokens", tokens, "B, N, C")
+        checks.require_floating("reference_tokens", tokens)
+        checks.require_some("reference_tokens", tokens, 1, "token")
+        checks.require_size("reference_tokens", tokens, 2, self.config.enc_in_dim, "enc_in_dim")
+        checks.require_same_kind(
+            "reference_tokens", tokens, "the pruner's parameters", self.initializ.mean
+        )
+
+    def _initial_slots(
+        self, tokens: Tensor, slots_init: Tensor | None, num_slots: int | None, default: int
+    ) -> Tensor:
+        if slots_init is None:
+            return self.sample_slots(tokens.shape[0], default if num_slots is None else num_slots)
+        checks.require_rank("slots_init", slots_init, "B, K, D")
+        checks.require_same_kind("slots_init", slots_init, "reference_tokens", tokens)
+        checks.require_size("slots_init", slots_init, 0, tokens.shape[0], "reference_tokens")
+        checks.require_size("slots_init", slots_init, 2, self.config.slot_dim, "init_dim")
+        checks.require_some("slots_init", slots_init, 1, "slot")
+        if num_slots is not None:
+            checks.require_size("slots_init", slots_init, 1, num_slots, "num_slots")
+        return slots_init

@@ -1,0 +1,1 @@
+"""Slot Attention: slots compete for tokens, take their weighted means and update."""

@@ -1,0 +1,154 @@
+"""Slot Attention in plain PyTorch: the oracle of the slot kernels.
+
+Source: Locatello et al., "Object-Centric Learning with Slot Attention" (2020), in the form of
+arXiv 2511.20439: softmax over slots, eps in the denominator of the weighted mean, GRU, then a
+pre-norm residual FFN. All functions take any floating dtype and compute in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LN_EPS = 1e-5
+
+
+class StepWeights(NamedTuple):
+    """The weights of one iteration, in the order ``ocvtp::slot_attention_step`` takes them."""
+
+    norm_q_weight: Tensor  # [D]     gamma of norm_slots_0
+    norm_q_bias: Tensor  # [D]     beta of norm_slots_0
+    w_q: Tensor  # [D, D]  proj_q
+    w_ih: Tensor  # [3D, D] GRU, input gates (reset, update, new)
+    w_hh: Tensor  # [3D, D] GRU, hidden gates
+    b_ih: Tensor  # [3D]
+    b_hh: Tensor  # [3D]
+    norm_ffn_weight: Tensor  # [D]     gamma of norm_slots_1
+    norm_ffn_bias: Tensor  # [D]     beta of norm_slots_1
+    ffn_w1: Tensor  # [F, D]
+    ffn_b1: Tensor  # [F]
+    ffn_w2: Tensor  # [D, F]
+    ffn_b2: Tensor  # [D]
+
+
+def slot_logits(
+    q: Tensor, k: Tensor, scale: float | None, slot_mask: Tensor | None = None
+) -> Tensor:
+    """``scale * q k^T`` with masked slots at -inf: [B, K, D], [B, N, D] -> [B, K, N].
+
+    ``scale`` None is D^-0.5; ``slot_mask`` is bool ``[B, K]``, True for a live slot.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    logits = torch.matmul(q, k.transpose(-1, -2)) * scale
+    if slot_mask is not None:
+        logits = logits.masked_fill(~slot_mask.unsqueeze(-1), -math.inf)
+    return logits
+
+
+def slot_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    eps: float = 1e-5,
+    slot_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One competition: each token shares itself among slots, each slot takes a weighted mean.
+
+    ``A = softmax over slots of (scale * q k^T)``; ``mass = sum_n A``;
+    ``updates = (A / (mass + eps)) v``.
+
+    Args:
+        q: ``[B, K, D]`` slot queries.
+        k: ``[B, N, D]`` token keys.
+        v: ``[B, N, E]`` token values.
+        scale: factor of the logits, D^-0.5 in the paper.
+        eps: added to the mass.
+        slot_mask: bool ``[B, K]``, False leaves the slot out; one live slot per image at least.
+
+    Returns:
+        updates ``[B, K, E]``, mass ``[B, K]``, attention ``[B, K, N]``.
+    """
+    attention = slot_logits(q, k, scale, slot_mask).softmax(dim=1)
+    mass = attention.sum(dim=-1)
+    updates = torch.matmul(attention / (mass + eps).unsqueeze(-1), v)
+    return updates, mass, attention
+
+
+def gru_cell(
+    x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
+) -> Tensor:
+    """The gated recurrent unit, gates in the order reset, update, new.
+
+    ``r = sigmoid(i_r + h_r)``, ``z = sigmoid(i_z + h_z)``, ``n = tanh(i_n + r * h_n)``,
+    ``h' = (1 - z) n + z h`` with ``i = W_ih x + b_ih`` and ``h_* = W_hh h + b_hh``.
+    Source: Cho et al. 2014, as ``torch.nn.GRUCell`` computes it.
+
+    Args:
+        x: ``[..., E]`` input; h: ``[..., D]`` state.
+        w_ih: ``[3D, E]``; w_hh: ``[3D, D]``; b_ih, b_hh: ``[3D]``.
+
+    Returns:
+        ``[..., D]`` the new state.
+    """
+    return gru_gates(F.linear(x, w_ih, b_ih), F.linear(h, w_hh, b_hh), h)
+
+
+def gru_gates(i: Tensor, h_gates: Tensor, h: Tensor) -> Tensor:
+    """The gates of `gru_cell` from both GEMMs ``[..., 3D]`` and the state ``[..., D]``."""
+    i_r, i_z, i_n = i.chunk(3, dim=-1)
+    h_r, h_z, h_n = h_gates.chunk(3, dim=-1)
+    reset = torch.sigmoid(i_r + h_r)
+    update = torch.sigmoid(i_z + h_z)
+    new = torch.tanh(i_n + reset * h_n)
+    return (1 - update) * new + update * h
+
+
+def query(slots: Tensor, weights: StepWeights) -> Tensor:
+    """``norm_slots_0(slots) Wq^T``: [B, K, D] -> [B, K, D]."""
+    normed = F.layer_norm(
+        slots, slots.shape[-1:], weights.norm_q_weight, weights.norm_q_bias, LN_EPS
+    )
+    return F.linear(normed, weights.w_q)
+
+
+def feed_forward(slots: Tensor, weights: StepWeights, dropout: float = 0.0) -> Tensor:
+    """``s + FFN(norm_slots_1(s))``: [B, K, D] -> [B, K, D]; dropout follows the GELU."""
+    normed = F.layer_norm(
+        slots, slots.shape[-1:], weights.norm_ffn_weight, weights.norm_ffn_bias, LN_EPS
+    )
+    hidden = F.gelu(F.linear(normed, weights.ffn_w1, weights.ffn_b1))
+    hidden = F.dropout(hidden, dropout, training=dropout > 0.0)
+    return slots + F.linear(hidden, weights.ffn_w2, weights.ffn_b2)
+
+
+def slot_attention_step(
+    slots: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weights: Sequence[Tensor],
+    scale: float,
+    eps: float = 1e-5,
+    slot_mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """One whole iteration: norm, query, compete, mean, GRU, norm, FFN.
+
+    Args:
+        slots: ``[B, K, D]``; k, v: ``[B, N, D]`` projected tokens.
+        weights: the thirteen tensors of `StepWeights`, in its order.
+        scale, eps, slot_mask: as in `slot_attention`.
+        dropout: rate after the FFN's GELU; 0 at inference.
+
+    Returns:
+        the new slots ``[B, K, D]`` and the iteration's attention ``[B, K, N]``.
+    """
+    step = StepWeights(*weights)
+    updates, _, attention = slot_attention(query(slots, step), k, v, scale, eps, slot_mask)
+    slots = gru_cell(updates, slots, step.w_ih, step.w_hh, step.b_ih, step.b_hh)
+    return feed_forward(slots, step, dropout), attention
