@@ -7,7 +7,7 @@ whatever language, registers with `ocvtp_kernels.backends` and is chosen on the 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,21 @@ from ocvtp_kernels import backends
 LIBRARY = torch.library.Library("ocvtp", "DEF")
 TAGS = (torch.Tag.pt2_compliant_tag,)
 DEVICES = ("CPU", "CUDA")
+
+
+
+class Gradient(NamedTuple):
+    """How an op is differentiated."""
+
+    save: Callable[[Any, tuple[Any, ...], Any], None]  # of ctx, inputs, output
+    backward: Callable[..., Any]  # of ctx and the outputs' gradients
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.mark_non_differentiable(*([output] if isinstance(output, Tensor) else output))
+
+
+NO_GRADIENT = Gradient(save=_save_nothing, backward=lambda ctx, *_: None)
 
 # Ops that are made of other ops, and so have no backend of their own.
 COMPOSED: dict[str, str] = {}
@@ -29,6 +44,7 @@ def define(
     fake: Callable[..., Any],
     kernels: Mapping[str, Callable[..., Any]],
     keep: Collection[str] = (),
+    gradient: Gradient | None = None,
 ) -> None:
     """Defines ``ocvtp::<schema>``; its first argument is a tensor, whose device decides.
 
@@ -40,6 +56,7 @@ def define(
         kernels: implementation by backend name.
         keep: arguments that autocast leaves as they are. The other floating tensors go to
             float32 there: softmax and argmax over slots want it, as PyTorch's own softmax does.
+        gradient: how it is differentiated; without one its outputs carry no gradient.
     """
     name = schema.split("(")[0]
     for backend, kernel in kernels.items():
@@ -57,6 +74,10 @@ def define(
     for device in DEVICES:
         LIBRARY.impl(name, run, device)
     torch.library.register_fake(f"ocvtp::{name}", run_fake, lib=LIBRARY)
+    gradient = gradient or NO_GRADIENT
+    torch.library.register_autograd(
+        f"ocvtp::{name}", gradient.backward, setup_context=gradient.save, lib=LIBRARY
+    )
     _register_autocast(name, keep)
 
 
@@ -72,6 +93,7 @@ def compose(schema: str, function: Callable[..., Any], parts: str) -> None:
     COMPOSED[name] = parts
     LIBRARY.define(schema, tags=TAGS)
     LIBRARY.impl(name, function, "CompositeImplicitAutograd")
+    _register_autocast(name, ())
 
 
 def _register_autocast(name: str, keep: Collection[str]) -> None:

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ocvtp_kernels import chain, checks
 from ocvtp_kernels.fold import unpack
-from ocvtp_kernels.ops.library import LIBRARY, define
-from ocvtp_kernels.ops.selection import (
-    check_final,
-    check_importance,
-    fake_kept,
-    grad_final,
-    save_kept,
-)
+from ocvtp_kernels.ops.library import define
+from ocvtp_kernels.ops.selection import check_final, check_importance, fake_kept, kept_gradient
 
 
 def _check(
@@ -54,10 +47,5 @@ define(
     ),
     kernels={"reference": chain.prune_reference, "cpu": chain.prune_cpu},
     keep=("final",),
-)
-torch.library.register_autograd(
-    "ocvtp::prune",
-    lambda ctx, grad, _: (None, grad_final(ctx, grad), None, None, None, None, None),
-    setup_context=lambda ctx, inputs, output: save_kept(ctx, inputs, output, final=1),
-    lib=LIBRARY,
+    gradient=kept_gradient(final=1),
 )

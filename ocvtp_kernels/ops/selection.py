@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.ops.library import LIBRARY, define
+from ocvtp_kernels.ops.library import Gradient, define
 from ocvtp_kernels.ops.slots import check_queries_and_keys
 from ocvtp_kernels.selection import cpu, reference
 
@@ -114,19 +114,30 @@ def fake_kept(final: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     return tokens, final.new_empty((batch, budget), dtype=torch.int64)
 
 
-def save_kept(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor], final: int) -> None:
-    """Keeps what the gather's gradient needs; ``final`` is the argument's place in ``inputs``."""
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
-    ctx.num_tokens = inputs[final].shape[1]
+def kept_gradient(final: int) -> Gradient:
+    """The gradient of the gather: kept rows get theirs, the others zero; no input else has one.
 
+    Args:
+        final: the place of the final tokens among the op's inputs.
+    """
 
-def grad_final(ctx: Any, grad_tokens: Tensor) -> Tensor:
-    """The gradient of the gather: kept rows get theirs, the others zero."""
-    (ids,) = ctx.saved_tensors
-    batch, _, width = grad_tokens.shape
-    zeros = grad_tokens.new_zeros((batch, ctx.num_tokens, width))
-    return zeros.scatter(1, ids.unsqueeze(-1).expand(-1, -1, width), grad_tokens)
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+        ctx.shape = inputs[final].shape
+
+    def backward(ctx: Any, grad_tokens: Tensor, _: Any) -> tuple[Any, ...]:
+        (ids,) = ctx.saved_tensors
+        rows = ids.unsqueeze(-1).expand(-1, -1, ctx.shape[2])
+        # The structure of the inputs as they were passed: a list of None for a list.
+        grads: list[Any] = [
+            [None] * len(needs) if isinstance(needs, (list, tuple)) else None
+            for needs in ctx.needs_input_grad
+        ]
+        grads[final] = grad_tokens.new_zeros(ctx.shape).scatter(1, rows, grad_tokens)
+        return tuple(grads)
+
+    return Gradient(save, backward)
 
 
 define(
@@ -136,12 +147,7 @@ define(
     fake=lambda q, k, final, importance, budget, *_: fake_kept(final, budget),
     kernels={"reference": reference.argmax_gather, "cpu": cpu.argmax_gather},
     keep=("final",),
-)
-torch.library.register_autograd(
-    "ocvtp::argmax_gather",
-    lambda ctx, grad, _: (None, None, grad_final(ctx, grad), None, None, None, None),
-    setup_context=lambda ctx, inputs, output: save_kept(ctx, inputs, output, final=2),
-    lib=LIBRARY,
+    gradient=kept_gradient(final=2),
 )
 
 
@@ -155,10 +161,26 @@ def _fake_merge(q: Tensor, k: Tensor, final: Tensor, *_: Any) -> tuple[Tensor, T
     return final.new_empty((*q.shape[:2], final.shape[2])), q.new_empty(q.shape[:2])
 
 
+def _save_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, final, ctx.scale = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k)
+    ctx.dtype = final.dtype
+
+
+def _merge_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    # In final alone: the weights come from a hard assignment.
+    q, k = ctx.saved_tensors
+    weights, _ = reference.merge_weights(q, k, ctx.scale)
+    grad_final = torch.matmul(weights.transpose(1, 2).to(grad.dtype), grad)
+    return None, None, grad_final.to(ctx.dtype), None
+
+
 define(
     "merge(Tensor q, Tensor k, Tensor final, float? scale=None) -> (Tensor merged, Tensor mass)",
     check=_check_merge,
     fake=_fake_merge,
     kernels={"reference": reference.merge, "cpu": cpu.merge},
     keep=("final",),
+    gradient=Gradient(save=_save_merge, backward=_merge_backward),
 )

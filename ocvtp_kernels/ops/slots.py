@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.ops.library import LIBRARY, compose, define
+from ocvtp_kernels.ops.library import Gradient, compose, define
 from ocvtp_kernels.slots import cpu, gradients, reference
 
 _ARGUMENTS = "(Tensor q, Tensor k, Tensor v, float scale, float eps=1e-05, Tensor? slot_mask=None)"
@@ -77,11 +77,14 @@ def _slot_attention_backward(
     return *grads, None, None, None
 
 
+_GRADIENT = Gradient(save=_save_slot_attention, backward=_slot_attention_backward)
+
 define(
     f"slot_attention{_ARGUMENTS} -> (Tensor updates, Tensor mass)",
     check=_check_slot_attention,
     fake=_fake_slot_attention,
     kernels={"reference": _reference_slot_attention, "cpu": cpu.slot_attention},
+    gradient=_GRADIENT,
 )
 define(
     f"slot_attention_with_attention{_ARGUMENTS} -> (Tensor updates, Tensor mass, Tensor attention)",
@@ -91,14 +94,8 @@ define(
         "reference": reference.slot_attention,
         "cpu": cpu.slot_attention_with_attention,
     },
+    gradient=_GRADIENT,
 )
-for _name in ("slot_attention", "slot_attention_with_attention"):
-    torch.library.register_autograd(
-        f"ocvtp::{_name}",
-        _slot_attention_backward,
-        setup_context=_save_slot_attention,
-        lib=LIBRARY,
-    )
 
 
 def _check_gru_cell(
@@ -135,9 +132,7 @@ define(
     check=_check_gru_cell,
     fake=lambda x, h, *_: h.new_empty(h.shape),
     kernels={"reference": reference.gru_cell, "cpu": cpu.gru_cell},
-)
-torch.library.register_autograd(
-    "ocvtp::gru_cell", _gru_cell_backward, setup_context=_save_gru_cell, lib=LIBRARY
+    gradient=Gradient(save=_save_gru_cell, backward=_gru_cell_backward),
 )
 
 

@@ -167,9 +167,14 @@ def merge(q: Tensor, k: Tensor, final: Tensor, scale: float | None = None) -> tu
     Returns:
         merged ``[B, K, C]`` in the dtype of ``final``, and mass ``[B, K]``, ``sum_n w_kn``.
     """
+    weights, mass = merge_weights(q, k, scale)
+    return torch.matmul(weights.to(final.dtype), final), mass
+
+
+def merge_weights(q: Tensor, k: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    """The weights of `merge`: ``w_kn / sum_n w_kn`` ``[B, K, N]``, and mass ``[B, K]``."""
     attention = slots.slot_logits(q, k, scale).softmax(dim=1)
     share, owner = attention.max(dim=1)
     weights = torch.zeros_like(attention).scatter_(1, owner.unsqueeze(1), share.unsqueeze(1))
     mass = weights.sum(dim=-1)
-    means = weights / mass.clamp_min(torch.finfo(mass.dtype).tiny).unsqueeze(-1)
-    return torch.matmul(means.to(final.dtype), final), mass
+    return weights / mass.clamp_min(torch.finfo(mass.dtype).tiny).unsqueeze(-1), mass

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import use_backend
+from ocvtp_kernels.importance import reference
+from tests.cases import assert_within_budget, random_tokens
+
+MODES = ["meanq", "cls", "last"]
+
+
+def inputs(
+    num_tokens: int, dtype: torch.dtype = torch.float32, outliers: bool = False
+) -> tuple[Tensor, Tensor]:
+    q = random_tokens(2, num_tokens, 3, 16, dtype=dtype, outliers=outliers).transpose(1, 2)
+    return q, random_tokens(2, num_tokens, 3, 16, seed=1, dtype=dtype).transpose(1, 2)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("mode", MODES)
+def test_is_the_mean_of_the_attention_maps(backend: str, mode: str) -> None:
+    q, k = inputs(11, torch.float64)
+    # Values that are the identity make scaled-dot-product attention return the map itself.
+    eye = torch.eye(11, dtype=torch.float64).expand(2, 3, 11, 11)
+    maps = torch.nn.functional.scaled_dot_product_attention(q, k, eye).mean(1)
+    expected = {"meanq": maps.mean(1), "cls": maps[:, 0], "last": maps[:, -1]}[mode]
+    with use_backend(backend):
+        got = torch.ops.ocvtp.attention_received(q, k, mode)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("num_tokens", [1, 50, 577])
+@pytest.mark.parametrize("outliers", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_error_budget(mode: str, num_tokens: int, outliers: bool, dtype: torch.dtype) -> None:
+    q, k = inputs(num_tokens, dtype, outliers)
+    got = torch.ops.ocvtp.attention_received(q, k, mode)
+    plain = reference.attention_received(q, k, mode)
+    assert_within_budget(got, plain, reference.attention_received(q.double(), k.double(), mode))
+
+
+def test_other_queries_than_keys_and_a_given_scale() -> None:
+    q, k = inputs(11, torch.float64)
+    got = torch.ops.ocvtp.attention_received(q[:, :, :4], k, "meanq", 0.5)
+    expected = (0.5 * q[:, :, :4] @ k.mT).softmax(-1).mean((1, 2))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_bad_input_is_named() -> None:
+    q, k = inputs(11)
+    with pytest.raises(ValueError, match="mode: expected one of"):
+        torch.ops.ocvtp.attention_received(q, k, "mean")
+    with pytest.raises(ValueError, match="k: expected size 3 in dimension 1"):
+        torch.ops.ocvtp.attention_received(q, k[:, :2], "cls")
+    with pytest.raises(ValueError, match=r"q: expected shape \[B, H, M, d\]"):
+        torch.ops.ocvtp.attention_received(q[0], k, "cls")

@@ -1,0 +1,96 @@
+"""One set of arguments per op, awkward on purpose, for the checks that every op must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.cases import random_pruner, random_tokens
+
+Arguments = tuple[Any, ...]
+
+
+def _qkv(batch: int, dtype: torch.dtype, num_slots: int = 7, num_tokens: int = 33) -> list[Tensor]:
+    dense = random_tokens(batch, num_tokens + 1, 10, seed=1, dtype=dtype)
+    return [
+        random_tokens(batch, num_slots, 10, dtype=dtype),
+        dense[:, 1:],
+        random_tokens(batch, 9, num_tokens, seed=2, dtype=dtype).transpose(1, 2),
+    ]
+
+
+def slot_attention(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    mask = torch.ones(batch, 7, dtype=torch.bool)
+    mask[:, 2] = False
+    return *_qkv(batch, dtype), 0.3, 1e-5, mask
+
+
+def gru_cell(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    shapes = [(batch, 7, 9), (batch, 7, 5), (15, 9), (15, 5), (15,), (15,)]
+    return tuple(random_tokens(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes))
+
+
+def slot_attention_step(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    weights = [w.detach() for w in random_pruner(dtype=dtype).aggregat.step_weights()]
+    q, k, v = _qkv(batch, dtype)
+    return q, k, torch.cat([v, v[..., :1]], dim=-1), weights, 0.3
+
+
+def slot_argmax(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    q, k, _ = _qkv(batch, dtype)
+    return q, k, 0.3
+
+
+def resolve_picks(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    picks = torch.randint(0, 12, (batch, 7, 2), generator=torch.Generator().manual_seed(0))
+    return picks, random_tokens(batch, 7, dtype=dtype), random_tokens(batch, 12, dtype=dtype), 9
+
+
+def argmax_gather(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    q, k, v = _qkv(batch, dtype)
+    return q, k, v, None, 5
+
+
+def attention_received(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    heads = random_tokens(batch, 13, 3, 8, dtype=dtype).transpose(1, 2)
+    return heads, heads.flip(-1), "meanq"
+
+
+def merge(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    q, k, v = _qkv(batch, dtype)
+    return q, k, v
+
+
+def prune(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    pruner = random_pruner(dtype=dtype)
+    reference = random_tokens(batch, 34, 12, dtype=dtype)[:, 1:]
+    final = random_tokens(batch, 34, 6, seed=1, dtype=dtype)[:, 1:]
+    slots = pruner.sample_slots(batch, 7).detach()
+    return reference, final, pruner.packed(), slots, None, 7
+
+
+ARGUMENTS: dict[str, Callable[..., Arguments]] = {
+    "slot_attention": slot_attention,
+    "slot_attention_with_attention": slot_attention,
+    "gru_cell": gru_cell,
+    "slot_attention_step": slot_attention_step,
+    "slot_argmax": slot_argmax,
+    "resolve_picks": resolve_picks,
+    "argmax_gather": argmax_gather,
+    "attention_received": attention_received,
+    "merge": merge,
+    "prune": prune,
+}
+
+
+def op(name: str) -> Any:
+    """The op's default overload."""
+    return getattr(torch.ops.ocvtp, name).default
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    """An op's outputs as a tuple."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)

@@ -1,0 +1,135 @@
+"""What every op promises, whatever it computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ocvtp_kernels import backends
+from ocvtp_kernels.ops.library import COMPOSED
+from tests.ops.cases import ARGUMENTS, op, outputs
+
+EVERY_OP = pytest.mark.parametrize("name", ARGUMENTS)
+
+
+def test_no_op_is_left_out() -> None:
+    assert set(ARGUMENTS) == {*backends.registered_ops(), *COMPOSED}
+
+
+@EVERY_OP
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_opcheck(name: str, dtype: torch.dtype) -> None:
+    torch.library.opcheck(op(name), ARGUMENTS[name](dtype=dtype))
+
+
+@EVERY_OP
+def test_opcheck_with_gradients(name: str) -> None:
+    arguments = [
+        value.requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for value in ARGUMENTS[name](dtype=torch.float64)
+    ]
+    torch.library.opcheck(op(name), tuple(arguments))
+
+
+@EVERY_OP
+def test_compiles_whole_with_any_batch(name: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(op(name), fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (2, 3, 5):
+        arguments = ARGUMENTS[name](batch=batch)
+        for got, expected in zip(
+            outputs(compiled(*arguments)), outputs(op(name)(*arguments)), strict=True
+        ):
+            torch.testing.assert_close(got, expected)
+
+
+@EVERY_OP
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_two_runs_are_bitwise_equal(name: str, dtype: torch.dtype) -> None:
+    first, second = (outputs(op(name)(*ARGUMENTS[name](dtype=dtype))) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@EVERY_OP
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_fake_tells_shape_dtype_and_strides(name: str, dtype: torch.dtype) -> None:
+    arguments = ARGUMENTS[name](dtype=dtype)
+    real = outputs(op(name)(*arguments))
+    with FakeTensorMode() as mode:
+        fake = outputs(op(name)(*map_tensors(mode.from_tensor, arguments)))
+    for a, b in zip(fake, real, strict=True):
+        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+@EVERY_OP
+def test_fakes_hold_for_gpu_tensors_too(name: str) -> None:
+    real = ARGUMENTS[name]()
+    with FakeTensorMode():
+        arguments = map_tensors(
+            lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda"), real
+        )
+        assert all(t.device.type == "cuda" for t in outputs(op(name)(*arguments)))
+
+
+@EVERY_OP
+def test_an_empty_batch(name: str) -> None:
+    if name == "gru_cell":
+        pytest.skip("gru_cell has rows, not images; its empty case is in tests/slots")
+    for result, full in zip(
+        outputs(op(name)(*ARGUMENTS[name](batch=0))),
+        outputs(op(name)(*ARGUMENTS[name](batch=1))),
+        strict=True,
+    ):
+        assert result.shape == (0, *full.shape[1:])
+
+
+@EVERY_OP
+def test_strided_inputs_equal_dense_ones(name: str) -> None:
+    arguments = ARGUMENTS[name]()
+    dense = map_tensors(Tensor.contiguous, arguments)
+    for a, b in zip(outputs(op(name)(*arguments)), outputs(op(name)(*dense)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@EVERY_OP
+def test_autocast_computes_in_float32(name: str) -> None:
+    narrow = ARGUMENTS[name](dtype=torch.bfloat16)
+    wide = map_tensors(lambda t: t.float() if t.is_floating_point() else t, narrow)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = outputs(op(name)(*narrow))
+    for a, b in zip(mixed, outputs(op(name)(*wide)), strict=True):
+        # Kept final tokens stay in their own dtype, and so do their means.
+        assert torch.equal(a, b.to(a.dtype))
+        assert a.dtype == b.dtype or name in ("prune", "argmax_gather", "merge")
+
+
+@pytest.mark.parametrize("name", ["prune", "argmax_gather", "merge"])
+def test_autocast_leaves_final_tokens_alone(name: str) -> None:
+    narrow = ARGUMENTS[name](dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert op(name)(*narrow)[0].dtype == torch.bfloat16
+
+
+@EVERY_OP
+def test_bad_kinds_are_named(name: str) -> None:
+    arguments = list(ARGUMENTS[name]())
+    if name == "slot_attention_step":
+        with pytest.raises(ValueError, match="weights"):
+            op(name)(*arguments[:3], arguments[3][:4], 0.3)
+        return
+    arguments[0] = arguments[0][0]
+    with pytest.raises((ValueError, TypeError), match="expected"):
+        op(name)(*arguments)
+
+
+def map_tensors(function: Any, value: Any) -> Any:
+    """Applies ``function`` to every tensor in nested tuples and lists."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(function, element) for element in value)
+    return value

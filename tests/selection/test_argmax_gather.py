@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import use_backend
+from ocvtp_kernels.slots.reference import slot_logits
+from tests.cases import assert_kept, assert_within_budget, random_tokens
+
+BOTH = pytest.mark.parametrize("backend", ["reference", "cpu"])
+
+
+def inputs(
+    num_slots: int, num_tokens: int, dtype: torch.dtype = torch.float32, outliers: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    q = random_tokens(3, num_slots, 24, dtype=dtype, outliers=outliers)
+    k = random_tokens(3, num_tokens, 24, seed=1, dtype=dtype)
+    return q, k, random_tokens(3, num_tokens, 5, seed=2, dtype=dtype)
+
+
+def exact_attention(q: Tensor, k: Tensor) -> Tensor:
+    return slot_logits(q.double(), k.double(), None).softmax(dim=1)
+
+
+@BOTH
+@pytest.mark.parametrize("num_slots", [1, 7, 64, 65, 100])
+@pytest.mark.parametrize("num_tokens", [1, 50, 577])
+def test_slot_argmax_is_exact_in_float32(backend: str, num_slots: int, num_tokens: int) -> None:
+    q, k, _ = inputs(num_slots, num_tokens)
+    with use_backend(backend):
+        ids, peak = torch.ops.ocvtp.slot_argmax(q, k)
+    exact = exact_attention(q, k)
+    if num_slots > 1:
+        assert torch.equal(ids, exact.argmax(-1))
+    else:
+        # One slot takes all of every token: all tie, and the lowest id wins.
+        assert (ids == 0).all()
+    assert_within_budget(peak, slot_logits(q, k, None).softmax(dim=1).amax(-1), exact.amax(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("outliers", [False, True])
+def test_half_precision_regret(dtype: torch.dtype, outliers: bool) -> None:
+    q, k, _ = inputs(64, 577, dtype, outliers)
+    ids, _ = torch.ops.ocvtp.slot_argmax(q, k)
+    exact = exact_attention(q, k)
+    chosen = exact.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    assert (chosen >= (1 - 1e-2) * exact.amax(-1)).all()
+
+
+@BOTH
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_equals_its_parts(backend: str, top_k: int) -> None:
+    q, k, final = inputs(7, 33)
+    importance = random_tokens(3, 33, seed=5)
+    with use_backend(backend):
+        tokens, ids = torch.ops.ocvtp.argmax_gather(q, k, final, importance, 16, top_k=top_k)
+    exact = exact_attention(q, k)
+    peak, picks = exact.topk(top_k, dim=-1)
+    expected = torch.ops.ocvtp.resolve_picks(picks, peak[..., 0], importance, 16)
+    assert torch.equal(ids, expected)
+    assert torch.equal(tokens, torch.stack([f[i] for f, i in zip(final, ids, strict=True)]))
+
+
+@BOTH
+def test_without_importance_the_slots_evidence_pads(backend: str) -> None:
+    q, k, final = inputs(5, 33)
+    with use_backend(backend):
+        _, ids = torch.ops.ocvtp.argmax_gather(q, k, final, None, 20)
+    exact = exact_attention(q, k)
+    for image in range(3):
+        picked = set(exact[image].argmax(-1).tolist())
+        evidence = exact[image].amax(0)
+        rest = sorted(set(range(33)) - picked, key=lambda n: -float(evidence[n]))
+        assert ids[image].tolist() == sorted([*picked, *rest[: 20 - len(picked)]])
+
+
+@BOTH
+@pytest.mark.parametrize("budget", [1, 2, 33])
+def test_equal_slots_still_keep_the_whole_budget(backend: str, budget: int) -> None:
+    q, k, final = inputs(7, 33)
+    with use_backend(backend):
+        _, ids = torch.ops.ocvtp.argmax_gather(q[:, :1].expand(-1, 7, -1), k, final, None, budget)
+    assert_kept(ids, budget, 33)
+
+
+def test_gradient_reaches_the_kept_rows_only() -> None:
+    q, k, final = inputs(7, 33, torch.float64)
+    final.requires_grad_()
+    tokens, ids = torch.ops.ocvtp.argmax_gather(q, k, final, None, 9)
+    tokens.sum().backward()
+    assert final.grad is not None and not ids.requires_grad
+    expected = torch.zeros_like(final)
+    for image in range(3):
+        expected[image, ids[image]] = 1
+    assert torch.equal(final.grad, expected)
+
+
+def merged_by_hand(q: Tensor, k: Tensor, final: Tensor) -> tuple[Tensor, Tensor]:
+    attention = exact_attention(q, k)
+    merged = torch.zeros(q.shape[0], q.shape[1], final.shape[2], dtype=torch.float64)
+    mass = torch.zeros(q.shape[:2], dtype=torch.float64)
+    for image in range(q.shape[0]):
+        for token in range(k.shape[1]):
+            column = attention[image, :, token]
+            owner = int(column.argmax())
+            merged[image, owner] += column[owner] * final[image, token].double()
+            mass[image, owner] += column[owner]
+    return merged / mass.clamp_min(1e-30)[..., None], mass
+
+
+@BOTH
+def test_merge_is_the_weighted_mean_of_what_a_slot_owns(backend: str) -> None:
+    q, k, final = inputs(40, 33, torch.float64)
+    with use_backend(backend):
+        merged, mass = torch.ops.ocvtp.merge(q, k, final)
+    expected, expected_mass = merged_by_hand(q, k, final)
+    torch.testing.assert_close(merged, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mass, expected_mass, rtol=1e-12, atol=1e-12)
+    # More slots than tokens: some own nothing, and say so.
+    assert (mass == 0).any() and (merged[mass == 0] == 0).all()
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_merge_error_budget(backend: str, dtype: torch.dtype) -> None:
+    q, k, final = inputs(7, 577, dtype)
+    with use_backend(backend):
+        merged, _ = torch.ops.ocvtp.merge(q, k, final)
+    with use_backend("reference"):
+        plain, _ = torch.ops.ocvtp.merge(q, k, final)
+    assert_within_budget(merged, plain, merged_by_hand(q, k, final)[0])
+
+
+def test_merge_gradient_in_final() -> None:
+    q, k, final = inputs(4, 9, torch.float64)
+    final.requires_grad_()
+    assert torch.autograd.gradcheck(lambda f: torch.ops.ocvtp.merge(q, k, f)[0], final)

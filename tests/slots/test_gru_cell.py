@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import use_backend
+from ocvtp_kernels.slots import reference
+from tests.cases import assert_within_budget, random_tokens
+
+
+def inputs(*lead: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> list[Tensor]:
+    shapes = [(*lead, 9), (*lead, 5), (15, 9), (15, 5), (15,), (15,)]
+    return [scale * random_tokens(*s, seed=i, dtype=dtype) for i, s in enumerate(shapes)]
+
+
+def test_equals_torch_gru_cell() -> None:
+    x, h, *weights = inputs(2, 7, dtype=torch.float64)
+    cell = torch.nn.GRUCell(9, 5, dtype=torch.float64)
+    cell.load_state_dict(
+        dict(zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), weights, strict=True))
+    )
+    expected = cell(x.reshape(14, 9), h.reshape(14, 5)).reshape(2, 7, 5)
+    torch.testing.assert_close(
+        torch.ops.ocvtp.gru_cell(x, h, *weights), expected, rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("lead", [(1,), (13,), (2, 7), (0,), ()])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_error_budget(
+    backend: str, lead: tuple[int, ...], scale: float, dtype: torch.dtype
+) -> None:
+    narrow = inputs(*lead, dtype=dtype, scale=scale)
+    with use_backend(backend):
+        got = torch.ops.ocvtp.gru_cell(*narrow)
+    wide = [tensor.double() for tensor in narrow]
+    assert_within_budget(got, reference.gru_cell(*narrow), reference.gru_cell(*wide))
+
+
+@pytest.mark.parametrize("lead", [(3,), (2, 4)])
+def test_gradcheck(lead: tuple[int, ...]) -> None:
+    leaves = [t.requires_grad_() for t in inputs(*lead, dtype=torch.float64, scale=0.5)]
+    assert torch.autograd.gradcheck(torch.ops.ocvtp.gru_cell, leaves)
+    assert torch.autograd.gradgradcheck(torch.ops.ocvtp.gru_cell, leaves)
+
+
+def test_bad_input_is_named() -> None:
+    x, h, w_ih, w_hh, b_ih, b_hh = inputs(4)
+    gru_cell = torch.ops.ocvtp.gru_cell
+    with pytest.raises(ValueError, match="x, h: expected"):
+        gru_cell(x[:3], h, w_ih, w_hh, b_ih, b_hh)
+    with pytest.raises(ValueError, match="w_ih: expected size 15"):
+        gru_cell(x, h, w_ih[:14], w_hh, b_ih, b_hh)
+    with pytest.raises(ValueError, match="w_hh: expected size 5 in dimension 1"):
+        gru_cell(x, h, w_ih, w_ih, b_ih, b_hh)
+    with pytest.raises(TypeError, match="b_hh: expected dtype"):
+        gru_cell(x, h, w_ih, w_hh, b_ih, b_hh.double())

@@ -1,0 +1,79 @@
+"""The native build's facts, and the sentences that stand in for them."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import sysconfig
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+from pathlib import Path
+
+import pytest
+import torch
+
+import ocvtp_kernels
+from ocvtp_kernels.native import MODULE, BuildInfo, build_info
+
+
+@pytest.fixture
+def package_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Stand an empty folder in for the package's, so that the real import looks there."""
+    monkeypatch.setattr(ocvtp_kernels, "__path__", [str(tmp_path)])
+    # An editable install adds a finder that would go to the real folder.
+    monkeypatch.setattr(sys, "meta_path", [BuiltinImporter, FrozenImporter, PathFinder])
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def facts() -> BuildInfo:
+    info = build_info()
+    if isinstance(info, str):
+        pytest.skip(info)
+    return info
+
+
+def test_compiler_and_flags_are_named(facts: BuildInfo) -> None:
+    name, version = facts.compiler.split(" ")
+    assert name.isalpha() and version[0].isdigit()
+    assert facts.cxx_standard >= 201703
+    assert facts.build_type and facts.flags
+    assert facts.architecture == platform.machine()
+    assert all(arch.replace(".", "").isalnum() for arch in facts.cuda_architectures)
+
+
+def test_cpu_capability_agrees_with_the_system(facts: BuildInfo) -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists() or platform.machine() != "x86_64":
+        pytest.skip("only Linux on x86 lists the same names")
+    words = set(cpuinfo.read_text().replace("avx512_bf16", "avx512bf16").replace("_", "-").split())
+    assert {"avx2", "fma", "avx512f"} <= facts.cpu_capability.keys()
+    assert facts.cpu_capability == {name: name in words for name in facts.cpu_capability}
+
+
+@pytest.mark.usefixtures("package_folder")
+def test_absent_binary_says_what_to_do() -> None:
+    assert build_info() == "not built: install a C++ compiler and run `make native`"
+
+
+def test_binary_of_another_python_is_named(package_folder: Path) -> None:
+    (package_folder / "_build_info.cpython-27-x.so").touch()
+    info = build_info()
+    assert isinstance(info, str)
+    assert "_build_info.cpython-27-x.so" in info and platform.python_version() in info
+
+
+def test_broken_binary_reports_the_loader_and_the_versions(package_folder: Path) -> None:
+    binary = package_folder / f"_build_info{sysconfig.get_config_var('EXT_SUFFIX')}"
+    binary.write_bytes(b"not a shared object")
+    info = build_info()
+    assert isinstance(info, str)
+    assert binary.name in info
+    assert platform.python_version() in info and torch.__version__ in info
+
+
+def test_older_binary_is_reported(package_folder: Path) -> None:
+    (package_folder / "_build_info.py").write_text("compiler = 'GNU 1'\n")
+    info = build_info()
+    assert isinstance(info, str)
+    assert "cxx_standard" in info

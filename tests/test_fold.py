@@ -1,0 +1,58 @@
+"""The folded path is the plain path: exact identities, so float64 agrees to rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ocvtp_kernels import PrunerConfig
+from ocvtp_kernels.chain import attention_logits
+from ocvtp_kernels.fold import unpack
+from tests.cases import random_pruner, random_tokens, small_config
+
+CONFIGS = {
+    "small": small_config(),
+    "no norm": small_config(enc_ln=None),
+    "norm after": small_config(enc_ln="post"),
+    "one layer": small_config(enc_dims=(10,)),
+    "three layers": small_config(enc_dims=(20, 15, 10)),
+    "one iteration": small_config(agg_num_iter=1),
+    "five iterations": small_config(agg_num_iter=5),
+    "published widths": PrunerConfig(init_num=65),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("outliers", [False, True])
+def test_attention_and_ids_agree_in_float64(name: str, outliers: bool) -> None:
+    config = CONFIGS[name]
+    pruner = random_pruner(config, dtype=torch.float64)
+    tokens = random_tokens(2, 90, config.enc_in_dim, dtype=torch.float64, outliers=outliers)
+    slots = pruner.sample_slots(2, config.init_num)
+    with torch.no_grad():
+        _, plain = pruner.attend(tokens, slots)
+        folded = attention_logits(tokens, pruner.packed(), slots).softmax(dim=1)
+        torch.testing.assert_close(folded, plain, rtol=0, atol=1e-12)
+        for budget in (1, config.init_num, 89, 90):
+            before = pruner(tokens, tokens, budget=budget)
+            after = pruner.freeze()(tokens, tokens, budget=budget)
+            pruner.unfreeze()
+            assert torch.equal(before.ids, after.ids)
+            assert torch.equal(before.tokens, after.tokens)
+
+
+def test_a_packed_list_is_read_back_whole() -> None:
+    for config in CONFIGS.values():
+        packed = random_pruner(config).packed()
+        folded = unpack(packed)
+        assert folded.num_iter == config.agg_num_iter
+        assert folded.ln == config.enc_ln
+        assert len(folded.encode_weights) == len(config.enc_dims)
+        assert all(a is b for a, b in zip(folded.pack()[1:], packed[1:], strict=True))
+
+
+def test_other_lists_are_refused() -> None:
+    packed = random_pruner().packed()
+    for wrong in ([], packed[1:], packed[:-1], [packed[1]]):
+        with pytest.raises(ValueError, match="weights: expected"):
+            unpack(wrong)
