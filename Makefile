@@ -1,0 +1,60 @@
+# Each verb sets up what it needs in .venv, from a fresh clone; nothing has to be activated.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+PYTHON ?= python3
+# One known build for everybody. For another: make test TORCH='torch --index-url ...'
+TORCH ?= torch==2.13.0
+# The demo's photo; the one that comes with scikit-image unless given.
+PHOTO ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+BUNDLED_PHOTO := import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / "data/chelsea.png")
+
+.PHONY: help demo test lint bench native clean
+
+help:
+	@echo 'make demo    prune a photo, leaving pictures in demo/ (PHOTO=... for your own)'
+	@echo 'make test    run the tests'
+	@echo 'make lint    check style and types'
+	@echo 'make bench   run the benchmarks'
+	@echo 'make native  build the native objects; needs a C++ compiler'
+	@echo 'make clean   remove .venv and everything built'
+
+demo: .venv/.extra-demo
+	$(BIN)/python -m ocvtp_kernels.cli prune \
+	  "$(or $(PHOTO),$$($(BIN)/python -c '$(BUNDLED_PHOTO)'))" --output demo
+
+test: .venv/.extra-test
+	$(BIN)/python -m pytest
+
+lint: .venv/.extra-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.extra-test
+	$(BIN)/python -m pytest bench
+
+# Never skipped: whoever asks for the native objects gets them, or an error.
+native: .venv/.tools
+	OCVTP_NATIVE=1 $(PIP) install --no-build-isolation -e '.[native]'
+	$(BIN)/ocvtp doctor
+
+# .venv/.extra-test stands for '.[test]' being installed, and so on.
+.venv/.extra-%: .venv/.tools pyproject.toml setup.py
+	$(PIP) install --no-build-isolation -e '.[$*]'
+	@touch $@
+
+# What pyproject.toml requires of a build, as --no-build-isolation leaves it to us.
+.venv/.tools: Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(PIP) install $(TORCH)
+	$(PIP) install 'setuptools>=77' 'pybind11>=2.13' ninja 'cmake>=3.20'
+	@touch $@
+
+clean:
+	rm -rf .venv build demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f ocvtp_kernels/*.so
