@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ocvtp_kernels.config import PrunerConfig
@@ -77,6 +77,35 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return dict(loaded)
 
 
+def infer_config(state: Mapping[str, Tensor]) -> PrunerConfig:
+    """The config that a state dict's names and shapes tell; what they do not is as published.
+
+    Shapes do not tell the number of iterations, of slots, the dropouts or the decoder.
+
+    Raises:
+        ValueError: the names are not a pruner's.
+    """
+    encode = {
+        int(name.split(".")[2]): tensor
+        for name, tensor in state.items()
+        if name.startswith("encode_project.mlp.") and name.endswith(".weight")
+    }
+    linears = [encode[place] for place in sorted(encode) if encode[place].dim() == 2]
+    hidden = state.get("aggregat.ffn.mlp.0.weight")
+    if not linears or hidden is None or hidden.dim() != 2:
+        raise ValueError("checkpoint: expected a pruner's state dict, got other names")
+    norms = [place for place in encode if encode[place].dim() == 1]
+    dim = linears[-1].shape[0]
+    return PrunerConfig(
+        enc_in_dim=linears[0].shape[1],
+        enc_dims=tuple(linear.shape[0] for linear in linears),
+        enc_ln=None if not norms else "pre" if norms[0] == 0 else "post",
+        init_dim=dim,
+        agg_embed_dim=dim,
+        agg_ffn_dim=hidden.shape[0],
+    )
+
+
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raises ValueError, naming every offender, unless keys and shapes are the expected ones."""
     problems = [f"missing {key}" for key in expected if key not in state]
@@ -106,4 +135,5 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], config: Prun
         raise ValueError(f"path: expected a name ending in .safetensors, got {path.name!r}")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     metadata = {"format": "pt", CONFIG_KEY: config.to_json()}
-    write_aside(path, lambda aside: save_file(tensors, aside, metadata))
+    # Bytes of our own writing, as `save_file` leaves a file that its owner alone may read.
+    write_aside(path, lambda aside: aside.write_bytes(save(tensors, metadata)))

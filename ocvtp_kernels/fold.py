@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.config import ENCODE_NORMS
+from ocvtp_kernels.modules import MLP, SlotAttention
 from ocvtp_kernels.slots.reference import StepWeights
 
 
@@ -135,3 +136,28 @@ def fold_encode(
         folded_weights[0] = weights[0] * gamma
         folded_biases[0] = biases[0] + weights[0] @ beta
     return folded_weights, folded_biases
+
+
+def fold_modules(encode: MLP, slots: SlotAttention) -> Folded:
+    """Folds a pruner's two stages, in float64 whatever the dtype of their parameters."""
+    norm = encode.norm and (encode.norm[0].double(), encode.norm[1].double())
+    weights, biases = fold_encode(
+        [linear.weight.double() for linear in encode.linears],
+        [linear.bias.double() for linear in encode.linears],
+        encode.ln,
+        norm,
+    )
+    return Folded(
+        num_iter=slots.num_iter,
+        ln=encode.ln,
+        encode_weights=weights,
+        encode_biases=biases,
+        post_norm=norm if encode.ln == "post" else None,
+        slots=fold_slots(
+            StepWeights(*(weight.double() for weight in slots.step_weights())),
+            slots.proj_k.weight.double(),
+            slots.proj_v.weight.double(),
+            slots.norm_in.weight.double(),
+            slots.norm_in.bias.double(),
+        ),
+    )

@@ -8,6 +8,20 @@ from torch import Tensor, nn
 from ocvtp_kernels.slots.reference import StepWeights, slot_attention_step
 
 
+# Fixed noise is drawn in blocks of this many slots, so that more slots never change the first.
+NOISE_BLOCK = 1024
+
+
+def fixed_noise(seed: int, num_slots: int, dim: int) -> Tensor:
+    """Standard normal noise by a seed, at least ``num_slots`` rows: float32 ``[rows, dim]``."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = [
+        torch.randn((NOISE_BLOCK, dim), generator=generator, dtype=torch.float32, device="cpu")
+        for _ in range(-(-num_slots // NOISE_BLOCK))
+    ]
+    return torch.cat(blocks)
+
+
 class MLP(nn.Module):
     """Linear, GELU, Dropout, ..., Linear, with a LayerNorm before, after or nowhere.
 

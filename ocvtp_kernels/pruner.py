@@ -10,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.checkpoint import check_state, read_checkpoint, write_checkpoint
+from ocvtp_kernels.checkpoint import (
+    check_state,
+    infer_config,
+    read_checkpoint,
+    write_checkpoint,
+)
 from ocvtp_kernels.config import PrunerConfig
-from ocvtp_kernels.fold import Folded, fold_encode, fold_slots
-from ocvtp_kernels.modules import MLP, SlotAttention, SlotPrior
+from ocvtp_kernels.fold import fold_modules
+from ocvtp_kernels.modules import MLP, NOISE_BLOCK, SlotAttention, SlotPrior, fixed_noise
 from ocvtp_kernels.ops.selection import check_final, check_importance
 from ocvtp_kernels.selection.reference import gather_tokens, select_ids
-from ocvtp_kernels.slots.reference import StepWeights
 
 PADDINGS = ("importance", "random")
-# Fixed noise is drawn in blocks of this many slots, so that more slots never change the first.
-NOISE_BLOCK = 1024
 
 
 class Pruned(NamedTuple):
@@ -90,19 +92,18 @@ class OCPruner(nn.Module):
         Args:
             path: the authors' ``.pth`` (read with ``weights_only=True``; its decoder is let go)
                 or a ``.safetensors`` written by `save_checkpoint`.
-            config: needed unless the file carries its own.
+            config: shapes and rules; if None the file's own, and without one what the shapes
+                tell and the published values for the rest (see `infer_config`).
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file holds no weights, no config is known, or names or shapes do not
-                fit the config (all of them are named).
+            ValueError: the file holds no weights, or names or shapes do not fit the config (all
+                of them are named).
         """
         state, own_config = read_checkpoint(path)
-        config = config or own_config
-        if config is None:
-            raise ValueError(f"config: {path} carries no config, so one must be given")
-        pruner = cls(config, noise_seed=noise_seed, device=device, dtype=dtype)
         try:
+            config = config or own_config or infer_config(state)
+            pruner = cls(config, noise_seed=noise_seed, device=device, dtype=dtype)
             check_state(state, pruner.state_dict())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -250,30 +251,8 @@ class OCPruner(nn.Module):
 
         Folded in float64 from the present parameters (see `ocvtp_kernels.fold`).
         """
-        encode, slots = self.encode_project, self.aggregat
-        wide = [parameter.double() for parameter in slots.step_weights()]
-        norm = encode.norm and (encode.norm[0].double(), encode.norm[1].double())
-        weights, biases = fold_encode(
-            [linear.weight.double() for linear in encode.linears],
-            [linear.bias.double() for linear in encode.linears],
-            encode.ln,
-            norm,
-        )
-        folded = Folded(
-            num_iter=slots.num_iter,
-            ln=encode.ln,
-            encode_weights=weights,
-            encode_biases=biases,
-            post_norm=norm if encode.ln == "post" else None,
-            slots=fold_slots(
-                StepWeights(*wide),
-                slots.proj_k.weight.double(),
-                slots.proj_v.weight.double(),
-                slots.norm_in.weight.double(),
-                slots.norm_in.bias.double(),
-            ),
-        )
         dtype = self.initializ.mean.dtype
+        folded = fold_modules(self.encode_project, self.aggregat)
         return [tensor.to(dtype).contiguous() for tensor in folded.pack()]
 
     def load_state_dict(
@@ -297,15 +276,9 @@ class OCPruner(nn.Module):
             self._folded = self.packed()
 
     def _fixed_noise(self, num_slots: int) -> Tensor:
-        """Standard normal noise of the seed, at least ``num_slots`` rows: [rows, D]."""
         assert self.noise_seed is not None
-        generator = torch.Generator().manual_seed(self.noise_seed)
-        shape = (NOISE_BLOCK, self.config.slot_dim)
-        blocks = [
-            torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-            for _ in range(-(-num_slots // NOISE_BLOCK))
-        ]
-        return torch.cat(blocks).to(self.initializ.mean)
+        noise = fixed_noise(self.noise_seed, num_slots, self.config.slot_dim)
+        return noise.to(self.initializ.mean)
 
     def _random_importance(self, batch: int, num_tokens: int) -> Tensor:
         """A random score per token, by the noise seed: [batch, num_tokens]."""

@@ -68,8 +68,25 @@ def test_safetensors_of_bare_weights(tmp_path: Path) -> None:
     save_file({**state, "decode.norm0.weight": torch.zeros(12)}, tmp_path / "w.safetensors")
     pruner = OCPruner.from_checkpoint(tmp_path / "w.safetensors", config=small_config())
     assert_same_weights(pruner, state)
-    with pytest.raises(ValueError, match="config"):
-        OCPruner.from_checkpoint(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("ln", ["pre", "post", None])
+@pytest.mark.parametrize("dims", [(10,), (20, 10), (20, 15, 10)])
+def test_without_a_config_the_shapes_tell(
+    tmp_path: Path, ln: str | None, dims: tuple[int, ...]
+) -> None:
+    pruner = random_pruner(small_config(enc_ln=ln, enc_dims=dims))
+    torch.save(pruner.state_dict(), tmp_path / "w.pth")
+    again = OCPruner.from_checkpoint(tmp_path / "w.pth")
+    tokens = random_tokens(2, 30, 12)
+    assert torch.equal(pruner(tokens, tokens, 9).ids, again(tokens, tokens, 9).ids)
+    assert again.config.init_num == 64 and again.config.agg_num_iter == 3
+
+
+def test_other_weights_tell_no_config(tmp_path: Path) -> None:
+    torch.save({"layer.weight": torch.zeros(3, 3)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="expected a pruner's state dict"):
+        OCPruner.from_checkpoint(tmp_path / "w.pth")
 
 
 def test_saved_weights_carry_their_config(tmp_path: Path) -> None:
@@ -82,6 +99,9 @@ def test_saved_weights_carry_their_config(tmp_path: Path) -> None:
     tokens = random_tokens(2, 30, 12)
     assert torch.equal(pruner(tokens, tokens).ids, again(tokens, tokens).ids)
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["pruner.safetensors"]
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    assert (tmp_path / "deep" / "pruner.safetensors").stat().st_mode == ordinary.stat().st_mode
 
 
 def test_half_weights_are_cast(tmp_path: Path) -> None:
@@ -103,11 +123,12 @@ def test_a_failed_write_leaves_the_old_file(
     random_pruner().save_checkpoint(path)
     before = path.read_bytes()
 
-    def half(_tensors: object, name: Path, _metadata: object) -> None:
-        Path(name).write_bytes(before[: len(before) // 2])
+    def half(aside: Path, data: bytes) -> int:
+        with aside.open("wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError("disk full")
 
-    monkeypatch.setattr("ocvtp_kernels.checkpoint.save_file", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(OSError, match="disk full"):
         random_pruner(seed=1).save_checkpoint(path)
     assert path.read_bytes() == before

@@ -1,0 +1,22 @@
+"""The command ``ocvtp``: one file a command."""
+
+from __future__ import annotations
+
+import typer
+
+from ocvtp_kernels.cli.doctor import doctor
+from ocvtp_kernels.cli.prune import prune
+
+app = typer.Typer(
+    help="Vision-token pruning: see which tokens of a photo are kept.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(prune)
+app.command()(doctor)
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()

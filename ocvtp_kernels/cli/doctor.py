@@ -1,0 +1,115 @@
+"""``ocvtp doctor``: versions, backends, and which op runs where."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ocvtp_kernels import backends
+from ocvtp_kernels.native import build_info
+from ocvtp_kernels.ops.library import COMPOSED
+from ocvtp_kernels.version import __version__
+
+PACKAGES = ("torch", "triton", "transformers", "safetensors", "numpy", "pillow")
+DEVICES = ("cpu", "cuda")
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Tell versions, devices, the native build, and which backend runs each op and why not."""
+    facts = examine()
+    typer.echo(json.dumps(facts, indent=2) if as_json else describe(facts))
+
+
+def examine() -> dict[str, Any]:
+    """Everything `doctor` tells, as plain data."""
+    native = build_info()
+    return {
+        "versions": {
+            "ocvtp-kernels": __version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
+        "devices": {
+            "cpu": {
+                "threads": torch.get_num_threads(),
+                "capability": torch.backends.cpu.get_cpu_capability(),
+            },
+            "cuda": [
+                {
+                    "name": torch.cuda.get_device_name(index),
+                    "capability": ".".join(map(str, torch.cuda.get_device_capability(index))),
+                }
+                for index in range(torch.cuda.device_count())
+            ],
+        },
+        "native": native if isinstance(native, str) else asdict(native),
+        "ops": {
+            op: {
+                device: {
+                    "backend": backends.chosen(op, device),
+                    "why_not": {
+                        backend: reason
+                        for backend in backends.BACKENDS
+                        if (reason := backends.why_not(op, backend, device)) is not None
+                    },
+                }
+                for device in DEVICES
+            }
+            for op in backends.registered_ops()
+        },
+        "composed_ops": dict(COMPOSED),
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """`examine`'s facts as text."""
+    lines = ["versions"]
+    lines += [f"  {name:15} {version}" for name, version in facts["versions"].items()]
+    cpu, gpus = facts["devices"]["cpu"], facts["devices"]["cuda"]
+    lines += ["devices", f"  cpu             {cpu['capability']}, {cpu['threads']} threads"]
+    lines += [f"  cuda:{i}          {g['name']}, sm {g['capability']}" for i, g in enumerate(gpus)]
+    if not gpus:
+        lines.append(f"  cuda            torch {facts['versions']['torch']} sees no GPU")
+    native = facts["native"]
+    lines.append("native build")
+    if isinstance(native, str):
+        lines.append(f"  {native}")
+    else:
+        lines += [f"  {name:15} {value}" for name, value in native.items()]
+    lines.append("ops (backend by the tensors' device)")
+    lines += [
+        f"  {op:30} "
+        + "  ".join(f"{device}: {where[device]['backend']:10}" for device in DEVICES).rstrip()
+        for op, where in facts["ops"].items()
+    ]
+    lines += [f"  {op:30} made of {parts}" for op, parts in facts["composed_ops"].items()]
+    return "\n".join([*lines, "why not another backend", *_reasons(facts["ops"])])
+
+
+def _reasons(ops: dict[str, Any]) -> list[str]:
+    """The sentences why not, each once, with the ops that it holds for."""
+    held: dict[str, list[str]] = {}
+    for op, where in ops.items():
+        for device in DEVICES:
+            for reason in where[device]["why_not"].values():
+                names = held.setdefault(reason.replace(f"ocvtp::{op} has", "there is"), [])
+                names += [] if op in names else [op]
+    return [
+        f"  {reason} ({'every op' if len(names) == len(ops) else ', '.join(names)})"
+        for reason, names in held.items()
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

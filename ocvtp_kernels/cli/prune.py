@@ -1,0 +1,160 @@
+"""``ocvtp prune``: which tokens of a photo are kept."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from ocvtp_kernels.cli.photo import open_photo
+from ocvtp_kernels.cli.report import Report, prune_encoded
+from ocvtp_kernels.config import PrunerConfig
+from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.pruner import PADDINGS, OCPruner
+from ocvtp_kernels.vlm.encoder import DescriptorEncoder, Encoder, TowerEncoder
+
+DEMO_CHECKPOINT = "demo_pruner.safetensors"
+FAILED, MISUSED = 1, 2
+
+
+def prune(
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Photos to prune.")],
+    budget: Annotated[int, typer.Option(help="Tokens to keep.")] = 64,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Pruner weights, .pth or .safetensors; the packaged demo's if left out."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The authors' JSON; read off the checkpoint if left out."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HUB_ID_OR_DIR",
+            help="Hugging Face model whose vision tower makes the tokens; a weight-free patch"
+            " descriptor if left out.",
+        ),
+    ] = None,
+    reference_layer: Annotated[
+        int | None,
+        typer.Option(help="Tower layer to decide on; a third of its depth if left out."),
+    ] = None,
+    padding: Annotated[
+        str, typer.Option(help=f"How a gap is filled: {' or '.join(PADDINGS)}.")
+    ] = PADDINGS[0],
+    seed: Annotated[int, typer.Option(help="Seed of the slots' noise.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for pictures and records.")] = Path(
+        "ocvtp-pruned"
+    ),
+) -> None:
+    """Show which tokens of each PHOTO the object-centric pruner keeps.
+
+    Writes an overlay picture (NAME.png) and a record (NAME.json: ids, per-slot peaks, coverage
+    beside random selection) for each photo. A photo that cannot be pruned is reported and
+    skipped.
+
+    Exit code: 0, all photos pruned; 1, some were not; 2, an option is wrong and nothing was
+    written.
+    """
+    try:
+        encoder = load_encoder(model, reference_layer, checkpoint)
+        pruner = load_pruner(checkpoint, config, seed, encoder)
+        if not 1 <= budget <= encoder.num_tokens:
+            raise ValueError(
+                f"budget: expected 1 to {encoder.num_tokens} (the tokens there are), got {budget}"
+            )
+        if padding not in PADDINGS:
+            raise ValueError(f"padding: expected one of {PADDINGS}, got {padding!r}")
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"output: expected a folder, got a file: {output}")
+    except (ValueError, OSError) as error:
+        typer.echo(f"ocvtp prune: {error}", err=True)
+        raise typer.Exit(MISUSED) from error
+
+    failures = 0
+    names = unique_names(photos)
+    for photo in tqdm(photos, unit="photo", disable=len(photos) == 1):
+        try:
+            report = prune_encoded(pruner, encoder.encode(open_photo(photo)), budget, padding)
+            picture = write_report(
+                report,
+                output / names[photo],
+                photo=str(photo),
+                encoder=encoder.name,
+                checkpoint=str(checkpoint or DEMO_CHECKPOINT),
+                noise_seed=seed,
+            )
+        except (ValueError, OSError) as error:
+            failures += 1
+            tqdm.write(f"skipped {photo}: {error}")
+        else:
+            tqdm.write(f"{picture}\n{photo.stem}: {report.coverage_line()}")
+    if failures:
+        typer.echo(f"{failures} of {len(photos)} photos were skipped", err=True)
+        raise typer.Exit(FAILED)
+
+
+def load_encoder(
+    model: str | None, reference_layer: int | None, checkpoint: Path | None
+) -> Encoder:
+    """The encoder asked for.
+
+    Raises:
+        ValueError: it cannot be loaded, or the options do not go together.
+    """
+    if model is not None:
+        if checkpoint is None:
+            raise ValueError("checkpoint: expected a pruner trained on this model's tokens")
+        return TowerEncoder(model, reference_layer)
+    if reference_layer is not None:
+        raise ValueError("reference_layer: expected a model along with it")
+    return DescriptorEncoder()
+
+
+def load_pruner(
+    checkpoint: Path | None, config: Path | None, seed: int, encoder: Encoder
+) -> OCPruner:
+    """The pruner asked for, frozen.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: checkpoint, config and encoder do not fit together.
+    """
+    known = None if config is None else PrunerConfig.from_json(config)
+    if checkpoint is None:
+        with as_file(files("ocvtp_kernels") / "assets" / DEMO_CHECKPOINT) as packaged:
+            pruner = OCPruner.from_checkpoint(packaged, known, noise_seed=seed)
+    else:
+        pruner = OCPruner.from_checkpoint(checkpoint, known, noise_seed=seed)
+    if pruner.config.enc_in_dim != encoder.width:
+        raise ValueError(
+            f"checkpoint: expected enc_in_dim {encoder.width} for the tokens of {encoder.name}, "
+            f"got {pruner.config.enc_in_dim}"
+        )
+    return pruner.freeze()
+
+
+def unique_names(photos: list[Path]) -> dict[Path, str]:
+    """A file name for each photo's outputs; photos of the same stem are numbered."""
+    names: dict[Path, str] = {}
+    for photo in photos:
+        name, number = photo.stem, 2
+        while name in names.values() and photo not in names:
+            name, number = f"{photo.stem}-{number}", number + 1
+        names.setdefault(photo, name)
+    return names
+
+
+def write_report(report: Report, stem: Path, **about: Any) -> Path:
+    """Writes ``stem``.png and ``stem``.json, each aside first; returns the picture's path."""
+    picture, record = (stem.with_name(stem.name + suffix) for suffix in (".png", ".json"))
+    text = json.dumps(report.as_json(**about, picture=picture.name), indent=2) + "\n"
+    image = report.draw(title=stem.name)
+    write_aside(picture, lambda aside: image.save(aside))
+    write_aside(record, lambda aside: aside.write_text(text, encoding="utf-8"))
+    return picture

@@ -1,0 +1,110 @@
+"""What pruning one photo came to: ids, peaks and coverage, as a record and as a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ocvtp_kernels.cli.picture import draw_selection
+from ocvtp_kernels.pruner import OCPruner
+from ocvtp_kernels.selection.coverage import coverage, random_coverage
+from ocvtp_kernels.version import __version__
+from ocvtp_kernels.vlm.encoder import Encoded
+
+METHOD = "OC-pruner"
+RANDOM_SEEDS = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """One pruned photo."""
+
+    encoded: Encoded
+    ids: list[int]
+    attention: Tensor  # [K, N] of the last iteration
+    coverage: float
+    random_mean: float
+    random_std: float
+
+    @property
+    def num_tokens(self) -> int:
+        """N, tokens before pruning."""
+        return self.attention.shape[1]
+
+    def coverage_line(self) -> str:
+        """Method, budget and coverage in one line."""
+        return (
+            f"{METHOD} · {len(self.ids)} of {self.num_tokens} tokens · coverage "
+            f"{self.coverage:.3f} (random {self.random_mean:.3f} ± {self.random_std:.3f})"
+        )
+
+    def as_json(self, **about: Any) -> dict[str, Any]:
+        """The record: ``about`` (photo, model, ...) first, then what was kept and how well."""
+        peaks, picks = self.attention.max(dim=1)
+        return {
+            **about,
+            "method": METHOD,
+            "version": __version__,
+            "budget": len(self.ids),
+            "num_tokens": self.num_tokens,
+            "grid": list(self.encoded.grid),
+            "ids": self.ids,
+            "slots": [
+                {"slot": slot, "id": pick, "peak": peak}
+                for slot, (pick, peak) in enumerate(
+                    zip(picks.tolist(), peaks.tolist(), strict=True)
+                )
+            ],
+            "padded": sorted(set(self.ids) - set(picks.tolist())),
+            "coverage": self.coverage,
+            "random_coverage": {
+                "mean": self.random_mean,
+                "std": self.random_std,
+                "seeds": RANDOM_SEEDS,
+            },
+        }
+
+    def draw(self, title: str) -> Image.Image:
+        """The overlay picture."""
+        owners = self.attention.argmax(dim=0)
+        return draw_selection(
+            self.encoded.picture,
+            self.ids,
+            owners[self.ids].tolist(),
+            owners.view(self.encoded.grid).numpy(),
+            title,
+            self.coverage_line(),
+        )
+
+
+@torch.inference_mode()
+def prune_encoded(pruner: OCPruner, encoded: Encoded, budget: int, padding: str) -> Report:
+    """Prunes one encoded photo.
+
+    Raises:
+        ValueError: the tokens hold NaN or inf, or do not fit the pruner.
+    """
+    for name in ("reference_tokens", "final_tokens"):
+        if not getattr(encoded, name).isfinite().all():
+            raise ValueError(f"{name}: expected finite numbers, got NaN or inf")
+    out = pruner(
+        encoded.reference_tokens,
+        encoded.final_tokens,
+        budget=budget,
+        importance=encoded.importance,
+        padding=padding,
+    )
+    _, attention = pruner.attend(encoded.reference_tokens, num_slots=budget)
+    by_chance = random_coverage(encoded.final_tokens[0], budget, RANDOM_SEEDS)
+    return Report(
+        encoded=encoded,
+        ids=out.ids[0].tolist(),
+        attention=attention[0],
+        coverage=float(coverage(encoded.final_tokens, out.ids)),
+        random_mean=float(by_chance.mean()),
+        random_std=float(by_chance.std()),
+    )
