@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from ocvtp_kernels.slots.reference import StepWeights, slot_attention_step
 
-
 # Fixed noise is drawn in blocks of this many slots, so that more slots never change the first.
 NOISE_BLOCK = 1024
 

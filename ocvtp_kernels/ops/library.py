@@ -19,7 +19,6 @@ TAGS = (torch.Tag.pt2_compliant_tag,)
 DEVICES = ("CPU", "CUDA")
 
 
-
 class Gradient(NamedTuple):
     """How an op is differentiated."""
 
