@@ -134,6 +134,7 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], config: Prun
     if path.suffix != ".safetensors":
         raise ValueError(f"path: expected a name ending in .safetensors, got {path.name!r}")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    metadata = {"format": "pt", CONFIG_KEY: config.to_json()}
+    # One key alone: safetensors writes several in any order, and equal weights would differ.
+    metadata = {CONFIG_KEY: config.to_json()}
     # Bytes of our own writing, as `save_file` leaves a file that its owner alone may read.
     write_aside(path, lambda aside: aside.write_bytes(save(tensors, metadata)))

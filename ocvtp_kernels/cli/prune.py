@@ -54,9 +54,9 @@ def prune(
 ) -> None:
     """Show which tokens of each PHOTO the object-centric pruner keeps.
 
-    Writes an overlay picture (NAME.png) and a record (NAME.json: ids, per-slot peaks, coverage
-    beside random selection) for each photo. A photo that cannot be pruned is reported and
-    skipped.
+    Writes an overlay picture (NAME-pruned.png) and a record (NAME-pruned.json: ids, per-slot
+    peaks, coverage beside random selection) for each photo. A photo that cannot be pruned is
+    reported and skipped.
 
     Exit code: 0, all photos pruned; 1, some were not; 2, an option is wrong and nothing was
     written.
@@ -77,13 +77,13 @@ def prune(
         raise typer.Exit(MISUSED) from error
 
     failures = 0
-    names = unique_names(photos)
+    stems = output_stems(photos, output)
     for photo in tqdm(photos, unit="photo", disable=len(photos) == 1):
         try:
             report = prune_encoded(pruner, encoder.encode(open_photo(photo)), budget, padding)
             picture = write_report(
                 report,
-                output / names[photo],
+                stems[photo],
                 photo=str(photo),
                 encoder=encoder.name,
                 checkpoint=str(checkpoint or DEMO_CHECKPOINT),
@@ -139,22 +139,28 @@ def load_pruner(
     return pruner.freeze()
 
 
-def unique_names(photos: list[Path]) -> dict[Path, str]:
-    """A file name for each photo's outputs; photos of the same stem are numbered."""
-    names: dict[Path, str] = {}
+def output_stems(photos: list[Path], output: Path) -> dict[Path, Path]:
+    """Where each photo's picture and record go, without their suffixes.
+
+    Photos of the same name are numbered, and no photo is ever overwritten by a picture.
+    """
+    inputs = {photo.resolve() for photo in photos}
+    stems: dict[Path, Path] = {}
     for photo in photos:
-        name, number = photo.stem, 2
-        while name in names.values() and photo not in names:
-            name, number = f"{photo.stem}-{number}", number + 1
-        names.setdefault(photo, name)
-    return names
+        if photo in stems:
+            continue
+        stem, number = output / f"{photo.stem}-pruned", 2
+        while stem in stems.values() or stem.with_name(f"{stem.name}.png").resolve() in inputs:
+            stem, number = output / f"{photo.stem}-pruned-{number}", number + 1
+        stems[photo] = stem
+    return stems
 
 
 def write_report(report: Report, stem: Path, **about: Any) -> Path:
     """Writes ``stem``.png and ``stem``.json, each aside first; returns the picture's path."""
     picture, record = (stem.with_name(stem.name + suffix) for suffix in (".png", ".json"))
     text = json.dumps(report.as_json(**about, picture=picture.name), indent=2) + "\n"
-    image = report.draw(title=stem.name)
+    image = report.draw(title=Path(about["photo"]).stem)
     write_aside(picture, lambda aside: image.save(aside))
     write_aside(record, lambda aside: aside.write_text(text, encoding="utf-8"))
     return picture
