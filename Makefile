@@ -23,7 +23,7 @@ help:
 	@echo 'make clean   remove .venv and everything built'
 
 demo: .venv/.extra-demo
-	$(BIN)/python -m ocvtp_kernels.cli prune \
+	@$(BIN)/python -m ocvtp_kernels.cli prune \
 	  "$(or $(PHOTO),$$($(BIN)/python -c '$(BUNDLED_PHOTO)'))" --output demo
 
 test: .venv/.extra-test

@@ -7,7 +7,7 @@ at two depths, as arXiv 2511.20439 does on CLIP.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -159,13 +159,14 @@ def _load_processor(source: str | Path, tower: nn.Module) -> Any:
     """The model's own image processor, or CLIP's at the tower's size where none was saved."""
     from transformers import AutoImageProcessor, CLIPImageProcessor
 
-    try:
-        return AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError, KeyError):
-        size = int(tower.config.image_size)  # type: ignore[union-attr, arg-type]
-        return CLIPImageProcessor(
-            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-        )
+    # Older transformers' auto class needs torchvision; CLIP's own reads the same file without.
+    for processor in (AutoImageProcessor, CLIPImageProcessor):
+        with suppress(ImportError, OSError, ValueError, KeyError):
+            return processor.from_pretrained(source)
+    size = int(tower.config.image_size)  # type: ignore[union-attr, arg-type]
+    return CLIPImageProcessor(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    )
 
 
 @contextmanager

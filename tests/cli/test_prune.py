@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
@@ -189,7 +190,6 @@ def test_nan_tokens_are_reported(
 
 
 def test_a_hugging_face_tower_with_its_own_pruner(photo: Path, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
     tower = transformers.CLIPVisionConfig(
         hidden_size=12,
         intermediate_size=24,

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 import torch
+from PIL import Image
+from scipy import fft
+from skimage import color
 from torch import Tensor
 
 import ocvtp_kernels
@@ -33,7 +37,6 @@ def to_patches(pixels: np.ndarray) -> np.ndarray:
 
 
 def to_lab(image: Tensor) -> np.ndarray:
-    color = pytest.importorskip("skimage.color")
     lab: np.ndarray = color.rgb2lab(image.permute(1, 2, 0).double().numpy()) / 100
     return lab
 
@@ -76,7 +79,6 @@ def test_layout_is_the_quadrants_minus_the_patch(descriptor: PatchDescriptor) ->
 
 
 def test_frequency_is_the_energy_of_an_independent_dct(descriptor: PatchDescriptor) -> None:
-    fft = pytest.importorskip("scipy.fft")
     image = make_images(1)[0]
     coefficients = fft.dctn(to_patches(to_lab(image))[..., 0], axes=(2, 3), norm="ortho")
     down, across = np.mgrid[0:14, 0:14]
@@ -140,9 +142,7 @@ def test_other_images_are_refused_by_name(descriptor: PatchDescriptor, images: T
 
 @pytest.mark.parametrize("photo", ["chelsea.png", "coffee.png", "rocket.jpg", "camera.png"])
 def test_the_demo_pruner_beats_chance(descriptor: PatchDescriptor, photo: str) -> None:
-    skimage = pytest.importorskip("skimage")
-    image_module = pytest.importorskip("PIL.Image")
-    image = image_module.open(Path(skimage.__file__).parent / "data" / photo).convert("RGB")
+    image = Image.open(Path(skimage.__file__).parent / "data" / photo).convert("RGB")
     pixels = np.asarray(image.resize((336, 336)), dtype=np.float32) / 255
     tokens = descriptor(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     pruner = ocvtp_kernels.OCPruner.from_checkpoint(DEMO_PRUNER)

@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from ocvtp_kernels.vlm.encoder import DescriptorEncoder, TowerEncoder
-
-transformers = pytest.importorskip("transformers")
 
 SIDE, PATCH, DEPTH, WIDTH = 56, 14, 6, 32
 
