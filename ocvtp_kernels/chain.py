@@ -11,6 +11,7 @@ from ocvtp_kernels.encode.folded import encode_folded
 from ocvtp_kernels.fold import unpack
 from ocvtp_kernels.selection.reference import gather_tokens, select_ids
 from ocvtp_kernels.slots.folded import folded_attention_logits
+from ocvtp_kernels.slots.reference import log_attention
 
 
 def attention_logits(reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor) -> Tensor:
@@ -52,8 +53,8 @@ def prune_reference(
     Returns:
         tokens ``[B, T, C]`` and ids int64 ``[B, T]`` ascending.
     """
-    attention = attention_logits(reference, weights, slots_init).softmax(dim=1)
-    ids = select_ids(attention, importance, budget, top_k)
+    scores = log_attention(attention_logits(reference, weights, slots_init))
+    ids = select_ids(scores, importance, budget, top_k)
     return gather_tokens(final, ids), ids
 
 
@@ -66,10 +67,14 @@ def prune_cpu(
     budget: int,
     top_k: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """`prune_reference` in float32 or wider, picking by log-attention."""
+    """`prune_reference` in float32 or wider."""
     wide = accumulate_dtype(reference.dtype)
-    logits = attention_logits(
-        reference.to(wide), [weight.to(wide) for weight in weights], slots_init.to(wide)
+    return prune_reference(
+        reference.to(wide),
+        final,
+        [weight.to(wide) for weight in weights],
+        slots_init.to(wide),
+        importance,
+        budget,
+        top_k,
     )
-    ids = select_ids(logits.log_softmax(dim=1), importance, budget, top_k)
-    return gather_tokens(final, ids), ids

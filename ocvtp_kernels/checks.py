@@ -6,6 +6,7 @@ dtypes and devices only, never values, so they cost no host sync and hold under 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -53,13 +54,21 @@ def require_some(name: str, tensor: Tensor, dim: int, thing: str) -> None:
         raise ValueError(f"{name}: expected at least one {thing}, got shape {list(tensor.shape)}")
 
 
+def require_whole(name: str, number: int) -> None:
+    """Raises TypeError unless ``number`` is an int, traced or not."""
+    if not isinstance(number, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected a whole number, got {number!r}")
+
+
 def require_budget(budget: int, num_tokens: int) -> None:
     """Raises ValueError unless 1 <= budget <= num_tokens."""
+    require_whole("budget", budget)
     if budget < 1 or budget > num_tokens:
         raise ValueError(f"budget: expected 1 to {num_tokens} (the tokens there are), got {budget}")
 
 
 def require_top_k(top_k: int, num_tokens: int) -> None:
     """Raises ValueError unless 1 <= top_k <= num_tokens."""
+    require_whole("top_k", top_k)
     if top_k < 1 or top_k > num_tokens:
         raise ValueError(f"top_k: expected 1 to {num_tokens} (the tokens there are), got {top_k}")

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ocvtp_kernels.slots.reference import StepWeights, slot_attention_step
-
-# Fixed noise is drawn in blocks of this many slots, so that more slots never change the first.
-NOISE_BLOCK = 1024
-
-
-def fixed_noise(seed: int, num_slots: int, dim: int) -> Tensor:
-    """Standard normal noise by a seed, at least ``num_slots`` rows: float32 ``[rows, dim]``."""
-    generator = torch.Generator().manual_seed(seed)
-    blocks = [
-        torch.randn((NOISE_BLOCK, dim), generator=generator, dtype=torch.float32, device="cpu")
-        for _ in range(-(-num_slots // NOISE_BLOCK))
-    ]
-    return torch.cat(blocks)
 
 
 class MLP(nn.Module):
@@ -60,18 +49,63 @@ class MLP(nn.Module):
 
 
 class SlotPrior(nn.Module):
-    """The Gaussian all slots start from: one mean and one deviation, shared."""
+    """The Gaussian all slots start from: one mean and one deviation, shared.
 
-    def __init__(self, dim: int) -> None:
+    Args:
+        dim: the slot width D.
+        noise_seed: fixes the noise; None draws it afresh at every call.
+    """
+
+    # Noise is drawn in blocks of this many slots, so that more slots never change the first.
+    BLOCK = 1024
+
+    _noise: Tensor
+
+    def __init__(self, dim: int, noise_seed: int | None) -> None:
         super().__init__()
+        self.noise_seed = noise_seed
         self.mean = nn.Parameter(torch.empty(1, 1, dim))
         self.logstd = nn.Parameter(torch.empty(1, 1, dim))
         nn.init.xavier_uniform_(self.mean)
         nn.init.xavier_uniform_(self.logstd)
+        self._draw(self.BLOCK)
 
-    def forward(self, noise: Tensor) -> Tensor:
-        """Standard normal noise ``[B, K, D]`` to initial slots ``[B, K, D]``."""
-        return self.mean + noise * self.logstd.exp()
+    def forward(self, batch: int, num_slots: int) -> Tensor:
+        """``mean + noise * exp(logstd)`` ``[batch, num_slots, D]``; by a seed, one for all."""
+        dim = self.mean.shape[-1]
+        if self.noise_seed is None:
+            noise = self.mean.new_empty(batch, num_slots, dim).normal_()
+            return self.mean + noise * self.logstd.exp()
+        if num_slots > self._noise.shape[0]:
+            self._draw(num_slots)
+        slots = self.mean + self._noise[:num_slots].unsqueeze(0) * self.logstd.exp()
+        return slots.expand(batch, -1, -1)
+
+    def scores(self, batch: int, num_tokens: int) -> Tensor:
+        """A random score per token: [batch, num_tokens]; by a seed, alike for all images."""
+        if self.noise_seed is None:
+            return self.mean.new_empty(batch, num_tokens).normal_()
+        if num_tokens > self._noise.numel():
+            self._draw(-(-num_tokens // self.mean.shape[-1]))
+        return self._noise.flatten()[:num_tokens].expand(batch, -1)
+
+    def _draw(self, num_slots: int) -> None:
+        """Standard normal noise by the seed, in float32 on the CPU whatever the parameters are."""
+        if self.noise_seed is None:
+            return
+        generator = torch.Generator().manual_seed(self.noise_seed)
+        shape = (self.BLOCK, self.mean.shape[-1])
+        blocks = [
+            torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+            for _ in range(-(-num_slots // self.BLOCK))
+        ]
+        self._noise = torch.cat(blocks).to(self.mean)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SlotPrior:
+        super()._apply(fn, recurse)
+        # Drawn anew rather than cast, so that a cast to half and back loses nothing.
+        self._draw(self.BLOCK)
+        return self
 
 
 class SlotAttention(nn.Module):
@@ -115,7 +149,7 @@ class SlotAttention(nn.Module):
     def forward(
         self, tokens: Tensor, slots_init: Tensor, slot_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Encoded tokens ``[B, N, D]`` and initial slots ``[B, K, D]`` to slots and attention.
+        """Encoded tokens ``[B, N, D]`` and initial slots ``[B, K, D]`` to slots and logits.
 
         With ``trunc_bp="bi-level"`` the last iteration's gradient skips the earlier ones and
         flows to the initial slots straight; values are unchanged.
@@ -130,7 +164,7 @@ class SlotAttention(nn.Module):
             if iteration + 1 == self.num_iter and self.trunc_bp == "bi-level":
                 # The bracket is exactly zero, so the value is exactly the detached one.
                 slots = slots.detach() + (slots_init - slots_init.detach())
-            slots, attention = slot_attention_step(
+            slots, logits = slot_attention_step(
                 slots, k, v, weights, scale, slot_mask=slot_mask, dropout=dropout
             )
-        return slots, attention
+        return slots, logits

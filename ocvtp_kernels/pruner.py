@@ -18,9 +18,10 @@ from ocvtp_kernels.checkpoint import (
 )
 from ocvtp_kernels.config import PrunerConfig
 from ocvtp_kernels.fold import fold_modules
-from ocvtp_kernels.modules import MLP, NOISE_BLOCK, SlotAttention, SlotPrior, fixed_noise
+from ocvtp_kernels.modules import MLP, SlotAttention, SlotPrior
 from ocvtp_kernels.ops.selection import check_final, check_importance
 from ocvtp_kernels.selection.reference import gather_tokens, select_ids
+from ocvtp_kernels.slots.reference import log_attention
 
 PADDINGS = ("importance", "random")
 
@@ -45,8 +46,6 @@ class OCPruner(nn.Module):
         device, dtype: where and as what the parameters are made.
     """
 
-    _noise: Tensor
-
     def __init__(
         self,
         config: PrunerConfig,
@@ -57,19 +56,16 @@ class OCPruner(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.noise_seed = noise_seed
         dim = config.slot_dim
         self.encode_project = MLP(
             config.enc_in_dim, config.enc_dims, config.enc_ln, config.enc_dropout
         )
-        self.initializ = SlotPrior(dim)
+        self.initializ = SlotPrior(dim, noise_seed)
         self.aggregat = SlotAttention(
             config.agg_num_iter, dim, config.agg_ffn_dim, config.agg_dropout, config.agg_trunc_bp
         )
         self._folded: list[Tensor] | None = None
         self._zero_biases()
-        self._noise = self.initializ.mean.new_empty(0)
-        self._follow_parameters()
         self.to(device=device, dtype=dtype)
 
     def _zero_biases(self) -> None:
@@ -121,15 +117,8 @@ class OCPruner(nn.Module):
         """
         if num_slots < 1:
             raise ValueError(f"num_slots: expected at least 1, got {num_slots}")
-        prior: Tensor
-        if self.noise_seed is None:
-            mean = self.initializ.mean
-            prior = self.initializ(mean.new_empty(batch, num_slots, mean.shape[-1]).normal_())
-            return prior
-        if num_slots > self._noise.shape[0]:
-            self._noise = self._fixed_noise(num_slots)
-        prior = self.initializ(self._noise[:num_slots].unsqueeze(0))
-        return prior.expand(batch, -1, -1)
+        slots: Tensor = self.initializ(batch, num_slots)
+        return slots
 
     def attend(
         self,
@@ -155,10 +144,8 @@ class OCPruner(nn.Module):
         slots_init = self._initial_slots(
             reference_tokens, slots_init, num_slots, self.config.init_num
         )
-        slots, attention = self.aggregat(
-            self.encode_project(reference_tokens), slots_init, slot_mask
-        )
-        return slots, attention
+        slots, logits = self.aggregat(self.encode_project(reference_tokens), slots_init, slot_mask)
+        return slots, logits.softmax(dim=1)
 
     def forward(
         self,
@@ -175,7 +162,8 @@ class OCPruner(nn.Module):
 
         Args:
             reference_tokens: ``[B, N, C_in]``, what the decision is made on (vision encoder layer
-                8, CLS removed), in the dtype and on the device of the parameters.
+                8, CLS removed), in the dtype (any under autocast) and on the device of the
+                parameters.
             final_tokens: ``[B, N, C]``, what is kept, any dtype.
             budget: T, 1 to N; ``config.init_num`` if None.
             importance: ``[B, N]`` floats, higher fills the gap first when two slots pick one
@@ -207,7 +195,7 @@ class OCPruner(nn.Module):
             reference_tokens, slots_init, num_slots, max(1, budget // top_k)
         )
         if padding == "random":
-            importance = self._random_importance(batch, num_tokens)
+            importance = self.initializ.scores(batch, num_tokens)
         if self._folded is not None:
             return Pruned(
                 *torch.ops.ocvtp.prune(
@@ -220,8 +208,8 @@ class OCPruner(nn.Module):
                     top_k,
                 )
             )
-        _, attention = self.attend(reference_tokens, slots_init)
-        ids = select_ids(attention.detach(), importance, budget, top_k)
+        _, logits = self.aggregat(self.encode_project(reference_tokens), slots_init)
+        ids = select_ids(log_attention(logits.detach()), importance, budget, top_k)
         return Pruned(gather_tokens(final_tokens, ids), ids)
 
     @property
@@ -236,7 +224,7 @@ class OCPruner(nn.Module):
         anew; parameters edited in place after this are not seen until the next `freeze`.
         """
         self.eval().requires_grad_(False)
-        self._folded = self.packed()
+        self._folded = self._fold()
         return self
 
     def unfreeze(self) -> OCPruner:
@@ -245,12 +233,16 @@ class OCPruner(nn.Module):
         self.requires_grad_(True)
         return self
 
-    @torch.no_grad()
     def packed(self) -> list[Tensor]:
         """The folded weights that ``torch.ops.ocvtp.prune`` takes, in the parameters' dtype.
 
-        Folded in float64 from the present parameters (see `ocvtp_kernels.fold`).
+        A frozen pruner's own; otherwise folded, in float64, from the present parameters (see
+        `ocvtp_kernels.fold`).
         """
+        return self._fold() if self._folded is None else list(self._folded)
+
+    @torch.no_grad()
+    def _fold(self) -> list[Tensor]:
         dtype = self.initializ.mean.dtype
         folded = fold_modules(self.encode_project, self.aggregat)
         return [tensor.to(dtype).contiguous() for tensor in folded.pack()]
@@ -260,43 +252,22 @@ class OCPruner(nn.Module):
     ) -> Any:
         """As `torch.nn.Module.load_state_dict`; a frozen pruner folds anew."""
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        self._follow_parameters()
+        if self._folded is not None:
+            self.freeze()
         return result
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OCPruner:
         super()._apply(fn, recurse)
-        self._follow_parameters()
-        return self
-
-    def _follow_parameters(self) -> None:
-        """Brings the fixed noise and the folded weights to the parameters' dtype and device."""
-        if self.noise_seed is not None:
-            self._noise = self._fixed_noise(NOISE_BLOCK)
         if self._folded is not None:
-            self._folded = self.packed()
-
-    def _fixed_noise(self, num_slots: int) -> Tensor:
-        assert self.noise_seed is not None
-        noise = fixed_noise(self.noise_seed, num_slots, self.config.slot_dim)
-        return noise.to(self.initializ.mean)
-
-    def _random_importance(self, batch: int, num_tokens: int) -> Tensor:
-        """A random score per token, by the noise seed: [batch, num_tokens]."""
-        if self.noise_seed is None:
-            return self.initializ.mean.new_empty(batch, num_tokens).normal_()
-        dim = self.config.slot_dim
-        if num_tokens > self._noise.numel():
-            self._noise = self._fixed_noise(-(-num_tokens // dim))
-        return self._noise.flatten()[:num_tokens].expand(batch, -1)
+            self._folded = self._fold()
+        return self
 
     def _check_reference(self, tokens: Tensor) -> None:
         checks.require_rank("reference_tokens", tokens, "B, N, C")
         checks.require_floating("reference_tokens", tokens)
         checks.require_some("reference_tokens", tokens, 1, "token")
         checks.require_size("reference_tokens", tokens, 2, self.config.enc_in_dim, "enc_in_dim")
-        checks.require_same_kind(
-            "reference_tokens", tokens, "the pruner's parameters", self.initializ.mean
-        )
+        _require_kind("reference_tokens", tokens, "the pruner's parameters", self.initializ.mean)
 
     def _initial_slots(
         self, tokens: Tensor, slots_init: Tensor | None, num_slots: int | None, default: int
@@ -304,10 +275,18 @@ class OCPruner(nn.Module):
         if slots_init is None:
             return self.sample_slots(tokens.shape[0], default if num_slots is None else num_slots)
         checks.require_rank("slots_init", slots_init, "B, K, D")
-        checks.require_same_kind("slots_init", slots_init, "reference_tokens", tokens)
+        _require_kind("slots_init", slots_init, "reference_tokens", tokens)
         checks.require_size("slots_init", slots_init, 0, tokens.shape[0], "reference_tokens")
         checks.require_size("slots_init", slots_init, 2, self.config.slot_dim, "init_dim")
         checks.require_some("slots_init", slots_init, 1, "slot")
         if num_slots is not None:
             checks.require_size("slots_init", slots_init, 1, num_slots, "num_slots")
         return slots_init
+
+
+def _require_kind(name: str, tensor: Tensor, owner: str, like: Tensor) -> None:
+    """Same device and, unless autocast takes care of it, same dtype."""
+    if torch.is_autocast_enabled(like.device.type):
+        checks.require_same_device(name, tensor, owner, like)
+    else:
+        checks.require_same_kind(name, tensor, owner, like)

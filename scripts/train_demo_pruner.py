@@ -247,7 +247,8 @@ def measure(pruner: OCPruner, tokens: Tensor, budget: int) -> Tensor:
     for seed in NOISE_SEEDS:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(1, budget, SLOT_WIDTH, generator=generator)
-        slots = pruner.initializ(noise).expand(len(tokens), -1, -1)
+        prior = pruner.initializ
+        slots = (prior.mean + noise * prior.logstd.exp()).expand(len(tokens), -1, -1)
         ids = pruner(tokens, tokens, budget=budget, slots_init=slots).ids
         columns.append(coverage(tokens, ids))
     return torch.stack(columns, dim=1)

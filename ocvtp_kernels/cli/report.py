@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ocvtp_kernels.chain import attention_logits
 from ocvtp_kernels.cli.picture import draw_selection
 from ocvtp_kernels.pruner import OCPruner
 from ocvtp_kernels.selection.coverage import coverage, random_coverage
+from ocvtp_kernels.selection.reference import slot_picks
+from ocvtp_kernels.slots.reference import log_attention
 from ocvtp_kernels.version import __version__
 from ocvtp_kernels.vlm.encoder import Encoded
 
@@ -25,7 +28,7 @@ class Report:
 
     encoded: Encoded
     ids: list[int]
-    attention: Tensor  # [K, N] of the last iteration
+    log_attention: Tensor  # [K, N] of the last iteration
     coverage: float
     random_mean: float
     random_std: float
@@ -33,7 +36,7 @@ class Report:
     @property
     def num_tokens(self) -> int:
         """N, tokens before pruning."""
-        return self.attention.shape[1]
+        return self.log_attention.shape[1]
 
     def coverage_line(self) -> str:
         """Method, budget and coverage in one line."""
@@ -44,7 +47,7 @@ class Report:
 
     def as_json(self, **about: Any) -> dict[str, Any]:
         """The record: ``about`` (photo, model, ...) first, then what was kept and how well."""
-        peaks, picks = self.attention.max(dim=1)
+        picks, peaks = slot_picks(self.log_attention)
         return {
             **about,
             "method": METHOD,
@@ -56,10 +59,10 @@ class Report:
             "slots": [
                 {"slot": slot, "id": pick, "peak": peak}
                 for slot, (pick, peak) in enumerate(
-                    zip(picks.tolist(), peaks.tolist(), strict=True)
+                    zip(picks.flatten().tolist(), peaks.exp().tolist(), strict=True)
                 )
             ],
-            "padded": sorted(set(self.ids) - set(picks.tolist())),
+            "padded": sorted(set(self.ids) - set(picks.flatten().tolist())),
             "coverage": self.coverage,
             "random_coverage": {
                 "mean": self.random_mean,
@@ -70,7 +73,7 @@ class Report:
 
     def draw(self, title: str) -> Image.Image:
         """The overlay picture."""
-        owners = self.attention.argmax(dim=0)
+        owners = self.log_attention.argmax(dim=0)
         return draw_selection(
             self.encoded.picture,
             self.ids,
@@ -98,12 +101,13 @@ def prune_encoded(pruner: OCPruner, encoded: Encoded, budget: int, padding: str)
         importance=encoded.importance,
         padding=padding,
     )
-    _, attention = pruner.attend(encoded.reference_tokens, num_slots=budget)
+    slots = pruner.sample_slots(1, budget)
+    logits = attention_logits(encoded.reference_tokens, pruner.packed(), slots)
     by_chance = random_coverage(encoded.final_tokens[0], budget, RANDOM_SEEDS)
     return Report(
         encoded=encoded,
         ids=out.ids[0].tolist(),
-        attention=attention[0],
+        log_attention=log_attention(logits)[0],
         coverage=float(coverage(encoded.final_tokens, out.ids)),
         random_mean=float(by_chance.mean()),
         random_std=float(by_chance.std()),

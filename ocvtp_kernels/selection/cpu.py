@@ -1,4 +1,4 @@
-"""Selection on the CPU: slots' tokens are ordered by log-attention, sums in float32 or wider."""
+"""Selection on the CPU: scores and sums in float32 or wider."""
 
 from __future__ import annotations
 
@@ -6,22 +6,13 @@ from torch import Tensor
 
 from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.selection import reference
-from ocvtp_kernels.slots.reference import slot_logits
-
-
-def log_attention(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
-    """``log softmax over slots of (scale * q k^T)``: [B, K, D], [B, N, D] -> [B, K, N].
-
-    Orders a slot's tokens as the attention does, and still where that saturates at 1.
-    """
-    wide = accumulate_dtype(q.dtype)
-    return slot_logits(q.to(wide), k.to(wide), scale).log_softmax(dim=1)
 
 
 def slot_argmax(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
-    """`reference.slot_argmax` on log-attention."""
-    picks, peak = reference.slot_picks(log_attention(q, k, scale))
-    return picks.squeeze(-1), peak.exp().to(q.dtype)
+    """`reference.slot_argmax`, the peak returned in the dtype of ``q``."""
+    wide = accumulate_dtype(q.dtype)
+    ids, peak = reference.slot_argmax(q.to(wide), k.to(wide), scale)
+    return ids, peak.to(q.dtype)
 
 
 def argmax_gather(
@@ -33,13 +24,13 @@ def argmax_gather(
     scale: float | None = None,
     top_k: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """`reference.argmax_gather` on log-attention."""
-    ids = reference.select_ids(log_attention(q, k, scale), importance, budget, top_k)
-    return reference.gather_tokens(final, ids), ids
+    """`reference.argmax_gather`; final tokens keep their dtype."""
+    wide = accumulate_dtype(q.dtype)
+    return reference.argmax_gather(q.to(wide), k.to(wide), final, importance, budget, scale, top_k)
 
 
 def merge(q: Tensor, k: Tensor, final: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
-    """`reference.merge`, accumulated in float32 or wider, returned in the input dtypes."""
+    """`reference.merge`, returned in the input dtypes."""
     wide = accumulate_dtype(q.dtype)
     merged, mass = reference.merge(
         q.to(wide), k.to(wide), final.to(accumulate_dtype(final.dtype)), scale

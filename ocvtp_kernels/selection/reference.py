@@ -24,7 +24,7 @@ def slot_picks(scores: Tensor, top_k: int = 1) -> tuple[Tensor, Tensor]:
     """The ``top_k`` best tokens of each slot, ties to the lowest index.
 
     Args:
-        scores: ``[B, K, N]``, the attention or anything that orders a slot's tokens like it.
+        scores: ``[B, K, N]``, the log-attention or anything that orders tokens like it.
 
     Returns:
         picks int64 ``[B, K, top_k]``, best first, and each slot's peak score ``[B, K]``.
@@ -47,9 +47,8 @@ def slot_argmax(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tenso
         ids int64 ``[B, K]`` (ties to the lowest index, NaN never wins) and the peak
         ``max_n A`` ``[B, K]``, in the dtype of ``q``.
     """
-    attention = slots.slot_logits(q, k, scale).softmax(dim=1)
-    picks, peak = slot_picks(attention)
-    return picks.squeeze(-1), peak
+    picks, peak = slot_picks(slots.log_attention(slots.slot_logits(q, k, scale)))
+    return picks.squeeze(-1), peak.exp()
 
 
 def _inverse_permutation(order: Tensor) -> Tensor:
@@ -114,7 +113,7 @@ def select_ids(scores: Tensor, importance: Tensor | None, budget: int, top_k: in
     A token's evidence is its highest score over slots.
 
     Args:
-        scores: ``[B, K, N]`` attention, or its logarithm.
+        scores: ``[B, K, N]``, the log-attention.
         importance: ``[B, N]`` or None.
 
     Returns:
@@ -148,8 +147,8 @@ def argmax_gather(
     Returns:
         tokens ``[B, budget, C]`` and ids int64 ``[B, budget]`` ascending.
     """
-    attention = slots.slot_logits(q, k, scale).softmax(dim=1)
-    ids = select_ids(attention, importance, budget, top_k)
+    scores = slots.log_attention(slots.slot_logits(q, k, scale))
+    ids = select_ids(scores, importance, budget, top_k)
     return gather_tokens(final, ids), ids
 
 

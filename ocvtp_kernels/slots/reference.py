@@ -50,6 +50,19 @@ def slot_logits(
     return logits
 
 
+def log_attention(logits: Tensor) -> Tensor:
+    """``log A``, the log-softmax over slots of logits ``[B, K, N]``, resolved where A is near 1.
+
+    With m the largest logit of a token, ``log A = (x - m) - log1p(sum of exp(x - m) over the
+    other slots)``. Orders tokens as the attention does; A itself rounds to 1, and all such tokens
+    tie, once a slot leads by 17 in float32.
+    """
+    top, leader = logits.max(dim=1, keepdim=True)
+    shifted = logits - top
+    others = shifted.exp().scatter(1, leader, 0.0).sum(dim=1, keepdim=True)
+    return shifted - others.log1p()
+
+
 def slot_attention(
     q: Tensor,
     k: Tensor,
@@ -75,9 +88,14 @@ def slot_attention(
         updates ``[B, K, E]``, mass ``[B, K]``, attention ``[B, K, N]``.
     """
     attention = slot_logits(q, k, scale, slot_mask).softmax(dim=1)
-    mass = attention.sum(dim=-1)
-    updates = torch.matmul(attention / (mass + eps).unsqueeze(-1), v)
+    updates, mass = weighted_mean(attention, v, eps)
     return updates, mass, attention
+
+
+def weighted_mean(attention: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``(A / (sum_n A + eps)) v`` ``[B, K, E]`` and the mass ``sum_n A`` ``[B, K]``."""
+    mass = attention.sum(dim=-1)
+    return torch.matmul(attention / (mass + eps).unsqueeze(-1), v), mass
 
 
 def gru_cell(
@@ -146,9 +164,11 @@ def slot_attention_step(
         dropout: rate after the FFN's GELU; 0 at inference.
 
     Returns:
-        the new slots ``[B, K, D]`` and the iteration's attention ``[B, K, N]``.
+        the new slots ``[B, K, D]`` and the iteration's logits ``[B, K, N]``, whose softmax over
+        slots is its attention.
     """
     step = StepWeights(*weights)
-    updates, _, attention = slot_attention(query(slots, step), k, v, scale, eps, slot_mask)
+    logits = slot_logits(query(slots, step), k, scale, slot_mask)
+    updates, _ = weighted_mean(logits.softmax(dim=1), v, eps)
     slots = gru_cell(updates, slots, step.w_ih, step.w_hh, step.b_ih, step.b_hh)
-    return feed_forward(slots, step, dropout), attention
+    return feed_forward(slots, step, dropout), logits

@@ -50,6 +50,18 @@ def test_half_precision_regret(dtype: torch.dtype, outliers: bool) -> None:
 
 
 @BOTH
+def test_picks_are_told_apart_where_the_attention_rounds_to_one(backend: str) -> None:
+    # Slot 0 leads by 20 and more, so that its float32 attention is 1 on every token.
+    lead = 20 + torch.arange(30.0).roll(11)
+    q, k = torch.eye(2)[None], torch.stack([lead, torch.zeros(30)], dim=-1)[None]
+    assert (slot_logits(q, k, 1.0).softmax(dim=1)[0, 0] == 1).all()
+    with use_backend(backend):
+        ids, peak = torch.ops.ocvtp.slot_argmax(q, k, 1.0)
+    assert ids[0].tolist() == [int(lead.argmax()), int(lead.argmin())]
+    assert peak[0, 0] == 1
+
+
+@BOTH
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_equals_its_parts(backend: str, top_k: int) -> None:
     q, k, final = inputs(7, 33)
