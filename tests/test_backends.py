@@ -7,7 +7,7 @@ import torch
 
 import ocvtp_kernels as ocvtp
 from ocvtp_kernels import backends
-from tests.ops.cases import prune
+from tests.ops.cases import ARGUMENTS, op, outputs
 
 
 def test_unknown_names_are_refused() -> None:
@@ -24,14 +24,22 @@ def test_an_impossible_choice_says_why(name: str) -> None:
         pass
 
 
-def test_an_op_without_the_kernel_says_why() -> None:
+def test_an_op_without_the_kernel_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends._kernels, "lone", {"reference": print})
     with (
         ocvtp.use_backend("cpu"),
-        pytest.raises(ocvtp.BackendUnavailable, match="resolve_picks has no cpu kernel"),
+        pytest.raises(ocvtp.BackendUnavailable, match="lone has no cpu kernel"),
     ):
-        torch.ops.ocvtp.resolve_picks(
-            torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2), None, 1, 3
-        )
+        backends.choose("lone", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_every_op_runs_on_either(name: str, backend: str) -> None:
+    with ocvtp.use_backend(backend):
+        forced = outputs(op(name)(*ARGUMENTS[name](dtype=torch.float64)))
+    for a, b in zip(forced, outputs(op(name)(*ARGUMENTS[name](dtype=torch.float64))), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_a_kernel_for_other_devices_says_why() -> None:
@@ -46,11 +54,3 @@ def test_the_choice_ends_with_its_block_and_stays_in_its_thread() -> None:
         assert backends.chosen("prune", "cpu") == "reference"
         assert other.submit(backends.chosen, "prune", "cpu").result() == "cpu"
     assert backends.chosen("prune", "cpu") == "cpu"
-
-
-def test_backends_agree() -> None:
-    arguments = prune(dtype=torch.float64)
-    with ocvtp.use_backend("reference"):
-        tokens, ids = torch.ops.ocvtp.prune(*arguments)
-    assert torch.equal(torch.ops.ocvtp.prune(*arguments)[0], tokens)
-    assert torch.equal(torch.ops.ocvtp.prune(*arguments)[1], ids)

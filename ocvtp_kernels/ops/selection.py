@@ -76,7 +76,8 @@ define(
     " SymInt? num_tokens=None) -> Tensor",
     check=_check_resolve_picks,
     fake=_fake_resolve_picks,
-    kernels={"reference": reference.resolve_picks},
+    # Integers alone, and no loop: there is nothing to accumulate wider on the CPU.
+    kernels={"reference": reference.resolve_picks, "cpu": reference.resolve_picks},
 )
 
 
