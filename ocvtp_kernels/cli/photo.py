@@ -22,9 +22,10 @@ def open_photo(path: Path) -> Image.Image:
         raise ValueError("no such file") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a whole image: {error}") from error
-    if photo.mode.startswith("I;16"):
-        # Pillow would clip 16 bits to 8 instead of scaling them.
-        photo = Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
+    if photo.mode.startswith("I"):
+        # 16 bits of grey, which Pillow would clip to 8 instead of scaling.
+        grey = np.asarray(photo).clip(0, 65535) // 256
+        photo = Image.fromarray(grey.astype(np.uint8))
     if photo.has_transparency_data:
         photo = photo.convert("RGBA")
         white = Image.new("RGBA", photo.size, "white")
