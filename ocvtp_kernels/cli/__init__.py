@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from ocvtp_kernels.cli.bench import bench
 from ocvtp_kernels.cli.doctor import doctor
+from ocvtp_kernels.cli.flops import flops
 from ocvtp_kernels.cli.prune import prune
 
 app = typer.Typer(
@@ -15,6 +17,8 @@ app = typer.Typer(
 )
 app.command()(prune)
 app.command()(doctor)
+app.command()(bench)
+app.command()(flops)
 
 
 def main() -> None:

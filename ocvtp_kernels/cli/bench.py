@@ -1,0 +1,85 @@
+"""``ocvtp bench``: from the benchmark's result files to a page, tables and projections."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.report.drawing import require_matplotlib
+from ocvtp_kernels.report.page import page
+from ocvtp_kernels.report.projections import projections_page, read_counts
+from ocvtp_kernels.report.results import read_results
+from ocvtp_kernels.report.tables import readme_tables, rewrite_between_markers
+
+REPORT, PROJECTIONS = Path("bench/report.html"), Path("docs/projections.md")
+FAILED = 2
+
+
+def bench(
+    report: Annotated[bool, typer.Option("--report", help="Write the report page.")] = False,
+    projections: Annotated[
+        bool, typer.Option("--projections", help="Write the page of roofline projections.")
+    ] = False,
+    results: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of <device>/<kind>.json.")
+    ] = Path("bench/results"),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help=f"What to write; {REPORT}, or {PROJECTIONS}, if left out."
+        ),
+    ] = None,
+    readme: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="With --report: file whose tables between markers to rewrite."
+        ),
+    ] = None,
+    counts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --projections: JSON of counted kernel costs."),
+    ] = None,
+) -> None:
+    """Report benchmark results, or project them from datasheets. It measures nothing itself.
+
+    Exit code: 0, written; 2, an option or a file is wrong and nothing was written.
+    """
+    try:
+        if report == projections:
+            raise ValueError("expected one of --report and --projections (`make bench` measures)")
+        if projections and readme is not None:
+            raise ValueError("readme: goes with --report")
+        if report and counts is not None:
+            raise ValueError("counts: goes with --projections")
+        if readme is not None and readme.resolve() == (output or REPORT).resolve():
+            raise ValueError(f"readme: expected another file than the report's, got {readme}")
+        found = read_results(results)
+        texts: dict[Path, str] = {}
+        if projections:
+            texts[output or PROJECTIONS] = projections_page(
+                found, {} if counts is None else read_counts(counts)
+            )
+        else:
+            if not found:
+                raise ValueError(f"results: no */micro.json or */e2e.json in {results}")
+            require_matplotlib()
+            texts[output or REPORT] = page(found)
+            if readme is not None:
+                texts[readme] = _with_tables(readme, readme_tables(found))
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"ocvtp bench: {error}", err=True)
+        raise typer.Exit(FAILED) from error
+    for path, text in texts.items():
+        write_aside(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        typer.echo(path)
+
+
+def _with_tables(readme: Path, tables: str) -> str:
+    try:
+        return rewrite_between_markers(readme.read_text(encoding="utf-8"), tables)
+    except ValueError as error:
+        raise ValueError(f"{readme}: {error}") from error

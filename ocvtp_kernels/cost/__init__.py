@@ -1,0 +1,1 @@
+"""What a vision-language model costs before and after pruning, counted from its dimensions."""

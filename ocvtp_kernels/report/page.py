@@ -1,0 +1,266 @@
+"""The report: one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from ocvtp_kernels.report import pictures
+from ocvtp_kernels.report.drawing import MARKERS, SERIES, STAND_INS, Picture
+from ocvtp_kernels.report.results import STAGES, MicroRow, ResultFile
+from ocvtp_kernels.report.style import CSS
+from ocvtp_kernels.report.tables import (
+    STAGE_NAMES,
+    Comparison,
+    budget_text,
+    compare,
+    duration,
+    loss_text,
+    losses,
+    provenance,
+    ratio_text,
+    stage_texts,
+    summary,
+    three_digits,
+    times_text,
+    without_ours,
+    workload_text,
+)
+
+KIND_NAMES = {"micro": "Micro-benchmarks", "e2e": "End to end"}
+DTYPES = ("bfloat16", "float16", "float32")  # the headline's, the first measured
+
+
+def page(results: dict[str, list[ResultFile]]) -> str:
+    """The whole page, a section per device."""
+    body = "".join(_device(slug, files) for slug, files in results.items())
+    links = " · ".join(
+        f'<a href="#{escape(slug)}">{escape(files[0].device)}</a>'
+        for slug, files in results.items()
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>ocvtp-kernels: benchmarks</title>
+<style>
+{CSS}
+</style>
+</head>
+<body>
+<h1>ocvtp-kernels: benchmarks</h1>
+<p>Every figure here was read from a result file. A <em>ratio</em> is a baseline's time over ours:
+above 1×, ours is faster. A spread runs from the 20th to the 80th percentile. B images, N tokens,
+K slots, T kept tokens (where T is not K); widths are C 1024 and D 512 unless said.</p>
+<p class="soft">Devices: {links}</p>
+{body}</body>
+</html>
+"""
+
+
+def _device(slug: str, files: Sequence[ResultFile]) -> str:
+    parts = [f'<section id="{escape(slug)}">\n<h2>{escape(files[0].device)}</h2>']
+    kinds = {file.kind for file in files}
+    for file in sorted(files, key=lambda file: file.kind, reverse=True):
+        parts += _micro(file) if file.kind == "micro" else _end_to_end(file)
+    for kind, name in KIND_NAMES.items():
+        if kind not in kinds:
+            parts.append(f"<h3>{name}</h3><p>Not measured on this device: no {kind}.json.</p>")
+    parts.append("<h3>Where these figures come from</h3>")
+    parts += [
+        f'<p class="soft">{escape(f"{f.path.parent.name}/{f.path.name}")} · {escape(f.device)}'
+        f" · {escape(provenance(f))}</p>"
+        for f in files
+    ]
+    return "\n".join([*parts, "</section>\n"])
+
+
+def _micro(file: ResultFile) -> list[str]:
+    rows, comparisons = file.measured(), compare(file.micro)
+    colours = pictures.colours_of(file.micro)
+    main = [row for row in rows if row.op == "prune"]
+    others = [row for row in rows if row.op != "prune"]
+    parts = [_tiles(file, comparisons), _where_we_lose(file, comparisons)]
+    if rows:
+        parts.append(f"<h3>prune</h3>{_legend(_only(colours, main))}")
+        parts.append(
+            _speed(main, comparisons, colours)
+            if main
+            else "<p>prune has no figure in this file.</p>"
+        )
+        parts.append("<h3>Roofline</h3>" + _roofline(file, colours))
+    if others:
+        parts.append("<details><summary>The other ops</summary>")
+        parts += [
+            _legend(_only(colours, others)),
+            _speed(others, comparisons, colours),
+            "</details>",
+        ]
+    if rows:
+        parts.append("<details><summary>Every figure</summary>" + _all_rows(rows, comparisons))
+        parts.append("</details>")
+    if refused := file.refused():
+        parts += ["<h3>Refused</h3>", _refused(refused)]
+    return parts
+
+
+def _refused(rows: Sequence[MicroRow]) -> str:
+    """What did not pass the gate, once per reason."""
+    held: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        key = (f"{row.op} {row.direction}", row.shown_variant, row.gate_note or "none recorded")
+        held.setdefault(key, []).append(workload_text(row.workload))
+    items = "".join(
+        f"<li><b>{escape(op)}, {escape(variant)}</b>: {escape(reason)}"
+        f'<br><span class="soft">{escape("; ".join(workloads))}</span></li>'
+        for (op, variant, reason), workloads in held.items()
+    )
+    return f"<p>These did not pass the correctness gate, so they have no time.</p><ul>{items}</ul>"
+
+
+def _tiles(file: ResultFile, comparisons: Sequence[Comparison]) -> str:
+    """The headline: prune forward on the smallest workload of the first dtype there is."""
+    rows = [r for r in file.measured() if (r.op, r.direction) == ("prune", "forward") and r.is_ours]
+    tiles = []
+    if rows:
+        order = {dtype: i for i, dtype in enumerate(DTYPES)}
+        row = min(rows, key=lambda r: (order.get(r.workload.dtype, 9), *_sizes(r)))
+        if row.times is not None:
+            where = f"prune, {workload_text(row.workload)}"
+            tiles.append(("ours", duration(row.times.median), where))
+        for c in comparisons:
+            if (c.op, c.direction, c.workload) == (row.op, row.direction, row.workload):
+                kind = "lost" if c.is_loss else ""
+                tiles.append((kind, f"{three_digits(c.ratio)}×", f"{c.baseline} over ours, there"))
+    if comparisons:
+        lost = sum(c.is_loss for c in comparisons)
+        what = "comparisons, all ops, in which a baseline is faster"
+        tiles.append(("lost" if lost else "", f"{lost} of {len(comparisons)}", what))
+    inner = "".join(
+        f'<div class="tile {kind}"><b>{escape(big)}</b><span>{escape(small)}</span></div>'
+        for kind, big, small in tiles
+    )
+    return f'<div class="tiles">{inner}</div>'
+
+
+def _sizes(row: MicroRow) -> tuple[int, int, int]:
+    return row.workload.batch, row.workload.num_tokens, row.workload.num_slots or 0
+
+
+def _where_we_lose(file: ResultFile, comparisons: Sequence[Comparison]) -> str:
+    text = f"<h3>Where we lose</h3><p>{escape(summary(file, comparisons))}</p>"
+    if lost := losses(comparisons):
+        items = "".join(f"<li>{escape(loss_text(c))}</li>" for c in lost)
+        text += f'<ol class="losses">{items}</ol>'
+    if alone := without_ours(file.micro):
+        items = "".join(f"<li>{escape(f'{op} {d}, {workload_text(w)}')}</li>" for op, d, w in alone)
+        text += f"<p>A baseline has a time here and ours has none:</p><ul>{items}</ul>"
+    return text
+
+
+def _speed(
+    rows: Sequence[MicroRow], comparisons: Sequence[Comparison], colours: dict[str, str]
+) -> str:
+    parts = []
+    for against, title in (("batch", "Latency against batch"), ("num_tokens", "Latency against N")):
+        drawn = pictures.latency_pictures(rows, against, colours)
+        note = f"{title} was measured at one size only." if not drawn else title
+        parts.append(f"<h4>{note}</h4>{_figures(drawn)}")
+    ratios = []
+    for kind in dict.fromkeys((row.op, row.direction, row.workload.dtype) for row in rows):
+        mine = [c for c in comparisons if (c.op, c.direction, c.workload.dtype) == kind]
+        ratios += [pictures.ratio_picture(mine, colours)] if mine else []
+    if ratios:
+        parts.append(f"<h4>Against each baseline</h4>{_figures(ratios)}")
+    return "".join(parts)
+
+
+def _roofline(file: ResultFile, colours: dict[str, str]) -> str:
+    drawn = pictures.roofline_pictures(file, colours)
+    if not drawn:
+        return "<p>Not drawn: the file lacks measured ceilings or counted FLOPs and bytes.</p>"
+    markers = pictures.markers_of(file.micro)
+    ops = "".join(f"<li>{MARKERS[m]} {escape(op)}</li>" for op, m in markers.items())
+    legend = _legend(_only(colours, file.measured()))
+    return f'{legend}<ul class="legend soft">{ops}</ul>{_figures(drawn)}'
+
+
+def _end_to_end(file: ResultFile) -> list[str]:
+    if not file.e2e:
+        return ["<h3>End to end</h3><p>The file holds no row.</p>"]
+    colours = {
+        STAGE_NAMES[stage]: SERIES[0] if stage == "pruner" else SERIES[i + 1]
+        for i, stage in enumerate(STAGES)
+    }
+    rows = ((r.model, budget_text(r), *stage_texts(r)) for r in file.e2e)
+    return [
+        "<h3>End to end, by stage</h3>",
+        _legend(colours),
+        _figures(pictures.stage_pictures(file.e2e)),
+        _table(("model", "vision tokens", *STAGE_NAMES.values()), rows),
+    ]
+
+
+def _all_rows(rows: Sequence[MicroRow], comparisons: Sequence[Comparison]) -> str:
+    ratios = {(c.op, c.direction, c.workload, c.baseline): ratio_text(c) for c in comparisons}
+
+    def cells(row: MicroRow) -> Iterable[str]:
+        yield from (f"{row.op} {row.direction}", row.shown_variant, workload_text(row.workload))
+        yield "" if row.times is None else times_text(row.times)
+        yield ratios.get((row.op, row.direction, row.workload, row.variant), "")
+        for value in (row.tflops, row.gb_s):
+            yield "" if value is None else three_digits(value)
+        yield "" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}"
+
+    header = (
+        "op",
+        "variant",
+        "workload",
+        "time per call",
+        "ratio",
+        "TFLOP/s",
+        "GB/s",
+        "of ceiling",
+    )
+    return _table(header, (tuple(cells(row)) for row in rows))
+
+
+def _figures(drawn: Iterable[Picture]) -> str:
+    inner = "".join(
+        f"<figure>{p.svg.replace('<svg', _label(p.caption), 1)}"
+        f"<figcaption>{escape(p.caption)}</figcaption></figure>"
+        for p in drawn
+    )
+    return f'<div class="pictures">{inner}</div>' if inner else ""
+
+
+def _label(caption: str) -> str:
+    return f'<svg role="img" aria-label="{escape(caption)}"'
+
+
+def _only(colours: dict[str, str], rows: Sequence[MicroRow]) -> dict[str, str]:
+    """The colours that these rows use."""
+    seen = {row.shown_variant for row in rows}
+    return {name: colour for name, colour in colours.items() if name in seen}
+
+
+def _legend(colours: dict[str, str]) -> str:
+    items = "".join(
+        f'<li><i style="background:var(--{STAND_INS[c]})"></i>{escape(name)}</li>'
+        for name, c in colours.items()
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{' class=wide' if len(cell) > 40 else ''}>{escape(cell)}</td>" for cell in row
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'

@@ -1,0 +1,215 @@
+"""Roofline projections of the planned chain of GPU kernels, from datasheets and counted costs.
+
+A stage's projected time is the larger of its FLOPs over the datasheet's matrix rate and its bytes
+over the datasheet's bandwidth, plus one launch latency per launch. The costs are formulas until
+kernels supply counted ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ocvtp_kernels.report.costs import CHUNKS, HALF, ITERATIONS, ONE_TILE_SLOTS, STAGES, Cost, Size
+from ocvtp_kernels.report.fields import ResultError, load_json
+from ocvtp_kernels.report.results import ResultFile
+from ocvtp_kernels.report.tables import duration, markdown, three_digits, times_text
+
+LAUNCH_S = 2.5e-6
+
+
+class Chip(NamedTuple):
+    """A datasheet's ceilings: dense half-precision matrix TFLOP/s and HBM GB/s."""
+
+    name: str
+    tflops: float
+    gb_s: float
+    source: str
+
+
+HOPPER = "half of the 1,979 TFLOP/s printed with sparsity"
+CHIPS = (
+    Chip("V100", 125, 900, "NVIDIA V100 Tensor Core GPU datasheet, SXM2, float16"),
+    Chip("A100", 312, 2039, "NVIDIA A100 Tensor Core GPU datasheet, 80 GB SXM, bfloat16"),
+    Chip("H100", 989.5, 3350, f"NVIDIA H100 Tensor Core GPU datasheet, SXM, bfloat16; {HOPPER}"),
+    Chip("H200", 989.5, 4800, f"NVIDIA H200 Tensor Core GPU datasheet, SXM, bfloat16; {HOPPER}"),
+)
+SIZES = tuple(Size(b, n, k) for n, k in ((576, 64), (2880, 160)) for b in (1, 8, 64))
+Counts = dict[Size, list[Cost]]
+
+
+def costs(size: Size, counts: Counts) -> list[Cost]:
+    """The chain's costs: counted where there are counts for this size, else by formula."""
+    return counts.get(size) or [stage(size) for stage in STAGES]
+
+
+def compute_s(cost: Cost, chip: Chip) -> float:
+    """Seconds of arithmetic at the datasheet's rate."""
+    return cost.flops / (chip.tflops * 1e12)
+
+
+def memory_s(cost: Cost, chip: Chip) -> float:
+    """Seconds of memory traffic at the datasheet's rate."""
+    return cost.bytes / (chip.gb_s * 1e9)
+
+
+def projected_s(chain: Sequence[Cost], chip: Chip) -> float:
+    """Projected seconds of the chain."""
+    return sum(
+        cost.launches * LAUNCH_S + max(compute_s(cost, chip), memory_s(cost, chip))
+        for cost in chain
+    )
+
+
+def read_counts(path: Path) -> Counts:
+    """Costs counted on the kernels themselves, each the sum over the kernel's launches of a call.
+
+    The file: ``{"schema": 1, "workloads": [{"batch", "num_tokens", "num_slots", "kernels":
+    [{"kernel", "launches", "flops", "bytes"}]}]}``.
+
+    Raises:
+        ResultError: the file is malformed.
+    """
+    top = load_json(path)
+    if (schema := top.get("schema")).count() != 1:
+        raise schema.wrong("schema 1")
+    counts: Counts = {}
+    for workload in top.get("workloads").items():
+        size = Size(*(workload.get(n).count() for n in ("batch", "num_tokens", "num_slots")))
+        if size in counts:
+            raise ResultError(f"{path}: {workload.place}: {size.text} a second time")
+        if not (kernels := workload.get("kernels").items()):
+            raise workload.get("kernels").wrong("at least one kernel")
+        counts[size] = [
+            Cost(
+                kernel.get("kernel").text(),
+                kernel.get("launches").count(),
+                kernel.get("flops").number(),
+                kernel.get("bytes").number(),
+                "counted",
+            )
+            for kernel in kernels
+        ]
+    return counts
+
+
+def measured_text(results: dict[str, list[ResultFile]], chip: Chip, size: Size) -> str:
+    """What a result file of this chip says of this size, at half precision."""
+    found = [
+        f"{times_text(row.times)}, {row.workload.dtype}"
+        for files in results.values()
+        for file in files
+        if chip.name in file.device
+        for row in file.measured()
+        if row.times is not None
+        and (row.op, row.direction, row.is_ours) == ("prune", "forward", True)
+        and row.workload[:3] == size[:3]
+        and row.workload.dtype in ("float16", "bfloat16")
+    ]
+    return "; ".join(found) or "not measured"
+
+
+def projections_page(results: dict[str, list[ResultFile]], counts: Counts) -> str:
+    """``docs/projections.md``."""
+    chips = [[c.name, f"{c.tflops:g}", f"{c.gb_s:g}", c.source] for c in CHIPS]
+    plain = Size(1, 1, 1)
+    blocks = [
+        "# Roofline projections",
+        "Written by `ocvtp bench --projections`, not by hand. **Every time and share on this page "
+        "is a projection** unless its column says *measured*. Projections come from datasheets and "
+        "from the costs of kernels that need not exist yet; they show what the work could take, "
+        "and where launching would take longer.",
+        "## Assumptions",
+        "\n".join(
+            f"* {line}"
+            for line in (
+                "A stage takes the larger of FLOPs / datasheet matrix rate and bytes / datasheet "
+                f"bandwidth, and {LAUNCH_S * 1e6:g} µs a launch; stages run one after another.",
+                "Optimistic: no chip reaches its datasheet, and small matrices do not fill it. "
+                "Softmax, GELU, LayerNorm, GRU gates and the selection's sorting are free.",
+                "Pessimistic: caches hold nothing from one launch to the next.",
+                f"Half precision ({HALF} bytes a number), float32 sums, folded weights; within a "
+                "launch every matrix moves once.",
+                f"{ITERATIONS} iterations, the last without mean, GRU and FFN. `compete` computes "
+                f"the logits again for each of {CHUNKS} chunks of D; beyond K {ONE_TILE_SLOTS} the "
+                "logits are computed in one more pass.",
+                f"C {plain.width}, H and F {plain.hidden}, D {plain.slot_dim}; as many kept tokens "
+                "as slots, and final tokens as wide as reference tokens.",
+            )
+        ),
+        "## Ceilings",
+        markdown(["chip", "dense TFLOP/s", "GB/s", "datasheet"], chips),
+        "## The whole pruner",
+        _chips_table(results, counts),
+        _beside_the_paper(counts),
+        "## Stage by stage",
+        "Costs of a whole call, then what each stage is projected to take, launches included.",
+    ]
+    for size in SIZES:
+        blocks += [f"### {size.text}", _stages_table(costs(size, counts))]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _chips_table(results: dict[str, list[ResultFile]], counts: Counts) -> str:
+    rows = []
+    for chip in CHIPS:
+        for size in SIZES:
+            chain = costs(size, counts)
+            total = projected_s(chain, chip)
+            launches = sum(cost.launches for cost in chain)
+            bounds = {
+                "launches": launches * LAUNCH_S,
+                "arithmetic": sum(
+                    c for k in chain if (c := compute_s(k, chip)) >= memory_s(k, chip)
+                ),
+                "memory": sum(m for k in chain if (m := memory_s(k, chip)) > compute_s(k, chip)),
+            }
+            rows.append(
+                [
+                    chip.name,
+                    size.text,
+                    f"{duration(total)} ({chain[0].source})",
+                    *(f"{share / total:.0%}" for share in bounds.values()),
+                    duration(total / size.batch),
+                    measured_text(results, chip, size),
+                ]
+            )
+    header = ["chip", "workload", "projection (costs)", "projected share: launches", "arithmetic"]
+    return markdown([*header, "memory", "projection per image", "measured"], rows)
+
+
+def _beside_the_paper(counts: Counts) -> str:
+    """The published saving (arXiv 2511.20439: V100, batch 1, ms per image), and the projection."""
+    before, after = 811.8, 287.3
+    chip, size = CHIPS[0], Size(1, 2880, 160)
+    seconds = projected_s(costs(size, counts), chip)
+    return (
+        f"The paper reports {before} ms per image without and {after} ms with pruning on one "
+        f"{chip.name} (LLaVA-NeXT, {size.num_slots} of {size.num_tokens} tokens): "
+        f"{before - after:.1f} ms less. The projected pruner, {duration(seconds)}, is "
+        f"{seconds / (before - after) * 1e3:.2%} of that saving."
+    )
+
+
+def _stages_table(chain: Sequence[Cost]) -> str:
+    source = chain[0].source
+    header = ["stage", "launches", f"GFLOP ({source})", f"MB ({source})"]
+    header += [f"{chip.name} (projection)" for chip in CHIPS]
+    total = Cost(
+        "all",
+        sum(cost.launches for cost in chain),
+        sum(cost.flops for cost in chain),
+        sum(cost.bytes for cost in chain),
+    )
+    rows = [
+        [
+            cost.stage,
+            str(cost.launches),
+            three_digits(cost.flops / 1e9),
+            three_digits(cost.bytes / 1e6),
+            *(duration(projected_s(part, chip)) for chip in CHIPS),
+        ]
+        for cost, part in [*((c, [c]) for c in chain), (total, list(chain))]
+    ]
+    return markdown(header, rows)

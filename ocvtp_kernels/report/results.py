@@ -1,0 +1,202 @@
+"""The benchmark's result files, ``<results>/<device>/{micro,e2e}.json``, read with types.
+
+A file that does not keep to schema 1 is refused with the file and the field named: a report must
+never be drawn from half of a measurement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from ocvtp_kernels.report.fields import Field, ResultError, load_json
+
+SCHEMA = 1
+KINDS = ("micro", "e2e")
+DIRECTIONS = ("forward", "backward")
+STAGES = ("encoder", "pruner", "projector", "prefill", "decode_per_token")
+
+
+class Workload(NamedTuple):
+    """What an op was timed on; None where the op has no such size."""
+
+    batch: int
+    num_tokens: int
+    num_slots: int | None
+    budget: int | None
+    in_dim: int | None
+    slot_dim: int | None
+    dtype: str
+
+
+class Times(NamedTuple):
+    """Seconds per call: median, 20th and 80th percentile over ``rounds`` rounds."""
+
+    median: float
+    p20: float
+    p80: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class MicroRow:
+    """One variant of one op on one workload."""
+
+    op: str
+    variant: str
+    direction: str
+    workload: Workload
+    times: Times | None  # None: refused by the correctness gate
+    flops: float | None  # per call
+    bytes: float | None  # per call, the least that must move
+    tflops: float | None
+    gb_s: float | None
+    share_of_ceiling: float | None
+    gate_note: str
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is this package's variant."""
+        return self.variant == ("prune" if self.op == "prune" else "ocvtp")
+
+    @property
+    def shown_variant(self) -> str:
+        """The variant's name for a reader: ours is "ocvtp" for every op."""
+        return "ocvtp" if self.is_ours else self.variant
+
+
+@dataclass(frozen=True)
+class EndToEndRow:
+    """One model at one budget; seconds per stage, None where a stage was not run."""
+
+    model: str
+    budget: int | None
+    num_tokens: int
+    stages: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """One result file and where it came from."""
+
+    path: Path
+    kind: str
+    device: str
+    driver: str | None
+    versions: dict[str, str]
+    commit: str
+    date: str
+    copy_gb_s: float | None  # measured
+    matmul_tflops: dict[str, float]  # measured, by dtype
+    micro: tuple[MicroRow, ...] = ()
+    e2e: tuple[EndToEndRow, ...] = ()
+
+    def measured(self) -> list[MicroRow]:
+        """The rows that passed the gate."""
+        return [row for row in self.micro if row.times is not None]
+
+    def refused(self) -> list[MicroRow]:
+        """The rows that did not."""
+        return [row for row in self.micro if row.times is None]
+
+
+def read_results(folder: Path) -> dict[str, list[ResultFile]]:
+    """Every result file under ``folder``, by the name of its device folder, both sorted.
+
+    Raises:
+        ResultError: a file is malformed.
+    """
+    found: dict[str, list[ResultFile]] = {}
+    for path in sorted(folder.glob("*/*.json")):
+        if path.stem in KINDS:
+            found.setdefault(path.parent.name, []).append(read_result(path))
+    return found
+
+
+def read_result(path: Path) -> ResultFile:
+    """One result file.
+
+    Raises:
+        ResultError: it is malformed.
+    """
+    top = load_json(path)
+    if (schema := top.get("schema")).count() != SCHEMA:
+        raise schema.wrong(f"schema {SCHEMA}")
+    kind = top.get("kind").text(KINDS)
+    if kind != path.stem:
+        raise top.get("kind").wrong(f"{path.stem!r}, after which the file is named")
+    driver, rows, date = top.get("driver"), top.get("rows").items(), top.get("date")
+    try:
+        datetime.fromisoformat(date.text().replace("Z", "+00:00"))
+    except ValueError as error:
+        raise date.wrong("an ISO date") from error
+    ceilings = top.get("ceilings") if kind == "micro" else None
+    micro = tuple(_micro_row(row) for row in rows) if kind == "micro" else ()
+    seen: dict[tuple[object, ...], int] = {}
+    for index, row in enumerate(micro):
+        key = (row.op, row.variant, row.direction, row.workload)
+        if (first := seen.setdefault(key, index)) != index:
+            raise ResultError(f"{path}: rows[{index}]: the same measurement as rows[{first}]")
+    return ResultFile(
+        path=path,
+        kind=kind,
+        device=top.get("device").text(),
+        driver=None if driver.value is None else driver.text(),
+        versions={
+            name: "not installed" if field.value is None else field.text()
+            for name, field in top.get("versions").members().items()
+        },
+        commit=top.get("commit").text(),
+        date=date.text(),
+        copy_gb_s=ceilings.get("copy_gb_s").optional_number() if ceilings else None,
+        matmul_tflops={
+            name: field.number()
+            for name, field in (ceilings.get("matmul_tflops").members() if ceilings else {}).items()
+        },
+        micro=micro,
+        e2e=tuple(_end_to_end_row(row) for row in rows) if kind == "e2e" else (),
+    )
+
+
+def _micro_row(row: Field) -> MicroRow:
+    size, gate = row.get("workload"), row.get("gate")
+    times = None
+    # A time beside a closed gate is not a time: such a row stays refused.
+    if gate.get("passed").flag():
+        median, p20, p80 = (row.get(n).seconds() for n in ("median_s", "p20_s", "p80_s"))
+        if not p20 <= median <= p80:
+            raise row.get("median_s").wrong(f"a median between p20_s {p20} and p80_s {p80}")
+        times = Times(median, p20, p80, row.get("rounds").count())
+    return MicroRow(
+        op=row.get("op").text(),
+        variant=row.get("variant").text(),
+        direction=row.get("direction").text(DIRECTIONS),
+        workload=Workload(
+            batch=size.get("batch").count(),
+            num_tokens=size.get("num_tokens").count(),
+            num_slots=size.get("num_slots").optional_count(),
+            budget=size.get("budget").optional_count(),
+            in_dim=size.get("in_dim").optional_count(),
+            slot_dim=size.get("slot_dim").optional_count(),
+            dtype=size.get("dtype").text(),
+        ),
+        times=times,
+        flops=row.get("flops").optional_number(),
+        bytes=row.get("bytes").optional_number(),
+        tflops=row.get("tflops").optional_number(),
+        gb_s=row.get("gb_s").optional_number(),
+        share_of_ceiling=row.get("share_of_ceiling").optional_number(),
+        gate_note=gate.get("note").string(),
+    )
+
+
+def _end_to_end_row(row: Field) -> EndToEndRow:
+    stages = row.get("stages")
+    return EndToEndRow(
+        model=row.get("model").text(),
+        budget=row.get("budget").optional_count(),
+        num_tokens=row.get("num_tokens").count(),
+        stages={stage: stages.get(stage).optional_number() for stage in STAGES},
+    )

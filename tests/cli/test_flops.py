@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ocvtp_kernels.cli import app
+from ocvtp_kernels.cost import flops
+from ocvtp_kernels.cost.models import LLAVA_NEXT_7B, MODELS
+
+
+def told(*options: str) -> str:
+    result = CliRunner().invoke(app, ["flops", *options])
+    assert result.exit_code == 0
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def facts() -> dict[str, Any]:
+    return json.loads(told("--json"))
+
+
+def test_json_has_every_model_at_every_budget(facts: dict[str, Any]) -> None:
+    assert [model["name"] for model in facts["models"]] == [model.name for model in MODELS]
+    for model, row in zip(MODELS, facts["models"], strict=True):
+        assert [cost["kept"] for cost in row["costs"]] == [row["vision_tokens"], *model.budgets]
+        for budget, cost in zip((None, *model.budgets), row["costs"], strict=True):
+            now = flops.cost(model, budget)
+            for field in fields(now):
+                assert cost[field.name] == getattr(now, field.name)
+            assert (cost["total"], cost["total_causal"]) == (now.total, now.total_causal)
+
+
+def test_shares_and_savings_follow_from_the_counts(facts: dict[str, Any]) -> None:
+    for model in facts["models"]:
+        full, *pruned = model["costs"]
+        assert set(full["pruner_share"].values()) == {0} == set(full["saved"].values())
+        for cost in pruned:
+            share, plain, folded = cost["pruner_share"], cost["pruner_plain"], cost["pruner_folded"]
+            assert share["plain_of_full"] == pytest.approx(plain / full["total"])
+            assert share["folded_of_full"] == pytest.approx(folded / full["total"])
+            assert share["folded_of_pruned"] == pytest.approx(folded / cost["total"])
+            rest = sum(cost[part] for part in ("vision", "projector", "language", "lm_head"))
+            assert share["plain_of_pruned"] == pytest.approx(plain / (rest + plain))
+            for name, saved in cost["saved"].items():
+                assert saved == pytest.approx(1 - cost[name] / full[name])
+
+
+def test_every_number_of_a_cost_says_what_it_counts(facts: dict[str, Any]) -> None:
+    for cost in facts["models"][0]["costs"]:
+        names = {*cost, *cost["pruner_share"], "importance"} - {"pruner_share"}
+        assert names <= set(facts["counted"])
+
+
+def test_text_has_the_papers_figures_in_100_columns() -> None:
+    text = told()
+    assert max(map(len, text.splitlines())) <= 100
+    for model in MODELS:
+        assert f"{model.name}: {model.tower.vision_tokens} vision + 32 text tokens" in text
+    section = text.split(f"{LLAVA_NEXT_7B.name}: ")[1].split("\n\n")[0]
+    rows = [line.split() for line in section.splitlines()]
+    printed = {row[0]: row for row in rows if row[0].isdigit()}
+    assert printed["2880"][1] == "33.76" and printed["160"][1] == "1.95"
+
+
+def test_text_shows_the_pruners_share_in_thousandths() -> None:
+    rows = [line.split() for line in told().splitlines()]
+    budgets = {str(budget) for model in MODELS for budget in model.budgets}
+    shares = [row[-2:] for row in rows if row and row[0] in budgets]
+    assert len(shares) == sum(len(model.budgets) for model in MODELS)
+    costs = [
+        (flops.cost(model, budget), flops.cost(model, None))
+        for model in MODELS
+        for budget in model.budgets
+    ]
+    for (of_full, of_pruned), (now, full) in zip(shares, costs, strict=True):
+        assert of_full == f"{1000 * now.pruner_folded / full.total:.2f}"
+        assert of_pruned == f"{1000 * now.pruner_folded / now.total:.2f}"
+
+
+def test_help_is_there() -> None:
+    result = CliRunner().invoke(app, ["flops", "--help"])
+    assert result.exit_code == 0 and "Usage" in result.output

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ocvtp_kernels.report import costs
+from ocvtp_kernels.report.fields import ResultError
+from ocvtp_kernels.report.projections import (
+    CHIPS,
+    LAUNCH_S,
+    SIZES,
+    projected_s,
+    projections_page,
+    read_counts,
+)
+from ocvtp_kernels.report.results import read_results
+from tests.report.samples import content, micro_row, write
+
+
+def test_the_planned_chain_costs_what_the_folded_algebra_costs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = costs.Size(1, 576, 64)
+    n, k, c, h, d = 576, 64, 1024, 2048, 512
+    step = 2 * k * d * (d + 1) + 4 * k * n * d + 12 * k * d * d + 4 * k * d * h
+    exact = 2 * n * (c * h + h * d) + 2 * step + 2 * k * d * (d + 1) + 2 * k * n * d
+    again = 2 * 2 * k * n * d  # the second D chunk's logits, twice
+    chain = [stage(size) for stage in costs.STAGES]
+    assert sum(cost.flops for cost in chain) == exact + again
+    monkeypatch.setattr(costs, "CHUNKS", 1)
+    assert sum(stage(size).flops for stage in costs.STAGES) == exact
+    assert exact == pytest.approx(4.85e9, rel=2e-3)
+
+
+def test_more_slots_than_a_tile_take_one_more_pass() -> None:
+    for stage, more in ((costs.compete, 2), (costs.last_iteration, 1)):
+        inside, beyond = stage(costs.Size(8, 576, 128)), stage(costs.Size(8, 576, 129))
+        assert beyond.launches == inside.launches + more
+
+
+def test_a_projection_is_never_below_its_launches_or_either_ceiling() -> None:
+    for size in SIZES:
+        chain = [stage(size) for stage in costs.STAGES]
+        for chip in CHIPS:
+            time = projected_s(chain, chip) - LAUNCH_S * sum(cost.launches for cost in chain)
+            assert time >= sum(cost.flops for cost in chain) / chip.tflops / 1e12 * 0.999
+            assert time >= sum(cost.bytes for cost in chain) / chip.gb_s / 1e9 * 0.999
+
+
+def test_counted_costs_replace_formulas_and_measurements_stand_beside(tmp_path: Path) -> None:
+    counted = {
+        "schema": 1,
+        "workloads": [
+            {
+                "batch": 1,
+                "num_tokens": 576,
+                "num_slots": 64,
+                "kernels": [{"kernel": "all_in_one", "launches": 1, "flops": 1e9, "bytes": 1e6}],
+            }
+        ],
+    }
+    path = tmp_path / "counts.json"
+    path.write_text(json.dumps(counted), encoding="utf-8")
+    rows = [micro_row("prune", "prune", 5e-4, workload={"dtype": "bfloat16"})]
+    write(tmp_path, content("micro", rows, device="Imaginary A100"))
+    text = projections_page(read_results(tmp_path), read_counts(path))
+    assert "| all_in_one | 1 | 1.00 | 1.00 |" in text and "GFLOP (counted)" in text
+    measured = [line for line in text.splitlines() if "500 µs (450 to 550), bfloat16" in line]
+    assert len(measured) == 1 and measured[0].startswith("| A100 | B 1, N 576, K 64 |")
+    assert "GFLOP (formula)" in text
+
+    del counted["workloads"][0]["kernels"][0]["bytes"]  # type: ignore[index]
+    path.write_text(json.dumps(counted), encoding="utf-8")
+    with pytest.raises(ResultError, match=r"workloads\[0\].kernels\[0\].bytes: missing"):
+        read_counts(path)
