@@ -1,0 +1,81 @@
+"""What every op promises on a GPU: the CPU's answer, no wait for the device, graph replay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops.cases import ARGUMENTS, op, outputs
+from tests.ops.test_every_op import map_tensors
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+]
+EVERY_OP = pytest.mark.parametrize("name", ARGUMENTS)
+
+
+@pytest.fixture(autouse=True)
+def exact_float32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def on_gpu(name: str, **changes: Any) -> Any:
+    return map_tensors(Tensor.cuda, ARGUMENTS[name](**changes))
+
+
+@EVERY_OP
+@pytest.mark.parametrize("batch", [1, 3])
+def test_small_cases_give_the_cpus_answer(name: str, batch: int) -> None:
+    expected = outputs(op(name)(*ARGUMENTS[name](batch=batch, dtype=torch.float64)))
+    got = outputs(op(name)(*on_gpu(name, batch=batch, dtype=torch.float64)))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a.cpu(), b)
+
+
+@EVERY_OP
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_never_waits_for_the_device(name: str, dtype: torch.dtype) -> None:
+    arguments = on_gpu(name, dtype=dtype)
+    op(name)(*arguments)
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        op(name)(*arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+@EVERY_OP
+def test_a_captured_call_replays_on_new_inputs(name: str) -> None:
+    arguments = on_gpu(name)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            op(name)(*arguments)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = outputs(op(name)(*arguments))
+    # The second image takes the first one's place, and nothing of the first answer is left.
+    for tensor in [a for a in arguments if isinstance(a, Tensor) and a.dim() > 2]:
+        tensor.copy_(tensor.flip(0).clone())
+    for tensor in captured:
+        tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+    graph.replay()
+    for a, b in zip(captured, outputs(op(name)(*arguments)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@EVERY_OP
+def test_two_runs_are_bitwise_equal(name: str) -> None:
+    first, second = (outputs(op(name)(*on_gpu(name))) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
