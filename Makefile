@@ -36,6 +36,8 @@ lint: .venv/.extra-lint
 
 bench: .venv/.extra-test
 	$(BIN)/python -m pytest bench
+	$(BIN)/python -m bench.run micro
+	$(BIN)/python -m bench.run e2e
 
 # Never skipped: whoever asks for the native objects gets them, or an error.
 native: .venv/.tools

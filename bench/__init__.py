@@ -1,0 +1,1 @@
+"""The bench: correctness gate first, then interleaved timings beside measured ceilings."""

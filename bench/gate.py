@@ -1,0 +1,254 @@
+"""The gate before any figure: a variant is right on fresh inputs, twice, or it gets no time.
+
+Floats keep the error budget of CONTRIBUTING; ids are exact off ties in float32 and float64, and in
+half precision the kept tokens hold 99 % of each slot's largest attention. Between two looks the
+first outputs are poisoned and the inputs overwritten in place, so whoever returns what it computed
+before, or leaves a part unwritten, is found out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from bench.cases import Case, Inputs, Outputs, outputs_of
+from bench.timing import poison
+from bench.variants import Run, Variant, bind_backward, draw_grads
+
+FACTOR = 2.0  # of plain PyTorch's error
+# One draw of a few numbers may be lucky: plain PyTorch's error is the largest of several.
+YARDSTICK_SEEDS = (101, 102, 103)
+REGRET = 1e-2  # of a slot's largest attention, in half precision
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of a variant."""
+
+    passed: bool
+    note: str
+
+
+def judge(case: Case, variant: Variant, direction: str, seed: int) -> Verdict:
+    """Runs a variant on two different inputs, poisoning in between, and demands both right."""
+    try:
+        inputs, grads = fresh(case, direction, seed)
+        run = variant.bind(case, direction, inputs, grads)
+        note = _look(case, variant, direction, run, inputs, grads)
+        again, again_grads = fresh(case, direction, seed + 1)
+        if direction == "forward":
+            overwrite(inputs, again)
+        else:
+            # The forward pass holds on to its inputs: the gradients alone may change under it.
+            overwrite(grads, draw_grads(case, inputs, seed + 2))
+            note = _look(case, variant, direction, run, inputs, grads)
+            inputs, grads = again, again_grads
+            run = variant.bind(case, direction, inputs, grads)
+        note = _look(case, variant, direction, run, inputs, grads)
+    except Refused as refusal:
+        return Verdict(False, str(refusal))
+    except (RuntimeError, ValueError, TypeError, ImportError) as error:
+        first = str(error).strip().splitlines()[:1] or [""]
+        return Verdict(False, f"it fails: {type(error).__name__}: {first[0][:200]}")
+    return Verdict(True, note)
+
+
+class Refused(Exception):
+    """The sentence why outputs are wrong."""
+
+
+def fresh(case: Case, direction: str, seed: int) -> tuple[Inputs, Inputs]:
+    """Inputs, and backward the gradients of the outputs."""
+    inputs = case.inputs(seed)
+    return inputs, draw_grads(case, inputs, seed) if direction == "backward" else ()
+
+
+def overwrite(targets: Inputs, sources: Inputs) -> None:
+    """Other values in the same memory."""
+    with torch.no_grad():
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+
+
+def _look(
+    case: Case, variant: Variant, direction: str, run: Run, inputs: Inputs, grads: Inputs
+) -> str:
+    outputs = run()
+    kept = tuple(output.clone() for output in outputs)
+    poison(outputs)
+    return check(case, direction, kept, inputs, grads, plain=variant.plain)
+
+
+def check(
+    case: Case, direction: str, outputs: Outputs, inputs: Inputs, grads: Inputs, plain: bool
+) -> str:
+    """What is right about the outputs, in a few words.
+
+    Raises:
+        Refused: they are wrong.
+    """
+    wide = tuple(_double(tensor) for tensor in inputs)
+    if direction == "backward":
+        wide_grads = tuple(_double(tensor) for tensor in grads)
+        if case.kind == "kept":
+            return _scattered(outputs[0], inputs, wide, grads[0], case, plain)
+        oracle = bind_backward(case, case.reference, wide, wide_grads)()
+        yardstick = bind_backward(case, case.reference, inputs, grads)()
+        return _floats(outputs, yardstick, oracle, plain_errors(case, direction))
+    with torch.no_grad():
+        oracle = outputs_of(case.reference(*wide))
+        if case.kind == "exact":
+            _require(outputs[0].equal(oracle[0]), "ids differ from the reference's")
+            return "ids exact"
+        if case.kind == "floats":
+            yardstick = outputs_of(case.reference(*inputs))
+            return _floats(outputs, yardstick, oracle, plain_errors(case, direction))
+        assert case.scores is not None
+        scores = case.scores(*wide)
+        # The scores at the dtype given say how near two tokens tie.
+        near = case.scores(*inputs).double()
+        if case.kind == "argmax":
+            yardstick = outputs_of(case.reference(*inputs))
+            note = _argmax(outputs[0], scores, near, case, plain)
+            errors = plain_errors(case, direction)[1:]
+            return f"{note}, {_floats(outputs[1:], yardstick[1:], oracle[1:], errors)}"
+        return _kept(outputs, oracle[1], inputs, scores, near, case, plain)
+
+
+@lru_cache(maxsize=2)
+def plain_errors(case: Case, direction: str) -> tuple[float, ...]:
+    """Plain PyTorch's largest error in each output, as a share of the output's largest value."""
+    draws = []
+    for seed in YARDSTICK_SEEDS:
+        inputs, grads = fresh(case, direction, seed)
+        plain = Variant("plain", case.reference).bind(case, direction, inputs, grads)()
+        wide, wide_grads = (tuple(_double(t) for t in ts) for ts in (inputs, grads))
+        oracle = Variant("oracle", case.reference).bind(case, direction, wide, wide_grads)()
+        draws.append([_error(*pair) / _scale(pair[1]) for pair in zip(plain, oracle, strict=True)])
+    return tuple(max(errors) for errors in zip(*draws, strict=True))
+
+
+def _error(actual: Tensor, exact: Tensor) -> float:
+    return (actual.double() - exact).abs().max().item()
+
+
+def _scale(exact: Tensor) -> float:
+    """The largest value, or the smallest number there is."""
+    return max(exact.abs().max().item(), torch.finfo(torch.float64).tiny)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _require(right: bool, sentence: str) -> None:
+    if not right:
+        raise Refused(sentence)
+
+
+def _floats(
+    outputs: Outputs, yardstick: Outputs, oracle: Outputs, errors: tuple[float, ...]
+) -> str:
+    _require(len(outputs) == len(oracle), f"{len(outputs)} outputs instead of {len(oracle)}")
+    worst = 0.0
+    for place, (actual, plain, exact) in enumerate(zip(outputs, yardstick, oracle, strict=True)):
+        _require(actual.shape == exact.shape, f"output {place} has shape {list(actual.shape)}")
+        _require(actual.dtype == plain.dtype, f"output {place} is {actual.dtype}")
+        scale = _scale(exact)
+        plain_error = max(_error(plain, exact), errors[place] * scale)
+        allowed = FACTOR * plain_error + torch.finfo(plain.dtype).eps * scale
+        error = _error(actual, exact)
+        # Written so that NaN is refused.
+        _require(error <= allowed, f"output {place}: error {error:.2e}, allowed {allowed:.2e}")
+        worst = max(worst, error / allowed)
+    return f"error {worst:.2f} of the budget"
+
+
+def _slack(scores: Tensor, near: Tensor, case: Case, plain: bool) -> float:
+    """How far below a slot's best log-attention a pick may lie."""
+    if case.workload.torch_dtype.itemsize >= 4:
+        scale = scores.abs().max().item() * torch.finfo(case.workload.torch_dtype).eps
+        return FACTOR * (near - scores).abs().max().item() + scale
+    slack = -math.log1p(-REGRET)
+    if not plain:
+        return slack
+    own = scores.amax(-1) - scores.gather(-1, near.argmax(-1, keepdim=True)).squeeze(-1)
+    return max(slack, FACTOR * own.max().item())
+
+
+def _argmax(ids: Tensor, scores: Tensor, near: Tensor, case: Case, plain: bool) -> str:
+    size = scores.shape[-1]
+    _require(ids.dtype == torch.int64, f"ids are {ids.dtype}")
+    _require(bool(((ids >= 0) & (ids < size)).all()), "ids out of range")
+    lost = scores.amax(-1) - scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    return _regret(lost.max().item(), _slack(scores, near, case, plain), case)
+
+
+def _regret(lost: float, slack: float, case: Case) -> str:
+    regret = -math.expm1(-lost)
+    half = case.workload.torch_dtype.itemsize < 4
+    _require(
+        lost <= slack,
+        f"ids lose {regret:.1e} of a slot's largest attention"
+        + ("" if half else ", which is no tie"),
+    )
+    return f"regret {regret:.1e}" if lost > 0 else "ids exact"
+
+
+def _kept(
+    outputs: Outputs,
+    oracle: Tensor,
+    inputs: Inputs,
+    scores: Tensor,
+    near: Tensor,
+    case: Case,
+    plain: bool,
+) -> str:
+    tokens, ids = outputs
+    final, importance = inputs[case.wrt[0]], inputs[-1]
+    num_tokens = final.shape[1]
+    _require(ids.shape == oracle.shape and ids.dtype == torch.int64, "ids of another shape or kind")
+    _require(bool((ids[:, 1:] > ids[:, :-1]).all()), "ids not ascending and distinct")
+    _require(bool(((ids >= 0) & (ids < num_tokens)).all()), "ids out of range")
+    rows = ids.unsqueeze(-1).expand(-1, -1, final.shape[2])
+    _require(torch.equal(tokens, final.gather(1, rows)), "tokens are not the rows that ids name")
+    if torch.equal(ids, oracle):
+        return "ids exact"
+    slack = _slack(scores, near, case, plain)
+    best = scores.amax(-1, keepdim=True)
+    lost = (best.squeeze(-1) - scores.gather(-1, _by_slot(ids, scores)).amax(-1)).max().item()
+    note = _regret(lost, slack, case)
+    # Kept tokens that no slot picks are padding: no token left out may be more important.
+    inside = torch.zeros_like(importance, dtype=torch.bool).scatter(1, ids, True)
+    picked = (scores >= best - slack).any(dim=1)
+    padding = importance.masked_fill(~inside | picked, math.inf).amin(-1)
+    outside = importance.masked_fill(inside, -math.inf).amax(-1)
+    _require(bool((padding >= outside).all()), "padding is not the most important tokens")
+    return note
+
+
+def _scattered(
+    grad: Tensor, inputs: Inputs, wide: Inputs, given: Tensor, case: Case, plain: bool
+) -> str:
+    """The gradient of a gather: the rows given stand where tokens were kept, the rest is zero."""
+    assert case.scores is not None
+    place = case.wrt[0]
+    _require(grad.shape == inputs[place].shape, f"the gradient has shape {list(grad.shape)}")
+    rows = (grad != 0).any(-1)
+    _require(bool((rows.sum(-1) == given.shape[1]).all()), "another number of rows has a gradient")
+    ids = rows.nonzero()[:, 1].view(given.shape[:2])
+    where = ids.unsqueeze(-1).expand_as(given)
+    _require(torch.equal(grad.gather(1, where), given), "the gradient is not the rows given")
+    with torch.no_grad():
+        tokens = inputs[place].gather(1, where)
+        oracle = outputs_of(case.reference(*wide))[1]
+        scores, near = case.scores(*wide), case.scores(*inputs).double()
+        return _kept((tokens, ids), oracle, inputs, scores, near, case, plain)
+
+
+def _by_slot(ids: Tensor, scores: Tensor) -> Tensor:
+    return ids.unsqueeze(1).expand(-1, scores.shape[1], -1)

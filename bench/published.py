@@ -1,0 +1,77 @@
+"""The published path, as arXiv 2511.20439 runs it, to be compared with.
+
+Written from the published description: float32, one image after the other, keys and values
+projected, all three iterations complete, picks fetched to the host, a Python set, padding through
+a set that is built again for every token. Two things are given instead of computed: the initial
+slots, which the authors draw afresh, and the attention scores for padding, so that every variant
+answers the same question.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import OCPruner
+
+
+def slot_attention_map(pruner: OCPruner, tokens: Tensor, slots: Tensor) -> Tensor:
+    """The last iteration's attention ``[1, K, N]``: tokens ``[1, N, C]``, slots ``[1, K, D]``."""
+    part = pruner.aggregat
+    x = part.norm_in(pruner.encode_project(tokens))
+    keys, values = part.proj_k(x), part.proj_v(x)
+    _, num_slots, dim = slots.shape
+    attention = slots.new_empty(0)
+    for _ in range(part.num_iter):
+        before = slots
+        queries = part.proj_q(part.norm_slots_0(slots))
+        logits = torch.einsum("bkd,bnd->bkn", queries, keys) * dim**-0.5
+        attention = logits.softmax(dim=1)
+        weights = attention / (attention.sum(dim=-1, keepdim=True) + 1e-5)
+        updates = torch.einsum("bkn,bnd->bkd", weights, values)
+        slots = part.gru(updates.reshape(-1, dim), before.reshape(-1, dim))
+        slots = slots.reshape(1, num_slots, dim)
+        slots = slots + part.ffn(part.norm_slots_1(slots))
+    return attention
+
+
+def padded_ids(attention: Tensor, scores: Tensor, budget: int) -> list[int]:
+    """Ids kept of one image, ascending: attention ``[1, K, N]``, scores ``[1, N]``."""
+    picked = set()
+    for slot in attention[0].topk(1, dim=-1).indices.tolist():
+        picked.update(slot)
+    if len(picked) > budget:
+        picked = set(list(picked)[:budget])
+    if len(picked) < budget:
+        chosen = sorted(picked)
+        order = scores[0].argsort(descending=True).tolist()
+        spare = [token for token in order if token not in set(chosen)]
+        picked.update(spare[: budget - len(picked)])
+    return sorted(picked)
+
+
+@torch.no_grad()
+def published_prune(
+    pruner: OCPruner,
+    reference: Tensor,
+    final: Tensor,
+    slots_init: Tensor,
+    scores: Tensor,
+    budget: int,
+) -> tuple[Tensor, Tensor]:
+    """Kept tokens ``[B, T, C]`` and ids ``[B, T]``.
+
+    Args:
+        pruner: plain, in float32.
+        reference: ``[B, N, C_in]``; final: ``[B, N, C]``; slots_init: ``[B, K, D]``.
+        scores: ``[B, N]``, the attention that pads; budget: T.
+    """
+    tokens, ids = [], []
+    for image in range(reference.shape[0]):
+        one = slice(image, image + 1)
+        attention = slot_attention_map(pruner, reference[one].float(), slots_init[one].float())
+        kept = padded_ids(attention, scores[one], budget)
+        rows = torch.tensor(kept, dtype=torch.int64, device=final.device)
+        tokens.append(final[image].index_select(0, rows))
+        ids.append(rows)
+    return torch.stack(tokens), torch.stack(ids)

@@ -1,0 +1,169 @@
+"""Result files: one JSON a device and kind, written aside and renamed."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.gate import Verdict
+from bench.shapes import Workload
+from bench.timing import Timing
+from bench.traffic import Ceilings, Work
+from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.version import __version__
+
+SCHEMA = 1
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant of one op at one workload; without a time where the gate refused it."""
+
+    op: str
+    variant: str
+    direction: str  # "forward" or "backward"
+    workload: dict[str, Any]
+    median_s: float | None
+    p20_s: float | None
+    p80_s: float | None
+    rounds: int
+    flops: int
+    bytes: int
+    tflops: float | None
+    gb_s: float | None
+    share_of_ceiling: float | None
+    gate: Verdict
+
+
+def row(
+    op: str,
+    variant: str,
+    direction: str,
+    load: Workload,
+    work: Work,
+    ceilings: Ceilings,
+    verdict: Verdict,
+    timing: Timing | None,
+) -> Row:
+    """A row with its rates; a time without a passed gate is an error."""
+    head = (op, variant, direction, asdict(load))
+    if timing is None:
+        return Row(*head, None, None, None, 0, work.flops, work.bytes, None, None, None, verdict)
+    if not verdict.passed:
+        raise ValueError(f"{op} {variant}: a refused variant gets no time ({verdict.note})")
+    return Row(
+        *head,
+        timing.median_s,
+        timing.p20_s,
+        timing.p80_s,
+        timing.rounds,
+        work.flops,
+        work.bytes,
+        work.flops / timing.median_s / 1e12,
+        work.bytes / timing.median_s / 1e9,
+        ceilings.least_seconds(work, load.dtype) / timing.median_s,
+        verdict,
+    )
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """Seconds of each stage of a vision-language model, at a budget of kept tokens."""
+
+    model: str
+    budget: int
+    num_tokens: int
+    stages: dict[str, float]
+
+
+@dataclass
+class Result:
+    """A result file."""
+
+    kind: str  # "micro", "e2e" or "ceilings"
+    device: str
+    driver: str | None
+    ceilings: Ceilings
+    versions: dict[str, str | None] = field(default_factory=lambda: versions())
+    commit: str = field(default_factory=lambda: commit())
+    date: str = field(
+        default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
+    )
+    rows: list[Row] | list[EndToEnd] = field(default_factory=list)
+    schema: int = SCHEMA
+
+    def save(self, folder: Path) -> Path:
+        """Writes ``<kind>.json`` in ``folder``, never by halves."""
+        path = folder / f"{self.kind}.json"
+        text = json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+        write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+        return path
+
+
+def device_name(device: torch.device) -> str:
+    """What the vendor calls the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        facts = ""
+    names = re.findall(r"^model name\s*:\s*(.+)$", facts, re.MULTILINE)
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def default_folder(device: torch.device) -> Path:
+    """``bench/results/<device>``, of letters, digits and dashes."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    return RESULTS / (slug or device.type)
+
+
+def driver(device: torch.device) -> str | None:
+    """The GPU driver's version, if there is one and its tool is there."""
+    if device.type != "cuda":
+        return None
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    said = _output_of(command)
+    return said.splitlines()[0].strip() if said else None
+
+
+def versions() -> dict[str, str | None]:
+    """What was run with; None where it is not installed."""
+    found: dict[str, str | None] = {"torch": torch.__version__}
+    for name in ("triton", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return {**found, "python": platform.python_version(), "ocvtp-kernels": __version__}
+
+
+def commit() -> str:
+    """The commit run, "-dirty" if tracked files differ from it; "unknown" outside a checkout."""
+    head = _output_of(["git", "rev-parse", "HEAD"])
+    if not head:
+        return "unknown"
+    changed = _output_of(["git", "status", "--porcelain", "--untracked-files=no"])
+    return head.strip() + ("-dirty" if changed else "")
+
+
+def _output_of(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout

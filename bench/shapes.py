@@ -1,0 +1,114 @@
+"""The only list of workloads: what is timed, on which device, in which run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+BATCHES = (1, 8, 64)
+DTYPES = ("bfloat16", "float32", "float16")
+# LLaVA-1.5 has one crop of 576 tokens, LLaVA-NeXT five. One slot for each token to keep.
+BUDGETS = {576: (64, 128, 192), 2880: (160, 320, 640)}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One size of the pruner: B images of N tokens, K slots, T kept."""
+
+    batch: int
+    num_tokens: int
+    num_slots: int
+    budget: int
+    in_dim: int = 1024
+    slot_dim: int = 512
+    dtype: str = "float32"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of tokens and weights."""
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
+    def hidden_dim(self) -> int:
+        """The width of both hidden layers, encode and FFN: four slots wide, as published."""
+        return 4 * self.slot_dim
+
+    def __str__(self) -> str:
+        return (
+            f"B={self.batch} N={self.num_tokens} K={self.num_slots} T={self.budget} "
+            f"{self.in_dim}->{self.slot_dim} {self.dtype}"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run times."""
+
+    prune: tuple[Workload, ...]  # the whole way, beside every baseline
+    ops: tuple[Workload, ...]  # every other op, forward and backward
+    narrow: tuple[Workload, ...] = ()  # `slot_attention` alone, narrow enough for FlashSlice
+    compiled: frozenset[Workload] = frozenset()  # where torch.compile is timed: up to a minute each
+
+
+def square(batch: int, num_tokens: int, budget: int, dtype: str, slot_dim: int = 512) -> Workload:
+    """As many slots as kept tokens."""
+    return Workload(batch, num_tokens, budget, budget, slot_dim=slot_dim, dtype=dtype)
+
+
+HEADLINE = square(1, 576, 64, "float32")
+
+# Nearest to what people run first, since a run may have a deadline.
+GRID = tuple(
+    square(batch, num_tokens, BUDGETS[num_tokens][place], dtype)
+    for place, dtype, num_tokens, batch in product(range(3), DTYPES, BUDGETS, BATCHES)
+)
+CUDA = Plan(
+    GRID,
+    (
+        *(square(batch, 576, 64, "bfloat16") for batch in BATCHES),
+        square(8, 576, 64, "float32"),
+        square(8, 576, 64, "float16"),
+        square(8, 2880, 320, "bfloat16"),
+    ),
+    tuple(square(8, n, BUDGETS[n][0], dtype, slot_dim=256) for n in BUDGETS for dtype in DTYPES),
+    frozenset(
+        (
+            HEADLINE,
+            square(1, 576, 64, "bfloat16"),
+            square(64, 576, 64, "bfloat16"),
+            square(1, 2880, 160, "bfloat16"),
+        )
+    ),
+)
+CUDA_SHORT = Plan(
+    (square(1, 576, 64, "bfloat16"), HEADLINE, square(8, 2880, 160, "bfloat16")),
+    (square(8, 576, 64, "bfloat16"),),
+    (square(8, 576, 64, "float32", slot_dim=256),),
+    frozenset((square(1, 576, 64, "bfloat16"),)),
+)
+CPU = Plan(
+    (
+        HEADLINE,
+        square(8, 576, 64, "float32"),
+        square(1, 576, 128, "float32"),
+        square(1, 576, 192, "float32"),
+        square(1, 2880, 160, "float32"),
+        square(1, 2880, 320, "float32"),
+        square(1, 2880, 640, "float32"),
+        square(1, 576, 64, "bfloat16"),
+    ),
+    (HEADLINE,),
+    compiled=frozenset((HEADLINE,)),
+)
+CPU_SHORT = Plan((HEADLINE,), (Workload(2, 96, 16, 16, 64, 32),))
+
+
+def plan(device: str, short: bool) -> Plan:
+    """The plan of a run on a device type, whole or short."""
+    if device == "cuda":
+        return CUDA_SHORT if short else CUDA
+    return CPU_SHORT if short else CPU

@@ -1,0 +1,182 @@
+"""Timing: variants interleaved, median and spread; CUDA graphs over cold inputs where possible."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+Call = Callable[[], object]
+
+# A replay that differs from the eager call by more than this has not done the work.
+REPLAY_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call, over rounds."""
+
+    median_s: float
+    p20_s: float
+    p80_s: float
+    rounds: int
+    method: str  # "graph", "events" or "host": who kept the time
+
+
+class StaleReplay(RuntimeError):
+    """Replaying the graph of a variant does not compute its outputs anew."""
+
+    def __init__(self, variant: str) -> None:
+        super().__init__("its CUDA graph does not compute the outputs anew")
+        self.variant = variant
+
+
+@contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """On CUDA a stream of its own for the whole run.
+
+    A backward pass runs on the stream of its forward pass, and the default stream cannot be
+    captured.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        yield
+
+
+def copies_for_cold_cache(num_bytes: int, device: torch.device) -> int:
+    """How many clones of ``num_bytes`` of inputs are more than three times the L2 cache."""
+    if device.type != "cuda":
+        return 2
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return 3 * cache // max(1, num_bytes) + 2
+
+
+def measure(
+    variants: Mapping[str, Call],
+    *,
+    device: torch.device | None = None,
+    calls: int = 1,
+    capture: Collection[str] = (),
+    seconds: float = 2.0,
+    rounds: tuple[int, int] = (5, 40),
+) -> dict[str, Timing]:
+    """Times each variant, taking turns round by round, so that all see the same weather.
+
+    Args:
+        variants: calls by name. One that rotates over its inputs keeps its own place.
+        device: CPU if None.
+        calls: calls in one sample, a whole rotation, say.
+        capture: names that may go into a CUDA graph; the others, and those that refuse, are timed
+            by events around the calls, which counts the host where it is the slower.
+        seconds: about how long all of it may take.
+        rounds: fewest and most rounds.
+
+    Raises:
+        StaleReplay: a graph's replay left poisoned outputs, or other ones than the eager call.
+    """
+    device = torch.device("cpu") if device is None else device
+    methods: dict[str, str] = {}
+    samples: dict[str, Call] = {}
+    for name, call in variants.items():
+        for _ in range(calls + 1):
+            call()
+        graph = _capture(name, call, calls) if device.type == "cuda" and name in capture else None
+        methods[name] = "graph" if graph else "host" if device.type != "cuda" else "events"
+        samples[name] = graph or _repeated(call, calls)
+    clock = _event_clock if device.type == "cuda" else _host_clock
+    once = sum(clock(sample) for sample in samples.values())
+    count = int(min(max(seconds / max(once, 1e-9), rounds[0]), rounds[1]))
+    times: dict[str, list[float]] = {name: [] for name in samples}
+    order = list(samples)
+    for turn in range(count):
+        # Whoever comes first finds the chip at rest; it is another one every round.
+        start = turn % len(order)
+        for name in order[start:] + order[:start]:
+            times[name].append(clock(samples[name]) / calls)
+    return {name: summary(values, methods[name]) for name, values in times.items()}
+
+
+def summary(values: list[float], method: str) -> Timing:
+    """Median and the 20th and 80th percentiles."""
+    quantiles = torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)
+    median, p20, p80 = torch.tensor(values, dtype=torch.float64).quantile(quantiles).tolist()
+    return Timing(median, p20, p80, len(values), method)
+
+
+def _repeated(call: Call, calls: int) -> Call:
+    def run() -> None:
+        for _ in range(calls):
+            call()
+
+    return run
+
+
+def _host_clock(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _event_clock(call: Call) -> float:
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    before.record()
+    call()
+    after.record()
+    after.synchronize()
+    return float(before.elapsed_time(after)) / 1e3
+
+
+def tensors_of(outputs: object) -> list[Tensor]:
+    """The tensors among a call's outputs."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if isinstance(outputs, (list, tuple)):
+        return list(chain.from_iterable(tensors_of(output) for output in outputs))
+    return []
+
+
+def poison(outputs: object) -> None:
+    """Overwrites outputs, so that whoever returns them again is found out."""
+    with torch.no_grad():
+        for tensor in tensors_of(outputs):
+            tensor.detach().fill_(torch.nan if tensor.is_floating_point() else -1)
+
+
+def _capture(name: str, call: Call, calls: int) -> Call | None:
+    """A graph of ``calls`` calls, checked to do the work; None where it cannot be captured."""
+    expected: object = None
+    for _ in range(calls):
+        expected = call()
+    graph = torch.cuda.CUDAGraph()
+    captured: object = None
+    torch.cuda.synchronize()
+    try:
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            for _ in range(calls):
+                captured = call()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    # A kernel launched beside the graph's stream is not in it: the replay would leave the poison.
+    poison(captured)
+    graph.replay()
+    torch.cuda.synchronize()
+    pairs = zip(tensors_of(captured), tensors_of(expected), strict=True)
+    if not all(_alike(again, first) for again, first in pairs):
+        raise StaleReplay(name)
+    return graph.replay
+
+
+def _alike(again: Tensor, first: Tensor) -> bool:
+    if not first.is_floating_point():
+        return torch.equal(again, first)
+    error = (again.double() - first.double()).norm()
+    return bool(error <= REPLAY_TOLERANCE * first.double().norm())

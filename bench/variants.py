@@ -1,0 +1,166 @@
+"""Who is timed: ours and every baseline, each from one place, or the sentence why it is not."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from bench.cases import Case, Function, Inputs, Outputs, outputs_of
+from bench.published import published_prune
+from bench.shapes import Workload
+
+# One image after the other: beyond this many tokens one call takes seconds.
+MOST_PUBLISHED_TOKENS = 64 * 576
+
+Run = Callable[[], Outputs]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute a case."""
+
+    name: str
+    function: Function
+    capturable: bool = True
+    # Plain PyTorch in half precision sets the budget that others are held to.
+    plain: bool = False
+
+    def bind(self, case: Case, direction: str, inputs: Inputs, grads: Inputs = ()) -> Run:
+        """The call that is timed; going backward, the forward pass is done here, once."""
+        if direction == "forward":
+
+            def forward() -> Outputs:
+                with torch.no_grad():
+                    return outputs_of(self.function(*inputs))
+
+            return forward
+        return bind_backward(case, self.function, inputs, grads)
+
+
+def bind_backward(case: Case, function: Function, inputs: Inputs, grads: Inputs) -> Run:
+    """The gradients of `Case.wrt`, given those of the outputs that `Case.carries` names."""
+    leaves = [
+        tensor.detach().requires_grad_() if place in case.wrt else tensor
+        for place, tensor in enumerate(inputs)
+    ]
+    outputs = outputs_of(function(*leaves))
+
+    def backward() -> Outputs:
+        return torch.autograd.grad(
+            [outputs[place] for place in case.carries],
+            [leaves[place] for place in case.wrt],
+            list(grads),
+            retain_graph=True,
+        )
+
+    return backward
+
+
+def draw_grads(case: Case, inputs: Inputs, seed: int) -> Inputs:
+    """Random gradients of the outputs that carry one."""
+    generator = torch.Generator(case.device).manual_seed(seed)
+    with torch.no_grad():
+        outputs = outputs_of(case.reference(*inputs))
+    return tuple(
+        torch.randn(outputs[place].shape, generator=generator, device=case.device).to(
+            outputs[place].dtype
+        )
+        for place in case.carries
+    )
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A variant that is not timed here, and why."""
+
+    name: str
+    reason: str
+
+
+def variants_of(case: Case, direction: str, compiled: bool) -> tuple[list[Variant], list[Skipped]]:
+    """Ours and the baselines of a case."""
+    found: list[Variant | Skipped] = []
+    if case.pruner is None or direction == "backward":
+        found.append(Variant("eager", case.reference, plain=True))
+        found.append(Variant("ocvtp", case.call))
+    else:
+        found.append(Variant("eager", _eager(case), plain=True))
+        if compiled:
+            found.append(compile_variant(case))
+        found.append(_published(case))
+        found.append(Variant("prune", case.call))
+    if case.op == "slot_attention" and direction == "forward":
+        found.append(flashslice_variant(case.workload, case.device))
+    return (
+        [one for one in found if isinstance(one, Variant)],
+        [one for one in found if isinstance(one, Skipped)],
+    )
+
+
+def _eager(case: Case) -> Function:
+    pruner, budget = case.pruner, case.workload.budget
+    assert pruner is not None
+
+    def eager(reference: Tensor, final: Tensor, slots_init: Tensor, scores: Tensor) -> Outputs:
+        return pruner(reference, final, budget, scores, slots_init)
+
+    return eager
+
+
+def compile_variant(case: Case) -> Variant | Skipped:
+    """The plain module through ``torch.compile``, on CUDA inside its own CUDA graphs."""
+    if case.device.type == "cpu" and shutil.which("g++") is None:
+        return Skipped("compile", "torch.compile needs g++ on the CPU, and there is none")
+    # Every workload is compiled afresh: dynamo stops compiling one function after eight shapes.
+    torch.compiler.reset()
+    mode = "max-autotune" if case.device.type == "cuda" else None
+    compiled = torch.compile(_eager(case), mode=mode, dynamic=False)
+
+    def run(*inputs: Tensor) -> Outputs:
+        # Its outputs live in its graph's memory until the next step begins.
+        torch.compiler.cudagraph_mark_step_begin()
+        return outputs_of(compiled(*inputs))
+
+    return Variant("compile", run, capturable=False, plain=True)
+
+
+def _published(case: Case) -> Variant | Skipped:
+    load = case.workload
+    if load.batch * load.num_tokens > MOST_PUBLISHED_TOKENS:
+        return Skipped("published", f"{load.batch} images one after the other take too long")
+    assert case.pruner is not None
+    pruner = copy.deepcopy(case.pruner).float()
+
+    def run(reference: Tensor, final: Tensor, slots_init: Tensor, scores: Tensor) -> Outputs:
+        return published_prune(pruner, reference, final, slots_init, scores, load.budget)
+
+    return Variant("published", run, capturable=False)
+
+
+def flashslice_variant(load: Workload, device: torch.device) -> Variant | Skipped:
+    """FlashSlice's fused softmax over slots and weighted sum, divided by the mass."""
+    if device.type != "cuda":
+        return Skipped("flashslice", "FlashSlice runs on CUDA devices only")
+    try:
+        kernels = import_module("flashslice.kernels")
+    except ImportError as error:
+        return Skipped("flashslice", f"FlashSlice is not installed ({error})")
+    reason = kernels.unsupported_dims(load.slot_dim, load.num_slots)
+    if reason is not None:
+        return Skipped("flashslice", f"FlashSlice refuses: {reason}")
+    temperature = torch.full((1,), load.slot_dim**0.5, device=device)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Outputs:
+        total, mass = kernels.fused_slice(
+            k.unsqueeze(2), v.unsqueeze(2), q.unsqueeze(1), None, temperature
+        )
+        total, mass = total.squeeze(1), mass.squeeze(1)
+        return (total / (mass + 1e-5).unsqueeze(-1)).to(q.dtype), mass.to(q.dtype)
+
+    return Variant("flashslice", run)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.cases import CASES
+from bench.gate import fresh
+from bench.run import jobs
+from bench.shapes import CPU, CPU_SHORT, CUDA, CUDA_SHORT, HEADLINE, Plan, Workload, plan
+from bench.traffic import Ceilings, Work, measure_ceilings, stages, tensor_bytes, work_of
+from bench.variants import Variant
+from ocvtp_kernels.chain import prune_reference
+
+LOAD = Workload(2, 40, 7, 7, 24, 16)
+JOBS = [(op, direction) for op, _, direction, _ in jobs(Plan((LOAD,), (LOAD,)))]
+
+
+@pytest.mark.parametrize(("op", "direction"), JOBS, ids=["-".join(job) for job in JOBS])
+def test_flops_are_those_that_torch_counts(op: str, direction: str) -> None:
+    case = CASES[op](LOAD, torch.device("cpu"))
+    # torch does not look into an op, so going forward the references are counted.
+    function = case.call if direction == "backward" else case.reference
+    if case.pruner is not None and direction == "forward":
+        weights = case.pruner.packed()
+
+        def function(reference: Tensor, final: Tensor, slots: Tensor, scores: Tensor) -> Any:
+            return prune_reference(reference, final, weights, slots, scores, LOAD.budget)
+
+    run = Variant("counted", function).bind(case, direction, *fresh(case, direction, seed=1))
+    with FlopCounterMode(display=False) as counter:
+        run()
+    assert work_of(op, LOAD, direction).flops == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("op", list(CASES))
+def test_bytes_cover_inputs_and_outputs(op: str) -> None:
+    if op in ("prune", "argmax_gather"):
+        pytest.skip("of the final tokens only the kept rows have to be read")
+    case = CASES[op](LOAD, torch.device("cpu"))
+    inputs = case.inputs(1)
+    outputs = case.call(*inputs)
+    outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+    assert work_of(op, LOAD, "forward").bytes == tensor_bytes(*inputs, *outputs)
+
+
+def test_published_size() -> None:
+    per_stage = stages(HEADLINE)
+    assert list(per_stage) == ["encode", "slots", "selection", "gather"]
+    assert sum(work.flops for work in per_stage.values()) == pytest.approx(4.85e9, rel=0.01)
+    case = CASES["prune"](HEADLINE, torch.device("cpu"))
+    assert case.pruner is not None
+    reference, _, slots_init, importance = case.inputs(1)
+    kept, ids = 64 * 1024 * 4, 64 * 8
+    read = tensor_bytes(reference, *case.pruner.packed(), slots_init, importance)
+    assert work_of("prune", HEADLINE, "forward").bytes == read + 2 * kept + ids
+
+
+def test_the_roofline_is_the_larger_time() -> None:
+    ceilings = Ceilings(copy_gb_s=100.0, matmul_tflops={"float32": 2.0, "bfloat16": 20.0})
+    assert ceilings.least_seconds(Work(4 * 10**12, 10**9), "float32") == 2.0
+    assert ceilings.least_seconds(Work(4 * 10**12, 10**11), "bfloat16") == 1.0
+    # Half that is slower than float32 is no ceiling.
+    slow = Ceilings(copy_gb_s=100.0, matmul_tflops={"float32": 2.0, "float16": 0.01})
+    assert slow.least_seconds(Work(4 * 10**12, 10**9), "float16") == 2.0
+
+
+def test_ceilings_are_measured() -> None:
+    ceilings = measure_ceilings(torch.device("cpu"), ("float32",), short=True)
+    assert ceilings.copy_gb_s > 0.1
+    assert set(ceilings.matmul_tflops) == {"float32"} and ceilings.matmul_tflops["float32"] > 1e-4
+
+
+def test_the_list_of_workloads() -> None:
+    grid = CUDA.prune
+    assert {(load.num_tokens, load.num_slots) for load in grid} == {
+        (576, 64),
+        (576, 128),
+        (576, 192),
+        (2880, 160),
+        (2880, 320),
+        (2880, 640),
+    }
+    assert {load.batch for load in grid} == {1, 8, 64}
+    assert {load.dtype for load in grid} == {"float32", "bfloat16", "float16"}
+    assert {(load.in_dim, load.slot_dim) for load in grid} == {(1024, 512)}
+    for chosen in (CUDA, CUDA_SHORT, CPU, CPU_SHORT):
+        assert len(set(chosen.prune)) == len(chosen.prune)
+        assert chosen.compiled <= set(chosen.prune)
+        assert all(load.slot_dim <= 256 for load in chosen.narrow)
+    assert plan("cpu", True) is CPU_SHORT and plan("cuda", False) is CUDA
