@@ -28,7 +28,6 @@ from ocvtp_kernels.report.tables import (
 )
 
 KIND_NAMES = {"micro": "Micro-benchmarks", "e2e": "End to end"}
-DTYPES = ("bfloat16", "float16", "float32")  # the headline's, the first measured
 
 
 def page(results: dict[str, list[ResultFile]]) -> str:
@@ -120,12 +119,12 @@ def _refused(rows: Sequence[MicroRow]) -> str:
 
 
 def _tiles(file: ResultFile, comparisons: Sequence[Comparison]) -> str:
-    """The headline: prune forward on the smallest workload of the first dtype there is."""
+    """The headline: prune forward on the smallest workload of the dtype the chip is fastest in."""
     rows = [r for r in file.measured() if (r.op, r.direction) == ("prune", "forward") and r.is_ours]
     tiles = []
     if rows:
-        order = {dtype: i for i, dtype in enumerate(DTYPES)}
-        row = min(rows, key=lambda r: (order.get(r.workload.dtype, 9), *_sizes(r)))
+        peaks = file.matmul_tflops
+        row = min(rows, key=lambda r: (-peaks.get(r.workload.dtype, 0.0), *_sizes(r)))
         if row.times is not None:
             where = f"prune, {workload_text(row.workload)}"
             tiles.append(("ours", duration(row.times.median), where))

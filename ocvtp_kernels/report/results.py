@@ -59,7 +59,7 @@ class MicroRow:
     @property
     def is_ours(self) -> bool:
         """Whether this is this package's variant."""
-        return self.variant == ("prune" if self.op == "prune" else "ocvtp")
+        return self.variant in ("prune", "ocvtp")
 
     @property
     def shown_variant(self) -> str:

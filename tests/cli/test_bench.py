@@ -36,7 +36,7 @@ def results(tmp_path: Path) -> Path:
             "share_of_ceiling": 0.1,
             "gate": {"passed": True, "note": ""},
         }
-        for variant, seconds in (("prune", 1e-3), ("plain", 4e-3))
+        for variant, seconds in (("prune", 1e-3), ("eager", 4e-3))
     ]
     content = {
         "schema": 1,
