@@ -68,7 +68,7 @@ class SlotPrior(nn.Module):
         self.logstd = nn.Parameter(torch.empty(1, 1, dim))
         nn.init.xavier_uniform_(self.mean)
         nn.init.xavier_uniform_(self.logstd)
-        self._draw(self.BLOCK)
+        self.draw()
 
     def forward(self, batch: int, num_slots: int) -> Tensor:
         """``mean + noise * exp(logstd)`` ``[batch, num_slots, D]``; by a seed, one for all."""
@@ -77,7 +77,7 @@ class SlotPrior(nn.Module):
             noise = self.mean.new_empty(batch, num_slots, dim).normal_()
             return self.mean + noise * self.logstd.exp()
         if num_slots > self._noise.shape[0]:
-            self._draw(num_slots)
+            self.draw(num_slots)
         slots = self.mean + self._noise[:num_slots].unsqueeze(0) * self.logstd.exp()
         return slots.expand(batch, -1, -1)
 
@@ -86,11 +86,11 @@ class SlotPrior(nn.Module):
         if self.noise_seed is None:
             return self.mean.new_empty(batch, num_tokens).normal_()
         if num_tokens > self._noise.numel():
-            self._draw(-(-num_tokens // self.mean.shape[-1]))
+            self.draw(-(-num_tokens // self.mean.shape[-1]))
         return self._noise.flatten()[:num_tokens].expand(batch, -1)
 
-    def _draw(self, num_slots: int) -> None:
-        """Standard normal noise by the seed, in float32 on the CPU whatever the parameters are."""
+    def draw(self, num_slots: int = BLOCK) -> None:
+        """Draws the seed's noise, always alike, and brings it to where the parameters are now."""
         if self.noise_seed is None:
             return
         generator = torch.Generator().manual_seed(self.noise_seed)
@@ -104,7 +104,7 @@ class SlotPrior(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SlotPrior:
         super()._apply(fn, recurse)
         # Drawn anew rather than cast, so that a cast to half and back loses nothing.
-        self._draw(self.BLOCK)
+        self.draw()
         return self
 
 

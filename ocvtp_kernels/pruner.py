@@ -252,6 +252,9 @@ class OCPruner(nn.Module):
     ) -> Any:
         """As `torch.nn.Module.load_state_dict`; a frozen pruner folds anew."""
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if assign:
+            # The parameters may have changed dtype, or come from the meta device.
+            self.initializ.draw()
         if self._folded is not None:
             self.freeze()
         return result

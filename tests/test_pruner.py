@@ -188,6 +188,18 @@ def test_freezing_follows_what_happens_to_the_pruner() -> None:
     assert all(p.requires_grad for p in pruner.parameters())
 
 
+@FROZEN
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_made_on_meta_and_given_its_weights_later(frozen: bool, dtype: torch.dtype) -> None:
+    whole = make(frozen, dtype)
+    with torch.device("meta"):
+        pruner = ocvtp.OCPruner(small_config())
+    pruner.load_state_dict(whole.state_dict(), assign=True)
+    pruner = pruner.freeze() if frozen else pruner.eval()
+    tokens = random_tokens(2, 40, 12, dtype=dtype)
+    assert torch.equal(pruner(tokens, tokens).ids, whole(tokens, tokens).ids)
+
+
 def test_attend_is_differentiable_in_every_parameter() -> None:
     pruner = random_pruner().train()
     slots, attention = pruner.attend(random_tokens(2, 30, 12), num_slots=5)
