@@ -8,7 +8,9 @@ M = D^-1/2 Wq^T Wk (all exact identities):
   ``c = s^ (g_q (M b)) + b_q M b``, which does not cancel since the softmax runs over slots;
 * with A the attention, m = sum_n A and d = m + eps, the GRU's input gates are
   ``((A x^) / d) (W_ih Wv g)^T + (m / d) (W_ih Wv b) + b_ih``, so Wk and Wv vanish;
-* a LayerNorm's affine folds into the Linear after it.
+* a LayerNorm's affine folds into the Linear after it, and so does its mean: LN(x) sums to zero, so
+  a constant may be taken off every row of the weight. Rows that sum to zero make the mean of x
+  cancel by itself (`centred`); q' is centred likewise, since it meets x^.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from ocvtp_kernels.slots.reference import StepWeights
 class FoldedSlots(NamedTuple):
     """What the iterations read, in packed order."""
 
-    query_weight: Tensor  # [D + 1, D] rows of q', then the row of c
+    query_weight: Tensor  # [D + 1, D] rows of q', then the row of c; centred, and q' too
     query_bias: Tensor  # [D + 1]
     gates_weight: Tensor  # [3D, D]    W_ih Wv g
     gates_shift: Tensor  # [3D]       W_ih Wv b, times m / d
     gates_bias: Tensor  # [3D]       b_ih
     hidden_weight: Tensor  # [3D, D]    W_hh
     hidden_bias: Tensor  # [3D]       b_hh
-    ffn_w1: Tensor  # [F, D]     gamma of norm_slots_1 folded in
+    ffn_w1: Tensor  # [F, D]     gamma of norm_slots_1 folded in; centred
     ffn_b1: Tensor  # [F]
     ffn_w2: Tensor  # [D, F]
     ffn_b2: Tensor  # [D]
@@ -94,6 +96,11 @@ def unpack(weights: Sequence[Tensor]) -> Folded:
     )
 
 
+def centred(matrix: Tensor) -> Tensor:
+    """The matrix with the mean of each row (last dimension) taken off."""
+    return matrix - matrix.mean(dim=-1, keepdim=True)
+
+
 def fold_slots(
     step: StepWeights, w_k: Tensor, w_v: Tensor, norm_in_weight: Tensor, norm_in_bias: Tensor
 ) -> FoldedSlots:
@@ -106,17 +113,19 @@ def fold_slots(
     """
     score = step.w_q.T @ w_k * step.w_q.shape[0] ** -0.5
     # Columns of `to_keys`: the D channels of q', then c.
-    to_keys = torch.cat([score * norm_in_weight, (score @ norm_in_bias).unsqueeze(-1)], dim=-1)
+    to_keys = torch.cat(
+        [centred(score * norm_in_weight), (score @ norm_in_bias).unsqueeze(-1)], dim=-1
+    )
     values = step.w_ih @ w_v
     return FoldedSlots(
-        query_weight=(step.norm_q_weight.unsqueeze(-1) * to_keys).T.contiguous(),
+        query_weight=centred((step.norm_q_weight.unsqueeze(-1) * to_keys).T).contiguous(),
         query_bias=step.norm_q_bias @ to_keys,
         gates_weight=values * norm_in_weight,
         gates_shift=values @ norm_in_bias,
         gates_bias=step.b_ih,
         hidden_weight=step.w_hh,
         hidden_bias=step.b_hh,
-        ffn_w1=step.ffn_w1 * step.norm_ffn_weight,
+        ffn_w1=centred(step.ffn_w1 * step.norm_ffn_weight),
         ffn_b1=step.ffn_b1 + step.ffn_w1 @ step.norm_ffn_bias,
         ffn_w2=step.ffn_w2,
         ffn_b2=step.ffn_b2,
@@ -129,11 +138,11 @@ def fold_encode(
     ln: str | None,
     norm: tuple[Tensor, Tensor] | None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Folds a "pre" LayerNorm's affine (gamma, beta ``[C]``) into the first Linear."""
+    """Folds a "pre" LayerNorm (its affine gamma, beta ``[C]``) into the first Linear."""
     folded_weights, folded_biases = list(weights), list(biases)
     if ln == "pre" and norm is not None:
         gamma, beta = norm
-        folded_weights[0] = weights[0] * gamma
+        folded_weights[0] = centred(weights[0] * gamma)
         folded_biases[0] = biases[0] + weights[0] @ beta
     return folded_weights, folded_biases
 

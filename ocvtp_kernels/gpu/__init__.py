@@ -1,0 +1,1 @@
+"""What all Triton kernels share: chips, launching, and arithmetic that Triton lacks."""

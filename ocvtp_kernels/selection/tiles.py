@@ -1,0 +1,52 @@
+"""Tiles of the selection kernels, per chip: static, never chosen by timing at run time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ocvtp_kernels.gpu.chips import Chip
+from ocvtp_kernels.linear.tiles import ceil_div
+from ocvtp_kernels.slots.tiles import CompeteTile, power_of_two, slots_per_tile
+
+MOST_TOKENS = 16384  # of one image, in the registers of one program
+RANK_NUMBERS = 2**30  # top_k * num_tokens stays below
+
+
+def argmax_tile(chip: Chip, dtype: torch.dtype, num_slots: int) -> CompeteTile:
+    """The tile of logits of the last iteration; every program takes one."""
+    slots = slots_per_tile(num_slots)
+    if dtype == torch.float32:
+        return CompeteTile(slots, 16, 16, 0, 8, 2)
+    return CompeteTile(slots, 32, 64, 0, 4, 3)
+
+
+class ResolveTile(NamedTuple):
+    """How one program walks picks, tokens and the rows that it gathers."""
+
+    slots: int
+    blocks: int
+    tokens: int
+    rows: int
+    columns: int
+    warps: int
+
+
+def resolve_tile(num_slots: int, blocks: int, num_tokens: int, width: int) -> ResolveTile:
+    """All tokens at once, picks in pieces of at most 2048."""
+    slots = min(power_of_two(num_slots), 256)
+    tokens = power_of_two(num_tokens)
+    return ResolveTile(
+        slots,
+        min(power_of_two(blocks, 1), 2048 // slots),
+        tokens,
+        4,
+        min(power_of_two(width), 512),
+        8 if tokens <= 4096 else 16,
+    )
+
+
+def gather_parts(chip: Chip, batch: int, budget: int) -> int:
+    """Programs an image that gather, each at least eight rows: enough to fill the chip."""
+    return max(1, min(ceil_div(chip.multiprocessors, max(batch, 1)), ceil_div(budget, 8), 16))

@@ -1,0 +1,161 @@
+"""Each slot's best token: logits, softmax over slots and argmax over tokens in one pass.
+
+A pick travels as one integer that orders as the reference does, higher score first and then lower
+id: ``ordered(score) * 2^31 + (2^31 - 1 - id)``, so that taking a maximum never depends on an order.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ocvtp_kernels.gpu.maths import log1p, ordered
+from ocvtp_kernels.slots.triton_logits import logits_tile, standing
+
+
+@triton.jit
+def pack_pick(score, token):
+    """Score and id as one integer of their order."""
+    return ordered(score) * 2147483648 + (2147483647 - token)
+
+
+@triton.jit
+def pick_token(pick):
+    """The id that `pack_pick` packed."""
+    return 2147483647 - (pick % 2147483648)
+
+
+@triton.jit
+def pick_score(pick):
+    """The score that `pack_pick` packed, float32."""
+    order = pick // 2147483648 - 2147483648
+    bits = tl.where(order < 0, -order - 2147483649, order)
+    return bits.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def argmax_kernel(
+    q,
+    k,
+    slot_constant,
+    slot_mask,
+    standings,
+    below,
+    picks,
+    evidence,
+    num_slots,
+    num_tokens,
+    depth,
+    scale,
+    eps,
+    q_image_stride,
+    q_row_stride,
+    k_image_stride,
+    k_row_stride,
+    NORM: tl.constexpr,
+    CONSTANT: tl.constexpr,
+    MASK: tl.constexpr,
+    STANDINGS: tl.constexpr,
+    BELOW: tl.constexpr,
+    EVIDENCE: tl.constexpr,
+    SLOTS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Picks int64 ``[B, token blocks, K]``, the best of each block; evidence float32 ``[B, N]``.
+
+    With BELOW only picks beneath ``below`` ``[B, K]`` count: the next best. The evidence of a token
+    is its highest score over slots.
+    """
+    blocks = tl.cdiv(num_tokens, TOKENS)
+    slot_blocks = tl.cdiv(num_slots, SLOTS)
+    block = tl.program_id(0) % blocks
+    slot_block = (tl.program_id(0) // blocks) % slot_blocks
+    image = (tl.program_id(0) // (blocks * slot_blocks)).to(tl.int64)
+    slot = slot_block * SLOTS + tl.arange(0, SLOTS)
+    token = block * TOKENS + tl.arange(0, TOKENS)
+    live_slot = slot < num_slots
+    live_token = token < num_tokens
+    place = image * num_slots + slot
+    logits, _mean, _scale = logits_tile(
+        q + image * q_image_stride + slot.to(tl.int64) * q_row_stride,
+        k + image * k_image_stride + token.to(tl.int64) * k_row_stride,
+        live_slot,
+        live_token,
+        slot_constant + place,
+        slot_mask + place,
+        depth,
+        scale,
+        eps,
+        NORM,
+        CONSTANT,
+        MASK,
+        SLOTS,
+        TOKENS,
+        DEPTH,
+        PRECISION,
+    )
+    if STANDINGS:
+        row = standings + (image * num_tokens + token) * 2
+        top = tl.load(row, mask=live_token, other=0.0)
+        others = tl.load(row + 1, mask=live_token, other=0.0)
+    else:
+        top, others = standing(logits, SLOTS)
+    rivals = log1p(others)
+    score = (logits - top[None, :]) - rivals[None, :]
+    pick = pack_pick(score, token[None, :])
+    live = live_slot[:, None] & live_token[None, :]
+    if BELOW:
+        limit = tl.load(below + place, mask=live_slot, other=0)
+        live = live & (pick < limit[:, None])
+    best = tl.max(tl.where(live, pick, -1), axis=1)
+    tl.store(picks + (image * blocks + block) * num_slots + slot, best, mask=live_slot)
+    if EVIDENCE:
+        if slot_block == 0:
+            # top - top is 0, and NaN where the leading logit is infinite, as every score is then.
+            tl.store(evidence + image * num_tokens + token, (top - top) - rivals, mask=live_token)
+
+
+@triton.jit
+def best_pick(picks, image, slot, live_slot, blocks, num_slots, BLOCKS: tl.constexpr):
+    """The best over token blocks of each slot: int64, -1 for slots that are not there."""
+    best = tl.full(slot.shape, -1, tl.int64)
+    for first in range(0, blocks, BLOCKS):
+        block = first + tl.arange(0, BLOCKS)
+        there = picks + (image * blocks + block)[:, None] * num_slots + slot[None, :]
+        live = (block < blocks)[:, None] & live_slot[None, :]
+        best = tl.maximum(best, tl.max(tl.load(there, mask=live, other=-1), axis=0))
+    return best
+
+
+@triton.jit
+def best_kernel(
+    picks,
+    best,
+    ids,
+    peak,
+    blocks,
+    num_slots,
+    rank,
+    ranks,
+    ANSWER: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """Best pick of each slot: the ``rank``-th row of int64 ``[B, ranks, K]``, or its id and attention.
+
+    One program a block of slots of an image.
+    """
+    slot_blocks = tl.cdiv(num_slots, SLOTS)
+    image = (tl.program_id(0) // slot_blocks).to(tl.int64)
+    slot = (tl.program_id(0) % slot_blocks) * SLOTS + tl.arange(0, SLOTS)
+    live_slot = slot < num_slots
+    pick = best_pick(picks, image, slot, live_slot, blocks, num_slots, BLOCKS)
+    if ANSWER:
+        place = image * num_slots + slot
+        tl.store(ids + place, pick_token(pick), mask=live_slot)
+        attention = tl.exp(pick_score(pick)).to(peak.dtype.element_ty)
+        tl.store(peak + place, attention, mask=live_slot)
+    else:
+        tl.store(best + (image * ranks + rank) * num_slots + slot, pick, mask=live_slot)

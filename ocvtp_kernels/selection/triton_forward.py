@@ -1,0 +1,266 @@
+"""Launches the selection: argmax, resolve and gather."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels.gpu.chips import chip_of
+from ocvtp_kernels.gpu.launch import launch, unit_stride
+from ocvtp_kernels.linear.tiles import ceil_div
+from ocvtp_kernels.selection.tiles import (
+    MOST_TOKENS,
+    RANK_NUMBERS,
+    argmax_tile,
+    gather_parts,
+    resolve_tile,
+)
+from ocvtp_kernels.selection.triton_argmax import argmax_kernel, best_kernel
+from ocvtp_kernels.selection.triton_resolve import resolve_kernel
+from ocvtp_kernels.slots.tiles import ONE_TILE, power_of_two
+from ocvtp_kernels.slots.triton_forward import Competition, standings
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Picks:
+    """The slots' picks of a competition, and the evidence of its tokens.
+
+    Attributes:
+        picks: int64 ``[B, blocks, K]`` where ranks is 1, else ``[B, ranks, K]``; packed.
+        evidence: float32 ``[B, N]``, or None if not asked for.
+    """
+
+    def __init__(
+        self, competition: Competition, ranks: int, evidence: bool, rows: Tensor | None = None
+    ) -> None:
+        """Launches the argmax once a rank.
+
+        Args:
+            competition: the last iteration's slots and tokens.
+            ranks: picks a slot.
+            evidence: keep each token's highest score over slots.
+            rows: float32 ``[B, N, 2]`` to hold the standings, where there are many slots.
+        """
+        q, k = competition.q, competition.k
+        batch, num_slots, _ = q.shape
+        num_tokens, device = k.shape[1], q.device
+        tile = argmax_tile(chip_of(device), q.dtype, num_slots)
+        blocks = ceil_div(num_tokens, tile.tokens)
+        many = num_slots > ONE_TILE
+        if many:
+            if rows is None:
+                rows = torch.empty((batch, num_tokens, 2), dtype=torch.float32, device=device)
+            standings(competition, rows)
+        partial = torch.empty((batch, blocks, num_slots), dtype=torch.int64, device=device)
+        best = partial if ranks == 1 else partial.new_empty((batch, ranks, num_slots))
+        self.evidence = (
+            torch.empty((batch, num_tokens), dtype=torch.float32, device=device)
+            if evidence
+            else None
+        )
+        below = partial.new_empty((batch, num_slots)) if ranks > 1 else partial
+        for rank in range(ranks):
+            launch(
+                argmax_kernel,
+                (batch * ceil_div(num_slots, tile.slots) * blocks,),
+                {
+                    **competition.arguments(tile),
+                    "standings": q if rows is None else rows,
+                    "below": below,
+                    "picks": partial,
+                    "evidence": q if self.evidence is None else self.evidence,
+                    "STANDINGS": many,
+                    "BELOW": rank > 0,
+                    "EVIDENCE": evidence and rank == 0,
+                },
+                num_warps=tile.warps,
+                num_stages=tile.stages,
+            )
+            if ranks > 1:
+                _best(partial, best, None, None, rank)
+                below = best[:, rank].contiguous()
+        self.picks = best
+
+
+def _best(
+    picks: Tensor, best: Tensor, ids: Tensor | None, peak: Tensor | None, rank: int = 0
+) -> None:
+    """Row ``rank`` of ``best`` ``[B, ranks, K]`` from picks ``[B, blocks, K]``, or ids and peak."""
+    batch, blocks, num_slots = picks.shape
+    slots = min(power_of_two(num_slots), 128)
+    launch(
+        best_kernel,
+        (batch * ceil_div(num_slots, slots),),
+        {
+            "picks": picks,
+            "best": best,
+            "ids": picks if ids is None else ids,
+            "peak": picks if peak is None else peak,
+            "blocks": blocks,
+            "num_slots": num_slots,
+            "rank": rank,
+            "ranks": best.shape[1],
+            "ANSWER": ids is not None,
+            "SLOTS": slots,
+            "BLOCKS": min(power_of_two(blocks, 1), 16),
+        },
+        num_warps=4,
+    )
+
+
+def resolve(
+    picks: Tensor,
+    peak: Tensor | None,
+    importance: Tensor | None,
+    num_tokens: int,
+    budget: int,
+    ids: Tensor,
+    final: Tensor | None = None,
+    tokens: Tensor | None = None,
+    ranks: int = 1,
+) -> None:
+    """Ids, and with ``final`` their rows, in one launch.
+
+    Args:
+        picks: packed, as in `Picks`; or with ``peak`` ids int64 ``[B, K, ranks]``.
+        peak: ``[B, K]`` floating, or None for packed picks.
+        importance: ``[B, N]``, neighbours adjacent; None pads with the lowest ids.
+        ids: int64 ``[B, budget]``, written.
+        final: ``[B, N, C]``, neighbours of the last dimension adjacent.
+        tokens: ``[B, budget, C]`` contiguous, written.
+    """
+    packed = peak is None
+    batch = picks.shape[0]
+    num_slots = picks.shape[2] if packed else picks.shape[1]
+    blocks = picks.shape[1] if packed and ranks == 1 else 1
+    width = 0
+    if final is not None and tokens is not None:
+        final, tokens = _as_integers(final), _as_integers(tokens)
+        width = final.shape[2]
+    tile = resolve_tile(num_slots, blocks, num_tokens, width or 1)
+    parts = gather_parts(chip_of(picks.device), batch, budget) if final is not None else 1
+    launch(
+        resolve_kernel,
+        (batch * parts,),
+        {
+            "picks": picks,
+            "peak": picks if peak is None else peak,
+            "importance": picks if importance is None else importance,
+            "final": picks if final is None else final,
+            "tokens": picks if tokens is None else tokens,
+            "ids": ids,
+            "orders": picks.new_empty((batch * parts, num_tokens)),
+            "kept": picks.new_empty((batch * parts, budget), dtype=torch.int32),
+            "blocks": blocks,
+            "ranks": ranks,
+            "num_slots": num_slots,
+            "num_tokens": num_tokens,
+            "width": width,
+            "budget": budget,
+            "parts": parts,
+            "rows_per_part": ceil_div(budget, parts),
+            "importance_image_stride": 0 if importance is None else importance.stride(0),
+            "final_image_stride": 0 if final is None else final.stride(0),
+            "final_row_stride": 0 if final is None else final.stride(1),
+            "PACKED": packed,
+            "IMPORTANCE": importance is not None,
+            "GATHER": final is not None,
+            "SLOTS": tile.slots,
+            "BLOCKS": tile.blocks,
+            "TOKENS": tile.tokens,
+            "ROWS": tile.rows,
+            "COLUMNS": tile.columns,
+        },
+        num_warps=tile.warps,
+    )
+
+
+def _as_integers(rows: Tensor) -> Tensor:
+    """The same bytes as whole numbers: rows are copied, whatever they hold."""
+    size = rows.element_size()
+    return rows.view(INTEGERS[size]) if size in INTEGERS else rows.view(torch.int64)
+
+
+def slot_argmax(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """`ocvtp_kernels.selection.reference.slot_argmax`, the attention never stored."""
+    picks = Picks(_competition(q, k, scale), 1, False).picks
+    ids = picks.new_empty(q.shape[:2])
+    peak = q.new_empty(q.shape[:2])
+    _best(picks, picks, ids, peak)
+    return ids, peak
+
+
+def resolve_picks(
+    picks: Tensor,
+    peak: Tensor,
+    importance: Tensor | None,
+    budget: int,
+    num_tokens: int | None = None,
+) -> Tensor:
+    """`ocvtp_kernels.selection.reference.resolve_picks` in one launch."""
+    if importance is not None:
+        num_tokens = importance.shape[1]
+        importance = unit_stride(importance)
+    assert num_tokens is not None
+    picks = (picks if picks.dim() == 3 else picks.unsqueeze(-1)).contiguous()
+    ids = picks.new_empty((picks.shape[0], budget))
+    resolve(
+        picks, peak.contiguous(), importance, num_tokens, budget, ids, ranks=picks.shape[2]
+    )
+    return ids
+
+
+def argmax_gather(
+    q: Tensor,
+    k: Tensor,
+    final: Tensor,
+    importance: Tensor | None,
+    budget: int,
+    scale: float | None = None,
+    top_k: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """`ocvtp_kernels.selection.reference.argmax_gather` in two launches at ``top_k`` 1."""
+    return select(_competition(q, k, scale), final, importance, budget, top_k)
+
+
+def select(
+    competition: Competition,
+    final: Tensor,
+    importance: Tensor | None,
+    budget: int,
+    top_k: int,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The last iteration's competition to kept tokens ``[B, T, C]`` and ids ``[B, T]``."""
+    found = Picks(competition, top_k, importance is None, rows)
+    padding = found.evidence if importance is None else unit_stride(importance)
+    batch, num_tokens, width = final.shape
+    tokens = final.new_empty((batch, budget, width))
+    ids = found.picks.new_empty((batch, budget))
+    resolve(
+        found.picks,
+        None,
+        padding,
+        num_tokens,
+        budget,
+        ids,
+        unit_stride(final),
+        tokens,
+        top_k,
+    )
+    return tokens, ids
+
+
+def _competition(q: Tensor, k: Tensor, scale: float | None) -> Competition:
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return Competition(unit_stride(q), unit_stride(k), scale)
+
+
+def why_not(num_tokens: int, top_k: int) -> str | None:
+    """The sentence why these kernels cannot select, or None."""
+    if num_tokens > MOST_TOKENS:
+        return f"the triton selection holds at most {MOST_TOKENS} tokens an image, not {num_tokens}"
+    if num_tokens * top_k >= RANK_NUMBERS:
+        return f"the triton selection ranks fewer than 2^30 picks, not {num_tokens * top_k}"
+    return None

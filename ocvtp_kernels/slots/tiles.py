@@ -1,0 +1,78 @@
+"""Tiles of the slot kernels, per chip: static, never chosen by timing at run time.
+
+Within a chip and dtype ``tokens`` and ``depth`` are the same for every batch, so that sums run in
+the same order and an image alone equals itself in a batch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ocvtp_kernels.gpu.chips import Chip
+from ocvtp_kernels.linear.tiles import LinearTile, ceil_div, first_that_fills
+
+ONE_TILE = 128  # most slots that one tile holds
+BLOCK = 64  # slots a tile, where there are more
+MOST_GROUPS = 9  # of tokens, in the competition
+SMALL_SHARED = 100 * 1024  # bytes; chips with less have fewer registers to spare too
+
+
+class CompeteTile(NamedTuple):
+    """One program's block of logits, the walk along D, and its channels of the values."""
+
+    slots: int
+    tokens: int
+    depth: int
+    chunk: int
+    warps: int
+    stages: int
+
+
+def power_of_two(number: int, least: int = 16) -> int:
+    """The smallest power of two that is neither below ``number`` nor below ``least``."""
+    return max(least, 1 << (number - 1).bit_length())
+
+
+def slots_per_tile(num_slots: int) -> int:
+    """All slots where one tile holds them, else a block of them."""
+    return power_of_two(num_slots) if num_slots <= ONE_TILE else BLOCK
+
+
+def compete_tile(
+    chip: Chip, dtype: torch.dtype, batch: int, num_slots: int, width: int
+) -> CompeteTile:
+    """The competition's tile: wide chunks of channels once the batch alone fills the chip."""
+    slots = slots_per_tile(num_slots)
+    if dtype == torch.float32:
+        tokens, chunk = (32, 32) if slots < ONE_TILE else (16, 32)
+        return CompeteTile(slots, tokens, 16, chunk, 8, 2)
+    parts = batch * ceil_div(num_slots, slots)
+    wide = slots < ONE_TILE and parts * ceil_div(width, 128) >= chip.multiprocessors
+    tokens = 64 if slots < ONE_TILE else 32
+    narrow = slots == ONE_TILE and chip.shared_bytes < SMALL_SHARED
+    chunk = 128 if wide else 32 if narrow else 64
+    return CompeteTile(slots, tokens, 64, min(chunk, power_of_two(width)), 8, 2)
+
+
+def standings_tile(dtype: torch.dtype) -> CompeteTile:
+    """The tile of the pass over all slots, block by block."""
+    if dtype == torch.float32:
+        return CompeteTile(BLOCK, 16, 16, 0, 4, 2)
+    return CompeteTile(BLOCK, 32, 64, 0, 4, 2)
+
+
+def fills(chip: Chip, programs: int) -> bool:
+    """Whether programs that take all tokens keep the chip busy enough not to split the tokens."""
+    return 5 * programs >= 2 * chip.multiprocessors
+
+
+_GRU_HALF = (LinearTile(64, 32, 64, 4, 3), LinearTile(64, 16, 64, 4, 4))
+_GRU_SINGLE = (LinearTile(32, 32, 16, 8, 2), LinearTile(16, 16, 16, 4, 2))
+
+
+def gru_tile(chip: Chip, dtype: torch.dtype, rows: int, dim: int) -> LinearTile:
+    """The GRU's tile; ``columns`` counts those of one gate."""
+    table = _GRU_SINGLE if dtype == torch.float32 else _GRU_HALF
+    return first_that_fills(table, chip, rows, dim)
