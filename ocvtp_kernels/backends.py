@@ -1,4 +1,4 @@
-"""Which backend runs an op on a device, and the sentence why another does not.
+"""Which backend runs an op on given tensors, and the sentence why another does not.
 
 A backend is one implementation of an op: "reference" is plain PyTorch on any device, "cpu"
 accumulates in float32 or wider and stores less, "triton" and "cuda" are GPU kernels. An op's
@@ -7,17 +7,29 @@ implementations register here; the op asks `choose` on the real tensors at every
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 
-Kernel = Callable[..., Any]
+from ocvtp_kernels.gpu.chips import OLDEST, capability_of
+
+Function = Callable[..., Any]
+
+
+class Kernel(NamedTuple):
+    """One implementation of an op."""
+
+    run: Function
+    refuse: Function | None = None  # of the op's arguments: the sentence why not, or None
+
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-# Best first; the first that is there and runs on the device is taken.
+# Best first; the first that is there and takes the tensors is taken.
 PREFERENCE = ("triton", "cuda", "cpu", "reference")
 DEVICES = {"cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
 
@@ -45,18 +57,57 @@ def why_not(op: str, backend: str, device: str) -> str | None:
     Args:
         op: name without the namespace, e.g. "prune".
         backend: one of `BACKENDS`.
-        device: a device type, "cpu" or "cuda".
+        device: a device, "cpu", "cuda" or "cuda:1".
     """
     if backend not in _kernels.get(op, {}):
         return f"ocvtp::{op} has no {backend} kernel in this version"
+    place = torch.device(device)
     devices = DEVICES.get(backend)
-    if devices is not None and device not in devices:
-        return f"the {backend} backend takes tensors on {' or '.join(devices)}, not on {device}"
+    if devices is not None and place.type not in devices:
+        return f"the {backend} backend takes tensors on {' or '.join(devices)}, not on {place.type}"
+    return _why_no_triton(place.index) if backend == "triton" else None
+
+
+@cache
+def _why_no_triton(index: int | None) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if torch.cuda.is_available():
+        capability = capability_of(torch.cuda.current_device() if index is None else index)
+        if capability < OLDEST:
+            return f"the triton backend needs sm_{OLDEST} or newer, this is sm_{capability}"
     return None
 
 
+def why_not_these(op: str, backend: str, arguments: Sequence[Any]) -> str | None:
+    """As `why_not`, for the arguments of a call: their device, dtypes and shapes."""
+    device = arguments[0].device
+    interpreted = backend == "triton" and device.type == "cpu" and interpreting()
+    # Triton's interpreter takes tensors on the CPU, for whoever forces this backend.
+    reason = why_not(op, backend, "cuda" if interpreted else str(device))
+    if reason is not None:
+        return reason
+    if backend == "triton":
+        tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
+        if any(tensor.dtype == torch.float64 for tensor in tensors):
+            return "the triton backend takes float16, bfloat16 and float32, not float64"
+        if interpreted and any(tensor.dtype == torch.bfloat16 for tensor in tensors):
+            return "Triton's interpreter has no bfloat16 arithmetic"
+    refuse = _kernels[op][backend].refuse
+    return None if refuse is None else refuse(*arguments)
+
+
+def interpreting() -> bool:
+    """Whether Triton is installed and runs kernels in its interpreter, on the CPU."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from ocvtp_kernels.gpu import launch
+
+    return launch.interpreting()
+
+
 def chosen(op: str, device: str) -> str:
-    """The backend that `choose` takes for ``ocvtp::op`` on ``device``.
+    """The backend that runs ``ocvtp::op`` on ``device``, unless a call's shapes forbid it.
 
     Raises:
         BackendUnavailable: `use_backend` forces one that cannot run it.
@@ -70,9 +121,27 @@ def chosen(op: str, device: str) -> str:
     return next(name for name in PREFERENCE if why_not(op, name, device) is None)
 
 
-def choose(op: str, device: torch.device) -> Kernel:
-    """The implementation of ``ocvtp::op`` for tensors on ``device``."""
-    return _kernels[op][chosen(op, device.type)]
+def choose(op: str, arguments: Sequence[Any]) -> Function:
+    """The implementation of ``ocvtp::op`` for these arguments, the first of them a tensor.
+
+    Raises:
+        BackendUnavailable: `use_backend` forces one that cannot take them.
+    """
+    forced = _forced.get()
+    kernels = _kernels[op]
+    if forced is not None:
+        reason = why_not_these(op, forced, arguments)
+        if reason is not None:
+            raise BackendUnavailable(f"backend {forced!r}: {reason}")
+        return kernels[forced].run
+    place = arguments[0].device.type
+    for name in PREFERENCE:
+        if name not in kernels or place not in DEVICES.get(name, (place,)):
+            continue
+        # Only a GPU kernel is particular about more than the device.
+        if place == "cpu" or why_not_these(op, name, arguments) is None:
+            return kernels[name].run
+    raise BackendUnavailable(f"ocvtp::{op} has no kernel for tensors on {place}")
 
 
 @contextmanager
@@ -94,7 +163,8 @@ def use_backend(name: str) -> Iterator[None]:
         raise ValueError(f"backend: expected one of {BACKENDS}, got {name!r}")
     if not any(name in kernels for kernels in _kernels.values()):
         raise BackendUnavailable(f"backend {name!r}: no op has a {name} kernel in this version")
-    if "cuda" in DEVICES.get(name, ()) and not torch.cuda.is_available():
+    needs_gpu = "cuda" in DEVICES.get(name, ()) and not (name == "triton" and interpreting())
+    if needs_gpu and not torch.cuda.is_available():
         raise BackendUnavailable(f"backend {name!r}: torch {torch.__version__} sees no GPU")
     token = _forced.set(name)
     try:

@@ -17,13 +17,17 @@ from torch import Tensor
 
 from ocvtp_kernels.encode.triton_forward import encode
 from ocvtp_kernels.fold import Folded, unpack
+from ocvtp_kernels.gpu.chips import chip_of
 from ocvtp_kernels.gpu.launch import unit_stride
 from ocvtp_kernels.linear.triton_forward import Linear, linear
 from ocvtp_kernels.selection.triton_forward import select
 from ocvtp_kernels.slots.folded import MASS_EPS
+from ocvtp_kernels.slots.tiles import persistent
 from ocvtp_kernels.slots.triton_forward import Competition, Plan, Scratch, compete, plan
 from ocvtp_kernels.slots.triton_gru import gru
+from ocvtp_kernels.slots.triton_iterations import Iterations, iterate
 
+WORK = frozenset(Iterations._fields)
 ALIGNMENT = 256  # bytes, as torch's own allocations
 
 
@@ -39,6 +43,8 @@ class Workspace(NamedTuple):
     hidden: Tensor  # [B, K, F]
     slots: Tensor  # float32 [B, K, D]
     scratch: Scratch
+    arrived: Tensor  # int32 [1]
+    counters: Tensor  # int32, arrived and the scratch's arrivals: cleared together
 
 
 def carve(
@@ -60,7 +66,6 @@ def workspace(reference: Tensor, slots: Tensor, folded: Folded, cut: Plan) -> Wo
     num_slots, dim = slots.shape[1:]
     dtype, wide, by_slot = reference.dtype, torch.float32, (batch, num_slots)
     partial, partial_mass, arrivals = cut.partial_numbers()
-    depth = len(folded.encode_weights)
     tensors = carve(
         [
             *(((batch, num_tokens, w.shape[0]), dtype) for w in folded.encode_weights),
@@ -74,12 +79,17 @@ def workspace(reference: Tensor, slots: Tensor, folded: Folded, cut: Plan) -> Wo
             ((batch, num_tokens if cut.standings else 0, 2), wide),
             ((partial,), wide),
             ((partial_mass,), wide),
-            ((arrivals,), torch.int32),
+            ((1 + arrivals,), torch.int32),
         ],
         reference.device,
     )
-    present = [piece if piece.numel() else None for piece in tensors[-4:]]
-    return Workspace(tensors[:depth], *tensors[depth:-4], Scratch(*present))
+    *encoded, q, constant, updates, mass, state, hidden, after = tensors[:-4]
+    standings, *shares = (piece if piece.numel() else None for piece in tensors[-4:-1])
+    counters = tensors[-1]
+    scratch = Scratch(standings, shares[0], shares[1], counters[1:] if arrivals else counters)
+    return Workspace(
+        encoded, q, constant, updates, mass, state, hidden, after, scratch, counters[:1], counters
+    )
 
 
 def prune_triton(
@@ -90,8 +100,14 @@ def prune_triton(
     importance: Tensor | None,
     budget: int,
     top_k: int = 1,
+    together: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`ocvtp_kernels.chain.prune_reference` with sums and slots in float32."""
+    """`ocvtp_kernels.chain.prune_reference` with sums and slots in float32.
+
+    Args:
+        together: run the iterations as one cooperative launch, or, False, never; None asks the
+            table of what was measured.
+    """
     folded = unpack([weight.contiguous() for weight in weights])
     reference, slots = unit_stride(reference), unit_stride(slots_init)
     dim = slots.shape[2]
@@ -99,12 +115,15 @@ def prune_triton(
     shape_only = Competition(slots, reference[..., :1].expand(-1, -1, encoded_width))
     cut = plan(shape_only, dim)
     space = workspace(reference, slots, folded, cut)
-    tokens = encode(
-        reference, folded, space.encoded, _query(slots, folded, space), space.scratch.arrivals
-    )
+    tokens = encode(reference, folded, space.encoded, _query(slots, folded, space), space.counters)
     competition = Competition(space.q, tokens, norm=True, constant=space.constant)
-    for iteration in range(folded.num_iter):
-        if iteration > 0:
+    batch, num_slots, _ = slots.shape
+    if together is None:
+        together = persistent(chip_of(slots.device), batch * num_slots, num_slots)
+    if together and folded.num_iter > 1:
+        iterate(_work(slots, tokens, space), folded.slots, cut, folded.num_iter - 1)
+    else:
+        for _ in range(folded.num_iter - 1):
             _update(slots, competition, folded, space, cut)
             slots = space.slots
             linear(_query(slots, folded, space))
@@ -112,10 +131,24 @@ def prune_triton(
 
 
 def _query(slots: Tensor, folded: Folded, space: Workspace) -> Linear:
-    """q' and its constant of these slots."""
+    """The query q' of these slots, and its constant."""
     weights = folded.slots
     return Linear(
         slots, weights.query_weight, weights.query_bias, space.q, norm=True, tail=space.constant
+    )
+
+
+def _work(slots: Tensor, tokens: Tensor, space: Workspace) -> Iterations:
+    """The workspace as the cooperative launch takes it."""
+    shared = {name: getattr(space, name) for name in Workspace._fields if name in WORK}
+    scratch = space.scratch
+    return Iterations(
+        slots_init=slots,
+        tokens=tokens,
+        partial=scratch.partial,
+        partial_mass=scratch.partial_mass,
+        arrivals=scratch.arrivals,
+        **shared,
     )
 
 
@@ -124,9 +157,7 @@ def _update(
 ) -> None:
     """One iteration past its query: competition, mean, GRU and FFN, into ``space.slots``."""
     weights = folded.slots
-    compete(
-        competition, competition.k, MASS_EPS, space.updates, space.mass, cut, space.scratch
-    )
+    compete(competition, competition.k, MASS_EPS, space.updates, space.mass, cut, space.scratch)
     gru(
         space.updates,
         slots,
@@ -140,6 +171,4 @@ def _update(
         MASS_EPS,
     )
     linear(Linear(space.state, weights.ffn_w1, weights.ffn_b1, space.hidden, norm=True, gelu=True))
-    linear(
-        Linear(space.hidden, weights.ffn_w2, weights.ffn_b2, space.slots, residual=space.state)
-    )
+    linear(Linear(space.hidden, weights.ffn_w2, weights.ffn_b2, space.slots, residual=space.state))

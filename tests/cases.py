@@ -7,6 +7,15 @@ from torch import Tensor
 
 from ocvtp_kernels import OCPruner, PrunerConfig
 
+# Where Triton's kernels run: on the GPU, or in Triton's interpreter.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def triton_dtypes() -> list[torch.dtype]:
+    """The dtypes that Triton's kernels take; its interpreter has no bfloat16 arithmetic."""
+    wide = [torch.float32, torch.float16]
+    return [*wide, torch.bfloat16] if DEVICE.type == "cuda" else wide
+
 
 def small_config(**changes: object) -> PrunerConfig:
     """A pruner of odd widths: 12 -> 20 -> 10 channels, 7 slots."""

@@ -18,19 +18,22 @@ def test_unknown_names_are_refused() -> None:
         pass
 
 
-@pytest.mark.parametrize("name", ["triton", "cuda"])
-def test_an_impossible_choice_says_why(name: str) -> None:
-    with pytest.raises(ocvtp.BackendUnavailable, match=name), ocvtp.use_backend(name):
+def test_an_impossible_choice_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ocvtp.BackendUnavailable, match="cuda"), ocvtp.use_backend("cuda"):
+        pass
+    monkeypatch.setattr(backends, "interpreting", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ocvtp.BackendUnavailable, match="no GPU"), ocvtp.use_backend("triton"):
         pass
 
 
 def test_an_op_without_the_kernel_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backends._kernels, "lone", {"reference": print})
+    monkeypatch.setitem(backends._kernels, "lone", {"reference": backends.Kernel(print)})
     with (
         ocvtp.use_backend("cpu"),
         pytest.raises(ocvtp.BackendUnavailable, match="lone has no cpu kernel"),
     ):
-        backends.choose("lone", torch.device("cpu"))
+        backends.choose("lone", [torch.zeros(1)])
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -46,7 +49,43 @@ def test_a_kernel_for_other_devices_says_why() -> None:
     assert backends.why_not("prune", "cpu", "cuda") is not None
     assert backends.why_not("prune", "cpu", "cpu") is None
     assert backends.chosen("prune", "cpu") == "cpu"
-    assert backends.chosen("prune", "cuda") == "reference"
+    assert "not on cpu" in str(backends.why_not("prune", "triton", "cpu"))
+
+
+def test_the_gpu_kernels_are_chosen_by_chip_and_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for capability, backend in ((70, "reference"), (80, "triton"), (90, "triton")):
+        monkeypatch.setattr(backends, "capability_of", lambda _, here=capability: here)
+        backends._why_no_triton.cache_clear()
+        assert backends.chosen("prune", "cuda") == backend
+        assert backends.chosen("prune", "cuda:1") == backend
+    backends._why_no_triton.cache_clear()
+    wide = ARGUMENTS["prune"](dtype=torch.float64)
+    assert "not float64" in str(backends.why_not_these("prune", "triton", wide))
+
+
+def test_what_the_triton_selection_cannot_hold_is_said() -> None:
+    pytest.importorskip("triton")
+    picks = torch.zeros(1, 4, dtype=torch.int64)
+    with (
+        ocvtp.use_backend("triton"),
+        pytest.raises(ocvtp.BackendUnavailable, match="at most 16384 tokens"),
+    ):
+        torch.ops.ocvtp.resolve_picks(picks, torch.zeros(1, 4), None, 3, 20000)
+
+
+def test_bfloat16_is_refused_in_the_interpreter_and_the_cpu_never_prefers_it() -> None:
+    pytest.importorskip("triton")
+    arguments = ARGUMENTS["prune"](dtype=torch.bfloat16)
+    assert backends.choose("prune", arguments) is backends._kernels["prune"]["cpu"].run
+    if backends.interpreting():
+        with (
+            ocvtp.use_backend("triton"),
+            pytest.raises(ocvtp.BackendUnavailable, match="no bfloat16"),
+        ):
+            op("prune")(*arguments)
 
 
 def test_the_choice_ends_with_its_block_and_stays_in_its_thread() -> None:

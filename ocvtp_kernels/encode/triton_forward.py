@@ -15,7 +15,7 @@ from torch import Tensor
 from ocvtp_kernels.encode.reference import EPS
 from ocvtp_kernels.fold import Folded
 from ocvtp_kernels.gpu.launch import launch
-from ocvtp_kernels.linear.triton_forward import Linear, linear, linear_block
+from ocvtp_kernels.linear.triton_forward import Linear, linear, linear_kernel
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def first_kernel(
     """Programs below ``programs`` encode, the others make the first query; one clears arrivals."""
     program = tl.program_id(0)
     if program < programs:
-        linear_block(
+        linear_kernel(
             program,
             x,
             weight,
@@ -85,7 +85,7 @@ def first_kernel(
             PRECISION,
         )
     else:
-        linear_block(
+        linear_kernel(
             program - programs,
             slots,
             query_weight,
@@ -116,7 +116,7 @@ def first_kernel(
                 tl.store(arrivals + here, tl.zeros([ARRIVALS], tl.int32), mask=here < num_arrivals)
 
 
-def first(job: Linear, query: Linear, arrivals: Tensor | None) -> None:
+def first(job: Linear, query: Linear, arrivals: Tensor) -> None:
     """The first Linear and the first query in one launch, which also clears ``arrivals``."""
     assert query.tail is not None
     mine, its = job.arguments(), query.arguments()
@@ -135,8 +135,8 @@ def first(job: Linear, query: Linear, arrivals: Tensor | None) -> None:
             "dim": its["depth"],
             "slots_image_stride": its["x_image_stride"],
             "slots_row_stride": its["x_row_stride"],
-            "arrivals": query.tail if arrivals is None else arrivals,
-            "num_arrivals": 0 if arrivals is None else arrivals.numel(),
+            "arrivals": arrivals,
+            "num_arrivals": arrivals.numel(),
             "programs": job.programs,
             "SLOT_ROWS": its["ROWS"],
             "SLOT_COLUMNS": its["COLUMNS"],
@@ -160,7 +160,7 @@ def encode(
     folded: Folded,
     outputs: Sequence[Tensor],
     query: Linear,
-    arrivals: Tensor | None,
+    arrivals: Tensor,
 ) -> Tensor:
     """Encoded tokens before ``norm_in``'s LayerNorm, which the competition takes itself.
 

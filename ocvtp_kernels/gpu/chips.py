@@ -17,7 +17,7 @@ class Chip(NamedTuple):
     """A class of chips. Source: CUDA C++ Programming Guide, "Compute Capabilities"."""
 
     capability: int  # 90 for sm_90
-    multiprocessors: int  # of the usual board: A100, RTX 3090, RTX 4090, H200, B200, RTX 5090
+    multiprocessors: int  # of A100, RTX 3090, RTX 4090, H200, B200, RTX 5090; else the device's
     shared_bytes: int  # most that one block may have
 
 
@@ -55,7 +55,14 @@ def chip_of(device: torch.device) -> Chip:
     if device.type != "cuda":
         return CHIPS[OLDEST]
     index = torch.cuda.current_device() if device.index is None else device.index
-    return nearest(capability_of(index))
+    return _chip(index)
+
+
+@cache
+def _chip(index: int) -> Chip:
+    known = nearest(capability_of(index))
+    here = torch.cuda.get_device_properties(index).multi_processor_count
+    return known._replace(multiprocessors=here)
 
 
 @contextmanager

@@ -52,9 +52,7 @@ WIDEST = {90: LinearTile(128, 256, 64, 8, 3), 100: LinearTile(128, 256, 64, 8, 3
 SINGLE = (LinearTile(64, 64, 32, 4, 2), LinearTile(32, 32, 32, 4, 2), LinearTile(16, 16, 32, 4, 2))
 
 
-def linear_tile(
-    chip: Chip, dtype: torch.dtype, rows: int, columns: int, plain: bool
-) -> LinearTile:
+def linear_tile(chip: Chip, dtype: torch.dtype, rows: int, columns: int, plain: bool) -> LinearTile:
     """The Linear's tile for an output of ``rows`` by ``columns``; plain: no norm, no residual."""
     if dtype == torch.float32:
         return first_that_fills(SINGLE, chip, rows, columns)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -22,7 +21,7 @@ from ocvtp_kernels.linear.tiles import LinearTile, ceil_div, linear_tile
 
 
 @triton.jit
-def linear_block(
+def linear_kernel(
     program,
     x,
     weight,
@@ -47,7 +46,10 @@ def linear_block(
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The ``program``-th block of the output, blocks of one row block side by side."""
+    """One block of the output: the ``program``-th, or, as a kernel of its own, this program's."""
+    if program is None:
+        program = tl.program_id(0)
+    # Blocks of the same rows run side by side.
     column_blocks = tl.cdiv(columns, COLUMNS)
     row_block = program // column_blocks
     column_block = program % column_blocks
@@ -105,58 +107,6 @@ def linear_block(
     tl.store(out + place, y.to(out.dtype.element_ty), mask=live)
 
 
-@triton.jit
-def linear_kernel(
-    x,
-    weight,
-    bias,
-    residual,
-    out,
-    tail,
-    rows,
-    rows_per_image,
-    depth,
-    columns,
-    x_image_stride,
-    x_row_stride,
-    out_row_stride,
-    eps,
-    NORM: tl.constexpr,
-    GELU: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    TAIL: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    linear_block(
-        tl.program_id(0),
-        x,
-        weight,
-        bias,
-        residual,
-        out,
-        tail,
-            rows,
-        rows_per_image,
-        depth,
-        columns,
-        x_image_stride,
-        x_row_stride,
-        out_row_stride,
-        eps,
-        NORM,
-        GELU,
-        RESIDUAL,
-        TAIL,
-        ROWS,
-        COLUMNS,
-        DEPTH,
-        PRECISION,
-    )
-
-
 class Linear(NamedTuple):
     """One Linear to run.
 
@@ -200,6 +150,7 @@ class Linear(NamedTuple):
         batch, rows, depth = self.x.shape
         tile = self.tile
         return {
+            "program": None,
             "x": self.x,
             "weight": self.weight,
             "bias": self.bias,

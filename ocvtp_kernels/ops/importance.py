@@ -8,7 +8,7 @@ from torch import Tensor
 from ocvtp_kernels import checks
 from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.importance import cpu, reference
-from ocvtp_kernels.ops.library import define
+from ocvtp_kernels.ops.library import define, lazy
 
 
 def _check(q: Tensor, k: Tensor, mode: str, scale: float | None = None) -> None:
@@ -34,5 +34,9 @@ define(
     "attention_received(Tensor q, Tensor k, str mode, float? scale=None) -> Tensor",
     check=_check,
     fake=_fake,
-    kernels={"reference": reference.attention_received, "cpu": cpu.attention_received},
+    kernels={
+        "reference": reference.attention_received,
+        "cpu": cpu.attention_received,
+        "triton": lazy("importance.triton_forward", "attention_received"),
+    },
 )

@@ -7,12 +7,15 @@ whatever language, registers with `ocvtp_kernels.backends` and is chosen on the 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ocvtp_kernels import backends
+from ocvtp_kernels.backends import Kernel
 
 LIBRARY = torch.library.Library("ocvtp", "DEF")
 TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -36,12 +39,27 @@ NO_GRADIENT = Gradient(save=_save_nothing, backward=lambda ctx, *_: None)
 COMPOSED: dict[str, str] = {}
 
 
+def lazy(module: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of ``ocvtp_kernels.module``, imported when first called.
+
+    Triton need not be installed to import this package, only to run what needs it.
+    """
+
+    @cache
+    def load() -> Callable[..., Any]:
+        function: Callable[..., Any] = getattr(import_module(f"ocvtp_kernels.{module}"), name)
+        return function
+
+    return lambda *args: load()(*args)
+
+
 def define(
     schema: str,
     *,
     check: Callable[..., None],
     fake: Callable[..., Any],
     kernels: Mapping[str, Callable[..., Any]],
+    refuse: Mapping[str, Callable[..., str | None]] | None = None,
     keep: Collection[str] = (),
     gradient: Gradient | None = None,
 ) -> None:
@@ -53,18 +71,25 @@ def define(
             tracing too.
         fake: the outputs' shapes and dtypes, from the op's arguments.
         kernels: implementation by backend name.
+        refuse: by backend name, of the op's arguments: the sentence why it cannot take them.
         keep: arguments that autocast leaves as they are. The other floating tensors go to
             float32 there: softmax and argmax over slots want it, as PyTorch's own softmax does.
         gradient: how it is differentiated; without one its outputs carry no gradient.
     """
     name = schema.split("(")[0]
     for backend, kernel in kernels.items():
-        backends.register(name, backend, kernel)
+        backends.register(name, backend, Kernel(kernel, (refuse or {}).get(backend)))
     LIBRARY.define(schema, tags=TAGS)
 
     def run(*args: Any) -> Any:
         check(*args)
-        return backends.choose(name, args[0].device)(*args)
+        kernel = backends.choose(name, args)
+        index = args[0].device.index
+        if index is None or index == torch.cuda.current_device():
+            return kernel(*args)
+        # Kernels launch on the current device.
+        with torch.cuda.device(index):
+            return kernel(*args)
 
     def run_fake(*args: Any) -> Any:
         check(*args)

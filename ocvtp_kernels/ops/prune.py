@@ -8,8 +8,14 @@ from torch import Tensor
 
 from ocvtp_kernels import chain, checks
 from ocvtp_kernels.fold import unpack
-from ocvtp_kernels.ops.library import define
-from ocvtp_kernels.ops.selection import check_final, check_importance, fake_kept, kept_gradient
+from ocvtp_kernels.ops.library import define, lazy
+from ocvtp_kernels.ops.selection import (
+    check_final,
+    check_importance,
+    fake_kept,
+    kept_gradient,
+    refuse_selection,
+)
 
 
 def _check(
@@ -45,7 +51,16 @@ define(
     fake=lambda reference, final, weights, slots_init, importance, budget, *_: fake_kept(
         final, budget
     ),
-    kernels={"reference": chain.prune_reference, "cpu": chain.prune_cpu},
+    kernels={
+        "reference": chain.prune_reference,
+        "cpu": chain.prune_cpu,
+        "triton": lazy("chain_triton", "prune_triton"),
+    },
+    refuse={
+        "triton": lambda reference, *rest: refuse_selection(
+            reference.shape[1], rest[5] if len(rest) > 5 else 1
+        )
+    },
     keep=("final",),
     gradient=kept_gradient(final=1),
 )

@@ -8,9 +8,21 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.ops.library import Gradient, define
+from ocvtp_kernels.ops.library import Gradient, define, lazy
 from ocvtp_kernels.ops.slots import check_queries_and_keys
 from ocvtp_kernels.selection import cpu, reference
+from ocvtp_kernels.selection.tiles import MOST_RANKS, MOST_TOKENS
+
+TRITON = "selection.triton_forward"
+
+
+def refuse_selection(num_tokens: int, top_k: int) -> str | None:
+    """The sentence why the Triton selection cannot hold as many tokens, or None."""
+    if num_tokens > MOST_TOKENS:
+        return f"the triton selection holds at most {MOST_TOKENS} tokens an image, not {num_tokens}"
+    if num_tokens * top_k >= MOST_RANKS:
+        return f"the triton selection ranks fewer than 2^30 picks, not {num_tokens * top_k}"
+    return None
 
 
 def check_importance(importance: Tensor | None, owner: str, like: Tensor) -> None:
@@ -32,7 +44,11 @@ define(
     "slot_argmax(Tensor q, Tensor k, float? scale=None) -> (Tensor ids, Tensor peak)",
     check=_check_slot_argmax,
     fake=lambda q, *_: (q.new_empty(q.shape[:2], dtype=torch.int64), q.new_empty(q.shape[:2])),
-    kernels={"reference": reference.slot_argmax, "cpu": cpu.slot_argmax},
+    kernels={
+        "reference": reference.slot_argmax,
+        "cpu": cpu.slot_argmax,
+        "triton": lazy(TRITON, "slot_argmax"),
+    },
 )
 
 
@@ -71,13 +87,29 @@ def _fake_resolve_picks(
     return picks.new_empty((picks.shape[0], budget))
 
 
+def _refuse_resolve_picks(
+    picks: Tensor,
+    peak: Tensor,
+    importance: Tensor | None,
+    budget: int,
+    num_tokens: int | None = None,
+) -> str | None:
+    tokens = num_tokens if importance is None else importance.shape[1]
+    return refuse_selection(tokens or 0, picks.shape[2] if picks.dim() == 3 else 1)
+
+
 define(
     "resolve_picks(Tensor picks, Tensor peak, Tensor? importance, SymInt budget,"
     " SymInt? num_tokens=None) -> Tensor",
     check=_check_resolve_picks,
     fake=_fake_resolve_picks,
     # Integers alone, and no loop: there is nothing to accumulate wider on the CPU.
-    kernels={"reference": reference.resolve_picks, "cpu": reference.resolve_picks},
+    kernels={
+        "reference": reference.resolve_picks,
+        "cpu": reference.resolve_picks,
+        "triton": lazy(TRITON, "resolve_picks"),
+    },
+    refuse={"triton": _refuse_resolve_picks},
 )
 
 
@@ -146,7 +178,16 @@ define(
     " float? scale=None, SymInt top_k=1) -> (Tensor tokens, Tensor ids)",
     check=_check_argmax_gather,
     fake=lambda q, k, final, importance, budget, *_: fake_kept(final, budget),
-    kernels={"reference": reference.argmax_gather, "cpu": cpu.argmax_gather},
+    kernels={
+        "reference": reference.argmax_gather,
+        "cpu": cpu.argmax_gather,
+        "triton": lazy(TRITON, "argmax_gather"),
+    },
+    refuse={
+        "triton": lambda q, k, final, importance, budget, scale=None, top_k=1: refuse_selection(
+            k.shape[1], top_k
+        )
+    },
     keep=("final",),
     gradient=kept_gradient(final=2),
 )
@@ -181,7 +222,11 @@ define(
     "merge(Tensor q, Tensor k, Tensor final, float? scale=None) -> (Tensor merged, Tensor mass)",
     check=_check_merge,
     fake=_fake_merge,
-    kernels={"reference": reference.merge, "cpu": cpu.merge},
+    kernels={
+        "reference": reference.merge,
+        "cpu": cpu.merge,
+        "triton": lazy("selection.triton_merge", "merge"),
+    },
     keep=("final",),
     gradient=Gradient(save=_save_merge, backward=_merge_backward),
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.ops.library import Gradient, compose, define
+from ocvtp_kernels.ops.library import Gradient, compose, define, lazy
 from ocvtp_kernels.slots import cpu, gradients, reference
 
 _ARGUMENTS = "(Tensor q, Tensor k, Tensor v, float scale, float eps=1e-05, Tensor? slot_mask=None)"
@@ -83,7 +83,11 @@ define(
     f"slot_attention{_ARGUMENTS} -> (Tensor updates, Tensor mass)",
     check=_check_slot_attention,
     fake=_fake_slot_attention,
-    kernels={"reference": _reference_slot_attention, "cpu": cpu.slot_attention},
+    kernels={
+        "reference": _reference_slot_attention,
+        "cpu": cpu.slot_attention,
+        "triton": lazy("slots.triton_forward", "slot_attention"),
+    },
     gradient=_GRADIENT,
 )
 define(
@@ -93,6 +97,7 @@ define(
     kernels={
         "reference": reference.slot_attention,
         "cpu": cpu.slot_attention_with_attention,
+        "triton": lazy("slots.triton_forward", "slot_attention_with_attention"),
     },
     gradient=_GRADIENT,
 )
@@ -131,7 +136,11 @@ define(
     "gru_cell(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh) -> Tensor",
     check=_check_gru_cell,
     fake=lambda x, h, *_: h.new_empty(h.shape),
-    kernels={"reference": reference.gru_cell, "cpu": cpu.gru_cell},
+    kernels={
+        "reference": reference.gru_cell,
+        "cpu": cpu.gru_cell,
+        "triton": lazy("slots.triton_gru", "gru_cell"),
+    },
     gradient=Gradient(save=_save_gru_cell, backward=_gru_cell_backward),
 )
 

@@ -11,7 +11,7 @@ from ocvtp_kernels.linear.tiles import ceil_div
 from ocvtp_kernels.slots.tiles import CompeteTile, power_of_two, slots_per_tile
 
 MOST_TOKENS = 16384  # of one image, in the registers of one program
-RANK_NUMBERS = 2**30  # top_k * num_tokens stays below
+MOST_RANKS = 2**30  # top_k * num_tokens stays below
 
 
 def argmax_tile(chip: Chip, dtype: torch.dtype, num_slots: int) -> CompeteTile:

@@ -143,9 +143,9 @@ def best_kernel(
     SLOTS: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """Best pick of each slot: the ``rank``-th row of int64 ``[B, ranks, K]``, or its id and attention.
+    """Best pick of each slot: row ``rank`` of int64 ``[B, ranks, K]``, or its id and attention.
 
-    One program a block of slots of an image.
+    One program takes a block of slots of an image.
     """
     slot_blocks = tl.cdiv(num_slots, SLOTS)
     image = (tl.program_id(0) // slot_blocks).to(tl.int64)

@@ -8,13 +8,7 @@ from torch import Tensor
 from ocvtp_kernels.gpu.chips import chip_of
 from ocvtp_kernels.gpu.launch import launch, unit_stride
 from ocvtp_kernels.linear.tiles import ceil_div
-from ocvtp_kernels.selection.tiles import (
-    MOST_TOKENS,
-    RANK_NUMBERS,
-    argmax_tile,
-    gather_parts,
-    resolve_tile,
-)
+from ocvtp_kernels.selection.tiles import argmax_tile, gather_parts, resolve_tile
 from ocvtp_kernels.selection.triton_argmax import argmax_kernel, best_kernel
 from ocvtp_kernels.selection.triton_resolve import resolve_kernel
 from ocvtp_kernels.slots.tiles import ONE_TILE, power_of_two
@@ -205,9 +199,7 @@ def resolve_picks(
     assert num_tokens is not None
     picks = (picks if picks.dim() == 3 else picks.unsqueeze(-1)).contiguous()
     ids = picks.new_empty((picks.shape[0], budget))
-    resolve(
-        picks, peak.contiguous(), importance, num_tokens, budget, ids, ranks=picks.shape[2]
-    )
+    resolve(picks, peak.contiguous(), importance, num_tokens, budget, ids, ranks=picks.shape[2])
     return ids
 
 
@@ -255,12 +247,3 @@ def select(
 def _competition(q: Tensor, k: Tensor, scale: float | None) -> Competition:
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return Competition(unit_stride(q), unit_stride(k), scale)
-
-
-def why_not(num_tokens: int, top_k: int) -> str | None:
-    """The sentence why these kernels cannot select, or None."""
-    if num_tokens > MOST_TOKENS:
-        return f"the triton selection holds at most {MOST_TOKENS} tokens an image, not {num_tokens}"
-    if num_tokens * top_k >= RANK_NUMBERS:
-        return f"the triton selection ranks fewer than 2^30 picks, not {num_tokens * top_k}"
-    return None

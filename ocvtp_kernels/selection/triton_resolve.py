@@ -1,4 +1,4 @@
-"""From picks to exactly ``budget`` ids, and their tokens: dedupe, pad, trim, sort and gather at once.
+"""From picks to exactly ``budget`` ids and their tokens: dedupe, pad, trim, sort, gather at once.
 
 Every token gets one integer that orders as `ocvtp_kernels.selection.reference.resolve_picks` does:
 picked tokens first, by their slot's peak, then rank within the slot, then id; the others by
@@ -14,9 +14,10 @@ import triton.language as tl
 from ocvtp_kernels.gpu.maths import ordered
 from ocvtp_kernels.selection.triton_argmax import best_pick, pick_token
 
+
 @triton.jit
 def token_order(picked, score, tie):
-    """picked * 2^62 + score * 2^30 + (2^30 - 1 - tie); score as `ordered` gives it."""
+    """``picked * 2^62 + score * 2^30 + (2^30 - 1 - tie)``; score as `ordered` gives it."""
     return picked * 4611686018427387904 + score * 1073741824 + (1073741823 - tie)
 
 

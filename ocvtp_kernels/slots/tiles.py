@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ocvtp_kernels.gpu.chips import Chip
-from ocvtp_kernels.linear.tiles import LinearTile, ceil_div, first_that_fills
+from ocvtp_kernels.linear.tiles import LinearTile, ceil_div, first_that_fills, linear_tile
 
 ONE_TILE = 128  # most slots that one tile holds
 BLOCK = 64  # slots a tile, where there are more
@@ -49,7 +49,9 @@ def compete_tile(
         tokens, chunk = (32, 32) if slots < ONE_TILE else (16, 32)
         return CompeteTile(slots, tokens, 16, chunk, 8, 2)
     parts = batch * ceil_div(num_slots, slots)
-    wide = slots < ONE_TILE and parts * ceil_div(width, 128) >= chip.multiprocessors
+    # Every chunk computes the logits again: few, unless one image needs them to fill the chip.
+    wide = num_slots > ONE_TILE or parts * ceil_div(width, 128) >= chip.multiprocessors
+    wide &= slots < ONE_TILE
     tokens = 64 if slots < ONE_TILE else 32
     narrow = slots == ONE_TILE and chip.shared_bytes < SMALL_SHARED
     chunk = 128 if wide else 32 if narrow else 64
@@ -66,6 +68,33 @@ def standings_tile(dtype: torch.dtype) -> CompeteTile:
 def fills(chip: Chip, programs: int) -> bool:
     """Whether programs that take all tokens keep the chip busy enough not to split the tokens."""
     return 5 * programs >= 2 * chip.multiprocessors
+
+
+class IterationsTile(NamedTuple):
+    """The blocks of the cooperative launch; depths are those of the kernels by themselves."""
+
+    rows: int
+    columns: int
+    gru_depth: int
+    linear_depth: int
+    warps: int
+    stages: int
+
+
+# Most slots of all images for which the cooperative launch was measured to be faster, by chip.
+PERSISTENT_ROWS: dict[int, int] = {}
+
+
+def persistent(chip: Chip, rows: int, num_slots: int) -> bool:
+    """Whether the iterations of ``rows`` slots run as one cooperative launch."""
+    return num_slots <= BLOCK and rows <= PERSISTENT_ROWS.get(chip.capability, 0)
+
+
+def iterations_tile(chip: Chip, dtype: torch.dtype, rows: int) -> IterationsTile:
+    """Slim blocks, so that every multiprocessor has one in most phases."""
+    gru = gru_tile(chip, dtype, rows, 1)
+    step = linear_tile(chip, dtype, rows, 1, plain=False)
+    return IterationsTile(gru.rows, 16, gru.depth, step.depth, 8, 1)
 
 
 _GRU_HALF = (LinearTile(64, 32, 64, 4, 3), LinearTile(64, 16, 64, 4, 4))

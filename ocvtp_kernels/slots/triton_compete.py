@@ -2,7 +2,7 @@
 
 Up to `ONE_TILE` slots stand in one tile, so that a token's softmax never leaves it. Beyond, a first
 pass stores two numbers a token (`standings_kernel`) and each block of slots is a program of its
-own. The tokens fall into groups, fixed by N alone. A group's sum starts at zero and groups are added
+own. The tokens fall into groups, fixed by N alone. A group's sum starts at zero and groups add up
 in order, whether one program takes them all or one takes each and the last to finish adds them up:
 the result has the same bits either way, so an image alone equals itself in a batch.
 """
@@ -70,16 +70,13 @@ def standings_kernel(
             PRECISION,
         )
         block_top, block_others = standing(logits, SLOTS)
-        # A block that is masked whole has no top to compare with.
-        block_others = tl.where(block_top == float("-inf"), 0.0, block_others)
         leads = block_top > top
         low, high = tl.where(leads, top, block_top), tl.where(leads, block_top, top)
         # The beaten top is one of the others now.
         beaten = tl.where(low == float("-inf"), 0.0, tl.exp(low - high))
         beaten_others = tl.where(leads, others, block_others)
         others = tl.where(leads, block_others, others) + beaten * (1.0 + beaten_others)
-        # NaN is neither above nor below; it must not be lost.
-        top = tl.where(block_top != block_top, block_top, high)
+        top = high
     row = standings + (image * num_tokens + token) * 2
     tl.store(row, top, mask=live_token)
     tl.store(row + 1, others, mask=live_token)
@@ -87,6 +84,7 @@ def standings_kernel(
 
 @triton.jit(do_not_specialize=["groups", "groups_per_program", "blocks_per_group"])
 def compete_kernel(
+    program,
     q,
     k,
     v,
@@ -129,13 +127,16 @@ def compete_kernel(
     """Updates ``(A v) / (sum_n A + mass_eps)`` ``[B, K, E]`` and mass ``sum_n A`` ``[B, K]``.
 
     A program takes one image, one block of slots, one chunk of v's channels and one group of
-    tokens, or all groups. ``v`` is ``LN(k)`` with NORM, as the logits' keys are.
+    tokens, or all groups: the ``program``-th, or, as a kernel of its own, its share. ``v`` is
+    ``LN(k)`` with NORM, as the logits' keys are.
     """
+    if program is None:
+        program = tl.program_id(0)
     shares = tl.cdiv(groups, groups_per_program)
     chunks = tl.cdiv(width, CHUNK)
     slot_blocks = tl.cdiv(num_slots, SLOTS)
-    part = tl.program_id(0) // shares
-    share = tl.program_id(0) % shares
+    part = program // shares
+    share = program % shares
     chunk = part % chunks
     slot_block = (part // chunks) % slot_blocks
     image = (part // (chunks * slot_blocks)).to(tl.int64)
@@ -179,8 +180,7 @@ def compete_kernel(
                 others = tl.load(row + 1, mask=live_token, other=0.0)
             else:
                 top, others = standing(logits, SLOTS)
-            one_over = tl.div_rn(tl.full([TOKENS], 1.0, tl.float32), 1.0 + others)
-            a = tl.exp(logits - top[None, :]) * one_over[None, :]
+            a = tl.div_rn(tl.exp(logits - top[None, :]), (1.0 + others)[None, :])
             a = tl.where(live_slot[:, None] & live_token[None, :], a, 0.0)
             if ATTENTION:
                 if chunk == 0:
@@ -204,40 +204,35 @@ def compete_kernel(
         total += tl.where(live_slot[:, None], group_sum, 0.0)
         total_mass += group_mass
 
-    finished = True
+    tile = tl.arange(0, SLOTS)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    live = live_slot[:, None] & live_channel[None, :]
+    first_part = part.to(tl.int64) * shares
+    arrived = 1
     if shares > 1:
-        tile = tl.arange(0, SLOTS)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-        live = live_slot[:, None] & live_channel[None, :]
-        first_part = part.to(tl.int64) * shares
         here = first_part + share
         tl.store(partial + here * SLOTS * CHUNK + tile, total, mask=live)
         tl.store(partial_mass + here * SLOTS + tl.arange(0, SLOTS), total_mass, mask=live_slot)
         # All threads' stores come before the one thread that reports them.
         tl.debug_barrier()
-        finished = tl.atomic_add(arrivals + part, 1, sem="acq_rel") == shares - 1
-        if finished:
-            total = tl.zeros([SLOTS, CHUNK], tl.float32)
-            total_mass = tl.zeros([SLOTS], tl.float32)
-            for other in range(shares):
-                there = first_part + other
-                # Past the first cache, which other programs' stores do not reach.
-                total += tl.load(
-                    partial + there * SLOTS * CHUNK + tile, mask=live, cache_modifier=".cg"
-                )
-                total_mass += tl.load(
-                    partial_mass + there * SLOTS + tl.arange(0, SLOTS),
-                    mask=live_slot,
-                    cache_modifier=".cg",
-                )
-            # As it was found, for the next launch.
-            tl.store(arrivals + part, 0)
-    if finished:
-        per_mass = tl.div_rn(tl.full([SLOTS], 1.0, tl.float32), total_mass + mass_eps)
-        mean_value = total * per_mass[:, None]
+        arrived = tl.atomic_add(arrivals + part, 1, sem="acq_rel") + 1
+    # The last to arrive adds up all shares, its own too, in their order.
+    adds_up = (shares > 1) & (arrived == shares)
+    total = tl.where(adds_up, 0.0, total)
+    total_mass = tl.where(adds_up, 0.0, total_mass)
+    for other in range(tl.where(adds_up, shares, 0)):
+        there = first_part + other
+        # Past the first cache, which other programs' stores do not reach.
+        total += tl.load(partial + there * SLOTS * CHUNK + tile, mask=live, cache_modifier=".cg")
+        place = partial_mass + there * SLOTS + tl.arange(0, SLOTS)
+        total_mass += tl.load(place, mask=live_slot, cache_modifier=".cg")
+    if arrived == shares:
+        # As it was found, for the next launch.
+        tl.store(arrivals + part, 0, mask=adds_up)
+        mean_value = tl.div_rn(total, (total_mass + mass_eps)[:, None])
         tl.store(
             updates + slot_place[:, None] * width + channel[None, :],
             mean_value.to(updates.dtype.element_ty),
-            mask=live_slot[:, None] & live_channel[None, :],
+            mask=live,
         )
         if chunk == 0:
             tl.store(mass + slot_place, total_mass.to(mass.dtype.element_ty), mask=live_slot)

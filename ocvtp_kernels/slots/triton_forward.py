@@ -72,7 +72,7 @@ class Scratch(NamedTuple):
     standings: Tensor | None  # float32 [B, N, 2]
     partial: Tensor | None  # float32, a tile a program
     partial_mass: Tensor | None  # float32
-    arrivals: Tensor | None  # int32, all zero; left all zero
+    arrivals: Tensor  # int32, all zero where programs share a part; left all zero
 
 
 class Plan(NamedTuple):
@@ -154,12 +154,13 @@ def compete(
         compete_kernel,
         (cut.parts * cut.shares,),
         {
+            "program": None,
             **competition.arguments(cut.tile),
             "v": v,
             "standings": absent if scratch.standings is None else scratch.standings,
             "partial": absent if scratch.partial is None else scratch.partial,
             "partial_mass": absent if scratch.partial_mass is None else scratch.partial_mass,
-            "arrivals": absent if scratch.arrivals is None else scratch.arrivals,
+            "arrivals": scratch.arrivals,
             "updates": updates,
             "mass": mass,
             "attention": absent if attention is None else attention,
@@ -189,7 +190,7 @@ def new_scratch(cut: Plan, batch: int, num_tokens: int, device: torch.device) ->
         else None,
         numbers[:partial] if partial else None,
         numbers[partial:] if partial else None,
-        torch.zeros(arrivals, dtype=torch.int32, device=device) if arrivals else None,
+        (torch.zeros if arrivals else torch.empty)(arrivals or 1, dtype=torch.int32, device=device),
     )
 
 

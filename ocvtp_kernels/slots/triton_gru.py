@@ -51,6 +51,7 @@ def gates(
 
 @triton.jit
 def gru_kernel(
+    program,
     x,
     h,
     w_ih,
@@ -73,10 +74,15 @@ def gru_kernel(
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``(1 - z) n + z h``; with SHIFT the input gates get ``mass / (mass + mass_eps) shift``."""
+    """``(1 - z) n + z h``; with SHIFT the input gates get ``mass / (mass + mass_eps) shift``.
+
+    The ``program``-th block of it, or, as a kernel of its own, this program's.
+    """
+    if program is None:
+        program = tl.program_id(0)
     blocks = tl.cdiv(dim, COLUMNS)
-    row = (tl.program_id(0) // blocks) * ROWS + tl.arange(0, ROWS)
-    column = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    row = (program // blocks) * ROWS + tl.arange(0, ROWS)
+    column = (program % blocks) * COLUMNS + tl.arange(0, COLUMNS)
     live_row = row < rows
     live_column = column < dim
     far_row = row.to(tl.int64)
@@ -115,7 +121,9 @@ def gru_kernel(
         PRECISION,
     )
     reset += gate_bias(b_ih, column, live_column) + gate_bias(b_hh, column, live_column)
-    update += gate_bias(b_ih + dim, column, live_column) + gate_bias(b_hh + dim, column, live_column)
+    update += gate_bias(b_ih + dim, column, live_column) + gate_bias(
+        b_hh + dim, column, live_column
+    )
     new += gate_bias(b_ih + 2 * dim, column, live_column)
     new_hidden += gate_bias(b_hh + 2 * dim, column, live_column)
     if SHIFT:
@@ -165,6 +173,7 @@ def gru(
         gru_kernel,
         (ceil_div(rows, tile.rows) * ceil_div(dim, tile.columns),),
         {
+            "program": None,
             "x": x,
             "h": h,
             "w_ih": w_ih,
@@ -197,10 +206,14 @@ def gru_cell(
 ) -> Tensor:
     """`ocvtp_kernels.slots.reference.gru_cell`, summed in float32."""
     out = torch.empty(h.shape, dtype=h.dtype, device=h.device)
+    w_ih, w_hh, b_ih, b_hh = (weight.contiguous() for weight in (w_ih, w_hh, b_ih, b_hh))
     gru(
         x.reshape(1, -1, x.shape[-1]).contiguous(),
         unit_stride(h.reshape(1, -1, h.shape[-1])),
-        *(weight.contiguous() for weight in (w_ih, w_hh, b_ih, b_hh)),
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
         out.view(1, -1, h.shape[-1]),
     )
     return out

@@ -35,7 +35,7 @@ def logits_tile(
 
     Returns:
         logits ``[SLOTS, TOKENS]``, -inf for slots that are padding or masked, so that they take no
-        part in the softmax; mean and 1 / deviation ``[TOKENS]`` of each token (0 and 1 without NORM).
+        part in the softmax; each token's mean and 1 / deviation ``[TOKENS]``, 0 and 1 without NORM.
     """
     mean = tl.zeros([TOKENS], tl.float32)
     scale_token = tl.full([TOKENS], 1.0, tl.float32)
@@ -92,7 +92,11 @@ def standing(logits, SLOTS: tl.constexpr):
     Returns:
         m and others, ``[TOKENS]``.
     """
-    top, leader = tl.max(logits, axis=0, return_indices=True)
+    # A NaN leads nothing, but stays in the sum.
+    numbers = tl.where(logits == logits, logits, float("-inf"))
+    top, leader = tl.max(numbers, axis=0, return_indices=True)
     is_leader = tl.arange(0, SLOTS)[:, None] == leader[None, :]
-    others = tl.where(is_leader, 0.0, tl.exp(logits - top[None, :]))
+    # Where every slot is masked, or NaN, there is no top to take off.
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    others = tl.where(is_leader, 0.0, tl.exp(logits - shift[None, :]))
     return top, tl.sum(others, axis=0)

@@ -55,7 +55,7 @@ def test_a_wrong_kernel_gets_no_time(
         updates, mass = cpu.slot_attention(*arguments)
         return updates * 1.01, mass
 
-    monkeypatch.setitem(backends._kernels["slot_attention"], "cpu", wrong)
+    monkeypatch.setitem(backends._kernels["slot_attention"], "cpu", backends.Kernel(wrong))
     status, rows = micro(tmp_path)
     assert status == 1
     row = rows["slot_attention", "ocvtp", "forward"]

@@ -1,0 +1,135 @@
+"""What each launch compiles to for a chip: registers, stack, shared memory, matrix instruction.
+
+No GPU is needed: Triton compiles for the chip that it is told is there.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.errors import TritonError
+
+from bench.compiled_launches import Part, launches
+
+WORKERS = 2
+# An instruction that multiplies matrices, by how it reads in PTX; the older, the weaker.
+INSTRUCTIONS = {"mma.sync": "mma.sync", "wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma"}
+STRENGTH = ("none", *INSTRUCTIONS)
+
+
+class Row(NamedTuple):
+    """A kernel's tile on a chip, the worst of the binaries it compiles to."""
+
+    chip: int
+    kernel: str
+    tile: str
+    dtype: str
+    warps: int
+    stages: int | None  # None where the kernel has no loop to overlap
+    registers: int = 0  # a thread
+    stack: int = 0  # bytes a thread
+    shared: int = 0  # bytes a program
+    instruction: str = "none"  # the weakest of `INSTRUCTIONS` in any binary
+    failure: str = ""  # why it does not compile
+
+    @property
+    def key(self) -> str:
+        """What tells the row from others of its chip."""
+        stages = "" if self.stages is None else f", {self.stages} stages"
+        return f"{self.kernel} {self.tile}, {self.dtype}, {self.warps} warps{stages}"
+
+
+class StandIn:
+    """Stands in for Triton's driver: there is a chip of this capability."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        # Triton keeps binaries by device, so one a chip.
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_launch(part: Part, place: int) -> Row:
+    """Compiles one launch; changes the process' driver, so only for a process of its own."""
+    # Launches cannot be sent to another process; they are found again there.
+    job = launches(part)[place]
+    triton.runtime.driver.set_active(StandIn(part.chip))
+    kernel, grid, arguments, options = job.launch
+    row = Row(
+        part.chip,
+        job.kernel,
+        job.tile,
+        job.dtype,
+        options["num_warps"],
+        options.get("num_stages"),
+    )
+    try:
+        compiled = kernel.warmup(grid=grid, **arguments, **options)
+    except TritonError as error:
+        return row._replace(failure=str(error).strip().splitlines()[-1])
+    registers, stack = usage(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
+    return row._replace(
+        registers=registers,
+        stack=stack,
+        shared=compiled.metadata.shared,
+        instruction=weakest(name for name, text in INSTRUCTIONS.items() if text in ptx),
+    )
+
+
+def usage(binary: bytes) -> tuple[int, int]:
+    """Registers and stack bytes of a thread."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(binary)
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(file)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", said)
+    if found is None:
+        raise RuntimeError(f"cuobjdump -res-usage says no registers: {said!r}")
+    number, stack, local = map(int, found.groups())
+    return number, max(stack, local)
+
+
+def weakest(names: Iterable[str]) -> str:
+    """The weakest of these `INSTRUCTIONS`, "none" of none."""
+    return min(names, key=STRENGTH.index, default="none")
+
+
+def worst(one: Row, other: Row) -> Row:
+    """One row of two binaries of the same tile."""
+    return one._replace(
+        registers=max(one.registers, other.registers),
+        stack=max(one.stack, other.stack),
+        shared=max(one.shared, other.shared),
+        instruction=weakest((one.instruction, other.instruction)),
+        failure=one.failure or other.failure,
+    )
+
+
+def compile_all(parts: Iterable[Part]) -> list[Row]:
+    """A row for every kernel and tile of these parts, compiled in `WORKERS` processes."""
+    tasks = [(part, place) for part in parts for place in range(len(launches(part)))]
+    found: dict[str, Row] = {}
+    # A forked process would share torch's threads.
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+        for row in pool.map(compile_launch, *zip(*tasks, strict=True), chunksize=4):
+            key = f"{row.chip} {row.key}"
+            found[key] = worst(found[key], row) if key in found else row
+    return list(found.values())

@@ -1,0 +1,198 @@
+"""The launches of every Triton kernel and tile on a chip, for the compile report.
+
+Nothing runs: launchers get tensors without memory, and what they would launch is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.shapes import Workload, square
+from bench.traffic import HEAD_DIM, HEADS
+from ocvtp_kernels import OCPruner, PrunerConfig
+from ocvtp_kernels.chain_triton import prune_triton
+from ocvtp_kernels.gpu.chips import CHIPS, pretend
+from ocvtp_kernels.gpu.launch import Launch, watch
+from ocvtp_kernels.importance.triton_forward import attention_received
+from ocvtp_kernels.selection.triton_forward import argmax_gather, resolve_picks, slot_argmax
+from ocvtp_kernels.selection.triton_merge import merge
+from ocvtp_kernels.slots.triton_forward import slot_attention, slot_attention_with_attention
+from ocvtp_kernels.slots.triton_gru import gru_cell
+
+BATCHES = (1, 64)
+SIZES = ((576, 64), (576, 128), (576, 192), (2880, 160))  # tokens, slots
+Launcher = Callable[[Workload], None]
+
+
+def empty(load: Workload, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor without memory, in the workload's dtype unless told."""
+    return torch.empty(shape, dtype=dtype or load.torch_dtype, device="meta")
+
+
+def slots_and_tokens(load: Workload) -> tuple[Tensor, Tensor]:
+    """Queries ``[B, K, D]`` and keys ``[B, N, D]``."""
+    batch, dim = load.batch, load.slot_dim
+    return empty(load, batch, load.num_slots, dim), empty(load, batch, load.num_tokens, dim)
+
+
+def tokens(load: Workload) -> Tensor:
+    """Reference or final tokens ``[B, N, C]``."""
+    return empty(load, load.batch, load.num_tokens, load.in_dim)
+
+
+def scores(load: Workload) -> Tensor:
+    """Importance ``[B, N]``."""
+    return empty(load, load.batch, load.num_tokens, dtype=torch.float32)
+
+
+@cache
+def weights(dtype: torch.dtype) -> list[Tensor]:
+    """The published pruner's packed weights."""
+    with torch.device("meta"):
+        return [weight.to(dtype) for weight in OCPruner(PrunerConfig()).packed()]
+
+
+def prune(load: Workload) -> None:
+    prune_triton(
+        tokens(load),
+        tokens(load),
+        weights(load.torch_dtype),
+        slots_and_tokens(load)[0],
+        scores(load),
+        load.budget,
+    )
+
+
+def attend(load: Workload) -> None:
+    q, k = slots_and_tokens(load)
+    mask = empty(load, load.batch, load.num_slots, dtype=torch.bool)
+    slot_attention(q, k, k, 1.0)
+    slot_attention_with_attention(q, k, k, 1.0, slot_mask=mask)
+
+
+def gru(load: Workload) -> None:
+    slots, dim = slots_and_tokens(load)[0], load.slot_dim
+    matrix, bias = empty(load, 3 * dim, dim), empty(load, 3 * dim)
+    gru_cell(slots, slots, matrix, matrix, bias, bias)
+
+
+def argmax(load: Workload) -> None:
+    slot_argmax(*slots_and_tokens(load))
+
+
+def pick(load: Workload) -> None:
+    picks = empty(load, load.batch, load.num_slots, dtype=torch.int64)
+    peak = empty(load, load.batch, load.num_slots)
+    resolve_picks(picks, peak, scores(load), load.budget)
+
+
+def gather(load: Workload) -> None:
+    for top_k, importance in ((1, scores(load)), (2, None)):
+        argmax_gather(*slots_and_tokens(load), tokens(load), importance, load.budget, top_k=top_k)
+
+
+def receive(load: Workload) -> None:
+    q = empty(load, load.batch, HEADS, load.num_tokens + 1, HEAD_DIM)
+    for mode in ("mean", "cls"):
+        attention_received(q, q, mode)
+
+
+def merge_slots(load: Workload) -> None:
+    merge(*slots_and_tokens(load), tokens(load))
+
+
+# Whoever launches kernels has a line here.
+LAUNCHERS: tuple[Launcher, ...] = (
+    prune,
+    attend,
+    gru,
+    argmax,
+    pick,
+    gather,
+    receive,
+    merge_slots,
+)
+
+
+class Job(NamedTuple):
+    """A launch of a workload's dtype."""
+
+    launch: Launch
+    dtype: str
+
+    @property
+    def kernel(self) -> str:
+        """The kernel's name without its ending."""
+        name: str = self.launch.kernel.__name__
+        return name.removesuffix("_kernel")
+
+    @property
+    def tile(self) -> str:
+        """The constants that are on, in short: ``NORM ROWS 64``."""
+        words = []
+        for name, value in self.launch.arguments.items():
+            # A float32 dot's precision follows from the dtype.
+            if name.isupper() and name != "PRECISION" and value is not False:
+                words.append(name if value is True else f"{name} {value}")
+        return " ".join(words)
+
+    @property
+    def decides(self) -> tuple[Any, ...]:
+        """What decides the binary: kernel, constants, dtypes and options.
+
+        Triton also tells a number that is 1, or a multiple of 16, from others. That multiplies the
+        binaries of a tile but hardly changes them, so the first of each is taken.
+        """
+        kernel, _, arguments, options = self.launch
+        kinds = [
+            value.dtype if isinstance(value, Tensor) else value if name.isupper() else type(value)
+            for name, value in arguments.items()
+        ]
+        return kernel.__name__, *kinds, *sorted(options.items())
+
+
+class Part(NamedTuple):
+    """A part of the report: who launches what on which chip."""
+
+    chip: int
+    dtype: str
+    launchers: tuple[Launcher, ...] = LAUNCHERS
+
+
+def plan(chips: Sequence[int], short: bool) -> list[Part]:
+    """Half precision on every chip, and float32 where the code differs most.
+
+    float32 multiplies outside the tensor cores, so its code differs little between chips: it is
+    compiled for sm_80 and sm_90 alone. The short plan, which the tests run, takes only the chain in
+    float32 and on chips whose tiles or instructions another has too.
+    """
+    parts = []
+    for chip in chips:
+        like_another = short and chip not in (80, 90, 100)
+        parts.append(Part(chip, "bfloat16", (prune,) if like_another else LAUNCHERS))
+        if chip in (80, 90):
+            parts.append(Part(chip, "float32", (prune,) if short else LAUNCHERS))
+    return parts
+
+
+@cache
+def launches(part: Part) -> list[Job]:
+    """What a part launches, each binary once."""
+    found: dict[tuple[Any, ...], Job] = {}
+    with pretend(CHIPS[part.chip]):
+        for (num_tokens, num_slots), batch in product(SIZES, BATCHES):
+            load = square(batch, num_tokens, num_slots, part.dtype)
+            recorded: list[Launch] = []
+            with watch(recorded.append):
+                for launcher in part.launchers:
+                    launcher(load)
+            for one in recorded:
+                job = Job(one, part.dtype)
+                found.setdefault(job.decides, job)
+    return list(found.values())

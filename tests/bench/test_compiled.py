@@ -1,0 +1,165 @@
+"""The compile report: its budget, its page, and that the kernels keep within the budget.
+
+The report that is compiled here is the short one: everything in bfloat16 for sm_80, sm_90 and
+sm_100, and the chain alone for the other chips and, on sm_80 and sm_90, in float32; of binaries
+that differ only in what Triton tells of numbers, one. The whole report takes about twice as long.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+if find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+from bench import compiled
+from bench.compiled import BUDGET, Budget, Rules, expected_instruction, page, violations
+from bench.compiled_binaries import Row, worst
+from bench.compiled_launches import Part, launches, plan, prune
+from bench.results import ROOT
+from ocvtp_kernels.gpu.chips import CHIPS
+
+PAGE = ROOT / "docs" / "compiled.md"
+ROW = Row(90, "linear", "NORM ROWS 64 COLUMNS 16", "bfloat16", 4, 3, 100, 0, 50_000, "wgmma")
+RULES = Rules(0, 16, ["best"], {"80": "mma.sync", "90": "wgmma"}, 64)
+ALLOWED = Budget("3.9", RULES, {"90": {ROW.key: 100}})
+
+
+def test_a_row_within_the_budget_passes() -> None:
+    assert violations([ROW, ROW._replace(registers=116)], ALLOWED, "3.9") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"stack": 8}, "stack was 0 bytes, now 8"),
+        ({"registers": 117}, "registers were 100, now 117"),
+        ({"shared": 240_000}, f"240000 bytes, the chip has {CHIPS[90].shared_bytes}"),
+        ({"instruction": "mma.sync"}, "was wgmma, now mma.sync"),
+        ({"instruction": "none"}, "was wgmma, now none"),
+        ({"failure": "no such type"}, "does not compile: no such type"),
+        ({"tile": "ROWS 64 COLUMNS 32"}, "no registers are recorded"),
+    ],
+)
+def test_what_breaks_the_budget_is_said(changes: dict[str, object], sentence: str) -> None:
+    (said,) = violations([ROW._replace(**changes)], ALLOWED, "3.9")  # type: ignore[arg-type]
+    assert said.startswith("sm_90 linear ") and sentence in said
+
+
+def test_registers_are_compared_within_one_version_of_triton() -> None:
+    assert violations([ROW._replace(registers=255)], ALLOWED, "3.10") == []
+    (said,) = violations([ROW._replace(registers=255, stack=8)], ALLOWED, "3.10")
+    assert "stack" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "instruction"),
+    [
+        ({}, "wgmma"),
+        ({"chip": 80}, "mma.sync"),
+        ({"dtype": "float32"}, "none"),
+        ({"kernel": "best"}, "none"),
+        ({"tile": "QUERIES 16 KEYS 128"}, "mma.sync"),
+        ({"tile": "ROWS 128 COLUMNS 64 SLOT_ROWS 16"}, "mma.sync"),
+    ],
+)
+def test_the_instruction_that_a_tile_needs(changes: dict[str, object], instruction: str) -> None:
+    row = ROW._replace(**changes)  # type: ignore[arg-type]
+    assert expected_instruction(row, RULES) == instruction
+
+
+def test_a_newer_instruction_is_no_violation() -> None:
+    assert violations([ROW._replace(instruction="tcgen05")], ALLOWED, "3.9") == []
+
+
+def test_the_worst_of_two_binaries_counts() -> None:
+    other = ROW._replace(registers=90, stack=8, instruction="mma.sync")
+    assert worst(ROW, other) == worst(other, ROW) == ROW._replace(stack=8, instruction="mma.sync")
+
+
+def test_recording_replaces_a_chip_and_keeps_the_others(tmp_path: Path) -> None:
+    old = Budget("3.9", RULES, {"80": {"kept": 1}, "90": {"gone": 2}})
+    old.with_rows([ROW, ROW._replace(kernel="broken", failure="no")], "3.9").write(
+        tmp_path / "budget.json"
+    )
+    read = Budget.read(tmp_path / "budget.json")
+    assert read == Budget("3.9", RULES, {"80": {"kept": 1}, "90": {ROW.key: 100}})
+
+
+def test_the_budget_knows_every_chip() -> None:
+    budget = Budget.read(BUDGET)
+    assert set(budget.registers) == set(budget.rules.instructions) == set(map(str, CHIPS))
+
+
+def test_the_short_plan_covers_every_chip_and_part_of_the_whole() -> None:
+    short, whole = plan(list(CHIPS), True), plan(list(CHIPS), False)
+    assert {part.chip for part in short} == set(CHIPS)
+    for part in short:
+        assert any(part[:2] == other[:2] for other in whole)
+        assert prune in part.launchers
+
+
+def test_launches_are_found_without_a_gpu() -> None:
+    jobs = launches(Part(90, "bfloat16", (prune,)))
+    assert {"first", "linear", "compete", "gru", "argmax", "resolve"} <= {j.kernel for j in jobs}
+    assert len({job.decides for job in jobs}) == len(jobs)
+
+
+def test_a_page_has_a_row_for_each_row() -> None:
+    rows = [ROW, ROW._replace(kernel="gru", stages=None), ROW._replace(chip=80, failure="no")]
+    tables = tables_of(page(rows, "3.9"))
+    assert tables["sm_90"] == [
+        ["gru", ROW.tile, "bfloat16", "4", "", "100", "0", "50000", "wgmma"],
+        ["linear", ROW.tile, "bfloat16", "4", "3", "100", "0", "50000", "wgmma"],
+    ]
+    assert tables["sm_80"][0][-1] == "does not compile"
+
+
+def tables_of(text: str) -> dict[str, list[list[str]]]:
+    """Cells of the tables by heading, their own headings left out."""
+    found: dict[str, list[list[str]]] = {}
+    for section in text.split("\n## ")[1:]:
+        title, *lines = section.splitlines()
+        cells = [line[2:-2].split(" | ") for line in lines if line.startswith("|")]
+        assert cells[0] == list(compiled.COLUMNS)
+        assert all(len(row) == len(compiled.COLUMNS) for row in cells)
+        found[title] = cells[2:]
+    return found
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_the_committed_page_has_every_kernel_of_the_chain(chip: int) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert f"Triton {Budget.read(BUDGET).triton}" in text
+    on_page = {row[0] for row in tables_of(text)[f"sm_{chip}"]}
+    assert {job.kernel for job in launches(Part(chip, "bfloat16", (prune,)))} <= on_page
+
+
+def report(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-m", "bench.compiled", *arguments],
+        cwd=ROOT,
+        env={**kept, "TRITON_CACHE_DIR": str(folder), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_interpreter_compiles_nothing(tmp_path: Path) -> None:
+    done = report(tmp_path, TRITON_INTERPRET="1")
+    assert done.returncode == 2 and "unset TRITON_INTERPRET" in done.stderr
+
+
+@pytest.mark.compile
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux")
+def test_the_kernels_keep_within_the_budget(tmp_path: Path) -> None:
+    done = report(tmp_path, "--short")
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,23 @@
+"""Set before anything imports Triton: without a GPU its kernels run in its interpreter."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+from collections.abc import Iterator
+
+import pytest
+
+if ctypes.util.find_library("cuda") is None:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that torch leaves uninitialized holds NaN, and large integers."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)

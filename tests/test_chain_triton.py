@@ -1,0 +1,205 @@
+"""``ocvtp::prune`` on Triton kernels, whole: the reference's ids, from launches that shapes fix."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import chain, use_backend
+from ocvtp_kernels.config import PrunerConfig
+from tests.cases import (
+    DEVICE,
+    assert_kept,
+    random_pruner,
+    random_tokens,
+    small_config,
+    triton_dtypes,
+)
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from ocvtp_kernels import chain_triton
+from ocvtp_kernels.chain_triton import prune_triton
+from ocvtp_kernels.gpu.chips import CHIPS, chip_of, pretend
+from ocvtp_kernels.gpu.launch import Launch, watch
+
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
+
+FULL = {"enc_in_dim": 1024, "enc_dims": (2048, 512), "init_dim": 512, "agg_embed_dim": 512}
+MEDIUM = {"enc_in_dim": 96, "enc_dims": (130, 64), "init_dim": 64, "agg_embed_dim": 64}
+
+
+class Case:
+    """A pruner and tokens for it, in float64."""
+
+    def __init__(
+        self, config: PrunerConfig, batch: int, num_tokens: int, num_slots: int, seed: int = 0
+    ) -> None:
+        self.pruner = random_pruner(config, seed).double()
+        wide = torch.float64
+        shape = (batch, num_tokens + 1, config.enc_in_dim)
+        self.reference = random_tokens(*shape, seed=seed, dtype=wide, outliers=True)[:, 1:]
+        self.final = random_tokens(batch, num_tokens + 1, 6, seed=seed + 1)[:, 1:]
+        self.slots = self.pruner.sample_slots(batch, num_slots).detach()
+        self.weights = self.pruner.packed()
+
+    def arguments(self, dtype: torch.dtype, device: torch.device | str = DEVICE) -> list[object]:
+        """The first four arguments of the op, in this dtype."""
+        return [
+            self.reference.to(dtype).to(device),
+            self.final.to(device),
+            [weight.to(dtype).to(device) for weight in self.weights],
+            self.slots.to(dtype).to(device),
+        ]
+
+    def ids(self, dtype: torch.dtype, importance: Tensor | None, budget: int, top_k: int) -> Tensor:
+        """The kernels' ids, and their tokens checked."""
+        scores = None if importance is None else importance.to(DEVICE)
+        tokens, ids = prune_triton(*self.arguments(dtype), scores, budget, top_k)  # type: ignore[arg-type]
+        assert_kept(ids.cpu(), budget, self.final.shape[1])
+        assert torch.equal(tokens.cpu(), chain.gather_tokens(self.final, ids.cpu()))
+        return ids.cpu()
+
+    def oracle(self, importance: Tensor | None, budget: int, top_k: int) -> Tensor:
+        """The reference's ids in float64."""
+        return chain.prune_reference(
+            self.reference, self.final, self.weights, self.slots, importance, budget, top_k
+        )[1]
+
+
+@pytest.mark.parametrize("enc_ln", ["pre", "post", None])
+@pytest.mark.parametrize("enc_dims", [(10,), (20, 10), (20, 15, 10)])
+def test_every_config_keeps_the_references_tokens(
+    enc_ln: str | None, enc_dims: tuple[int, ...]
+) -> None:
+    case = Case(small_config(enc_ln=enc_ln, enc_dims=enc_dims), 2, 33, 7)
+    assert torch.equal(case.ids(torch.float32, None, 7, 1), case.oracle(None, 7, 1))
+
+
+@pytest.mark.parametrize("num_iter", [1, 2, 5])
+def test_any_number_of_iterations(num_iter: int) -> None:
+    case = Case(small_config(agg_num_iter=num_iter), 2, 33, 7)
+    assert torch.equal(case.ids(torch.float32, None, 9, 1), case.oracle(None, 9, 1))
+
+
+SLOTS = (1, 7, 64, 65, 100, 128, 160, 192)
+SMALL = [(num_slots, num_tokens) for num_slots in SLOTS for num_tokens in (1, 50)]
+LARGE = [*zip(SLOTS, 4 * (576, 577), strict=True)]
+# The largest tiles, so that the interpreter runs few programs.
+FEW_PROGRAMS = CHIPS[80]._replace(multiprocessors=1)
+
+
+@pytest.mark.parametrize(("num_slots", "num_tokens"), [*SMALL, *LARGE])
+def test_narrow_slots(num_slots: int, num_tokens: int) -> None:
+    case = Case(small_config(**MEDIUM, agg_ffn_dim=100), 1, num_tokens, num_slots)
+    budget = min(num_slots, num_tokens)
+    importance = random_tokens(1, num_tokens, seed=3)
+    with pretend(FEW_PROGRAMS):
+        ids = case.ids(torch.float32, importance, budget, 1)
+    assert torch.equal(ids, case.oracle(importance, budget, 1))
+
+
+def test_slots_of_full_width_lose_no_attention_in_half() -> None:
+    case = Case(small_config(**FULL, agg_ffn_dim=2048), 1, 576, 64)
+    logits = chain.attention_logits(case.reference, case.weights, case.slots)
+    attention = logits.softmax(dim=1)
+    importance = random_tokens(1, 576, seed=3)
+    for dtype in triton_dtypes()[1:]:
+        with pretend(FEW_PROGRAMS):
+            kept = case.ids(dtype, importance, 64, 1)
+        plain = chain.prune_reference(
+            *case.arguments(dtype, "cpu"),  # type: ignore[arg-type]
+            importance,
+            64,
+        )[1]
+        # The attention that each slot finds among the kept tokens, of the most it could have.
+        best = attention.amax(-1)
+        regret, allowed = (
+            1 - attention.gather(-1, ids.unsqueeze(1).expand(-1, 64, -1)).amax(-1) / best
+            for ids in (kept, plain)
+        )
+        assert regret.max() <= max(1e-2, 2 * allowed.max())
+
+
+@pytest.mark.parametrize("dtype", triton_dtypes())
+def test_an_image_alone_keeps_what_it_keeps_in_a_batch(dtype: torch.dtype) -> None:
+    case = Case(small_config(), 5, 90, 7)
+    together = case.ids(dtype, None, 12, 1)
+    arguments = case.arguments(dtype)
+    for image in range(5):
+        one = [a if isinstance(a, list) else a[image : image + 1] for a in arguments]  # type: ignore[index]
+        alone = prune_triton(*one, None, 12)[1]  # type: ignore[arg-type]
+        assert torch.equal(alone.cpu(), together[image : image + 1])
+
+
+@pytest.mark.parametrize("dtype", triton_dtypes())
+def test_two_runs_are_bitwise_equal(dtype: torch.dtype) -> None:
+    case = Case(small_config(), 2, 90, 130)
+    assert torch.equal(case.ids(dtype, None, 12, 2), case.ids(dtype, None, 12, 2))
+
+
+@pytest.mark.parametrize("dtype", triton_dtypes())
+@pytest.mark.parametrize(
+    ("batch", "num_tokens", "num_slots"), [(1, 90, 7), (2, 50, 64), (3, 33, 30)]
+)
+def test_the_iterations_as_phases_of_one_kernel_give_the_same_slots(
+    batch: int, num_tokens: int, num_slots: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(small_config(agg_num_iter=3), batch, num_tokens, num_slots)
+    arguments = case.arguments(dtype)
+    apart = kept_ids(arguments, False)
+    if DEVICE.type == "cpu":
+        # The interpreter runs one program after the other: a barrier would wait for ever.
+        phases = functools.partial(chain_triton.iterate, together=False)
+        monkeypatch.setattr(chain_triton, "iterate", phases)
+    # Fewer programs than blocks, so that each takes several.
+    chip = chip_of(DEVICE)
+    with pretend(chip._replace(multiprocessors=min(chip.multiprocessors, 5))):
+        together = kept_ids(arguments, True)
+    assert torch.equal(apart, together)
+
+
+def kept_ids(arguments: list[object], together: bool) -> Tensor:
+    """The ids, with the iterations as one kernel or not."""
+    num_tokens = arguments[0].shape[1]  # type: ignore[attr-defined]
+    return prune_triton(*arguments, None, num_tokens // 3, 1, together)[1]  # type: ignore[arg-type]
+
+
+def launches(batch: int, num_tokens: int, num_slots: int, **config: object) -> list[Launch]:
+    pruner = random_pruner(small_config(**config))
+    seen: list[Launch] = []
+    shapes = ((batch, num_tokens, 12), (batch, num_tokens, 6), (batch, num_slots, 10))
+    reference, final, slots = (torch.empty(shape, device="meta") for shape in shapes)
+    weights = [weight.to("meta") for weight in pruner.packed()]
+    with watch(seen.append), pretend(CHIPS[90]):
+        prune_triton(reference, final, weights, slots, final[..., 0], min(num_slots, num_tokens))
+    return seen
+
+
+@pytest.mark.parametrize("num_slots", [1, 64, 128])
+@pytest.mark.parametrize("batch", [1, 64])
+def test_the_chain_is_fourteen_launches_at_most(batch: int, num_slots: int) -> None:
+    assert len(launches(batch, 576, num_slots)) == 14
+
+
+def test_no_scratch_is_as_large_as_the_attention() -> None:
+    for launch in launches(1, 2880, 640):
+        for value in launch.arguments.values():
+            if isinstance(value, Tensor) and value.dtype == torch.float32:
+                assert value.numel() < 2880 * 640
+
+
+def test_an_empty_batch_launches_nothing() -> None:
+    assert launches(0, 576, 64) == []
+
+
+def test_the_op_runs_it() -> None:
+    case = Case(small_config(), 2, 33, 7)
+    arguments = case.arguments(torch.float32)
+    with use_backend("triton"):
+        got = torch.ops.ocvtp.prune(*arguments, None, 7)
+    expected = prune_triton(*arguments, None, 7)  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
