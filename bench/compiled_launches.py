@@ -22,6 +22,7 @@ from ocvtp_kernels.gpu.launch import Launch, watch
 from ocvtp_kernels.importance.triton_forward import attention_received
 from ocvtp_kernels.selection.triton_forward import argmax_gather, resolve_picks, slot_argmax
 from ocvtp_kernels.selection.triton_merge import merge
+from ocvtp_kernels.slots.tiles import BLOCK
 from ocvtp_kernels.slots.triton_forward import slot_attention, slot_attention_with_attention
 from ocvtp_kernels.slots.triton_gru import gru_cell
 
@@ -59,14 +60,17 @@ def weights(dtype: torch.dtype) -> list[Tensor]:
 
 
 def prune(load: Workload) -> None:
-    prune_triton(
-        tokens(load),
-        tokens(load),
-        weights(load.torch_dtype),
-        slots_and_tokens(load)[0],
-        scores(load),
-        load.budget,
-    )
+    # The cooperative launch is for a small batch.
+    for together in (False, True) if (load.batch, load.num_slots) == (1, BLOCK) else (False,):
+        prune_triton(
+            tokens(load),
+            tokens(load),
+            weights(load.torch_dtype),
+            slots_and_tokens(load)[0],
+            scores(load),
+            load.budget,
+            together=together,
+        )
 
 
 def attend(load: Workload) -> None:
@@ -99,7 +103,7 @@ def gather(load: Workload) -> None:
 
 def receive(load: Workload) -> None:
     q = empty(load, load.batch, HEADS, load.num_tokens + 1, HEAD_DIM)
-    for mode in ("mean", "cls"):
+    for mode in ("meanq", "cls"):
         attention_received(q, q, mode)
 
 

@@ -189,6 +189,16 @@ def broadcast_alike(lhs: Any, rhs: Any) -> Any:
     return type(semantic).broadcast_impl_value(semantic, lhs, rhs)
 
 
+def run_quickly(launch: Launch) -> None:
+    """Runs a launch in the interpreter, without what it does over and over again."""
+    semantic = interpreter.interpreter_semantic
+    with (
+        patch.object(interpreter, "_patch_lang", patch_once()),
+        patch.object(semantic, "broadcast_impl_value", broadcast_alike),
+    ):
+        launch.kernel[launch.grid](**launch.arguments, **launch.options)
+
+
 def signature(launch: Launch) -> tuple[Any, ...]:
     """What a launch's counts follow from, wherever no address and no mask depends on a value."""
     tensors = {name: v for name, v in launch.arguments.items() if isinstance(v, Tensor)}
@@ -228,15 +238,9 @@ def counting(multiply: bool = True) -> Iterator[list[Count]]:
             return
         counter = Counter(launch)
         with ExitStack() as stack:
-            stack.enter_context(patch.object(interpreter, "_patch_lang", patch_once()))
-            stack.enter_context(
-                patch.object(
-                    interpreter.interpreter_semantic, "broadcast_impl_value", broadcast_alike
-                )
-            )
             for name, wrapper in wrappers(counter, multiply).items():
                 stack.enter_context(patch.object(interpreter_builder, name, wrapper))
-            launch.kernel[launch.grid](**launch.arguments, **launch.options)
+            run_quickly(launch)
         known[key] = counter.count()
         counts.append(known[key])
 

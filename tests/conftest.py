@@ -12,6 +12,19 @@ if ctypes.util.find_library("cuda") is None:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+@pytest.fixture(autouse=True)
+def quick_launches(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests marked ``interpreter`` take Triton's shortest way through it."""
+    if "TRITON_INTERPRET" not in os.environ or not request.node.get_closest_marker("interpreter"):
+        yield
+        return
+    from bench.counted import run_quickly
+    from ocvtp_kernels.gpu.launch import watch
+
+    with watch(run_quickly):
+        yield
+
+
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """Memory that torch leaves uninitialized holds NaN, and large integers."""

@@ -85,8 +85,8 @@ def resolve_kernel(
     live_token = token < num_tokens
     padding = tl.zeros([TOKENS], tl.float32)
     if IMPORTANCE:
-        place = importance + image * importance_image_stride + token
-        padding = tl.load(place, mask=live_token, other=0.0).to(tl.float32)
+        scores = importance + image * importance_image_stride + token
+        padding = tl.load(scores, mask=live_token, other=0.0).to(tl.float32)
     not_picked = tl.zeros([TOKENS], tl.int64)
     tl.store(orders + token, token_order(not_picked, ordered(padding), token), mask=live_token)
     tl.debug_barrier()

@@ -52,17 +52,18 @@ def compete_tile(
     # Every chunk computes the logits again: few, unless one image needs them to fill the chip.
     wide = num_slots > ONE_TILE or parts * ceil_div(width, 128) >= chip.multiprocessors
     wide &= slots < ONE_TILE
-    tokens = 64 if slots < ONE_TILE else 32
-    narrow = slots == ONE_TILE and chip.shared_bytes < SMALL_SHARED
-    chunk = 128 if wide else 32 if narrow else 64
-    return CompeteTile(slots, tokens, 64, min(chunk, power_of_two(width)), 8, 2)
+    small = chip.shared_bytes < SMALL_SHARED
+    tokens = 32 if small or slots == ONE_TILE else 64
+    chunk = 128 if wide else 32 if small and slots == ONE_TILE else 64
+    depth = 32 if small else 64
+    return CompeteTile(slots, tokens, depth, min(chunk, power_of_two(width)), 8, 2)
 
 
 def standings_tile(dtype: torch.dtype) -> CompeteTile:
     """The tile of the pass over all slots, block by block."""
     if dtype == torch.float32:
         return CompeteTile(BLOCK, 16, 16, 0, 4, 2)
-    return CompeteTile(BLOCK, 32, 64, 0, 4, 2)
+    return CompeteTile(BLOCK, 32, 64, 0, 8, 2)
 
 
 def fills(chip: Chip, programs: int) -> bool:
@@ -87,7 +88,7 @@ PERSISTENT_ROWS: dict[int, int] = {}
 
 def persistent(chip: Chip, rows: int, num_slots: int) -> bool:
     """Whether the iterations of ``rows`` slots run as one cooperative launch."""
-    return num_slots <= BLOCK and rows <= PERSISTENT_ROWS.get(chip.capability, 0)
+    return num_slots <= BLOCK and 0 < rows <= PERSISTENT_ROWS.get(chip.capability, 0)
 
 
 def iterations_tile(chip: Chip, dtype: torch.dtype, rows: int) -> IterationsTile:

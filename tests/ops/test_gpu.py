@@ -33,11 +33,13 @@ def on_gpu(name: str, **changes: Any) -> Any:
 
 @EVERY_OP
 @pytest.mark.parametrize("batch", [1, 3])
-def test_small_cases_give_the_cpus_answer(name: str, batch: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_small_cases_give_the_cpus_answer(name: str, batch: int, dtype: torch.dtype) -> None:
     expected = outputs(op(name)(*ARGUMENTS[name](batch=batch, dtype=torch.float64)))
-    got = outputs(op(name)(*on_gpu(name, batch=batch, dtype=torch.float64)))
+    got = outputs(op(name)(*on_gpu(name, batch=batch, dtype=dtype)))
     for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a.cpu(), b)
+        tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {}
+        torch.testing.assert_close(a.cpu(), b.to(a.dtype), **tolerance)
 
 
 @EVERY_OP

@@ -1,0 +1,146 @@
+"""``ocvtp::prune`` on a GPU at its real size: regret, batches, graphs, streams, memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import OCPruner, PrunerConfig, chain
+from tests.cases import assert_kept, random_pruner, random_tokens
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+]
+DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+
+
+@pytest.fixture(scope="module")
+def pruner() -> OCPruner:
+    return random_pruner(PrunerConfig()).double()
+
+
+class Inputs:
+    """Arguments of one call, at the published widths, in float64 on the CPU."""
+
+    def __init__(self, pruner: OCPruner, batch: int, num_tokens: int, num_slots: int) -> None:
+        shape = (batch, num_tokens + 1, 1024)
+        self.reference = random_tokens(*shape, dtype=torch.float64, outliers=True)[:, 1:]
+        self.final = random_tokens(batch, num_tokens + 1, 64, seed=1)[:, 1:]
+        self.weights = pruner.packed()
+        self.slots = pruner.sample_slots(1, num_slots).detach().expand(batch, -1, -1)
+        self.importance = random_tokens(batch, num_tokens, seed=2)
+        self.budget = min(num_slots, num_tokens)
+
+    def on_gpu(self, dtype: torch.dtype) -> list[Any]:
+        """As the op takes them."""
+        return [
+            self.reference.to(dtype).cuda(),
+            self.final.to(dtype).cuda(),
+            [weight.to(dtype).cuda() for weight in self.weights],
+            self.slots.to(dtype).cuda(),
+            self.importance.cuda(),
+            self.budget,
+        ]
+
+    def regret(self, ids: Tensor) -> Tensor:
+        """The share of each slot's largest attention that the kept tokens miss."""
+        logits = chain.attention_logits(self.reference, self.weights, self.slots)
+        attention = logits.softmax(dim=1)
+        kept = attention.gather(-1, ids.unsqueeze(1).expand(-1, attention.shape[1], -1))
+        return 1 - kept.amax(-1) / attention.amax(-1)
+
+
+def prune(arguments: list[Any]) -> tuple[Tensor, Tensor]:
+    return torch.ops.ocvtp.prune(*arguments)  # type: ignore[no-any-return]
+
+
+@DTYPES
+@pytest.mark.parametrize(("num_tokens", "num_slots"), [(576, 64), (577, 100), (2880, 160)])
+def test_no_slot_misses_its_token(
+    pruner: OCPruner, num_tokens: int, num_slots: int, dtype: torch.dtype
+) -> None:
+    inputs = Inputs(pruner, 2, num_tokens, num_slots)
+    arguments = inputs.on_gpu(dtype)
+    tokens, ids = prune(arguments)
+    assert_kept(ids.cpu(), inputs.budget, num_tokens)
+    assert torch.equal(tokens, chain.gather_tokens(arguments[1], ids))
+    plain = chain.prune_reference(*arguments)[1].cpu()
+    allowed = max(1e-2, 2 * inputs.regret(plain).max().item())
+    assert inputs.regret(ids.cpu()).max() <= (1e-6 if dtype == torch.float32 else allowed)
+
+
+@DTYPES
+@pytest.mark.parametrize("num_slots", [64, 160])
+def test_an_image_alone_keeps_what_it_keeps_in_a_batch(
+    pruner: OCPruner, num_slots: int, dtype: torch.dtype
+) -> None:
+    batch = 64
+    arguments = Inputs(pruner, batch, 576, num_slots).on_gpu(dtype)
+    together = prune(arguments)[1]
+    for image in (0, batch - 1):
+        one = [a[image : image + 1] if isinstance(a, Tensor) else a for a in arguments]
+        assert torch.equal(prune(one)[1], together[image : image + 1])
+
+
+@DTYPES
+def test_a_captured_call_replays_on_other_images(pruner: OCPruner, dtype: torch.dtype) -> None:
+    arguments = Inputs(pruner, 2, 576, 64).on_gpu(dtype)
+    for _ in range(2):
+        prune(arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tokens, ids = prune(arguments)
+    arguments[0].copy_(arguments[0].flip(0).clone())
+    arguments[1].copy_(arguments[1].flip(0).clone())
+    tokens.fill_(float("nan"))
+    ids.fill_(-1)
+    graph.replay()
+    expected = prune(arguments)
+    assert torch.equal(tokens, expected[0]) and torch.equal(ids, expected[1])
+
+
+def test_two_streams_do_not_share_scratch(pruner: OCPruner) -> None:
+    first, second = (Inputs(pruner, 1, 576, 64).on_gpu(torch.bfloat16) for _ in range(2))
+    second[0] = second[0].flip(1).contiguous()
+    expected = [prune(arguments)[1] for arguments in (first, second)]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    for _ in range(20):
+        found = []
+        for stream, arguments in zip(streams, (first, second), strict=True):
+            with torch.cuda.stream(stream):
+                found.append(prune(arguments)[1])
+        torch.cuda.synchronize()
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_iterations_in_one_launch_give_the_same_ids(
+    pruner: OCPruner, dtype: torch.dtype
+) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    from ocvtp_kernels.chain_triton import prune_triton
+
+    arguments = Inputs(pruner, 1, 576, 64).on_gpu(dtype)
+    apart = prune_triton(*arguments, 1, False)[1]
+    for _ in range(3):
+        assert torch.equal(prune_triton(*arguments, 1, True)[1], apart)
+
+
+def test_peak_memory_has_no_room_for_the_attention(pruner: OCPruner) -> None:
+    arguments = Inputs(pruner, 1, 2880, 640).on_gpu(torch.bfloat16)
+    prune(arguments)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    prune(arguments)
+    torch.cuda.synchronize()
+    scratch = torch.cuda.max_memory_allocated() - before
+    # Encoded tokens and partial sums, but not one float32 matrix of slots by tokens besides.
+    encoded = 2880 * (2048 + 512) * 2
+    partial = 9 * 640 * 512 * 4
+    assert scratch < encoded + partial + 640 * 2880 * 4
