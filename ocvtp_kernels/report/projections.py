@@ -118,8 +118,9 @@ def projections_page(results: dict[str, list[ResultFile]], counts: Counts) -> st
         "# Roofline projections",
         "Written by `ocvtp bench --projections`, not by hand. **Every time and share on this page "
         "is a projection** unless its column says *measured*. Projections come from datasheets and "
-        "from the costs of kernels that need not exist yet; they show what the work could take, "
-        "and where launching would take longer.",
+        "from the costs of kernels: *counted* on the kernels themselves ([static cost]"
+        "(static_cost.md), given by `--counts`), or by *formula*. They show what the work could "
+        "take, and where launching would take longer.",
         "## Assumptions",
         "\n".join(
             f"* {line}"

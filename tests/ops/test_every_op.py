@@ -66,13 +66,17 @@ def test_fake_tells_shape_dtype_and_strides(name: str, dtype: torch.dtype) -> No
 
 
 @EVERY_OP
-def test_fakes_hold_for_gpu_tensors_too(name: str) -> None:
+def test_opcheck_and_compilation_hold_for_gpu_tensors_too(name: str) -> None:
     real = ARGUMENTS[name]()
     with FakeTensorMode():
         arguments = map_tensors(
             lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda"), real
         )
         assert all(t.device.type == "cuda" for t in outputs(op(name)(*arguments)))
+        torch.library.opcheck(op(name), arguments)
+        torch._dynamo.reset()
+        compiled = torch.compile(op(name), fullgraph=True, backend="eager")
+        assert all(t.device.type == "cuda" for t in outputs(compiled(*arguments)))
 
 
 @EVERY_OP
