@@ -21,11 +21,11 @@ from ocvtp_kernels.gpu.chips import chip_of
 from ocvtp_kernels.gpu.launch import unit_stride
 from ocvtp_kernels.linear.triton_forward import Linear, linear
 from ocvtp_kernels.selection.triton_forward import select
+from ocvtp_kernels.slots.cooperative import Iterations, iterate
 from ocvtp_kernels.slots.folded import MASS_EPS
 from ocvtp_kernels.slots.tiles import persistent
 from ocvtp_kernels.slots.triton_forward import Competition, Plan, Scratch, compete, plan
 from ocvtp_kernels.slots.triton_gru import gru
-from ocvtp_kernels.slots.triton_iterations import Iterations, iterate
 
 WORK = frozenset(Iterations._fields)
 ALIGNMENT = 256  # bytes, as torch's own allocations
@@ -110,10 +110,7 @@ def prune_triton(
     """
     folded = unpack([weight.contiguous() for weight in weights])
     reference, slots = unit_stride(reference), unit_stride(slots_init)
-    dim = slots.shape[2]
-    encoded_width = folded.encode_weights[-1].shape[0]
-    shape_only = Competition(slots, reference[..., :1].expand(-1, -1, encoded_width))
-    cut = plan(shape_only, dim)
+    cut = plan(slots, reference.shape[1], slots.shape[2])
     space = workspace(reference, slots, folded, cut)
     tokens = encode(reference, folded, space.encoded, _query(slots, folded, space), space.counters)
     competition = Competition(space.q, tokens, norm=True, constant=space.constant)

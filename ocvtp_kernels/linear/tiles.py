@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,7 @@ WIDEST = {90: LinearTile(128, 256, 64, 8, 3), 100: LinearTile(128, 256, 64, 8, 3
 SINGLE = (LinearTile(64, 64, 32, 4, 2), LinearTile(32, 32, 32, 4, 2), LinearTile(16, 16, 32, 4, 2))
 
 
+@lru_cache(1024)
 def linear_tile(chip: Chip, dtype: torch.dtype, rows: int, columns: int, plain: bool) -> LinearTile:
     """The Linear's tile for an output of ``rows`` by ``columns``; plain: no norm, no residual."""
     if dtype == torch.float32:

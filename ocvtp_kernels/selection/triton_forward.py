@@ -17,64 +17,58 @@ from ocvtp_kernels.slots.triton_forward import Competition, standings
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Picks:
-    """The slots' picks of a competition, and the evidence of its tokens.
+def pick(
+    competition: Competition, ranks: int, evidence: bool, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The slots' picks and, if asked for, the tokens' evidence: one argmax a rank.
 
-    Attributes:
-        picks: int64 ``[B, blocks, K]`` where ranks is 1, else ``[B, ranks, K]``; packed.
-        evidence: float32 ``[B, N]``, or None if not asked for.
+    Args:
+        competition: the last iteration's slots and tokens.
+        ranks: picks a slot.
+        evidence: keep each token's highest score over slots.
+        rows: float32 ``[B, N, 2]`` to hold the standings, where there are many slots.
+
+    Returns:
+        picks int64, packed: the best of each block ``[B, blocks, K]`` where ranks is 1, else the
+        best of each rank ``[B, ranks, K]``; evidence float32 ``[B, N]`` or None.
     """
-
-    def __init__(
-        self, competition: Competition, ranks: int, evidence: bool, rows: Tensor | None = None
-    ) -> None:
-        """Launches the argmax once a rank.
-
-        Args:
-            competition: the last iteration's slots and tokens.
-            ranks: picks a slot.
-            evidence: keep each token's highest score over slots.
-            rows: float32 ``[B, N, 2]`` to hold the standings, where there are many slots.
-        """
-        q, k = competition.q, competition.k
-        batch, num_slots, _ = q.shape
-        num_tokens, device = k.shape[1], q.device
-        tile = argmax_tile(chip_of(device), q.dtype, num_slots)
-        blocks = ceil_div(num_tokens, tile.tokens)
-        many = num_slots > ONE_TILE
-        if many:
-            if rows is None:
-                rows = torch.empty((batch, num_tokens, 2), dtype=torch.float32, device=device)
-            standings(competition, rows)
-        partial = torch.empty((batch, blocks, num_slots), dtype=torch.int64, device=device)
-        best = partial if ranks == 1 else partial.new_empty((batch, ranks, num_slots))
-        self.evidence = (
-            torch.empty((batch, num_tokens), dtype=torch.float32, device=device)
-            if evidence
-            else None
+    q, k = competition.q, competition.k
+    batch, num_slots, _ = q.shape
+    num_tokens, device = k.shape[1], q.device
+    tile = argmax_tile(chip_of(device), q.dtype, num_slots)
+    blocks = ceil_div(num_tokens, tile.tokens)
+    many = num_slots > ONE_TILE
+    if many:
+        if rows is None:
+            rows = torch.empty((batch, num_tokens, 2), dtype=torch.float32, device=device)
+        standings(competition, rows)
+    partial = torch.empty((batch, blocks, num_slots), dtype=torch.int64, device=device)
+    best = partial if ranks == 1 else partial.new_empty((batch, ranks, num_slots))
+    scores = (
+        torch.empty((batch, num_tokens), dtype=torch.float32, device=device) if evidence else None
+    )
+    below = partial
+    for rank in range(ranks):
+        launch(
+            argmax_kernel,
+            (batch * ceil_div(num_slots, tile.slots) * blocks,),
+            {
+                **competition.arguments(tile),
+                "standings": q if rows is None else rows,
+                "below": below,
+                "picks": partial,
+                "evidence": q if scores is None else scores,
+                "STANDINGS": many,
+                "BELOW": rank > 0,
+                "EVIDENCE": evidence and rank == 0,
+            },
+            num_warps=tile.warps,
+            num_stages=tile.stages,
         )
-        below = partial.new_empty((batch, num_slots)) if ranks > 1 else partial
-        for rank in range(ranks):
-            launch(
-                argmax_kernel,
-                (batch * ceil_div(num_slots, tile.slots) * blocks,),
-                {
-                    **competition.arguments(tile),
-                    "standings": q if rows is None else rows,
-                    "below": below,
-                    "picks": partial,
-                    "evidence": q if self.evidence is None else self.evidence,
-                    "STANDINGS": many,
-                    "BELOW": rank > 0,
-                    "EVIDENCE": evidence and rank == 0,
-                },
-                num_warps=tile.warps,
-                num_stages=tile.stages,
-            )
-            if ranks > 1:
-                _best(partial, best, None, None, rank)
-                below = best[:, rank].contiguous()
-        self.picks = best
+        if ranks > 1:
+            _best(partial, best, None, None, rank)
+            below = best[:, rank].contiguous()
+    return best, scores
 
 
 def _best(
@@ -117,7 +111,7 @@ def resolve(
     """Ids, and with ``final`` their rows, in one launch.
 
     Args:
-        picks: packed, as in `Picks`; or with ``peak`` ids int64 ``[B, K, ranks]``.
+        picks: packed, as `pick` gives them; or with ``peak`` ids int64 ``[B, K, ranks]``.
         peak: ``[B, K]`` floating, or None for packed picks.
         importance: ``[B, N]``, neighbours adjacent; None pads with the lowest ids.
         ids: int64 ``[B, budget]``, written.
@@ -178,7 +172,7 @@ def _as_integers(rows: Tensor) -> Tensor:
 
 def slot_argmax(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
     """`ocvtp_kernels.selection.reference.slot_argmax`, the attention never stored."""
-    picks = Picks(_competition(q, k, scale), 1, False).picks
+    picks, _ = pick(_competition(q, k, scale), 1, False)
     ids = picks.new_empty(q.shape[:2])
     peak = q.new_empty(q.shape[:2])
     _best(picks, picks, ids, peak)
@@ -225,13 +219,13 @@ def select(
     rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The last iteration's competition to kept tokens ``[B, T, C]`` and ids ``[B, T]``."""
-    found = Picks(competition, top_k, importance is None, rows)
-    padding = found.evidence if importance is None else unit_stride(importance)
+    picks, evidence = pick(competition, top_k, importance is None, rows)
+    padding = evidence if importance is None else unit_stride(importance)
     batch, num_tokens, width = final.shape
     tokens = final.new_empty((batch, budget, width))
-    ids = found.picks.new_empty((batch, budget))
+    ids = picks.new_empty((batch, budget))
     resolve(
-        found.picks,
+        picks,
         None,
         padding,
         num_tokens,

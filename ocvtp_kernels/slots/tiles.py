@@ -6,6 +6,7 @@ the same order and an image alone equals itself in a batch.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -102,6 +103,7 @@ _GRU_HALF = (LinearTile(64, 32, 64, 4, 3), LinearTile(64, 16, 64, 4, 4))
 _GRU_SINGLE = (LinearTile(32, 32, 16, 8, 2), LinearTile(16, 16, 16, 4, 2))
 
 
+@lru_cache(1024)
 def gru_tile(chip: Chip, dtype: torch.dtype, rows: int, dim: int) -> LinearTile:
     """The GRU's tile; ``columns`` counts those of one gate."""
     table = _GRU_SINGLE if dtype == torch.float32 else _GRU_HALF

@@ -105,14 +105,13 @@ class Plan(NamedTuple):
         return programs * self.tile.slots * self.tile.chunk, programs * self.tile.slots, self.parts
 
 
-def plan(competition: Competition, width: int) -> Plan:
-    """The plan for this competition over values ``[B, N, width]``."""
-    chip = chip_of(competition.q.device)
-    batch, num_slots, _ = competition.q.shape
-    tile = compete_tile(chip, competition.q.dtype, batch, num_slots, width)
+def plan(slots: Tensor, num_tokens: int, width: int) -> Plan:
+    """The plan for slots ``[B, K, ...]`` that compete for values ``[B, num_tokens, width]``."""
+    chip = chip_of(slots.device)
+    batch, num_slots = slots.shape[:2]
+    tile = compete_tile(chip, slots.dtype, batch, num_slots, width)
     parts = batch * ceil_div(num_slots, tile.slots) * ceil_div(width, tile.chunk)
-    sizes = (batch, num_slots, competition.k.shape[1], width)
-    return Plan.of(tile, fills(chip, parts), sizes)
+    return Plan.of(tile, fills(chip, parts), (batch, num_slots, num_tokens, width))
 
 
 def standings(competition: Competition, out: Tensor) -> None:
@@ -208,7 +207,7 @@ def slot_attention_with_attention(
     num_tokens, width = v.shape[1:]
     mask = None if slot_mask is None else slot_mask.contiguous().view(torch.uint8)
     competition = Competition(unit_stride(q), unit_stride(k), scale, mask=mask)
-    cut = plan(competition, width)
+    cut = plan(q, num_tokens, width)
     updates = q.new_empty((batch, num_slots, width))
     mass = q.new_empty((batch, num_slots))
     attention = q.new_empty((batch, num_slots, num_tokens if keep_attention else 0))
