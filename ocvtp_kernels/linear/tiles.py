@@ -26,21 +26,23 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# Largest first. Small tiles give batch 1 enough programs to fill the chip. Within a chip and dtype
-# the depth is one, so that sums run in the same order whatever the batch.
+# Largest first. Small tiles give batch 1 enough programs to fill the chip, each with less to fetch.
+# Within a chip and dtype the depth is one, and so is the matrix instruction: fewer than 64 rows
+# would take another on sm_90 and sm_100. Sums then run in the same order whatever the batch.
 _WIDE = LinearTile(128, 128, 64, 8, 3)
 _MIDDLE = LinearTile(64, 64, 64, 4, 3)
 _SMALL = LinearTile(64, 32, 64, 4, 4)
 _SLIM = LinearTile(64, 16, 64, 4, 4)
+_SLIMMER = (_SLIM._replace(rows=32), _SLIM._replace(rows=16))
 _LARGE_SHARED = (_WIDE, _MIDDLE, _SMALL, _SLIM)
 _SMALL_SHARED = (
     LinearTile(128, 64, 32, 8, 4),
     LinearTile(64, 64, 32, 4, 4),
     LinearTile(64, 32, 32, 4, 4),
-    LinearTile(64, 16, 32, 4, 4),
+    *(LinearTile(rows, 16, 32, 4, 4) for rows in (64, 32, 16)),
 )
 HALF = {
-    80: _LARGE_SHARED,
+    80: (*_LARGE_SHARED, *_SLIMMER),
     86: _SMALL_SHARED,
     89: _SMALL_SHARED,
     90: _LARGE_SHARED,

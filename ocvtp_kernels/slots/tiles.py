@@ -100,11 +100,15 @@ def iterations_tile(chip: Chip, dtype: torch.dtype, rows: int) -> IterationsTile
 
 
 _GRU_HALF = (LinearTile(64, 32, 64, 4, 3), LinearTile(64, 16, 64, 4, 4))
+_GRU_SLIMMER = tuple(_GRU_HALF[-1]._replace(rows=rows) for rows in (32, 16))
 _GRU_SINGLE = (LinearTile(32, 32, 16, 8, 2), LinearTile(16, 16, 16, 4, 2))
 
 
 @lru_cache(1024)
 def gru_tile(chip: Chip, dtype: torch.dtype, rows: int, dim: int) -> LinearTile:
     """The GRU's tile; ``columns`` counts those of one gate."""
-    table = _GRU_SINGLE if dtype == torch.float32 else _GRU_HALF
+    if dtype == torch.float32:
+        return first_that_fills(_GRU_SINGLE, chip, rows, dim)
+    # As for the Linear, fewer than 64 rows would take another matrix instruction.
+    table = _GRU_HALF if chip.capability in (90, 100) else (*_GRU_HALF, *_GRU_SLIMMER)
     return first_that_fills(table, chip, rows, dim)

@@ -12,6 +12,8 @@ from tests.cases import DEVICE, assert_within_budget, random_tokens, triton_dtyp
 pytest.importorskip("triton", reason="triton is not installed")
 
 from ocvtp_kernels.fold import centred
+from ocvtp_kernels.gpu.chips import CHIPS, Chip
+from ocvtp_kernels.linear.tiles import linear_tile
 from ocvtp_kernels.linear.triton_forward import Linear, linear
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
@@ -77,3 +79,21 @@ def test_slots_in_float32_meet_weights_in_half() -> None:
     plain_out = F.linear(x.half(), weight, bias).float()
     oracle = F.linear(x.double(), weight.double(), bias.double())
     assert_within_budget(out.cpu(), plain_out, oracle)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: f"sm_{chip.capability}")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_order_of_sums_is_the_same_for_every_batch(chip: Chip, dtype: torch.dtype) -> None:
+    tiles = [
+        tile
+        for rows in (1, 64, 576, 64 * 576)
+        for columns in (512, 2048)
+        for tile in (
+            linear_tile(chip, dtype, rows, columns, plain=False),
+            linear_tile(chip, dtype, rows, columns, plain=True),
+        )
+    ]
+    assert len({tile.depth for tile in tiles}) == 1
+    if chip.capability in (90, 100) and dtype == torch.bfloat16:
+        # One matrix instruction for all: smaller tiles would take an older one.
+        assert all(tile.rows >= 64 for tile in tiles)
