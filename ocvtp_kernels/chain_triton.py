@@ -23,11 +23,10 @@ from ocvtp_kernels.linear.triton_forward import Linear, linear
 from ocvtp_kernels.selection.triton_forward import select
 from ocvtp_kernels.slots.cooperative import Iterations, iterate
 from ocvtp_kernels.slots.folded import MASS_EPS
-from ocvtp_kernels.slots.tiles import persistent
+from ocvtp_kernels.slots.tiles import BLOCK, persistent
 from ocvtp_kernels.slots.triton_forward import Competition, Plan, Scratch, compete, plan
 from ocvtp_kernels.slots.triton_gru import gru
 
-WORK = frozenset(Iterations._fields)
 ALIGNMENT = 256  # bytes, as torch's own allocations
 
 
@@ -107,6 +106,9 @@ def prune_triton(
     Args:
         together: run the iterations as one cooperative launch, or, False, never; None asks the
             table of what was measured.
+
+    Raises:
+        ValueError: ``together`` is True and there are more slots than the launch holds.
     """
     folded = unpack([weight.contiguous() for weight in weights])
     reference, slots = unit_stride(reference), unit_stride(slots_init)
@@ -115,6 +117,8 @@ def prune_triton(
     tokens = encode(reference, folded, space.encoded, _query(slots, folded, space), space.counters)
     competition = Competition(space.q, tokens, norm=True, constant=space.constant)
     batch, num_slots, _ = slots.shape
+    if together and num_slots > BLOCK:
+        raise ValueError(f"together: expected at most {BLOCK} slots, got {num_slots}")
     if together is None:
         together = persistent(chip_of(slots.device), batch * num_slots, num_slots)
     if together and folded.num_iter > 1:
@@ -137,15 +141,20 @@ def _query(slots: Tensor, folded: Folded, space: Workspace) -> Linear:
 
 def _work(slots: Tensor, tokens: Tensor, space: Workspace) -> Iterations:
     """The workspace as the cooperative launch takes it."""
-    shared = {name: getattr(space, name) for name in Workspace._fields if name in WORK}
-    scratch = space.scratch
     return Iterations(
         slots_init=slots,
         tokens=tokens,
-        partial=scratch.partial,
-        partial_mass=scratch.partial_mass,
-        arrivals=scratch.arrivals,
-        **shared,
+        q=space.q,
+        constant=space.constant,
+        updates=space.updates,
+        mass=space.mass,
+        state=space.state,
+        hidden=space.hidden,
+        slots=space.slots,
+        partial=space.scratch.partial,
+        partial_mass=space.scratch.partial_mass,
+        arrivals=space.scratch.arrivals,
+        arrived=space.arrived,
     )
 
 

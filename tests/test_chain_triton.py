@@ -168,6 +168,12 @@ def kept_ids(arguments: list[object], together: bool) -> Tensor:
     return prune_triton(*arguments, None, num_tokens // 3, 1, together)[1]  # type: ignore[arg-type]
 
 
+def test_one_kernel_for_too_many_slots_is_refused() -> None:
+    arguments = Case(small_config(), 1, 80, 65).arguments(torch.float32)
+    with pytest.raises(ValueError, match="together: expected at most 64 slots, got 65"):
+        kept_ids(arguments, True)
+
+
 def launches(batch: int, num_tokens: int, num_slots: int, **config: object) -> list[Launch]:
     pruner = random_pruner(small_config(**config))
     seen: list[Launch] = []

@@ -8,7 +8,14 @@ import torch
 
 from ocvtp_kernels.gpu.chips import Chip
 from ocvtp_kernels.linear.tiles import ceil_div
-from ocvtp_kernels.slots.tiles import ONE_TILE, CompeteTile, power_of_two, slots_per_tile
+from ocvtp_kernels.slots.tiles import (
+    ONE_TILE,
+    CompeteTile,
+    logits_depth,
+    power_of_two,
+    slots_per_tile,
+    standings_tile,
+)
 
 MOST_TOKENS = 16384  # of one image, in the registers of one program
 MOST_RANKS = 2**30  # top_k * num_tokens stays below
@@ -16,10 +23,13 @@ MOST_RANKS = 2**30  # top_k * num_tokens stays below
 
 def argmax_tile(chip: Chip, dtype: torch.dtype, num_slots: int) -> CompeteTile:
     """The tile of logits of the last iteration; every program takes one."""
-    slots = slots_per_tile(num_slots)
+    if num_slots > ONE_TILE:
+        # The very tile that made the standings: a leader's score is then exactly its evidence.
+        return standings_tile(chip, dtype)
+    slots, depth = slots_per_tile(num_slots), logits_depth(chip, dtype)
     if dtype == torch.float32:
-        return CompeteTile(slots, 16, 16, 0, 8, 2)
-    return CompeteTile(slots, 32, 64, 0, 8 if slots == ONE_TILE else 4, 3)
+        return CompeteTile(slots, 16, depth, 0, 8, 2)
+    return CompeteTile(slots, 32, depth, 0, 8 if slots == ONE_TILE else 4, 3)
 
 
 class ResolveTile(NamedTuple):

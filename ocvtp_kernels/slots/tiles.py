@@ -48,7 +48,7 @@ def compete_tile(
     slots = slots_per_tile(num_slots)
     if dtype == torch.float32:
         tokens, chunk = (32, 32) if slots < ONE_TILE else (16, 32)
-        return CompeteTile(slots, tokens, 16, chunk, 8, 2)
+        return CompeteTile(slots, tokens, logits_depth(chip, dtype), chunk, 8, 2)
     parts = batch * ceil_div(num_slots, slots)
     # Every chunk computes the logits again: few, unless one image needs them to fill the chip.
     wide = num_slots > ONE_TILE or parts * ceil_div(width, 128) >= chip.multiprocessors
@@ -56,15 +56,27 @@ def compete_tile(
     small = chip.shared_bytes < SMALL_SHARED
     tokens = 32 if small or slots == ONE_TILE else 64
     chunk = 128 if wide else 32 if small and slots == ONE_TILE else 64
-    depth = 32 if small else 64
+    depth = logits_depth(chip, dtype)
     return CompeteTile(slots, tokens, depth, min(chunk, power_of_two(width)), 8, 2)
 
 
-def standings_tile(dtype: torch.dtype) -> CompeteTile:
-    """The tile of the pass over all slots, block by block."""
+def logits_depth(chip: Chip, dtype: torch.dtype) -> int:
+    """The step along D of every kernel that computes logits.
+
+    One for all of a chip and dtype: the pivot of a token's LayerNorm is the mean of its first step,
+    and logits that are held against stored standings must be the logits that made them.
+    """
     if dtype == torch.float32:
-        return CompeteTile(BLOCK, 16, 16, 0, 4, 2)
-    return CompeteTile(BLOCK, 32, 64, 0, 8, 2)
+        return 16
+    return 32 if chip.shared_bytes < SMALL_SHARED else 64
+
+
+def standings_tile(chip: Chip, dtype: torch.dtype) -> CompeteTile:
+    """The tile of the pass over all slots, block by block."""
+    depth = logits_depth(chip, dtype)
+    if dtype == torch.float32:
+        return CompeteTile(BLOCK, 16, depth, 0, 4, 2)
+    return CompeteTile(BLOCK, 32, depth, 0, 8, 2)
 
 
 def fills(chip: Chip, programs: int) -> bool:

@@ -117,7 +117,7 @@ def plan(slots: Tensor, num_tokens: int, width: int) -> Plan:
 def standings(competition: Competition, out: Tensor) -> None:
     """Each token's largest logit and its rivals' sum: float32 ``[B, N, 2]``, in one launch."""
     batch, num_tokens, _ = competition.k.shape
-    tile = standings_tile(competition.q.dtype)
+    tile = standings_tile(chip_of(competition.q.device), competition.q.dtype)
     launch(
         standings_kernel,
         (batch * ceil_div(num_tokens, tile.tokens),),

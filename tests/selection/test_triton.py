@@ -13,7 +13,10 @@ from tests.cases import DEVICE, assert_kept, assert_within_budget, random_tokens
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from ocvtp_kernels.gpu.chips import CHIPS, Chip
 from ocvtp_kernels.selection import triton_forward as kernels
+from ocvtp_kernels.selection.tiles import argmax_tile
+from ocvtp_kernels.slots.tiles import compete_tile, standings_tile
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 
@@ -161,3 +164,15 @@ def test_rows_of_any_dtype_are_copied(dtype: torch.dtype) -> None:
     tokens, ids = kernels.argmax_gather(q, k, final, None, 9)
     assert tokens.dtype == dtype
     assert torch.equal(tokens, reference.gather_tokens(final, ids))
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: f"sm_{chip.capability}")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_logits_are_computed_alike_wherever_standings_are_used(
+    chip: Chip, dtype: torch.dtype
+) -> None:
+    made = standings_tile(chip, dtype)
+    assert argmax_tile(chip, dtype, 160) == made
+    for batch, num_slots in product((1, 64), (7, 64, 128, 160)):
+        assert compete_tile(chip, dtype, batch, num_slots, 512).depth == made.depth
+        assert argmax_tile(chip, dtype, num_slots).depth == made.depth
