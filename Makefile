@@ -54,7 +54,7 @@ native: .venv/.tools
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(PIP) install $(TORCH)
-	$(PIP) install 'setuptools>=77' 'pybind11>=2.13' ninja 'cmake>=3.20'
+	$(PIP) install 'setuptools>=77' ninja 'cmake>=3.20'
 	@touch $@
 
 clean:

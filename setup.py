@@ -2,12 +2,17 @@
 
 OCVTP_NATIVE at build time: "auto" (default) builds them if the tools are there and goes on in pure
 Python otherwise, with one sentence; "0" never builds them; "1" makes anything missing an error.
+The CUDA object is built too where torch has CUDA and nvcc is of the same major version; "cuda" is
+"1" and makes a missing CUDA object an error. OCVTP_CUDA_ARCHITECTURES, such as "8.0 9.0", chooses
+its chips; unset, csrc/cuda_architectures.cmake does.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -21,11 +26,12 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "ocvtp_kernels"
-TARGETS = ["_build_info"]
+OLDEST_TORCH = (2, 10)  # its stable ABI is what the sources ask for
+OLDEST_PYTHON = "cp310"  # of the limited API, as in CMakeLists.txt
 
 MODE = os.environ.get("OCVTP_NATIVE", "auto")
-if MODE not in ("auto", "0", "1"):
-    sys.exit(f"OCVTP_NATIVE must be auto, 0 or 1, not {MODE!r}.")
+if MODE not in ("auto", "0", "1", "cuda"):
+    sys.exit(f"OCVTP_NATIVE must be auto, 0, 1 or cuda, not {MODE!r}.")
 
 
 def find_tool(name: str) -> str | None:
@@ -43,14 +49,33 @@ def find_compiler() -> list[str] | None:
     return None
 
 
+def find_nvcc() -> str | None:
+    """Return the CUDA compiler; CUDACXX, where set, is the only candidate, as for CMake."""
+    if wanted := os.environ.get("CUDACXX"):
+        return find_tool(wanted)
+    return find_tool("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def torch_versions() -> tuple[str, str | None] | None:
+    """Return the versions of torch and of its CUDA (None for a CPU build), without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    facts = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    return facts["__version__"], facts["cuda"]
+
+
 def missing_tools() -> list[str]:
     """Name what the native build needs and this machine lacks."""
     compiler = "a C++ compiler" + (f" (CXX={os.environ['CXX']})" if os.environ.get("CXX") else "")
+    versions = torch_versions()
+    new_enough = versions and tuple(map(int, versions[0].split(".")[:2])) >= OLDEST_TORCH
+    torch = "torch 2.10 or newer (install it first, and build with --no-build-isolation)"
     found = {
         compiler: find_compiler(),
         "cmake": find_tool("cmake"),
         "ninja": find_tool("ninja"),
-        "pybind11": importlib.util.find_spec("pybind11"),
+        torch: new_enough,
     }
     return [name for name, at in found.items() if not at]
 
@@ -60,13 +85,36 @@ def why_pure() -> str | None:
     if MODE == "0":
         return "Going on in pure Python: OCVTP_NATIVE=0 asks for it."
     if missing := missing_tools():
-        if MODE == "1":
-            sys.exit(f"OCVTP_NATIVE=1, but the native build lacks {', '.join(missing)}.")
+        if MODE != "auto":
+            sys.exit(f"OCVTP_NATIVE={MODE}, but the native build lacks {', '.join(missing)}.")
         return f"Going on in pure Python: the native build lacks {', '.join(missing)}."
     return None
 
 
+def why_no_cuda() -> str | None:
+    """Return why the CUDA object is not built, as `ocvtp doctor` says it, or None where it is."""
+    nvcc, versions = find_nvcc(), torch_versions()
+    if nvcc is None:
+        why = "nvcc was not found"
+    elif MODE == "cuda":
+        return None
+    elif versions is None or versions[1] is None:
+        why = "torch has no CUDA (OCVTP_NATIVE=cuda builds it all the same)"
+    else:
+        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+        release = re.search(r"release (\d+)\.", said)
+        if release and release[1] == versions[1].split(".")[0]:
+            return None
+        own = release[1] if release else "an unknown version"
+        why = f"nvcc is of CUDA {own}, torch of CUDA {versions[1]}"
+    if MODE == "cuda":
+        sys.exit(f"OCVTP_NATIVE=cuda, but {why}.")
+    return why
+
+
 WHY_PURE = why_pure()
+WHY_NO_CUDA = WHY_PURE or why_no_cuda()
+TARGETS = ["_build_info", "_C", *([] if WHY_NO_CUDA else ["_C_cuda"])]
 
 
 class BuildPython(build_py):
@@ -77,9 +125,9 @@ class BuildPython(build_py):
         if WHY_PURE:
             print(WHY_PURE)
         if self.editable_mode:
-            for target in TARGETS:
-                suffix = sysconfig.get_config_var("EXT_SUFFIX")
-                (ROOT / PACKAGE / f"{target}{suffix}").unlink(missing_ok=True)
+            for target in ("_build_info", "_C", "_C_cuda"):
+                for stale in (ROOT / PACKAGE).glob(f"{target}.*so"):
+                    stale.unlink()
         super().run()
 
 
@@ -92,8 +140,8 @@ class CMakeBuild(build_ext):
             self.run_cmake()
         except subprocess.CalledProcessError as error:
             failure = f"the native build failed: cmake ended with status {error.returncode}"
-            if MODE == "1":
-                sys.exit(f"OCVTP_NATIVE=1, but {failure}; its messages are above.")
+            if MODE != "auto":
+                sys.exit(f"OCVTP_NATIVE={MODE}, but {failure}; its messages are above.")
             print(f"Going on in pure Python: {failure}; its messages are above.", flush=True)
             for extension in self.extensions:
                 Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
@@ -104,21 +152,23 @@ class CMakeBuild(build_ext):
 
     def run_cmake(self) -> None:
         """Run CMake in a directory that outlives editable installs, so that they are quick."""
-        import pybind11
-
         cmake, ninja, compiler = find_tool("cmake"), find_tool("ninja"), find_compiler()
         assert cmake and ninja and compiler
-        tree = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}"
+        tree = ROOT / "build" / f"native-{sysconfig.get_platform()}"
         configure = [cmake, "-S", str(ROOT), "-B", str(tree), "-G", "Ninja"]
         configure += [
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DCMAKE_CXX_COMPILER={';'.join(compiler)}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DOCVTP_CUDA={'OFF' if WHY_NO_CUDA else 'ON'}",
+            f"-DOCVTP_WHY_NO_CUDA={WHY_NO_CUDA or ''}",
+            f"-DOCVTP_CUDA_ARCHITECTURES={os.environ.get('OCVTP_CUDA_ARCHITECTURES', '')}",
         ]
+        if not WHY_NO_CUDA:
+            configure.append(f"-DCMAKE_CUDA_COMPILER={find_nvcc()}")
         # CMake remembers the tools of the first run; with other ones, start over.
         tools = tree / "configured_with.txt"
-        wanted = "\n".join([*configure, os.environ.get("CXXFLAGS", "")])
+        wanted = "\n".join([*configure, os.environ.get("CXXFLAGS", ""), str(torch_versions())])
         if not tools.exists() or tools.read_text(encoding="utf-8") != wanted:
             shutil.rmtree(tree, ignore_errors=True)
             subprocess.run(configure, check=True)
@@ -129,6 +179,9 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    ext_modules=[] if WHY_PURE else [Extension(f"{PACKAGE}.{name}", []) for name in TARGETS],
+    ext_modules=[]
+    if WHY_PURE
+    else [Extension(f"{PACKAGE}.{name}", [], py_limited_api=True) for name in TARGETS],
+    options={} if WHY_PURE else {"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}},
     cmdclass={"build_ext": CMakeBuild, "build_py": BuildPython},
 )

@@ -69,7 +69,7 @@ build() {
   for tool in cmake ninja; do
     [ -x "$beside/$tool" ] || command -v "$tool" >/dev/null || missing+=" $tool"
   done
-  for module in pybind11 pip; do has_modules "$module" || missing+=" $module"; done
+  for module in torch pip; do has_modules "$module" || missing+=" $module"; done
   "$PYTHON" -c 'import setuptools, sys; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' \
     2>/dev/null || missing+=" setuptools>=77"
   if [ -n "$missing" ]; then

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ocvtp_kernels import native
 from ocvtp_kernels.gpu.chips import OLDEST, capability_of
 
 Function = Callable[..., Any]
@@ -31,6 +32,7 @@ class Kernel(NamedTuple):
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 # Best first; the first that is there and takes the tensors is taken.
 PREFERENCE = ("triton", "cuda", "cpu", "reference")
+GPU_KERNELS = ("triton", "cuda")
 DEVICES = {"cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
 
 _kernels: dict[str, dict[str, Kernel]] = {}
@@ -65,7 +67,9 @@ def why_not(op: str, backend: str, device: str) -> str | None:
     devices = DEVICES.get(backend)
     if devices is not None and place.type not in devices:
         return f"the {backend} backend takes tensors on {' or '.join(devices)}, not on {place.type}"
-    return _why_no_triton(place.index) if backend == "triton" else None
+    if backend == "triton":
+        return _why_no_triton(place.index)
+    return _why_no_cuda(place.index) if backend == "cuda" else None
 
 
 @cache
@@ -79,6 +83,22 @@ def _why_no_triton(index: int | None) -> str | None:
     return None
 
 
+@cache
+def _why_no_cuda(index: int | None) -> str | None:
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no GPU"
+    reason = native.why_not("cuda")
+    if reason is not None:
+        return reason
+    info = native.build_info()
+    if not isinstance(info, str):
+        built = [int(name.replace(".", "")) for name in info.cuda_architectures]
+        capability = capability_of(torch.cuda.current_device() if index is None else index)
+        if built and capability < min(built):
+            return f"the CUDA kernels are built for sm_{min(built)} and newer, not sm_{capability}"
+    return None
+
+
 def why_not_these(op: str, backend: str, arguments: Sequence[Any]) -> str | None:
     """As `why_not`, for the arguments of a call: their device, dtypes and shapes."""
     device = arguments[0].device
@@ -87,12 +107,14 @@ def why_not_these(op: str, backend: str, arguments: Sequence[Any]) -> str | None
     reason = why_not(op, backend, "cuda" if interpreted else str(device))
     if reason is not None:
         return reason
-    if backend == "triton":
-        tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
-        if any(tensor.dtype == torch.float64 for tensor in tensors):
-            return "the triton backend takes float16, bfloat16 and float32, not float64"
-        if interpreted and any(tensor.dtype == torch.bfloat16 for tensor in tensors):
+    if backend in GPU_KERNELS:
+        dtypes = {value.dtype for value in arguments if isinstance(value, torch.Tensor)}
+        if torch.float64 in dtypes:
+            return f"the {backend} backend takes float16, bfloat16 and float32, not float64"
+        if interpreted and torch.bfloat16 in dtypes:
             return "Triton's interpreter has no bfloat16 arithmetic"
+        if backend == "cuda" and torch.bfloat16 in dtypes and capability_of(device.index) < 80:
+            return "bfloat16 needs sm_80 or newer"
     refuse = _kernels[op][backend].refuse
     return None if refuse is None else refuse(*arguments)
 

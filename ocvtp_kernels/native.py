@@ -1,17 +1,26 @@
-"""What the native objects were built with, or the one sentence that says why there are none."""
+"""The native objects, loaded when first asked for, or the sentence that says why there are none.
+
+``_build_info`` holds facts about the build, ``_C`` the CPU kernels and ``_C_cuda`` the CUDA kernels
+of ``torch.ops.ocvtp_native``; see csrc/registration.cpp.
+"""
 
 from __future__ import annotations
 
 import importlib
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import ocvtp_kernels
 
 MODULE = "ocvtp_kernels._build_info"
+# What the kernels of a device need, in the order of loading: the schemas are in _C.
+LIBRARIES = {"cpu": ("_C",), "cuda": ("_C", "_C_cuda")}
 
 
 @dataclass(frozen=True)
@@ -24,12 +33,12 @@ class BuildInfo:
     flags: str
     architecture: str
     cuda_architectures: tuple[str, ...]
+    why_no_cuda: str  # empty where _C_cuda was built
     cpu_capability: dict[str, bool]
 
 
 def build_info() -> BuildInfo | str:
     """Return the native build's facts, or why there are none, in one sentence."""
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     try:
         module = importlib.import_module(MODULE)
         return BuildInfo(
@@ -38,14 +47,52 @@ def build_info() -> BuildInfo | str:
             build_type=module.build_type,
             flags=module.flags,
             architecture=module.architecture,
-            cuda_architectures=module.cuda_architectures,
+            cuda_architectures=tuple(module.cuda_architectures.split()),
+            why_no_cuda=module.why_no_cuda,
             cpu_capability=module.cpu_capability(),
         )
-    except ModuleNotFoundError:
-        folders = [Path(folder) for folder in ocvtp_kernels.__path__]
-        others = sorted(path.name for folder in folders for path in folder.glob("_build_info.*"))
-        if others:
-            return f"not built for {versions}, only: {', '.join(others)}; run `make native`"
-        return "not built: install a C++ compiler and run `make native`"
     except (ImportError, AttributeError) as error:
-        return f"built, but it does not load with {versions}: {error}; run `make native`"
+        return _sentence("_build_info", error)
+
+
+@cache
+def why_not(device_type: str) -> str | None:
+    """Load the native kernels for "cpu" or "cuda"; return why there are none, or None."""
+    for name in LIBRARIES[device_type]:
+        try:
+            importlib.import_module(f"ocvtp_kernels.{name}")
+        except ImportError as error:
+            info = build_info()
+            if name == "_C_cuda" and not isinstance(info, str) and info.why_no_cuda:
+                return f"the CUDA kernels were not built: {info.why_no_cuda}"
+            return f"the {device_type} kernels are {_sentence(name, error)}"
+    return None
+
+
+def if_built(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The CPU kernel where the native objects load, else its plain PyTorch stand-in."""
+
+    def run(*args: Any) -> Any:
+        return (kernel if why_not("cpu") is None else plain)(*args)
+
+    return run
+
+
+def cpu_kernels() -> str:
+    """What runs on the CPU: the native kernels and their instruction set, or why not."""
+    reason = why_not("cpu")
+    if reason is not None:
+        return f"plain PyTorch: {reason}"
+    return f"native, {torch.ops.ocvtp_native.isa('')}"
+
+
+def _sentence(name: str, error: Exception) -> str:
+    """Why a native object does not load."""
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    if not isinstance(error, ModuleNotFoundError):
+        return f"built, but {name} does not load with {versions}: {error}; run `make native`"
+    folders = [Path(folder) for folder in ocvtp_kernels.__path__]
+    others = sorted(path.name for folder in folders for path in folder.glob(f"{name}.*"))
+    if others:
+        return f"not built for {versions}, only: {', '.join(others)}; run `make native`"
+    return "not built: install a C++ compiler and run `make native`"

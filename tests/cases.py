@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import OCPruner, PrunerConfig
+from ocvtp_kernels import OCPruner, PrunerConfig, chain, native, use_backend
 
 # Where Triton's kernels run: on the GPU, or in Triton's interpreter.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -15,6 +20,42 @@ def triton_dtypes() -> list[torch.dtype]:
     """The dtypes that Triton's kernels take; its interpreter has no bfloat16 arithmetic."""
     wide = [torch.float32, torch.float16]
     return [*wide, torch.bfloat16] if DEVICE.type == "cuda" else wide
+
+
+# How ops run on the CPU: plainly, as where no compiler was found, and on native kernels.
+ISAS = ("portable", "avx2", "avx512")
+CPU_WAYS = ("reference", "plain", *ISAS)
+
+
+@contextmanager
+def running(way: str) -> Iterator[None]:
+    """Within the block ops on CPU tensors run in one of `CPU_WAYS`; skips what is not here."""
+    if way == "reference":
+        with use_backend(way):
+            yield
+    elif way == "plain":
+        with mock.patch.object(native, "why_not", lambda _: "not built"):
+            yield
+    else:
+        with use_backend("cpu"), instructions(way):
+            yield
+
+
+@contextmanager
+def instructions(isa: str) -> Iterator[None]:
+    """Within the block the native CPU kernels use this instruction set."""
+    reason = native.why_not("cpu")
+    if reason is not None:
+        pytest.skip(reason)
+    before = torch.ops.ocvtp_native.isa("")
+    try:
+        torch.ops.ocvtp_native.isa(isa)
+    except ValueError as error:
+        pytest.skip(str(error))
+    try:
+        yield
+    finally:
+        torch.ops.ocvtp_native.isa(before)
 
 
 def small_config(**changes: object) -> PrunerConfig:
@@ -47,6 +88,44 @@ def random_pruner(
             else:
                 parameter.copy_(0.3 * noise)
     return pruner.eval().to(dtype)
+
+
+class PruneCase:
+    """A pruner and tokens for it, in float64, for ``ocvtp::prune``."""
+
+    def __init__(
+        self, config: PrunerConfig, batch: int, num_tokens: int, num_slots: int, seed: int = 0
+    ) -> None:
+        self.pruner = random_pruner(config, seed).double()
+        shape = (batch, num_tokens + 1, config.enc_in_dim)
+        self.reference = random_tokens(*shape, seed=seed, dtype=torch.float64, outliers=True)[:, 1:]
+        self.final = random_tokens(batch, num_tokens + 1, 6, seed=seed + 1)[:, 1:]
+        self.slots = self.pruner.sample_slots(batch, num_slots).detach()
+        self.weights = self.pruner.packed()
+
+    def arguments(
+        self, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+        """The first four arguments of the op, in this dtype."""
+        return (
+            self.reference.to(dtype).to(device),
+            self.final.to(device),
+            [weight.to(dtype).to(device) for weight in self.weights],
+            self.slots.to(dtype).to(device),
+        )
+
+    def oracle(self, importance: Tensor | None, budget: int, top_k: int) -> Tensor:
+        """The reference's ids in float64."""
+        return chain.prune_reference(
+            self.reference, self.final, self.weights, self.slots, importance, budget, top_k
+        )[1]
+
+    def regret(self, ids: Tensor) -> Tensor:
+        """By how much less than a slot's largest attention it finds among the kept: ``[B, K]``."""
+        logits = chain.attention_logits(self.reference, self.weights, self.slots)
+        attention = logits.softmax(dim=1)
+        among = ids.unsqueeze(1).expand(-1, attention.shape[1], -1)
+        return 1 - attention.gather(-1, among).amax(-1) / attention.amax(-1)
 
 
 def random_tokens(

@@ -7,6 +7,7 @@ import torch
 
 import ocvtp_kernels as ocvtp
 from ocvtp_kernels import backends
+from tests.cases import CPU_WAYS, running
 from tests.ops.cases import ARGUMENTS, op, outputs
 
 
@@ -37,9 +38,9 @@ def test_an_op_without_the_kernel_says_why(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_every_op_runs_on_either(name: str, backend: str) -> None:
-    with ocvtp.use_backend(backend):
+@pytest.mark.parametrize("way", CPU_WAYS)
+def test_every_op_runs_every_way(name: str, way: str) -> None:
+    with running(way):
         forced = outputs(op(name)(*ARGUMENTS[name](dtype=torch.float64)))
     for a, b in zip(forced, outputs(op(name)(*ARGUMENTS[name](dtype=torch.float64))), strict=True):
         torch.testing.assert_close(a, b)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-import sysconfig
+from collections.abc import Iterator
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 
@@ -12,17 +12,29 @@ import pytest
 import torch
 
 import ocvtp_kernels
-from ocvtp_kernels.native import MODULE, BuildInfo, build_info
+from ocvtp_kernels import native
+from ocvtp_kernels.native import BuildInfo, build_info
 
 
 @pytest.fixture
-def package_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def package_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Stand an empty folder in for the package's, so that the real import looks there."""
     monkeypatch.setattr(ocvtp_kernels, "__path__", [str(tmp_path)])
     # An editable install adds a finder that would go to the real folder.
     monkeypatch.setattr(sys, "meta_path", [BuiltinImporter, FrozenImporter, PathFinder])
-    monkeypatch.delitem(sys.modules, MODULE, raising=False)
-    return tmp_path
+    names = [f"ocvtp_kernels.{name}" for name in ("_build_info", "_C", "_C_cuda")]
+    loaded = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    yield tmp_path
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(loaded)
+
+
+def why_not(device_type: str) -> str:
+    """As `native.why_not`, asked for the first time; there must be a reason."""
+    reason: str | None = native.why_not.__wrapped__(device_type)
+    assert reason is not None
+    return reason
 
 
 @pytest.fixture
@@ -64,7 +76,7 @@ def test_binary_of_another_python_is_named(package_folder: Path) -> None:
 
 
 def test_broken_binary_reports_the_loader_and_the_versions(package_folder: Path) -> None:
-    binary = package_folder / f"_build_info{sysconfig.get_config_var('EXT_SUFFIX')}"
+    binary = package_folder / "_build_info.abi3.so"
     binary.write_bytes(b"not a shared object")
     info = build_info()
     assert isinstance(info, str)
@@ -77,3 +89,39 @@ def test_older_binary_is_reported(package_folder: Path) -> None:
     info = build_info()
     assert isinstance(info, str)
     assert "cxx_standard" in info
+
+
+@pytest.mark.usefixtures("package_folder")
+def test_absent_kernels_say_what_to_do() -> None:
+    for device_type in ("cpu", "cuda"):
+        assert why_not(device_type) == (
+            f"the {device_type} kernels are not built: install a C++ compiler and run `make native`"
+        )
+
+
+def test_broken_kernels_report_the_loader_and_the_versions(package_folder: Path) -> None:
+    (package_folder / "_C.abi3.so").write_bytes(b"not a shared object")
+    reason = why_not("cpu")
+    assert "the cpu kernels are built, but _C does not load" in reason
+    assert torch.__version__ in reason
+
+
+def test_kernels_that_were_left_out_say_why(package_folder: Path) -> None:
+    facts = (
+        "compiler = build_type = flags = architecture = cuda_architectures = ''; cxx_standard = 1"
+    )
+    (package_folder / "_build_info.py").write_text(
+        f"{facts}\nwhy_no_cuda = 'nvcc was not found'\ndef cpu_capability(): return {{}}\n"
+    )
+    (package_folder / "_C.py").touch()
+    assert native.why_not.__wrapped__("cpu") is None
+    assert why_not("cuda") == "the CUDA kernels were not built: nvcc was not found"
+
+
+def test_without_kernels_the_cpu_runs_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = native.if_built(lambda: "native", lambda: "plain")
+    monkeypatch.setattr(native, "why_not", lambda _: None)
+    assert run() == "native"
+    monkeypatch.setattr(native, "why_not", lambda _: "not built")
+    assert run() == "plain"
+    assert native.cpu_kernels() == "plain PyTorch: not built"

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ocvtp_kernels import backends
-from ocvtp_kernels.native import build_info
+from ocvtp_kernels import backends, native
 from ocvtp_kernels.ops.library import COMPOSED
 from ocvtp_kernels.version import __version__
 
@@ -30,7 +29,7 @@ def doctor(
 
 def examine() -> dict[str, Any]:
     """Everything `doctor` tells, as plain data."""
-    native = build_info()
+    built = native.build_info()
     return {
         "versions": {
             "ocvtp-kernels": __version__,
@@ -50,7 +49,8 @@ def examine() -> dict[str, Any]:
                 for index in range(torch.cuda.device_count())
             ],
         },
-        "native": native if isinstance(native, str) else asdict(native),
+        "native": built if isinstance(built, str) else asdict(built),
+        "cpu_kernels": native.cpu_kernels(),
         "ops": {
             op: {
                 device: {
@@ -78,12 +78,13 @@ def describe(facts: dict[str, Any]) -> str:
     lines += [f"  cuda:{i}          {g['name']}, sm {g['capability']}" for i, g in enumerate(gpus)]
     if not gpus:
         lines.append(f"  cuda            torch {facts['versions']['torch']} sees no GPU")
-    native = facts["native"]
+    built = facts["native"]
     lines.append("native build")
-    if isinstance(native, str):
-        lines.append(f"  {native}")
+    if isinstance(built, str):
+        lines.append(f"  {built}")
     else:
-        lines += [f"  {name:15} {value}" for name, value in native.items()]
+        lines += [f"  {name:18} {value}" for name, value in built.items() if value != ""]
+    lines.append(f"  {'cpu kernels':18} {facts['cpu_kernels']}")
     lines.append("ops (backend by the tensors' device)")
     lines += [
         f"  {op:30} "

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.dtypes import accumulate_dtype
-from ocvtp_kernels.importance import cpu, reference
+from ocvtp_kernels.importance import cpu, native, reference
+from ocvtp_kernels.native import if_built
 from ocvtp_kernels.ops.library import define, lazy
 
 
@@ -36,7 +37,8 @@ define(
     fake=_fake,
     kernels={
         "reference": reference.attention_received,
-        "cpu": cpu.attention_received,
+        "cpu": if_built(native.attention_received, cpu.attention_received),
         "triton": lazy("importance.triton_forward", "attention_received"),
+        "cuda": native.attention_received,
     },
 )

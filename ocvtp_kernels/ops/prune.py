@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from ocvtp_kernels import chain, checks
+from ocvtp_kernels.chain_native import prune_native
 from ocvtp_kernels.fold import unpack
+from ocvtp_kernels.native import if_built
 from ocvtp_kernels.ops.library import define, lazy
 from ocvtp_kernels.ops.selection import (
     check_final,
@@ -44,6 +47,10 @@ def _check(
     checks.require_top_k(top_k, reference.shape[1])
 
 
+def _refuse(reference: Tensor, *rest: Any) -> str | None:
+    return refuse_selection(reference.shape[1], rest[5] if len(rest) > 5 else 1)
+
+
 define(
     "prune(Tensor reference, Tensor final, Tensor[] weights, Tensor slots_init,"
     " Tensor? importance, SymInt budget, SymInt top_k=1) -> (Tensor tokens, Tensor ids)",
@@ -53,14 +60,11 @@ define(
     ),
     kernels={
         "reference": chain.prune_reference,
-        "cpu": chain.prune_cpu,
+        "cpu": if_built(prune_native, chain.prune_cpu),
         "triton": lazy("chain_triton", "prune_triton"),
+        "cuda": prune_native,
     },
-    refuse={
-        "triton": lambda reference, *rest: refuse_selection(
-            reference.shape[1], rest[5] if len(rest) > 5 else 1
-        )
-    },
+    refuse={"triton": _refuse, "cuda": _refuse},
     keep=("final",),
     gradient=kept_gradient(final=1),
 )

@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
+from ocvtp_kernels.native import if_built
 from ocvtp_kernels.ops.library import Gradient, define, lazy
 from ocvtp_kernels.ops.slots import check_queries_and_keys
-from ocvtp_kernels.selection import cpu, reference
+from ocvtp_kernels.selection import cpu, native, reference
 from ocvtp_kernels.selection.tiles import MOST_RANKS, MOST_TOKENS
 
 TRITON = "selection.triton_forward"
 
 
 def refuse_selection(num_tokens: int, top_k: int) -> str | None:
-    """The sentence why the Triton selection cannot hold as many tokens, or None."""
+    """The sentence why the GPU selections cannot hold as many tokens, or None."""
     if num_tokens > MOST_TOKENS:
-        return f"the triton selection holds at most {MOST_TOKENS} tokens an image, not {num_tokens}"
+        return f"the GPU selection holds at most {MOST_TOKENS} tokens an image, not {num_tokens}"
     if num_tokens * top_k >= MOST_RANKS:
-        return f"the triton selection ranks fewer than 2^30 picks, not {num_tokens * top_k}"
+        return f"the GPU selection ranks fewer than 2^30 picks, not {num_tokens * top_k}"
     return None
 
 
@@ -46,8 +47,9 @@ define(
     fake=lambda q, *_: (q.new_empty(q.shape[:2], dtype=torch.int64), q.new_empty(q.shape[:2])),
     kernels={
         "reference": reference.slot_argmax,
-        "cpu": cpu.slot_argmax,
+        "cpu": if_built(native.slot_argmax, cpu.slot_argmax),
         "triton": lazy(TRITON, "slot_argmax"),
+        "cuda": native.slot_argmax,
     },
 )
 
@@ -103,13 +105,14 @@ define(
     " SymInt? num_tokens=None) -> Tensor",
     check=_check_resolve_picks,
     fake=_fake_resolve_picks,
-    # Integers alone, and no loop: there is nothing to accumulate wider on the CPU.
     kernels={
         "reference": reference.resolve_picks,
-        "cpu": reference.resolve_picks,
+        # Integers alone, and no loop: there is nothing to accumulate wider on the CPU.
+        "cpu": if_built(native.resolve_picks, reference.resolve_picks),
         "triton": lazy(TRITON, "resolve_picks"),
+        "cuda": native.resolve_picks,
     },
-    refuse={"triton": _refuse_resolve_picks},
+    refuse={"triton": _refuse_resolve_picks, "cuda": _refuse_resolve_picks},
 )
 
 
@@ -138,6 +141,10 @@ def _check_argmax_gather(
     check_importance(importance, "k", k)
     checks.require_budget(budget, k.shape[1])
     checks.require_top_k(top_k, k.shape[1])
+
+
+def _refuse_argmax_gather(q: Tensor, k: Tensor, *rest: Any) -> str | None:
+    return refuse_selection(k.shape[1], rest[4] if len(rest) > 4 else 1)
 
 
 def fake_kept(final: Tensor, budget: int) -> tuple[Tensor, Tensor]:
@@ -180,14 +187,11 @@ define(
     fake=lambda q, k, final, importance, budget, *_: fake_kept(final, budget),
     kernels={
         "reference": reference.argmax_gather,
-        "cpu": cpu.argmax_gather,
+        "cpu": if_built(native.argmax_gather, cpu.argmax_gather),
         "triton": lazy(TRITON, "argmax_gather"),
+        "cuda": native.argmax_gather,
     },
-    refuse={
-        "triton": lambda q, k, final, importance, budget, scale=None, top_k=1: refuse_selection(
-            k.shape[1], top_k
-        )
-    },
+    refuse={"triton": _refuse_argmax_gather, "cuda": _refuse_argmax_gather},
     keep=("final",),
     gradient=kept_gradient(final=2),
 )

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
+from ocvtp_kernels.native import if_built
 from ocvtp_kernels.ops.library import Gradient, compose, define, lazy
-from ocvtp_kernels.slots import cpu, gradients, reference
+from ocvtp_kernels.slots import cpu, gradients, native, reference
 
 _ARGUMENTS = "(Tensor q, Tensor k, Tensor v, float scale, float eps=1e-05, Tensor? slot_mask=None)"
 
@@ -71,11 +72,57 @@ def _slot_attention_backward(
     ctx: Any, grad_updates: Tensor, grad_mass: Tensor, grad_attention: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
     q, k, v, slot_mask, updates = ctx.saved_tensors
-    grads = gradients.slot_attention_gradients(
+    # Where the gradients are to be differentiated again, they are made of plain torch ops.
+    gradients_of = (
+        gradients.slot_attention_gradients
+        if torch.is_grad_enabled()
+        else torch.ops.ocvtp.slot_attention_backward
+    )
+    grads = gradients_of(
         q, k, v, ctx.scale, ctx.eps, slot_mask, updates, grad_updates, grad_mass, grad_attention
     )
     return *grads, None, None, None
 
+
+def _check_slot_attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    eps: float,
+    slot_mask: Tensor | None,
+    updates: Tensor,
+    grad_updates: Tensor,
+    grad_mass: Tensor,
+    grad_attention: Tensor | None,
+) -> None:
+    _check_slot_attention(q, k, v, scale, eps, slot_mask)
+    by_slot = (*q.shape[:2],)
+    shapes = {
+        "updates": (updates, (*by_slot, v.shape[2])),
+        "grad_updates": (grad_updates, (*by_slot, v.shape[2])),
+        "grad_mass": (grad_mass, by_slot),
+        "grad_attention": (grad_attention, (*by_slot, k.shape[1])),
+    }
+    for name, (tensor, shape) in shapes.items():
+        if tensor is None:
+            continue
+        checks.require_same_kind(name, tensor, "q", q)
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+
+
+define(
+    "slot_attention_backward(Tensor q, Tensor k, Tensor v, float scale, float eps,"
+    " Tensor? slot_mask, Tensor updates, Tensor grad_updates, Tensor grad_mass,"
+    " Tensor? grad_attention) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+    check=_check_slot_attention_backward,
+    fake=lambda q, k, v, *_: tuple(t.new_empty(t.shape) for t in (q, k, v)),
+    kernels={
+        "reference": gradients.slot_attention_gradients,
+        "cpu": if_built(native.slot_attention_gradients, gradients.slot_attention_gradients),
+    },
+)
 
 _GRADIENT = Gradient(save=_save_slot_attention, backward=_slot_attention_backward)
 
@@ -85,8 +132,9 @@ define(
     fake=_fake_slot_attention,
     kernels={
         "reference": _reference_slot_attention,
-        "cpu": cpu.slot_attention,
+        "cpu": if_built(native.slot_attention, cpu.slot_attention),
         "triton": lazy("slots.triton_forward", "slot_attention"),
+        "cuda": native.slot_attention,
     },
     gradient=_GRADIENT,
 )
@@ -96,8 +144,9 @@ define(
     fake=_fake_with_attention,
     kernels={
         "reference": reference.slot_attention,
-        "cpu": cpu.slot_attention_with_attention,
+        "cpu": if_built(native.slot_attention_with_attention, cpu.slot_attention_with_attention),
         "triton": lazy("slots.triton_forward", "slot_attention_with_attention"),
+        "cuda": native.slot_attention_with_attention,
     },
     gradient=_GRADIENT,
 )
@@ -138,8 +187,9 @@ define(
     fake=lambda x, h, *_: h.new_empty(h.shape),
     kernels={
         "reference": reference.gru_cell,
-        "cpu": cpu.gru_cell,
+        "cpu": if_built(native.gru_cell, cpu.gru_cell),
         "triton": lazy("slots.triton_gru", "gru_cell"),
+        "cuda": native.gru_cell,
     },
     gradient=Gradient(save=_save_gru_cell, backward=_gru_cell_backward),
 )

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import use_backend
 from ocvtp_kernels.importance import reference
-from tests.cases import assert_within_budget, random_tokens
+from tests.cases import CPU_WAYS, assert_within_budget, random_tokens, running
 
 MODES = ["meanq", "cls", "last"]
 
@@ -18,26 +17,30 @@ def inputs(
     return q, random_tokens(2, num_tokens, 3, 16, seed=1, dtype=dtype).transpose(1, 2)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("way", CPU_WAYS)
 @pytest.mark.parametrize("mode", MODES)
-def test_is_the_mean_of_the_attention_maps(backend: str, mode: str) -> None:
+def test_is_the_mean_of_the_attention_maps(way: str, mode: str) -> None:
     q, k = inputs(11, torch.float64)
     # Values that are the identity make scaled-dot-product attention return the map itself.
     eye = torch.eye(11, dtype=torch.float64).expand(2, 3, 11, 11)
     maps = torch.nn.functional.scaled_dot_product_attention(q, k, eye).mean(1)
     expected = {"meanq": maps.mean(1), "cls": maps[:, 0], "last": maps[:, -1]}[mode]
-    with use_backend(backend):
+    with running(way):
         got = torch.ops.ocvtp.attention_received(q, k, mode)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("way", CPU_WAYS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("num_tokens", [1, 50, 577])
 @pytest.mark.parametrize("outliers", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_error_budget(mode: str, num_tokens: int, outliers: bool, dtype: torch.dtype) -> None:
+def test_error_budget(
+    way: str, mode: str, num_tokens: int, outliers: bool, dtype: torch.dtype
+) -> None:
     q, k = inputs(num_tokens, dtype, outliers)
-    got = torch.ops.ocvtp.attention_received(q, k, mode)
+    with running(way):
+        got = torch.ops.ocvtp.attention_received(q, k, mode)
     plain = reference.attention_received(q, k, mode)
     assert_within_budget(got, plain, reference.attention_received(q.double(), k.double(), mode))
 

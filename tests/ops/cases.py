@@ -28,6 +28,15 @@ def slot_attention(batch: int = 2, dtype: torch.dtype = torch.float32) -> Argume
     return *_qkv(batch, dtype), 0.3, 1e-5, mask
 
 
+def slot_attention_backward(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    q, k, v, scale, eps, mask = slot_attention(batch, dtype)
+    shapes = [(batch, 7, 9), (batch, 9, 7), (batch, 7), (batch, 7, 33)]
+    updates, grad, mass, attention = (
+        random_tokens(*shape, seed=3 + i, dtype=dtype) for i, shape in enumerate(shapes)
+    )
+    return q, k, v, scale, eps, mask, updates, grad.transpose(1, 2), mass, attention
+
+
 def gru_cell(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
     shapes = [(batch, 7, 9), (batch, 7, 5), (15, 9), (15, 5), (15,), (15,)]
     return tuple(random_tokens(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes))
@@ -75,6 +84,7 @@ def prune(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
 ARGUMENTS: dict[str, Callable[..., Arguments]] = {
     "slot_attention": slot_attention,
     "slot_attention_with_attention": slot_attention,
+    "slot_attention_backward": slot_attention_backward,
     "gru_cell": gru_cell,
     "slot_attention_step": slot_attention_step,
     "slot_argmax": slot_argmax,

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ocvtp_kernels import use_backend
 from ocvtp_kernels.slots.reference import slot_logits
-from tests.cases import assert_kept, assert_within_budget, random_tokens
+from tests.cases import CPU_WAYS, assert_kept, assert_within_budget, random_tokens, running
 
-BOTH = pytest.mark.parametrize("backend", ["reference", "cpu"])
+EVERY_WAY = pytest.mark.parametrize("way", CPU_WAYS)
 
 
 def inputs(
@@ -23,12 +23,12 @@ def exact_attention(q: Tensor, k: Tensor) -> Tensor:
     return slot_logits(q.double(), k.double(), None).softmax(dim=1)
 
 
-@BOTH
+@EVERY_WAY
 @pytest.mark.parametrize("num_slots", [1, 7, 64, 65, 100])
 @pytest.mark.parametrize("num_tokens", [1, 50, 577])
-def test_slot_argmax_is_exact_in_float32(backend: str, num_slots: int, num_tokens: int) -> None:
+def test_slot_argmax_is_exact_in_float32(way: str, num_slots: int, num_tokens: int) -> None:
     q, k, _ = inputs(num_slots, num_tokens)
-    with use_backend(backend):
+    with running(way):
         ids, peak = torch.ops.ocvtp.slot_argmax(q, k)
     exact = exact_attention(q, k)
     if num_slots > 1:
@@ -49,24 +49,24 @@ def test_half_precision_regret(dtype: torch.dtype, outliers: bool) -> None:
     assert (chosen >= (1 - 1e-2) * exact.amax(-1)).all()
 
 
-@BOTH
-def test_picks_are_told_apart_where_the_attention_rounds_to_one(backend: str) -> None:
+@EVERY_WAY
+def test_picks_are_told_apart_where_the_attention_rounds_to_one(way: str) -> None:
     # Slot 0 leads by 20 and more, so that its float32 attention is 1 on every token.
     lead = 20 + torch.arange(30.0).roll(11)
     q, k = torch.eye(2)[None], torch.stack([lead, torch.zeros(30)], dim=-1)[None]
     assert (slot_logits(q, k, 1.0).softmax(dim=1)[0, 0] == 1).all()
-    with use_backend(backend):
+    with running(way):
         ids, peak = torch.ops.ocvtp.slot_argmax(q, k, 1.0)
     assert ids[0].tolist() == [int(lead.argmax()), int(lead.argmin())]
     assert peak[0, 0] == 1
 
 
-@BOTH
+@EVERY_WAY
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_equals_its_parts(backend: str, top_k: int) -> None:
+def test_equals_its_parts(way: str, top_k: int) -> None:
     q, k, final = inputs(7, 33)
     importance = random_tokens(3, 33, seed=5)
-    with use_backend(backend):
+    with running(way):
         tokens, ids = torch.ops.ocvtp.argmax_gather(q, k, final, importance, 16, top_k=top_k)
     exact = exact_attention(q, k)
     peak, picks = exact.topk(top_k, dim=-1)
@@ -75,10 +75,10 @@ def test_equals_its_parts(backend: str, top_k: int) -> None:
     assert torch.equal(tokens, torch.stack([f[i] for f, i in zip(final, ids, strict=True)]))
 
 
-@BOTH
-def test_without_importance_the_slots_evidence_pads(backend: str) -> None:
+@EVERY_WAY
+def test_without_importance_the_slots_evidence_pads(way: str) -> None:
     q, k, final = inputs(5, 33)
-    with use_backend(backend):
+    with running(way):
         _, ids = torch.ops.ocvtp.argmax_gather(q, k, final, None, 20)
     exact = exact_attention(q, k)
     for image in range(3):
@@ -88,11 +88,11 @@ def test_without_importance_the_slots_evidence_pads(backend: str) -> None:
         assert ids[image].tolist() == sorted([*picked, *rest[: 20 - len(picked)]])
 
 
-@BOTH
+@EVERY_WAY
 @pytest.mark.parametrize("budget", [1, 2, 33])
-def test_equal_slots_still_keep_the_whole_budget(backend: str, budget: int) -> None:
+def test_equal_slots_still_keep_the_whole_budget(way: str, budget: int) -> None:
     q, k, final = inputs(7, 33)
-    with use_backend(backend):
+    with running(way):
         _, ids = torch.ops.ocvtp.argmax_gather(q[:, :1].expand(-1, 7, -1), k, final, None, budget)
     assert_kept(ids, budget, 33)
 
@@ -122,10 +122,10 @@ def merged_by_hand(q: Tensor, k: Tensor, final: Tensor) -> tuple[Tensor, Tensor]
     return merged / mass.clamp_min(1e-30)[..., None], mass
 
 
-@BOTH
-def test_merge_is_the_weighted_mean_of_what_a_slot_owns(backend: str) -> None:
+@EVERY_WAY
+def test_merge_is_the_weighted_mean_of_what_a_slot_owns(way: str) -> None:
     q, k, final = inputs(40, 33, torch.float64)
-    with use_backend(backend):
+    with running(way):
         merged, mass = torch.ops.ocvtp.merge(q, k, final)
     expected, expected_mass = merged_by_hand(q, k, final)
     torch.testing.assert_close(merged, expected, rtol=1e-12, atol=1e-12)
@@ -134,11 +134,11 @@ def test_merge_is_the_weighted_mean_of_what_a_slot_owns(backend: str) -> None:
     assert (mass == 0).any() and (merged[mass == 0] == 0).all()
 
 
-@BOTH
+@EVERY_WAY
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_merge_error_budget(backend: str, dtype: torch.dtype) -> None:
+def test_merge_error_budget(way: str, dtype: torch.dtype) -> None:
     q, k, final = inputs(7, 577, dtype)
-    with use_backend(backend):
+    with running(way):
         merged, _ = torch.ops.ocvtp.merge(q, k, final)
     with use_backend("reference"):
         plain, _ = torch.ops.ocvtp.merge(q, k, final)

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import use_backend
 from ocvtp_kernels.slots import reference
-from tests.cases import assert_within_budget, random_tokens
+from tests.cases import CPU_WAYS, assert_within_budget, random_tokens, running
 
 
 def inputs(*lead: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> list[Tensor]:
@@ -26,15 +25,13 @@ def test_equals_torch_gru_cell() -> None:
     )
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("way", CPU_WAYS)
 @pytest.mark.parametrize("lead", [(1,), (13,), (2, 7), (0,), ()])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_error_budget(
-    backend: str, lead: tuple[int, ...], scale: float, dtype: torch.dtype
-) -> None:
+def test_error_budget(way: str, lead: tuple[int, ...], scale: float, dtype: torch.dtype) -> None:
     narrow = inputs(*lead, dtype=dtype, scale=scale)
-    with use_backend(backend):
+    with running(way):
         got = torch.ops.ocvtp.gru_cell(*narrow)
     wide = [tensor.double() for tensor in narrow]
     assert_within_budget(got, reference.gru_cell(*narrow), reference.gru_cell(*wide))

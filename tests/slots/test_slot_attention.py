@@ -2,13 +2,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import use_backend
 from ocvtp_kernels.slots import reference
-from tests.cases import assert_within_budget, random_pruner, random_tokens, small_config
+from tests.cases import (
+    CPU_WAYS,
+    assert_within_budget,
+    random_pruner,
+    random_tokens,
+    running,
+    small_config,
+)
 
 # K not a power of two, one slot, one token, more slots than tokens, sizes past every tile.
 SHAPES = [(1, 1, 1), (2, 7, 1), (1, 1, 50), (3, 65, 33), (2, 100, 577), (0, 7, 20)]
@@ -39,6 +46,17 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, scale: float, eps: float) -> tuple[
     return updates, mass, attention
 
 
+def in_long_double(q: Tensor, k: Tensor, v: Tensor, scale: float) -> list[Tensor]:
+    """Slot Attention with more digits than float64, rounded to it: float64's own oracle."""
+    wide = [tensor.numpy().astype(np.longdouble) for tensor in (q, k, v)]
+    logits = scale * wide[0] @ wide[1].swapaxes(1, 2)
+    attention = np.exp(logits - logits.max(1, keepdims=True))
+    attention /= attention.sum(1, keepdims=True)
+    mass = attention.sum(-1)
+    updates = (attention / (mass + 1e-5)[..., None]) @ wide[2]
+    return [torch.from_numpy(x.astype(np.float64)) for x in (updates, mass, attention)]
+
+
 def test_reference_is_the_formula() -> None:
     q, k, v = inputs((2, 5, 9), torch.float64)
     for got, expected in zip(
@@ -47,20 +65,23 @@ def test_reference_is_the_formula() -> None:
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("way", CPU_WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("outliers", [False, True])
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
 def test_error_budget(
-    backend: str, shape: tuple[int, int, int], outliers: bool, dtype: torch.dtype
+    way: str, shape: tuple[int, int, int], outliers: bool, dtype: torch.dtype
 ) -> None:
     narrow = inputs(shape, dtype, outliers)
-    wide = [tensor.double() for tensor in narrow]
     scale = 24**-0.5
-    with use_backend(backend):
+    with running(way):
         got = torch.ops.ocvtp.slot_attention_with_attention(*narrow, scale)
     plain = reference.slot_attention(*narrow, scale)
-    oracle = reference.slot_attention(wide[0], wide[1], wide[2], scale)
+    if dtype == torch.float64 and math.prod(shape) > 0:
+        oracle = in_long_double(*narrow, scale)
+    else:
+        q, k, v = (tensor.double() for tensor in narrow)
+        oracle = list(reference.slot_attention(q, k, v, scale))
     for actual, rough, exact in zip(got, plain, oracle, strict=True):
         assert_within_budget(actual, rough, exact)
 
@@ -112,14 +133,24 @@ def test_gradcheck(masked: bool) -> None:
     assert torch.autograd.gradgradcheck(all_three, (q, k, v))
 
 
+@pytest.mark.parametrize("way", CPU_WAYS)
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
-def test_gradient_error_budget(dtype: torch.dtype) -> None:
-    narrow = [t.requires_grad_() for t in inputs((2, 13, 50), dtype)]
+def test_gradient_error_budget(way: str, masked: bool, dtype: torch.dtype) -> None:
+    narrow = [t.requires_grad_() for t in inputs((2, 13, 150), dtype)]
     wide = [t.detach().double().requires_grad_() for t in narrow]
     plain = [t.detach().clone().requires_grad_() for t in narrow]
-    torch.ops.ocvtp.slot_attention(*narrow, 0.2)[0].square().sum().backward()
-    reference.slot_attention(plain[0], plain[1], plain[2], 0.2)[0].square().sum().backward()
-    reference.slot_attention(wide[0], wide[1], wide[2], 0.2)[0].square().sum().backward()
+    mask = torch.ones(2, 13, dtype=torch.bool)
+    mask[:, 3] = not masked
+
+    def loss(outputs: tuple[Tensor, ...]) -> Tensor:
+        updates, mass, attention = outputs
+        return updates.square().sum() + mass.sin().sum() + attention.square().sum()
+
+    with running(way):
+        loss(torch.ops.ocvtp.slot_attention_with_attention(*narrow, 0.2, slot_mask=mask)).backward()
+    for q, k, v in (plain, wide):
+        loss(reference.slot_attention(q, k, v, 0.2, slot_mask=mask)).backward()
     for got, rough, exact in zip(narrow, plain, wide, strict=True):
         assert got.grad is not None and rough.grad is not None and exact.grad is not None
         assert_within_budget(got.grad, rough.grad, exact.grad)

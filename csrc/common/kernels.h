@@ -1,0 +1,177 @@
+// The CPU kernels, on one page: what each reads and writes. They know nothing of torch or threads:
+// each does the part [begin, end) of its work, and any division of the work gives the same bits.
+// Arrays are dense and row-major unless a stride is named. Sources: the stage's kernel header.
+#pragma once
+
+#include <cstdint>
+
+namespace ocvtp {
+
+// Part: rows. out = (x - mean) / sqrt(variance + eps).
+template <class T>
+struct LayerNorm {
+  const T* x;  // [rows, width], rows `stride` apart
+  int64_t stride, width;
+  T eps;
+  T* out;  // [rows, width]
+};
+
+// Part: rows. sum = x + y, normed = layer_norm(sum).
+template <class T>
+struct AddLayerNorm {
+  const T *x, *y;  // [rows, width]
+  int64_t width;
+  T eps;
+  T *sum, *normed;  // [rows, width]
+};
+
+// Part: rows. x = gelu(x + bias).
+template <class T>
+struct BiasGelu {
+  T* x;  // [rows, width]
+  const T* bias;
+  int64_t width;
+};
+
+// Part: blocks of tokens of images (`token_blocks` an image). Dot products become the attention,
+// the softmax over slots of scale * x + constant, -inf where masked.
+template <class T>
+struct SlotSoftmax {
+  T* x;               // [B, K, N]
+  const T* constant;  // [B, K] or null
+  const bool* mask;   // [B, K] or null
+  int64_t slots, tokens;
+  T scale;
+};
+
+// Part: rows. mass = sum of a row.
+template <class T>
+struct SlotMass {
+  const T* attention;  // [rows, tokens]
+  int64_t tokens;
+  T* mass;  // [rows]
+};
+
+// Part: rows. out = x / (mass + eps); dot, where wanted, is sum(out * y).
+template <class T>
+struct PerMass {
+  const T* x;     // [rows, width]
+  const T* y;     // [rows, width] or null
+  const T* mass;  // [rows]
+  int64_t width;
+  T eps;
+  T* out;  // [rows, width]
+  T* dot;  // [rows] or null
+};
+
+// Part: blocks of tokens of images. grad, the gradient of A / (mass + eps) by v's side, becomes the
+// gradient of the dot products: scale * A * (g - sum_k A g), g = grad - delta + grad_mass + given.
+template <class T>
+struct SlotSoftmaxBackward {
+  const T* attention;  // [B, K, N]
+  const T* delta;      // [B, K]
+  const T* grad_mass;  // [B, K]
+  const T* given;      // [B, K, N] or null
+  int64_t slots, tokens;
+  T scale;
+  T* grad;  // [B, K, N]
+};
+
+// Part: rows. The gates of the GRU, and, where wanted, the layer_norm of the new state.
+template <class T>
+struct GruGates {
+  const T *x_gates, *h_gates;  // [rows, 3 * width]
+  const T* h;                  // [rows, width]
+  const T* shift;              // [3 * width] or null: x_gates + mass / (mass + eps) * shift
+  const T* mass;               // [rows]
+  int64_t width;
+  T eps, norm_eps;
+  T* state;   // [rows, width]
+  T* normed;  // [rows, width] or null
+};
+
+// Parts: for slot_scores blocks of tokens of images, then for slot_best rows of [B, K]. Dot
+// products become log-attention: (x - top) - rest with x = scale * x + constant.
+template <class T>
+struct SlotArgmax {
+  T* x;               // [B, K, N]; holds the scores, NaN as -inf, after slot_scores without `best`
+  const T* constant;  // [B, K] or null
+  int64_t slots, tokens, top_k;
+  T scale;
+  T *top, *rest;   // [B, N] scratch
+  T* best;         // [B, K, token blocks] scratch for one pick a slot, else null
+  T* evidence;     // [B, N] or null: each token's largest score
+  int64_t* picks;  // [B, K, top_k]
+  T* peak;         // [B, K]
+};
+
+// Part: blocks of queries of heads of images. Each key's sum of softmax(scale * q k^T).
+template <class T>
+struct AttentionReceived {
+  const T *q, *k;  // [B, H, M, d], [B, H, N, d]
+  int64_t q_strides[3], k_strides[3];
+  int64_t heads, queries, keys, width;
+  T scale;
+  T* scratch;   // attention_scratch elements, one thread's own
+  T* received;  // [B, H, query blocks, N]
+};
+
+// Part: blocks of tokens of images. mean = sum of parts / rows.
+template <class T>
+struct AttentionMean {
+  const T* received;  // [B, parts, N]
+  int64_t parts, keys, rows;
+  T* mean;  // [B, N]
+};
+
+template <class T>
+struct Kernels {
+  void (*layer_norm)(const LayerNorm<T>&, int64_t begin, int64_t end);
+  void (*add_layer_norm)(const AddLayerNorm<T>&, int64_t begin, int64_t end);
+  void (*bias_gelu)(const BiasGelu<T>&, int64_t begin, int64_t end);
+  void (*slot_softmax)(const SlotSoftmax<T>&, int64_t begin, int64_t end);
+  void (*slot_mass)(const SlotMass<T>&, int64_t begin, int64_t end);
+  void (*per_mass)(const PerMass<T>&, int64_t begin, int64_t end);
+  void (*slot_softmax_backward)(const SlotSoftmaxBackward<T>&, int64_t begin, int64_t end);
+  void (*gru_gates)(const GruGates<T>&, int64_t begin, int64_t end);
+  void (*slot_scores)(const SlotArgmax<T>&, int64_t begin, int64_t end);
+  void (*slot_best)(const SlotArgmax<T>&, int64_t begin, int64_t end);
+  void (*attention_received)(const AttentionReceived<T>&, int64_t begin, int64_t end);
+  void (*attention_mean)(const AttentionMean<T>&, int64_t begin, int64_t end);
+};
+
+// Tokens in a block of SlotSoftmax and the like: a block's column of K slots stays in cache.
+inline constexpr int64_t token_block = 64;
+inline int64_t token_blocks(int64_t tokens) { return (tokens + token_block - 1) / token_block; }
+
+// Queries in a block of AttentionReceived, and the most that a tile of its logits spans.
+inline constexpr int64_t query_block = 64, attention_rows = 8, attention_columns = 48;
+inline int64_t query_blocks(int64_t queries) { return (queries + query_block - 1) / query_block; }
+
+// Room for packed keys, a tile's logits and its queries, in whole cache lines.
+inline int64_t attention_scratch(int64_t keys, int64_t width) {
+  const int64_t size = (keys + attention_columns) * (width + attention_rows);
+  return (size + attention_rows * width + 15) / 16 * 16;
+}
+
+struct Isa {
+  const char* name;
+  const Kernels<float>* single;
+  const Kernels<double>* wide;
+};
+
+// The widest instruction set of this CPU, or the one that `use_isa` named.
+const Isa& isa();
+
+// False where this CPU or this build lacks it.
+bool use_isa(const char* name);
+
+template <class T>
+inline const Kernels<T>& kernels() {
+  if constexpr (sizeof(T) == sizeof(float))
+    return *isa().single;
+  else
+    return *isa().wide;
+}
+
+}  // namespace ocvtp

@@ -1,0 +1,20 @@
+// What follows a Linear's product: bias and the exact GELU, in one pass.
+#pragma once
+
+#include "common/kernels.h"
+#include "common/maths.h"
+
+namespace ocvtp::OCVTP_ISA {
+
+template <class T>
+void bias_gelu(const BiasGelu<T>& a, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    T* x = a.x + row * a.width;
+    for_each_vector<T>(a.width, [&](int64_t at, int64_t lanes) {
+      const Vector<T> sum = load_lanes(x + at, lanes) + load_lanes(a.bias + at, lanes);
+      store_lanes<T>(x + at, gelu<T>(sum), lanes);
+    });
+  }
+}
+
+}  // namespace ocvtp::OCVTP_ISA

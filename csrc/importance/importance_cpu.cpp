@@ -1,0 +1,57 @@
+// ocvtp_native's importance part on the CPU.
+#include "common/binding.h"
+
+namespace ocvtp {
+namespace {
+
+// A view whose last dimension has unit stride.
+Tensor with_unit_stride(const Tensor& tensor) {
+  return tensor.stride(tensor.dim() - 1) == 1 ? tensor : dense(tensor);
+}
+
+Tensor attention_received(Tensor q, Tensor k, int64_t row, double scale) {
+  q = with_unit_stride(q);
+  k = with_unit_stride(k);
+  const int64_t batch = q.size(0), heads = q.size(1), width = q.size(3), keys = k.size(2);
+  const int64_t queries = row < 0 ? q.size(2) : 1;
+  const int64_t parts = heads * query_blocks(queries), units = batch * parts;
+  // Each thread has a scratch and a run of parts, of which neighbours share their packed keys.
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), units);
+  const int64_t room = attention_scratch(keys, width);
+  const Tensor scratch = empty(q, {threads * room}), received = empty(q, {units * keys});
+  const Tensor mean = empty(q, {batch, keys});
+  by_dtype(q, [&](auto kind) {
+    using T = decltype(kind);
+    const AttentionReceived<T> arguments{data<T>(q) + std::max<int64_t>(row, 0) * q.stride(2),
+                                         data<T>(k),
+                                         {q.stride(0), q.stride(1), q.stride(2)},
+                                         {k.stride(0), k.stride(1), k.stride(2)},
+                                         heads,
+                                         queries,
+                                         keys,
+                                         width,
+                                         T(scale),
+                                         out<T>(scratch),
+                                         out<T>(received)};
+    const auto run_of_parts = [&](const AttentionReceived<T>& shared, int64_t begin, int64_t end) {
+      for (int64_t thread = begin; thread < end; ++thread) {
+        AttentionReceived<T> own = shared;
+        own.scratch += thread * room;
+        kernels<T>().attention_received(own, units * thread / threads,
+                                        units * (thread + 1) / threads);
+      }
+    };
+    run(run_of_parts, arguments, threads, units / std::max<int64_t>(1, threads) * keys * width);
+    run(kernels<T>().attention_mean,
+        AttentionMean<T>{data<T>(received), parts, keys, heads * queries, out<T>(mean)},
+        batch * token_blocks(keys), parts * token_block);
+  });
+  return mean;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ocvtp_native, CPU, m) {
+  m.impl("attention_received", TORCH_BOX(&attention_received));
+}
+
+}  // namespace
+}  // namespace ocvtp

@@ -1,0 +1,23 @@
+// Every CPU kernel for one instruction set, OCVTP_ISA: compiled once for each.
+#include "common/kernels.h"
+
+#include "encode/bias_gelu.h"
+#include "encode/layer_norm.h"
+#include "importance/attention_received.h"
+#include "selection/slot_argmax.h"
+#include "slots/gru_gates.h"
+#include "slots/slot_softmax.h"
+
+namespace ocvtp::OCVTP_ISA {
+
+template <class T>
+static const Kernels<T> table = {
+    layer_norm<T>,         add_layer_norm<T>,        bias_gelu<T>, slot_softmax<T>, slot_mass<T>,
+    per_mass<T>,           slot_softmax_backward<T>, gru_gates<T>, slot_scores<T>,  slot_best<T>,
+    attention_received<T>, attention_mean<T>,
+};
+
+const Kernels<float>* single() { return &table<float>; }
+const Kernels<double>* wide() { return &table<double>; }
+
+}  // namespace ocvtp::OCVTP_ISA

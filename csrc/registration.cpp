@@ -1,0 +1,61 @@
+// Every schema of torch.ops.ocvtp_native, on one page. These are the parts that
+// ocvtp_kernels/*/native.py puts together; the checked ops with fakes and gradients are
+// torch.ops.ocvtp.*, defined in ocvtp_kernels/ops. Implementations register beside their kernels,
+// for the CPU in this library, for CUDA in _C_cuda.
+//
+// B images, N tokens, K slots, T kept tokens. Inputs are on one device and of one floating dtype
+// unless said; "wide" is float64 for float64 and float32 for the others.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(ocvtp_native, m) {
+  // Rows to mean 0 and deviation 1: [..., C] -> [..., C].
+  m.def("layer_norm(Tensor x, float eps) -> Tensor");
+  // gelu(x + bias) in place, the exact (erf) GELU: [..., F], [F].
+  m.def("bias_gelu_(Tensor(a!) x, Tensor bias) -> ()");
+  // q [B,K,D], k [B,N,D], v [B,N,E], constant wide [B,K], slot_mask bool [B,K]
+  // -> updates [B,K,E], wide mass [B,K], attention [B,K,N] or [0].
+  m.def(
+      "slot_attention(Tensor q, Tensor k, Tensor v, Tensor? constant, Tensor? slot_mask,"
+      " float scale, float eps, bool with_attention)"
+      " -> (Tensor updates, Tensor mass, Tensor attention)");
+  m.def(
+      "slot_attention_backward(Tensor q, Tensor k, Tensor v, Tensor? slot_mask, float scale,"
+      " float eps, Tensor updates, Tensor grad_updates, Tensor grad_mass, Tensor? grad_attention)"
+      " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
+  // x_gates, h_gates [R,3D] with their biases, h [R,D] of that dtype or wide, shift [3D] and wide
+  // mass [R]: x_gates + mass / (mass + eps) * shift -> state [R,D] in the dtype of h, and, if
+  // asked for, its layer_norm in the dtype of x_gates, else [0].
+  m.def(
+      "gru_gates(Tensor x_gates, Tensor h_gates, Tensor h, Tensor? shift, Tensor? mass, float eps,"
+      " bool with_norm) -> (Tensor state, Tensor normed)");
+  // x [R,D], y [R,D] -> x + y in the dtype of x, and its layer_norm in the dtype of y.
+  m.def("add_layer_norm(Tensor x, Tensor y, float eps) -> (Tensor sum, Tensor normed)");
+  // -> picks int64 [B,K,top_k] best first, wide log-attention of the best [B,K], and, if asked
+  // for, each token's largest log-attention over slots, wide [B,N], else [0].
+  m.def(
+      "slot_argmax(Tensor q, Tensor k, Tensor? constant, float scale, int top_k,"
+      " bool with_evidence) -> (Tensor picks, Tensor peak, Tensor evidence)");
+  // picks int64 [B,K,top_k], peak [B,K], importance [B,N] of any floating dtypes
+  // -> ids int64 [B,budget].
+  m.def(
+      "resolve_picks(Tensor picks, Tensor peak, Tensor? importance, int budget, int num_tokens)"
+      " -> Tensor");
+  // The same and the gather: final [B,N,C] of any dtype -> tokens [B,budget,C], ids.
+  m.def(
+      "resolve_gather(Tensor picks, Tensor peak, Tensor? importance, Tensor final, int budget)"
+      " -> (Tensor tokens, Tensor ids)");
+  // q [B,H,M,d], k [B,H,N,d]; row -1 is the mean over all queries, else that query's row alone
+  // -> wide [B,N], averaged over heads.
+  m.def("attention_received(Tensor q, Tensor k, int row, float scale) -> Tensor");
+  // The instruction set that the CPU kernels use; a name given here is used from now on, for
+  // tests that compare them. "" asks only.
+  m.def("isa(str wanted) -> str");
+}
+
+// An importable module, so that Python's loader finds and loads this library.
+extern "C" PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}

@@ -1,0 +1,99 @@
+// ocvtp_native's selection parts on the CPU.
+#include "common/binding.h"
+#include "selection/resolve_picks.h"
+
+namespace ocvtp {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> slot_argmax(Tensor q, Tensor k, std::optional<Tensor> constant,
+                                               double scale, int64_t top_k, bool with_evidence) {
+  constant = dense(constant);
+  const Tensor dots = product(q, transposed(k));
+  const int64_t batch = dots.size(0), slots = dots.size(1), tokens = dots.size(2);
+  const Tensor picks = empty(dots, {batch, slots, top_k}, ScalarType::Long);
+  const Tensor peak = empty(dots, {batch, slots});
+  const Tensor evidence = with_evidence ? empty(dots, {batch, tokens}) : empty(dots, {0});
+  const Tensor top = empty(dots, {batch, tokens}), rest = empty(dots, {batch, tokens});
+  const Tensor best = empty(dots, {top_k == 1 ? batch * slots * token_blocks(tokens) : 0});
+  by_dtype(dots, [&](auto kind) {
+    using T = decltype(kind);
+    const SlotArgmax<T> arguments{out<T>(dots),
+                                  data<T>(constant),
+                                  slots,
+                                  tokens,
+                                  top_k,
+                                  T(scale),
+                                  out<T>(top),
+                                  out<T>(rest),
+                                  top_k == 1 ? out<T>(best) : nullptr,
+                                  with_evidence ? out<T>(evidence) : nullptr,
+                                  out<int64_t>(picks),
+                                  out<T>(peak)};
+    run(kernels<T>().slot_scores, arguments, batch * token_blocks(tokens), 8 * slots * token_block);
+    run(kernels<T>().slot_best, arguments, batch * slots, top_k == 1 ? token_block : tokens);
+  });
+  return {picks, peak, evidence};
+}
+
+// Any floating dtype, exactly.
+std::optional<Tensor> in_double(const std::optional<Tensor>& tensor) {
+  if (!tensor) return std::nullopt;
+  return dense(torch::stable::to(*tensor, ScalarType::Double));
+}
+
+void require_tokens(const Tensor& picks, int64_t budget, int64_t num_tokens) {
+  if (budget > num_tokens)
+    throw std::invalid_argument("budget: expected at most the number of tokens");
+  const int64_t* first = data<int64_t>(picks);
+  const bool within = std::all_of(first, first + picks.numel(),
+                                  [&](int64_t id) { return id >= 0 && id < num_tokens; });
+  if (!within) throw std::invalid_argument("picks: expected ids of tokens");
+}
+
+Tensor resolve_picks(Tensor picks, Tensor peak, std::optional<Tensor> importance, int64_t budget,
+                     int64_t num_tokens) {
+  picks = dense(picks);
+  require_tokens(picks, budget, num_tokens);
+  const std::optional<Tensor> peaks = in_double(peak), scores = in_double(importance);
+  const int64_t batch = picks.size(0), slots = picks.size(1), top_k = picks.size(2);
+  const Tensor kept = empty(picks, {batch, num_tokens}, ScalarType::Bool);
+  const Tensor spare = empty(*peaks, {scores ? batch : 0, num_tokens});
+  const Tensor order = empty(picks, {batch, slots * top_k}), ids = empty(picks, {batch, budget});
+  const ResolvePicks arguments{data<int64_t>(picks),
+                               data<double>(peaks),
+                               data<double>(scores),
+                               slots,
+                               top_k,
+                               num_tokens,
+                               budget,
+                               out<bool>(kept),
+                               out<double>(spare),
+                               out<int64_t>(order),
+                               out<int64_t>(ids)};
+  run(ocvtp::resolve_picks, arguments, batch, 8 * (num_tokens + slots * top_k));
+  return ids;
+}
+
+std::tuple<Tensor, Tensor> resolve_gather(Tensor picks, Tensor peak,
+                                          std::optional<Tensor> importance, Tensor final,
+                                          int64_t budget) {
+  const int64_t batch = final.size(0), width = final.size(2);
+  const Tensor ids = resolve_picks(picks, peak, importance, budget, final.size(1));
+  if (final.stride(2) != 1) final = dense(final);
+  const int64_t bytes = static_cast<int64_t>(final.element_size());
+  const Tensor tokens = empty(final, {batch, budget, width});
+  const GatherRows arguments{data<char>(final), final.stride(0) * bytes, final.stride(1) * bytes,
+                             width * bytes,     data<int64_t>(ids),      budget,
+                             out<char>(tokens)};
+  run(gather_rows, arguments, width ? batch * budget : 0, width);
+  return {tokens, ids};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ocvtp_native, CPU, m) {
+  m.impl("slot_argmax", TORCH_BOX(&slot_argmax));
+  m.impl("resolve_picks", TORCH_BOX(&resolve_picks));
+  m.impl("resolve_gather", TORCH_BOX(&resolve_gather));
+}
+
+}  // namespace
+}  // namespace ocvtp

@@ -1,0 +1,37 @@
+// The gates of the GRU (Cho et al. 2014) after its two products, and the LayerNorm that the FFN
+// begins with.
+#pragma once
+
+#include "common/kernels.h"
+#include "common/maths.h"
+#include "encode/layer_norm.h"
+
+namespace ocvtp::OCVTP_ISA {
+
+template <class T>
+void gru_gates(const GruGates<T>& a, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const T* i = a.x_gates + row * 3 * a.width;
+    const T* h = a.h_gates + row * 3 * a.width;
+    const T* old = a.h + row * a.width;
+    T* state = a.state + row * a.width;
+    const T factor = a.shift ? a.mass[row] / (a.mass[row] + a.eps) : T(0);
+    for_each_vector<T>(a.width, [&](int64_t at, int64_t lanes) {
+      Vector<T> input[3], hidden[3];
+      for (int gate = 0; gate < 3; ++gate) {
+        const int64_t place = gate * a.width + at;
+        input[gate] = load_lanes(i + place, lanes);
+        if (a.shift) input[gate] += load_lanes(a.shift + place, lanes) * factor;
+        hidden[gate] = load_lanes(h + place, lanes);
+      }
+      const Vector<T> reset = sigmoid<T>(input[0] + hidden[0]);
+      const Vector<T> update = sigmoid<T>(input[1] + hidden[1]);
+      const Vector<T> fresh = tanh<T>(input[2] + reset * hidden[2]);
+      const Vector<T> kept = load_lanes(old + at, lanes);
+      store_lanes<T>(state + at, fresh + update * (kept - fresh), lanes);
+    });
+    if (a.normed) normalize_row(state, a.width, a.norm_eps, a.normed + row * a.width);
+  }
+}
+
+}  // namespace ocvtp::OCVTP_ISA

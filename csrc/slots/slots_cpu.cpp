@@ -1,0 +1,119 @@
+// ocvtp_native's slots parts on the CPU: the products are ATen's, what lies between them is ours.
+#include "common/binding.h"
+
+namespace ocvtp {
+namespace {
+
+// The attention [B, K, N], from dot products made here.
+Tensor attention_of(const Tensor& q, const Tensor& k, const std::optional<Tensor>& constant,
+                    const std::optional<Tensor>& slot_mask, double scale) {
+  Tensor attention = product(q, transposed(k));
+  const int64_t slots = attention.size(1), tokens = attention.size(2);
+  by_dtype(q, [&](auto kind) {
+    using T = decltype(kind);
+    const SlotSoftmax<T> arguments{
+        out<T>(attention), data<T>(constant), data<bool>(slot_mask), slots, tokens, T(scale)};
+    run(kernels<T>().slot_softmax, arguments, q.size(0) * token_blocks(tokens),
+        4 * slots * token_block);
+  });
+  return attention;
+}
+
+Tensor mass_of(const Tensor& attention) {
+  const int64_t rows = attention.size(0) * attention.size(1), tokens = attention.size(2);
+  Tensor mass = empty(attention, {attention.size(0), attention.size(1)});
+  by_dtype(attention, [&](auto kind) {
+    using T = decltype(kind);
+    run(kernels<T>().slot_mass, SlotMass<T>{data<T>(attention), tokens, out<T>(mass)}, rows,
+        tokens);
+  });
+  return mass;
+}
+
+// x / (mass + eps) into `to`, and the rows' dot products with y, where both are given.
+void per_mass(const Tensor& x, const Tensor* y, const Tensor& mass, double eps, const Tensor& to,
+              const Tensor* dot) {
+  const int64_t width = x.size(2);
+  by_dtype(x, [&](auto kind) {
+    using T = decltype(kind);
+    const PerMass<T> arguments{
+        data<T>(x), y ? data<T>(*y) : nullptr,   data<T>(mass), width, T(eps),
+        out<T>(to), dot ? out<T>(*dot) : nullptr};
+    run(kernels<T>().per_mass, arguments, x.size(0) * x.size(1), width);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
+                                                  std::optional<Tensor> constant,
+                                                  std::optional<Tensor> slot_mask, double scale,
+                                                  double eps, bool with_attention) {
+  const Tensor attention = attention_of(q, k, dense(constant), dense(slot_mask), scale);
+  const Tensor mass = mass_of(attention);
+  const Tensor updates = product(attention, v);
+  per_mass(updates, nullptr, mass, eps, updates, nullptr);
+  return {updates, mass, with_attention ? attention : empty(q, {0})};
+}
+
+std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(Tensor q, Tensor k, Tensor v,
+                                                           std::optional<Tensor> slot_mask,
+                                                           double scale, double eps, Tensor updates,
+                                                           Tensor grad_updates, Tensor grad_mass,
+                                                           std::optional<Tensor> grad_attention) {
+  updates = dense(updates);
+  grad_updates = dense(grad_updates);
+  grad_mass = dense(grad_mass);
+  grad_attention = dense(grad_attention);
+  const Tensor attention = attention_of(q, k, std::nullopt, dense(slot_mask), scale);
+  const Tensor mass = mass_of(attention);
+  const Tensor scaled = torch::stable::empty_like(grad_updates),
+               delta = empty(mass, {mass.size(0), mass.size(1)});
+  per_mass(grad_updates, &updates, mass, eps, scaled, &delta);
+  const Tensor grad = product(scaled, transposed(v));
+  const int64_t slots = grad.size(1), tokens = grad.size(2);
+  by_dtype(q, [&](auto kind) {
+    using T = decltype(kind);
+    const SlotSoftmaxBackward<T> arguments{data<T>(attention),
+                                           data<T>(delta),
+                                           data<T>(grad_mass),
+                                           data<T>(grad_attention),
+                                           slots,
+                                           tokens,
+                                           T(scale),
+                                           out<T>(grad)};
+    run(kernels<T>().slot_softmax_backward, arguments, q.size(0) * token_blocks(tokens),
+        slots * token_block);
+  });
+  return {product(grad, k), product(transposed(grad), q), product(transposed(attention), scaled)};
+}
+
+std::tuple<Tensor, Tensor> gru_gates(Tensor x_gates, Tensor h_gates, Tensor h,
+                                     std::optional<Tensor> shift, std::optional<Tensor> mass,
+                                     double eps, bool with_norm) {
+  x_gates = dense(x_gates);
+  h_gates = dense(h_gates);
+  h = dense(h);
+  shift = dense(shift);
+  mass = dense(mass);
+  const int64_t width = h.size(h.dim() - 1);
+  const Tensor state = torch::stable::empty_like(h);
+  const Tensor normed = with_norm ? torch::stable::empty_like(h) : empty(h, {0});
+  by_dtype(h, [&](auto kind) {
+    using T = decltype(kind);
+    const GruGates<T> arguments{data<T>(x_gates), data<T>(h_gates),
+                                data<T>(h),       data<T>(shift),
+                                data<T>(mass),    width,
+                                T(eps),           T(layer_norm_eps),
+                                out<T>(state),    with_norm ? out<T>(normed) : nullptr};
+    run(kernels<T>().gru_gates, arguments, width ? h.numel() / width : 0, 16 * width);
+  });
+  return {state, normed};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ocvtp_native, CPU, m) {
+  m.impl("slot_attention", TORCH_BOX(&slot_attention));
+  m.impl("slot_attention_backward", TORCH_BOX(&slot_attention_backward));
+  m.impl("gru_gates", TORCH_BOX(&gru_gates));
+}
+
+}  // namespace
+}  // namespace ocvtp

@@ -1,0 +1,68 @@
+"""Selection on the native kernels: C++ on the CPU, CUDA C++ on a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels.slots.native import computed, dense_rows
+
+
+def _scale_of(q: Tensor, scale: float | None) -> float:
+    return float(q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def slot_argmax(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """`ocvtp_kernels.selection.reference.slot_argmax`, scores in float32 or wider."""
+    picks, peak, _ = torch.ops.ocvtp_native.slot_argmax(
+        computed(q), computed(k), None, _scale_of(q, scale), 1, False
+    )
+    return picks.squeeze(-1), peak.exp().to(q.dtype)
+
+
+def resolve_picks(
+    picks: Tensor,
+    peak: Tensor,
+    importance: Tensor | None,
+    budget: int,
+    num_tokens: int | None = None,
+) -> Tensor:
+    """`ocvtp_kernels.selection.reference.resolve_picks`."""
+    picks = picks.unsqueeze(-1) if picks.dim() == 2 else picks
+    tokens = num_tokens if importance is None else importance.shape[1]
+    ids: Tensor = torch.ops.ocvtp_native.resolve_picks(picks, peak, importance, budget, tokens)
+    return ids
+
+
+def select(
+    q: Tensor,
+    k: Tensor,
+    constant: Tensor | None,
+    scale: float,
+    final: Tensor,
+    importance: Tensor | None,
+    budget: int,
+    top_k: int,
+) -> tuple[Tensor, Tensor]:
+    """Kept tokens ``[B, T, C]`` and ids ``[B, T]`` by ``logits = scale q k^T + constant``."""
+    native = torch.ops.ocvtp_native
+    picks, peak, evidence = native.slot_argmax(q, k, constant, scale, top_k, importance is None)
+    tokens, ids = native.resolve_gather(
+        picks, peak, evidence if importance is None else importance, dense_rows(final), budget
+    )
+    return tokens, ids
+
+
+def argmax_gather(
+    q: Tensor,
+    k: Tensor,
+    final: Tensor,
+    importance: Tensor | None,
+    budget: int,
+    scale: float | None = None,
+    top_k: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """`ocvtp_kernels.selection.reference.argmax_gather`; final tokens keep their dtype."""
+    return select(
+        computed(q), computed(k), None, _scale_of(q, scale), final, importance, budget, top_k
+    )

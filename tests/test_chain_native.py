@@ -1,0 +1,176 @@
+"""``ocvtp::prune`` on the native CPU kernels, whole, and what its Linears remember."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import chain, native
+from ocvtp_kernels.chain_native import prune_native
+from ocvtp_kernels.encode.folded import encode_folded
+from ocvtp_kernels.encode.native import encode
+from ocvtp_kernels.fold import unpack
+from ocvtp_kernels.linear import native as linear_native
+from ocvtp_kernels.linear.native import linear, multiplies_bfloat16
+from tests.cases import (
+    ISAS,
+    PruneCase,
+    assert_kept,
+    assert_within_budget,
+    instructions,
+    random_tokens,
+    small_config,
+)
+
+REASON = native.why_not("cpu")
+pytestmark = [
+    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
+    pytest.mark.usefixtures("poisoned"),
+]
+
+MEDIUM = {"enc_in_dim": 96, "enc_dims": (130, 64), "init_dim": 64, "agg_embed_dim": 64}
+FULL = {
+    "enc_in_dim": 1024,
+    "enc_dims": (2048, 512),
+    "init_dim": 512,
+    "agg_embed_dim": 512,
+    "agg_ffn_dim": 2048,
+}
+
+
+def kept(
+    case: PruneCase, dtype: torch.dtype, importance: Tensor | None, budget: int, top_k: int = 1
+) -> Tensor:
+    """The kernels' ids, and their tokens checked."""
+    tokens, ids = prune_native(*case.arguments(dtype), importance, budget, top_k)
+    assert_kept(ids, budget, case.final.shape[1])
+    assert torch.equal(tokens, chain.gather_tokens(case.final, ids))
+    return ids
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("enc_ln", ["pre", "post", None])
+@pytest.mark.parametrize("enc_dims", [(10,), (20, 10), (20, 15, 10)])
+def test_every_config_keeps_the_references_tokens(
+    isa: str, dtype: torch.dtype, enc_ln: str | None, enc_dims: tuple[int, ...]
+) -> None:
+    case = PruneCase(small_config(enc_ln=enc_ln, enc_dims=enc_dims), 2, 33, 7)
+    with instructions(isa):
+        assert torch.equal(kept(case, dtype, None, 7), case.oracle(None, 7, 1))
+
+
+@pytest.mark.parametrize("num_iter", [1, 2, 5])
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_any_number_of_iterations_and_picks(num_iter: int, top_k: int) -> None:
+    case = PruneCase(small_config(agg_num_iter=num_iter), 2, 33, 7)
+    assert torch.equal(kept(case, torch.float32, None, 9, top_k), case.oracle(None, 9, top_k))
+
+
+@pytest.mark.parametrize("num_slots", [1, 7, 64, 65, 192])
+@pytest.mark.parametrize("num_tokens", [1, 50, 577])
+@pytest.mark.parametrize("batch", [0, 3])
+def test_any_number_of_slots_and_tokens(num_slots: int, num_tokens: int, batch: int) -> None:
+    case = PruneCase(small_config(), batch, num_tokens, num_slots)
+    budget = min(num_slots, num_tokens)
+    importance = random_tokens(batch, num_tokens, seed=3)
+    ids = kept(case, torch.float32, importance, budget)
+    assert torch.equal(ids, case.oracle(importance, budget, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_slots_of_full_width_lose_no_attention(dtype: torch.dtype) -> None:
+    case = PruneCase(small_config(**FULL), 1, 577, 64)
+    importance = random_tokens(1, 577, seed=3)
+    ids = kept(case, dtype, importance, 64)
+    if dtype == torch.float32:
+        assert torch.equal(ids, case.oracle(importance, 64, 1))
+    plain = chain.prune_reference(*case.arguments(dtype), importance, 64)[1]
+    assert case.regret(ids).max() <= max(1e-2, 2 * case.regret(plain).max())
+
+
+def test_an_image_alone_keeps_what_it_keeps_in_a_batch() -> None:
+    case = PruneCase(small_config(), 5, 90, 7)
+    together = kept(case, torch.float32, None, 12)
+    reference, final, weights, slots = case.arguments(torch.float32)
+    for image in range(5):
+        one = slice(image, image + 1)
+        alone = prune_native(reference[one], final[one], weights, slots[one], None, 12)[1]
+        assert torch.equal(alone, together[one])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 50), (2, 577)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_encode_keeps_the_error_budget(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    case = PruneCase(small_config(**MEDIUM), *shape, 7)
+    reference, _, weights, _ = case.arguments(dtype)
+    exact = encode_folded(reference.double(), unpack([w.double() for w in weights]))
+    plain = encode_folded(reference, unpack(weights))
+    got = encode(reference, unpack(weights))
+    assert got.dtype == torch.float32
+    assert_within_budget(got.to(dtype), plain, exact)
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="neither AVX-512 BF16 nor AMX here")
+def test_bfloat16_products_are_as_good_as_plain_ones() -> None:
+    x = random_tokens(70, 200, dtype=torch.bfloat16, outliers=True)
+    weight = random_tokens(33, 200, seed=1, dtype=torch.bfloat16)
+    bias = random_tokens(33, seed=2, dtype=torch.bfloat16)
+    for gelu in (False, True):
+        exact, plain = (
+            torch.nn.functional.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
+            for dtype in (torch.float64, torch.bfloat16)
+        )
+        if gelu:
+            exact, plain = (torch.nn.functional.gelu(value) for value in (exact, plain))
+        assert_within_budget(linear(x, weight, bias, gelu), plain, exact)
+
+
+def test_a_changed_weight_is_packed_anew() -> None:
+    x, weight, bias = random_tokens(80, 24), random_tokens(9, 24, seed=1), torch.zeros(9)
+    linear(x, weight, bias)
+    weight.mul_(2)
+    torch.testing.assert_close(linear(x, weight, bias), x @ weight.T)
+    weight.data = random_tokens(9, 24, seed=2)
+    torch.testing.assert_close(linear(x, weight, bias), x @ weight.T)
+
+
+def test_packs_go_with_their_weights() -> None:
+    gc.collect()
+    before = len(linear_native._packs)
+    weight = random_tokens(9, 24)
+    linear(random_tokens(80, 24), weight, torch.zeros(9))
+    assert len(linear_native._packs) == before + 1
+    del weight
+    gc.collect()
+    assert len(linear_native._packs) == before
+
+
+def test_weights_made_in_inference_mode_serve_too() -> None:
+    with torch.inference_mode():
+        x, weight, bias = random_tokens(80, 24), random_tokens(9, 24, seed=1), torch.ones(9)
+        torch.testing.assert_close(linear(x, weight, bias), x @ weight.T + 1)
+
+
+def test_wide_vectors_of_any_instruction_set_compute_the_same_bits() -> None:
+    gates = random_tokens(50, 3 * 37), random_tokens(50, 3 * 37, seed=1), random_tokens(50, 37)
+    logits = random_tokens(2, 9, 24), random_tokens(2, 77, 24, seed=1)
+
+    def compute() -> list[Tensor]:
+        ops = torch.ops.ocvtp_native
+        # Products of one-hot rows are exact, whatever sums them.
+        eye = torch.eye(77).expand(2, 77, 77)
+        return [
+            *ops.gru_gates(*gates, None, None, 0.0, True),
+            ops.layer_norm(gates[0], 1e-5),
+            *ops.slot_attention(logits[0] @ logits[1].mT, eye, eye, None, None, 0.3, 1e-5, True),
+        ]
+
+    with instructions("avx2"):
+        narrow = compute()
+    with instructions("avx512"):
+        wide = compute()
+    assert all(torch.equal(a, b) for a, b in zip(narrow, wide, strict=True))
