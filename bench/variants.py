@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.cases import Case, Function, Inputs, Outputs, outputs_of
 from bench.published import published_prune
 from bench.shapes import Workload
+from ocvtp_kernels import backends
 
 # One image after the other: beyond this many tokens one call takes seconds.
 MOST_PUBLISHED_TOKENS = 64 * 576
@@ -95,6 +96,8 @@ def variants_of(case: Case, direction: str, compiled: bool) -> tuple[list[Varian
             found.append(compile_variant(case))
         found.append(_published(case))
         found.append(Variant("prune", case.call))
+    if case.device.type == "cuda" and direction == "forward":
+        found.append(csrc_variant(case))
     if case.op == "slot_attention" and direction == "forward":
         found.append(flashslice_variant(case.workload, case.device))
     return (
@@ -141,6 +144,21 @@ def _published(case: Case) -> Variant | Skipped:
         return published_prune(pruner, reference, final, slots_init, scores, load.budget)
 
     return Variant("published", run, capturable=False)
+
+
+def csrc_variant(case: Case) -> Variant | Skipped:
+    """The CUDA C++ kernels, where Triton's are chosen."""
+    reason = backends.why_not(case.op, "cuda", str(case.device))
+    if reason is None and backends.chosen(case.op, str(case.device)) == "cuda":
+        reason = "it is what the op chooses here"
+    if reason is not None:
+        return Skipped("csrc", f"{case.op}: {reason}")
+
+    def run(*inputs: Tensor) -> Outputs:
+        with backends.use_backend("cuda"):
+            return outputs_of(case.call(*inputs))
+
+    return Variant("csrc", run)
 
 
 def flashslice_variant(load: Workload, device: torch.device) -> Variant | Skipped:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from ocvtp_kernels import OCPruner, PrunerConfig, chain, native, use_backend
 
@@ -56,6 +58,16 @@ def instructions(isa: str) -> Iterator[None]:
         yield
     finally:
         torch.ops.ocvtp_native.isa(before)
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most bytes that a call on the CPU holds at once of what torch's allocator gives it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    assert seen.profiler is not None
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(held, default=0)
 
 
 def small_config(**changes: object) -> PrunerConfig:

@@ -1,55 +1,18 @@
-// What the CPU bindings share: dense inputs, threads of torch's own pool, float or double.
+// What the CPU bindings share: threads of torch's own pool, float or double, ATen's products.
 #pragma once
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <array>
-#include <optional>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 
 #include "common/kernels.h"
+#include "common/tensors.h"
 
 namespace ocvtp {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// LayerNorm's, in the slot chain; ocvtp_kernels/slots/reference.py names it too.
-inline constexpr double layer_norm_eps = 1e-5;
-
-inline Tensor dense(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-inline std::optional<Tensor> dense(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional(dense(*tensor)) : std::nullopt;
-}
-
-inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes,
-                    std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, dtype);
-}
-
-template <class T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.data_ptr());
-}
-
-template <class T>
-const T* data(const std::optional<Tensor>& tensor) {
-  return tensor ? data<T>(*tensor) : nullptr;
-}
-
-template <class T>
-T* out(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
-// Runs body<float>() or body<double>() by the tensor's dtype.
+// Runs body(float{}) or body(double{}) by the tensor's dtype.
 template <class Body>
 auto by_dtype(const Tensor& tensor, const Body& body) {
   if (tensor.scalar_type() == ScalarType::Float) return body(float{});

@@ -1,18 +1,33 @@
 // What the CUDA bindings share: launches on the current stream, dtypes, rows of strided tensors.
 #pragma once
 
-#include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
+#include <stdexcept>
+#include <string>
+#include <tuple>
 #include <vector>
 
-#include "common/binding.h"
 #include "common/device.cuh"
+#include "common/namespace.h"
+#include "common/tensors.h"
+
+#ifdef OCVTP_EMULATED
+#include "tests/emulated_cuda.h"
+#else
+#include <cuda_runtime.h>
+#endif
 
 namespace ocvtp {
+
+#ifndef OCVTP_EMULATED
+using torch::stable::accelerator::DeviceGuard;
+#endif
 
 // Launches kernels on the device of a tensor, on its current stream, which it holds current.
 class Launcher {
@@ -42,13 +57,18 @@ class Launcher {
       STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           shared_bytes));
-    kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream_>>>(arguments...);
+    const dim3 grid(static_cast<unsigned>(blocks));
+#ifdef OCVTP_EMULATED
+    emulate(grid, threads, shared_bytes, [&] { kernel(arguments...); });
+#else
+    kernel<<<grid, threads, shared_bytes, stream_>>>(arguments...);
+#endif
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
  private:
   torch::stable::accelerator::DeviceIndex device_;
-  torch::stable::accelerator::DeviceGuard guard_;
+  DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };
 

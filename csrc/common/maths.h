@@ -17,7 +17,7 @@ template <>
 struct Maths<float> {
   static constexpr int mantissa = 23, bias = 127;
   static constexpr float magic = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float lowest = -87.0F, highest = 88.7F;
+  static constexpr float lowest = -104.0F, highest = 88.7F;
   static constexpr float ln2_high = 0.693359375F, ln2_low = -2.12194440e-4F;
   static constexpr float expm1[] = {1.0F,       0.5F,       1.0F / 6,   1.0F / 24,
                                     1.0F / 120, 1.0F / 720, 1.0F / 5040};
@@ -31,7 +31,7 @@ template <>
 struct Maths<double> {
   static constexpr int mantissa = 52, bias = 1023;
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double lowest = -708.0, highest = 709.7;
+  static constexpr double lowest = -745.2, highest = 709.7;
   static constexpr double ln2_high = 6.93147180369123816490e-01;
   static constexpr double ln2_low = 1.90821492927058770002e-10;
   static constexpr double expm1[] = {1.0,
@@ -61,104 +61,119 @@ struct Maths<double> {
       -0.00677894509479896765, 0.000611557854030744203};
 };
 
+namespace parts {
+
+template <class T>
+inline Part<T> splat(T value) {
+  return value - Part<T>{};
+}
+
 template <class T, int count>
-inline Vector<T> polynomial(const T (&coefficients)[count], Vector<T> x) {
-  Vector<T> value = splat(coefficients[count - 1]);
+inline Part<T> polynomial(const T (&coefficients)[count], Part<T> x) {
+  Part<T> value = splat(coefficients[count - 1]);
   for (int i = count - 2; i >= 0; --i) value = value * x + coefficients[i];
   return value;
 }
 
-// NaN in `other` stays: a comparison with it is false.
+// 2^n = low * high and e^r - 1 with x = n ln 2 + r, |r| <= ln 2 / 2; x is clamped to the range of
+// exp, whose upper end has n = 128 (1024 in double): low * high alone would be infinite.
 template <class T>
-inline Vector<T> larger(Vector<T> x, Vector<T> other) {
-  return x > other ? x : other;
-}
-
-// 2^n and e^r - 1 with x = n ln 2 + r, |r| <= ln 2 / 2; x is clamped to where 2^n is a number.
-template <class T>
-inline void reduce(Vector<T> x, Vector<T>& power, Vector<T>& rest) {
+inline void reduce(Part<T> x, Part<T>& low, Part<T>& high, Part<T>& rest) {
   using M = Maths<T>;
   x = x < M::lowest ? splat(M::lowest) : x;
   x = x > M::highest ? splat(M::highest) : x;
-  const Vector<T> shifted = x * T(1.44269504088896340736) + M::magic;
-  const Vector<T> n = shifted - M::magic;
-  const Vector<T> r = (x - n * M::ln2_high) - n * M::ln2_low;
+  const Part<T> shifted = x * T(1.44269504088896340736) + M::magic;
+  const Part<T> n = shifted - M::magic;
+  const Part<T> r = (x - n * M::ln2_high) - n * M::ln2_low;
   rest = r * polynomial(M::expm1, r);
-  // The low bits of `shifted` are n. Half of the power twice: 2^128 alone is no float.
-  Integers<T> bits;
+  // The low bits of `shifted` are n.
+  PartIntegers<T> bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   using Integer = decltype(bits[0] + 0);
-  const Integers<T> whole = (bits << (8 * sizeof(T) - 12)) >> (8 * sizeof(T) - 12);
-  const Integers<T> half = whole >> 1;
-  const Integers<T> first = (half + Integer(M::bias)) << M::mantissa;
-  const Integers<T> second = (whole - half + Integer(M::bias)) << M::mantissa;
-  Vector<T> low, high;
+  const PartIntegers<T> whole = (bits << (8 * sizeof(T) - 12)) >> (8 * sizeof(T) - 12);
+  const PartIntegers<T> half = whole >> 1;
+  const PartIntegers<T> first = (half + Integer(M::bias)) << M::mantissa;
+  const PartIntegers<T> second = (whole - half + Integer(M::bias)) << M::mantissa;
   std::memcpy(&low, &first, sizeof low);
   std::memcpy(&high, &second, sizeof high);
-  power = low * high;
 }
 
-// e^x, to about a rounding; 0 where the result would be subnormal, NaN stays.
+// e^x, to about a rounding, subnormal results too; NaN stays.
 template <class T>
-inline Vector<T> exp(Vector<T> x) {
-  Vector<T> power, rest;
-  reduce<T>(x, power, rest);
-  const Vector<T> value = power + power * rest;
-  return x < Maths<T>::lowest    ? Vector<T>{}
+inline Part<T> exp(Part<T> x) {
+  Part<T> low, high, rest;
+  reduce<T>(x, low, high, rest);
+  const Part<T> value = (low + low * rest) * high;
+  return x < Maths<T>::lowest    ? Part<T>{}
          : x > Maths<T>::highest ? splat(std::numeric_limits<T>::infinity())
                                  : value;
 }
 
 // log(1 + x) for x >= 0.
 template <class T>
-inline Vector<T> log1p(Vector<T> x) {
+inline Part<T> log1p(Part<T> x) {
   using M = Maths<T>;
-  const Vector<T> u = x + T(1);
-  Integers<T> bits;
+  const Part<T> u = x + T(1);
+  PartIntegers<T> bits;
   std::memcpy(&bits, &u, sizeof bits);
   using Integer = decltype(bits[0] + 0);
   // u = 2^n m with m within a factor of sqrt 2 of 1.
-  const Vector<T> root = splat(T(0.70710678118654752440));
-  Integers<T> root_bits;
+  const Part<T> root = splat(T(0.70710678118654752440));
+  PartIntegers<T> root_bits;
   std::memcpy(&root_bits, &root, sizeof root_bits);
-  const Integers<T> n = (bits - root_bits) >> M::mantissa;
-  const Integers<T> scaled = bits - (n << M::mantissa);
-  Vector<T> m;
+  const PartIntegers<T> n = (bits - root_bits) >> M::mantissa;
+  const PartIntegers<T> scaled = bits - (n << M::mantissa);
+  Part<T> m;
   std::memcpy(&m, &scaled, sizeof m);
-  const Vector<T> exponent = __builtin_convertvector(n, Vector<T>);
-  const Vector<T> s = (m - T(1)) / (m + T(1));
+  const Part<T> exponent = __builtin_convertvector(n, Part<T>);
+  const Part<T> s = (m - T(1)) / (m + T(1));
   // What x lost when 1 was added to it.
-  const Vector<T> lost = (x - (u - T(1))) / u;
-  const Vector<T> log_m = T(2) * s * polynomial(M::atanh, s * s);
-  const Vector<T> value = exponent * M::ln2_high + (log_m + (exponent * M::ln2_low + lost));
+  const Part<T> lost = (x - (u - T(1))) / u;
+  const Part<T> log_m = T(2) * s * polynomial(M::atanh, s * s);
+  const Part<T> value = exponent * M::ln2_high + (log_m + (exponent * M::ln2_low + lost));
   // An infinity's bits are no number's.
   return bits >= (Integer(2 * M::bias + 1) << M::mantissa) ? u : value;
 }
 
 template <class T>
-inline Vector<T> sigmoid(Vector<T> x) {
+inline Part<T> sigmoid(Part<T> x) {
   return T(1) / (T(1) + exp<T>(-x));
 }
 
 // By e^2x - 1, which loses nothing near 0.
 template <class T>
-inline Vector<T> tanh(Vector<T> x) {
-  const Vector<T> size = x < T(0) ? -x : x;
-  const Vector<T> twice = T(2) * (size > T(20) ? splat(T(20)) : size);
-  Vector<T> power, rest;
-  reduce<T>(twice, power, rest);
-  const Vector<T> expm1 = power * rest + (power - T(1));
-  const Vector<T> value = expm1 / (expm1 + T(2));
+inline Part<T> tanh(Part<T> x) {
+  const Part<T> size = x < T(0) ? -x : x;
+  const Part<T> twice = T(2) * (size > T(20) ? splat(T(20)) : size);
+  Part<T> low, high, rest;
+  reduce<T>(twice, low, high, rest);
+  const Part<T> power = low * high;
+  const Part<T> expm1 = power * rest + (power - T(1));
+  const Part<T> value = expm1 / (expm1 + T(2));
   return x < T(0) ? -value : value;
 }
 
 // x Phi(x), Phi the normal distribution function: the exact GELU (Hendrycks and Gimpel 2016).
 template <class T>
-inline Vector<T> gelu(Vector<T> x) {
-  const Vector<T> size = (x < T(0) ? -x : x) * T(0.70710678118654752440);
-  const Vector<T> t = T(1) / (T(1) + T(0.3) * size);
-  const Vector<T> tail = T(0.5) * exp<T>(-size * size) * t * polynomial(Maths<T>::erfc, t);
+inline Part<T> gelu(Part<T> x) {
+  const Part<T> size = (x < T(0) ? -x : x) * T(0.70710678118654752440);
+  const Part<T> t = T(1) / (T(1) + T(0.3) * size);
+  const Part<T> tail = T(0.5) * exp<T>(-size * size) * t * polynomial(Maths<T>::erfc, t);
   return x * (x < T(0) ? tail : T(1) - tail);
 }
+
+}  // namespace parts
+
+#define OCVTP_WHOLE(function)                                                     \
+  template <class T>                                                              \
+  inline Vector<T> function(const Vector<T>& x) {                                 \
+    return by_parts<T>([](Part<T> part) { return parts::function<T>(part); }, x); \
+  }
+OCVTP_WHOLE(exp)
+OCVTP_WHOLE(log1p)
+OCVTP_WHOLE(sigmoid)
+OCVTP_WHOLE(tanh)
+OCVTP_WHOLE(gelu)
+#undef OCVTP_WHOLE
 
 }  // namespace ocvtp::OCVTP_ISA

@@ -1,10 +1,12 @@
-// Vectors of 64 bytes by the compiler's own vector types: the same lanes, and so the same order of
-// sums, whatever instruction set a file is compiled for. Each set has a namespace of its own, since
-// the linker would make one of functions of the same name.
+// Vectors of 64 bytes, made of as many registers as the instruction set needs: the same lanes, and
+// so the same order of sums, whatever a file is compiled for. Each set has a namespace of its own,
+// since the linker would make one of functions of the same name.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #ifndef OCVTP_ISA
 #define OCVTP_ISA portable
@@ -12,63 +14,133 @@
 
 namespace ocvtp::OCVTP_ISA {
 
+#if defined(__AVX512F__)
+inline constexpr int64_t register_bytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int64_t register_bytes = 32;
+#else
+inline constexpr int64_t register_bytes = 16;
+#endif
+
 template <class T>
 struct Simd;
 
 template <>
 struct Simd<float> {
-  using Vector = float __attribute__((vector_size(64)));
-  using Integers = int32_t __attribute__((vector_size(64)));
-  static constexpr int64_t width = 16;
+  using Part = float __attribute__((vector_size(register_bytes)));
+  using PartIntegers = int32_t __attribute__((vector_size(register_bytes)));
 };
 
 template <>
 struct Simd<double> {
-  using Vector = double __attribute__((vector_size(64)));
-  using Integers = int64_t __attribute__((vector_size(64)));
-  static constexpr int64_t width = 8;
+  using Part = double __attribute__((vector_size(register_bytes)));
+  using PartIntegers = int64_t __attribute__((vector_size(register_bytes)));
 };
 
+// What one register holds.
 template <class T>
-using Vector = typename Simd<T>::Vector;
+using Part = typename Simd<T>::Part;
 template <class T>
-using Integers = typename Simd<T>::Integers;
+using PartIntegers = typename Simd<T>::PartIntegers;
 template <class T>
-inline constexpr int64_t width = Simd<T>::width;
+inline constexpr int64_t width = 64 / int64_t(sizeof(T));
+template <class T>
+inline constexpr int64_t part_width = register_bytes / int64_t(sizeof(T));
+
+template <class T>
+struct Vector;
+
+template <class T, class Function, class... Vectors>
+inline Vector<T> by_parts(const Function& function, const Vectors&... x);
+
+// Not a vector type of 64 bytes: where no register holds one, GCC keeps each step in memory.
+template <class T>
+struct Vector {
+  static constexpr size_t parts = 64 / register_bytes;
+
+  Vector() = default;
+  Vector(T value) {
+    for_each_part([&](auto i) { part[i] = value - Part<T>{}; });
+  }
+
+  // body(0), body(1), …, each a constant, so that parts stay in registers.
+  template <class Body>
+  static void for_each_part(const Body& body) {
+    for_each_part(body, std::make_index_sequence<parts>{});
+  }
+
+  friend Vector operator+(const Vector& a, const Vector& b) {
+    return by_parts<T>([](Part<T> x, Part<T> y) -> Part<T> { return x + y; }, a, b);
+  }
+  friend Vector operator-(const Vector& a, const Vector& b) {
+    return by_parts<T>([](Part<T> x, Part<T> y) -> Part<T> { return x - y; }, a, b);
+  }
+  friend Vector operator*(const Vector& a, const Vector& b) {
+    return by_parts<T>([](Part<T> x, Part<T> y) -> Part<T> { return x * y; }, a, b);
+  }
+  Vector& operator+=(const Vector& other) { return *this = *this + other; }
+
+  Part<T> part[parts];
+
+ private:
+  template <class Body, size_t... i>
+  static void for_each_part(const Body& body, std::index_sequence<i...>) {
+    (body(std::integral_constant<size_t, i>{}), ...);
+  }
+};
+
+// function(parts of each x) for all parts: a function of lanes gives the same whatever their size.
+template <class T, class Function, class... Vectors>
+inline Vector<T> by_parts(const Function& function, const Vectors&... x) {
+  Vector<T> result;
+  Vector<T>::for_each_part([&](auto i) { result.part[i] = function(x.part[i]...); });
+  return result;
+}
 
 template <class T>
 inline Vector<T> splat(T value) {
-  return value - Vector<T>{};
+  return Vector<T>(value);
 }
 
 template <class T>
 inline Vector<T> load(const T* from) {
   Vector<T> value;
-  std::memcpy(&value, from, sizeof value);
+  Vector<T>::for_each_part(
+      [&](auto i) { std::memcpy(&value.part[i], from + i * part_width<T>, sizeof value.part[i]); });
   return value;
+}
+
+template <class T>
+inline void store(T* to, const Vector<T>& value) {
+  Vector<T>::for_each_part(
+      [&](auto i) { std::memcpy(to + i * part_width<T>, &value.part[i], sizeof value.part[i]); });
 }
 
 // The first `count` lanes from memory, `fill` in the others.
 template <class T>
 inline Vector<T> load_part(const T* from, int64_t count, T fill) {
-  Vector<T> value = splat(fill);
-  std::memcpy(&value, from, static_cast<size_t>(count) * sizeof(T));
-  return value;
+  T lanes[width<T>];
+  for (T& lane : lanes) lane = fill;
+  std::memcpy(lanes, from, static_cast<size_t>(count) * sizeof(T));
+  return load(lanes);
 }
 
 template <class T>
-inline void store(T* to, Vector<T> value) {
-  std::memcpy(to, &value, sizeof value);
+inline void store_part(T* to, const Vector<T>& value, int64_t count) {
+  T lanes[width<T>];
+  store(lanes, value);
+  std::memcpy(to, lanes, static_cast<size_t>(count) * sizeof(T));
 }
 
+// NaN in `other` stays: a comparison with it is false.
 template <class T>
-inline void store_part(T* to, Vector<T> value, int64_t count) {
-  std::memcpy(to, &value, static_cast<size_t>(count) * sizeof(T));
+inline Vector<T> larger(const Vector<T>& x, const Vector<T>& other) {
+  return by_parts<T>([](Part<T> a, Part<T> b) -> Part<T> { return a > b ? a : b; }, x, other);
 }
 
 // Lane by lane from both halves to the middle: one order for every instruction set.
 template <class T>
-inline T sum_lanes(Vector<T> value) {
+inline T sum_lanes(const Vector<T>& value) {
   T lanes[width<T>];
   store(lanes, value);
   for (int64_t half = width<T> / 2; half > 0; half /= 2)
@@ -77,7 +149,7 @@ inline T sum_lanes(Vector<T> value) {
 }
 
 template <class T>
-inline T max_lanes(Vector<T> value) {
+inline T max_lanes(const Vector<T>& value) {
   T lanes[width<T>];
   store(lanes, value);
   for (int64_t half = width<T> / 2; half > 0; half /= 2)
@@ -101,7 +173,7 @@ inline Vector<T> load_lanes(const T* from, int64_t lanes, T fill = T(0)) {
 }
 
 template <class T>
-inline void store_lanes(T* to, Vector<T> value, int64_t lanes) {
+inline void store_lanes(T* to, const Vector<T>& value, int64_t lanes) {
   if (lanes == width<T>)
     store(to, value);
   else

@@ -12,28 +12,14 @@
 
 namespace ocvtp::OCVTP_ISA {
 
-// The tile's sums fill the registers of the instruction set. A vector of one register serves here:
-// each logit is summed by itself, so lanes need not be alike.
+// The tile's sums fill the registers of the instruction set.
 #if defined(__AVX512F__)
-inline constexpr int64_t register_bytes = 64, tile_rows = 8, tile_vectors = 3;
+inline constexpr int64_t tile_rows = 8, tile_vectors = 3;
 #elif defined(__AVX2__)
-inline constexpr int64_t register_bytes = 32, tile_rows = 6, tile_vectors = 2;
+inline constexpr int64_t tile_rows = 6, tile_vectors = 2;
 #else
-inline constexpr int64_t register_bytes = 16, tile_rows = 4, tile_vectors = 2;
+inline constexpr int64_t tile_rows = 4, tile_vectors = 2;
 #endif
-
-template <class T>
-struct Register;
-
-template <>
-struct Register<float> {
-  using Vector = float __attribute__((vector_size(register_bytes)));
-};
-
-template <>
-struct Register<double> {
-  using Vector = double __attribute__((vector_size(register_bytes)));
-};
 
 template <class T>
 inline constexpr int64_t tile_columns = tile_vectors * register_bytes / int64_t(sizeof(T));
@@ -55,11 +41,10 @@ inline void pack_keys(const T* k, int64_t stride, int64_t keys, int64_t width, T
 template <class T>
 inline void logits_tile(const T* queries, const T* panel, int64_t width, T scale, T* logits,
                         int64_t stride) {
-  using Lanes = typename Register<T>::Vector;
   constexpr int64_t lanes = register_bytes / int64_t(sizeof(T));
-  Lanes sum[tile_rows][tile_vectors] = {};
+  Part<T> sum[tile_rows][tile_vectors] = {};
   for (int64_t i = 0; i < width; ++i) {
-    Lanes key[tile_vectors];
+    Part<T> key[tile_vectors];
 #pragma GCC unroll 3
     for (int64_t c = 0; c < tile_vectors; ++c)
       std::memcpy(&key[c], panel + i * tile_columns<T> + c * lanes, sizeof key[c]);
@@ -72,7 +57,7 @@ inline void logits_tile(const T* queries, const T* panel, int64_t width, T scale
   for (int64_t r = 0; r < tile_rows; ++r)
 #pragma GCC unroll 3
     for (int64_t c = 0; c < tile_vectors; ++c) {
-      const Lanes x = sum[r][c] * scale;
+      const Part<T> x = sum[r][c] * scale;
       std::memcpy(logits + r * stride + c * lanes, &x, sizeof x);
     }
 }

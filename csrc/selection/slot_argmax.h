@@ -16,7 +16,6 @@ template <class T>
 void slot_scores(const SlotArgmax<T>& a, int64_t begin, int64_t end) {
   constexpr int64_t vectors = token_block / width<T>;
   const T infinity = std::numeric_limits<T>::infinity();
-  using Integer = decltype(Integers<T>{}[0] + 0);
   for_each_block(a.tokens, begin, end, [&](int64_t image, int64_t first, int64_t count) {
     T* block = a.x + image * a.slots * a.tokens + first;
     const int64_t token = image * a.tokens + first;
@@ -24,14 +23,16 @@ void slot_scores(const SlotArgmax<T>& a, int64_t begin, int64_t end) {
       const T shift = a.constant ? a.constant[image * a.slots + slot] : T(0);
       return load_lanes(block + slot * a.tokens + at, lanes) * a.scale + shift;
     };
-    Vector<T> top[vectors], total[vectors] = {};
-    Integers<T> leader[vectors] = {};
+    Vector<T> top[vectors], leader[vectors] = {}, total[vectors] = {};
     for (Vector<T>& x : top) x = splat(-infinity);
     for (int64_t slot = 0; slot < a.slots; ++slot)
       for_each_vector<T>(count, [&](int64_t at, int64_t lanes) {
         const int64_t i = at / width<T>;
         const Vector<T> x = logits(slot, at, lanes);
-        leader[i] = x > top[i] ? static_cast<Integer>(slot) - Integers<T>{} : leader[i];
+        leader[i] =
+            by_parts<T>([&](Part<T> a, Part<T> b,
+                            Part<T> old) -> Part<T> { return a > b ? parts::splat(T(slot)) : old; },
+                        x, top[i], leader[i]);
         top[i] = larger<T>(x, top[i]);
       });
     // A NaN never leads, so that it gets into the sum and from there into all of its token's
@@ -39,8 +40,11 @@ void slot_scores(const SlotArgmax<T>& a, int64_t begin, int64_t end) {
     for (int64_t slot = 0; slot < a.slots; ++slot)
       for_each_vector<T>(count, [&](int64_t at, int64_t lanes) {
         const int64_t i = at / width<T>;
-        const Vector<T> share = exp<T>(logits(slot, at, lanes) - top[i]);
-        total[i] += leader[i] == static_cast<Integer>(slot) ? Vector<T>{} : share;
+        total[i] += by_parts<T>(
+            [&](Part<T> a, Part<T> b, Part<T> led) -> Part<T> {
+              return led == T(slot) ? Part<T>{} : parts::exp<T>(a - b);
+            },
+            logits(slot, at, lanes), top[i], leader[i]);
       });
     // Where no token is, nothing scores above -inf.
     T rest[token_block];

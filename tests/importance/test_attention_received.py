@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ocvtp_kernels import native
 from ocvtp_kernels.importance import reference
-from tests.cases import CPU_WAYS, assert_within_budget, random_tokens, running
+from tests.cases import CPU_WAYS, assert_within_budget, peak_bytes, random_tokens, running
 
 MODES = ["meanq", "cls", "last"]
 
@@ -50,6 +51,15 @@ def test_other_queries_than_keys_and_a_given_scale() -> None:
     got = torch.ops.ocvtp.attention_received(q[:, :, :4], k, "meanq", 0.5)
     expected = (0.5 * q[:, :, :4] @ k.mT).softmax(-1).mean((1, 2))
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_native_kernel_takes_a_tenth_of_the_memory() -> None:
+    if (reason := native.why_not("cpu")) is not None:
+        pytest.skip(reason)
+    q, k = inputs(577)
+    plain = peak_bytes(lambda: reference.attention_received(q, k, "meanq"))
+    assert plain >= 2 * 3 * 577 * 577 * 4
+    assert peak_bytes(lambda: torch.ops.ocvtp.attention_received(q, k, "meanq")) < plain / 10
 
 
 def test_bad_input_is_named() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ocvtp_kernels import backends
 from tests.ops.cases import ARGUMENTS, op, outputs
 from tests.ops.test_every_op import map_tensors
 
@@ -17,6 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
 ]
 EVERY_OP = pytest.mark.parametrize("name", ARGUMENTS)
+EVERY_WAY = pytest.mark.parametrize("way", ["chosen", "triton", "cuda"])
 
 
 @pytest.fixture(autouse=True)
@@ -31,21 +33,40 @@ def on_gpu(name: str, **changes: Any) -> Any:
     return map_tensors(Tensor.cuda, ARGUMENTS[name](**changes))
 
 
+def force(monkeypatch: pytest.MonkeyPatch, way: str, name: str, arguments: Any) -> None:
+    """For this test the op runs on backend ``way``, or skips with the reason why not."""
+    if way == "chosen":
+        return
+    reason = backends.why_not_these(name, way, arguments)
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setattr(backends, "PREFERENCE", (way,))
+
+
 @EVERY_OP
+@EVERY_WAY
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_small_cases_give_the_cpus_answer(name: str, batch: int, dtype: torch.dtype) -> None:
+def test_small_cases_give_the_cpus_answer(
+    monkeypatch: pytest.MonkeyPatch, name: str, way: str, batch: int, dtype: torch.dtype
+) -> None:
     expected = outputs(op(name)(*ARGUMENTS[name](batch=batch, dtype=torch.float64)))
-    got = outputs(op(name)(*on_gpu(name, batch=batch, dtype=dtype)))
+    arguments = on_gpu(name, batch=batch, dtype=dtype)
+    force(monkeypatch, way, name, arguments)
+    got = outputs(op(name)(*arguments))
     for a, b in zip(got, expected, strict=True):
         tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {}
         torch.testing.assert_close(a.cpu(), b.to(a.dtype), **tolerance)
 
 
 @EVERY_OP
+@EVERY_WAY
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_never_waits_for_the_device(name: str, dtype: torch.dtype) -> None:
+def test_never_waits_for_the_device(
+    monkeypatch: pytest.MonkeyPatch, name: str, way: str, dtype: torch.dtype
+) -> None:
     arguments = on_gpu(name, dtype=dtype)
+    force(monkeypatch, way, name, arguments)
     op(name)(*arguments)
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
@@ -56,8 +77,12 @@ def test_never_waits_for_the_device(name: str, dtype: torch.dtype) -> None:
 
 
 @EVERY_OP
-def test_a_captured_call_replays_on_new_inputs(name: str) -> None:
+@EVERY_WAY
+def test_a_captured_call_replays_on_new_inputs(
+    monkeypatch: pytest.MonkeyPatch, name: str, way: str
+) -> None:
     arguments = on_gpu(name)
+    force(monkeypatch, way, name, arguments)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -78,6 +103,9 @@ def test_a_captured_call_replays_on_new_inputs(name: str) -> None:
 
 
 @EVERY_OP
-def test_two_runs_are_bitwise_equal(name: str) -> None:
-    first, second = (outputs(op(name)(*on_gpu(name))) for _ in range(2))
+@EVERY_WAY
+def test_two_runs_are_bitwise_equal(monkeypatch: pytest.MonkeyPatch, name: str, way: str) -> None:
+    arguments = on_gpu(name)
+    force(monkeypatch, way, name, arguments)
+    first, second = (outputs(op(name)(*arguments)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import OCPruner, PrunerConfig, chain
+from ocvtp_kernels import OCPruner, PrunerConfig, backends, chain, use_backend
 from tests.cases import assert_kept, random_pruner, random_tokens
 
 pytestmark = [
@@ -16,6 +17,19 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
 ]
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+
+
+@pytest.fixture(params=backends.GPU_KERNELS)
+def either(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test runs on Triton's kernels, then on CUDA C++'s."""
+    reason = backends.why_not("prune", request.param, "cuda")
+    if reason is not None:
+        pytest.skip(reason)
+    with use_backend(request.param):
+        yield
+
+
+EITHER = pytest.mark.usefixtures("either")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +72,7 @@ def prune(arguments: list[Any]) -> tuple[Tensor, Tensor]:
     return torch.ops.ocvtp.prune(*arguments)  # type: ignore[no-any-return]
 
 
+@EITHER
 @DTYPES
 @pytest.mark.parametrize(("num_tokens", "num_slots"), [(576, 64), (577, 100), (2880, 160)])
 def test_no_slot_misses_its_token(
@@ -73,6 +88,7 @@ def test_no_slot_misses_its_token(
     assert inputs.regret(ids.cpu()).max() <= (1e-6 if dtype == torch.float32 else allowed)
 
 
+@EITHER
 @DTYPES
 @pytest.mark.parametrize("num_slots", [64, 160])
 def test_an_image_alone_keeps_what_it_keeps_in_a_batch(
@@ -86,6 +102,7 @@ def test_an_image_alone_keeps_what_it_keeps_in_a_batch(
         assert torch.equal(prune(one)[1], together[image : image + 1])
 
 
+@EITHER
 @DTYPES
 def test_a_captured_call_replays_on_other_images(pruner: OCPruner, dtype: torch.dtype) -> None:
     arguments = Inputs(pruner, 2, 576, 64).on_gpu(dtype)
@@ -103,6 +120,7 @@ def test_a_captured_call_replays_on_other_images(pruner: OCPruner, dtype: torch.
     assert torch.equal(tokens, expected[0]) and torch.equal(ids, expected[1])
 
 
+@EITHER
 def test_two_streams_do_not_share_scratch(pruner: OCPruner) -> None:
     first, second = (Inputs(pruner, 1, 576, 64).on_gpu(torch.bfloat16) for _ in range(2))
     second[0] = second[0].flip(1).contiguous()

@@ -1,0 +1,142 @@
+// Rows to mean 0 and deviation 1, and the same of a sum of two rows. One block a row.
+#pragma once
+
+#include "../common/device.cuh"
+
+namespace ocvtp {
+
+constexpr int kNormThreads = 128;
+
+// V consecutive elements, read and written as one word of at most 16 bytes.
+template <class T, int V>
+struct alignas(sizeof(T) * V) Elements {
+  T element[V];
+};
+
+template <class T>
+constexpr int kMostElements = 16 / static_cast<int>(sizeof(T));
+
+// Rows of a tensor whose leading dimensions fall into two: row r starts at
+// (r / inner) * outer_stride + (r % inner) * inner_stride.
+struct RowLayout {
+  int64 inner;
+  int64 outer_stride;
+  int64 inner_stride;
+
+  __device__ __forceinline__ int64 start(int64 row) const {
+    return row / inner * outer_stride + row % inner * inner_stride;
+  }
+};
+
+struct RowStatistics {
+  float pivot;    // the mean as one float sum gives it
+  float shift;    // what that sum lost: the mean is pivot + shift
+  float inverse;  // 1 / deviation
+
+  // Subtracting the pivot first is exact near the mean, however far the mean is from 0.
+  __device__ __forceinline__ float normalise(float x) const {
+    return (x - pivot - shift) * inverse;
+  }
+};
+
+// Statistics of `width` values by a block; `read(i, values)` gives V floats from element i * V on.
+// Two passes: squares of deviations, not the difference of two large sums.
+template <int V, class Read>
+__device__ __forceinline__ RowStatistics row_statistics(int width, float eps, float* scratch,
+                                                        const Read& read) {
+  const int packs = width / V;
+  const int threads = static_cast<int>(blockDim.x);
+  const float share = 1.0f / static_cast<float>(width);
+  float values[V];
+  float sum = 0.0f;
+  for (int i = threadIdx.x; i < packs; i += threads) {
+    read(i, values);
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum += values[j];
+  }
+  RowStatistics statistics;
+  statistics.pivot = block_sum(sum, scratch) * share;
+  float lost = 0.0f, squares = 0.0f;
+  for (int i = threadIdx.x; i < packs; i += threads) {
+    read(i, values);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const float deviation = values[j] - statistics.pivot;
+      lost += deviation;
+      squares = fmaf(deviation, deviation, squares);
+    }
+  }
+  statistics.shift = block_sum(lost, scratch) * share;
+  const float variance =
+      block_sum(squares, scratch) * share - statistics.shift * statistics.shift;
+  // Not fmaxf, which would hide a NaN.
+  statistics.inverse = 1.0f / sqrtf((variance < 0.0f ? 0.0f : variance) + eps);
+  return statistics;
+}
+
+// y = (x - mean) / sqrt(variance + eps) for every row: x `layout` [R,width] -> y [R,width].
+// Grid R, block kNormThreads. V divides width and every row start.
+template <class T, int V>
+__global__ void __launch_bounds__(kNormThreads)
+    layer_norm_kernel(const T* __restrict__ x, T* __restrict__ y, RowLayout layout, int width,
+                      float eps) {
+  __shared__ float scratch[kNormThreads / kWarpSize];
+  using Word = Elements<T, V>;
+  const int64 row = blockIdx.x;
+  const Word* source = reinterpret_cast<const Word*>(x + layout.start(row));
+  Word* target = reinterpret_cast<Word*>(y + row * width);
+  const auto read = [=](int i, float* values) {
+    const Word word = source[i];
+#pragma unroll
+    for (int j = 0; j < V; ++j) values[j] = to_float(word.element[j]);
+  };
+  const RowStatistics statistics = row_statistics<V>(width, eps, scratch, read);
+  for (int i = threadIdx.x; i < width / V; i += kNormThreads) {
+    float values[V];
+    read(i, values);
+    Word word;
+#pragma unroll
+    for (int j = 0; j < V; ++j) word.element[j] = from_float<T>(statistics.normalise(values[j]));
+    target[i] = word;
+  }
+}
+
+// sum = x + y in the dtype of x, and its layer_norm, of the unrounded sum, in the dtype of y:
+// x [R,width] and y [R,width] with row strides -> sum, normed [R,width].
+// Grid R, block kNormThreads. V divides width and both strides.
+template <class Wide, class T, int V>
+__global__ void __launch_bounds__(kNormThreads)
+    add_layer_norm_kernel(const Wide* __restrict__ x, const T* __restrict__ y,
+                          Wide* __restrict__ sum, T* __restrict__ normed, int64 x_stride,
+                          int64 y_stride, int width, float eps) {
+  __shared__ float scratch[kNormThreads / kWarpSize];
+  using WideWord = Elements<Wide, V>;
+  using Word = Elements<T, V>;
+  const int64 row = blockIdx.x;
+  const WideWord* left = reinterpret_cast<const WideWord*>(x + row * x_stride);
+  const Word* right = reinterpret_cast<const Word*>(y + row * y_stride);
+  WideWord* total = reinterpret_cast<WideWord*>(sum + row * width);
+  Word* target = reinterpret_cast<Word*>(normed + row * width);
+  const auto read = [=](int i, float* values) {
+    const WideWord a = left[i];
+    const Word b = right[i];
+#pragma unroll
+    for (int j = 0; j < V; ++j) values[j] = to_float(a.element[j]) + to_float(b.element[j]);
+  };
+  const RowStatistics statistics = row_statistics<V>(width, eps, scratch, read);
+  for (int i = threadIdx.x; i < width / V; i += kNormThreads) {
+    float values[V];
+    read(i, values);
+    WideWord rounded;
+    Word word;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      rounded.element[j] = from_float<Wide>(values[j]);
+      word.element[j] = from_float<T>(statistics.normalise(values[j]));
+    }
+    total[i] = rounded;
+    target[i] = word;
+  }
+}
+
+}  // namespace ocvtp

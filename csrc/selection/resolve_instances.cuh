@@ -1,0 +1,7 @@
+// Every kernel of resolve_picks that the binding launches, for the compile report.
+#pragma once
+
+#include "resolve_picks.cuh"
+
+template __global__ void ocvtp::resolve_kernel<false>(ocvtp::ResolveArguments);
+template __global__ void ocvtp::resolve_kernel<true>(ocvtp::ResolveArguments);

@@ -1,0 +1,111 @@
+// ocvtp_native::resolve_picks and resolve_gather on CUDA.
+#include <torch/csrc/stable/library.h>
+
+#include "common/cuda_binding.h"
+#include "selection/resolve_picks.cuh"
+
+namespace ocvtp {
+namespace {
+
+// Rows that a block copies: enough work for its warps, few enough for shared memory unasked for.
+constexpr int kFewestRows = 4, kMostRows = 2048;
+
+Scores scores_of(const Tensor& tensor, const char* name) {
+  const int64 stride = tensor.stride(0);
+  const void* const data = tensor.data_ptr();
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half: return {data, stride, 2, 0x7c00u};
+    case ScalarType::BFloat16: return {data, stride, 2, 0x7f80u};
+    case ScalarType::Float: return {data, stride, 4, 0x7f800000u};
+    case ScalarType::Double: return {data, stride, 8, 0x7ff0000000000000u};
+    default: break;
+  }
+  throw std::invalid_argument(std::string("ocvtp_native: ") + name + " has no floating dtype");
+}
+
+// What resolve_picks and resolve_gather share, but for the outputs.
+struct Selection {
+  Tensor picks, peak;
+  std::optional<Tensor> importance;
+  ResolveArguments arguments{};
+
+  Selection(const Tensor& given_picks, const Tensor& given_peak,
+            const std::optional<Tensor>& given_importance, int64 budget, int64 num_tokens)
+      : picks(dense(given_picks)), peak(with_unit_stride(given_peak)) {
+    const int64 num_picks = picks.size(1) * picks.size(2);
+    check_dtype(picks, ScalarType::Long, "picks");
+    STD_TORCH_CHECK(num_tokens <= kResolveTokens, "ocvtp_native: resolve_picks of ", num_tokens,
+                    " tokens, the most is ", kResolveTokens);
+    STD_TORCH_CHECK(num_picks <= kResolvePicks, "ocvtp_native: resolve_picks of ", num_picks,
+                    " picks, the most is ", kResolvePicks);
+    STD_TORCH_CHECK(0 <= budget && budget <= num_tokens, "ocvtp_native: a budget of ", budget,
+                    " of ", num_tokens, " tokens");
+    STD_TORCH_CHECK(peak.size(0) == picks.size(0) && peak.size(1) == picks.size(1),
+                    "ocvtp_native: peak is not [B, K]");
+    arguments.picks = data<int64>(picks);
+    arguments.peak = scores_of(peak, "peak");
+    if (given_importance) {
+      importance = with_unit_stride(*given_importance);
+      STD_TORCH_CHECK(importance->size(0) == picks.size(0) && importance->size(1) == num_tokens,
+                      "ocvtp_native: importance is not [B, N]");
+      arguments.importance = scores_of(*importance, "importance");
+    }
+    arguments.num_slots = static_cast<int>(picks.size(1));
+    arguments.top_k = static_cast<int>(picks.size(2));
+    arguments.num_tokens = static_cast<int>(num_tokens);
+    arguments.budget = static_cast<int>(budget);
+    arguments.parts = 1;
+  }
+};
+
+Tensor resolve_picks(Tensor picks, Tensor peak, std::optional<Tensor> importance, int64_t budget,
+                     int64_t num_tokens) {
+  Selection selection(picks, peak, importance, budget, num_tokens);
+  const Tensor ids = empty(picks, {picks.size(0), budget}, ScalarType::Long);
+  if (ids.numel() == 0) return ids;
+  const Launcher launch(picks);
+  selection.arguments.ids = out<int64>(ids);
+  launch(resolve_kernel<false>, picks.size(0), kResolveThreads,
+         resolve_shared_bytes(selection.arguments.num_tokens, 0), selection.arguments);
+  return ids;
+}
+
+std::tuple<Tensor, Tensor> resolve_gather(Tensor picks, Tensor peak,
+                                          std::optional<Tensor> importance, Tensor final,
+                                          int64_t budget) {
+  final = with_unit_stride(final);
+  Selection selection(picks, peak, importance, budget, final.size(1));
+  const int64 batch = picks.size(0), width = final.size(2);
+  STD_TORCH_CHECK(final.size(0) == batch, "ocvtp_native: final has ", final.size(0),
+                  " images, expected ", batch);
+  const Tensor tokens = empty(final, {batch, budget, width});
+  const Tensor ids = empty(picks, {batch, budget}, ScalarType::Long);
+  if (ids.numel() == 0) return {tokens, ids};
+  const Launcher launch(final);
+  ResolveArguments& a = selection.arguments;
+  const int64 element = final.element_size();
+  a.ids = out<int64>(ids);
+  a.final = data<unsigned char>(final);
+  a.tokens = out<unsigned char>(tokens);
+  a.final_image_stride = final.stride(0) * element;
+  a.final_row_stride = final.stride(1) * element;
+  a.row_bytes = width * element;
+  a.unit = 16;
+  while (!divides(a.unit, {address(final), a.final_image_stride, a.final_row_stride, a.row_bytes,
+                           address(tokens)}))
+    a.unit /= 2;
+  const int spread = static_cast<int>(ceil_div<int64>(launch.multiprocessors(), batch));
+  a.parts = std::max(ceil_div(a.budget, kMostRows),
+                     std::min(ceil_div(a.budget, kFewestRows), spread));
+  launch(resolve_kernel<true>, batch * a.parts, kResolveThreads,
+         resolve_shared_bytes(a.num_tokens, rows_per_part(a.budget, a.parts)), a);
+  return {tokens, ids};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(OCVTP_NAMESPACE, OCVTP_CUDA_KEY, m) {
+  m.impl("resolve_picks", TORCH_BOX(&resolve_picks));
+  m.impl("resolve_gather", TORCH_BOX(&resolve_gather));
+}
+
+}  // namespace
+}  // namespace ocvtp

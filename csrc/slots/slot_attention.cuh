@@ -1,0 +1,267 @@
+// The competition: softmax over slots and weighted mean over tokens, the matrix of attention never
+// stored unless asked for. Locatello et al. 2020, as in ocvtp_kernels/slots/reference.py.
+//
+// A block takes one image, one block of slots, one chunk of v's channels and one group of tokens,
+// or all groups in order. Groups depend on N alone, a group's sum starts at zero and groups add up
+// in order, so that an image alone has the same bits as in a batch.
+#pragma once
+
+#include "logits.cuh"
+
+namespace ocvtp {
+
+template <class T, int SLOTS>
+struct CompeteShape : LogitsShape<T, SLOTS> {
+  using Logits = LogitsShape<T, SLOTS>;
+  static constexpr int kChunk = 32768 / SLOTS / static_cast<int>(sizeof(T));  // channels of v
+  static constexpr int kSharesRow = kTokens + Logits::kPack;
+  static constexpr int kShares = SLOTS * kSharesRow;
+  static constexpr int kValuesRow = kChunk + Logits::kPack;
+  static constexpr int kPacksPerValue = kChunk / Logits::kPack;
+  static constexpr int kValuePacks = kTokens * kPacksPerValue / kThreads;
+  // A warp's part of the sums: 32 slots by kColumns tiles.
+  static constexpr int kColumns = kChunk / kTile / (kWarps / (SLOTS / 32));
+  // Shares and values take the place of the steps of q and k.
+  static constexpr int kBytes = (kShares + kTokens * kValuesRow) * static_cast<int>(sizeof(T));
+  static constexpr int kSharedBytes =
+      Logits::kSharedBytes + (SLOTS + 8) * 4 +
+      (kBytes > Logits::kStageBytes ? kBytes - Logits::kStageBytes : 0);
+  static_assert(kSharedBytes <= 48 * 1024, "more needs an attribute of the kernel");
+};
+
+// Attention goes through T on its way to the matrix product. A power of two keeps that of a weak
+// slot off half's subnormal numbers, which end at 6e-8.
+template <class T>
+__host__ __device__ constexpr float share_scale() {
+  return 1.0f;
+}
+template <>
+__host__ __device__ constexpr float share_scale<half>() {
+  return 16384.0f;
+}
+
+// How a competition is cut into blocks.
+struct Cut {
+  int slot_blocks;
+  int chunks;
+  int groups;
+  int tiles_per_group;
+  int groups_per_block;  // one or all
+  __host__ __device__ int shares() const { return ceil_div(groups, groups_per_block); }
+};
+
+// Each token's standing over all slots, [B, N]: a block takes a tile of tokens and all slots.
+template <class T, int SLOTS>
+__global__ void __launch_bounds__(kThreads, 2)
+    standings_kernel(const Competition<T> c, Standing* standings) {
+  using Shape = LogitsShape<T, SLOTS>;
+  OCVTP_SHARED(float, logits);
+  float* const scratch = logits + Shape::kLogits;
+  float* const bias = scratch + Shape::kScratch;
+  T* const stage = reinterpret_cast<T*>(bias + Shape::kBias);
+  const int tiles = ceil_div(c.num_tokens, kTokens);
+  const int image = static_cast<int>(blockIdx.x / tiles);
+  const int first_token = static_cast<int>(blockIdx.x % tiles) * kTokens;
+  Standing whole = {-infinity(), 0.0f};
+  for (int first_slot = 0; first_slot < c.num_slots; first_slot += SLOTS) {
+    __syncthreads();
+    load_bias<T, SLOTS>(c, image, first_slot, bias);
+    dot_products<T, SLOTS>(c, image, first_slot, first_token, logits, stage);
+    make_logits<SLOTS>(bias, c.scale, logits);
+    whole = join(whole, standing<SLOTS>(logits, scratch));
+  }
+  const int token = first_token + static_cast<int>(threadIdx.x);
+  if (threadIdx.x < kTokens && token < c.num_tokens)
+    standings[static_cast<int64>(image) * c.num_tokens + token] = whole;
+}
+
+// v's rows of the tile's tokens, kChunk channels from first_channel.
+template <class T, int SLOTS>
+__device__ __forceinline__ void load_values(const Rows<T>& v, int image, int first_token,
+                                            int num_tokens, int first_channel, int width,
+                                            T* values) {
+  using Shape = CompeteShape<T, SLOTS>;
+  const int thread = thread_index();
+#pragma unroll
+  for (int i = 0; i < Shape::kValuePacks; ++i) {
+    const int row = (thread + i * kThreads) / Shape::kPacksPerValue;
+    const int column = (thread + i * kThreads) % Shape::kPacksPerValue * Shape::kPack;
+    const int token = first_token + row;
+    *reinterpret_cast<Pack*>(values + row * Shape::kValuesRow + column) =
+        load_pack(token < num_tokens ? v.row(image, token) : nullptr, first_channel + column,
+                  width);
+  }
+}
+
+// The tile's shares as attention [B, K, N].
+template <class T, int SLOTS>
+__device__ __forceinline__ void put_attention(const Competition<T>& c, int image, int first_slot,
+                                              int first_token, const T* shares, T* attention) {
+  const int lane = thread_index() % kWarpSize;
+  if (first_token + lane >= c.num_tokens) return;
+  const int last_row = min(SLOTS, c.num_slots - first_slot);
+  const int64 first_row = static_cast<int64>(image) * c.num_slots + first_slot;
+  for (int row = thread_index() / kWarpSize; row < last_row; row += kWarps)
+    attention[(first_row + row) * c.num_tokens + first_token + lane] =
+        from_float<T>(to_float(shares[row * CompeteShape<T, SLOTS>::kSharesRow + lane]) *
+                      (1.0f / share_scale<T>()));
+}
+
+// sum += shares values: the warp's 32 slots by kColumns tiles.
+template <class T, int SLOTS>
+__device__ __forceinline__ void add_weighted(
+    const T* shares, const T* values,
+    typename WarpTile<T>::Sum (&sum)[2][CompeteShape<T, SLOTS>::kColumns]) {
+  using Shape = CompeteShape<T, SLOTS>;
+  using Tile = WarpTile<T>;
+  const int warp = thread_index() / kWarpSize;
+  shares += warp % (SLOTS / 32) * 2 * kTile * Shape::kSharesRow;
+  values += warp / (SLOTS / 32) * Shape::kColumns * kTile;
+#pragma unroll 1
+  for (int depth = 0; depth < kTokens; depth += kTile) {
+    typename Tile::Left left[2];
+    left[0].load(shares + depth, Shape::kSharesRow);
+    left[1].load(shares + kTile * Shape::kSharesRow + depth, Shape::kSharesRow);
+#pragma unroll
+    for (int j = 0; j < Shape::kColumns; ++j) {
+      typename Tile::template Right<false> right;
+      right.load(values + depth * Shape::kValuesRow + j * kTile, Shape::kValuesRow);
+      Tile::multiply(sum[0][j], left[0], right);
+      Tile::multiply(sum[1][j], left[1], right);
+    }
+  }
+}
+
+// Stores a group's sums, or adds them to those that are there.
+template <class T, int SLOTS>
+__device__ __forceinline__ void put_sums(
+    typename WarpTile<T>::Sum (&sum)[2][CompeteShape<T, SLOTS>::kColumns], bool adds, float* to) {
+  using Shape = CompeteShape<T, SLOTS>;
+  const int warp = thread_index() / kWarpSize;
+  to += warp % (SLOTS / 32) * 2 * kTile * Shape::kChunk;
+  to += warp / (SLOTS / 32) * Shape::kColumns * kTile;
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < Shape::kColumns; ++j) {
+      float* const there = to + i * kTile * Shape::kChunk + j * kTile;
+      if (adds) sum[i][j].add(there, Shape::kChunk);
+      sum[i][j].store(there, Shape::kChunk);
+      // Keeps the compiler from loading all sums at once, which would spill.
+      __syncwarp();
+    }
+}
+
+// A block's part of A v and sum_n A, [parts, shares, SLOTS, kChunk] and [.., SLOTS], parts being
+// images, blocks of slots and chunks; attention [B, K, N] unless null. STANDINGS: the slots are
+// more than a tile, and `standings` has been filled.
+template <class T, int SLOTS, bool STANDINGS>
+__global__ void __launch_bounds__(kThreads, 2)
+    compete_kernel(const Competition<T> c, const Rows<T> v, const int width, const Cut cut,
+                   const Standing* standings, float* partial, float* partial_mass, T* attention) {
+  using Shape = CompeteShape<T, SLOTS>;
+  using Tile = WarpTile<T>;
+  OCVTP_SHARED(float, logits);
+  float* const scratch = logits + Shape::kLogits;
+  float* const bias = scratch + Shape::kScratch;
+  float* const mass = bias + Shape::kBias;
+  volatile int* const place = reinterpret_cast<int*>(mass + SLOTS);
+  T* const stage = reinterpret_cast<T*>(mass + SLOTS + 8);
+  T* const shares = stage;
+  T* const values = stage + Shape::kShares;
+
+  const int share = static_cast<int>(blockIdx.x % cut.shares());
+  const unsigned part = blockIdx.x / cut.shares();
+  const int block_chunk = static_cast<int>(part % cut.chunks);
+  const int block_slot = static_cast<int>(part / cut.chunks % cut.slot_blocks) * SLOTS;
+  const int block_image = static_cast<int>(part / cut.chunks / cut.slot_blocks);
+  const int tiles = ceil_div(c.num_tokens, kTokens);
+
+  const int first_group = share * cut.groups_per_block;
+  const int last_group = min(first_group + cut.groups_per_block, cut.groups);
+  load_bias<T, SLOTS>(c, block_image, block_slot, bias);
+  // In shared memory, out of the registers' way.
+  if (threadIdx.x == 0) {
+    place[0] = block_image;
+    place[1] = block_slot;
+    place[2] = block_chunk;
+  }
+  __syncthreads();
+  for (int group = first_group; group < last_group; ++group) {
+    typename Tile::Sum sum[2][Shape::kColumns];
+#pragma unroll
+    for (int i = 0; i < 2 * Shape::kColumns; ++i)
+      sum[i / Shape::kColumns][i % Shape::kColumns].zero();
+    const int first_tile = group * cut.tiles_per_group;
+    const int last_tile = min((group + 1) * cut.tiles_per_group, tiles);
+    for (int tile = first_tile; tile < last_tile; ++tile) {
+      const int first_token = tile * kTokens;
+      const int image = place[0], first_slot = place[1], chunk = place[2];
+      dot_products<T, SLOTS>(c, image, first_slot, first_token, logits, stage);
+      load_values<T, SLOTS>(v, image, first_token, c.num_tokens, chunk * Shape::kChunk, width,
+                            values);
+      make_logits<SLOTS>(bias, c.scale, logits);
+      const int lane = thread_index() % kWarpSize;
+      const int token = first_token + lane;
+      const bool live_token = token < c.num_tokens;
+      Standing stand = {0.0f, 0.0f};
+      if (!STANDINGS)
+        stand = standing<SLOTS>(logits, scratch);
+      else if (live_token)
+        stand = standings[static_cast<int64>(image) * c.num_tokens + token];
+      const float shift = shift_of(stand.top);
+      const float weight = 1.0f / (1.0f + stand.others);
+#pragma unroll 4
+      for (int row = thread_index() / kWarpSize; row < SLOTS; row += kWarps) {
+        const float x = logits[row * kLogitsRow + lane];
+        const float a = live_token ? expf(x - shift) * weight : 0.0f;
+        const float tile_mass = warp_sum(a);
+        if (lane == 0) mass[row] = tile == first_tile ? tile_mass : mass[row] + tile_mass;
+        shares[row * Shape::kSharesRow + lane] = from_float<T>(a * share_scale<T>());
+      }
+      __syncthreads();
+      if (attention != nullptr && chunk == 0)
+        put_attention<T, SLOTS>(c, image, first_slot, first_token, shares, attention);
+      add_weighted<T, SLOTS>(shares, values, sum);
+    }
+
+    const bool adds = group != first_group;
+    const int64 first_row = static_cast<int64>(computed_anew(blockIdx.x)) * SLOTS;
+    float* const mass_out = partial_mass + first_row;
+    put_sums<T, SLOTS>(sum, adds, partial + first_row * Shape::kChunk);
+    if (threadIdx.x % kWarpSize == 0)
+#pragma unroll 1
+      for (int row = threadIdx.x / kWarpSize; row < SLOTS; row += kWarps)
+        mass_out[row] = adds ? mass_out[row] + mass[row] : mass[row];
+  }
+}
+
+// Adds up the shares in order: updates A v / (mass + eps) [B, K, E] and mass sum_n A [B, K]. A
+// block takes a slot of an image.
+template <class T>
+__global__ void mean_kernel(const float* partial, const float* partial_mass, const Cut cut,
+                            const int num_slots, const int slots, const int width,
+                            const int chunk_width, const float eps, T* updates, float* mass) {
+  const int shares = cut.shares();
+  const int64 image = blockIdx.x / num_slots;
+  const int slot = static_cast<int>(blockIdx.x % num_slots);
+  const int64 first_part = (image * cut.slot_blocks + slot / slots) * cut.chunks;
+  const int row = slot % slots;
+  float total_mass = 0.0f;
+  for (int share = 0; share < shares; ++share)
+    total_mass += partial_mass[(first_part * shares + share) * slots + row];
+  const float weight = 1.0f / share_scale<T>();
+  for (int column = static_cast<int>(threadIdx.x); column < width; column += blockDim.x) {
+    const int64 part = first_part + column / chunk_width;
+    const float* from =
+        partial + (part * shares * slots + row) * chunk_width + column % chunk_width;
+    float total = 0.0f;
+    for (int share = 0; share < shares; ++share)
+      total += from[static_cast<int64>(share) * slots * chunk_width];
+    updates[static_cast<int64>(blockIdx.x) * width + column] =
+        from_float<T>(total * weight / (total_mass + eps));
+  }
+  if (threadIdx.x == 0) mass[blockIdx.x] = total_mass;
+}
+
+}  // namespace ocvtp
