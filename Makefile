@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUNDLED_PHOTO := import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / "data/coffee.png")
 
-.PHONY: help demo test lint bench native clean
+.PHONY: help demo test lint bench native sanitize clean
 
 help:
 	@echo 'make demo    prune a photo, leaving pictures in demo/ (PHOTO=... for your own)'
@@ -20,6 +20,7 @@ help:
 	@echo 'make lint    check style and types'
 	@echo 'make bench   run the benchmarks'
 	@echo 'make native  build the native objects; needs a C++ compiler'
+	@echo 'make sanitize  check the C++ on random shapes, under sanitizers'
 	@echo 'make clean   remove .venv and everything built'
 
 demo: .venv/.extra-demo
@@ -32,6 +33,7 @@ test: .venv/.extra-test
 lint: .venv/.extra-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 	$(BIN)/mypy
 
 bench: .venv/.extra-test
@@ -43,6 +45,13 @@ bench: .venv/.extra-test
 native: .venv/.tools
 	OCVTP_NATIVE=1 $(PIP) install --no-build-isolation -e '.[native]'
 	$(BIN)/ocvtp doctor
+
+# AddressSanitizer and UndefinedBehaviorSanitizer over all C++ tests.
+sanitize: .venv/.tools
+	$(BIN)/cmake -S . -B build/tests-sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DOCVTP_TESTS=ON -DOCVTP_SANITIZE=address,undefined -DOCVTP_FUZZ_SHAPES=2000
+	$(BIN)/cmake --build build/tests-sanitized
+	$(BIN)/ctest --test-dir build/tests-sanitized --output-on-failure --parallel 2
 
 # .venv/.extra-test stands for '.[test]' being installed, and so on.
 .venv/.extra-%: .venv/.tools pyproject.toml setup.py

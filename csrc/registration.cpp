@@ -8,7 +8,9 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(ocvtp_native, m) {
+#include "common/namespace.h"
+
+STABLE_TORCH_LIBRARY(OCVTP_NAMESPACE, m) {
   // Rows to mean 0 and deviation 1: [..., C] -> [..., C].
   m.def("layer_norm(Tensor x, float eps) -> Tensor");
   // gelu(x + bias) in place, the exact (erf) GELU: [..., F], [F].

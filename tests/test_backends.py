@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,6 +76,44 @@ def test_what_the_triton_selection_cannot_hold_is_said() -> None:
         pytest.raises(ocvtp.BackendUnavailable, match="at most 16384 tokens"),
     ):
         torch.ops.ocvtp.resolve_picks(picks, torch.zeros(1, 4), None, 3, 20000)
+
+
+def test_what_the_cuda_kernels_cannot_hold_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "why_not", lambda *_: None)
+    monkeypatch.setattr(backends, "capability_of", lambda _: 75)
+    picks = torch.zeros(1, 40000, 2, dtype=torch.int64)
+    many = backends.why_not_these(
+        "resolve_picks", "cuda", [picks, torch.zeros(1, 40000), None, 3, 9]
+    )
+    assert "at most 65535 picks an image, not 80000" in str(many)
+    wide = backends.why_not_these("prune", "cuda", ARGUMENTS["prune"](dtype=torch.float64))
+    assert "the cuda backend takes float16, bfloat16 and float32" in str(wide)
+    half = backends.why_not_these("prune", "cuda", ARGUMENTS["prune"](dtype=torch.bfloat16))
+    assert half == "bfloat16 needs sm_80 or newer"
+    reference, final, weights, slots, *rest = ARGUMENTS["prune"]()
+    long = [reference, final, weights, slots.new_zeros(2, 7, 9000), *rest]
+    assert "at most 8192 channels, not 9000" in str(backends.why_not_these("prune", "cuda", long))
+    assert backends.why_not_these("prune", "cuda", ARGUMENTS["prune"]()) is None
+
+
+def test_the_cuda_kernels_serve_the_chips_that_they_were_built_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    info = SimpleNamespace(cuda_architectures=("7.5", "9.0"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(backends.native, "why_not", lambda _: None)
+    monkeypatch.setattr(backends.native, "build_info", lambda: info)
+    for capability, reason in ((70, "sm_75 and newer, not sm_70"), (75, "None"), (86, "None")):
+        monkeypatch.setattr(backends, "capability_of", lambda _, here=capability: here)
+        backends._why_no_cuda.cache_clear()
+        assert reason in str(backends.why_not("prune", "cuda", "cuda"))
+    assert backends.chosen("prune", "cuda:0") == "triton"
+    monkeypatch.setattr(backends, "capability_of", lambda _: 75)
+    backends._why_no_triton.cache_clear()
+    assert backends.chosen("prune", "cuda:1") == "cuda"
+    backends._why_no_cuda.cache_clear()
+    backends._why_no_triton.cache_clear()
 
 
 def test_bfloat16_is_refused_in_the_interpreter_and_the_cpu_never_prefers_it() -> None:

@@ -32,8 +32,7 @@ using torch::stable::accelerator::DeviceGuard;
 // Launches kernels on the device of a tensor, on its current stream, which it holds current.
 class Launcher {
  public:
-  explicit Launcher(const Tensor& tensor)
-      : device_(tensor.get_device_index()), guard_(device_) {
+  explicit Launcher(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     stream_ = static_cast<cudaStream_t>(stream);
@@ -61,7 +60,7 @@ class Launcher {
 #ifdef OCVTP_EMULATED
     emulate(grid, threads, shared_bytes, [&] { kernel(arguments...); });
 #else
-    kernel<<<grid, threads, shared_bytes, stream_>>>(arguments...);
+    kernel<<<grid, threads, shared_bytes, stream_> > >(arguments...);
 #endif
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
@@ -76,12 +75,16 @@ class Launcher {
 template <class Body>
 auto by_cuda_dtype(const Tensor& tensor, const Body& body) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return body(float{});
-    case ScalarType::Half: return body(half{});
+    case ScalarType::Float:
+      return body(float{});
+    case ScalarType::Half:
+      return body(half{});
 #if OCVTP_BF16
-    case ScalarType::BFloat16: return body(bfloat16{});
+    case ScalarType::BFloat16:
+      return body(bfloat16{});
 #endif
-    default: break;
+    default:
+      break;
   }
   throw std::invalid_argument("ocvtp_native on CUDA takes float32, float16 and bfloat16");
 }

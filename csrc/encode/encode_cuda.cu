@@ -15,10 +15,10 @@ Tensor layer_norm(Tensor x, double eps) {
   by_cuda_dtype(x, [&](auto kind) {
     using T = decltype(kind);
     constexpr int kPack = kMostElements<T>;
-    launch(rows.in_packs_of(kPack, sizeof(T)) ? layer_norm_kernel<T, kPack>
-                                              : layer_norm_kernel<T, 1>,
-           rows.count, kNormThreads, 0, data<T>(rows.tensor), out<T>(y), rows.layout, rows.width,
-           static_cast<float>(eps));
+    launch(
+        rows.in_packs_of(kPack, sizeof(T)) ? layer_norm_kernel<T, kPack> : layer_norm_kernel<T, 1>,
+        rows.count, kNormThreads, 0, data<T>(rows.tensor), out<T>(y), rows.layout, rows.width,
+        static_cast<float>(eps));
   });
   return y;
 }
@@ -36,8 +36,8 @@ void bias_gelu_(Tensor x, Tensor bias) {
     constexpr int kPack = kMostElements<T>;
     const bool packs =
         rows.in_packs_of(kPack, sizeof(T)) && divides(sizeof(T) * kPack, {address(bias)});
-    launch(packs ? bias_gelu_kernel<T, kPack> : bias_gelu_kernel<T, 1>, rows.count, kGeluThreads,
-           0, out<T>(rows.tensor), data<T>(bias), rows.layout, rows.width);
+    launch(packs ? bias_gelu_kernel<T, kPack> : bias_gelu_kernel<T, 1>, rows.count, kGeluThreads, 0,
+           out<T>(rows.tensor), data<T>(bias), rows.layout, rows.width);
   });
   if (rows.copied) torch::stable::copy_(x, rows.tensor);
 }
@@ -47,10 +47,9 @@ void launch_add_layer_norm(const Launcher& launch, const Rows2& x, const Rows2& 
                            const Tensor& sum, const Tensor& normed, double eps) {
   constexpr int kPack = kMostElements<Wide>;
   const bool packs = x.in_packs_of(kPack, sizeof(Wide)) && y.in_packs_of(kPack, sizeof(T));
-  launch(packs ? add_layer_norm_kernel<Wide, T, kPack> : add_layer_norm_kernel<Wide, T, 1>,
-         x.count, kNormThreads, 0, data<Wide>(x.tensor), data<T>(y.tensor), out<Wide>(sum),
-         out<T>(normed), x.layout.inner_stride, y.layout.inner_stride, x.width,
-         static_cast<float>(eps));
+  launch(packs ? add_layer_norm_kernel<Wide, T, kPack> : add_layer_norm_kernel<Wide, T, 1>, x.count,
+         kNormThreads, 0, data<Wide>(x.tensor), data<T>(y.tensor), out<Wide>(sum), out<T>(normed),
+         x.layout.inner_stride, y.layout.inner_stride, x.width, static_cast<float>(eps));
 }
 
 std::tuple<Tensor, Tensor> add_layer_norm(Tensor x, Tensor y, double eps) {

@@ -3,12 +3,12 @@
 
 #include "bias_gelu.cuh"
 
-#define OCVTP_NORM(T, V)                                                                         \
-  template __global__ void ocvtp::layer_norm_kernel<T, V>(const T*, T*, ocvtp::RowLayout, int,   \
-                                                          float);                                \
+#define OCVTP_NORM(T, V)                                                                       \
+  template __global__ void ocvtp::layer_norm_kernel<T, V>(const T*, T*, ocvtp::RowLayout, int, \
+                                                          float);                              \
   template __global__ void ocvtp::bias_gelu_kernel<T, V>(T*, const T*, ocvtp::RowLayout, int);
-#define OCVTP_ADD_NORM(Wide, T, V)                                                              \
-  template __global__ void ocvtp::add_layer_norm_kernel<Wide, T, V>(                            \
+#define OCVTP_ADD_NORM(Wide, T, V)                                   \
+  template __global__ void ocvtp::add_layer_norm_kernel<Wide, T, V>( \
       const Wide*, const T*, Wide*, T*, ocvtp::int64, ocvtp::int64, int, float);
 
 OCVTP_NORM(float, 1)

@@ -67,8 +67,7 @@ __device__ __forceinline__ RowStatistics row_statistics(int width, float eps, fl
     }
   }
   statistics.shift = block_sum(lost, scratch) * share;
-  const float variance =
-      block_sum(squares, scratch) * share - statistics.shift * statistics.shift;
+  const float variance = block_sum(squares, scratch) * share - statistics.shift * statistics.shift;
   // Not fmaxf, which would hide a NaN.
   statistics.inverse = 1.0f / sqrtf((variance < 0.0f ? 0.0f : variance) + eps);
   return statistics;

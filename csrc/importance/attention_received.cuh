@@ -29,6 +29,8 @@ __host__ __device__ constexpr int received_shared_bytes() {
   constexpr int logits = kReceivedTile * kLogitStride * 4;
   return tile_bytes<T>() + (tile_bytes<T>() > logits ? tile_bytes<T>() : logits);
 }
+// What every chip grants without being asked.
+static_assert(received_shared_bytes<float>() <= 48 * 1024);
 
 // A [B,H,n,d] tensor with unit stride along d.
 template <class T>
@@ -133,7 +135,7 @@ __device__ __forceinline__ float exp_below(float x, float top) {
 // partial[b,h,tile,n] = the sum over the tile's queries of softmax over keys (scale q k^T).
 // Grid B * H * tiles, block kReceivedThreads, `received_shared_bytes` of dynamic shared memory.
 template <class T>
-__global__ void __launch_bounds__(kReceivedThreads)
+__global__ void __launch_bounds__(kReceivedThreads, 3)
     attention_received_kernel(ReceivedArguments<T> a) {
   __shared__ float columns[kReceivedWarps][kReceivedTile];
   OCVTP_SHARED(unsigned char, bytes);

@@ -35,9 +35,13 @@ Tensor attention_received(Tensor q, Tensor k, int64_t row, double scale) {
   const Launcher launch(q);
   by_cuda_dtype(q, [&](auto kind) {
     using T = decltype(kind);
-    const ReceivedArguments<T> arguments{
-        head_rows<T>(q, all ? 0 : row, all ? queries : 1), head_rows<T>(k, 0, keys),
-        out<float>(partial), static_cast<int>(heads), tiles, width, static_cast<float>(scale)};
+    const ReceivedArguments<T> arguments{head_rows<T>(q, all ? 0 : row, all ? queries : 1),
+                                         head_rows<T>(k, 0, keys),
+                                         out<float>(partial),
+                                         static_cast<int>(heads),
+                                         tiles,
+                                         width,
+                                         static_cast<float>(scale)};
     if (all)
       launch(attention_received_kernel<T>, batch * parts, kReceivedThreads,
              received_shared_bytes<T>(), arguments);

@@ -3,8 +3,8 @@
 
 #include "attention_received.cuh"
 
-#define OCVTP_RECEIVED(T)                                                                      \
-  template __global__ void ocvtp::attention_received_kernel<T>(ocvtp::ReceivedArguments<T>);   \
+#define OCVTP_RECEIVED(T)                                                                    \
+  template __global__ void ocvtp::attention_received_kernel<T>(ocvtp::ReceivedArguments<T>); \
   template __global__ void ocvtp::attention_row_kernel<T>(ocvtp::ReceivedArguments<T>);
 
 OCVTP_RECEIVED(float)

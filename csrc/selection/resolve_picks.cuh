@@ -263,11 +263,16 @@ __global__ void __launch_bounds__(kResolveThreads, 2) resolve_kernel(ResolveArgu
   const unsigned char* from = a.final + image * a.final_image_stride;
   unsigned char* to = a.tokens + (image * a.budget + first_row) * a.row_bytes;
   switch (a.unit) {
-    case 16: return copy_rows<uint4>(from, to, kept, rows, a.final_row_stride, a.row_bytes);
-    case 8: return copy_rows<uint2>(from, to, kept, rows, a.final_row_stride, a.row_bytes);
-    case 4: return copy_rows<unsigned>(from, to, kept, rows, a.final_row_stride, a.row_bytes);
-    case 2: return copy_rows<unsigned short>(from, to, kept, rows, a.final_row_stride, a.row_bytes);
-    default: return copy_rows<unsigned char>(from, to, kept, rows, a.final_row_stride, a.row_bytes);
+    case 16:
+      return copy_rows<uint4>(from, to, kept, rows, a.final_row_stride, a.row_bytes);
+    case 8:
+      return copy_rows<uint2>(from, to, kept, rows, a.final_row_stride, a.row_bytes);
+    case 4:
+      return copy_rows<unsigned>(from, to, kept, rows, a.final_row_stride, a.row_bytes);
+    case 2:
+      return copy_rows<unsigned short>(from, to, kept, rows, a.final_row_stride, a.row_bytes);
+    default:
+      return copy_rows<unsigned char>(from, to, kept, rows, a.final_row_stride, a.row_bytes);
   }
 }
 

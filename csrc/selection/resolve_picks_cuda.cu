@@ -14,11 +14,16 @@ Scores scores_of(const Tensor& tensor, const char* name) {
   const int64 stride = tensor.stride(0);
   const void* const data = tensor.data_ptr();
   switch (tensor.scalar_type()) {
-    case ScalarType::Half: return {data, stride, 2, 0x7c00u};
-    case ScalarType::BFloat16: return {data, stride, 2, 0x7f80u};
-    case ScalarType::Float: return {data, stride, 4, 0x7f800000u};
-    case ScalarType::Double: return {data, stride, 8, 0x7ff0000000000000u};
-    default: break;
+    case ScalarType::Half:
+      return {data, stride, 2, 0x7c00u};
+    case ScalarType::BFloat16:
+      return {data, stride, 2, 0x7f80u};
+    case ScalarType::Float:
+      return {data, stride, 4, 0x7f800000u};
+    case ScalarType::Double:
+      return {data, stride, 8, 0x7ff0000000000000u};
+    default:
+      break;
   }
   throw std::invalid_argument(std::string("ocvtp_native: ") + name + " has no floating dtype");
 }
@@ -95,8 +100,8 @@ std::tuple<Tensor, Tensor> resolve_gather(Tensor picks, Tensor peak,
                            address(tokens)}))
     a.unit /= 2;
   const int spread = static_cast<int>(ceil_div<int64>(launch.multiprocessors(), batch));
-  a.parts = std::max(ceil_div(a.budget, kMostRows),
-                     std::min(ceil_div(a.budget, kFewestRows), spread));
+  a.parts =
+      std::max(ceil_div(a.budget, kMostRows), std::min(ceil_div(a.budget, kFewestRows), spread));
   launch(resolve_kernel<true>, batch * a.parts, kResolveThreads,
          resolve_shared_bytes(a.num_tokens, rows_per_part(a.budget, a.parts)), a);
   return {tokens, ids};

@@ -26,8 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> slot_argmax(Tensor q, Tensor k, std::optional
   const Tensor tile_picks =
       empty(q, {batch, ceil_div<int64>(tokens, kTokens), slots}, ScalarType::Long);
   const Tensor best = empty(q, {batch, slots}, ScalarType::Long);
-  const Tensor standings =
-      empty(q, {slots > kOneTile ? batch * tokens : 0, 2}, ScalarType::Float);
+  const Tensor standings = empty(q, {slots > kOneTile ? batch * tokens : 0, 2}, ScalarType::Float);
   by_cuda_dtype(q, [&](auto kind) {
     using T = decltype(kind);
     const SlotArgmaxJob<T> job{competition_of<T>(q, k, depth, constant, std::nullopt, scale),

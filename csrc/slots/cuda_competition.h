@@ -29,8 +29,7 @@ inline Tensor packed(const Tensor& x) {
   if (whole && x.stride(2) == 1 && aligned(0) && aligned(1) && address(x) % 16 == 0) return x;
   const std::array<int64_t, 3> sizes{x.size(0), x.size(1), ceil_div(width, pack) * pack};
   const torch::headeronly::IntHeaderOnlyArrayRef shape(sizes.data(), sizes.size());
-  Tensor wide =
-      whole ? torch::stable::new_empty(x, shape) : torch::stable::new_zeros(x, shape);
+  Tensor wide = whole ? torch::stable::new_empty(x, shape) : torch::stable::new_zeros(x, shape);
   Tensor here = torch::stable::narrow(wide, 2, 0, width);
   torch::stable::copy_(here, x);
   return wide;
@@ -47,8 +46,9 @@ template <class T>
 Competition<T> competition_of(const Tensor& q, const Tensor& k, int depth,
                               const std::optional<Tensor>& constant,
                               const std::optional<Tensor>& slot_mask, double scale) {
-  return {rows<T>(q),      rows<T>(k),     data<float>(constant), data<bool>(slot_mask),
-          int_size(q, 1), int_size(k, 1), depth,                 static_cast<float>(scale)};
+  return {
+      rows<T>(q),     rows<T>(k), data<float>(constant),    data<bool>(slot_mask), int_size(q, 1),
+      int_size(k, 1), depth,      static_cast<float>(scale)};
 }
 
 // The constant or mask [B,K] as the kernels read it.

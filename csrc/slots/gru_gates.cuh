@@ -21,13 +21,13 @@ __device__ __forceinline__ float gru_state(float i_r, float i_z, float i_n, floa
 // Inputs of one launch; `shift` and `mass` are null or both given.
 template <class T, class State>
 struct GruArguments {
-  const T* x_gates;  // [R,3D], row stride x_stride
-  const T* h_gates;  // [R,3D], row stride g_stride
-  const State* h;    // [R,D], row stride h_stride
-  const T* shift;    // [3D]
+  const T* x_gates;   // [R,3D], row stride x_stride
+  const T* h_gates;   // [R,3D], row stride g_stride
+  const State* h;     // [R,D], row stride h_stride
+  const T* shift;     // [3D]
   const float* mass;  // [R]
-  State* state;      // [R,D]
-  T* normed;         // [R,D], with NORM only
+  State* state;       // [R,D]
+  T* normed;          // [R,D], with NORM only
   int64 x_stride, g_stride, h_stride;
   int width;
   float eps, norm_eps;

@@ -64,7 +64,9 @@ std::tuple<Tensor, Tensor> gru_gates(Tensor x_gates, Tensor h_gates, Tensor h,
   return {state, normed};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(OCVTP_NAMESPACE, OCVTP_CUDA_KEY, m) { m.impl("gru_gates", TORCH_BOX(&gru_gates)); }
+STABLE_TORCH_LIBRARY_IMPL(OCVTP_NAMESPACE, OCVTP_CUDA_KEY, m) {
+  m.impl("gru_gates", TORCH_BOX(&gru_gates));
+}
 
 }  // namespace
 }  // namespace ocvtp

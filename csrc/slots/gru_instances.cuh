@@ -3,9 +3,9 @@
 
 #include "gru_gates.cuh"
 
-#define OCVTP_GRU(T, State)                                                                     \
-  template __global__ void ocvtp::gru_gates_kernel<T, State, false>(                            \
-      ocvtp::GruArguments<T, State>);                                                           \
+#define OCVTP_GRU(T, State)                                          \
+  template __global__ void ocvtp::gru_gates_kernel<T, State, false>( \
+      ocvtp::GruArguments<T, State>);                                \
   template __global__ void ocvtp::gru_gates_kernel<T, State, true>(ocvtp::GruArguments<T, State>);
 
 OCVTP_GRU(float, float)

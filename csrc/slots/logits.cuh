@@ -119,8 +119,7 @@ __device__ __forceinline__ void dot_products(const Competition<T>& c, int image,
     for (int i = 0; i < Shape::kPacks; ++i) {
       const int row = (thread + i * kThreads) / Shape::kPacksPerRow;
       const int column = (thread + i * kThreads) % Shape::kPacksPerRow * Shape::kPack;
-      if (row < Shape::kRows)
-        *reinterpret_cast<Pack*>(to + row * Shape::kRow + column) = next[i];
+      if (row < Shape::kRows) *reinterpret_cast<Pack*>(to + row * Shape::kRow + column) = next[i];
     }
   };
 

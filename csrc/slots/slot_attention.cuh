@@ -87,9 +87,8 @@ __device__ __forceinline__ void load_values(const Rows<T>& v, int image, int fir
     const int row = (thread + i * kThreads) / Shape::kPacksPerValue;
     const int column = (thread + i * kThreads) % Shape::kPacksPerValue * Shape::kPack;
     const int token = first_token + row;
-    *reinterpret_cast<Pack*>(values + row * Shape::kValuesRow + column) =
-        load_pack(token < num_tokens ? v.row(image, token) : nullptr, first_channel + column,
-                  width);
+    *reinterpret_cast<Pack*>(values + row * Shape::kValuesRow + column) = load_pack(
+        token < num_tokens ? v.row(image, token) : nullptr, first_channel + column, width);
   }
 }
 

@@ -20,8 +20,7 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
   const int depth = int_size(q, 2), width = int_size(v, 2);
   const Tensor updates = empty(q, {batch, slots, width});
   const Tensor mass = empty(q, {batch, slots}, ScalarType::Float);
-  const Tensor attention =
-      with_attention ? empty(q, {batch, slots, tokens}) : empty(q, {0});
+  const Tensor attention = with_attention ? empty(q, {batch, slots, tokens}) : empty(q, {0});
   if (batch == 0) return {updates, mass, attention};
   q = packed(q);
   k = packed(k);
@@ -31,13 +30,13 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
   by_cuda_dtype(q, [&](auto kind) {
     using T = decltype(kind);
     const SlotAttentionJob<T> job{competition_of<T>(q, k, depth, constant, slot_mask, scale),
-                               rows<T>(v),
-                               batch,
-                               width,
-                               static_cast<float>(eps),
-                               out<T>(updates),
-                               out<float>(mass),
-                               with_attention ? out<T>(attention) : nullptr};
+                                  rows<T>(v),
+                                  batch,
+                                  width,
+                                  static_cast<float>(eps),
+                                  out<T>(updates),
+                                  out<float>(mass),
+                                  with_attention ? out<T>(attention) : nullptr};
     const Cut cut = cut_of(job, launch.multiprocessors());
     const Workspace sizes = workspace_of(job, cut);
     const Tensor partial = empty(q, {sizes.partial}, ScalarType::Float);

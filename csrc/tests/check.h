@@ -13,13 +13,13 @@ namespace ocvtp::test {
 
 inline int failures = 0;
 
-#define EXPECT(condition, ...)                                          \
-  do {                                                                  \
-    if (!(condition) && ++ocvtp::test::failures <= 20) {                \
+#define EXPECT(condition, ...)                                             \
+  do {                                                                     \
+    if (!(condition) && ++ocvtp::test::failures <= 20) {                   \
       std::fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-      std::fprintf(stderr, __VA_ARGS__);                                \
-      std::fputc('\n', stderr);                                         \
-    }                                                                   \
+      std::fprintf(stderr, __VA_ARGS__);                                   \
+      std::fputc('\n', stderr);                                            \
+    }                                                                      \
   } while (0)
 
 inline int result(const char* name) {

@@ -21,8 +21,7 @@ void reductions() {
     const int blocks = 3, n = 700;
     std::vector<float> x(blocks * n), out(blocks * threads);
     for (float& v : x) v = static_cast<float>(random.below(1000));
-    emulate(blocks, threads, threads / 32 * sizeof(float),
-            [&] { sums(x.data(), out.data(), n); });
+    emulate(blocks, threads, threads / 32 * sizeof(float), [&] { sums(x.data(), out.data(), n); });
     for (int block = 0; block < blocks; ++block) {
       float expected = 0.0f;
       for (int i = 0; i < n; ++i) expected += x[block * n + i];
@@ -130,12 +129,14 @@ void expect_abort(const char* fault, unsigned threads, std::size_t shared_bytes,
 
 void faults() {
   expect_abort("a block barrier that one thread waits out", 64, 0, [] {
-    if (threadIdx.x != 3) __syncthreads();
+    if (threadIdx.x != 3)
+      __syncthreads();
     else
       __syncwarp();
   });
   expect_abort("two different block barriers", 64, 0, [] {
-    if (threadIdx.x < 32) __syncthreads();
+    if (threadIdx.x < 32)
+      __syncthreads();
     else
       __syncthreads();
   });

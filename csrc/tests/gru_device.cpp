@@ -34,9 +34,18 @@ struct Case {
       mass.push_back(row == 0 ? 0.0f : static_cast<float>(random.uniform() * 20.0));
     state = poison<State>(in.rows * in.width);
     normed = poison<T>(in.rows * in.width);
-    a = {x.data(),      g.data(),      h.data(),      in.shift ? shift.data() : nullptr,
-         mass.data(),   state.data(),  normed.data(), gates + 5,
-         gates + 2,     in.width + 1,  in.width,      static_cast<float>(kMassEps),
+    a = {x.data(),
+         g.data(),
+         h.data(),
+         in.shift ? shift.data() : nullptr,
+         mass.data(),
+         state.data(),
+         normed.data(),
+         gates + 5,
+         gates + 2,
+         in.width + 1,
+         in.width,
+         static_cast<float>(kMassEps),
          static_cast<float>(kNormEps)};
   }
 
@@ -111,9 +120,9 @@ void saturated_gates() {
 
 template <class T, class State>
 void all_of() {
-  for (const Inputs& in : {Inputs{1, 1, true, 1.0}, Inputs{5, 7, false, 1.0},
-                           Inputs{3, 64, true, 8.0}, Inputs{2, 129, true, 1.0},
-                           Inputs{4, 512, true, 2.0}, Inputs{1, 8192, true, 1.0}})
+  for (const Inputs& in :
+       {Inputs{1, 1, true, 1.0}, Inputs{5, 7, false, 1.0}, Inputs{3, 64, true, 8.0},
+        Inputs{2, 129, true, 1.0}, Inputs{4, 512, true, 2.0}, Inputs{1, 8192, true, 1.0}})
     gates_case<T, State>(in);
 }
 

@@ -78,8 +78,8 @@ void received_case(const Shape& s, bool wide, int outlier) {
   const Heads<T> q(random, s.images, s.heads, s.queries, s.width, wide, outlier);
   const Heads<T> k(random, s.images, s.heads, s.keys, s.width, wide, outlier);
   const double scale = 1.0 / std::sqrt(static_cast<double>(s.width));
-  const ReceivedArguments<T> a{q.rows,  k.rows,  nullptr, s.heads, 1,
-                               s.width, static_cast<float>(scale)};
+  const ReceivedArguments<T> a{
+      q.rows, k.rows, nullptr, s.heads, 1, s.width, static_cast<float>(scale)};
   // A logit is a float sum of d products of about their size each; p changes by p times its error.
   const double size = outlier ? 6400.0 : 1.0;
   const double relative = 0x1p-23 * (8.0 + s.width * size * scale * 4.0);

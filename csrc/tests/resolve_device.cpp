@@ -155,13 +155,18 @@ struct Maker {
 
   double score(int kind) {
     switch (kind) {
-      case 0: return random.normal();
+      case 0:
+        return random.normal();
       // Few values, so ties, both zeros among them; NaN and infinities.
-      case 1: return std::array{0.0, -0.0, 1.0, -1.0, 0.5, 2.0}[random.below(6)];
-      case 2: return std::array{kNaN, -kInfinity, kInfinity, -5e-8, 5e-8, 1.0}[random.below(6)];
+      case 1:
+        return std::array{0.0, -0.0, 1.0, -1.0, 0.5, 2.0}[random.below(6)];
+      case 2:
+        return std::array{kNaN, -kInfinity, kInfinity, -5e-8, 5e-8, 1.0}[random.below(6)];
       // Apart by less than a float can hold.
-      case 3: return 1.0 + random.below(50) * 0x1p-52;
-      default: return 0.25;
+      case 3:
+        return 1.0 + random.below(50) * 0x1p-52;
+      default:
+        return 0.25;
     }
   }
 
@@ -179,9 +184,9 @@ struct Maker {
 void selections() {
   Maker make;
   const Type types[] = {Type::half, Type::bfloat16, Type::single, Type::twice};
-  const int shapes[][5] = {{1, 1, 1, 1, 1},     {2, 1, 1, 1, 2},     {7, 3, 2, 7, 7},
-                           {50, 16, 1, 8, 40},  {50, 16, 3, 20, 50}, {50, 16, 3, 50, 50},
-                           {577, 64, 1, 64, 577}, {577, 64, 2, 64, 200}, {577, 40, 3, 64, 30},
+  const int shapes[][5] = {{1, 1, 1, 1, 1},        {2, 1, 1, 1, 2},       {7, 3, 2, 7, 7},
+                           {50, 16, 1, 8, 40},     {50, 16, 3, 20, 50},   {50, 16, 3, 50, 50},
+                           {577, 64, 1, 64, 577},  {577, 64, 2, 64, 200}, {577, 40, 3, 64, 30},
                            {1100, 70, 1, 64, 1100}};
   int turn = 0;
   for (const auto& [tokens, slots, top_k, budget, crowd] : shapes)
@@ -203,9 +208,15 @@ void gathers() {
   Maker make;
   const Stored peak(Type::single, 2, 30, [&](int) { return make.score(0); });
   const Stored importance(Type::half, 2, 90, [&](int) { return make.score(1); });
-  for (const auto& [row_bytes, unit, parts] :
-       {std::array{2048, 16, 1}, {2048, 16, 7}, {4112, 16, 20}, {40, 8, 3}, {12, 4, 40},
-        {1026, 2, 6}, {7, 1, 2}, {1, 1, 1}, {16, 16, 13}}) {
+  for (const auto& [row_bytes, unit, parts] : {std::array{2048, 16, 1},
+                                               {2048, 16, 7},
+                                               {4112, 16, 20},
+                                               {40, 8, 3},
+                                               {12, 4, 40},
+                                               {1026, 2, 6},
+                                               {7, 1, 2},
+                                               {1, 1, 1},
+                                               {16, 16, 13}}) {
     Problem p = make.problem(2, 90, 30, 1, 20, 25);
     p.peak = &peak;
     p.importance = &importance;

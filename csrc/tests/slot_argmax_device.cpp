@@ -21,10 +21,9 @@ Outputs run(const Slots<T>& c, int first_image, int images, int top_k) {
   const std::size_t none = ~std::size_t{0};
   std::vector<uint64> picks(rows * ceil_div(c.in.tokens, kTokens), none), best(rows, none);
   std::vector<Standing> standings(images * c.in.tokens, Standing{NAN, NAN});
-  launch_slot_argmax(Emulated{},
-                     SlotArgmaxJob<T>{c.competition(first_image), images, top_k, o.ids.data(),
-                                   o.peak.data(), o.evidence.data(), picks.data(), best.data(),
-                                   standings.data()});
+  launch_slot_argmax(Emulated{}, SlotArgmaxJob<T>{c.competition(first_image), images, top_k,
+                                                  o.ids.data(), o.peak.data(), o.evidence.data(),
+                                                  picks.data(), best.data(), standings.data()});
   return o;
 }
 

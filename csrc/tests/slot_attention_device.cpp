@@ -27,13 +27,13 @@ struct Case : Slots<T> {
     Outputs<T> o{poison<T>(images * in.slots * in.width), poison<T>(images * in.slots * in.tokens),
                  poison<float>(images * in.slots)};
     const SlotAttentionJob<T> job{this->competition(first_image),
-                               v.rows(first_image),
-                               images,
-                               in.width,
-                               static_cast<float>(kEps),
-                               o.updates.data(),
-                               o.mass.data(),
-                               with_attention ? o.attention.data() : nullptr};
+                                  v.rows(first_image),
+                                  images,
+                                  in.width,
+                                  static_cast<float>(kEps),
+                                  o.updates.data(),
+                                  o.mass.data(),
+                                  with_attention ? o.attention.data() : nullptr};
     const Cut cut = cut_of(job, multiprocessors);
     const Workspace sizes = workspace_of(job, cut);
     std::vector<float> partial = poison<float>(sizes.partial), mass = poison<float>(sizes.mass);
@@ -87,11 +87,10 @@ void check(const Sizes& sizes) {
   const int last = sizes.batch - 1;
   const Outputs<T> alone = c.run(last, 1, kManyMultiprocessors, false);
   const std::size_t updates = sizes.slots * sizes.width;
-  const bool same =
-      std::memcmp(alone.updates.data(), together.updates.data() + last * updates,
-                  updates * sizeof(T)) == 0 &&
-      std::memcmp(alone.mass.data(), together.mass.data() + last * sizes.slots,
-                  sizes.slots * sizeof(float)) == 0;
+  const bool same = std::memcmp(alone.updates.data(), together.updates.data() + last * updates,
+                                updates * sizeof(T)) == 0 &&
+                    std::memcmp(alone.mass.data(), together.mass.data() + last * sizes.slots,
+                                sizes.slots * sizeof(float)) == 0;
   EXPECT(same, "%s K %d N %d: an image alone differs from itself in a batch", name<T>(),
          sizes.slots, sizes.tokens);
   EXPECT(std::isnan(value(alone.attention[0])), "%s: attention written unasked", name<T>());

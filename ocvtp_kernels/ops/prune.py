@@ -17,8 +17,10 @@ from ocvtp_kernels.ops.selection import (
     check_importance,
     fake_kept,
     kept_gradient,
+    refuse_cuda,
     refuse_selection,
 )
+from ocvtp_kernels.slots.native import MOST_WIDTH
 
 
 def _check(
@@ -51,6 +53,15 @@ def _refuse(reference: Tensor, *rest: Any) -> str | None:
     return refuse_selection(reference.shape[1], rest[5] if len(rest) > 5 else 1)
 
 
+def _refuse_cuda(
+    reference: Tensor, final: Tensor, weights: Sequence[Tensor], slots_init: Tensor, *rest: Any
+) -> str | None:
+    _, num_slots, width = slots_init.shape
+    if width > MOST_WIDTH:
+        return f"the cuda backend takes slots of at most {MOST_WIDTH} channels, not {width}"
+    return refuse_cuda(reference.shape[1], num_slots, rest[2] if len(rest) > 2 else 1)
+
+
 define(
     "prune(Tensor reference, Tensor final, Tensor[] weights, Tensor slots_init,"
     " Tensor? importance, SymInt budget, SymInt top_k=1) -> (Tensor tokens, Tensor ids)",
@@ -64,7 +75,7 @@ define(
         "triton": lazy("chain_triton", "prune_triton"),
         "cuda": prune_native,
     },
-    refuse={"triton": _refuse, "cuda": _refuse},
+    refuse={"triton": _refuse, "cuda": _refuse_cuda},
     keep=("final",),
     gradient=kept_gradient(final=1),
 )

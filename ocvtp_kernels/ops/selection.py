@@ -26,6 +26,14 @@ def refuse_selection(num_tokens: int, top_k: int) -> str | None:
     return None
 
 
+def refuse_cuda(num_tokens: int, num_slots: int, top_k: int) -> str | None:
+    """As `refuse_selection`, for the CUDA C++ kernels, which also bound the picks."""
+    if num_slots * top_k > native.MOST_PICKS:
+        picks = num_slots * top_k
+        return f"the cuda selection takes at most {native.MOST_PICKS} picks an image, not {picks}"
+    return refuse_selection(num_tokens, top_k)
+
+
 def check_importance(importance: Tensor | None, owner: str, like: Tensor) -> None:
     """Importance, where given, is ``[B, N]``, floating, beside ``like`` ``[B, N, ...]``."""
     if importance is None:
@@ -100,6 +108,11 @@ def _refuse_resolve_picks(
     return refuse_selection(tokens or 0, picks.shape[2] if picks.dim() == 3 else 1)
 
 
+def _refuse_resolve_picks_cuda(picks: Tensor, *rest: Any) -> str | None:
+    top_k = picks.shape[2] if picks.dim() == 3 else 1
+    return refuse_cuda(0, picks.shape[1], top_k) or _refuse_resolve_picks(picks, *rest)
+
+
 define(
     "resolve_picks(Tensor picks, Tensor peak, Tensor? importance, SymInt budget,"
     " SymInt? num_tokens=None) -> Tensor",
@@ -112,7 +125,7 @@ define(
         "triton": lazy(TRITON, "resolve_picks"),
         "cuda": native.resolve_picks,
     },
-    refuse={"triton": _refuse_resolve_picks, "cuda": _refuse_resolve_picks},
+    refuse={"triton": _refuse_resolve_picks, "cuda": _refuse_resolve_picks_cuda},
 )
 
 
@@ -145,6 +158,10 @@ def _check_argmax_gather(
 
 def _refuse_argmax_gather(q: Tensor, k: Tensor, *rest: Any) -> str | None:
     return refuse_selection(k.shape[1], rest[4] if len(rest) > 4 else 1)
+
+
+def _refuse_argmax_gather_cuda(q: Tensor, k: Tensor, *rest: Any) -> str | None:
+    return refuse_cuda(k.shape[1], q.shape[1], rest[4] if len(rest) > 4 else 1)
 
 
 def fake_kept(final: Tensor, budget: int) -> tuple[Tensor, Tensor]:
@@ -191,7 +208,7 @@ define(
         "triton": lazy(TRITON, "argmax_gather"),
         "cuda": native.argmax_gather,
     },
-    refuse={"triton": _refuse_argmax_gather, "cuda": _refuse_argmax_gather},
+    refuse={"triton": _refuse_argmax_gather, "cuda": _refuse_argmax_gather_cuda},
     keep=("final",),
     gradient=kept_gradient(final=2),
 )

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ocvtp_kernels.slots.native import computed, dense_rows
 
+MOST_PICKS = 65535  # of an image, on a GPU: a pick's place is 16 bits
+
 
 def _scale_of(q: Tensor, scale: float | None) -> float:
     return float(q.shape[-1] ** -0.5 if scale is None else scale)

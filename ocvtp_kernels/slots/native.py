@@ -14,6 +14,8 @@ from ocvtp_kernels.linear.native import linear
 from ocvtp_kernels.slots.folded import MASS_EPS
 from ocvtp_kernels.slots.reference import LN_EPS
 
+MOST_WIDTH = 8192  # of a slot, on a GPU: its new state waits in shared memory for its norm
+
 
 def computed(tensor: Tensor) -> Tensor:
     """The tensor as the kernels of its device take it: wide on the CPU, rows dense on a GPU."""

@@ -1,0 +1,11 @@
+// Where the ops register: torch.ops.ocvtp_native, the CUDA bindings under the key CUDA. Compiled
+// for the emulator they are CPU ops of another namespace, so that both can be loaded at once.
+#pragma once
+
+#ifdef OCVTP_EMULATED
+#define OCVTP_NAMESPACE ocvtp_emulated
+#define OCVTP_CUDA_KEY CPU
+#else
+#define OCVTP_NAMESPACE ocvtp_native
+#define OCVTP_CUDA_KEY CUDA
+#endif

@@ -1,0 +1,225 @@
+"""The compile report of the CUDA C++ kernels: its budget, its page, and that the budget is kept.
+
+What is compiled here is sm_75 and sm_90, and sm_70 where NVRTC 12 is installed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import compiled_csrc
+from bench.compiled_csrc import BUDGET, Budget, Rules, main, multiplies_halves, page, violations
+from bench.csrc_binaries import (
+    CHIPS,
+    NVRTC_CHIP,
+    Row,
+    Tools,
+    compiler_of,
+    complaint,
+    multiplying,
+    plain,
+    release,
+    usage,
+)
+from bench.results import ROOT
+
+PAGE = ROOT / "docs" / "compiled_csrc.md"
+COMPILERS = {"nvcc": "13.0.88", "nvrtc": "12.9.86"}
+ROW = Row(90, "compete_kernel<half, 64, false>", 100, 0, 1024, "HMMA")
+RULES = Rules(0, 16, 49_152, ["layer_norm_kernel"])
+ALLOWED = Budget(COMPILERS, RULES, {"90": {ROW.kernel: 100}})
+NO_TOOLS = Tools(None, None, None, None)
+
+
+def test_a_row_within_the_budget_passes() -> None:
+    assert violations([ROW, ROW._replace(registers=116)], ALLOWED, COMPILERS) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"stack": 8}, "stack was 0 bytes, now 8"),
+        ({"registers": 117}, "registers were 100, now 117"),
+        ({"shared": 50_000}, "50000 bytes, allowed are 49152"),
+        ({"instruction": "none"}, "has no instruction that multiplies matrices"),
+    ],
+)
+def test_what_breaks_the_budget_is_said(changes: dict[str, object], sentence: str) -> None:
+    (said,) = violations([ROW._replace(**changes)], ALLOWED, COMPILERS)  # type: ignore[arg-type]
+    assert said.startswith("sm_90 compete_kernel<half, 64, false>: ") and sentence in said
+
+
+def test_kernels_that_came_and_went_are_said() -> None:
+    new, gone = violations([ROW._replace(kernel="best_kernel<float>")], ALLOWED, COMPILERS)
+    assert new.startswith("sm_90 best_kernel<float>: no registers are recorded")
+    assert gone == "sm_90 compete_kernel<half, 64, false>: is recorded, but there is no such kernel"
+
+
+def test_a_failure_is_the_only_sentence_of_its_chip() -> None:
+    row = Row(90, "device.cu", failure="no such type")
+    assert violations([row], ALLOWED, COMPILERS) == [
+        "sm_90 device.cu: does not compile: no such type"
+    ]
+
+
+def test_registers_are_compared_within_one_version_of_a_compiler() -> None:
+    newer = {**COMPILERS, "nvcc": "13.1.80"}
+    assert violations([ROW._replace(registers=255)], ALLOWED, newer) == []
+    (said,) = violations([ROW._replace(registers=255, stack=8)], ALLOWED, newer)
+    assert "stack" in said
+    newer = {**COMPILERS, "nvrtc": "12.9.99"}
+    assert len(violations([ROW._replace(registers=255)], ALLOWED, newer)) == 1
+
+
+@pytest.mark.parametrize(
+    ("chip", "kernel", "needed"),
+    [
+        (90, "compete_kernel<half, 64, false>", True),
+        (90, "compete_kernel<bfloat16, 64, false>", True),
+        (80, "compete_kernel<bfloat16, 64, false>", True),
+        (75, "compete_kernel<half, 64, false>", True),
+        (75, "compete_kernel<bfloat16, 64, false>", False),
+        (90, "compete_kernel<float, 64, false>", False),
+        (90, "layer_norm_kernel<half, 8>", False),
+        (90, "new_kernel<float, half>", True),
+        (90, "plain_kernel", False),
+    ],
+)
+def test_the_kernels_that_need_a_matrix_instruction(chip: int, kernel: str, needed: bool) -> None:
+    assert multiplies_halves(Row(chip, kernel), RULES) is needed
+
+
+def test_recording_replaces_a_chip_and_keeps_the_others(tmp_path: Path) -> None:
+    old = Budget({**COMPILERS, "nvcc": "12.8.61"}, RULES, {"70": {"kept": 1}, "90": {"gone": 2}})
+    rows = [ROW, Row(80, "device.cu", failure="no")]
+    old.with_rows(rows, COMPILERS).write(tmp_path / "budget.json")
+    assert Budget.read(tmp_path / "budget.json") == Budget(
+        COMPILERS, RULES, {"70": {"kept": 1}, "90": {ROW.kernel: 100}}
+    )
+
+
+def test_resources_are_read_per_kernel() -> None:
+    said = """
+Resource usage:
+ Common:
+  GLOBAL:48 CONSTANT[4]:24
+ Function one:
+  REG:40 STACK:0 SHARED:1024 LOCAL:0 CONSTANT[0]:600 TEXTURE:0 SURFACE:0 SAMPLER:0
+ Function two:
+  REG:128 STACK:16 SHARED:0 LOCAL:24 CONSTANT[2]:24 CONSTANT[0]:512 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+    assert list(usage(said)) == [("one", (40, 0, 1024)), ("two", (128, 24, 0))]
+
+
+def test_instructions_are_read_per_kernel() -> None:
+    text = "HMMA\n Function : one\n FFMA\n Function : two\n HMMA.16816\n Function : three\n"
+    assert multiplying(text, r"Function : (\S+)", "HMMA") == {"two"}
+    text = ".weak .entry one(\n wmma.mma.sync.x;\n.visible .entry two(\n wmma.load;\n"
+    assert multiplying(text, r"\.entry (\w+)", "wmma.mma.sync") == {"one"}
+
+
+@pytest.mark.parametrize(
+    ("demangled", "name"),
+    [
+        ("void ocvtp::best<__half, 64, false>(__half*, int)", "best<half, 64, false>"),
+        ("void ocvtp::gru<__nv_bfloat16, float>(ocvtp::Job<float>)", "gru<bfloat16, float>"),
+        ("ocvtp::plain(int*)", "plain"),
+    ],
+)
+def test_names_are_those_of_the_sources(demangled: str, name: str) -> None:
+    assert plain(demangled) == name
+
+
+def test_versions_and_complaints_are_found_among_the_rest() -> None:
+    assert release("Cuda compilation tools, release 13.0, V13.0.88\nBuild 3") == "13.0.88"
+    assert release("// Cuda compilation tools, release 12.9, V12.9.86\n//") == "12.9.86"
+    assert complaint("a.cu(3): warning: old\na.cu(7): error: no Pack\n1 error detected") == (
+        "a.cu(7): error: no Pack"
+    )
+    assert complaint("") == "no reason is given"
+
+
+def test_a_missing_tool_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Tools, "here", lambda: NO_TOOLS)
+    assert main(["--chips", "70,90"]) == 2
+    assert capsys.readouterr().err == (
+        "cuobjdump is missing: it comes with the CUDA toolkit and with Triton.\n"
+    )
+    reading = NO_TOOLS._replace(cuobjdump="cuobjdump", demangler="c++filt")
+    assert "nvidia-cuda-nvrtc-cu12" in str(reading.missing_for(NVRTC_CHIP))
+    assert str(reading.missing_for(90)).startswith("nvcc is missing")
+
+
+def test_unknown_chips_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--chips", "60"])
+    assert "70, 75, 80" in capsys.readouterr().err
+
+
+def test_a_new_compiler_records_all_of_its_chips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tools, "missing_for", lambda self, chip: None)
+    monkeypatch.setattr(Tools, "versions", lambda self: {**COMPILERS, "nvcc": "99.0"})
+    with pytest.raises(SystemExit, match="2"):
+        main(["--chips", "90", "--write-budget"])
+
+
+def test_a_page_has_a_row_for_each_row() -> None:
+    rows = [ROW, ROW._replace(kernel="best_kernel"), Row(80, "device.cu", failure="no")]
+    tables = tables_of(page(rows, COMPILERS))
+    assert tables["sm_90"] == [
+        ["best_kernel", "100", "0", "1024", "HMMA"],
+        ["compete_kernel<half, 64, false>", "100", "0", "1024", "HMMA"],
+    ]
+    assert tables["sm_80"] == [["device.cu", "", "", "", "does not compile"]]
+
+
+def tables_of(text: str) -> dict[str, list[list[str]]]:
+    """Cells of the tables by heading, their own headings left out."""
+    found: dict[str, list[list[str]]] = {}
+    for section in text.split("\n## ")[1:]:
+        title, *lines = section.splitlines()
+        cells = [line[2:-2].split(" | ") for line in lines if line.startswith("|")]
+        assert cells[0] == list(compiled_csrc.COLUMNS)
+        assert all(len(row) == len(compiled_csrc.COLUMNS) for row in cells)
+        found[title] = cells[2:]
+    return found
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_the_committed_page_and_budget_have_the_same_kernels(chip: int) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    budget = Budget.read(BUDGET)
+    assert f"{compiler_of(chip)} {budget.compilers[compiler_of(chip)]}" in text
+    on_page = {row[0]: int(row[1]) for row in tables_of(text)[f"sm_{chip}"]}
+    assert on_page == budget.registers[str(chip)]
+
+
+def test_every_chip_has_every_kernel_but_those_of_a_type_it_lacks() -> None:
+    kernels = {int(chip): set(of) for chip, of in Budget.read(BUDGET).registers.items()}
+    assert set(kernels) == set(CHIPS)
+    without_bfloat16 = {kernel for kernel in kernels[90] if "bfloat16" not in kernel}
+    for chip in CHIPS:
+        assert kernels[chip] == (kernels[90] if chip >= 80 else without_bfloat16)
+
+
+@pytest.mark.compile
+def test_the_kernels_keep_within_the_budget() -> None:
+    tools = Tools.here()
+    missing = {chip: tools.missing_for(chip) for chip in (NVRTC_CHIP, 75, 90)}
+    if missing[75] or missing[90]:
+        pytest.skip(str(missing[75] or missing[90]))
+    chips = ",".join(str(chip) for chip, why in missing.items() if not why)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.compiled_csrc", "--chips", chips],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

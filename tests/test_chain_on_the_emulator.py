@@ -1,0 +1,108 @@
+"""``ocvtp::prune`` on the CUDA kernels, whole, on the CPU: the way that it goes on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import chain
+from ocvtp_kernels.chain_native import prune_native
+from ocvtp_kernels.encode.folded import encode_folded
+from ocvtp_kernels.encode.native import encode
+from ocvtp_kernels.fold import unpack
+from ocvtp_kernels.slots.native import gru_cell
+from ocvtp_kernels.slots.reference import gru_cell as reference_gru_cell
+from tests.cases import (
+    PruneCase,
+    assert_kept,
+    assert_within_budget,
+    random_tokens,
+    small_config,
+)
+from tests.emulated import emulated_ops, loaded, on_gpu  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("emulated", "poisoned")
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+MEDIUM = {"enc_in_dim": 96, "enc_dims": (130, 64), "init_dim": 64, "agg_embed_dim": 64}
+
+
+def kept(
+    case: PruneCase, dtype: torch.dtype, importance: Tensor | None, budget: int, top_k: int = 1
+) -> Tensor:
+    """The kernels' ids, and their tokens checked."""
+    arguments = on_gpu(case.arguments(dtype))
+    tokens, ids = prune_native(*arguments, on_gpu(importance), budget, top_k)
+    assert_kept(ids, budget, case.final.shape[1])
+    assert torch.equal(tokens, chain.gather_tokens(case.final, ids))
+    return ids
+
+
+@pytest.mark.parametrize("enc_ln", ["pre", "post", None])
+@pytest.mark.parametrize("enc_dims", [(10,), (20, 15, 10)])
+def test_every_config_keeps_the_references_tokens(
+    enc_ln: str | None, enc_dims: tuple[int, ...]
+) -> None:
+    case = PruneCase(small_config(enc_ln=enc_ln, enc_dims=enc_dims), 2, 33, 7)
+    assert torch.equal(kept(case, torch.float32, None, 7), case.oracle(None, 7, 1))
+
+
+@pytest.mark.parametrize("num_iter", [1, 3])
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_any_number_of_iterations_and_picks(num_iter: int, top_k: int) -> None:
+    case = PruneCase(small_config(agg_num_iter=num_iter), 2, 33, 7)
+    assert torch.equal(kept(case, torch.float32, None, 9, top_k), case.oracle(None, 9, top_k))
+
+
+@pytest.mark.parametrize(
+    ("batch", "num_tokens", "num_slots"), [(0, 9, 7), (1, 1, 1), (2, 50, 65), (1, 100, 130)]
+)
+def test_any_number_of_slots_and_tokens(batch: int, num_tokens: int, num_slots: int) -> None:
+    case = PruneCase(small_config(), batch, num_tokens, num_slots)
+    budget = min(num_slots, num_tokens)
+    importance = random_tokens(batch, num_tokens, seed=3)
+    ids = kept(case, torch.float32, importance, budget)
+    assert torch.equal(ids, case.oracle(importance, budget, 1))
+
+
+@DTYPES
+def test_no_slot_misses_its_token(dtype: torch.dtype) -> None:
+    case = PruneCase(small_config(**MEDIUM), 1, 150, 20)
+    importance = random_tokens(1, 150, seed=3)
+    ids = kept(case, dtype, importance, 24)
+    if dtype == torch.float32:
+        assert torch.equal(ids, case.oracle(importance, 24, 1))
+    plain = chain.prune_reference(*case.arguments(dtype), importance, 24)[1]
+    assert case.regret(ids).max() <= max(1e-2, 2 * case.regret(plain).max())
+
+
+@DTYPES
+def test_an_image_alone_keeps_what_it_keeps_in_a_batch(dtype: torch.dtype) -> None:
+    case = PruneCase(small_config(), 4, 70, 7)
+    together = kept(case, dtype, None, 12)
+    reference, final, weights, slots = on_gpu(case.arguments(dtype))
+    one = slice(3, 4)
+    alone = prune_native(reference[one], final[one], weights, slots[one], None, 12)[1]
+    assert torch.equal(alone, together[one])
+
+
+@DTYPES
+@pytest.mark.parametrize("enc_ln", ["pre", "post", None])
+def test_encode_keeps_the_error_budget(dtype: torch.dtype, enc_ln: str | None) -> None:
+    case = PruneCase(small_config(**MEDIUM, enc_ln=enc_ln), 2, 33, 7)
+    reference, _, weights, _ = case.arguments(dtype)
+    exact = encode_folded(reference.double(), unpack([w.double() for w in weights]))
+    plain = encode_folded(reference, unpack(weights))
+    got = encode(on_gpu(reference), unpack(on_gpu(weights)))
+    assert_within_budget(got, plain, exact)
+
+
+@DTYPES
+def test_the_gru_cell_keeps_the_error_budget(dtype: torch.dtype) -> None:
+    shapes: list[Any] = [(2, 7, 9), (2, 7, 5), (15, 9), (15, 5), (15,), (15,)]
+    narrow = [random_tokens(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
+    exact = reference_gru_cell(*(tensor.double() for tensor in narrow))
+    assert_within_budget(gru_cell(*on_gpu(narrow)), reference_gru_cell(*narrow), exact)

@@ -1,0 +1,287 @@
+"""Every CUDA op of ``ocvtp_native``, binding and kernels, on the CPU."""
+
+from __future__ import annotations
+
+from itertools import cycle, repeat
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ocvtp_kernels.importance import reference as importance
+from ocvtp_kernels.importance.native import attention_received
+from ocvtp_kernels.selection import reference as selection
+from ocvtp_kernels.slots import reference as slots
+from tests.cases import assert_within_budget, random_tokens
+from tests.emulated import emulated_ops, loaded, on_gpu, views  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("emulated", "poisoned")
+
+HALF = [torch.float16, torch.bfloat16]
+DTYPES = pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+WIDTHS = pytest.mark.parametrize("width", [1, 7, 64, 200, 1024])
+EPS = 1e-5
+
+# Batch, slots, tokens, depth, width: one tile and more of each, whole and not.
+COMPETITIONS = [
+    (1, 1, 1, 8, 8),
+    (2, 7, 31, 24, 40),
+    (1, 64, 50, 64, 72),
+    (1, 65, 100, 72, 9),
+    (1, 130, 33, 9, 24),
+]
+
+
+def norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+
+
+@DTYPES
+@WIDTHS
+def test_layer_norm_keeps_the_error_budget(emulated: Any, dtype: torch.dtype, width: int) -> None:
+    x = random_tokens(2, 3, 2, width, dtype=dtype, outliers=True) + 3
+    for view in views(x):
+        got = emulated.layer_norm(view, EPS)
+        assert_within_budget(got, norm(x), norm(x.double()))
+
+
+@DTYPES
+@WIDTHS
+def test_bias_gelu_keeps_the_error_budget(emulated: Any, dtype: torch.dtype, width: int) -> None:
+    x, bias = 3 * random_tokens(2, 3, 2, width, dtype=dtype), random_tokens(width, dtype=dtype)
+    oracle = F.gelu(x.double() + bias.double())
+    for view in views(x.clone()):
+        emulated.bias_gelu_(view, bias)
+        assert_within_budget(view, F.gelu(x + bias), oracle)
+        view.copy_(x)
+
+
+@DTYPES
+@WIDTHS
+@pytest.mark.parametrize("wide", [False, True])
+def test_add_layer_norm_keeps_the_error_budget(
+    emulated: Any, dtype: torch.dtype, width: int, wide: bool
+) -> None:
+    kept = torch.float32 if wide else dtype
+    x, y = random_tokens(2, 3, width, dtype=kept), random_tokens(2, 3, width, seed=1, dtype=dtype)
+    oracle, plain = x.double() + y.double(), x + y
+    for x_view, y_view in zip(views(x), views(y), strict=True):
+        total, normed = emulated.add_layer_norm(x_view, y_view, EPS)
+        assert_within_budget(total, plain, oracle)
+        assert_within_budget(normed, norm(plain).to(dtype), norm(oracle))
+
+
+@DTYPES
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 64), (2, 513)])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_gru_gates_keep_the_error_budget(
+    emulated: Any, dtype: torch.dtype, rows: int, width: int, wide: bool, shifted: bool
+) -> None:
+    x, h_gates = (random_tokens(2, rows, 3 * width, seed=i, dtype=dtype) for i in range(2))
+    h = random_tokens(2, rows, width, seed=2, dtype=torch.float32 if wide else dtype)
+    shift, mass = random_tokens(3 * width, seed=3, dtype=dtype), 10 * torch.rand(2, rows)
+
+    def formula(x: Tensor, h_gates: Tensor, h: Tensor, shift: Tensor, mass: Tensor) -> Tensor:
+        if shifted:
+            x = x + (mass / (mass + EPS)).unsqueeze(-1).to(x.dtype) * shift
+        return slots.gru_gates(x, h_gates, h)
+
+    inputs = (x, h_gates, h, shift, mass)
+    oracle, plain = formula(*(t.double() for t in inputs)), formula(*inputs)
+    extra = (shift, mass) if shifted else (None, None)
+    for given in zip(*(views(t) for t in inputs[:3]), strict=True):
+        state, normed = emulated.gru_gates(*given, *extra, EPS, True)
+        assert_within_budget(state, plain, oracle)
+        assert_within_budget(normed, norm(plain).to(dtype), norm(oracle))
+        bare, none = emulated.gru_gates(*given, *extra, EPS, False)
+        assert torch.equal(bare, state) and none.shape == (0,)
+
+
+def logits_of(q: Tensor, k: Tensor, constant: Tensor | None, mask: Tensor | None) -> Tensor:
+    logits = slots.slot_logits(q, k, None)
+    if constant is not None:
+        logits = logits + constant.to(logits.dtype).unsqueeze(-1)
+    return logits if mask is None else logits.masked_fill(~mask.unsqueeze(-1), -torch.inf)
+
+
+class Competition:
+    """Arguments of slot_attention and slot_argmax."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, optional: bool = True) -> None:
+        batch, num_slots, num_tokens, depth, width = shape
+        self.q = random_tokens(batch, num_slots, depth, dtype=dtype)
+        self.k = random_tokens(batch, num_tokens, depth, seed=1, dtype=dtype)
+        self.v = random_tokens(batch, num_tokens, width, seed=2, dtype=dtype)
+        self.constant = random_tokens(batch, num_slots, seed=3) if optional else None
+        self.mask = random_tokens(batch, num_slots, seed=4) > -0.5 if optional else None
+        if self.mask is not None:
+            self.mask[:, 0] = True
+        self.scale = depth**-0.5
+
+    def attention(self) -> list[Tensor]:
+        """updates, mass and attention by formula, in this dtype."""
+        shares = logits_of(self.q, self.k, self.constant, self.mask).softmax(dim=1)
+        return [*slots.weighted_mean(shares, self.v, EPS), shares]
+
+    def double(self) -> Competition:
+        """The same numbers in float64."""
+        wide = object.__new__(Competition)
+        wide.__dict__ = dict(self.__dict__)
+        wide.q, wide.k, wide.v = self.q.double(), self.k.double(), self.v.double()
+        return wide
+
+
+@DTYPES
+@pytest.mark.parametrize("optional", [False, True])
+@pytest.mark.parametrize("shape", COMPETITIONS)
+def test_slot_attention_keeps_the_error_budget(
+    emulated: Any, shape: tuple[int, ...], optional: bool, dtype: torch.dtype
+) -> None:
+    case = Competition(shape, dtype, optional)
+    plain, oracle = case.attention(), case.double().attention()
+    for given in zip(views(case.q), views(case.k), views(case.v), strict=True):
+        outputs = emulated.slot_attention(*given, case.constant, case.mask, case.scale, EPS, True)
+        for got, rough, exact in zip(outputs, plain, oracle, strict=True):
+            assert_within_budget(got.to(dtype), rough, exact)
+    *same, none = emulated.slot_attention(*given, case.constant, case.mask, case.scale, EPS, False)
+    assert none.shape == (0,)
+    assert all(torch.equal(a, b) for a, b in zip(same, outputs, strict=False))
+
+
+@DTYPES
+@pytest.mark.parametrize(("shape", "top_k"), list(zip(COMPETITIONS, [1, 3, 1, 1, 3], strict=True)))
+def test_slot_argmax_picks_the_largest(
+    emulated: Any, shape: tuple[int, ...], top_k: int, dtype: torch.dtype
+) -> None:
+    case = Competition(shape, dtype)
+    exact = slots.log_attention(logits_of(case.q.double(), case.k.double(), case.constant, None))
+    expected, peak = selection.slot_picks(exact, top_k)
+    for q, k in zip(views(case.q), views(case.k), strict=True):
+        picks, got, evidence = emulated.slot_argmax(q, k, case.constant, case.scale, top_k, True)
+        # Products of half numbers are exact in float32, so that no dtype has an excuse.
+        assert torch.equal(picks, expected)
+        torch.testing.assert_close(got.double(), peak, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(evidence.double(), exact.amax(1), rtol=1e-5, atol=1e-5)
+    *same, none = emulated.slot_argmax(q, k, case.constant, case.scale, top_k, False)
+    assert torch.equal(same[0], picks) and torch.equal(same[1], got) and none.shape == (0,)
+
+
+def test_slot_argmax_gives_ties_to_the_lowest_id(emulated: Any) -> None:
+    q = random_tokens(2, 7, 16)
+    k = random_tokens(2, 1, 16, seed=1).expand(-1, 90, -1)
+    picks, _, _ = emulated.slot_argmax(q, k, None, 0.25, 3, False)
+    assert torch.equal(picks, torch.arange(3).expand(2, 7, 3))
+
+
+@pytest.mark.parametrize("scores", [*HALF, torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(6))
+def test_ids_and_tokens_are_the_references_exactly(
+    emulated: Any, scores: torch.dtype, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    def few(*shape: int) -> Tensor:
+        """Few distinct values, so that ties are common, and NaN."""
+        values = torch.randint(-3, 4, shape, generator=generator).to(scores)
+        return values.masked_fill(torch.rand(shape, generator=generator) < 0.1, torch.nan)
+
+    num_tokens, num_slots = number(1, 119), number(1, 40)
+    top_k, budget = min(num_tokens, number(1, 3)), number(1, num_tokens)
+    crowd = max(top_k, number(1, num_tokens))
+    order = torch.rand(2, num_slots, crowd, generator=generator)
+    picks, peak = order.argsort(-1)[..., :top_k], few(2, num_slots)
+    received = few(2, num_tokens) if seed % 3 else None
+    expected = selection.resolve_picks(picks, peak, received, budget, num_tokens)
+    ids = emulated.resolve_picks(picks, peak, received, budget, num_tokens)
+    assert torch.equal(ids, expected)
+    final = random_tokens(2, num_tokens, number(1, 70), dtype=scores)
+    kept = selection.gather_tokens(final, expected)
+    scores_of = repeat(None) if received is None else cycle(views(received))
+    given = zip(views(final), cycle(views(peak)), scores_of, strict=False)
+    for final_view, peak_view, received_view in given:
+        tokens, ids = emulated.resolve_gather(picks, peak_view, received_view, final_view, budget)
+        assert torch.equal(ids, expected) and torch.equal(tokens, kept)
+
+
+@DTYPES
+@pytest.mark.parametrize("mode", importance.MODES)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 33, 24), (1, 2, 70, 65, 64), (1, 1, 9, 130, 100)])
+def test_attention_received_keeps_the_error_budget(
+    shape: tuple[int, ...], mode: str, dtype: torch.dtype
+) -> None:
+    batch, heads, queries, keys, width = shape
+    q = random_tokens(batch, heads, queries, width, dtype=dtype, outliers=True)
+    k = random_tokens(batch, heads, keys, width, seed=1, dtype=dtype)
+    plain = importance.attention_received(q, k, mode)
+    oracle = importance.attention_received(q.double(), k.double(), mode)
+    for q_view, k_view in zip(views(q), views(k), strict=True):
+        got = attention_received(on_gpu(q_view), on_gpu(k_view), mode)
+        assert_within_budget(got, plain, oracle)
+
+
+def every_op(ops: Any, dtype: torch.dtype, images: slice) -> dict[str, Tensor]:
+    """Every output of every op on these of four images."""
+
+    def rows(width: int, seed: int, kind: torch.dtype = dtype) -> Tensor:
+        return random_tokens(4, 3, width, seed=seed, dtype=kind)[images].reshape(-1, width)
+
+    case = Competition((4, 9, 70, 24, 40), dtype)
+    assert case.constant is not None and case.mask is not None
+    q, k, v, constant, mask = (
+        t[images] for t in (case.q, case.k, case.v, case.constant, case.mask)
+    )
+    heads_q, heads_k = (random_tokens(4, 2, n, 16, seed=n, dtype=dtype)[images] for n in (40, 50))
+    activated = rows(40, 6).clone()
+    ops.bias_gelu_(activated, random_tokens(40, seed=7, dtype=dtype))
+    outputs = {
+        "layer_norm": [ops.layer_norm(q, EPS)],
+        "bias_gelu_": [activated],
+        "add_layer_norm": ops.add_layer_norm(rows(24, 1, torch.float32), rows(24, 2), EPS),
+        "gru_gates": ops.gru_gates(rows(72, 3), rows(72, 4), rows(24, 5), None, None, EPS, True),
+        "slot_attention": ops.slot_attention(q, k, v, constant, mask, 0.2, EPS, True),
+        "slot_argmax": ops.slot_argmax(q, k, constant, 0.2, 2, True),
+        "received": [ops.attention_received(heads_q, heads_k, row, 0.2) for row in (-1, 0)],
+    }
+    picks, peak, evidence = outputs["slot_argmax"]
+    outputs["resolve_picks"] = [ops.resolve_picks(picks, peak, evidence, 30, 70)]
+    outputs["resolve_gather"] = ops.resolve_gather(picks, peak, evidence, k, 30)
+    return {f"{op} {i}": out for op, outs in outputs.items() for i, out in enumerate(outs)}
+
+
+@DTYPES
+def test_an_image_alone_and_a_second_run_give_the_same_bits(
+    emulated: Any, dtype: torch.dtype
+) -> None:
+    together = every_op(emulated, dtype, slice(None))
+    alone, again = (every_op(emulated, dtype, slice(3, 4)) for _ in range(2))
+    for name, expected in together.items():
+        assert torch.equal(alone[name], expected.unflatten(0, (4, -1))[3]), name
+        assert torch.equal(again[name], alone[name]), name
+
+
+@DTYPES
+def test_no_images_give_no_outputs(emulated: Any, dtype: torch.dtype) -> None:
+    one = every_op(emulated, dtype, slice(1))
+    for name, got in every_op(emulated, dtype, slice(0)).items():
+        assert got.shape == (0, *one[name].shape[1:]) and got.dtype == one[name].dtype, name
+
+
+def test_what_the_kernels_cannot_take_is_refused(emulated: Any) -> None:
+    x = random_tokens(2, 9, 8)
+    picks, peak = torch.zeros(2, 3, 1, dtype=torch.int64), torch.zeros(2, 3)
+    with pytest.raises((RuntimeError, ValueError), match="float32, float16 and bfloat16"):
+        emulated.layer_norm(x.double(), EPS)
+    with pytest.raises(RuntimeError, match="k is Half, expected Float"):
+        emulated.slot_attention(x, x.half(), x, None, None, 1.0, EPS, False)
+    with pytest.raises(RuntimeError, match="top_k is 10 of 9 tokens"):
+        emulated.slot_argmax(x, x, None, 1.0, 10, False)
+    with pytest.raises(RuntimeError, match="a budget of 10 of 9 tokens"):
+        emulated.resolve_picks(picks, peak, None, 10, 9)
+    with pytest.raises(RuntimeError, match="row 9 of 9 queries"):
+        emulated.attention_received(x[None], x[None], 9, 1.0)

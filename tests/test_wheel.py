@@ -1,0 +1,89 @@
+"""Wheels: one binary for every Python and torch, and pure Python where nothing can be compiled."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.build_cases import ROOT, said_by, tools_or_skip
+
+SOURCES = ("csrc", "ocvtp_kernels", "CMakeLists.txt", "setup.py", "pyproject.toml", "MANIFEST.in")
+OWN_LIBRARIES = {"libtorch_cpu.so", "libtorch.so", "libc10.so"}
+IMPORT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import ocvtp_kernels, ocvtp_kernels.native as native
+assert ocvtp_kernels.__file__.startswith(sys.argv[1]), ocvtp_kernels.__file__
+print(native.why_not("cpu") or "native")
+"""
+
+
+def build_wheel(folder: Path, **environment: str) -> Path:
+    """Builds in a copy, which no earlier build has left anything in; CUDA has its own tests."""
+    source = folder / "source"
+    source.mkdir()
+    ignore = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in (*SOURCES, "README.md", "LICENSE"):
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=ignore)
+        else:
+            shutil.copy(path, source / name)
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", folder]
+    command = [sys.executable, "-m", "pip", "wheel", *options, source]
+    said_by(command, folder, CUDACXX="/nonexistent", **environment)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def what_it_imports(wheel: Path, folder: Path) -> str:
+    """The kernels' state in an install of the wheel: native, or why not."""
+    target = folder / "installed"
+    options = ["--no-deps", "--no-index", "--target", target]
+    said_by([sys.executable, "-m", "pip", "install", *options, wheel], folder)
+    return said_by([sys.executable, "-c", IMPORT, target], folder).strip()
+
+
+@pytest.fixture(scope="module")
+def native_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tools_or_skip("cmake", "ninja", "c++")
+    return build_wheel(tmp_path_factory.mktemp("native"), OCVTP_NATIVE="1")
+
+
+def test_a_wheel_is_for_every_python(native_wheel: Path, tmp_path: Path) -> None:
+    assert re.fullmatch(r"ocvtp_kernels-[\d.]+\w*-cp310-abi3-\w+\.whl", native_wheel.name)
+    inside = zipfile.ZipFile(native_wheel).namelist()
+    binaries = {name for name in inside if name.endswith(".so")}
+    assert binaries == {f"ocvtp_kernels/{name}.abi3.so" for name in ("_C", "_build_info")}
+    assert what_it_imports(native_wheel, tmp_path) == "native"
+
+
+def test_the_binaries_keep_to_the_limited_api(native_wheel: Path) -> None:
+    (audit,) = tools_or_skip("abi3audit")
+    said_by([audit, "--strict", native_wheel], native_wheel.parent)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="auditwheel is for Linux")
+def test_only_torch_is_needed_beside_the_system(native_wheel: Path) -> None:
+    (audit,) = tools_or_skip("auditwheel")
+    said = said_by([audit, "show", "--json", native_wheel], native_wheel.parent)
+    report = json.loads(said[said.index("{") : said.rindex("}") + 1])
+    print(f"symbols: {report['sym_tag']}, {report['versioned_symbols']}")
+    assert report["external_libs"].keys() <= OWN_LIBRARIES
+    assert not report["unsupported_isa"]
+    # What libc and libstdc++ ask for comes from the headers built with; libm would be our own.
+    libm = [tag.removeprefix("GLIBC_") for tag in report["versioned_symbols"].get("libm.so.6", [])]
+    assert all(tuple(map(int, tag.split("."))) <= (2, 28) for tag in libm)
+
+
+def test_without_a_compiler_a_wheel_is_pure_python(tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path, OCVTP_NATIVE="auto", CXX="/nonexistent")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    assert what_it_imports(wheel, tmp_path).startswith("the cpu kernels are not built")
