@@ -143,15 +143,21 @@ def chosen(op: str, device: str) -> str:
     return next(name for name in PREFERENCE if why_not(op, name, device) is None)
 
 
-def choose(op: str, arguments: Sequence[Any]) -> Function:
+def choose(op: str, arguments: Sequence[Any], gradient: bool = False) -> Function:
     """The implementation of ``ocvtp::op`` for these arguments, the first of them a tensor.
+
+    Args:
+        op: name without the namespace.
+        arguments: the call's.
+        gradient: the op belongs to another's backward pass; nobody calls it by name, so a forced
+            backend that has no kernel for it is no error.
 
     Raises:
         BackendUnavailable: `use_backend` forces one that cannot take them.
     """
     forced = _forced.get()
     kernels = _kernels[op]
-    if forced is not None:
+    if forced is not None and not (gradient and forced not in kernels):
         reason = why_not_these(op, forced, arguments)
         if reason is not None:
             raise BackendUnavailable(f"backend {forced!r}: {reason}")

@@ -72,13 +72,18 @@ def test_any_number_of_iterations_and_picks(num_iter: int, top_k: int) -> None:
 
 @pytest.mark.parametrize("num_slots", [1, 7, 64, 65, 192])
 @pytest.mark.parametrize("num_tokens", [1, 50, 577])
-@pytest.mark.parametrize("batch", [0, 3])
-def test_any_number_of_slots_and_tokens(num_slots: int, num_tokens: int, batch: int) -> None:
+def test_any_number_of_slots_and_tokens(num_slots: int, num_tokens: int) -> None:
+    batch = 3
     case = PruneCase(small_config(), batch, num_tokens, num_slots)
     budget = min(num_slots, num_tokens)
     importance = random_tokens(batch, num_tokens, seed=3)
     ids = kept(case, torch.float32, importance, budget)
     assert torch.equal(ids, case.oracle(importance, budget, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_an_empty_batch(dtype: torch.dtype) -> None:
+    assert kept(PruneCase(small_config(), 0, 33, 7), dtype, None, 7).shape == (0, 7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -149,10 +154,15 @@ def test_packs_go_with_their_weights() -> None:
     assert len(linear_native._packs) == before
 
 
-def test_weights_made_in_inference_mode_serve_too() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_made_in_inference_mode_serve_too(dtype: torch.dtype) -> None:
     with torch.inference_mode():
-        x, weight, bias = random_tokens(80, 24), random_tokens(9, 24, seed=1), torch.ones(9)
-        torch.testing.assert_close(linear(x, weight, bias), x @ weight.T + 1)
+        x, weight = random_tokens(80, 24, dtype=dtype), random_tokens(9, 24, seed=1, dtype=dtype)
+        bias = torch.ones(9, dtype=dtype)
+        plain = torch.nn.functional.linear(x, weight, bias)
+        torch.testing.assert_close(linear(x, weight, bias), plain)
+        with_gelu = torch.nn.functional.gelu(plain)
+        torch.testing.assert_close(linear(x, weight, bias, gelu=True), with_gelu)
 
 
 def test_wide_vectors_of_any_instruction_set_compute_the_same_bits() -> None:

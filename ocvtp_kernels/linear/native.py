@@ -40,6 +40,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tenso
     weight = weight.to(x.dtype)
     if not gelu:
         return F.linear(x, weight, bias)
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        return F.gelu(F.linear(x, weight, bias))
     out = F.linear(x, weight)
     torch.ops.ocvtp_native.bias_gelu_(out, bias)
     return out

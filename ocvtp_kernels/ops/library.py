@@ -62,6 +62,7 @@ def define(
     refuse: Mapping[str, Callable[..., str | None]] | None = None,
     keep: Collection[str] = (),
     gradient: Gradient | None = None,
+    is_gradient: bool = False,
 ) -> None:
     """Defines ``ocvtp::<schema>``; its first argument is a tensor, whose device decides.
 
@@ -75,6 +76,7 @@ def define(
         keep: arguments that autocast leaves as they are. The other floating tensors go to
             float32 there: softmax and argmax over slots want it, as PyTorch's own softmax does.
         gradient: how it is differentiated; without one its outputs carry no gradient.
+        is_gradient: it serves the backward pass of another op, see `backends.choose`.
     """
     name = schema.split("(")[0]
     for backend, kernel in kernels.items():
@@ -83,7 +85,7 @@ def define(
 
     def run(*args: Any) -> Any:
         check(*args)
-        kernel = backends.choose(name, args)
+        kernel = backends.choose(name, args, is_gradient)
         index = args[0].device.index
         if index is None or index == torch.cuda.current_device():
             return kernel(*args)

@@ -122,6 +122,7 @@ define(
         "reference": gradients.slot_attention_gradients,
         "cpu": if_built(native.slot_attention_gradients, gradients.slot_attention_gradients),
     },
+    is_gradient=True,
 )
 
 _GRADIENT = Gradient(save=_save_slot_attention, backward=_slot_attention_backward)

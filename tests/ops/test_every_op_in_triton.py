@@ -15,7 +15,8 @@ from tests.ops.test_every_op import map_tensors
 pytest.importorskip("triton", reason="triton is not installed")
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
-EVERY_OP = pytest.mark.parametrize("name", ARGUMENTS)
+WITH_KERNEL = [n for n in ARGUMENTS if n in COMPOSED or "triton" in backends._kernels[n]]
+EVERY_OP = pytest.mark.parametrize("name", WITH_KERNEL)
 EVERY_DTYPE = pytest.mark.parametrize("dtype", triton_dtypes())
 
 
@@ -24,9 +25,19 @@ def run(name: str, arguments: object) -> tuple[Tensor, ...]:
         return outputs(op(name)(*map_tensors(lambda t: t.to(DEVICE), arguments)))
 
 
-def test_no_op_is_without_a_kernel() -> None:
-    for name in set(ARGUMENTS) - set(COMPOSED):
-        assert "triton" in backends._kernels[name]
+def test_only_gradients_are_without_a_kernel() -> None:
+    assert set(ARGUMENTS) - set(WITH_KERNEL) == {"slot_attention_backward"}
+
+
+def test_gradients_are_taken_all_the_same() -> None:
+    q, k, v, *rest = map_tensors(lambda t: t.to(DEVICE), ARGUMENTS["slot_attention"]())
+    leaves = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
+    with use_backend("triton"):
+        updates, _ = torch.ops.ocvtp.slot_attention(*leaves, *rest)
+        got = torch.autograd.grad(updates.sum(), leaves)
+    updates, _ = torch.ops.ocvtp.slot_attention(*leaves, *rest)
+    for a, b in zip(got, torch.autograd.grad(updates.sum(), leaves), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @EVERY_OP
