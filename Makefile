@@ -28,7 +28,7 @@ demo: .venv/.extra-demo
 	  "$(or $(PHOTO),$$($(BIN)/python -c '$(BUNDLED_PHOTO)'))" --output demo
 
 test: .venv/.extra-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.extra-lint
 	$(BIN)/ruff check .

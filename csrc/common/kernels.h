@@ -145,7 +145,7 @@ inline constexpr int64_t token_block = 64;
 inline int64_t token_blocks(int64_t tokens) { return (tokens + token_block - 1) / token_block; }
 
 // Queries in a block of AttentionReceived, and the most that a tile of its logits spans.
-inline constexpr int64_t query_block = 64, attention_rows = 8, attention_columns = 48;
+inline constexpr int64_t query_block = 128, attention_rows = 8, attention_columns = 48;
 inline int64_t query_blocks(int64_t queries) { return (queries + query_block - 1) / query_block; }
 
 // Room for packed keys, a tile's logits and its queries, in whole cache lines.

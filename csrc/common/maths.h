@@ -17,10 +17,10 @@ template <>
 struct Maths<float> {
   static constexpr int mantissa = 23, bias = 127;
   static constexpr float magic = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float lowest = -104.0F, highest = 88.7F;
+  static constexpr float lowest = -104.0F, smallest = -87.0F, highest = 88.7F;
   static constexpr float ln2_high = 0.693359375F, ln2_low = -2.12194440e-4F;
-  static constexpr float expm1[] = {1.0F,       0.5F,       1.0F / 6,   1.0F / 24,
-                                    1.0F / 120, 1.0F / 720, 1.0F / 5040};
+  static constexpr float expm1[] = {1.0F,          0.5F,           0.166665049F,
+                                    0.0416664646F, 0.00836918438F, 0.00139336859F};
   static constexpr float atanh[] = {1.0F, 1.0F / 3, 1.0F / 5, 1.0F / 7, 1.0F / 9};
   static constexpr float erfc[] = {0.169284298F, 0.168624923F,  0.168102504F, 0.1077192F,
                                    0.27509299F,  -0.300283919F, 0.799145788F, -0.866662244F,
@@ -31,7 +31,7 @@ template <>
 struct Maths<double> {
   static constexpr int mantissa = 52, bias = 1023;
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double lowest = -745.2, highest = 709.7;
+  static constexpr double lowest = -745.2, smallest = -708.0, highest = 709.7;
   static constexpr double ln2_high = 6.93147180369123816490e-01;
   static constexpr double ln2_low = 1.90821492927058770002e-10;
   static constexpr double expm1[] = {1.0,
@@ -109,6 +109,23 @@ inline Part<T> exp(Part<T> x) {
                                  : value;
 }
 
+// e^x for x <= 0, a share of a softmax: as exp, but 0 where the result would be subnormal.
+template <class T>
+inline Part<T> decay(Part<T> x) {
+  using M = Maths<T>;
+  const Part<T> shifted = x * T(1.44269504088896340736) + M::magic;
+  const Part<T> n = shifted - M::magic;
+  const Part<T> r = (x - n * M::ln2_high) - n * M::ln2_low;
+  const Part<T> value = T(1) + r * polynomial(M::expm1, r);
+  // The low bits of `shifted` are n.
+  PartIntegers<T> bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + M::bias) << M::mantissa;
+  Part<T> power;
+  std::memcpy(&power, &bits, sizeof power);
+  return x < M::smallest ? Part<T>{} : value * power;
+}
+
 // log(1 + x) for x >= 0.
 template <class T>
 inline Part<T> log1p(Part<T> x) {
@@ -170,6 +187,7 @@ inline Part<T> gelu(Part<T> x) {
     return by_parts<T>([](Part<T> part) { return parts::function<T>(part); }, x); \
   }
 OCVTP_WHOLE(exp)
+OCVTP_WHOLE(decay)
 OCVTP_WHOLE(log1p)
 OCVTP_WHOLE(sigmoid)
 OCVTP_WHOLE(tanh)

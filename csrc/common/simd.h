@@ -139,23 +139,25 @@ inline Vector<T> larger(const Vector<T>& x, const Vector<T>& other) {
 }
 
 // Lane by lane from both halves to the middle: one order for every instruction set.
+template <class T, int64_t half, class Join>
+inline T fold(T* lanes, const Join& join) {
+  for (int64_t lane = 0; lane < half; ++lane) lanes[lane] = join(lanes[lane], lanes[lane + half]);
+  if constexpr (half > 1) fold<T, half / 2>(lanes, join);
+  return lanes[0];
+}
+
 template <class T>
 inline T sum_lanes(const Vector<T>& value) {
   T lanes[width<T>];
   store(lanes, value);
-  for (int64_t half = width<T> / 2; half > 0; half /= 2)
-    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  return lanes[0];
+  return fold<T, width<T> / 2>(lanes, [](T x, T y) { return x + y; });
 }
 
 template <class T>
 inline T max_lanes(const Vector<T>& value) {
   T lanes[width<T>];
   store(lanes, value);
-  for (int64_t half = width<T> / 2; half > 0; half /= 2)
-    for (int64_t lane = 0; lane < half; ++lane)
-      lanes[lane] = lanes[lane + half] > lanes[lane] ? lanes[lane + half] : lanes[lane];
-  return lanes[0];
+  return fold<T, width<T> / 2>(lanes, [](T x, T y) { return y > x ? y : x; });
 }
 
 // Calls body(offset, lanes) over a row: whole vectors, then what is left of it.

@@ -25,6 +25,20 @@ template <class T>
 inline constexpr int64_t tile_columns = tile_vectors * register_bytes / int64_t(sizeof(T));
 static_assert(tile_rows <= attention_rows && tile_columns<float> <= attention_columns);
 
+// 4 by 4, whose loops the compiler unrolls into shuffles.
+template <class T>
+inline void transpose_square(const T* from, int64_t stride, T* to, int64_t to_stride) {
+  T square[4][4], turned[4][4];
+  for (int64_t row = 0; row < 4; ++row)
+    std::memcpy(square[row], from + row * stride, sizeof square[row]);
+#pragma GCC unroll 4
+  for (int64_t row = 0; row < 4; ++row)
+#pragma GCC unroll 4
+    for (int64_t column = 0; column < 4; ++column) turned[row][column] = square[column][row];
+  for (int64_t row = 0; row < 4; ++row)
+    std::memcpy(to + row * to_stride, turned[row], sizeof turned[row]);
+}
+
 // Keys [N, d] become panels [d, tile_columns], the last filled up with zeros.
 template <class T>
 inline void pack_keys(const T* k, int64_t stride, int64_t keys, int64_t width, T* panels) {
@@ -32,50 +46,53 @@ inline void pack_keys(const T* k, int64_t stride, int64_t keys, int64_t width, T
   for (int64_t first = 0; first < keys; first += columns, panels += width * columns) {
     const int64_t count = std::min(columns, keys - first);
     if (count < columns) std::fill(panels, panels + width * columns, T(0));
+    const int64_t squares = count / 4 * 4, square_width = width / 4 * 4;
+    for (int64_t j = 0; j < squares; j += 4)
+      for (int64_t i = 0; i < square_width; i += 4)
+        transpose_square(k + (first + j) * stride + i, stride, panels + i * columns + j, columns);
     for (int64_t j = 0; j < count; ++j)
-      for (int64_t i = 0; i < width; ++i) panels[i * columns + j] = k[(first + j) * stride + i];
+      for (int64_t i = j < squares ? square_width : 0; i < width; ++i)
+        panels[i * columns + j] = k[(first + j) * stride + i];
   }
 }
 
-// Logits [tile_rows, tile_columns] of queries [d, tile_rows] and a panel.
-template <class T>
+// Logits [tile_rows, `vectors` of lanes] of queries [tile_rows, d] and a panel.
+template <class T, int64_t vectors>
 inline void logits_tile(const T* queries, const T* panel, int64_t width, T scale, T* logits,
                         int64_t stride) {
   constexpr int64_t lanes = register_bytes / int64_t(sizeof(T));
-  Part<T> sum[tile_rows][tile_vectors] = {};
+  Part<T> sum[tile_rows][vectors] = {};
   for (int64_t i = 0; i < width; ++i) {
-    Part<T> key[tile_vectors];
+    Part<T> key[vectors];
 #pragma GCC unroll 3
-    for (int64_t c = 0; c < tile_vectors; ++c)
+    for (int64_t c = 0; c < vectors; ++c)
       std::memcpy(&key[c], panel + i * tile_columns<T> + c * lanes, sizeof key[c]);
 #pragma GCC unroll 8
     for (int64_t r = 0; r < tile_rows; ++r)
 #pragma GCC unroll 3
-      for (int64_t c = 0; c < tile_vectors; ++c) sum[r][c] += key[c] * queries[i * tile_rows + r];
+      for (int64_t c = 0; c < vectors; ++c) sum[r][c] += key[c] * queries[r * width + i];
   }
 #pragma GCC unroll 8
   for (int64_t r = 0; r < tile_rows; ++r)
 #pragma GCC unroll 3
-    for (int64_t c = 0; c < tile_vectors; ++c) {
+    for (int64_t c = 0; c < vectors; ++c) {
       const Part<T> x = sum[r][c] * scale;
       std::memcpy(logits + r * stride + c * lanes, &x, sizeof x);
     }
 }
 
-// A row of logits becomes exp(x - max); the factor that makes their sum 1 is returned.
+// A row of logits, filled up to whole vectors with -inf, becomes exp(x - max); the factor that
+// makes their sum 1 is returned.
 template <class T>
 inline T softmax_row(T* row, int64_t keys) {
-  const T none = -std::numeric_limits<T>::infinity();
-  Vector<T> most = splat(none), total{};
-  for_each_vector<T>(keys, [&](int64_t at, int64_t lanes) {
-    most = larger<T>(load_lanes(row + at, lanes, none), most);
-  });
+  Vector<T> most = splat(-std::numeric_limits<T>::infinity()), total{};
+  for (int64_t at = 0; at < keys; at += width<T>) most = larger<T>(load(row + at), most);
   const T top = max_lanes<T>(most);
-  for_each_vector<T>(keys, [&](int64_t at, int64_t lanes) {
-    const Vector<T> share = exp<T>(load_lanes(row + at, lanes, none) - top);
-    store_lanes<T>(row + at, share, lanes);
+  for (int64_t at = 0; at < keys; at += width<T>) {
+    const Vector<T> share = decay<T>(load(row + at) - top);
+    store<T>(row + at, share);
     total += share;
-  });
+  }
   return T(1) / sum_lanes<T>(total);
 }
 
@@ -95,7 +112,11 @@ template <class T>
 void attention_received(const AttentionReceived<T>& a, int64_t begin, int64_t end) {
   constexpr int64_t columns = tile_columns<T>;
   const int64_t blocks = query_blocks(a.queries);
-  const int64_t padded = (a.keys + columns - 1) / columns * columns;
+  // Of a row of logits: whole tiles, and whole vectors.
+  constexpr int64_t unit = std::max(columns, width<T>);
+  static_assert(unit % columns == 0 && unit % width<T> == 0);
+  const int64_t padded = (a.keys + unit - 1) / unit * unit;
+  const T none = -std::numeric_limits<T>::infinity();
   T* panels = a.scratch;
   T* logits = panels + padded * a.width;
   T* tile = logits + padded * tile_rows;
@@ -116,14 +137,26 @@ void attention_received(const AttentionReceived<T>& a, int64_t begin, int64_t en
         query_logits(q, k, a.k_strides[2], a.keys, a.width, a.scale, logits);
       } else {
         // A row too many repeats the last.
-        for (int64_t i = 0; i < a.width; ++i)
-          for (int64_t r = 0; r < tile_rows; ++r)
-            tile[i * tile_rows + r] = q[(row + std::min(r, rows - 1)) * a.q_strides[2] + i];
-        for (int64_t n = 0; n < padded; n += columns)
-          logits_tile(tile, panels + n * a.width, a.width, a.scale, logits + n, padded);
+        for (int64_t r = 0; r < tile_rows; ++r)
+          std::memcpy(tile + r * a.width, q + (row + std::min(r, rows - 1)) * a.q_strides[2],
+                      static_cast<size_t>(a.width) * sizeof(T));
+        int64_t n = 0;
+        for (; n + columns <= a.keys; n += columns)
+          logits_tile<T, tile_vectors>(tile, panels + n * a.width, a.width, a.scale, logits + n,
+                                       padded);
+        // What is left is often the one key that a CLS token adds.
+        constexpr int64_t lanes = columns / tile_vectors;
+        const T* rest = panels + n * a.width;
+        if (a.keys - n > lanes)
+          logits_tile<T, tile_vectors>(tile, rest, a.width, a.scale, logits + n, padded);
+        else if (a.keys > n)
+          logits_tile<T, 1>(tile, rest, a.width, a.scale, logits + n, padded);
       }
       T share[tile_rows];
-      for (int64_t r = 0; r < rows; ++r) share[r] = softmax_row(logits + r * padded, a.keys);
+      for (int64_t r = 0; r < rows; ++r) {
+        std::fill(logits + r * padded + a.keys, logits + (r + 1) * padded, none);
+        share[r] = softmax_row(logits + r * padded, a.keys);
+      }
       for_each_vector<T>(a.keys, [&](int64_t at, int64_t lanes) {
         Vector<T> sum = row == first ? Vector<T>{} : load_lanes(received + at, lanes);
         for (int64_t r = 0; r < rows; ++r)

@@ -43,7 +43,7 @@ void slot_softmax(const SlotSoftmax<T>& a, int64_t begin, int64_t end) {
     for (int64_t slot = 0; slot < a.slots; ++slot) {
       T* row = block + slot * a.tokens;
       for_each_vector<T>(count, [&](int64_t at, int64_t lanes) {
-        const Vector<T> share = exp<T>(load_lanes(row + at, lanes) - load(top + at));
+        const Vector<T> share = decay<T>(load_lanes(row + at, lanes) - load(top + at));
         store_lanes<T>(row + at, share, lanes);
         store<T>(total + at, load(total + at) + share);
       });

@@ -56,6 +56,7 @@ static void check() {
   using Limits = std::numeric_limits<T>;
   const T nan = Limits::quiet_NaN(), infinity = Limits::infinity();
   const auto exponential = [](Vector<T> x) { return exp<T>(x); };
+  const auto decaying = [](Vector<T> x) { return decay<T>(x); };
   const auto logarithm = [](Vector<T> x) { return log1p<T>(x); };
   const auto tangent = [](Vector<T> x) { return tanh<T>(x); };
   const auto logistic = [](Vector<T> x) { return sigmoid<T>(x); };
@@ -70,6 +71,7 @@ static void check() {
   const Real low = Maths<T>::lowest, high = Maths<T>::highest;
   errors<T>("exp", exponential, true_exp, low, high, Limits::min(), 1.5);
   errors<T>("exp", exponential, true_exp, -1, 1, 0, 1.5);
+  errors<T>("decay", decaying, true_exp, Maths<T>::smallest, 0, 0, 1.5);
   errors<T>("log1p", logarithm, true_log1p, 0, 1e-4, Limits::min(), 2.5);
   errors<T>("log1p", logarithm, true_log1p, 0, 4, Limits::min(), 2.5);
   errors<T>("log1p", logarithm, true_log1p, 0, single ? 1e38 : 1e300, Limits::min(), 2.5);
@@ -89,8 +91,11 @@ static void check() {
       {"exp(-inf)", lone<T>(exponential, -infinity), T(0)},
       {"exp(inf)", lone<T>(exponential, infinity), infinity},
       {"exp(lowest)", lone<T>(exponential, Limits::lowest()), T(0)},
+      {"decay(-inf)", lone<T>(decaying, -infinity), T(0)},
+      {"decay(0)", lone<T>(decaying, T(0)), T(1)},
       {"exp(max)", lone<T>(exponential, Limits::max()), infinity},
       {"exp(nan)", lone<T>(exponential, nan), nan},
+      {"decay(nan)", lone<T>(decaying, nan), nan},
       {"log1p(0)", lone<T>(logarithm, T(0)), T(0)},
       {"log1p(min)", lone<T>(logarithm, Limits::min()), Limits::min()},
       {"log1p(inf)", lone<T>(logarithm, infinity), infinity},
