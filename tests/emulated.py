@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 
 from tests.build_cases import ROOT, said_by, tools_or_skip
@@ -45,10 +46,12 @@ def build() -> Path:
     cmake, ninja, _ = tools_or_skip("cmake", "ninja", "c++")
     tree = ROOT / "build" / "emulated"
     configure = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DOCVTP_EMULATED=ON"]
-    said_by(
-        [cmake, "-S", ROOT, "-B", tree, *configure, f"-DPython_EXECUTABLE={sys.executable}"], ROOT
-    )
-    said_by([cmake, "--build", tree, "--target", "_C_emulated"], ROOT)
+    configure = [cmake, "-S", ROOT, "-B", tree, *configure]
+    tree.mkdir(parents=True, exist_ok=True)
+    # Test processes that run side by side share the tree.
+    with FileLock(tree / "lock"):
+        said_by([*configure, f"-DPython_EXECUTABLE={sys.executable}"], ROOT)
+        said_by([cmake, "--build", tree, "--target", "_C_emulated"], ROOT)
     return tree / "_C_emulated.abi3.so"
 
 
