@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import ocvtp_kernels
+from ocvtp_kernels.dtypes import accumulate_dtype
 
 MODULE = "ocvtp_kernels._build_info"
 # What the kernels of a device need, in the order of loading: the schemas are in _C.
@@ -84,6 +86,18 @@ def cpu_kernels() -> str:
     if reason is not None:
         return f"plain PyTorch: {reason}"
     return f"native, {torch.ops.ocvtp_native.isa('')}"
+
+
+def computed(tensor: Tensor) -> Tensor:
+    """The tensor as the kernels of its device take it: wide on the CPU, rows dense on a GPU."""
+    if tensor.device.type == "cpu":
+        return tensor.to(accumulate_dtype(tensor.dtype))
+    return dense_rows(tensor)
+
+
+def dense_rows(tensor: Tensor) -> Tensor:
+    """The tensor, copied unless its last dimension has stride 1."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _sentence(name: str, error: Exception) -> str:

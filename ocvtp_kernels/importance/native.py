@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.importance.reference import QUERY_ROW
-from ocvtp_kernels.slots.native import computed
+from ocvtp_kernels.native import computed
 
 EVERY_ROW = -1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.slots.native import computed, dense_rows
+from ocvtp_kernels.native import computed, dense_rows
 
 MOST_PICKS = 65535  # of an image, on a GPU: a pick's place is 16 bits
 

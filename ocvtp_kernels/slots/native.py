@@ -11,22 +11,11 @@ from torch import Tensor
 from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.fold import FoldedSlots
 from ocvtp_kernels.linear.native import linear
+from ocvtp_kernels.native import computed
 from ocvtp_kernels.slots.folded import MASS_EPS
 from ocvtp_kernels.slots.reference import LN_EPS
 
 MOST_WIDTH = 8192  # of a slot, on a GPU: its new state waits in shared memory for its norm
-
-
-def computed(tensor: Tensor) -> Tensor:
-    """The tensor as the kernels of its device take it: wide on the CPU, rows dense on a GPU."""
-    if tensor.device.type == "cpu":
-        return tensor.to(accumulate_dtype(tensor.dtype))
-    return dense_rows(tensor)
-
-
-def dense_rows(tensor: Tensor) -> Tensor:
-    """The tensor, copied unless its last dimension has stride 1."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def slot_attention_with_attention(
