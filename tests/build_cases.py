@@ -15,10 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def tools_or_skip(*names: str) -> list[str]:
-    """The paths of these programs, of this Python's environment first; skips without one."""
+    """The paths of these programs, of this Python's environment first; skips without one.
+
+    CXX, where set, is the only C++ compiler, as for CMake.
+    """
     places = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     found = []
     for name in names:
+        name = os.environ.get("CXX", name) if name == "c++" else name
         path = shutil.which(name, path=places)
         if path is None:
             pytest.skip(f"{name} is not installed")

@@ -17,6 +17,8 @@ SOURCES = ("csrc", "ocvtp_kernels", "CMakeLists.txt", "setup.py", "pyproject.tom
 OWN_LIBRARIES = {"libtorch_cpu.so", "libtorch.so", "libc10.so"}
 IMPORT = """
 import sys
+# An editable install adds a finder that would go to the sources.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 sys.path.insert(0, sys.argv[1])
 import ocvtp_kernels, ocvtp_kernels.native as native
 assert ocvtp_kernels.__file__.startswith(sys.argv[1]), ocvtp_kernels.__file__
