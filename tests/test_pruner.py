@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 
 import pytest
@@ -212,8 +213,8 @@ def test_attend_is_differentiable_in_every_parameter() -> None:
 
 # Inductor builds C++, and cannot where the path to torch has a space.
 INDUCTOR = pytest.mark.skipif(
-    shutil.which("g++") is None or " " in torch.__file__,
-    reason="Inductor needs g++ and a path to torch without spaces",
+    shutil.which(os.environ.get("CXX", "g++")) is None or " " in torch.__file__,
+    reason="Inductor needs a C++ compiler and a path to torch without spaces",
 )
 
 
