@@ -9,6 +9,7 @@ from ocvtp_kernels.config import PrunerConfig
 from ocvtp_kernels.pruner import OCPruner, Pruned
 from ocvtp_kernels.selection.coverage import coverage
 from ocvtp_kernels.version import __version__
+from ocvtp_kernels.vlm.attach import attach
 
 __all__ = [
     "BackendUnavailable",
@@ -16,6 +17,7 @@ __all__ = [
     "Pruned",
     "PrunerConfig",
     "__version__",
+    "attach",
     "coverage",
     "ops",
     "use_backend",

@@ -1,0 +1,73 @@
+"""One line on, one line off: a pruner on a Hugging Face model as released."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, cast
+
+from ocvtp_kernels import checks
+from ocvtp_kernels.pruner import OCPruner
+from ocvtp_kernels.vlm.handle import NEWLINES, Handle, Options
+from ocvtp_kernels.vlm.selectors import Selector, as_selector
+
+# By model_type: the module here whose attach_<module> does it, imported when it is asked for.
+_MODULES = {"llava": "llava", "llava_next": "llava_next", "qwen2_5_vl": "qwen2_5_vl"}
+
+
+def attach(
+    model: Any,
+    processor: Any,
+    pruner: OCPruner | Selector,
+    budget: int = 64,
+    *,
+    reference_layer: int | None = None,
+    timed: bool = False,
+    newlines: str = "drop",
+    savings: bool = True,
+) -> Handle:
+    """Makes a vision-language model keep ``budget`` tokens of every image.
+
+    The processor writes as many placeholders; use both together. An image with fewer tokens than
+    the budget keeps all of them and takes the model's own way, to the last bit.
+
+    Args:
+        model: a LLaVA-1.5, LLaVA-NeXT or Qwen2.5-VL of transformers.
+        processor: the model's own.
+        pruner: an `OCPruner`, or any selector (see `ocvtp_kernels.vlm.selectors`).
+        budget: tokens kept of an image, at least 1.
+        reference_layer: vision layer the decision is made on; a third of the depth if None, which
+            is the published layer 8 for 24 layers.
+        timed: whether ``handle.last.times`` holds the seconds of every stage.
+        newlines: LLaVA-NeXT's newline tokens: "drop", or "all" to keep one a row of the image.
+        savings: whether the encoder leaves out what no kept token needs.
+
+    Returns:
+        The handle: ``last`` tells what the latest call kept, ``remove()`` takes all this off. It
+        is a context manager too.
+
+    Raises:
+        ValueError: the model is of an unknown type, something is attached already, or an
+            argument does not fit the model.
+        TypeError: the pruner is neither a pruner nor a selector, or budget is no whole number.
+    """
+    checks.require_whole("budget", budget)
+    if budget < 1:
+        raise ValueError(f"budget: expected at least 1, got {budget}")
+    if newlines not in NEWLINES:
+        raise ValueError(f"newlines: expected one of {NEWLINES}, got {newlines!r}")
+    selector = as_selector(pruner)
+    # Adapters (PEFT) wrap the model; their base_model is another thing than transformers'.
+    unwrap = getattr(model, "get_base_model", None)
+    model = unwrap() if callable(unwrap) else model
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind not in _MODULES:
+        raise ValueError(
+            f"model: expected a model_type of {', '.join(_MODULES)}, "
+            f"got {kind or type(model).__name__}"
+        )
+    name = _MODULES[kind]
+    module = importlib.import_module(f"ocvtp_kernels.vlm.{name}")
+    options = Options(reference_layer, timed, newlines, savings)
+    return cast(
+        Handle, getattr(module, f"attach_{name}")(model, processor, selector, budget, options)
+    )

@@ -1,0 +1,183 @@
+"""What is attached to a model can be taken off again: the handle, and how it was asked for."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodType, TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# What becomes of LLaVA-NeXT's newline tokens; the other models have none.
+NEWLINES = ("drop", "all")
+_OURS = "_ocvtp_attached"
+
+
+class Options(NamedTuple):
+    """How a selector is attached, beside its budget."""
+
+    reference_layer: int | None = None  # encoder layer the decision is made on; None: depth // 3
+    timed: bool = False  # whether the seconds of every stage are taken
+    newlines: str = "drop"  # one of NEWLINES
+    savings: bool = True  # whether the encoder leaves out the work that no kept token needs
+
+
+class Last(NamedTuple):
+    """What the latest call of the vision encoder kept."""
+
+    ids: Tensor | list[Tensor]  # int64 [images, T], or [T_i] an image; ascending
+    times: dict[str, float]  # seconds by stage: encoder, pruner, projector; empty if not timed
+
+
+class Handle:
+    """A selector attached to a model and its processor.
+
+    `remove` takes it off, and so does leaving a ``with`` block.
+
+    Args:
+        timed: whether `stage` takes times. On CUDA they are read from events, and so cost a wait
+            when `last` is read, none before.
+    """
+
+    def __init__(self, timed: bool = False) -> None:
+        self.timed = timed
+        self._undo: list[Callable[[], None]] = []
+        self._ids: Tensor | list[Tensor] | None = None
+        self._laps: dict[str, list[Callable[[], float]]] = {}
+        self._running: dict[str, list[Callable[[], float]]] = {}
+        self._nested: list[list[Callable[[], float]]] = []
+
+    @property
+    def last(self) -> Last | None:
+        """What the latest call kept, or None before the first image."""
+        if self._ids is None:
+            return None
+        times = {stage: sum(lap() for lap in laps) for stage, laps in self._laps.items()}
+        return Last(self._ids, times)
+
+    def record(self, ids: Tensor | list[Tensor]) -> None:
+        """Makes ``ids``, and the stages timed since the last record, what `last` tells."""
+        self._ids = ids
+        self._laps, self._running = self._running, {}
+
+    @contextmanager
+    def stage(self, name: str, device: torch.device) -> Iterator[None]:
+        """Times a block as the stage ``name``, without the stages inside it; free if not `timed`.
+
+        Several blocks of a name add up.
+        """
+        if not self.timed:
+            yield
+            return
+        inner: list[Callable[[], float]] = []
+        self._nested.append(inner)
+        stop = _start_clock(device)
+        try:
+            yield
+        finally:
+            self._nested.pop()
+        whole = stop()
+        if self._nested:
+            self._nested[-1].append(whole)
+        self._running.setdefault(name, []).append(lambda: whole() - sum(lap() for lap in inner))
+
+    def replace_method(
+        self, owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
+        """Puts a method of its own on the object ``owner``, until `remove`.
+
+        Args:
+            owner: a model or a processor.
+            name: the method.
+            wrap: makes the new function from the old one; both take the object first, so a deep
+                copy of the object is bound to itself. The signature shown stays the old one's,
+                because transformers chooses arguments by it.
+
+        Raises:
+            ValueError: the method is not there, or was already replaced by a handle.
+        """
+        method = getattr(owner, name, None)
+        if not callable(method):
+            raise ValueError(f"{type(owner).__name__} has no method {name}")
+        require_free(owner, name)
+        function = method.__func__ if isinstance(method, MethodType) else _with_self(method)
+        replacement = functools.wraps(function)(wrap(function))
+        setattr(replacement, _OURS, True)
+        self.replace_attribute(owner, name, MethodType(replacement, owner))
+
+    def replace_attribute(self, owner: Any, name: str, value: Any) -> None:
+        """Sets an attribute of the object ``owner`` itself, until `remove`."""
+        own = vars(owner)
+        if name in own:
+            self._undo.append(functools.partial(setattr, owner, name, own[name]))
+        else:
+            self._undo.append(functools.partial(delattr, owner, name))
+        setattr(owner, name, value)
+
+    def remove(self) -> None:
+        """Restores the model and the processor exactly; a second call does nothing."""
+        while self._undo:
+            self._undo.pop()()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def require_free(owner: Any, name: str) -> None:
+    """Raises ValueError if a handle has replaced the method ``name`` of ``owner``."""
+    if getattr(getattr(owner, name, None), _OURS, False):
+        raise ValueError(
+            f"{type(owner).__name__}: a selector is attached already; remove() its handle first"
+        )
+
+
+def _with_self(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that was set on the object as it is, made to take the object first."""
+
+    def call(_owner: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    signature = inspect.signature(function)
+    first = inspect.Parameter("_owner", inspect.Parameter.POSITIONAL_ONLY)
+    others = list(signature.parameters.values())
+    vars(call)["__signature__"] = signature.replace(parameters=[first, *others])
+    return call
+
+
+def _start_clock(device: torch.device) -> Callable[[], Callable[[], float]]:
+    """Starts a clock; calling what comes back stops it, calling that reads the seconds."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+
+        def stop() -> Callable[[], float]:
+            seconds = time.perf_counter() - start
+            return lambda: seconds
+
+        return stop
+    stream = torch.cuda.current_stream(device)
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record(stream)
+
+    def stop_on_device() -> Callable[[], float]:
+        last.record(stream)
+
+        def read() -> float:
+            last.synchronize()
+            return first.elapsed_time(last) / 1000
+
+        return read
+
+    return stop_on_device

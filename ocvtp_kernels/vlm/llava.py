@@ -1,0 +1,165 @@
+"""LLaVA-1.5: the tokens that the pruner keeps are projected and stand in the prompt, no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels.selection.reference import gather_tokens
+from ocvtp_kernels.vlm.handle import Handle, Options, require_free
+from ocvtp_kernels.vlm.selectors import Evidence, Selector, require_width, select
+from ocvtp_kernels.vlm.towers import Tower
+
+
+def attach_llava(
+    model: Any, processor: Any, selector: Selector, budget: int, options: Options
+) -> Handle:
+    """Attaches a selector to a ``LlavaForConditionalGeneration`` or ``LlavaModel``.
+
+    Candidates are the tokens that the model itself would take from its tower; an image with no
+    more of them than the budget takes the model's own way, to the last bit.
+
+    Raises:
+        ValueError: the tower is of no known type, the pruner or the reference layer does not fit
+            it, something is attached already, or transformers is too old.
+    """
+    # generate asks the inner model; replacing the outer method would do nothing.
+    inner = model.base_model
+    tower = Tower.of(inner.vision_tower)
+    require_width(selector, tower.width)
+    reference_layer = tower.resolve_reference(options.reference_layer)
+    for owner, name in ((inner, "get_image_features"), (processor, "replace_image_token")):
+        if not hasattr(owner, name):
+            raise ValueError(
+                f"{type(owner).__name__} has no {name}: transformers >= 5.16 is needed"
+            )
+        require_free(owner, name)
+    handle = Handle(options.timed)
+    handle.replace_method(
+        inner,
+        "get_image_features",
+        lambda original: _pruned_features(
+            original, handle, selector, budget, reference_layer, options.savings
+        ),
+    )
+    limit_placeholders(handle, processor, budget)
+    return handle
+
+
+def limit_placeholders(handle: Handle, processor: Any, budget: int) -> None:
+    """Makes a LLaVA processor write at most ``budget`` placeholders an image."""
+
+    def fewer(original: Callable[..., str]) -> Callable[..., str]:
+        def replace_image_token(self: Any, *args: Any, **kwargs: Any) -> str:
+            # The processor's own count, so that its rules for CLS and strategy stay its own.
+            count = len(original(self, *args, **kwargs)) // len(self.image_token)
+            return str(self.image_token * min(budget, count))
+
+        return replace_image_token
+
+    def fewer_counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def _get_num_multimodal_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+            counted = original(self, *args, **kwargs)
+            if counted.num_image_tokens is not None:
+                counted.num_image_tokens = [min(budget, n) for n in counted.num_image_tokens]
+            return counted
+
+        return _get_num_multimodal_tokens
+
+    handle.replace_method(processor, "replace_image_token", fewer)
+    if hasattr(processor, "_get_num_multimodal_tokens"):
+        handle.replace_method(processor, "_get_num_multimodal_tokens", fewer_counted)
+
+
+def _pruned_features(
+    original: Callable[..., Any],
+    handle: Handle,
+    selector: Selector,
+    budget: int,
+    reference_layer: int,
+    savings: bool,
+) -> Callable[..., Any]:
+    def get_image_features(
+        self: Any,
+        pixel_values: Tensor,
+        vision_feature_layer: int | Sequence[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the model's own, with ``pooler_output`` a list of ``[min(budget, N), D]``."""
+        tower = Tower.of(self.vision_tower)
+        layer = _or_else(vision_feature_layer, self.config.vision_feature_layer)
+        strategy = _or_else(
+            vision_feature_select_strategy, self.config.vision_feature_select_strategy
+        )
+        dropped = 1 if strategy == "default" else 0
+        num_tokens = tower.num_prefix + tower.count_patches(pixel_values) - dropped
+        device = pixel_values.device
+        if budget >= num_tokens or image_sizes is not None:
+            with handle.stage("encoder", device):
+                outputs = original(
+                    self,
+                    pixel_values,
+                    vision_feature_layer=vision_feature_layer,
+                    vision_feature_select_strategy=vision_feature_select_strategy,
+                    image_sizes=image_sizes,
+                    **kwargs,
+                )
+            handle.record(torch.arange(num_tokens, device=device).repeat(len(pixel_values), 1))
+            return outputs
+
+        def choose(evidence: Evidence) -> Tensor:
+            with handle.stage("pruner", device):
+                return select(selector, evidence, budget)
+
+        early: list[Tensor] = []
+
+        def choose_early(reference_tokens: Tensor) -> Tensor:
+            early.append(choose(Evidence(reference_tokens, reference_tokens)))
+            return early[0]
+
+        by_rows = (
+            savings
+            and not selector.needs_importance
+            and not getattr(selector, "needs_final_tokens", True)
+            and tower.can_compute_rows(reference_layer, layer)
+        )
+        return_dict = kwargs.pop("return_dict", True)
+        kwargs.pop("output_hidden_states", None)
+        with handle.stage("encoder", device):
+            evidence = tower.encode(
+                pixel_values,
+                reference_layer,
+                layer,
+                selector.needs_importance,
+                choose_early if by_rows else None,
+                num_dropped=dropped,
+                savings=savings,
+                **kwargs,
+            )
+        if by_rows:
+            ids, kept = early[0], evidence.final_tokens
+        else:
+            ids = choose(evidence)
+            kept = gather_tokens(evidence.final_tokens, ids)
+        with handle.stage("projector", device):
+            features = self.multi_modal_projector(kept)
+        handle.record(ids)
+        return _as_output(list(features), return_dict)
+
+    return get_image_features
+
+
+def _or_else(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _as_output(features: list[Tensor], return_dict: bool) -> Any:
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    outputs = BaseModelOutputWithPooling(pooler_output=features)
+    return outputs if return_dict is not False else outputs.to_tuple()

@@ -1,0 +1,294 @@
+"""LLaVA-NeXT: all crops of an image are one sequence of tokens, of which a selector keeps some.
+
+Patches of the padded area, which the model cuts off when it packs the crops, do not take part.
+Which these are, and where the kept tokens stand, follows from the size of an image alone.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.llava_next_layout import Layout, Layouts
+from ocvtp_kernels.vlm.selectors import Evidence, Selector, require_width, select
+from ocvtp_kernels.vlm.towers import Tower
+
+
+class Plan(NamedTuple):
+    """How many tokens of an image are kept."""
+
+    tokens: int
+    newlines: int
+    whole: bool  # whether the image stays as the model packs it
+
+    @property
+    def placeholders(self) -> int:
+        """Placeholders that the prompt needs."""
+        return self.tokens + self.newlines
+
+
+class _Pruning:
+    """What the replaced methods share."""
+
+    def __init__(
+        self, inner: Any, selector: Selector, budget: int, options: Options, handle: Handle
+    ) -> None:
+        self.selector = selector
+        self.budget = budget
+        self.options = options
+        self.handle = handle
+        self.layouts = Layouts(inner)
+
+    def plan(self, layout: Layout) -> Plan:
+        """How much of an image is kept: with "drop" never more than the budget in all."""
+        tokens, newlines = layout.tokens.shape[0], layout.newlines.shape[0]
+        keeps_newlines = self.options.newlines == "all"
+        if self.budget >= (tokens if keeps_newlines else layout.num_packed):
+            return Plan(tokens, newlines, True)
+        return Plan(min(self.budget, tokens), newlines if keeps_newlines else 0, False)
+
+    def placeholders(self, size: Iterable[int] | Tensor) -> int:
+        """Placeholders of an image of ``size`` (height, width)."""
+        return self.plan(self.layouts.of(_as_size(size))).placeholders
+
+    def replace_features(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_image_features(
+            inner: Any,
+            pixel_values: Tensor,
+            image_sizes: Any,
+            vision_feature_layer: Any = None,
+            vision_feature_select_strategy: str | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            # One read for all sizes, before anything is queued that it could wait for.
+            rows = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
+            sizes = [_as_size(row) for row in rows]
+            layouts = [self.layouts.of(size) for size in sizes]
+            plans = [self.plan(layout) for layout in layouts]
+            if all(plan.whole for plan in plans):
+                with self.handle.stage("encoder", pixel_values.device):
+                    output = original(
+                        inner,
+                        pixel_values,
+                        image_sizes,
+                        vision_feature_layer=vision_feature_layer,
+                        vision_feature_select_strategy=vision_feature_select_strategy,
+                        **kwargs,
+                    )
+                self.handle.record(
+                    [layout.tokens.to(pixel_values.device, copy=True) for layout in layouts]
+                )
+                return output
+            _require_patches(inner, vision_feature_select_strategy)
+            return_dict = kwargs.pop("return_dict", True)
+            kwargs.pop("output_hidden_states", None)
+            layer = vision_feature_layer
+            crops = _take_crops(pixel_values, [layout.num_crops for layout in layouts])
+            features = self._prune(
+                inner,
+                crops,
+                sizes,
+                plans,
+                inner.config.vision_feature_layer if layer is None else layer,
+                **kwargs,
+            )
+            return _as_output(features, return_dict)
+
+        return get_image_features
+
+    def _prune(
+        self,
+        inner: Any,
+        crops: Tensor,
+        sizes: list[tuple[int, int]],
+        plans: list[Plan],
+        final_layer: int | Sequence[int],
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        """Features of every image, ``[T_i, D]``; records what is kept."""
+        tower = Tower.of(inner.vision_tower)
+        with self.handle.stage("encoder", crops.device):
+            evidence = tower.encode(
+                crops,
+                tower.resolve_reference(self.options.reference_layer),
+                final_layer,
+                self.selector.needs_importance,
+                savings=self.options.savings,
+                **kwargs,
+            )
+        patches = evidence.final_tokens.shape[1]
+        layouts = [self.layouts.of(size, evidence.final_tokens.device) for size in sizes]
+        starts, start = [], 0
+        for layout in layouts:
+            starts.append(start)
+            start += layout.num_crops * patches
+        evidence = _each(evidence, lambda part: part.flatten(0, 1))
+        features: list[Tensor] = [crops] * len(plans)
+        kept: list[Tensor] = [crops] * len(plans)
+        for images in _group(layouts, plans):
+            members = [layouts[image] for image in images]
+            offsets = [starts[image] for image in images]
+            parts = self._prune_group(inner, evidence, members, offsets, plans[images[0]])
+            for image, *rows in zip(images, *parts, strict=True):
+                features[image], kept[image] = rows
+        self.handle.record(kept)
+        return features
+
+    def _prune_group(
+        self,
+        inner: Any,
+        evidence: Evidence,
+        layouts: list[Layout],
+        starts: list[int],
+        plan: Plan,
+    ) -> tuple[Tensor, Tensor]:
+        """Features ``[G, T + R, D]`` and ids ``[G, T]`` of images with equal counts.
+
+        Args:
+            inner: the ``LlavaNextModel``.
+            evidence: of all crops of the call, ``[rows, ...]``.
+            layouts: the images' layouts, on the evidence's device.
+            starts: the images' first rows in the evidence.
+            plan: what all of them keep.
+        """
+        device = evidence.final_tokens.device
+        tokens = torch.stack([layout.tokens for layout in layouts])
+        places = torch.stack([layout.places for layout in layouts])
+        # A number of the host that is added needs no copy to the device.
+        rows = torch.stack(
+            [layout.tokens + start for layout, start in zip(layouts, starts, strict=True)]
+        )
+        if plan.tokens < tokens.shape[1]:
+            with self.handle.stage("pruner", device):
+                candidates = _each(evidence, operator.itemgetter(rows))
+                ids = select(self.selector, candidates, plan.tokens)
+                tokens, places, rows = (part.gather(1, ids) for part in (tokens, places, rows))
+        with self.handle.stage("projector", device):
+            features: Tensor = inner.multi_modal_projector(evidence.final_tokens[rows])
+            if plan.newlines:
+                newline = inner.image_newline.to(features)
+                newlines = newline.expand(len(layouts), plan.newlines, -1)
+                features = torch.cat((features, newlines), dim=1)
+                newline_places = torch.stack([layout.newlines for layout in layouts])
+                places = torch.cat((places, newline_places), dim=1)
+            order = places.argsort(dim=1).unsqueeze(-1)
+            return features.take_along_dim(order, dim=1), tokens
+
+    def replace_image_token(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def replace_image_token(
+            processor: Any, image_inputs: Any, image_idx: int, **kwargs: Any
+        ) -> str:
+            size = image_inputs["image_sizes"][image_idx]
+            return str(processor.image_token) * self.placeholders(size)
+
+        return replace_image_token
+
+    def replace_counts(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def _get_num_multimodal_tokens(
+            processor: Any, image_sizes: Any = None, **kwargs: Any
+        ) -> Any:
+            counts = original(processor, image_sizes=image_sizes, **kwargs)
+            if image_sizes is not None:
+                counts.num_image_tokens = [self.placeholders(size) for size in image_sizes]
+            return counts
+
+        return _get_num_multimodal_tokens
+
+
+def attach_llava_next(
+    model: Any, processor: Any, selector: Selector, budget: int, options: Options
+) -> Handle:
+    """Makes a LLaVA-NeXT keep ``budget`` tokens an image, over all its crops.
+
+    With ``options.newlines`` "drop" an image costs ``min(budget, tokens)`` placeholders and its
+    newlines go; with "all" the packed grid's newlines, one a row, stay beside them. An image that
+    fits whole (with "drop": newlines included) stays as the model packs it, and a call of such
+    images only is the original method's, bit for bit.
+
+    Args:
+        model: a ``LlavaNextForConditionalGeneration``.
+        processor: its ``LlavaNextProcessor``.
+        selector: chooses among an image's tokens ``[B, V]``, crop after crop, row after row,
+            without padding. `Handle.last` has its choice as ids ``crop * patches + patch``,
+            ascending, crop 0 being the whole image.
+        budget: tokens to keep of each image, at least 1.
+        options: see `Options`.
+
+    Raises:
+        ValueError: the vision tower is of no known type, the pruner or the reference layer does
+            not fit it, or something is attached already.
+    """
+    inner = model.base_model
+    tower = Tower.of(inner.vision_tower)
+    require_width(selector, tower.width)
+    tower.resolve_reference(options.reference_layer)
+    handle = Handle(options.timed)
+    pruning = _Pruning(inner, selector, budget, options, handle)
+    try:
+        handle.replace_method(inner, "get_image_features", pruning.replace_features)
+        handle.replace_method(processor, "replace_image_token", pruning.replace_image_token)
+        if hasattr(processor, "_get_num_multimodal_tokens"):
+            handle.replace_method(processor, "_get_num_multimodal_tokens", pruning.replace_counts)
+    except ValueError:
+        handle.remove()
+        raise
+    return handle
+
+
+def _as_size(size: Iterable[int] | Tensor) -> tuple[int, int]:
+    height, width = size.tolist() if isinstance(size, Tensor) else size
+    return int(height), int(width)
+
+
+def _require_patches(inner: Any, strategy: str | None) -> None:
+    """Raises ValueError unless the strategy leaves the patches of a crop and nothing else."""
+    strategy = inner.config.vision_feature_select_strategy if strategy is None else strategy
+    prefix = Tower.of(inner.vision_tower).num_prefix
+    if prefix != (strategy == "default"):
+        raise ValueError(
+            "vision_feature_select_strategy: expected one that leaves the patches alone of a "
+            f"tower with {prefix} tokens before them, got {strategy!r}"
+        )
+
+
+def _take_crops(pixel_values: Tensor, counts: list[int]) -> Tensor:
+    """Crops of all images, ``[sum of counts, 3, H, W]``, without those that fill up a batch."""
+    if pixel_values.dim() == 5:
+        if pixel_values.shape[0] == len(counts) and pixel_values.shape[1] >= max(counts):
+            parts = zip(pixel_values, counts, strict=True)
+            return torch.cat([image[:count] for image, count in parts])
+    elif pixel_values.dim() == 4 and pixel_values.shape[0] == sum(counts):
+        return pixel_values
+    raise ValueError(
+        f"pixel_values: expected {counts} crops an image, as image_sizes tells, "
+        f"got shape {list(pixel_values.shape)}"
+    )
+
+
+def _each(evidence: Evidence, change: Callable[[Tensor], Tensor]) -> Evidence:
+    importance = evidence.importance
+    return Evidence(
+        change(evidence.reference_tokens),
+        change(evidence.final_tokens),
+        None if importance is None else change(importance),
+    )
+
+
+def _group(layouts: list[Layout], plans: list[Plan]) -> list[list[int]]:
+    """Images whose tensors have the same shapes."""
+    groups: dict[tuple[int, Plan], list[int]] = {}
+    for image, (layout, plan) in enumerate(zip(layouts, plans, strict=True)):
+        groups.setdefault((layout.tokens.shape[0], plan), []).append(image)
+    return list(groups.values())
+
+
+def _as_output(features: list[Tensor], return_dict: bool | None) -> Any:
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    output = BaseModelOutputWithPooling(pooler_output=features)
+    return output.to_tuple() if return_dict is False else output

@@ -1,0 +1,212 @@
+"""Qwen2.5-VL: image tokens are dropped from the prompt, the others stay where they stood."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels.vlm.handle import Handle, Options, require_free
+from ocvtp_kernels.vlm.qwen_call import (
+    place,
+    read_filler,
+    read_grids,
+    read_history,
+    read_mask,
+    shift_lengths,
+    take_images,
+)
+from ocvtp_kernels.vlm.qwen_encoder import QwenEncoder
+from ocvtp_kernels.vlm.qwen_positions import (
+    History,
+    cached_length,
+    drop_placeholders,
+    new_images,
+    next_position,
+    recall,
+    remember,
+    text_positions,
+)
+from ocvtp_kernels.vlm.selectors import Selector, require_width
+
+IGNORED_LABEL = -100
+
+# Arguments that pruning makes anew or uses up; the rest of a call goes on as it came.
+_REPLACED = (
+    "inputs",
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "mm_token_type_ids",
+    "pixel_values",
+    "image_grid_thw",
+    "labels",
+)
+
+
+def attach_qwen2_5_vl(
+    model: Any, processor: Any, selector: Selector, budget: int, options: Options
+) -> Handle:
+    """Attaches a selector to a ``Qwen2_5_VLForConditionalGeneration``.
+
+    The processor stays as it is: a prompt has all its placeholders, and `generate` gives it back
+    whole in front of the answer. Inside, the columns of the dropped tokens are taken out and the
+    others keep their three-dimensional positions. Reference tokens are the mean of the 4 patches of
+    a merged token, final tokens what the merger makes of them; there is no importance. `forward`
+    with ``pixel_values`` prunes as well, labels too: its logits have the kept columns only, short
+    rows padded on the left. A prompt none of whose images has more tokens than the budget takes
+    the model's own way, to the last bit. Videos stay whole.
+
+    Args:
+        model: a ``Qwen2_5_VLForConditionalGeneration``.
+        processor: not used.
+        selector: what chooses the tokens.
+        budget: T, at least 1.
+        options: ``newlines`` and ``savings`` have no meaning here.
+
+    Raises:
+        ValueError: the model is of another type, the pruner or the reference layer does not fit
+            it, something is attached already, or transformers is older than 5.19.
+    """
+    visual = getattr(getattr(model, "model", None), "visual", None)
+    if visual is None:
+        raise ValueError(
+            f"model: expected a Qwen2_5_VLForConditionalGeneration, got {type(model).__name__}"
+        )
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise ValueError("model: pruning a Qwen2.5-VL needs transformers >= 5.19")
+    require_width(selector, int(visual.config.hidden_size))
+    depth = len(visual.blocks)
+    layer = depth // 3 if options.reference_layer is None else options.reference_layer
+    if not 0 <= layer < depth:
+        raise ValueError(f"reference_layer: expected 0 to {depth - 1}, got {layer}")
+    for name in ("generate", "forward"):
+        require_free(model, name)
+    handle = Handle(options.timed)
+    encoder = QwenEncoder(selector, budget, layer, handle)
+    handle.replace_method(model, "generate", lambda original: _pruned_generate(original, encoder))
+    handle.replace_method(model, "forward", lambda original: _pruned_forward(original, encoder))
+    return handle
+
+
+class _Call(NamedTuple):
+    """A call after pruning."""
+
+    arguments: dict[str, Any]
+    length: int  # columns of the prompt that are left, those in the cache included
+    history: History  # of the cache, once it holds the prompt
+
+
+def _pruned_generate(original: Callable[..., Any], encoder: QwenEncoder) -> Callable[..., Any]:
+    names = list(inspect.signature(original).parameters)[1:]
+
+    @torch.no_grad()
+    def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs |= dict(zip(names, args, strict=False))
+        whole = kwargs.get("inputs") if kwargs.get("input_ids") is None else kwargs["input_ids"]
+        call = _prune(model, whole, kwargs, encoder)
+        if call is None or whole is None:
+            return original(model, **kwargs)
+        dropped = whole.shape[1] - call.length
+        output = original(model, **(call.arguments | shift_lengths(model, kwargs, dropped)))
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        prompts = whole.to(sequences.device).repeat_interleave(len(sequences) // len(whole), 0)
+        sequences = torch.cat([prompts, sequences[:, call.length :]], 1)
+        remember(output, kwargs, call.history)
+        if isinstance(output, Tensor):
+            return sequences
+        output.sequences = sequences
+        return output
+
+    return generate
+
+
+def _pruned_forward(original: Callable[..., Any], encoder: QwenEncoder) -> Callable[..., Any]:
+    names = list(inspect.signature(original).parameters)[1:]
+
+    def forward(model: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs |= dict(zip(names, args, strict=False))
+        # Without pixels it is text, a later token, or generate, which has the images encoded.
+        if kwargs.get("pixel_values") is None:
+            return original(model, **kwargs)
+        if cached_length(kwargs.get("past_key_values")):
+            raise NotImplementedError(
+                "past_key_values: forward prunes the images of a new prompt only; continue a "
+                "conversation with generate"
+            )
+        call = _prune(model, kwargs.get("input_ids"), kwargs, encoder)
+        if call is None:
+            return original(model, **kwargs)
+        if isinstance(kwargs.get("logits_to_keep"), Tensor):
+            raise NotImplementedError(
+                "logits_to_keep: expected a number of last columns, got indices, which dropped "
+                "columns do not have"
+            )
+        output = original(model, **call.arguments)
+        remember(output, kwargs, call.history)
+        return output
+
+    return forward
+
+
+def _prune(
+    model: Any, input_ids: Tensor | None, given: dict[str, Any], encoder: QwenEncoder
+) -> _Call | None:
+    """Encodes, selects and drops columns; None where the model's own way is taken."""
+    cache = given.get("past_key_values")
+    if given.get("pixel_values") is None and recall(cache) is None:
+        return None
+    if input_ids is None:
+        raise ValueError("input_ids: needed to find the image tokens, got None")
+    grids = read_grids(given)
+    unit = model.config.vision_config.spatial_merge_size**2
+    sizes = [t * h * w // unit for t, h, w in grids]
+    if cached_length(cache) == 0 and max(sizes, default=0) <= encoder.budget:
+        encoder.handle.record([torch.arange(size, device=input_ids.device) for size in sizes])
+        return None
+    if cached_length(cache) and given.get("pixel_values_videos") is not None:
+        raise NotImplementedError("pixel_values_videos: expected none with past_key_values")
+    attended = read_mask(model, input_ids, given)
+    is_image = (input_ids == model.config.image_token_id) & attended
+    history = read_history(model, input_ids, attended, is_image, sizes, given)
+    start = 0 if history is None else history.length
+    counts = torch.stack([is_image[:, :start].sum(1), is_image[:, start:].sum(1)]).tolist()
+    images = new_images(sizes, *counts)
+    prompt = place(model, input_ids[:, start:], attended[:, start:], images, given)
+    if history is not None:
+        prompt = prompt.after(history)
+    following = next_position(prompt.positions)
+    kept, outputs = prompt.attended, dict(given.get("mm_encoder_outputs") or {})
+    if images:
+        if "image" in outputs:
+            raise ValueError("mm_encoder_outputs: expected no images beside pixel_values")
+        chosen = [sizes[image] for image in images]
+        pixels = take_images(given, grids, images)
+        ids, outputs["image"] = encoder.encode(model.model, *pixels, chosen)
+        kept = kept & drop_placeholders(is_image[:, start:], ids, chosen)
+    filler = read_filler(model)
+    prompt = prompt.keep(kept, filler)
+    arguments = {name: value for name, value in given.items() if name not in _REPLACED}
+    if outputs:
+        arguments["mm_encoder_outputs"] = outputs
+    if given.get("labels") is not None:
+        labels = given["labels"].gather(1, prompt.columns)
+        arguments["labels"] = labels.masked_fill(~prompt.attended, IGNORED_LABEL)
+    if history is not None:
+        # Cached placeholders have had their features.
+        prompt = prompt.behind(history, input_ids.masked_fill(is_image, filler))
+    mask = prompt.attended.to(torch.int64)
+    # Where decoding without position_ids goes on.
+    model.model.rope_deltas = following[:, None] - mask.sum(1, keepdim=True)
+    # Gaps in the row for text would be taken for packed prompts by flash attention.
+    text = text_positions(prompt.attended)[None]
+    arguments |= {
+        "input_ids": prompt.input_ids,
+        "attention_mask": mask,
+        "position_ids": torch.cat([text, prompt.positions]),
+    }
+    whole = History(prompt.columns, prompt.attended, input_ids.shape[1], following)
+    return _Call(arguments, prompt.input_ids.shape[1], whole)

@@ -1,0 +1,262 @@
+"""Vision towers of Hugging Face models, tapped at two depths, without the work nobody asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ocvtp_kernels.selection.reference import gather_tokens
+from ocvtp_kernels.vlm.selectors import Evidence
+
+
+class _Kind(NamedTuple):
+    """How a family of towers is built."""
+
+    layers: str  # path of the encoder layers
+    has_cls: bool
+    attention: tuple[str, ...]  # paths of the module with the projections, newest version first
+    rows: bool  # whether a layer can be computed for some rows alone (see `_compute_rows`)
+
+
+_KINDS = {
+    "clip_vision_model": _Kind("encoder.layers", True, ("self_attn",), True),
+    "siglip_vision_model": _Kind("encoder.layers", False, ("self_attn",), True),
+    "dinov2": _Kind("encoder.layer", True, ("attention", "attention.attention"), False),
+    "dinov2_with_registers": _Kind(
+        "encoder.layer", True, ("attention", "attention.attention"), False
+    ),
+}
+_QUERY_AND_KEY = (("q_proj", "k_proj"), ("query", "key"))
+
+
+class Tower:
+    """A vision tower: where its layers are, and how many prefix tokens it puts before the patches.
+
+    Attributes:
+        module: the tower.
+        layers: its encoder layers.
+        num_prefix: tokens before the patches (CLS, registers).
+        width: channels of a token.
+    """
+
+    def __init__(self, module: nn.Module, kind: _Kind) -> None:
+        self.module = module
+        config: Any = module.config
+        self.config = config
+        # Early releases of transformers 5 hold CLIP's layers one level deeper.
+        inner: Any = getattr(module, "vision_model", module)
+        self.layers: nn.ModuleList = inner.get_submodule(kind.layers)
+        self.num_prefix = int(kind.has_cls) + int(getattr(config, "num_register_tokens", 0))
+        self.width = int(config.hidden_size)
+        self._kind = kind
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Tower:
+        """The description of a tower.
+
+        Raises:
+            ValueError: it is of no known type.
+        """
+        name = getattr(getattr(module, "config", None), "model_type", None)
+        if name not in _KINDS:
+            raise ValueError(
+                f"vision tower: expected one of {', '.join(_KINDS)}, "
+                f"got {name or type(module).__name__}"
+            )
+        return cls(module, _KINDS[name])
+
+    def count_patches(self, pixel_values: Tensor) -> int:
+        """Patches of an image of ``pixel_values`` ``[..., H, W]``."""
+        patch = self.config.patch_size
+        high, wide = (patch, patch) if isinstance(patch, int) else patch
+        return int(pixel_values.shape[-2] // high) * int(pixel_values.shape[-1] // wide)
+
+    def resolve_reference(self, layer: int | None) -> int:
+        """The layer decided on: ``layer``, or a third of the depth, the published 8 of 24.
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        depth = len(self.layers)
+        layer = depth // 3 if layer is None else layer
+        if not 0 <= layer < depth:
+            raise ValueError(f"reference_layer: expected 0 to {depth - 1}, got {layer}")
+        return layer
+
+    def encode(
+        self,
+        pixel_values: Tensor,
+        reference_layer: int,
+        final_layer: int | Sequence[int],
+        importance: bool,
+        ids_for_rows: Callable[[Tensor], Tensor] | None = None,
+        *,
+        num_dropped: int | None = None,
+        savings: bool = True,
+        **kwargs: Any,
+    ) -> Evidence:
+        """Runs the tower once.
+
+        Args:
+            pixel_values: ``[B, 3, H, W]``.
+            reference_layer: index of the layer whose output the decision is made on.
+            final_layer: index into ``hidden_states``, as LLaVA's ``vision_feature_layer``; of
+                several, the channels are joined.
+            importance: whether to measure the attention received in the layer that makes the
+                (deepest) final tokens: mean over heads and all queries.
+            ids_for_rows: chooses ids int64 ``[B, T]`` from the reference tokens before the layer
+                that makes the final tokens runs (see `can_compute_rows`), which then computes
+                queries, projection and MLP for these rows alone.
+            num_dropped: tokens left out at the front; the prefix tokens if None.
+            savings: whether layers behind the last one used are left out, which changes no bit.
+            kwargs: passed on to the tower.
+
+        Returns:
+            Evidence of N = prefix + patches - dropped tokens. Importance is None where it was not
+            asked for, or where the final tokens are the embedding. With ``ids_for_rows``, final
+            tokens are the T chosen alone.
+
+        Raises:
+            ValueError: ``final_layer`` is out of range, or ``ids_for_rows`` cannot be had.
+        """
+        finals = [self._resolve(index) for index in _as_list(final_layer)]
+        dropped = self.num_prefix if num_dropped is None else num_dropped
+        deepest = max(finals)
+        attention: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            if savings:
+                for layer in self.layers[max(deepest, reference_layer + 1) :]:
+                    stack.enter_context(_replaced_forward(layer, _pass_through))
+            if importance and deepest > 0:
+                stack.enter_context(self._capture_attention(self.layers[deepest - 1], attention))
+            if ids_for_rows is not None:
+                if not self.can_compute_rows(reference_layer, final_layer):
+                    raise ValueError(
+                        f"ids_for_rows: layer {deepest - 1} of this tower cannot be computed for "
+                        "some rows alone"
+                    )
+                stack.enter_context(
+                    self._compute_rows(reference_layer, deepest - 1, ids_for_rows, dropped)
+                )
+            # A list of indices would mean other layers in some transformers versions.
+            outputs = self.module(
+                pixel_values, output_hidden_states=True, return_dict=True, **kwargs
+            )
+        states = outputs.hidden_states
+        skip = 0 if ids_for_rows is not None else dropped
+        final_tokens = [states[index][:, skip:] for index in finals]
+        received = None
+        if attention:
+            received = torch.ops.ocvtp.attention_received(attention["q"], attention["k"], "meanq")
+            received = received[:, dropped:]
+        return Evidence(
+            states[reference_layer + 1][:, dropped:],
+            final_tokens[0] if len(finals) == 1 else torch.cat(final_tokens, dim=-1),
+            received,
+        )
+
+    def can_compute_rows(self, reference_layer: int, final_layer: int | Sequence[int]) -> bool:
+        """Whether the last layer used can be computed for some rows alone.
+
+        It takes one final layer, a reference layer before it, and a CLIP or SigLIP that is not
+        training, whose attention would drop out.
+        """
+        if not self._kind.rows or self.module.training:
+            return False
+        finals = [self._resolve(index) for index in _as_list(final_layer)]
+        return len(finals) == 1 and reference_layer < finals[0] - 1
+
+    def _resolve(self, index: int) -> int:
+        """An index into hidden_states, counted from the front."""
+        count = len(self.layers) + 1
+        if not -count <= index < count:
+            raise ValueError(f"final_layer: expected {-count} to {count - 1}, got {index}")
+        return index % count
+
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        """``[B, N, H * d]`` to ``[B, H, N, d]``."""
+        return tokens.unflatten(-1, (int(self.config.num_attention_heads), -1)).transpose(1, 2)
+
+    @contextmanager
+    def _capture_attention(self, layer: nn.Module, into: dict[str, Tensor]) -> Iterator[None]:
+        """Queries and keys ``[B, H, N, d]`` of a layer, whatever computes its attention."""
+        with ExitStack() as stack:
+            for key, projection in zip("qk", self._find_query_and_key(layer), strict=True):
+
+                def keep(_module: nn.Module, _args: Any, output: Tensor, key: str = key) -> None:
+                    into[key] = self._split_heads(output)
+
+                stack.callback(projection.register_forward_hook(keep).remove)
+            yield
+
+    def _find_query_and_key(self, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+        for path in self._kind.attention:
+            for names in _QUERY_AND_KEY:
+                try:
+                    q, k = (layer.get_submodule(f"{path}.{name}") for name in names)
+                except AttributeError:
+                    continue
+                return q, k
+        raise ValueError(f"{type(layer).__name__}: no projections of queries and keys were found")
+
+    @contextmanager
+    def _compute_rows(
+        self,
+        reference_layer: int,
+        last_layer: int,
+        choose: Callable[[Tensor], Tensor],
+        dropped: int,
+    ) -> Iterator[None]:
+        """Makes ``last_layer`` compute only the rows chosen from the reference layer's output."""
+        layer: Any = self.layers[last_layer]
+        attention = layer.self_attn
+        rows: list[Tensor] = []
+
+        def decide(_module: nn.Module, _args: Any, output: Any) -> None:
+            tokens = output[0] if isinstance(output, tuple) else output
+            rows.append(choose(tokens[:, dropped:]) + dropped)
+
+        def forward(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+            normed = layer.layer_norm1(hidden_states)
+            mixed = F.scaled_dot_product_attention(
+                self._split_heads(attention.q_proj(gather_tokens(normed, rows[0]))),
+                self._split_heads(attention.k_proj(normed)),
+                self._split_heads(attention.v_proj(normed)),
+            )
+            mixed = attention.out_proj(mixed.transpose(1, 2).flatten(2))
+            chosen = gather_tokens(hidden_states, rows[0]) + mixed
+            return chosen + layer.mlp(layer.layer_norm2(chosen))
+
+        with ExitStack() as stack:
+            hook = self.layers[reference_layer].register_forward_hook(decide)
+            stack.callback(hook.remove)
+            stack.enter_context(_replaced_forward(layer, forward))
+            yield
+
+
+def _as_list(layers: int | Sequence[int]) -> list[int]:
+    return [layers] if isinstance(layers, int) else list(layers)
+
+
+def _pass_through(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+@contextmanager
+def _replaced_forward(layer: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Lets a layer run another forward; what was set on the module before comes back."""
+    own: Any = vars(layer)
+    had, before = "forward" in own, own.get("forward")
+    own["forward"] = forward
+    try:
+        yield
+    finally:
+        if had:
+            own["forward"] = before
+        else:
+            del own["forward"]

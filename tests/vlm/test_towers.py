@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from ocvtp_kernels.vlm.selectors import (
+    Evidence,
+    PrunerSelector,
+    RandomSelector,
+    as_selector,
+    select,
+)
+from ocvtp_kernels.vlm.towers import Tower
+from tests.vlm.models import DEPTH, NUM_PATCHES, SIDE, WIDTH, make_pruner, make_tower
+
+KINDS = {"clip": 1, "siglip": 0, "dinov2": 1, "dinov2_with_registers": 5}
+KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+def make_pixels(batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+def run_eagerly(kind: str, pixels: Tensor) -> Any:
+    """The same tower, all its layers, with the attention weights of all of them."""
+    tower = make_tower(kind)
+    tower.set_attn_implementation("eager")
+    with torch.no_grad():
+        return tower(pixels, output_hidden_states=True, output_attentions=True)
+
+
+@KIND
+@pytest.mark.parametrize("final_layer", [-1, -2, 2, 0])
+@pytest.mark.parametrize("reference_layer", [0, 1, DEPTH - 1])
+@torch.no_grad()
+def test_taps_the_layers_asked_for(kind: str, final_layer: int, reference_layer: int) -> None:
+    pixels, module = make_pixels(), make_tower(kind)
+    tower = Tower.of(module)
+    assert tower.num_prefix == KINDS[kind]
+    assert tower.width == WIDTH and tower.count_patches(pixels) == NUM_PATCHES
+    evidence = tower.encode(pixels, reference_layer, final_layer, importance=False)
+    truth = module(pixels, output_hidden_states=True).hidden_states
+    prefix = KINDS[kind]
+    assert evidence.final_tokens.shape == (2, NUM_PATCHES, WIDTH)
+    assert torch.equal(evidence.reference_tokens, truth[reference_layer + 1][:, prefix:])
+    assert torch.equal(evidence.final_tokens, truth[final_layer][:, prefix:])
+    assert evidence.importance is None and evidence.valid is None
+
+
+@KIND
+@pytest.mark.parametrize("final_layer", [-1, -2])
+@torch.no_grad()
+def test_importance_is_the_attention_received_beside_sdpa(kind: str, final_layer: int) -> None:
+    pixels = make_pixels()
+    tower = Tower.of(make_tower(kind))
+    evidence = tower.encode(pixels, 1, final_layer, importance=True)
+    weights = run_eagerly(kind, pixels).attentions[final_layer]
+    assert evidence.importance is not None
+    expected = weights.mean(dim=(1, 2))[:, KINDS[kind] :]
+    torch.testing.assert_close(evidence.importance, expected, rtol=1e-5, atol=1e-7)
+
+
+@torch.no_grad()
+def test_the_embedding_has_no_importance() -> None:
+    assert Tower.of(make_tower()).encode(make_pixels(), 1, 0, importance=True).importance is None
+
+
+@KIND
+@torch.no_grad()
+def test_layers_behind_the_last_used_are_not_run(kind: str) -> None:
+    module, pixels, run = make_tower(kind), make_pixels(), []
+    tower = Tower.of(module)
+    # transformers hooks its own layers, once, on the first run.
+    module(pixels, output_hidden_states=True)
+    hooks = [dict(part._forward_hooks) for part in module.modules()]
+    handles = [
+        projection.register_forward_hook(lambda *_args, name=name: run.append(name))
+        for name, projection in module.named_modules()
+        if name.endswith("q_proj") or name.endswith("query")
+    ]
+    less = tower.encode(pixels, 1, -2, importance=True)
+    assert len(run) == DEPTH - 1
+    run.clear()
+    tower.encode(pixels, DEPTH - 1, -2, importance=False)
+    assert len(run) == DEPTH
+    run.clear()
+    whole = tower.encode(pixels, 1, -2, importance=True, savings=False)
+    assert len(run) == DEPTH
+    for ours, full in zip(less[:3], whole[:3], strict=True):
+        assert torch.equal(ours, full)
+    for handle in handles:
+        handle.remove()
+    assert hooks == [dict(part._forward_hooks) for part in module.modules()]
+    assert not any("forward" in vars(layer) for layer in tower.layers)
+
+
+@torch.no_grad()
+def test_a_forward_set_on_a_layer_comes_back_even_after_an_error() -> None:
+    tower = Tower.of(make_tower())
+    own = tower.layers[-1].forward
+    tower.layers[-1].forward = own
+    with pytest.raises((TypeError, RuntimeError, ValueError)):
+        tower.encode(torch.zeros(1, 3, 7, 7), 1, -2, importance=True)
+    assert vars(tower.layers[-1])["forward"] is own
+    attention: Any = tower.layers[-2].self_attn
+    assert not attention.q_proj._forward_hooks and not attention.k_proj._forward_hooks
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("final_layer", [-1, -2])
+@torch.no_grad()
+def test_rows_alone_equal_rows_of_the_whole(kind: str, final_layer: int) -> None:
+    pixels = make_pixels()
+    tower = Tower.of(make_tower(kind))
+    assert tower.can_compute_rows(1, final_layer)
+    ids = torch.tensor([[0, 3, 15], [2, 7, 8]])
+    seen: list[Tensor] = []
+
+    def choose(tokens: Tensor) -> Tensor:
+        seen.append(tokens)
+        return ids
+
+    rows = tower.encode(pixels, 1, final_layer, importance=False, ids_for_rows=choose)
+    whole = tower.encode(pixels, 1, final_layer, importance=False)
+    assert torch.equal(seen[0], whole.reference_tokens)
+    assert torch.equal(rows.reference_tokens, whole.reference_tokens)
+    expected = torch.stack([whole.final_tokens[i, ids[i]] for i in range(2)])
+    torch.testing.assert_close(rows.final_tokens, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_alone_need_a_decision_before_the_last_layer() -> None:
+    tower = Tower.of(make_tower())
+    assert tower.can_compute_rows(1, -2)
+    assert not tower.can_compute_rows(2, -2)
+    assert not tower.can_compute_rows(1, [-2, -1])
+    assert not Tower.of(make_tower("dinov2")).can_compute_rows(1, -2)
+    with pytest.raises(ValueError, match="ids_for_rows: layer 2"):
+        tower.encode(make_pixels(), 2, -2, False, ids_for_rows=lambda tokens: tokens)
+
+
+@torch.no_grad()
+def test_several_final_layers_are_joined() -> None:
+    module, pixels = make_tower(), make_pixels()
+    evidence = Tower.of(module).encode(pixels, 1, [-3, -2], importance=True)
+    states = module(pixels, output_hidden_states=True).hidden_states
+    assert torch.equal(evidence.final_tokens, torch.cat([states[-3], states[-2]], dim=-1)[:, 1:])
+    whole = Tower.of(module).encode(pixels, 1, -2, importance=True)
+    assert torch.equal(evidence.importance, whole.importance)
+
+
+def test_bad_towers_and_layers_are_named() -> None:
+    text = transformers.BertModel(
+        transformers.BertConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        )
+    )
+    with pytest.raises(ValueError, match=r"clip_vision_model.*got bert"):
+        Tower.of(text)
+    with pytest.raises(ValueError, match="got Linear"):
+        Tower.of(torch.nn.Linear(2, 2))
+    tower = Tower.of(make_tower())
+    assert tower.resolve_reference(None) == DEPTH // 3
+    for layer in (-1, DEPTH):
+        with pytest.raises(ValueError, match=f"reference_layer: expected 0 to {DEPTH - 1}"):
+            tower.resolve_reference(layer)
+    with pytest.raises(ValueError, match="final_layer"):
+        tower.encode(make_pixels(), 1, DEPTH + 1, importance=False)
+
+
+def make_evidence(batch: int = 3, tokens: int = 20, valid: Tensor | None = None) -> Evidence:
+    generator = torch.Generator().manual_seed(3)
+    states = torch.randn(batch, tokens, WIDTH, generator=generator)
+    return Evidence(states, states, torch.rand(batch, tokens, generator=generator), valid)
+
+
+@pytest.mark.parametrize("selector", [PrunerSelector(make_pruner()), RandomSelector(4)])
+@torch.no_grad()
+def test_selectors_keep_the_budget_of_valid_tokens(selector: Any) -> None:
+    valid = torch.rand(3, 20, generator=torch.Generator().manual_seed(0)) > 0.3
+    for mask in (None, valid):
+        evidence = make_evidence(valid=mask)
+        ids = select(selector, evidence, 6)
+        assert ids.shape == (3, 6) and ids.dtype == torch.int64
+        assert (ids.diff(dim=1) > 0).all()
+        assert mask is None or mask.gather(1, ids).all()
+        assert torch.equal(ids, select(selector, evidence, 6))
+        for image in range(3):
+            alone = Evidence(*(None if t is None else t[image : image + 1] for t in evidence))
+            assert torch.equal(select(selector, alone, 6)[0], ids[image])
+
+
+@torch.no_grad()
+def test_the_pruner_never_sees_padding() -> None:
+    evidence = make_evidence(batch=1)
+    valid = torch.ones(1, 20, dtype=torch.bool)
+    valid[0, [0, 5, 6, 19]] = False
+    places = valid[0].nonzero().flatten()
+    selector = PrunerSelector(make_pruner())
+    cut = Evidence(*(t[:, places] for t in evidence[:3]))
+    expected = places[selector(cut, 6)]
+    assert torch.equal(selector(evidence._replace(valid=valid), 6), expected)
+
+
+@torch.no_grad()
+def test_the_pruner_is_asked_in_its_own_dtype() -> None:
+    evidence = make_evidence()
+    half = Evidence(*(None if t is None else t.half() for t in evidence))
+    pruner = make_pruner()
+    tokens = half.reference_tokens.float()
+    expected = pruner(tokens, tokens, 6, half.importance).ids
+    assert torch.equal(PrunerSelector(pruner)(half, 6), expected)
+    expected = pruner(tokens, tokens, 6).ids
+    assert torch.equal(
+        PrunerSelector(pruner, importance=False)(half._replace(importance=None), 6), expected
+    )
+
+
+def test_seeds_choose_differently() -> None:
+    evidence = make_evidence()
+    chosen = [RandomSelector(seed)(evidence, 6) for seed in (0, 1)]
+    assert not torch.equal(*chosen)
+    assert torch.equal(chosen[0], RandomSelector(0)(evidence, 6))
+
+
+def test_what_is_no_selector_is_named() -> None:
+    with pytest.raises(TypeError, match="pruner: expected an OCPruner, got Linear"):
+        PrunerSelector(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+    for thing in (3, torch.nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match=f"needs_importance.*got {type(thing).__name__}"):
+            as_selector(thing)
+    with pytest.raises(ValueError, match="budget: expected 1 to 20"):
+        RandomSelector()(make_evidence(), 21)
+
+    class Wrong(RandomSelector):
+        answer = torch.zeros(3, 5, dtype=torch.int64)
+
+        def __call__(self, evidence: Evidence, budget: int) -> Tensor:
+            return self.answer
+
+    with pytest.raises(ValueError, match=r"selector: expected ids of shape \(3, 6\), got \(3, 5\)"):
+        select(Wrong(), make_evidence(), 6)
+    Wrong.answer = torch.zeros(3, 6)
+    with pytest.raises(TypeError, match=r"int64, got torch\.float32"):
+        select(Wrong(), make_evidence(), 6)
