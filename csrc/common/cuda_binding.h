@@ -109,12 +109,6 @@ inline int64 address(const Tensor& tensor) {
   return static_cast<int64>(reinterpret_cast<std::uintptr_t>(tensor.data_ptr()));
 }
 
-// The same tensor if its last dimension has unit stride, else a dense copy.
-inline Tensor with_unit_stride(const Tensor& tensor) {
-  const int64 last = tensor.dim() - 1;
-  return tensor.size(last) <= 1 || tensor.stride(last) == 1 ? tensor : dense(tensor);
-}
-
 inline int int_size(const Tensor& tensor, int64 dim) {
   const int64 size = tensor.size(dim);
   STD_TORCH_CHECK(size <= std::numeric_limits<int>::max() / 4, "ocvtp_native: a size of ", size);

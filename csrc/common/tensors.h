@@ -24,6 +24,12 @@ inline std::optional<Tensor> dense(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional(dense(*tensor)) : std::nullopt;
 }
 
+// The same tensor if its last dimension has unit stride, else a dense copy.
+inline Tensor with_unit_stride(const Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return tensor.size(last) <= 1 || tensor.stride(last) == 1 ? tensor : dense(tensor);
+}
+
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes,
                     std::optional<ScalarType> dtype = std::nullopt) {
   return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, dtype);

@@ -31,6 +31,7 @@ std::tuple<Tensor, Tensor> add_layer_norm(Tensor x, Tensor y, double eps) {
 }
 
 void bias_gelu_(Tensor x, Tensor bias) {
+  if (!x.is_contiguous()) throw std::invalid_argument("x: expected a dense tensor");
   bias = dense(bias);
   const int64_t width = x.size(x.dim() - 1);
   by_dtype(x, [&](auto kind) {

@@ -4,11 +4,6 @@
 namespace ocvtp {
 namespace {
 
-// A view whose last dimension has unit stride.
-Tensor with_unit_stride(const Tensor& tensor) {
-  return tensor.stride(tensor.dim() - 1) == 1 ? tensor : dense(tensor);
-}
-
 Tensor attention_received(Tensor q, Tensor k, int64_t row, double scale) {
   q = with_unit_stride(q);
   k = with_unit_stride(k);
