@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.build_cases import ROOT, said_by, tools_or_skip
 
@@ -42,3 +43,27 @@ def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
         pytest.skip(f"{compiler} has no sanitizers for {SANITIZERS}")
     configure = [f"-DOCVTP_SANITIZE={SANITIZERS}", "-DOCVTP_FUZZ_SHAPES=300"]
     run_ctest("tests-sanitized", "cpu_tests", configure, "--label-exclude", "device")
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("source", sorted(path.name for path in ROOT.glob("csrc/*/*_cuda.cu")))
+def test_the_cuda_bindings_compile_beside_any_torch(source: str, tmp_path: Path) -> None:
+    (nvcc,) = tools_or_skip("nvcc")
+    (path,) = ROOT.glob(f"csrc/*/{source}")
+    includes = Path(torch.__file__).parent / "include"
+    said_by(
+        [
+            nvcc,
+            "-std=c++17",
+            "-arch=sm_90",
+            "-DUSE_CUDA",
+            "-DTORCH_TARGET_VERSION=0x020a000000000000",
+            *(f"-I{folder}" for folder in (ROOT / "csrc", includes)),
+            f"-I{includes / 'torch/csrc/api/include'}",
+            "-c",
+            path,
+            "-o",
+            tmp_path / "binding.o",
+        ],
+        tmp_path,
+    )

@@ -1,7 +1,7 @@
 // Rows of a tensor [..., width] as the row kernels take them.
 #pragma once
 
-#include "common/cuda_binding.h"
+#include "common/cuda_binding.cuh"
 #include "encode/layer_norm.cuh"
 
 namespace ocvtp {

@@ -1,7 +1,7 @@
 // ocvtp_native::attention_received on CUDA.
 #include <torch/csrc/stable/library.h>
 
-#include "common/cuda_binding.h"
+#include "common/cuda_binding.cuh"
 #include "importance/attention_received.cuh"
 
 namespace ocvtp {

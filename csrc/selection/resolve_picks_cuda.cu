@@ -1,7 +1,7 @@
 // ocvtp_native::resolve_picks and resolve_gather on CUDA.
 #include <torch/csrc/stable/library.h>
 
-#include "common/cuda_binding.h"
+#include "common/cuda_binding.cuh"
 #include "selection/resolve_picks.cuh"
 
 namespace ocvtp {

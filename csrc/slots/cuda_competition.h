@@ -1,7 +1,7 @@
 // Tensors as the slot kernels on CUDA take them.
 #pragma once
 
-#include "common/cuda_binding.h"
+#include "common/cuda_binding.cuh"
 #include "slots/logits.cuh"
 
 namespace ocvtp {

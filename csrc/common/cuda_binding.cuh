@@ -60,7 +60,7 @@ class Launcher {
 #ifdef OCVTP_EMULATED
     emulate(grid, threads, shared_bytes, [&] { kernel(arguments...); });
 #else
-    kernel<<<grid, threads, shared_bytes, stream_> > >(arguments...);
+    kernel<<<grid, threads, shared_bytes, stream_>>>(arguments...);
 #endif
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
