@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.shapes import Workload, square
 from bench.traffic import HEAD_DIM, HEADS
 from ocvtp_kernels import OCPruner, PrunerConfig
-from ocvtp_kernels.chain_triton import prune_triton
+from ocvtp_kernels.chain_triton import picks_triton, prune_triton
 from ocvtp_kernels.gpu.chips import CHIPS, pretend
 from ocvtp_kernels.gpu.launch import Launch, watch
 from ocvtp_kernels.importance.triton_forward import attention_received
@@ -73,6 +73,10 @@ def prune(load: Workload) -> None:
         )
 
 
+def picks(load: Workload) -> None:
+    picks_triton(tokens(load), weights(load.torch_dtype), slots_and_tokens(load)[0])
+
+
 def attend(load: Workload) -> None:
     q, k = slots_and_tokens(load)
     mask = empty(load, load.batch, load.num_slots, dtype=torch.bool)
@@ -114,6 +118,7 @@ def merge_slots(load: Workload) -> None:
 # Whoever launches kernels has a line here.
 LAUNCHERS: tuple[Launcher, ...] = (
     prune,
+    picks,
     attend,
     gru,
     argmax,

@@ -1,4 +1,7 @@
-"""The whole way on folded weights, encode to gather: what ``ocvtp::prune`` runs."""
+"""The whole way on folded weights, encode to gather: what ``ocvtp::prune`` runs.
+
+``ocvtp::prune_picks`` is its first half, for callers that know importance only later.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor
 from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.encode.folded import encode_folded
 from ocvtp_kernels.fold import unpack
-from ocvtp_kernels.selection.reference import gather_tokens, select_ids
+from ocvtp_kernels.selection.reference import gather_tokens, select_ids, slot_picks
 from ocvtp_kernels.slots.folded import folded_attention_logits
 from ocvtp_kernels.slots.reference import log_attention
 
@@ -77,4 +80,33 @@ def prune_cpu(
         importance,
         budget,
         top_k,
+    )
+
+
+def picks_reference(
+    reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor, top_k: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`prune_reference` up to what `resolve_picks` takes, computed in the dtype given.
+
+    Args:
+        reference: ``[B, N, C_in]``; weights, slots_init, top_k: as `prune_reference`.
+
+    Returns:
+        picks int64 ``[B, K, top_k]``, a slot's best first; peak ``[B, K]``, each slot's highest
+        log-attention; evidence ``[B, N]``, each token's highest over slots, which pads where there
+        is no importance. Floats in float32 or wider.
+    """
+    scores = log_attention(attention_logits(reference, weights, slots_init))
+    picks, peak = slot_picks(scores, top_k)
+    wide = accumulate_dtype(reference.dtype)
+    return picks, peak.to(wide), scores.amax(dim=1).to(wide)
+
+
+def picks_cpu(
+    reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor, top_k: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`picks_reference` in float32 or wider."""
+    wide = accumulate_dtype(reference.dtype)
+    return picks_reference(
+        reference.to(wide), [weight.to(wide) for weight in weights], slots_init.to(wide), top_k
     )

@@ -20,7 +20,7 @@ from ocvtp_kernels.fold import Folded, unpack
 from ocvtp_kernels.gpu.chips import chip_of
 from ocvtp_kernels.gpu.launch import unit_stride
 from ocvtp_kernels.linear.triton_forward import Linear, linear
-from ocvtp_kernels.selection.triton_forward import select
+from ocvtp_kernels.selection.triton_forward import picks_of, select
 from ocvtp_kernels.slots.cooperative import Iterations, iterate
 from ocvtp_kernels.slots.folded import MASS_EPS
 from ocvtp_kernels.slots.tiles import BLOCK, persistent
@@ -110,6 +110,22 @@ def prune_triton(
     Raises:
         ValueError: ``together`` is True and there are more slots than the launch holds.
     """
+    competition, standings = _compete(reference, weights, slots_init, together)
+    return select(competition, final, importance, budget, top_k, standings)
+
+
+def picks_triton(
+    reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor, top_k: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`ocvtp_kernels.chain.picks_reference` with sums and slots in float32."""
+    competition, standings = _compete(reference, weights, slots_init, None)
+    return picks_of(competition, top_k, standings)
+
+
+def _compete(
+    reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor, together: bool | None
+) -> tuple[Competition, Tensor | None]:
+    """All but the last iteration; its competition, and room for its standings."""
     folded = unpack([weight.contiguous() for weight in weights])
     reference, slots = unit_stride(reference), unit_stride(slots_init)
     cut = plan(slots, reference.shape[1], slots.shape[2])
@@ -128,7 +144,7 @@ def prune_triton(
             _update(slots, competition, folded, space, cut)
             slots = space.slots
             linear(_query(slots, folded, space))
-    return select(competition, final, importance, budget, top_k, space.scratch.standings)
+    return competition, space.scratch.standings
 
 
 def _query(slots: Tensor, folded: Folded, space: Workspace) -> Linear:

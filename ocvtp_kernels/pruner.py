@@ -20,7 +20,7 @@ from ocvtp_kernels.config import PrunerConfig
 from ocvtp_kernels.fold import fold_modules
 from ocvtp_kernels.modules import MLP, SlotAttention, SlotPrior
 from ocvtp_kernels.ops.selection import check_final, check_importance
-from ocvtp_kernels.selection.reference import gather_tokens, select_ids
+from ocvtp_kernels.selection.reference import gather_tokens, select_ids, slot_picks
 from ocvtp_kernels.slots.reference import log_attention
 
 PADDINGS = ("importance", "random")
@@ -31,6 +31,14 @@ class Pruned(NamedTuple):
 
     tokens: Tensor  # [B, T, C] rows of the final tokens
     ids: Tensor  # [B, T] int64, ascending, distinct
+
+
+class Picks(NamedTuple):
+    """What a pruner's slots pick, before gaps are filled; ``resolve_picks`` makes ids of it."""
+
+    picks: Tensor  # [B, K, top_k] int64, a slot's best first
+    peak: Tensor  # [B, K], each slot's highest log-attention
+    evidence: Tensor  # [B, N], each token's highest log-attention: fills gaps without importance
 
 
 class OCPruner(nn.Module):
@@ -211,6 +219,38 @@ class OCPruner(nn.Module):
         _, logits = self.aggregat(self.encode_project(reference_tokens), slots_init)
         ids = select_ids(log_attention(logits.detach()), importance, budget, top_k)
         return Pruned(gather_tokens(final_tokens, ids), ids)
+
+    def pick(
+        self,
+        reference_tokens: Tensor,
+        num_slots: int | None = None,
+        slots_init: Tensor | None = None,
+        top_k: int = 1,
+    ) -> Picks:
+        """The half of `forward` that needs no importance: what each slot picks.
+
+        ``torch.ops.ocvtp.resolve_picks(picks, peak, importance or evidence, budget)`` makes of it
+        the ids of `forward`. A frozen pruner's is ``torch.ops.ocvtp.prune_picks``.
+
+        Args:
+            reference_tokens, num_slots, slots_init, top_k: as `forward`, whose default of
+                ``num_slots`` is ``budget // top_k``; here ``config.init_num``.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit; the message names it.
+        """
+        self._check_reference(reference_tokens)
+        checks.require_top_k(top_k, reference_tokens.shape[1])
+        slots_init = self._initial_slots(
+            reference_tokens, slots_init, num_slots, self.config.init_num
+        )
+        if self._folded is not None:
+            return Picks(
+                *torch.ops.ocvtp.prune_picks(reference_tokens, self._folded, slots_init, top_k)
+            )
+        _, logits = self.aggregat(self.encode_project(reference_tokens), slots_init)
+        scores = log_attention(logits.detach())
+        return Picks(*slot_picks(scores, top_k), scores.amax(dim=1))
 
     @property
     def frozen(self) -> bool:

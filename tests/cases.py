@@ -132,6 +132,21 @@ class PruneCase:
             self.reference, self.final, self.weights, self.slots, importance, budget, top_k
         )[1]
 
+    def assert_picks_make_the_ids(
+        self, backend: str, dtype: torch.dtype, budget: int, top_k: int, device: str = "cpu"
+    ) -> None:
+        """``prune_picks``, then ``resolve_picks``, keeps what ``prune`` does."""
+        reference, final, weights, slots = self.arguments(dtype, device)
+        scores = random_tokens(*reference.shape[:2], seed=9).to(device)
+        ops = torch.ops.ocvtp
+        with use_backend(backend):
+            picks, peak, evidence = ops.prune_picks(reference, weights, slots, top_k)
+            for importance in (None, scores):
+                padding = evidence if importance is None else importance
+                ids = ops.resolve_picks(picks, peak, padding, budget)
+                whole = ops.prune(reference, final, weights, slots, importance, budget, top_k)
+                assert torch.equal(ids, whole[1])
+
     def regret(self, ids: Tensor) -> Tensor:
         """By how much less than a slot's largest attention it finds among the kept: ``[B, K]``."""
         logits = chain.attention_logits(self.reference, self.weights, self.slots)

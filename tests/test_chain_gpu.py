@@ -162,3 +162,17 @@ def test_peak_memory_has_no_room_for_the_attention(pruner: OCPruner) -> None:
     encoded = 2880 * (2048 + 512) * 2
     partial = 9 * 640 * 512 * 4
     assert scratch < encoded + partial + 640 * 2880 * 4
+
+
+@EITHER
+@DTYPES
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_picks_are_what_prune_resolves(pruner: OCPruner, dtype: torch.dtype, top_k: int) -> None:
+    reference, final, weights, slots, importance, budget = Inputs(pruner, 2, 577, 64).on_gpu(dtype)
+    ops = torch.ops.ocvtp
+    picks, peak, evidence = ops.prune_picks(reference, weights, slots, top_k)
+    for scores in (None, importance):
+        padding = evidence if scores is None else scores
+        ids = ops.resolve_picks(picks, peak, padding, budget)
+        whole = ops.prune(reference, final, weights, slots, scores, budget, top_k)
+        assert torch.equal(ids, whole[1])

@@ -70,6 +70,15 @@ def test_any_number_of_iterations_and_picks(num_iter: int, top_k: int) -> None:
     assert torch.equal(kept(case, torch.float32, None, 9, top_k), case.oracle(None, 9, top_k))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("num_slots", "budget", "top_k"), [(7, 7, 1), (7, 3, 1), (4, 9, 3)])
+def test_picks_are_what_prune_resolves(
+    dtype: torch.dtype, num_slots: int, budget: int, top_k: int
+) -> None:
+    case = PruneCase(small_config(), 3, 33, num_slots)
+    case.assert_picks_make_the_ids("cpu", dtype, budget, top_k)
+
+
 @pytest.mark.parametrize("num_slots", [1, 7, 64, 65, 192])
 @pytest.mark.parametrize("num_tokens", [1, 50, 577])
 def test_any_number_of_slots_and_tokens(num_slots: int, num_tokens: int) -> None:

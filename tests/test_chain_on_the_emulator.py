@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import chain
-from ocvtp_kernels.chain_native import prune_native
+from ocvtp_kernels.chain_native import picks_native, prune_native
 from ocvtp_kernels.encode.folded import encode_folded
 from ocvtp_kernels.encode.native import encode
 from ocvtp_kernels.fold import unpack
+from ocvtp_kernels.selection.native import resolve_picks
 from ocvtp_kernels.slots.native import gru_cell
 from ocvtp_kernels.slots.reference import gru_cell as reference_gru_cell
 from tests.cases import (
@@ -77,6 +78,15 @@ def test_no_slot_misses_its_token(dtype: torch.dtype) -> None:
         assert torch.equal(ids, case.oracle(importance, 24, 1))
     plain = chain.prune_reference(*case.arguments(dtype), importance, 24)[1]
     assert case.regret(ids).max() <= max(1e-2, 2 * case.regret(plain).max())
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_picks_are_what_prune_resolves(top_k: int) -> None:
+    case = PruneCase(small_config(), 2, 33, 7)
+    reference, final, weights, slots = on_gpu(case.arguments(torch.float32))
+    picks, peak, evidence = picks_native(reference, weights, slots, top_k)
+    ids = resolve_picks(picks, peak, evidence, 9)
+    assert torch.equal(ids, prune_native(reference, final, weights, slots, None, 9, top_k)[1])
 
 
 @DTYPES

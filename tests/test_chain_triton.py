@@ -53,6 +53,17 @@ def test_every_config_keeps_the_references_tokens(
     assert torch.equal(case.ids(torch.float32, None, 7, 1), case.oracle(None, 7, 1))
 
 
+@pytest.mark.parametrize("dtype", triton_dtypes())
+@pytest.mark.parametrize(
+    ("num_slots", "budget", "top_k"), [(7, 7, 1), (7, 3, 1), (4, 9, 3), (150, 20, 1)]
+)
+def test_picks_are_what_prune_resolves(
+    dtype: torch.dtype, num_slots: int, budget: int, top_k: int
+) -> None:
+    case = Case(small_config(), 2, 33, num_slots)
+    case.assert_picks_make_the_ids("triton", dtype, budget, top_k, DEVICE)
+
+
 @pytest.mark.parametrize("num_iter", [1, 2, 5])
 def test_any_number_of_iterations(num_iter: int) -> None:
     case = Case(small_config(agg_num_iter=num_iter), 2, 33, 7)

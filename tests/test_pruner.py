@@ -103,6 +103,29 @@ def test_the_op_is_the_frozen_forward(frozen: bool) -> None:
 
 
 @FROZEN
+@pytest.mark.parametrize(("budget", "top_k"), [(7, 1), (3, 1), (11, 2)])
+def test_picks_are_what_forward_resolves(frozen: bool, budget: int, top_k: int) -> None:
+    pruner = make(frozen)
+    tokens = random_tokens(3, 33, 12)
+    num_slots = max(1, budget // top_k)
+    picks = pruner.pick(tokens, num_slots, top_k=top_k)
+    assert picks.picks.shape == (3, num_slots, top_k)
+    for importance in (None, random_tokens(3, 33, seed=5)):
+        padding = picks.evidence if importance is None else importance
+        ids = torch.ops.ocvtp.resolve_picks(picks.picks, picks.peak, padding, budget)
+        expected = pruner(tokens, tokens, budget, importance, top_k=top_k).ids
+        assert torch.equal(ids, expected)
+
+
+def test_pick_names_what_does_not_fit() -> None:
+    pruner = make(True)
+    with pytest.raises(ValueError, match="top_k: expected 1 to 5"):
+        pruner.pick(random_tokens(1, 5, 12), top_k=6)
+    with pytest.raises(ValueError, match="enc_in_dim"):
+        pruner.pick(random_tokens(1, 5, 13))
+
+
+@FROZEN
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_importance_fills_the_gap(frozen: bool, top_k: int) -> None:
     pruner = make(frozen, torch.float64)

@@ -16,9 +16,7 @@ def _scale_of(q: Tensor, scale: float | None) -> float:
 
 def slot_argmax(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
     """`ocvtp_kernels.selection.reference.slot_argmax`, scores in float32 or wider."""
-    picks, peak, _ = torch.ops.ocvtp_native.slot_argmax(
-        computed(q), computed(k), None, _scale_of(q, scale), 1, False
-    )
+    picks, peak, _ = pick(computed(q), computed(k), None, _scale_of(q, scale), 1, False)
     return picks.squeeze(-1), peak.exp().to(q.dtype)
 
 
@@ -36,6 +34,24 @@ def resolve_picks(
     return ids
 
 
+def pick(
+    q: Tensor,
+    k: Tensor,
+    constant: Tensor | None,
+    scale: float,
+    top_k: int,
+    evidence: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The slots' picks by ``logits = scale q k^T + constant``.
+
+    Returns:
+        picks int64 ``[B, K, top_k]``; peak ``[B, K]``, log-attention; evidence ``[B, N]``, or empty
+        where it is not asked for.
+    """
+    picks, peak, scores = torch.ops.ocvtp_native.slot_argmax(q, k, constant, scale, top_k, evidence)
+    return picks, peak, scores
+
+
 def select(
     q: Tensor,
     k: Tensor,
@@ -47,10 +63,10 @@ def select(
     top_k: int,
 ) -> tuple[Tensor, Tensor]:
     """Kept tokens ``[B, T, C]`` and ids ``[B, T]`` by ``logits = scale q k^T + constant``."""
-    native = torch.ops.ocvtp_native
-    picks, peak, evidence = native.slot_argmax(q, k, constant, scale, top_k, importance is None)
-    tokens, ids = native.resolve_gather(
-        picks, peak, evidence if importance is None else importance, dense_rows(final), budget
+    picks, peak, evidence = pick(q, k, constant, scale, top_k, importance is None)
+    padding = evidence if importance is None else importance
+    tokens, ids = torch.ops.ocvtp_native.resolve_gather(
+        picks, peak, padding, dense_rows(final), budget
     )
     return tokens, ids
 

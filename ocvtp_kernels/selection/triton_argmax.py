@@ -140,12 +140,13 @@ def best_kernel(
     rank,
     ranks,
     ANSWER: tl.constexpr,
+    LOG: tl.constexpr,
     SLOTS: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
     """Best pick of each slot: row ``rank`` of int64 ``[B, ranks, K]``, or its id and attention.
 
-    One program takes a block of slots of an image.
+    With LOG the attention's logarithm. One program takes a block of slots of an image.
     """
     slot_blocks = tl.cdiv(num_slots, SLOTS)
     image = (tl.program_id(0) // slot_blocks).to(tl.int64)
@@ -155,7 +156,9 @@ def best_kernel(
     if ANSWER:
         place = image * num_slots + slot
         tl.store(ids + place, pick_token(pick), mask=live_slot)
-        attention = tl.exp(pick_score(pick)).to(peak.dtype.element_ty)
-        tl.store(peak + place, attention, mask=live_slot)
+        score = pick_score(pick)
+        if not LOG:
+            score = tl.exp(score)
+        tl.store(peak + place, score.to(peak.dtype.element_ty), mask=live_slot)
     else:
         tl.store(best + (image * ranks + rank) * num_slots + slot, pick, mask=live_slot)

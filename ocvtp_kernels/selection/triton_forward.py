@@ -72,7 +72,12 @@ def pick(
 
 
 def _best(
-    picks: Tensor, best: Tensor, ids: Tensor | None, peak: Tensor | None, rank: int = 0
+    picks: Tensor,
+    best: Tensor,
+    ids: Tensor | None,
+    peak: Tensor | None,
+    rank: int = 0,
+    log: bool = False,
 ) -> None:
     """Row ``rank`` of ``best`` ``[B, ranks, K]`` from picks ``[B, blocks, K]``, or ids and peak."""
     batch, blocks, num_slots = picks.shape
@@ -90,6 +95,7 @@ def _best(
             "rank": rank,
             "ranks": best.shape[1],
             "ANSWER": ids is not None,
+            "LOG": log,
             "SLOTS": slots,
             "BLOCKS": min(power_of_two(blocks, 1), 16),
         },
@@ -177,6 +183,21 @@ def slot_argmax(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tenso
     peak = q.new_empty(q.shape[:2])
     _best(picks, picks, ids, peak)
     return ids, peak
+
+
+def picks_of(
+    competition: Competition, top_k: int, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The last iteration's picks ``[B, K, top_k]``, peaks ``[B, K]`` and evidence ``[B, N]``."""
+    best, evidence = pick(competition, top_k, True, rows)
+    assert evidence is not None
+    batch, num_slots, _ = competition.q.shape
+    ids = best.new_empty((top_k, batch, num_slots))
+    peaks = evidence.new_empty((top_k, batch, num_slots))
+    for rank in range(top_k):
+        ranked = best if top_k == 1 else best[:, rank : rank + 1].contiguous()
+        _best(ranked, ranked, ids[rank], peaks[rank], log=True)
+    return ids.permute(1, 2, 0).contiguous(), peaks[0], evidence
 
 
 def resolve_picks(

@@ -81,6 +81,11 @@ def prune(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
     return reference, final, pruner.packed(), slots, None, 7
 
 
+def prune_picks(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    reference, _, weights, slots, _, _ = prune(batch, dtype)
+    return reference, weights, slots, 2
+
+
 ARGUMENTS: dict[str, Callable[..., Arguments]] = {
     "slot_attention": slot_attention,
     "slot_attention_with_attention": slot_attention,
@@ -93,6 +98,7 @@ ARGUMENTS: dict[str, Callable[..., Arguments]] = {
     "attention_received": attention_received,
     "merge": merge,
     "prune": prune,
+    "prune_picks": prune_picks,
 }
 
 
