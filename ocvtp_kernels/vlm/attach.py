@@ -24,6 +24,7 @@ def attach(
     timed: bool = False,
     newlines: str = "drop",
     savings: bool = True,
+    overlap: bool = True,
 ) -> Handle:
     """Makes a vision-language model keep ``budget`` tokens of every image.
 
@@ -37,9 +38,12 @@ def attach(
         budget: tokens kept of an image, at least 1.
         reference_layer: vision layer the decision is made on; a third of the depth if None, which
             is the published layer 8 for 24 layers.
-        timed: whether ``handle.last.times`` holds the seconds of every stage.
+        timed: whether ``handle.last.times`` holds the seconds of every stage; stages then run
+            one after the other.
         newlines: LLaVA-NeXT's newline tokens: "drop", or "all" to keep one a row of the image.
         savings: whether the encoder leaves out what no kept token needs.
+        overlap: whether, on CUDA, the pruner runs on a stream of its own under the encoder layers
+            behind the reference layer.
 
     Returns:
         The handle: ``last`` tells what the latest call kept, ``remove()`` takes all this off. It
@@ -67,7 +71,7 @@ def attach(
         )
     name = _MODULES[kind]
     module = importlib.import_module(f"ocvtp_kernels.vlm.{name}")
-    options = Options(reference_layer, timed, newlines, savings)
+    options = Options(reference_layer, timed, newlines, savings, overlap)
     return cast(
         Handle, getattr(module, f"attach_{name}")(model, processor, selector, budget, options)
     )

@@ -25,6 +25,7 @@ class Options(NamedTuple):
     timed: bool = False  # whether the seconds of every stage are taken
     newlines: str = "drop"  # one of NEWLINES
     savings: bool = True  # whether the encoder leaves out the work that no kept token needs
+    overlap: bool = True  # whether, on CUDA, the selector runs beside the encoder's later layers
 
 
 class Last(NamedTuple):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.selection.reference import gather_tokens
+from ocvtp_kernels.vlm.choice import Choice
 from ocvtp_kernels.vlm.handle import Handle, Options, require_free
-from ocvtp_kernels.vlm.selectors import Evidence, Selector, require_width, select
+from ocvtp_kernels.vlm.selectors import Selector, chooses_early, require_width
 from ocvtp_kernels.vlm.towers import Tower
 
 
@@ -42,7 +43,7 @@ def attach_llava(
         inner,
         "get_image_features",
         lambda original: _pruned_features(
-            original, handle, selector, budget, reference_layer, options.savings
+            original, handle, selector, budget, reference_layer, options
         ),
     )
     limit_placeholders(handle, processor, budget)
@@ -80,7 +81,7 @@ def _pruned_features(
     selector: Selector,
     budget: int,
     reference_layer: int,
-    savings: bool,
+    options: Options,
 ) -> Callable[..., Any]:
     def get_image_features(
         self: Any,
@@ -112,20 +113,10 @@ def _pruned_features(
             handle.record(torch.arange(num_tokens, device=device).repeat(len(pixel_values), 1))
             return outputs
 
-        def choose(evidence: Evidence) -> Tensor:
-            with handle.stage("pruner", device):
-                return select(selector, evidence, budget)
-
-        early: list[Tensor] = []
-
-        def choose_early(reference_tokens: Tensor) -> Tensor:
-            early.append(choose(Evidence(reference_tokens, reference_tokens)))
-            return early[0]
-
+        choice = Choice(selector, handle, device, options)
         by_rows = (
-            savings
-            and not selector.needs_importance
-            and not getattr(selector, "needs_final_tokens", True)
+            options.savings
+            and chooses_early(selector)
             and tower.can_compute_rows(reference_layer, layer)
         )
         return_dict = kwargs.pop("return_dict", True)
@@ -136,16 +127,14 @@ def _pruned_features(
                 reference_layer,
                 layer,
                 selector.needs_importance,
-                choose_early if by_rows else None,
+                watch=lambda reference_tokens: choice.begin(reference_tokens, budget),
+                rows=choice.finish if by_rows else None,
                 num_dropped=dropped,
-                savings=savings,
+                savings=options.savings,
                 **kwargs,
             )
-        if by_rows:
-            ids, kept = early[0], evidence.final_tokens
-        else:
-            ids = choose(evidence)
-            kept = gather_tokens(evidence.final_tokens, ids)
+        ids = choice.finish(evidence)
+        kept = evidence.final_tokens if by_rows else gather_tokens(evidence.final_tokens, ids)
         with handle.stage("projector", device):
             features = self.multi_modal_projector(kept)
         handle.record(ids)

@@ -8,28 +8,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.vlm.choice import Choice
 from ocvtp_kernels.vlm.handle import Handle, Options
-from ocvtp_kernels.vlm.llava_next_layout import Layout, Layouts
-from ocvtp_kernels.vlm.selectors import Evidence, Selector, require_width, select
+from ocvtp_kernels.vlm.llava_next_layout import Group, Layout, Layouts, Plan, group_images
+from ocvtp_kernels.vlm.selectors import Evidence, Selector, require_width
 from ocvtp_kernels.vlm.towers import Tower
-
-
-class Plan(NamedTuple):
-    """How many tokens of an image are kept."""
-
-    tokens: int
-    newlines: int
-    whole: bool  # whether the image stays as the model packs it
-
-    @property
-    def placeholders(self) -> int:
-        """Placeholders that the prompt needs."""
-        return self.tokens + self.newlines
 
 
 class _Pruning:
@@ -112,72 +100,50 @@ class _Pruning:
     ) -> list[Tensor]:
         """Features of every image, ``[T_i, D]``; records what is kept."""
         tower = Tower.of(inner.vision_tower)
+        layouts = [self.layouts.of(size, crops.device) for size in sizes]
+        groups = group_images(layouts, plans, tower.count_patches(crops))
+        pruned = [group for group in groups if group.is_pruned]
+        choice = Choice(self.selector, self.handle, crops.device, self.options)
+
+        def watch(reference_tokens: Tensor) -> None:
+            for group in pruned:
+                choice.begin(reference_tokens.flatten(0, 1)[group.rows], group.plan.tokens)
+
         with self.handle.stage("encoder", crops.device):
             evidence = tower.encode(
                 crops,
                 tower.resolve_reference(self.options.reference_layer),
                 final_layer,
                 self.selector.needs_importance,
+                watch=watch,
                 savings=self.options.savings,
                 **kwargs,
             )
-        patches = evidence.final_tokens.shape[1]
-        layouts = [self.layouts.of(size, evidence.final_tokens.device) for size in sizes]
-        starts, start = [], 0
-        for layout in layouts:
-            starts.append(start)
-            start += layout.num_crops * patches
         evidence = _each(evidence, lambda part: part.flatten(0, 1))
+        for place, group in enumerate(pruned):
+            ids = choice.finish(_each(evidence, operator.itemgetter(group.rows)), place)
+            group.keep(ids)
         features: list[Tensor] = [crops] * len(plans)
         kept: list[Tensor] = [crops] * len(plans)
-        for images in _group(layouts, plans):
-            members = [layouts[image] for image in images]
-            offsets = [starts[image] for image in images]
-            parts = self._prune_group(inner, evidence, members, offsets, plans[images[0]])
-            for image, *rows in zip(images, *parts, strict=True):
-                features[image], kept[image] = rows
+        for group in groups:
+            packed = self._project(inner, evidence.final_tokens[group.rows], group)
+            for image, *parts in zip(group.images, packed, group.tokens, strict=True):
+                features[image], kept[image] = parts
         self.handle.record(kept)
         return features
 
-    def _prune_group(
-        self,
-        inner: Any,
-        evidence: Evidence,
-        layouts: list[Layout],
-        starts: list[int],
-        plan: Plan,
-    ) -> tuple[Tensor, Tensor]:
-        """Features ``[G, T + R, D]`` and ids ``[G, T]`` of images with equal counts.
-
-        Args:
-            inner: the ``LlavaNextModel``.
-            evidence: of all crops of the call, ``[rows, ...]``.
-            layouts: the images' layouts, on the evidence's device.
-            starts: the images' first rows in the evidence.
-            plan: what all of them keep.
-        """
-        device = evidence.final_tokens.device
-        tokens = torch.stack([layout.tokens for layout in layouts])
-        places = torch.stack([layout.places for layout in layouts])
-        # A number of the host that is added needs no copy to the device.
-        rows = torch.stack(
-            [layout.tokens + start for layout, start in zip(layouts, starts, strict=True)]
-        )
-        if plan.tokens < tokens.shape[1]:
-            with self.handle.stage("pruner", device):
-                candidates = _each(evidence, operator.itemgetter(rows))
-                ids = select(self.selector, candidates, plan.tokens)
-                tokens, places, rows = (part.gather(1, ids) for part in (tokens, places, rows))
-        with self.handle.stage("projector", device):
-            features: Tensor = inner.multi_modal_projector(evidence.final_tokens[rows])
-            if plan.newlines:
+    def _project(self, inner: Any, final_tokens: Tensor, group: Group) -> Tensor:
+        """Features ``[G, T + R, D]`` of a group's kept tokens ``[G, T, C]``, as they are packed."""
+        with self.handle.stage("projector", final_tokens.device):
+            features: Tensor = inner.multi_modal_projector(final_tokens)
+            places = group.places
+            if group.plan.newlines:
                 newline = inner.image_newline.to(features)
-                newlines = newline.expand(len(layouts), plan.newlines, -1)
+                newlines = newline.expand(len(group.images), group.plan.newlines, -1)
                 features = torch.cat((features, newlines), dim=1)
-                newline_places = torch.stack([layout.newlines for layout in layouts])
-                places = torch.cat((places, newline_places), dim=1)
+                places = torch.cat((places, group.newlines), dim=1)
             order = places.argsort(dim=1).unsqueeze(-1)
-            return features.take_along_dim(order, dim=1), tokens
+            return features.take_along_dim(order, dim=1)
 
     def replace_image_token(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def replace_image_token(
@@ -277,14 +243,6 @@ def _each(evidence: Evidence, change: Callable[[Tensor], Tensor]) -> Evidence:
         change(evidence.final_tokens),
         None if importance is None else change(importance),
     )
-
-
-def _group(layouts: list[Layout], plans: list[Plan]) -> list[list[int]]:
-    """Images whose tensors have the same shapes."""
-    groups: dict[tuple[int, Plan], list[int]] = {}
-    for image, (layout, plan) in enumerate(zip(layouts, plans, strict=True)):
-        groups.setdefault((layout.tokens.shape[0], plan), []).append(image)
-    return list(groups.values())
 
 
 def _as_output(features: list[Tensor], return_dict: bool | None) -> Any:

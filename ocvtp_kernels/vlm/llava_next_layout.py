@@ -1,7 +1,11 @@
-"""Where LLaVA-NeXT has the tokens of an image, which follows from the image's size alone."""
+"""Where LLaVA-NeXT has the tokens of an image, and which of a call's images go together.
+
+All of it follows from the sizes of the images alone.
+"""
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -81,3 +85,64 @@ class Layouts:
                 del self._known[next(iter(self._known))]
             self._known[key] = layout
         return self._known[key]
+
+
+class Plan(NamedTuple):
+    """How many tokens of an image are kept."""
+
+    tokens: int
+    newlines: int
+    whole: bool  # whether the image stays as the model packs it
+
+    @property
+    def placeholders(self) -> int:
+        """Placeholders that the prompt needs."""
+        return self.tokens + self.newlines
+
+
+class Group:
+    """Images of a call whose tensors have the same shapes, ``[G, ...]``.
+
+    Attributes:
+        images: their places in the call.
+        plan: what each of them keeps.
+        tokens: ids ``[G, V]`` of their tokens, see `Layout`; after `keep` of those kept.
+        places: where these stand in the packed image.
+        rows: where these stand among all patches of the call.
+        newlines: places of the kept newlines in the packed image, ``[G, R]``.
+    """
+
+    def __init__(
+        self, images: list[int], plan: Plan, layouts: list[Layout], starts: list[int]
+    ) -> None:
+        self.images, self.plan = images, plan
+        self.tokens = torch.stack([layout.tokens for layout in layouts])
+        self.places = torch.stack([layout.places for layout in layouts])
+        # A number of the host that is added needs no copy to the device.
+        self.rows = torch.stack(
+            [layout.tokens + start for layout, start in zip(layouts, starts, strict=True)]
+        )
+        # None or all of them; images alike in tokens may differ in newlines where these are dropped.
+        self.newlines = torch.stack([layout.newlines[: plan.newlines] for layout in layouts])
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether there are more tokens than the plan keeps."""
+        return self.plan.tokens < self.tokens.shape[1]
+
+    def keep(self, ids: Tensor) -> None:
+        """Leaves the tokens ``ids`` ``[G, T]`` alone."""
+        parts = (self.tokens, self.places, self.rows)
+        self.tokens, self.places, self.rows = (part.gather(1, ids) for part in parts)
+
+
+def group_images(layouts: list[Layout], plans: list[Plan], patches: int) -> list[Group]:
+    """The images by what they hold and keep, given the patches of a crop."""
+    starts = list(accumulate((layout.num_crops * patches for layout in layouts), initial=0))
+    alike: dict[tuple[int, Plan], list[int]] = {}
+    for image, (layout, plan) in enumerate(zip(layouts, plans, strict=True)):
+        alike.setdefault((layout.tokens.shape[0], plan), []).append(image)
+    return [
+        Group(images, plan, [layouts[i] for i in images], [starts[i] for i in images])
+        for (_, plan), images in alike.items()
+    ]

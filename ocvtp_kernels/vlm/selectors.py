@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -20,11 +21,17 @@ class Evidence(NamedTuple):
     valid: Tensor | None = None  # bool [B, N]; False: padding, never kept; None: all are valid
 
 
+# The rest of a choice: ids int64 [B, T]. None is enough where a selector `chooses_early`.
+Finish = Callable[[Evidence | None], Tensor]
+
+
 class Selector(Protocol):
     """Anything that chooses tokens.
 
     A selector with an attribute ``needs_final_tokens = False`` may be asked before there are final
-    tokens, and then finds the reference tokens in their place.
+    tokens, and then finds the reference tokens in their place. One with a method
+    ``begin(reference_tokens, budget)`` does there what needs no more than that, and returns the
+    function of the evidence that makes the ids (see `begin`).
     """
 
     @property
@@ -76,8 +83,23 @@ class PrunerSelector:
             chosen.append(places[ids])
         return torch.cat(chosen)
 
+    def begin(self, reference_tokens: Tensor, budget: int) -> Finish:
+        """All but filling the gaps, which waits for importance; every token is valid."""
+        checks.require_budget(budget, reference_tokens.shape[1])
+        picks, peak, own = self.pruner.pick(self._cast(reference_tokens), budget)
+
+        def finish(evidence: Evidence | None) -> Tensor:
+            importance = None if evidence is None else evidence.importance
+            padding = own if importance is None else importance
+            return cast(Tensor, torch.ops.ocvtp.resolve_picks(picks, peak, padding, budget))
+
+        return finish
+
+    def _cast(self, reference_tokens: Tensor) -> Tensor:
+        return reference_tokens.to(self.pruner.initializ.mean.dtype)
+
     def _select(self, reference_tokens: Tensor, importance: Tensor | None, budget: int) -> Tensor:
-        tokens = reference_tokens.to(self.pruner.initializ.mean.dtype)
+        tokens = self._cast(reference_tokens)
         # Only ids are wanted: one channel is all that the pruner has to gather.
         return cast(Tensor, self.pruner(tokens, tokens[..., :1], budget, importance).ids)
 
@@ -144,6 +166,29 @@ def require_width(selector: Selector, width: int) -> None:
         )
 
 
+def chooses_early(selector: Selector) -> bool:
+    """Whether the selector needs reference tokens alone."""
+    return not selector.needs_importance and not getattr(selector, "needs_final_tokens", True)
+
+
+def begin(selector: Selector, reference_tokens: Tensor, budget: int) -> Finish:
+    """Starts a choice as soon as there are reference tokens, all of them valid; as `select`."""
+    if chooses_early(selector):
+        ids = select(selector, Evidence(reference_tokens, reference_tokens), budget)
+        return lambda evidence: ids
+    start = getattr(selector, "begin", None)
+    if start is None:
+        return lambda evidence: select(selector, cast(Evidence, evidence), budget)
+    with torch.no_grad():
+        finish = start(reference_tokens, budget)
+
+    def rest(evidence: Evidence | None) -> Tensor:
+        with torch.no_grad():
+            return _checked(finish(evidence), len(reference_tokens), budget)
+
+    return rest
+
+
 def select(selector: Selector, evidence: Evidence, budget: int) -> Tensor:
     """Asks a selector, without gradients, and checks the form of its answer.
 
@@ -153,9 +198,14 @@ def select(selector: Selector, evidence: Evidence, budget: int) -> Tensor:
     """
     with torch.no_grad():
         ids = selector(evidence, budget)
-    expected = (evidence.reference_tokens.shape[0], budget)
+    return _checked(ids, len(evidence.reference_tokens), budget)
+
+
+def _checked(ids: Tensor, batch: int, budget: int) -> Tensor:
     if ids.dtype != torch.int64:
         raise TypeError(f"selector: expected ids of dtype torch.int64, got {ids.dtype}")
-    if tuple(ids.shape) != expected:
-        raise ValueError(f"selector: expected ids of shape {expected}, got {tuple(ids.shape)}")
+    if tuple(ids.shape) != (batch, budget):
+        raise ValueError(
+            f"selector: expected ids of shape {(batch, budget)}, got {tuple(ids.shape)}"
+        )
     return ids

@@ -94,8 +94,9 @@ class Tower:
         reference_layer: int,
         final_layer: int | Sequence[int],
         importance: bool,
-        ids_for_rows: Callable[[Tensor], Tensor] | None = None,
         *,
+        watch: Callable[[Tensor], None] | None = None,
+        rows: Callable[[], Tensor] | None = None,
         num_dropped: int | None = None,
         savings: bool = True,
         **kwargs: Any,
@@ -109,20 +110,22 @@ class Tower:
                 several, the channels are joined.
             importance: whether to measure the attention received in the layer that makes the
                 (deepest) final tokens: mean over heads and all queries.
-            ids_for_rows: chooses ids int64 ``[B, T]`` from the reference tokens before the layer
-                that makes the final tokens runs (see `can_compute_rows`), which then computes
-                queries, projection and MLP for these rows alone.
+            watch: told the reference tokens ``[B, N, C]`` as soon as there are any, while the
+                layers behind them are still to run.
+            rows: asked for ids int64 ``[B, T]`` when the layer that makes the final tokens runs
+                (see `can_compute_rows`), which then computes queries, projection and MLP for these
+                tokens alone.
             num_dropped: tokens left out at the front; the prefix tokens if None.
             savings: whether layers behind the last one used are left out, which changes no bit.
             kwargs: passed on to the tower.
 
         Returns:
             Evidence of N = prefix + patches - dropped tokens. Importance is None where it was not
-            asked for, or where the final tokens are the embedding. With ``ids_for_rows``, final
-            tokens are the T chosen alone.
+            asked for, or where the final tokens are the embedding. With ``rows``, final tokens are
+            the T chosen alone.
 
         Raises:
-            ValueError: ``final_layer`` is out of range, or ``ids_for_rows`` cannot be had.
+            ValueError: ``final_layer`` is out of range, or ``rows`` cannot be had.
         """
         finals = [self._resolve(index) for index in _as_list(final_layer)]
         dropped = self.num_prefix if num_dropped is None else num_dropped
@@ -134,21 +137,21 @@ class Tower:
                     stack.enter_context(_replaced_forward(layer, _pass_through))
             if importance and deepest > 0:
                 stack.enter_context(self._capture_attention(self.layers[deepest - 1], attention))
-            if ids_for_rows is not None:
+            if watch is not None:
+                stack.enter_context(_watched(self.layers[reference_layer], watch, dropped))
+            if rows is not None:
                 if not self.can_compute_rows(reference_layer, final_layer):
                     raise ValueError(
-                        f"ids_for_rows: layer {deepest - 1} of this tower cannot be computed for "
-                        "some rows alone"
+                        f"rows: layer {deepest - 1} of this tower cannot be computed for some "
+                        "rows alone"
                     )
-                stack.enter_context(
-                    self._compute_rows(reference_layer, deepest - 1, ids_for_rows, dropped)
-                )
+                stack.enter_context(self._compute_rows(self.layers[deepest - 1], rows, dropped))
             # A list of indices would mean other layers in some transformers versions.
             outputs = self.module(
                 pixel_values, output_hidden_states=True, return_dict=True, **kwargs
             )
         states = outputs.hidden_states
-        skip = 0 if ids_for_rows is not None else dropped
+        skip = 0 if rows is not None else dropped
         final_tokens = [states[index][:, skip:] for index in finals]
         received = None
         if attention:
@@ -205,37 +208,23 @@ class Tower:
         raise ValueError(f"{type(layer).__name__}: no projections of queries and keys were found")
 
     @contextmanager
-    def _compute_rows(
-        self,
-        reference_layer: int,
-        last_layer: int,
-        choose: Callable[[Tensor], Tensor],
-        dropped: int,
-    ) -> Iterator[None]:
-        """Makes ``last_layer`` compute only the rows chosen from the reference layer's output."""
-        layer: Any = self.layers[last_layer]
+    def _compute_rows(self, layer: Any, rows: Callable[[], Tensor], dropped: int) -> Iterator[None]:
+        """Makes a layer compute only the rows that are asked for when it runs."""
         attention = layer.self_attn
-        rows: list[Tensor] = []
-
-        def decide(_module: nn.Module, _args: Any, output: Any) -> None:
-            tokens = output[0] if isinstance(output, tuple) else output
-            rows.append(choose(tokens[:, dropped:]) + dropped)
 
         def forward(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+            chosen = rows() + dropped
             normed = layer.layer_norm1(hidden_states)
             mixed = F.scaled_dot_product_attention(
-                self._split_heads(attention.q_proj(gather_tokens(normed, rows[0]))),
+                self._split_heads(attention.q_proj(gather_tokens(normed, chosen))),
                 self._split_heads(attention.k_proj(normed)),
                 self._split_heads(attention.v_proj(normed)),
             )
             mixed = attention.out_proj(mixed.transpose(1, 2).flatten(2))
-            chosen = gather_tokens(hidden_states, rows[0]) + mixed
-            return chosen + layer.mlp(layer.layer_norm2(chosen))
+            kept = gather_tokens(hidden_states, chosen) + mixed
+            return kept + layer.mlp(layer.layer_norm2(kept))
 
-        with ExitStack() as stack:
-            hook = self.layers[reference_layer].register_forward_hook(decide)
-            stack.callback(hook.remove)
-            stack.enter_context(_replaced_forward(layer, forward))
+        with _replaced_forward(layer, forward):
             yield
 
 
@@ -245,6 +234,21 @@ def _as_list(layers: int | Sequence[int]) -> list[int]:
 
 def _pass_through(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     return hidden_states
+
+
+@contextmanager
+def _watched(layer: nn.Module, watch: Callable[[Tensor], None], dropped: int) -> Iterator[None]:
+    """Tells ``watch`` what a layer puts out, without the first tokens."""
+
+    def tell(_module: nn.Module, _args: Any, output: Any) -> None:
+        tokens = output[0] if isinstance(output, tuple) else output
+        watch(tokens[:, dropped:])
+
+    hook = layer.register_forward_hook(tell)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -120,11 +120,11 @@ def test_rows_alone_equal_rows_of_the_whole(kind: str, final_layer: int) -> None
     ids = torch.tensor([[0, 3, 15], [2, 7, 8]])
     seen: list[Tensor] = []
 
-    def choose(tokens: Tensor) -> Tensor:
-        seen.append(tokens)
+    def choose() -> Tensor:
+        assert len(seen) == 1  # the reference tokens are told before the rows are asked for
         return ids
 
-    rows = tower.encode(pixels, 1, final_layer, importance=False, ids_for_rows=choose)
+    rows = tower.encode(pixels, 1, final_layer, False, watch=seen.append, rows=choose)
     whole = tower.encode(pixels, 1, final_layer, importance=False)
     assert torch.equal(seen[0], whole.reference_tokens)
     assert torch.equal(rows.reference_tokens, whole.reference_tokens)
@@ -138,8 +138,8 @@ def test_rows_alone_need_a_decision_before_the_last_layer() -> None:
     assert not tower.can_compute_rows(2, -2)
     assert not tower.can_compute_rows(1, [-2, -1])
     assert not Tower.of(make_tower("dinov2")).can_compute_rows(1, -2)
-    with pytest.raises(ValueError, match="ids_for_rows: layer 2"):
-        tower.encode(make_pixels(), 2, -2, False, ids_for_rows=lambda tokens: tokens)
+    with pytest.raises(ValueError, match="rows: layer 2"):
+        tower.encode(make_pixels(), 2, -2, False, rows=lambda: torch.zeros(2, 1))
 
 
 @torch.no_grad()
