@@ -15,7 +15,8 @@ from ocvtp_kernels.cli.report import Report, prune_encoded
 from ocvtp_kernels.config import PrunerConfig
 from ocvtp_kernels.files import write_aside
 from ocvtp_kernels.pruner import PADDINGS, OCPruner
-from ocvtp_kernels.vlm.encoder import DescriptorEncoder, Encoder, TowerEncoder
+from ocvtp_kernels.vlm.encoder import DescriptorEncoder, Encoder
+from ocvtp_kernels.vlm.tower_encoder import load_tower_encoder
 
 DEMO_CHECKPOINT = "demo_pruner.safetensors"
 FAILED, MISUSED = 1, 2
@@ -23,7 +24,9 @@ FAILED, MISUSED = 1, 2
 
 def prune(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Photos to prune.")],
-    budget: Annotated[int, typer.Option(help="Tokens to keep.")] = 64,
+    budget: Annotated[
+        int, typer.Option(help="Tokens to keep; of a photo with fewer, all are.")
+    ] = 64,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="Pruner weights, .pth or .safetensors; the packaged demo's if left out."),
@@ -55,8 +58,9 @@ def prune(
     """Show which tokens of each PHOTO the object-centric pruner keeps.
 
     Writes an overlay picture (NAME-pruned.png) and a record (NAME-pruned.json: ids, per-slot
-    peaks, coverage beside random selection) for each photo. A photo that cannot be pruned is
-    reported and skipped.
+    peaks, coverage beside random selection) for each photo. A model that takes photos at their own
+    size may have fewer tokens than the budget: all are kept then, and the record says so. A photo
+    that cannot be pruned is reported and skipped.
 
     Exit code: 0, all photos pruned; 1, some were not; 2, an option is wrong and nothing was
     written.
@@ -64,10 +68,7 @@ def prune(
     try:
         encoder = load_encoder(model, reference_layer, checkpoint)
         pruner = load_pruner(checkpoint, config, seed, encoder)
-        if not 1 <= budget <= encoder.num_tokens:
-            raise ValueError(
-                f"budget: expected 1 to {encoder.num_tokens} (the tokens there are), got {budget}"
-            )
+        require_budget(budget, encoder.num_tokens)
         if padding not in PADDINGS:
             raise ValueError(f"padding: expected one of {PADDINGS}, got {padding!r}")
         if output.exists() and not output.is_dir():
@@ -110,10 +111,18 @@ def load_encoder(
     if model is not None:
         if checkpoint is None:
             raise ValueError("checkpoint: expected a pruner trained on this model's tokens")
-        return TowerEncoder(model, reference_layer)
+        return load_tower_encoder(model, reference_layer)
     if reference_layer is not None:
         raise ValueError("reference_layer: expected a model along with it")
     return DescriptorEncoder()
+
+
+def require_budget(budget: int, num_tokens: int | None) -> None:
+    """Raises ValueError unless the budget is 1 to ``num_tokens``, which None leaves open."""
+    if num_tokens is None and budget < 1:
+        raise ValueError(f"budget: expected at least 1, got {budget}")
+    if num_tokens is not None and not 1 <= budget <= num_tokens:
+        raise ValueError(f"budget: expected 1 to {num_tokens} (the tokens there are), got {budget}")
 
 
 def load_pruner(

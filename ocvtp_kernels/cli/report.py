@@ -27,6 +27,7 @@ class Report:
     """One pruned photo."""
 
     encoded: Encoded
+    budget: int  # as asked for; a photo of fewer tokens keeps them all
     ids: list[int]
     log_attention: Tensor  # [K, N] of the last iteration
     coverage: float
@@ -40,8 +41,11 @@ class Report:
 
     def coverage_line(self) -> str:
         """Method, budget and coverage in one line."""
+        kept = f"{len(self.ids)} of {self.num_tokens} tokens"
+        if self.budget > self.num_tokens:
+            kept = f"all {self.num_tokens} tokens (budget {self.budget})"
         return (
-            f"{METHOD} · {len(self.ids)} of {self.num_tokens} tokens · coverage "
+            f"{METHOD} · {kept} · coverage "
             f"{self.coverage:.3f} (random {self.random_mean:.3f} ± {self.random_std:.3f})"
         )
 
@@ -52,8 +56,9 @@ class Report:
             **about,
             "method": METHOD,
             "version": __version__,
-            "budget": len(self.ids),
+            "budget": self.budget,
             "num_tokens": self.num_tokens,
+            "kept": len(self.ids),
             "grid": list(self.encoded.grid),
             "ids": self.ids,
             "slots": [
@@ -86,7 +91,7 @@ class Report:
 
 @torch.inference_mode()
 def prune_encoded(pruner: OCPruner, encoded: Encoded, budget: int, padding: str) -> Report:
-    """Prunes one encoded photo.
+    """Prunes one encoded photo; one with fewer tokens than the budget keeps them all.
 
     Raises:
         ValueError: the tokens hold NaN or inf, or do not fit the pruner.
@@ -94,18 +99,20 @@ def prune_encoded(pruner: OCPruner, encoded: Encoded, budget: int, padding: str)
     for name in ("reference_tokens", "final_tokens"):
         if not getattr(encoded, name).isfinite().all():
             raise ValueError(f"{name}: expected finite numbers, got NaN or inf")
+    kept = min(budget, encoded.reference_tokens.shape[1])
     out = pruner(
         encoded.reference_tokens,
         encoded.final_tokens,
-        budget=budget,
+        budget=kept,
         importance=encoded.importance,
         padding=padding,
     )
-    slots = pruner.sample_slots(1, budget)
+    slots = pruner.sample_slots(1, kept)
     logits = attention_logits(encoded.reference_tokens, pruner.packed(), slots)
-    by_chance = random_coverage(encoded.final_tokens[0], budget, RANDOM_SEEDS)
+    by_chance = random_coverage(encoded.final_tokens[0], kept, RANDOM_SEEDS)
     return Report(
         encoded=encoded,
+        budget=budget,
         ids=out.ids[0].tolist(),
         log_attention=log_attention(logits)[0],
         coverage=float(coverage(encoded.final_tokens, out.ids)),

@@ -23,6 +23,7 @@ from ocvtp_kernels.vlm.qwen_encoder import QwenEncoder
 from ocvtp_kernels.vlm.qwen_positions import (
     History,
     cached_length,
+    count_kept,
     drop_placeholders,
     new_images,
     next_position,
@@ -65,7 +66,8 @@ def attach_qwen2_5_vl(
         processor: not used.
         selector: what chooses the tokens.
         budget: T, at least 1.
-        options: ``newlines`` and ``savings`` have no meaning here.
+        options: ``newlines`` has no meaning here. ``savings`` are had with a selector that needs no
+            final tokens: the last block and the merger then compute the kept tokens alone.
 
     Raises:
         ValueError: the model is of another type, the pruner or the reference layer does not fit
@@ -86,7 +88,7 @@ def attach_qwen2_5_vl(
     for name in ("generate", "forward"):
         require_free(model, name)
     handle = Handle(options.timed)
-    encoder = QwenEncoder(selector, budget, layer, handle)
+    encoder = QwenEncoder(selector, budget, layer, handle, options)
     handle.replace_method(model, "generate", lambda original: _pruned_generate(original, encoder))
     handle.replace_method(model, "forward", lambda original: _pruned_forward(original, encoder))
     return handle
@@ -173,22 +175,27 @@ def _prune(
     is_image = (input_ids == model.config.image_token_id) & attended
     history = read_history(model, input_ids, attended, is_image, sizes, given)
     start = 0 if history is None else history.length
-    counts = torch.stack([is_image[:, :start].sum(1), is_image[:, start:].sum(1)]).tolist()
-    images = new_images(sizes, *counts)
+    parts = is_image[:, :start], is_image[:, start:], attended[:, start:]
+    # All counts at once, and before the encoder is at work: each time is a wait for the device.
+    cached, added, columns = torch.stack([part.sum(1) for part in parts]).tolist()
+    images = new_images(sizes, cached, added)
     prompt = place(model, input_ids[:, start:], attended[:, start:], images, given)
     if history is not None:
         prompt = prompt.after(history)
     following = next_position(prompt.positions)
-    kept, outputs = prompt.attended, dict(given.get("mm_encoder_outputs") or {})
+    kept, width = prompt.attended, max(columns)
+    outputs = dict(given.get("mm_encoder_outputs") or {})
     if images:
         if "image" in outputs:
             raise ValueError("mm_encoder_outputs: expected no images beside pixel_values")
         chosen = [sizes[image] for image in images]
-        pixels = take_images(given, grids, images)
-        ids, outputs["image"] = encoder.encode(model.model, *pixels, chosen)
+        pixels = take_images(given["pixel_values"], grids, images)
+        used = [grids[image] for image in images]
+        ids, outputs["image"] = encoder.encode(model.model, pixels, used)
         kept = kept & drop_placeholders(is_image[:, start:], ids, chosen)
+        width = count_kept(columns, added, ids, chosen)
     filler = read_filler(model)
-    prompt = prompt.keep(kept, filler)
+    prompt = prompt.keep(kept, width, filler)
     arguments = {name: value for name, value in given.items() if name not in _REPLACED}
     if outputs:
         arguments["mm_encoder_outputs"] = outputs

@@ -121,7 +121,7 @@ def place(
         positions, _ = model.model.get_rope_index(
             input_ids,
             mm_token_type_ids=types,
-            image_grid_thw=given["image_grid_thw"][images] if images else None,
+            image_grid_thw=_take_grids(given, images),
             video_grid_thw=given.get("video_grid_thw"),
             second_per_grid_ts=given.get("second_per_grid_ts"),
             attention_mask=attended,
@@ -129,6 +129,14 @@ def place(
     elif positions.ndim == 3:
         positions = positions[-3:]  # without the row for text
     return Prompt(input_ids, attended, positions.expand(3, *input_ids.shape), columns)
+
+
+def _take_grids(given: dict[str, Any], images: list[int]) -> Tensor | None:
+    """``image_grid_thw`` of some of the images given; None of none."""
+    if not images:
+        return None
+    grid: Tensor = given["image_grid_thw"]
+    return grid if len(images) == len(grid) else grid[images]
 
 
 def read_filler(model: Any) -> int:
@@ -153,12 +161,9 @@ def shift_lengths(model: Any, given: dict[str, Any], dropped: int) -> dict[str, 
     return limits
 
 
-def take_images(
-    given: dict[str, Any], grids: list[list[int]], images: list[int]
-) -> tuple[Tensor, Tensor]:
-    """``pixel_values`` and ``image_grid_thw`` of some of the images given."""
-    pixels, grid = given["pixel_values"], given["image_grid_thw"]
+def take_images(pixel_values: Tensor, grids: list[list[int]], images: list[int]) -> Tensor:
+    """``pixel_values`` of some of the images given."""
     if len(images) == len(grids):
-        return pixels, grid
-    patches = pixels.split([t * h * w for t, h, w in grids])
-    return torch.cat([patches[image] for image in images]), grid[images]
+        return pixel_values
+    patches = pixel_values.split([t * h * w for t, h, w in grids])
+    return torch.cat([patches[image] for image in images])

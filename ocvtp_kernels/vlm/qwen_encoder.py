@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ocvtp_kernels.vlm.handle import Handle
-from ocvtp_kernels.vlm.selectors import Evidence, Selector, select
+from ocvtp_kernels.vlm.choice import Choice
+from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.qwen_rows import Units, finish_units, plan
+from ocvtp_kernels.vlm.selectors import Evidence, Selector
 
 
 class QwenEncoder:
@@ -21,52 +24,100 @@ class QwenEncoder:
         budget: tokens to keep of an image.
         layer: block of the encoder whose output the decision is made on.
         handle: where ids and times are recorded.
+        options: ``savings``, with a selector that needs no final tokens: the rest of the encoder
+            leaves out what the kept tokens do not need. ``overlap`` and ``timed`` as for `Choice`.
     """
 
-    def __init__(self, selector: Selector, budget: int, layer: int, handle: Handle) -> None:
-        self.selector, self.budget, self.layer, self.handle = selector, budget, layer, handle
+    def __init__(
+        self, selector: Selector, budget: int, layer: int, handle: Handle, options: Options
+    ) -> None:
+        self.selector, self.budget, self.layer = selector, budget, layer
+        self.handle, self.options = handle, options
+        self.saves = options.savings and not getattr(selector, "needs_final_tokens", True)
 
     def encode(
-        self, inner: Any, pixel_values: Tensor, grid_thw: Tensor, sizes: list[int]
+        self, inner: Any, pixel_values: Tensor, grids: list[list[int]]
     ) -> tuple[list[Tensor], Any]:
         """Encodes the images of one call.
 
         Args:
             inner: the ``Qwen2_5_VLModel``.
             pixel_values: ``[patches, C]``, all images in a row.
-            grid_thw: int64 ``[images, 3]``.
-            sizes: merged tokens of each image.
+            grids: patches of each image: time, height, width.
 
         Returns:
             ids int64 ``[T_i]`` of each image, and the encoder's output with those tokens only.
         """
-        device, block = pixel_values.device, inner.visual.blocks[self.layer]
-        with self.handle.stage("encoder", device), _outputs_of(block) as states:
-            output = inner.get_image_features(pixel_values, grid_thw, return_dict=True)
-        features = output.pooler_output
-        with self.handle.stage("pruner", device):
-            units = merge_units(inner.visual, states[0], grid_thw)
-            ids = self._choose(units.split(sizes), features)
-        tokens = [part[kept] for part, kept in zip(features, ids, strict=True)]
-        self.handle.record(ids)
-        return ids, type(output)(pooler_output=tokens)
-
-    def _choose(self, reference: tuple[Tensor, ...], features: tuple[Tensor, ...]) -> list[Tensor]:
-        """Ids of each image; images of one size are chosen from together."""
-        ids = [torch.arange(len(tokens), device=tokens.device) for tokens in features]
-        groups: dict[int, list[int]] = {}
-        for image, tokens in enumerate(features):
-            if len(tokens) > self.budget:
-                groups.setdefault(len(tokens), []).append(image)
-        for group in groups.values():
-            evidence = Evidence(
-                torch.stack([reference[image] for image in group]),
-                torch.stack([features[image] for image in group]),
+        visual, device = inner.visual, pixel_values.device
+        lengths = [t * h * w for t, h, w in grids]
+        planned = plan(visual, grids, device)
+        sizes = [length // visual.spatial_merge_unit for length in lengths]
+        call = _Call(self, visual, sizes, planned["window_index"].argsort())
+        # Training may run blocks again for their gradients, when nothing is left out any more.
+        saves = self.saves and max(sizes) > self.budget and not visual.training
+        with self.handle.stage("encoder", device), ExitStack() as stack:
+            hook = visual.blocks[self.layer].register_forward_hook(call.begin)
+            stack.callback(hook.remove)
+            if saves:
+                whole = self.layer == len(visual.blocks) - 1
+                merged = stack.enter_context(
+                    finish_units(visual, call.finish_early, lengths, whole)
+                )
+            # On the CPU, where the sizes of the features are read from it.
+            output = inner.get_image_features(
+                pixel_values, torch.tensor(grids), return_dict=True, **planned
             )
-            chosen = select(self.selector, evidence, self.budget)
+        if saves:
+            tokens = list(merged[0].split([len(image) for image in call.ids]))
+        else:
+            call.finish(output.pooler_output)
+            pairs = zip(output.pooler_output, call.ids, strict=True)
+            tokens = [features[kept] for features, kept in pairs]
+        self.handle.record(call.ids)
+        return call.ids, type(output)(pooler_output=tokens)
+
+
+class _Call:
+    """The choice of one call's tokens; images of one size are chosen from together."""
+
+    def __init__(self, encoder: QwenEncoder, visual: Any, sizes: list[int], places: Tensor) -> None:
+        self._visual, self._sizes, self._places = visual, sizes, places
+        self._handle, self._budget, device = encoder.handle, encoder.budget, places.device
+        self._choice = Choice(encoder.selector, encoder.handle, device, encoder.options)
+        groups: dict[int, list[int]] = {}
+        for image, size in enumerate(sizes):
+            if size > encoder.budget:
+                groups.setdefault(size, []).append(image)
+        self._groups = list(groups.values())
+        self._reference: list[Tensor] = []
+        self.ids = [torch.arange(size, device=device) for size in sizes]
+
+    def begin(self, _block: nn.Module, _args: Any, output: Tensor) -> None:
+        """Takes the reference tokens; a hook of the block decided on."""
+        with self._handle.stage("pruner", output.device):
+            units = _average(self._visual, output.detach(), self._places).split(self._sizes)
+            for group in self._groups:
+                self._reference.append(torch.stack([units[image] for image in group]))
+                self._choice.begin(self._reference[-1], self._budget)
+
+    def finish(self, features: Sequence[Tensor] | None = None) -> None:
+        """Makes `ids` what is kept; ``features`` are the merged tokens, where there are any yet."""
+        for index, group in enumerate(self._groups):
+            reference = self._reference[index]
+            final = reference
+            if features is not None:
+                final = torch.stack([features[image] for image in group])
+            chosen = self._choice.finish(Evidence(reference, final), index)
             for image, kept in zip(group, chosen, strict=True):
-                ids[image] = kept
-        return ids
+                self.ids[image] = kept
+
+    def finish_early(self) -> Units:
+        """As `finish`, before there are merged tokens."""
+        self.finish()
+        with self._handle.stage("pruner", self._places.device):
+            starts = accumulate(self._sizes[:-1], initial=0)
+            kept = torch.cat([s + image for s, image in zip(starts, self.ids, strict=True)])
+            return Units(self._places[kept], [len(image) for image in self.ids])
 
 
 def merge_units(visual: Any, states: Tensor, grid_thw: Tensor) -> Tensor:
@@ -81,33 +132,11 @@ def merge_units(visual: Any, states: Tensor, grid_thw: Tensor) -> Tensor:
     Returns:
         ``[patches / 4, C]``
     """
-    from transformers.vision_utils import get_vision_window_index
+    order = plan(visual, grid_thw.tolist(), states.device)["window_index"]
+    return _average(visual, states, order.argsort())
 
-    order, _ = get_vision_window_index(
-        grid_thw,
-        spatial_merge_size=visual.spatial_merge_size,
-        window_size=visual.window_size,
-        patch_size=visual.patch_size,
-    )
+
+def _average(visual: Any, states: Tensor, places: Tensor) -> Tensor:
+    """The mean of each unit, taken out of the order of windows: ``[patches / 4, C]``."""
     # The mean first: a quarter of the rows to put back in order.
-    units = states.unflatten(0, (-1, visual.spatial_merge_unit)).mean(1)
-    return units[order.to(units.device).argsort()]
-
-
-@contextmanager
-def _outputs_of(block: nn.Module) -> Iterator[list[Tensor]]:
-    """What a block puts out within the block, detached.
-
-    ``output_hidden_states`` would keep every layer's patches of all images of the batch alive.
-    """
-    outputs: list[Tensor] = []
-
-    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-        state = output if isinstance(output, Tensor) else output[0]
-        outputs.append(state.detach())
-
-    hook = block.register_forward_hook(keep)
-    try:
-        yield outputs
-    finally:
-        hook.remove()
+    return states.unflatten(0, (-1, visual.spatial_merge_unit)).mean(1)[places]

@@ -32,11 +32,14 @@ class Prompt(NamedTuple):
     positions: Tensor  # int64 [3, B, L]
     columns: Tensor  # int64 [B, L], where the tokens stand in the whole prompt
 
-    def keep(self, kept: Tensor, filler: int) -> Prompt:
-        """The columns that are ``kept`` (bool ``[B, L]``), padded on the left by ``filler``."""
+    def keep(self, kept: Tensor, width: int, filler: int) -> Prompt:
+        """The columns that are ``kept`` (bool ``[B, L]``), padded on the left by ``filler``.
+
+        ``width`` is the largest number kept of a row; counting here would wait for the device.
+        """
         # Stable, so what is dropped comes first and what is kept stays in order.
         order = kept.int().argsort(dim=1, stable=True)
-        order = order[:, order.shape[1] - int(kept.sum(1).max()) :]
+        order = order[:, order.shape[1] - width :]
         attended = kept.gather(1, order)
         input_ids = self.input_ids.gather(1, order)
         return Prompt(
@@ -116,8 +119,28 @@ def drop_placeholders(is_image: Tensor, ids: list[Tensor], sizes: list[int]) -> 
     starts = accumulate(sizes[:-1], initial=0)
     tokens = torch.cat([start + image for start, image in zip(starts, ids, strict=True)])
     flags = torch.zeros(sum(sizes), dtype=torch.bool, device=is_image.device)
-    flags[tokens.to(is_image.device)] = True
+    flags.index_fill_(0, tokens.to(is_image.device), True)
     return kept.masked_scatter(is_image, flags)
+
+
+def count_kept(columns: list[int], added: list[int], ids: list[Tensor], sizes: list[int]) -> int:
+    """The largest number of columns that a row keeps.
+
+    Args:
+        columns: of each row, without padding.
+        added: placeholders among them, those of whole images.
+        ids: int64 ``[T_i]`` an image, row by row.
+        sizes: tokens of each image.
+    """
+    image, counts = 0, []
+    for before, placeholders in zip(columns, added, strict=True):
+        count = before - placeholders
+        while placeholders > 0:
+            count += len(ids[image])
+            placeholders -= sizes[image]
+            image += 1
+        counts.append(count)
+    return max(counts)
 
 
 def text_positions(attended: Tensor) -> Tensor:

@@ -1,0 +1,176 @@
+"""Qwen2.5-VL's vision encoder, finished for the kept units alone, and spared waits for the device.
+
+A unit is the patches that the merger makes one token of. Blocks run on patches in the order of
+their attention windows, so places of units are places in that order, not ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Units(NamedTuple):
+    """The units to finish, image by image."""
+
+    places: Tensor  # int64 [K], in the order of the windows
+    counts: list[int]  # of each image, K in all
+
+
+def plan(visual: Any, grids: list[list[int]], device: torch.device) -> dict[str, Tensor]:
+    """What the encoder would work out of the images' sizes, waiting for the device.
+
+    Args:
+        visual: the vision encoder.
+        grids: patches of each image: time, height, width.
+        device: where the encoder runs.
+
+    Returns:
+        Arguments of the encoder, ``window_index`` (int64 ``[units]``) among them: which unit is at
+        each place.
+    """
+    from transformers.vision_utils import (
+        get_vision_cu_seqlens,
+        get_vision_position_ids,
+        get_vision_window_index,
+    )
+
+    grid = torch.tensor(grids)
+    order, windows = get_vision_window_index(
+        grid,
+        spatial_merge_size=visual.spatial_merge_size,
+        window_size=visual.window_size,
+        patch_size=visual.patch_size,
+    )
+    bounds = {"cu_seqlens": get_vision_cu_seqlens(grid), "cu_window_seqlens": windows}
+    # These two read bounds as numbers, in every block; flash attention wants them on the device.
+    if visual.config._attn_implementation not in ("sdpa", "eager"):
+        bounds = {name: bound.to(device) for name, bound in bounds.items()}
+    positions = get_vision_position_ids(grid, visual.spatial_merge_size)
+    return {"position_ids": positions.to(device), "window_index": order.to(device), **bounds}
+
+
+@contextmanager
+def finish_units(
+    visual: Any, choose: Callable[[], Units], lengths: list[int], whole: bool
+) -> Iterator[list[Tensor]]:
+    """Makes the encoder finish only some units, chosen before its last block or right after.
+
+    The last block computes queries, projection and MLP for their patches alone where it attends
+    over whole images, and the merger merges them alone. Both are as before afterwards.
+
+    Args:
+        visual: the vision encoder, not training.
+        choose: the units; asked once.
+        lengths: patches of each image.
+        whole: whether the last block computes everything, because it is the one decided on.
+
+    Yields:
+        A list that holds ``[K, D]`` after the encoder has run: what the merger made of the units,
+        as they were chosen. The encoder itself then puts out tokens of no channels.
+    """
+    merged: list[Tensor] = []
+    block, unit = visual.blocks[-1], visual.spatial_merge_unit
+
+    def take_rows() -> tuple[Tensor, list[int]]:
+        places, counts = choose()
+        patches = torch.arange(unit, device=places.device)
+        rows = (places[:, None] * unit + patches).flatten()
+        return rows, [unit * count for count in counts]
+
+    def pick(_block: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return output[take_rows()[0]]
+
+    def run_rows(hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        rows, queries = take_rows()
+        # An image of several frames attends within each, which this was not made for.
+        if len(kwargs["cu_seqlens"]) != len(lengths) + 1:
+            output: Tensor = type(block).forward(block, hidden_states, **kwargs)
+            return output[rows]
+        embeddings = kwargs["position_embeddings"]
+        return _run_block(block, hidden_states, rows, (queries, lengths), embeddings)
+
+    def take(_merger: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        merged.append(output)
+        # The encoder goes on to put all units in order; without channels that is free.
+        return output.new_empty(sum(lengths) // unit, 0)
+
+    with ExitStack() as stack:
+        own, last = vars(block), len(visual.blocks) - 1
+        # A forward that somebody set on the block, to move its weights for one, has to run.
+        if whole or last not in visual.fullatt_block_indexes or "forward" in own:
+            stack.callback(block.register_forward_hook(pick).remove)
+        else:
+            own["forward"] = run_rows
+            stack.callback(own.pop, "forward")
+        stack.callback(visual.merger.register_forward_hook(take).remove)
+        yield merged
+
+
+def _run_block(
+    block: Any,
+    hidden_states: Tensor,
+    rows: Tensor,
+    bounds: tuple[list[int], list[int]],
+    position_embeddings: tuple[Tensor, Tensor],
+) -> Tensor:
+    """A block's output for some patches.
+
+    Args:
+        block: the block.
+        hidden_states: ``[patches, C]``, its input.
+        rows: int64 ``[R]``, the patches.
+        bounds: how many of the rows, and of all patches, each image has.
+        position_embeddings: cosines and sines ``[patches, C / heads]``.
+
+    Returns:
+        ``[R, C]``
+    """
+    attention = block.attn
+    query, key, value = _project(attention, block.norm1(hidden_states), rows)
+    cos, sin = position_embeddings
+    query, key = _rotate(query, cos[rows], sin[rows]), _rotate(key, cos, sin)
+    queries, lengths = bounds
+    images = zip(query.split(queries), key.split(lengths), value.split(lengths), strict=True)
+    mixed = [_attend(*image, attention.scaling) for image in images]
+    chosen = hidden_states[rows] + attention.proj(torch.cat(mixed).flatten(1))
+    result: Tensor = chosen + block.mlp(block.norm2(chosen))
+    return result
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attention of one image: ``[R, heads, d]`` of its queries."""
+    q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)[0].transpose(0, 1)
+
+
+def _project(attention: Any, normed: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries ``[R, heads, d]`` of the rows, keys and values ``[patches, heads, d]`` of all."""
+    linear, heads = attention.qkv, (attention.num_heads, -1)
+    plain = type(linear) is nn.Linear and "forward" not in vars(linear)
+    if not plain or linear._forward_hooks or linear._forward_pre_hooks:
+        # An adapter's or a quantized layer's weight is not all there is to it.
+        query, key, value = linear(normed).unflatten(1, (3, *heads)).unbind(1)
+        return query[rows], key, value
+    width = normed.shape[1]
+    weight, bias = linear.weight, linear.bias
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
+    query = F.linear(normed[rows], weight[:width], bias[:width])
+    others = F.linear(normed, weight[width:], bias[width:])
+    key, value = others.unflatten(1, (2, *heads)).unbind(1)
+    return query.unflatten(1, heads), key, value
+
+
+def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions of ``[N, heads, d]``, in float32 as the model has them."""
+    wide = tokens.float()
+    first, second = wide.chunk(2, -1)
+    turned = torch.cat([-second, first], -1)
+    rotated = wide * cos[:, None].float() + turned * sin[:, None].float()
+    return rotated.to(tokens.dtype)
