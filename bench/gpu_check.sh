@@ -9,7 +9,7 @@ exec </dev/null
 
 stages=(build tests sanitizer micro e2e)
 # Seconds a stage may take of the 510 that all of them share; fewer stages get more each.
-declare -A share=([build]=80 [tests]=110 [sanitizer]=80 [micro]=150 [e2e]=90)
+declare -A share=([build]=80 [tests]=100 [sanitizer]=60 [micro]=130 [e2e]=140)
 total=510
 device=cuda short="" only=""
 

@@ -79,12 +79,23 @@ def row(
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """Seconds of each stage of a vision-language model, at a budget of kept tokens."""
+    """A vision-language model with one selector; None and no stages where it has no figures."""
 
     model: str
-    budget: int
+    mode: str  # "eager", or "static": a static cache, with CUDA graphs on a GPU
+    selector: str  # "unpruned", "random" or "ocvtp"
+    batch: int
+    budget: int  # tokens kept of an image
     num_tokens: int
-    stages: dict[str, float]
+    stages: dict[str, float]  # seconds of encoder, pruner, projector and prefill, timed apart
+    ttft_s: float | None  # median of the whole, timed apart from its stages
+    ttft_p20_s: float | None
+    ttft_p80_s: float | None
+    rounds: int
+    decode_tokens_per_s: float | None  # of all rows of the batch
+    cache_bytes: int | None  # keys and values of the prompt and the new tokens
+    pruner_added_s: float | None  # see bench.llava.pruner_added
+    note: str  # why there are no figures, or what is special about them; often empty
 
 
 @dataclass

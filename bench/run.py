@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bench import e2e
+from bench import llava
 from bench.cases import CASES, FORWARD_ONLY, Case, Outputs
 from bench.gate import Verdict, fresh, judge
 from bench.results import Result, Row, default_folder, device_name, driver, row
@@ -181,7 +181,7 @@ def run(kind: str, device: torch.device, short: bool, folder: Path, seconds: flo
         todo: dict[str, Callable[[], int]] = {
             "ceilings": lambda: 0,
             "micro": lambda: micro(result, folder, chosen, device, deadline),
-            "e2e": lambda: e2e.run(result, folder, device, short, deadline),
+            "e2e": lambda: llava.run(result, folder, device, short, deadline),
         }
         refused = todo[kind]()
     print(f"{path}: {len(result.rows)} rows, {refused} refused")

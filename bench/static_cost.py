@@ -28,7 +28,7 @@ from ocvtp_kernels.chain_triton import prune_triton
 from ocvtp_kernels.files import write_aside
 from ocvtp_kernels.gpu.chips import CHIPS, pretend
 from ocvtp_kernels.gpu.launch import interpreting
-from ocvtp_kernels.report.tables import markdown, three_digits
+from ocvtp_kernels.report.text import markdown, three_digits
 from ocvtp_kernels.slots.tiles import ONE_TILE
 
 CHIP = CHIPS[90]  # of an H200

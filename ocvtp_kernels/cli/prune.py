@@ -10,15 +10,21 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
+from ocvtp_kernels.cli.methods import Comparison, compare_methods
 from ocvtp_kernels.cli.photo import open_photo
 from ocvtp_kernels.cli.report import Report, prune_encoded
 from ocvtp_kernels.config import PrunerConfig
 from ocvtp_kernels.files import write_aside
 from ocvtp_kernels.pruner import PADDINGS, OCPruner
+from ocvtp_kernels.selectors.interface import Selector
+from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
+from ocvtp_kernels.selectors.registry import METHODS, make_selector
 from ocvtp_kernels.vlm.encoder import DescriptorEncoder, Encoder
 from ocvtp_kernels.vlm.tower_encoder import load_tower_encoder
 
 DEMO_CHECKPOINT = "demo_pruner.safetensors"
+OC_PRUNER, ALL = "oc-pruner", "all"
+NO_CHECKPOINT = "checkpoint: expected a pruner trained on this model's tokens"
 FAILED, MISUSED = 1, 2
 
 
@@ -47,6 +53,13 @@ def prune(
         int | None,
         typer.Option(help="Tower layer to decide on; a third of its depth if left out."),
     ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help=f"{OC_PRUNER}, one of the training-free peers ({', '.join(METHODS)}), or {ALL} of"
+            " them side by side."
+        ),
+    ] = OC_PRUNER,
     padding: Annotated[
         str, typer.Option(help=f"How a gap is filled: {' or '.join(PADDINGS)}.")
     ] = PADDINGS[0],
@@ -55,19 +68,28 @@ def prune(
         "ocvtp-pruned"
     ),
 ) -> None:
-    """Show which tokens of each PHOTO the object-centric pruner keeps.
+    """Show which tokens of each PHOTO the object-centric pruner, or one of its peers, keeps.
 
     Writes an overlay picture (NAME-pruned.png) and a record (NAME-pruned.json: ids, per-slot
-    peaks, coverage beside random selection) for each photo. A model that takes photos at their own
-    size may have fewer tokens than the budget: all are kept then, and the record says so. A photo
-    that cannot be pruned is reported and skipped.
+    peaks, coverage beside random selection) for each photo. Peers share a picture, a panel each;
+    those that need what the encoder does not tell, a CLS token for one, are named in the record. A
+    model that takes photos at their own size may have fewer tokens than the budget: all are kept
+    then, and the record says so. A photo that cannot be pruned is reported and skipped.
 
     Exit code: 0, all photos pruned; 1, some were not; 2, an option is wrong and nothing was
     written.
     """
     try:
-        encoder = load_encoder(model, reference_layer, checkpoint)
-        pruner = load_pruner(checkpoint, config, seed, encoder)
+        methods = choose_methods(method)
+        # The packaged pruner is trained for the descriptor's tokens alone.
+        trained = model is None or checkpoint is not None
+        if method == OC_PRUNER and not trained:
+            raise ValueError(NO_CHECKPOINT)
+        encoder = load_encoder(model, reference_layer)
+        pruner = None
+        if OC_PRUNER in methods and trained:
+            pruner = load_pruner(checkpoint, config, seed, encoder)
+        selectors = make_selectors(methods, pruner, seed)
         require_budget(budget, encoder.num_tokens)
         if padding not in PADDINGS:
             raise ValueError(f"padding: expected one of {PADDINGS}, got {padding!r}")
@@ -81,13 +103,18 @@ def prune(
     stems = output_stems(photos, output)
     for photo in tqdm(photos, unit="photo", disable=len(photos) == 1):
         try:
-            report = prune_encoded(pruner, encoder.encode(open_photo(photo)), budget, padding)
+            encoded = encoder.encode(open_photo(photo))
+            report: Report | Comparison
+            if method == OC_PRUNER and pruner is not None:
+                report = prune_encoded(pruner, encoded, budget, padding)
+            else:
+                report = compare_methods(encoded, budget, selectors)
             picture = write_report(
                 report,
                 stems[photo],
                 photo=str(photo),
                 encoder=encoder.name,
-                checkpoint=str(checkpoint or DEMO_CHECKPOINT),
+                checkpoint=None if pruner is None else str(checkpoint or DEMO_CHECKPOINT),
                 noise_seed=seed,
             )
         except (ValueError, OSError) as error:
@@ -100,17 +127,39 @@ def prune(
         raise typer.Exit(FAILED)
 
 
-def load_encoder(
-    model: str | None, reference_layer: int | None, checkpoint: Path | None
-) -> Encoder:
+def choose_methods(method: str) -> list[str]:
+    """The methods of a name, or all.
+
+    Raises:
+        ValueError: there is no such method; the message lists what there is.
+    """
+    there = [OC_PRUNER, *METHODS]
+    if method not in (*there, ALL):
+        raise ValueError(f"method: expected one of {', '.join((*there, ALL))}, got {method!r}")
+    return there if method == ALL else [method]
+
+
+def make_selectors(
+    methods: list[str], pruner: OCPruner | None, seed: int
+) -> dict[str, Selector | str]:
+    """A selector a method, or the sentence why there is none."""
+    selectors: dict[str, Selector | str] = {}
+    for name in methods:
+        if name == OC_PRUNER:
+            selectors[name] = NO_CHECKPOINT if pruner is None else PrunerSelector(pruner)
+        else:
+            options = {"seed": seed} if name == "random" else {}
+            selectors[name] = make_selector(name, **options)
+    return selectors
+
+
+def load_encoder(model: str | None, reference_layer: int | None) -> Encoder:
     """The encoder asked for.
 
     Raises:
         ValueError: it cannot be loaded, or the options do not go together.
     """
     if model is not None:
-        if checkpoint is None:
-            raise ValueError("checkpoint: expected a pruner trained on this model's tokens")
         return load_tower_encoder(model, reference_layer)
     if reference_layer is not None:
         raise ValueError("reference_layer: expected a model along with it")
@@ -165,7 +214,7 @@ def output_stems(photos: list[Path], output: Path) -> dict[Path, Path]:
     return stems
 
 
-def write_report(report: Report, stem: Path, **about: Any) -> Path:
+def write_report(report: Report | Comparison, stem: Path, **about: Any) -> Path:
     """Writes ``stem``.png and ``stem``.json, each aside first; returns the picture's path."""
     picture, record = (stem.with_name(stem.name + suffix) for suffix in (".png", ".json"))
     text = json.dumps(report.as_json(**about, picture=picture.name), indent=2) + "\n"

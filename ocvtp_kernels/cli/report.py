@@ -96,26 +96,35 @@ def prune_encoded(pruner: OCPruner, encoded: Encoded, budget: int, padding: str)
     Raises:
         ValueError: the tokens hold NaN or inf, or do not fit the pruner.
     """
-    for name in ("reference_tokens", "final_tokens"):
-        if not getattr(encoded, name).isfinite().all():
-            raise ValueError(f"{name}: expected finite numbers, got NaN or inf")
-    kept = min(budget, encoded.reference_tokens.shape[1])
+    require_finite(encoded)
+    reference_tokens, final_tokens = (
+        encoded.evidence.reference_tokens,
+        encoded.evidence.final_tokens,
+    )
+    kept = min(budget, reference_tokens.shape[1])
     out = pruner(
-        encoded.reference_tokens,
-        encoded.final_tokens,
+        reference_tokens,
+        final_tokens,
         budget=kept,
-        importance=encoded.importance,
+        importance=encoded.evidence.importance,
         padding=padding,
     )
     slots = pruner.sample_slots(1, kept)
-    logits = attention_logits(encoded.reference_tokens, pruner.packed(), slots)
-    by_chance = random_coverage(encoded.final_tokens[0], kept, RANDOM_SEEDS)
+    logits = attention_logits(reference_tokens, pruner.packed(), slots)
+    by_chance = random_coverage(final_tokens[0], kept, RANDOM_SEEDS)
     return Report(
         encoded=encoded,
         budget=budget,
         ids=out.ids[0].tolist(),
         log_attention=log_attention(logits)[0],
-        coverage=float(coverage(encoded.final_tokens, out.ids)),
+        coverage=float(coverage(final_tokens, out.ids)),
         random_mean=float(by_chance.mean()),
         random_std=float(by_chance.std()),
     )
+
+
+def require_finite(encoded: Encoded) -> None:
+    """Raises ValueError if the tokens hold NaN or inf."""
+    for name in ("reference_tokens", "final_tokens"):
+        if not getattr(encoded.evidence, name).isfinite().all():
+            raise ValueError(f"{name}: expected finite numbers, got NaN or inf")

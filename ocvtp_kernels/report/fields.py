@@ -78,6 +78,19 @@ class Field:
         """`number`, or None for null."""
         return None if self.value is None else self.number()
 
+    def optional_signed(self) -> float | None:
+        """A finite number of any sign, or None for null."""
+        value = self.value
+        if value is None:
+            return None
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise self.wrong("a finite number")
+        return float(value)
+
     def seconds(self) -> float:
         """A time, more than 0."""
         if (value := self.number()) <= 0:

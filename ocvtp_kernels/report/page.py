@@ -5,27 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ocvtp_kernels.report import pictures
+from ocvtp_kernels.report import end_to_end, pictures
 from ocvtp_kernels.report.drawing import MARKERS, SERIES, STAND_INS, Picture
 from ocvtp_kernels.report.results import STAGES, MicroRow, ResultFile
 from ocvtp_kernels.report.style import CSS
 from ocvtp_kernels.report.tables import (
-    STAGE_NAMES,
     Comparison,
-    budget_text,
     compare,
-    duration,
     loss_text,
     losses,
     provenance,
     ratio_text,
-    stage_texts,
     summary,
-    three_digits,
-    times_text,
     without_ours,
     workload_text,
 )
+from ocvtp_kernels.report.text import duration, three_digits, times_text
 
 KIND_NAMES = {"micro": "Micro-benchmarks", "e2e": "End to end"}
 
@@ -188,17 +183,21 @@ def _roofline(file: ResultFile, colours: dict[str, str]) -> str:
 def _end_to_end(file: ResultFile) -> list[str]:
     if not file.e2e:
         return ["<h3>End to end</h3><p>The file holds no row.</p>"]
+    rows = file.e2e
     colours = {
-        STAGE_NAMES[stage]: SERIES[0] if stage == "pruner" else SERIES[i + 1]
-        for i, stage in enumerate(STAGES)
+        stage: SERIES[0] if stage == "pruner" else SERIES[i + 1] for i, stage in enumerate(STAGES)
     }
-    rows = ((r.model, budget_text(r), *stage_texts(r)) for r in file.e2e)
-    return [
-        "<h3>End to end, by stage</h3>",
-        _legend(colours),
-        _figures(pictures.stage_pictures(file.e2e)),
-        _table(("model", "vision tokens", *STAGE_NAMES.values()), rows),
-    ]
+    parts = ["<h3>End to end</h3>", f"<p>{escape(end_to_end.LEGEND)}</p>"]
+    if drawn := pictures.stage_pictures(rows):
+        parts += [_legend(colours), _figures(drawn)]
+    parts.append(f"<h4>Where pruning loses</h4><p>{escape(end_to_end.summary(rows))}</p>")
+    if lost := end_to_end.losses(rows):
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in lost)
+        parts.append(f'<ol class="losses">{items}</ol>')
+    for model, mine in end_to_end.models_of(rows).items():
+        noted = [(*end_to_end.cells(row, rows), row.note if row.times else "") for row in mine]
+        parts += [f"<h4>{escape(model)}</h4>", _table((*end_to_end.HEADER, "note"), noted)]
+    return parts
 
 
 def _all_rows(rows: Sequence[MicroRow], comparisons: Sequence[Comparison]) -> str:

@@ -21,18 +21,10 @@ from ocvtp_kernels.report.drawing import (
     nice_ticks,
     padded,
 )
+from ocvtp_kernels.report.end_to_end import budget_text, models_of, shortlist, speed_up
 from ocvtp_kernels.report.results import STAGES, EndToEndRow, MicroRow, ResultFile
-from ocvtp_kernels.report.tables import (
-    STAGE_NAMES,
-    Comparison,
-    budget_text,
-    duration,
-    fewest_slots,
-    three_digits,
-    times_text,
-    width_text,
-    workload_text,
-)
+from ocvtp_kernels.report.tables import Comparison, fewest_slots, width_text, workload_text
+from ocvtp_kernels.report.text import duration, three_digits, times_text
 
 Rows = Sequence[MicroRow]
 
@@ -240,40 +232,37 @@ def _paint_ratios(axes: Any, comparisons: Sequence[Comparison], colours: dict[st
 
 
 def stage_pictures(rows: Sequence[EndToEndRow]) -> list[Picture]:
-    """Per model, a bar per budget with its stages one after another."""
+    """Per model at its smallest batch, a bar a row with its stages, and a dot for the whole."""
     pictures = []
-    for model in dict.fromkeys(row.model for row in rows):
-        bars = [row for row in rows if row.model == model]
-        height = 0.7 + 0.42 * len(bars)
-        svg = draw(f"stages-{model}", height, partial(_paint_stages, rows=bars))
-        totals = [sum(s or 0 for s in row.stages.values()) for row in bars]
-        ends = sorted(zip(totals, bars, strict=True), key=lambda pair: pair[0])
-        (least, fast), (most, slow) = ends[0], ends[-1]
-        caption = f"{model}: {duration(most)} with {budget_text(slow)} vision tokens"
-        caption += f", {duration(least)} with {budget_text(fast)}." if fast != slow else "."
-        missing = [STAGE_NAMES[s] for s in STAGES if any(_lacks(row, s) for row in bars)]
-        caption += f" Not run for some: {', '.join(missing)}." if missing else ""
+    for model, mine in models_of(rows).items():
+        bars = [row for row in shortlist(mine) if row.times is not None]
+        if not bars:
+            continue
+        svg = draw(f"stages-{model}", 0.7 + 0.42 * len(bars), partial(_paint_stages, rows=bars))
+        caption = f"{model}, batch {bars[0].batch}: the time to the first token, its stages beside."
+        best = max(bars, key=lambda row: speed_up(row, mine) or 0.0)
+        if best.is_pruned and (ratio := speed_up(best, mine)) is not None:
+            caption += f" At best {three_digits(ratio)}×: {best.mode}, {budget_text(best)}."
         pictures.append(Picture(svg, caption))
     return pictures
 
 
-def _lacks(row: EndToEndRow, stage: str) -> bool:
-    """Whether a stage has no time though it should: keeping all tokens takes no pruner."""
-    needless = stage == "pruner" and row.budget in (None, row.num_tokens)
-    return row.stages[stage] is None and not needless
-
-
 def _paint_stages(axes: Any, rows: Sequence[EndToEndRow]) -> None:
     for y, row in enumerate(rows):
-        start = 0.0
+        if row.times is None:
+            continue
+        start, whole = 0.0, row.times.ttft.median
         for i, stage in enumerate(STAGES):
-            seconds = row.stages[stage] or 0.0
+            seconds = row.times.stages[stage]
             # The pruner is ours, so it takes our colour.
             colour = SERIES[0] if stage == "pruner" else SERIES[i + 1]
             axes.barh(y, seconds, left=start, height=0.62, color=colour, lw=0)
             start += seconds
-        axes.annotate(duration(start), (start, y), (5, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(rows)), [budget_text(row) for row in rows])
+        axes.plot(whole, y, "o", color=INK, ms=4.5, clip_on=False)
+        axes.annotate(
+            duration(whole), (max(start, whole), y), (7, 0), textcoords="offset points", va="center"
+        )
+    axes.set_yticks(range(len(rows)), [f"{row.mode}, {budget_text(row)}" for row in rows])
     axes.invert_yaxis()
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)

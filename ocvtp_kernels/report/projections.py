@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ocvtp_kernels.report.costs import CHUNKS, HALF, ITERATIONS, ONE_TILE_SLOTS, STAGES, Cost, Size
 from ocvtp_kernels.report.fields import ResultError, load_json
 from ocvtp_kernels.report.results import ResultFile
-from ocvtp_kernels.report.tables import duration, markdown, three_digits, times_text
+from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
 
 LAUNCH_S = 2.5e-6
 

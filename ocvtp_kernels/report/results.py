@@ -16,7 +16,9 @@ from ocvtp_kernels.report.fields import Field, ResultError, load_json
 SCHEMA = 1
 KINDS = ("micro", "e2e")
 DIRECTIONS = ("forward", "backward")
-STAGES = ("encoder", "pruner", "projector", "prefill", "decode_per_token")
+STAGES = ("encoder", "pruner", "projector", "prefill")
+MODES = ("eager", "static")
+SELECTORS = ("unpruned", "random", "ocvtp")
 
 
 class Workload(NamedTuple):
@@ -67,14 +69,32 @@ class MicroRow:
         return "ocvtp" if self.is_ours else self.variant
 
 
-@dataclass(frozen=True)
-class EndToEndRow:
-    """One model at one budget; seconds per stage, None where a stage was not run."""
+class EndToEndTimes(NamedTuple):
+    """What was measured of a whole model."""
+
+    ttft: Times  # until the first token
+    stages: dict[str, float]  # seconds by `STAGES`, timed apart from the whole
+    decode_tokens_per_s: float
+    cache_bytes: int
+    pruner_added_s: float | None  # noise may turn it negative; None: not this selector's
+
+
+class EndToEndRow(NamedTuple):
+    """One model with one selector at one batch and budget, in one mode."""
 
     model: str
-    budget: int | None
+    mode: str
+    selector: str
+    batch: int
+    budget: int
     num_tokens: int
-    stages: dict[str, float | None]
+    times: EndToEndTimes | None  # None: the note says why
+    note: str
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether tokens were dropped."""
+        return self.selector != "unpruned"
 
 
 @dataclass(frozen=True)
@@ -134,9 +154,11 @@ def read_result(path: Path) -> ResultFile:
         raise date.wrong("an ISO date") from error
     ceilings = top.get("ceilings") if kind == "micro" else None
     micro = tuple(_micro_row(row) for row in rows) if kind == "micro" else ()
+    e2e = tuple(_end_to_end_row(row) for row in rows) if kind == "e2e" else ()
+    keys: list[tuple[object, ...]] = [(r.op, r.variant, r.direction, r.workload) for r in micro]
+    keys += [row[:6] for row in e2e]
     seen: dict[tuple[object, ...], int] = {}
-    for index, row in enumerate(micro):
-        key = (row.op, row.variant, row.direction, row.workload)
+    for index, key in enumerate(keys):
         if (first := seen.setdefault(key, index)) != index:
             raise ResultError(f"{path}: rows[{index}]: the same measurement as rows[{first}]")
     return ResultFile(
@@ -156,7 +178,7 @@ def read_result(path: Path) -> ResultFile:
             for name, field in (ceilings.get("matmul_tflops").members() if ceilings else {}).items()
         },
         micro=micro,
-        e2e=tuple(_end_to_end_row(row) for row in rows) if kind == "e2e" else (),
+        e2e=e2e,
     )
 
 
@@ -165,10 +187,7 @@ def _micro_row(row: Field) -> MicroRow:
     times = None
     # A time beside a closed gate is not a time: such a row stays refused.
     if gate.get("passed").flag():
-        median, p20, p80 = (row.get(n).seconds() for n in ("median_s", "p20_s", "p80_s"))
-        if not p20 <= median <= p80:
-            raise row.get("median_s").wrong(f"a median between p20_s {p20} and p80_s {p80}")
-        times = Times(median, p20, p80, row.get("rounds").count())
+        times = _times(row, "median_s", "p20_s", "p80_s")
     return MicroRow(
         op=row.get("op").text(),
         variant=row.get("variant").text(),
@@ -193,10 +212,33 @@ def _micro_row(row: Field) -> MicroRow:
 
 
 def _end_to_end_row(row: Field) -> EndToEndRow:
-    stages = row.get("stages")
+    ttft, note = row.get("ttft_s"), row.get("note")
+    times = None
+    if ttft.value is None:
+        note.text()
+    else:
+        stages = row.get("stages")
+        times = EndToEndTimes(
+            _times(row, "ttft_s", "ttft_p20_s", "ttft_p80_s"),
+            {stage: stages.get(stage).number() for stage in STAGES},
+            row.get("decode_tokens_per_s").seconds(),
+            row.get("cache_bytes").count(),
+            row.get("pruner_added_s").optional_signed(),
+        )
     return EndToEndRow(
         model=row.get("model").text(),
-        budget=row.get("budget").optional_count(),
+        mode=row.get("mode").text(MODES),
+        selector=row.get("selector").text(SELECTORS),
+        batch=row.get("batch").count(),
+        budget=row.get("budget").count(),
         num_tokens=row.get("num_tokens").count(),
-        stages={stage: stages.get(stage).optional_number() for stage in STAGES},
+        times=times,
+        note=note.string(),
     )
+
+
+def _times(row: Field, *names: str) -> Times:
+    median, p20, p80 = (row.get(name).seconds() for name in names)
+    if not p20 <= median <= p80:
+        raise row.get(names[0]).wrong(f"a median between {names[1]} {p20} and {names[2]} {p80}")
+    return Times(median, p20, p80, row.get("rounds").count())

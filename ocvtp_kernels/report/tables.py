@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ocvtp_kernels.report.results import (
-    STAGES,
-    EndToEndRow,
-    MicroRow,
-    ResultFile,
-    Times,
-    Workload,
-)
+from ocvtp_kernels.report import end_to_end
+from ocvtp_kernels.report.results import MicroRow, ResultFile, Times, Workload
+from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 README_LOSSES = 5
 PUBLISHED_IN_DIM, PUBLISHED_SLOT_DIM = 1024, 512
-STAGE_NAMES = dict(zip(STAGES, (*STAGES[:4], "decode, one token"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -100,30 +94,6 @@ def _place(row: MicroRow) -> tuple[str, str, Workload]:
     return row.op, row.direction, row.workload
 
 
-def duration(seconds: float) -> str:
-    """A time to three digits, in the unit that suits it."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= 0.9995 * scale:
-            return f"{three_digits(seconds / scale)} {unit}"
-    return f"{three_digits(seconds / 1e-9)} ns"
-
-
-def three_digits(value: float) -> str:
-    """Three significant digits, never in powers of ten."""
-    if value == 0 or value >= 99.95:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
-
-
-def times_text(times: Times) -> str:
-    """Median, then the 20th to 80th percentile."""
-    median, low, high = (duration(t) for t in (times.median, times.p20, times.p80))
-    unit = f" {median.split()[1]}"
-    if low.endswith(unit) and high.endswith(unit):
-        low, high = low.removesuffix(unit), high.removesuffix(unit)
-    return f"{median} ({low} to {high})"
-
-
 def ratio_text(comparison: Comparison) -> str:
     """The ratio with its spread."""
     low, mid, high = (three_digits(c) for c in (comparison.low, comparison.ratio, comparison.high))
@@ -157,13 +127,6 @@ def width_text(workload: Workload) -> str:
     return " · ".join(f"{name} {size}" for name, size, usual in named if size not in (None, usual))
 
 
-def budget_text(row: EndToEndRow) -> str:
-    """The budget, or that nothing was pruned."""
-    if row.budget is None or row.budget == row.num_tokens:
-        return f"all {row.num_tokens}"
-    return f"{row.budget} of {row.num_tokens}"
-
-
 def summary(file: ResultFile, comparisons: Sequence[Comparison]) -> str:
     """How often we lose, and how much was refused, in a sentence or two."""
     lost = sum(c.is_loss for c in comparisons)
@@ -189,21 +152,13 @@ def provenance(file: ResultFile) -> str:
     return f"{driver}; {versions}; commit {head[:12]}{dash}{dirty}; {file.date}"
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
-
-
 def readme_tables(results: dict[str, list[ResultFile]]) -> str:
-    """What stands between the README's markers: prune's latency, losses and stages per device."""
+    """What stands between the README's markers: a device's latencies, losses and whole models."""
     blocks: list[str] = []
     for files in results.values():
         blocks.append(f"**{files[0].device}**")
         for file in sorted(files, key=lambda file: file.kind, reverse=True):
-            blocks += _readme_micro(file) if file.kind == "micro" else [_readme_stages(file)]
+            blocks += _readme_micro(file) if file.kind == "micro" else end_to_end.readme(file.e2e)
             blocks.append(f"<sub>{file.kind}: {provenance(file)}</sub>")
         if all(file.kind != "e2e" for file in files):
             blocks.append("End to end has not been measured on this device.")
@@ -242,18 +197,6 @@ def _readme_micro(file: ResultFile) -> list[str]:
         listed = "\n".join(f"* {loss_text(c)}" for c in lost[:README_LOSSES])
         blocks.append(f"{title}:\n\n{listed}")
     return blocks
-
-
-def _readme_stages(file: ResultFile) -> str:
-    return markdown(
-        ["model", "vision tokens", *STAGE_NAMES.values()],
-        [[row.model, budget_text(row), *stage_texts(row)] for row in file.e2e],
-    )
-
-
-def stage_texts(row: EndToEndRow) -> list[str]:
-    """A row's stage times; a stage of no time at all did not run."""
-    return [duration(seconds) if (seconds := row.stages[name]) else "not run" for name in STAGES]
 
 
 def rewrite_between_markers(text: str, inside: str) -> str:

@@ -12,8 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.selectors.interface import Evidence, Finish, Selected, Selector, begin
 from ocvtp_kernels.vlm.handle import Handle, Options
-from ocvtp_kernels.vlm.selectors import Evidence, Finish, Selector, begin
 
 
 class Choice:
@@ -38,8 +38,8 @@ class Choice:
         with self._handle.stage("pruner", self._device), self._aside.work(reference_tokens):
             self._waiting.append(begin(self._selector, reference_tokens, budget))
 
-    def finish(self, evidence: Evidence | None = None, group: int = 0) -> Tensor:
-        """Ids int64 ``[B, budget]`` of a group, in the order they were begun.
+    def finish(self, evidence: Evidence | None = None, group: int = 0) -> Selected:
+        """What is kept of a group, in the order they were begun.
 
         Args:
             evidence: None is enough where the selector chooses early.

@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
+from ocvtp_kernels.selectors.interface import Evidence
 from ocvtp_kernels.vlm.descriptor import PatchDescriptor
 
 
@@ -19,9 +19,7 @@ class Encoded(NamedTuple):
     """One photo, encoded."""
 
     picture: Image.Image  # RGB, what the encoder saw
-    reference_tokens: Tensor  # [1, N, C_in], what the decision is made on
-    final_tokens: Tensor  # [1, N, C], what is kept
-    importance: Tensor | None  # [1, N], attention received, or None
+    evidence: Evidence  # of a batch of one, without padding
     grid: tuple[int, int]  # rows, columns; N = rows * columns, row by row
 
 
@@ -55,4 +53,5 @@ class DescriptorEncoder:
         picture = ImageOps.fit(photo, size, method=Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).float() / 255
         tokens = self.descriptor(pixels)
-        return Encoded(picture, tokens, tokens, None, self.descriptor.grid)
+        grid = self.descriptor.grid
+        return Encoded(picture, Evidence(tokens, tokens, grid=grid), grid)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selection.reference import gather_tokens
+from ocvtp_kernels.selectors.interface import (
+    Selector,
+    chooses_early,
+    place_of,
+    reads_of,
+    require_known,
+)
+from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.choice import Choice
 from ocvtp_kernels.vlm.handle import Handle, Options, require_free
-from ocvtp_kernels.vlm.selectors import Selector, chooses_early, require_width
 from ocvtp_kernels.vlm.towers import Tower
 
 
@@ -24,13 +30,14 @@ def attach_llava(
     more of them than the budget takes the model's own way, to the last bit.
 
     Raises:
-        ValueError: the tower is of no known type, the pruner or the reference layer does not fit
+        ValueError: the tower is of no known type, the selector or the reference layer does not fit
             it, something is attached already, or transformers is too old.
     """
     # generate asks the inner model; replacing the outer method would do nothing.
     inner = model.base_model
     tower = Tower.of(inner.vision_tower)
     require_width(selector, tower.width)
+    require_known(selector, tower.known)
     reference_layer = tower.resolve_reference(options.reference_layer)
     for owner, name in ((inner, "get_image_features"), (processor, "replace_image_token")):
         if not hasattr(owner, name):
@@ -126,18 +133,24 @@ def _pruned_features(
                 pixel_values,
                 reference_layer,
                 layer,
-                selector.needs_importance,
+                reads_of(selector),
                 watch=lambda reference_tokens: choice.begin(reference_tokens, budget),
-                rows=choice.finish if by_rows else None,
+                rows=(lambda: choice.finish().ids) if by_rows else None,
                 num_dropped=dropped,
                 savings=options.savings,
                 **kwargs,
             )
-        ids = choice.finish(evidence)
-        kept = evidence.final_tokens if by_rows else gather_tokens(evidence.final_tokens, ids)
-        with handle.stage("projector", device):
-            features = self.multi_modal_projector(kept)
-        handle.record(ids)
+
+        def project(tokens: Tensor) -> Tensor:
+            with handle.stage("projector", device):
+                return cast(Tensor, self.multi_modal_projector(tokens))
+
+        if place_of(selector) == "projector":
+            evidence = evidence._replace(final_tokens=project(evidence.final_tokens))
+        selected = choice.finish(evidence)
+        kept = evidence.final_tokens if by_rows else selected.gather(evidence.final_tokens)
+        features = kept if place_of(selector) == "projector" else project(kept)
+        handle.record(selected.ids)
         return _as_output(list(features), return_dict)
 
     return get_image_features

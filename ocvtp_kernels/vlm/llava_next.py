@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.selectors.interface import Selector, place_of, reads_of, require_known
+from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.choice import Choice
 from ocvtp_kernels.vlm.handle import Handle, Options
 from ocvtp_kernels.vlm.llava_next_layout import Group, Layout, Layouts, Plan, group_images
-from ocvtp_kernels.vlm.selectors import Evidence, Selector, require_width
 from ocvtp_kernels.vlm.towers import Tower
 
 
@@ -114,28 +115,39 @@ class _Pruning:
                 crops,
                 tower.resolve_reference(self.options.reference_layer),
                 final_layer,
-                self.selector.needs_importance,
+                reads_of(self.selector),
                 watch=watch,
                 savings=self.options.savings,
                 **kwargs,
             )
-        evidence = _each(evidence, lambda part: part.flatten(0, 1))
-        for place, group in enumerate(pruned):
-            ids = choice.finish(_each(evidence, operator.itemgetter(group.rows)), place)
-            group.keep(ids)
+        evidence = evidence.each(lambda part: part.flatten(0, 1))
         features: list[Tensor] = [crops] * len(plans)
         kept: list[Tensor] = [crops] * len(plans)
+        finished = 0
         for group in groups:
-            packed = self._project(inner, evidence.final_tokens[group.rows], group)
+            seen = evidence.each(operator.itemgetter(group.rows))
+            if not group.is_pruned:
+                projected = self._project(inner, seen.final_tokens)
+            elif place_of(self.selector) == "projector":
+                seen = seen._replace(final_tokens=self._project(inner, seen.final_tokens))
+                projected = group.keep(choice.finish(seen, finished)).gather(seen.final_tokens)
+            else:
+                selected = group.keep(choice.finish(seen, finished))
+                projected = self._project(inner, selected.gather(seen.final_tokens))
+            finished += group.is_pruned
+            packed = self._pack(inner, projected, group)
             for image, *parts in zip(group.images, packed, group.tokens, strict=True):
                 features[image], kept[image] = parts
         self.handle.record(kept)
         return features
 
-    def _project(self, inner: Any, final_tokens: Tensor, group: Group) -> Tensor:
-        """Features ``[G, T + R, D]`` of a group's kept tokens ``[G, T, C]``, as they are packed."""
-        with self.handle.stage("projector", final_tokens.device):
-            features: Tensor = inner.multi_modal_projector(final_tokens)
+    def _project(self, inner: Any, tokens: Tensor) -> Tensor:
+        with self.handle.stage("projector", tokens.device):
+            return cast(Tensor, inner.multi_modal_projector(tokens))
+
+    def _pack(self, inner: Any, features: Tensor, group: Group) -> Tensor:
+        """``[G, T + R, D]`` of a group's features ``[G, T, D]``, newlines where they belong."""
+        with self.handle.stage("projector", features.device):
             places = group.places
             if group.plan.newlines:
                 newline = inner.image_newline.to(features)
@@ -192,6 +204,8 @@ def attach_llava_next(
     inner = model.base_model
     tower = Tower.of(inner.vision_tower)
     require_width(selector, tower.width)
+    # Crops overlap, so their tokens share no grid, and each crop has a CLS token of its own.
+    require_known(selector, tower.known - {"grid", "cls_token"})
     tower.resolve_reference(options.reference_layer)
     handle = Handle(options.timed)
     pruning = _Pruning(inner, selector, budget, options, handle)
@@ -233,15 +247,6 @@ def _take_crops(pixel_values: Tensor, counts: list[int]) -> Tensor:
     raise ValueError(
         f"pixel_values: expected {counts} crops an image, as image_sizes tells, "
         f"got shape {list(pixel_values.shape)}"
-    )
-
-
-def _each(evidence: Evidence, change: Callable[[Tensor], Tensor]) -> Evidence:
-    importance = evidence.importance
-    return Evidence(
-        change(evidence.reference_tokens),
-        change(evidence.final_tokens),
-        None if importance is None else change(importance),
     )
 
 

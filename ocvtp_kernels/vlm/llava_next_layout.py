@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.selectors.interface import Selected
+
 CPU = torch.device("cpu")
 # Sizes remembered; photos of one source share a few.
 MAX_SIZES = 256
@@ -110,6 +112,7 @@ class Group:
         places: where these stand in the packed image.
         rows: where these stand among all patches of the call.
         newlines: places of the kept newlines in the packed image, ``[G, R]``.
+        is_pruned: whether there were more tokens than the plan keeps.
     """
 
     def __init__(
@@ -117,23 +120,20 @@ class Group:
     ) -> None:
         self.images, self.plan = images, plan
         self.tokens = torch.stack([layout.tokens for layout in layouts])
+        self.is_pruned = plan.tokens < self.tokens.shape[1]
         self.places = torch.stack([layout.places for layout in layouts])
         # A number of the host that is added needs no copy to the device.
         self.rows = torch.stack(
             [layout.tokens + start for layout, start in zip(layouts, starts, strict=True)]
         )
-        # None or all of them; images alike in tokens may differ in newlines where these are dropped.
+        # None or all of them: where they are dropped, images may differ in how many they had.
         self.newlines = torch.stack([layout.newlines[: plan.newlines] for layout in layouts])
 
-    @property
-    def is_pruned(self) -> bool:
-        """Whether there are more tokens than the plan keeps."""
-        return self.plan.tokens < self.tokens.shape[1]
-
-    def keep(self, ids: Tensor) -> None:
-        """Leaves the tokens ``ids`` ``[G, T]`` alone."""
+    def keep(self, selected: Selected) -> Selected:
+        """Leaves the tokens selected alone; returns ``selected``."""
         parts = (self.tokens, self.places, self.rows)
-        self.tokens, self.places, self.rows = (part.gather(1, ids) for part in parts)
+        self.tokens, self.places, self.rows = (part.gather(1, selected.ids) for part in parts)
+        return selected
 
 
 def group_images(layouts: list[Layout], plans: list[Plan], patches: int) -> list[Group]:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.selectors.interface import Selector, require_known
+from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.handle import Handle, Options, require_free
 from ocvtp_kernels.vlm.qwen_call import (
     place,
@@ -19,7 +21,7 @@ from ocvtp_kernels.vlm.qwen_call import (
     shift_lengths,
     take_images,
 )
-from ocvtp_kernels.vlm.qwen_encoder import QwenEncoder
+from ocvtp_kernels.vlm.qwen_encoder import KNOWN, QwenEncoder
 from ocvtp_kernels.vlm.qwen_positions import (
     History,
     cached_length,
@@ -31,7 +33,6 @@ from ocvtp_kernels.vlm.qwen_positions import (
     remember,
     text_positions,
 )
-from ocvtp_kernels.vlm.selectors import Selector, require_width
 
 IGNORED_LABEL = -100
 
@@ -66,7 +67,7 @@ def attach_qwen2_5_vl(
         processor: not used.
         selector: what chooses the tokens.
         budget: T, at least 1.
-        options: ``newlines`` has no meaning here. ``savings`` are had with a selector that needs no
+        options: ``newlines`` has no meaning here. ``savings`` are had with a selector that reads no
             final tokens: the last block and the merger then compute the kept tokens alone.
 
     Raises:
@@ -81,6 +82,7 @@ def attach_qwen2_5_vl(
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         raise ValueError("model: pruning a Qwen2.5-VL needs transformers >= 5.19")
     require_width(selector, int(visual.config.hidden_size))
+    require_known(selector, KNOWN)
     depth = len(visual.blocks)
     layer = depth // 3 if options.reference_layer is None else options.reference_layer
     if not 0 <= layer < depth:

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ocvtp_kernels.selectors.interface import Evidence, Selector, reads_of
 from ocvtp_kernels.vlm.choice import Choice
 from ocvtp_kernels.vlm.handle import Handle, Options
 from ocvtp_kernels.vlm.qwen_rows import Units, finish_units, plan
-from ocvtp_kernels.vlm.selectors import Evidence, Selector
+
+# The fields of `Evidence` that the encoder can tell.
+KNOWN = frozenset({"reference_tokens", "final_tokens", "grid"})
 
 
 class QwenEncoder:
@@ -33,7 +36,7 @@ class QwenEncoder:
     ) -> None:
         self.selector, self.budget, self.layer = selector, budget, layer
         self.handle, self.options = handle, options
-        self.saves = options.savings and not getattr(selector, "needs_final_tokens", True)
+        self.saves = options.savings and reads_of(selector) & KNOWN <= {"reference_tokens"}
 
     def encode(
         self, inner: Any, pixel_values: Tensor, grids: list[list[int]]
@@ -51,10 +54,9 @@ class QwenEncoder:
         visual, device = inner.visual, pixel_values.device
         lengths = [t * h * w for t, h, w in grids]
         planned = plan(visual, grids, device)
-        sizes = [length // visual.spatial_merge_unit for length in lengths]
-        call = _Call(self, visual, sizes, planned["window_index"].argsort())
+        call = _Call(self, visual, grids, planned["window_index"].argsort())
         # Training may run blocks again for their gradients, when nothing is left out any more.
-        saves = self.saves and max(sizes) > self.budget and not visual.training
+        saves = self.saves and max(call.sizes) > self.budget and not visual.training
         with self.handle.stage("encoder", device), ExitStack() as stack:
             hook = visual.blocks[self.layer].register_forward_hook(call.begin)
             stack.callback(hook.remove)
@@ -70,52 +72,63 @@ class QwenEncoder:
         if saves:
             tokens = list(merged[0].split([len(image) for image in call.ids]))
         else:
-            call.finish(output.pooler_output)
-            pairs = zip(output.pooler_output, call.ids, strict=True)
-            tokens = [features[kept] for features, kept in pairs]
+            tokens = call.finish(output.pooler_output)
         self.handle.record(call.ids)
         return call.ids, type(output)(pooler_output=tokens)
 
 
 class _Call:
-    """The choice of one call's tokens; images of one size are chosen from together."""
+    """The choice of one call's tokens; images of one grid are chosen from together."""
 
-    def __init__(self, encoder: QwenEncoder, visual: Any, sizes: list[int], places: Tensor) -> None:
-        self._visual, self._sizes, self._places = visual, sizes, places
+    def __init__(
+        self, encoder: QwenEncoder, visual: Any, grids: list[list[int]], places: Tensor
+    ) -> None:
+        merge = visual.spatial_merge_size
+        self._grids = [(t * h // merge, w // merge) for t, h, w in grids]
+        self.sizes = [rows * columns for rows, columns in self._grids]
+        self._visual, self._places = visual, places
         self._handle, self._budget, device = encoder.handle, encoder.budget, places.device
         self._choice = Choice(encoder.selector, encoder.handle, device, encoder.options)
-        groups: dict[int, list[int]] = {}
-        for image, size in enumerate(sizes):
-            if size > encoder.budget:
-                groups.setdefault(size, []).append(image)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for image, grid in enumerate(self._grids):
+            if self.sizes[image] > encoder.budget:
+                groups.setdefault(grid, []).append(image)
         self._groups = list(groups.values())
+        self._units: Sequence[Tensor] = ()
         self._reference: list[Tensor] = []
-        self.ids = [torch.arange(size, device=device) for size in sizes]
+        self.ids = [torch.arange(size, device=device) for size in self.sizes]
 
     def begin(self, _block: nn.Module, _args: Any, output: Tensor) -> None:
         """Takes the reference tokens; a hook of the block decided on."""
         with self._handle.stage("pruner", output.device):
-            units = _average(self._visual, output.detach(), self._places).split(self._sizes)
+            units = _average(self._visual, output.detach(), self._places).split(self.sizes)
+            self._units = units
             for group in self._groups:
                 self._reference.append(torch.stack([units[image] for image in group]))
                 self._choice.begin(self._reference[-1], self._budget)
 
-    def finish(self, features: Sequence[Tensor] | None = None) -> None:
-        """Makes `ids` what is kept; ``features`` are the merged tokens, where there are any yet."""
+    def finish(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Makes `ids` what is kept of each image, and returns these tokens ``[T_i, D]``.
+
+        Args:
+            features: merged tokens of each image; its reference tokens, where those are all there
+                is yet.
+        """
+        tokens = list(features)
         for index, group in enumerate(self._groups):
-            reference = self._reference[index]
-            final = reference
-            if features is not None:
-                final = torch.stack([features[image] for image in group])
-            chosen = self._choice.finish(Evidence(reference, final), index)
-            for image, kept in zip(group, chosen, strict=True):
-                self.ids[image] = kept
+            final = torch.stack([features[image] for image in group])
+            evidence = Evidence(self._reference[index], final, grid=self._grids[group[0]])
+            selected = self._choice.finish(evidence, index)
+            kept = zip(group, selected.ids, selected.gather(final), strict=True)
+            for image, ids, rows in kept:
+                self.ids[image], tokens[image] = ids, rows
+        return tokens
 
     def finish_early(self) -> Units:
         """As `finish`, before there are merged tokens."""
-        self.finish()
+        self.finish(self._units)
         with self._handle.stage("pruner", self._places.device):
-            starts = accumulate(self._sizes[:-1], initial=0)
+            starts = accumulate(self.sizes[:-1], initial=0)
             kept = torch.cat([s + image for s, image in zip(starts, self.ids, strict=True)])
             return Units(self._places[kept], [len(image) for image in self.ids])
 

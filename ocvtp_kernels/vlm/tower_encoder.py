@@ -15,9 +15,10 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ocvtp_kernels.selectors.interface import Evidence
 from ocvtp_kernels.vlm.encoder import Encoded, Encoder
 from ocvtp_kernels.vlm.qwen_encoder import merge_units
-from ocvtp_kernels.vlm.towers import Tower
+from ocvtp_kernels.vlm.towers import TOLD, Tower
 
 # The layer that LLaVA takes its tokens from, for towers whose model names none.
 FINAL_LAYER = -2
@@ -66,34 +67,21 @@ class TowerEncoder:
     def encode(self, photo: Image.Image) -> Encoded:
         """Encodes an RGB photo of any size."""
         pixels = self._prepare(photo)
-        evidence = self.tower.encode(
-            pixels, self.reference_layer, self.final_layer, importance=True
-        )
-        rows, columns = self._read_grid(pixels)
-        high, wide = self._patch_size
+        evidence = self.tower.encode(pixels, self.reference_layer, self.final_layer, TOLD)
+        rows, columns = self.tower.read_grid(pixels)
+        high, wide = self.tower.patch_size
         # A rest that fills no patch is not looked at.
         seen = pixels[0, :, : rows * high, : columns * wide]
         return Encoded(
             picture=_as_picture(seen, self.processor),
-            reference_tokens=evidence.reference_tokens,
-            final_tokens=evidence.final_tokens,
-            importance=evidence.importance,
+            evidence=evidence,
             grid=(rows, columns),
         )
-
-    @property
-    def _patch_size(self) -> tuple[int, int]:
-        size = self.tower.config.patch_size
-        return (size, size) if isinstance(size, int) else tuple(size)
 
     def _prepare(self, photo: Image.Image) -> Tensor:
         """``[1, 3, H, W]`` of a photo."""
         pixels: Tensor = self.processor(photo, return_tensors="pt")["pixel_values"].float()
         return pixels[:, 0] if pixels.dim() == 5 else pixels
-
-    def _read_grid(self, pixels: Tensor) -> tuple[int, int]:
-        high, wide = self._patch_size
-        return pixels.shape[-2] // high, pixels.shape[-1] // wide
 
     @torch.inference_mode()
     def _count_tokens(self) -> int | None:
@@ -108,7 +96,7 @@ class TowerEncoder:
                 f"model: the tower of {self.name!r} takes no images of {high} x {wide} pixels, "
                 f"which its processor makes: {error}"
             ) from error
-        (rows, columns), turned = map(self._read_grid, blanks)
+        (rows, columns), turned = map(self.tower.read_grid, blanks)
         return rows * columns if (rows, columns) == turned else None
 
 
@@ -157,11 +145,10 @@ class QwenTowerEncoder:
             hook.remove()
         state = states[0] if isinstance(states[0], Tensor) else states[0][0]
         rows, columns = (int(side) // self.visual.spatial_merge_size for side in grid[0, 1:])
+        reference_tokens = merge_units(self.visual, state, grid).unsqueeze(0)
         return Encoded(
             picture=_as_picture(self._join_patches(pixels, rows, columns), self.processor),
-            reference_tokens=merge_units(self.visual, state, grid).unsqueeze(0),
-            final_tokens=final_tokens.unsqueeze(0),
-            importance=None,
+            evidence=Evidence(reference_tokens, final_tokens[None], grid=(rows, columns)),
             grid=(rows, columns),
         )
 

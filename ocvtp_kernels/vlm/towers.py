@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocvtp_kernels.selection.reference import gather_tokens
-from ocvtp_kernels.vlm.selectors import Evidence
+from ocvtp_kernels.selectors.interface import Evidence
+from ocvtp_kernels.vlm.tower_attention import LayerAttention, split_heads
 
 
 class _Kind(NamedTuple):
@@ -31,7 +33,9 @@ _KINDS = {
         "encoder.layer", True, ("attention", "attention.attention"), False
     ),
 }
-_QUERY_AND_KEY = (("q_proj", "k_proj"), ("query", "key"))
+# What a tower can tell beside tokens, see `Tower.encode`.
+TOLD = frozenset({"importance", "shallow_importance", "cls_attention", "cls_token", "keys", "grid"})
+_DEEP = frozenset({"importance", "cls_attention", "keys"})
 
 
 class Tower:
@@ -42,6 +46,8 @@ class Tower:
         layers: its encoder layers.
         num_prefix: tokens before the patches (CLS, registers).
         width: channels of a token.
+        patch_size: height and width of a patch in pixels.
+        num_heads: of its attention.
     """
 
     def __init__(self, module: nn.Module, kind: _Kind) -> None:
@@ -53,6 +59,9 @@ class Tower:
         self.layers: nn.ModuleList = inner.get_submodule(kind.layers)
         self.num_prefix = int(kind.has_cls) + int(getattr(config, "num_register_tokens", 0))
         self.width = int(config.hidden_size)
+        patch = config.patch_size
+        self.patch_size = (patch, patch) if isinstance(patch, int) else tuple(patch)
+        self.num_heads = int(config.num_attention_heads)
         self._kind = kind
 
     @classmethod
@@ -70,11 +79,20 @@ class Tower:
             )
         return cls(module, _KINDS[name])
 
+    @property
+    def known(self) -> frozenset[str]:
+        """The fields of `Evidence` that it can tell."""
+        told = TOLD if self._kind.has_cls else TOLD - {"cls_attention", "cls_token"}
+        return told | {"reference_tokens", "final_tokens"}
+
+    def read_grid(self, pixel_values: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of an image of ``pixel_values`` ``[..., H, W]``."""
+        high, wide = self.patch_size
+        return int(pixel_values.shape[-2] // high), int(pixel_values.shape[-1] // wide)
+
     def count_patches(self, pixel_values: Tensor) -> int:
         """Patches of an image of ``pixel_values`` ``[..., H, W]``."""
-        patch = self.config.patch_size
-        high, wide = (patch, patch) if isinstance(patch, int) else patch
-        return int(pixel_values.shape[-2] // high) * int(pixel_values.shape[-1] // wide)
+        return math.prod(self.read_grid(pixel_values))
 
     def resolve_reference(self, layer: int | None) -> int:
         """The layer decided on: ``layer``, or a third of the depth, the published 8 of 24.
@@ -93,7 +111,7 @@ class Tower:
         pixel_values: Tensor,
         reference_layer: int,
         final_layer: int | Sequence[int],
-        importance: bool,
+        fields: Collection[str] = (),
         *,
         watch: Callable[[Tensor], None] | None = None,
         rows: Callable[[], Tensor] | None = None,
@@ -108,8 +126,9 @@ class Tower:
             reference_layer: index of the layer whose output the decision is made on.
             final_layer: index into ``hidden_states``, as LLaVA's ``vision_feature_layer``; of
                 several, the channels are joined.
-            importance: whether to measure the attention received in the layer that makes the
-                (deepest) final tokens: mean over heads and all queries.
+            fields: of `Evidence`, what to tell beside tokens. Attention, mean over heads, and keys,
+                heads side by side, are those of the layer that makes the (deepest) final tokens;
+                shallow importance is that of the reference layer.
             watch: told the reference tokens ``[B, N, C]`` as soon as there are any, while the
                 layers behind them are still to run.
             rows: asked for ids int64 ``[B, T]`` when the layer that makes the final tokens runs
@@ -120,9 +139,10 @@ class Tower:
             kwargs: passed on to the tower.
 
         Returns:
-            Evidence of N = prefix + patches - dropped tokens. Importance is None where it was not
-            asked for, or where the final tokens are the embedding. With ``rows``, final tokens are
-            the T chosen alone.
+            Evidence of N = prefix + patches - dropped tokens. Without attention, where the final
+            tokens are the embedding, what comes of it is None; so are the CLS token and its
+            attention without a CLS token, and the grid where prefix tokens are among the N. With
+            ``rows``, final tokens are the T chosen alone.
 
         Raises:
             ValueError: ``final_layer`` is out of range, or ``rows`` cannot be had.
@@ -130,13 +150,15 @@ class Tower:
         finals = [self._resolve(index) for index in _as_list(final_layer)]
         dropped = self.num_prefix if num_dropped is None else num_dropped
         deepest = max(finals)
-        attention: dict[str, Tensor] = {}
+        deep = self._tap(deepest - 1) if deepest > 0 and not _DEEP.isdisjoint(fields) else None
+        shallow = self._tap(reference_layer) if "shallow_importance" in fields else None
         with ExitStack() as stack:
             if savings:
                 for layer in self.layers[max(deepest, reference_layer + 1) :]:
                     stack.enter_context(_replaced_forward(layer, _pass_through))
-            if importance and deepest > 0:
-                stack.enter_context(self._capture_attention(self.layers[deepest - 1], attention))
+            for tap in (deep, shallow):
+                if tap is not None:
+                    stack.enter_context(tap.captured())
             if watch is not None:
                 stack.enter_context(_watched(self.layers[reference_layer], watch, dropped))
             if rows is not None:
@@ -153,15 +175,37 @@ class Tower:
         states = outputs.hidden_states
         skip = 0 if rows is not None else dropped
         final_tokens = [states[index][:, skip:] for index in finals]
-        received = None
-        if attention:
-            received = torch.ops.ocvtp.attention_received(attention["q"], attention["k"], "meanq")
-            received = received[:, dropped:]
+        told: dict[str, Any] = {}
+        if deep is not None:
+            told = self._tell(deep, fields, dropped)
+        if shallow is not None:
+            told["shallow_importance"] = shallow.received("meanq")[:, dropped:]
+        if "cls_token" in fields and self._kind.has_cls:
+            told["cls_token"] = states[finals[0]][:, 0]
+        if "grid" in fields and dropped == self.num_prefix:
+            told["grid"] = self.read_grid(pixel_values)
         return Evidence(
             states[reference_layer + 1][:, dropped:],
             final_tokens[0] if len(finals) == 1 else torch.cat(final_tokens, dim=-1),
-            received,
+            **told,
         )
+
+    def _tap(self, layer: int) -> LayerAttention:
+        return LayerAttention(self.layers[layer], self._kind.attention, self.num_heads)
+
+    def _tell(
+        self, attention: LayerAttention, fields: Collection[str], dropped: int
+    ) -> dict[str, Any]:
+        """The fields of `Evidence` that the layer of the final tokens tells."""
+        told: dict[str, Any] = {}
+        if "importance" in fields:
+            told["importance"] = attention.received("meanq")[:, dropped:]
+        if "cls_attention" in fields and self._kind.has_cls:
+            told["cls_attention"] = attention.received("cls")[:, dropped:]
+        if "keys" in fields:
+            told["keys"] = attention.keys[:, dropped:]
+            told["num_heads"] = self.num_heads
+        return told
 
     def can_compute_rows(self, reference_layer: int, final_layer: int | Sequence[int]) -> bool:
         """Whether the last layer used can be computed for some rows alone.
@@ -181,32 +225,6 @@ class Tower:
             raise ValueError(f"final_layer: expected {-count} to {count - 1}, got {index}")
         return index % count
 
-    def _split_heads(self, tokens: Tensor) -> Tensor:
-        """``[B, N, H * d]`` to ``[B, H, N, d]``."""
-        return tokens.unflatten(-1, (int(self.config.num_attention_heads), -1)).transpose(1, 2)
-
-    @contextmanager
-    def _capture_attention(self, layer: nn.Module, into: dict[str, Tensor]) -> Iterator[None]:
-        """Queries and keys ``[B, H, N, d]`` of a layer, whatever computes its attention."""
-        with ExitStack() as stack:
-            for key, projection in zip("qk", self._find_query_and_key(layer), strict=True):
-
-                def keep(_module: nn.Module, _args: Any, output: Tensor, key: str = key) -> None:
-                    into[key] = self._split_heads(output)
-
-                stack.callback(projection.register_forward_hook(keep).remove)
-            yield
-
-    def _find_query_and_key(self, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
-        for path in self._kind.attention:
-            for names in _QUERY_AND_KEY:
-                try:
-                    q, k = (layer.get_submodule(f"{path}.{name}") for name in names)
-                except AttributeError:
-                    continue
-                return q, k
-        raise ValueError(f"{type(layer).__name__}: no projections of queries and keys were found")
-
     @contextmanager
     def _compute_rows(self, layer: Any, rows: Callable[[], Tensor], dropped: int) -> Iterator[None]:
         """Makes a layer compute only the rows that are asked for when it runs."""
@@ -216,9 +234,9 @@ class Tower:
             chosen = rows() + dropped
             normed = layer.layer_norm1(hidden_states)
             mixed = F.scaled_dot_product_attention(
-                self._split_heads(attention.q_proj(gather_tokens(normed, chosen))),
-                self._split_heads(attention.k_proj(normed)),
-                self._split_heads(attention.v_proj(normed)),
+                split_heads(attention.q_proj(gather_tokens(normed, chosen)), self.num_heads),
+                split_heads(attention.k_proj(normed), self.num_heads),
+                split_heads(attention.v_proj(normed), self.num_heads),
             )
             mixed = attention.out_proj(mixed.transpose(1, 2).flatten(2))
             kept = gather_tokens(hidden_states, chosen) + mixed

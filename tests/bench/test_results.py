@@ -11,6 +11,7 @@ from bench.results import EndToEnd, Result, Row, default_folder, device_name, ro
 from bench.shapes import HEADLINE
 from bench.timing import Timing
 from bench.traffic import Ceilings, Work
+from ocvtp_kernels.report.results import Times, read_result
 
 CPU = torch.device("cpu")
 CEILINGS = Ceilings(100.0, {"float32": 2.0})
@@ -79,13 +80,18 @@ def test_the_file(tmp_path: Path) -> None:
     assert read["rows"][1]["gate"] == {"passed": False, "note": "ids out of range"}
 
 
-def test_end_to_end_rows(tmp_path: Path) -> None:
+def test_end_to_end_rows_are_read_by_the_report(tmp_path: Path) -> None:
+    parts = {"encoder": 0.1, "pruner": 0.0, "projector": 0.2, "prefill": 0.3}
+    times = (parts, 0.7, 0.6, 0.8, 5, 20.0, 1024, -0.01, "")
+    one = EndToEnd("tiny", "eager", "ocvtp", 1, 8, 64, *times)
     result = Result("e2e", "a device", "1.2", CEILINGS)
-    result.rows = [EndToEnd("tiny", 8, 64, {"encoder": 0.1})]
-    read = json.loads(result.save(tmp_path).read_text(encoding="utf-8"))
-    assert read["rows"] == [
-        {"model": "tiny", "budget": 8, "num_tokens": 64, "stages": {"encoder": 0.1}}
-    ]
+    result.rows = [one]
+    (read,) = read_result(result.save(tmp_path)).e2e
+    assert read.times is not None and read.times.stages == parts
+    assert read.times.ttft == Times(0.7, 0.6, 0.8, 5)
+    assert (read.selector, read.batch, read.budget, read.num_tokens) == ("ocvtp", 1, 8, 64)
+    assert (read.times.decode_tokens_per_s, read.times.cache_bytes) == (20.0, 1024)
+    assert read.times.pruner_added_s == -0.01
 
 
 def test_the_folder_is_named_after_the_device() -> None:

@@ -38,6 +38,44 @@ def micro_row(op: str, variant: str, median: float | None, **changes: Any) -> di
     }
 
 
+def end_to_end_row(
+    selector: str, budget: int, ttft: float | None, **changes: Any
+) -> dict[str, Any]:
+    parts = ("encoder", "pruner", "projector", "prefill")
+    return {
+        "model": "imaginary/model",
+        "mode": "eager",
+        "selector": selector,
+        "batch": 1,
+        "budget": budget,
+        "num_tokens": 576,
+        "stages": {name: ttft / 5 for name in parts} if ttft else {},
+        "ttft_s": ttft,
+        "ttft_p20_s": ttft and 0.9 * ttft,
+        "ttft_p80_s": ttft and 1.1 * ttft,
+        "rounds": 7 if ttft else 0,
+        "decode_tokens_per_s": 40.0 if ttft else None,
+        "cache_bytes": 2**20 * budget // 64 if ttft else None,
+        "pruner_added_s": None,
+        "note": "" if ttft else "out of memory",
+        **changes,
+    }
+
+
+def end_to_end_rows() -> list[dict[str, Any]]:
+    """Pruning wins by 5 at batch 1 and loses by 2 at batch 8, where the static mode has no room."""
+    return [
+        end_to_end_row("unpruned", 576, 0.5),
+        end_to_end_row("ocvtp", 64, 0.1, pruner_added_s=-1e-3),
+        end_to_end_row("random", 64, 0.09),
+        end_to_end_row("ocvtp", 64, 0.1, mode="static", note="no <graph>"),
+        end_to_end_row("unpruned", 576, 0.5, batch=8),
+        end_to_end_row("ocvtp", 64, 1.0, batch=8, decode_tokens_per_s=30.0),
+        end_to_end_row("unpruned", 576, None, batch=8, mode="static"),
+        end_to_end_row("ocvtp", 64, 0.2, batch=8, mode="static"),
+    ]
+
+
 def content(kind: str, rows: list[dict[str, Any]], device: str = DEVICE) -> dict[str, Any]:
     return {
         "schema": 1,

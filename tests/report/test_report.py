@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from ocvtp_kernels.report.fields import ResultError
-from ocvtp_kernels.report.results import STAGES, read_result, read_results
+from ocvtp_kernels.report.results import read_result, read_results
 from ocvtp_kernels.report.tables import (
     END,
     START,
     compare,
-    duration,
     loss_text,
     losses,
     readme_tables,
     rewrite_between_markers,
     without_ours,
 )
-from tests.report.samples import DEVICE, content, micro_row, write
+from ocvtp_kernels.report.text import duration
+from tests.report.samples import DEVICE, content, end_to_end_rows, micro_row, write
 
 
 def sample(folder: Path) -> Path:
@@ -42,19 +42,6 @@ def sample(folder: Path) -> Path:
         micro_row("prune", "prune", 3e-3, workload={"num_tokens": 2880, "num_slots": 160}),
     ]
     return write(folder, content("micro", rows))
-
-
-def end_to_end(folder: Path) -> Path:
-    rows = [
-        {
-            "model": "imaginary/model",
-            "budget": budget,
-            "num_tokens": 576,
-            "stages": dict.fromkeys(STAGES, 0.01) | ({"pruner": None} if budget == 576 else {}),
-        }
-        for budget in (576, 64)
-    ]
-    return write(folder, content("e2e", rows))
 
 
 def test_losses_come_worst_first_and_say_the_spread(tmp_path: Path) -> None:
@@ -161,24 +148,14 @@ def test_a_refused_row_is_not_drawn(tmp_path: Path) -> None:
     assert "No baseline has a time beside ours." in html
 
 
-def test_stages_are_drawn_and_missing_kinds_are_said(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    from ocvtp_kernels.report.page import page
-
-    end_to_end(tmp_path)
-    html = page(read_results(tmp_path))
-    assert html.count("<svg") == 1 and "no micro.json" in html
-    assert "50.0 ms with 64 of 576" in html and "Not run for some" not in html
-
-
 def test_readme_tables_hold_ratios_losses_and_provenance(tmp_path: Path) -> None:
     sample(tmp_path)
-    end_to_end(tmp_path)
+    write(tmp_path, content("e2e", end_to_end_rows()))
     text = readme_tables(read_results(tmp_path))
     assert "2.00 ms (1.80 to 2.20)" in text and "3.00× (2.45 to 3.67)" in text
     assert "0.50× (0.41 to 0.61)" in text and "* 2.00× compile's time" in text
     assert "A baseline is faster in 2 of 4 comparisons. 1 of 9 rows were refused" in text
-    assert "commit 0123456789ab-dirty" in text and "64 of 576" in text
+    assert "commit 0123456789ab-dirty" in text and "64 of 576" in text and "5.00×" in text
     assert "not been measured" not in text
 
 

@@ -14,7 +14,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 
 from ocvtp_kernels import OCPruner, PrunerConfig
-from ocvtp_kernels.vlm.selectors import PrunerSelector, RandomSelector
+from ocvtp_kernels.selectors.at_random import RandomSelector
+from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 
 SIDE, PATCH, WIDTH, TEXT_WIDTH, DEPTH, HEADS = 56, 14, 32, 48, 4, 4
 NUM_PATCHES = (SIDE // PATCH) ** 2

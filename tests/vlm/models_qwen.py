@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ocvtp_kernels import OCPruner, PrunerConfig
-from ocvtp_kernels.vlm.selectors import Evidence
+from ocvtp_kernels.selectors.interface import Evidence
 
 SPECIAL = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 WORDS = ["<pad>", "</s>", "<unk>", *SPECIAL, "what", "is", "this", "and", "that", "a"]
@@ -117,8 +117,6 @@ def make_batch(rows: list[tuple[str, list[Image.Image]]]) -> dict[str, Tensor]:
 
 class ByNorm:
     """Keeps the tokens of the largest reference norm: an image's choice is its own."""
-
-    needs_importance = False
 
     def __init__(self) -> None:
         self.asked: list[Evidence] = []

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.selectors.interface import Evidence
 from ocvtp_kernels.vlm import attach as public
-from ocvtp_kernels.vlm.selectors import Evidence
 from tests.vlm.models import make_photo
 
 PATCHES = 16
@@ -30,7 +30,7 @@ class LoudestSelector:
     """Keeps the reference tokens of the largest norm."""
 
     def __init__(self, needs_importance: bool = False) -> None:
-        self.needs_importance = needs_importance
+        self.wants = frozenset({"importance"} if needs_importance else ())
         self.seen: list[Evidence] = []
 
     def __call__(self, evidence: Evidence, budget: int) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.vlm.attach import attach
 from ocvtp_kernels.vlm.handle import Handle
-from ocvtp_kernels.vlm.selectors import RandomSelector
 from tests.vlm.models import (
     BUDGET,
     SELECTORS,

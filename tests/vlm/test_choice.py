@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.selectors.at_random import RandomSelector
+from ocvtp_kernels.selectors.interface import Evidence, ask, begin
+from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.vlm import choice as module
 from ocvtp_kernels.vlm.choice import Choice
 from ocvtp_kernels.vlm.handle import Handle, Options
-from ocvtp_kernels.vlm.selectors import Evidence, PrunerSelector, RandomSelector, begin, select
 from tests.cases import random_pruner, random_tokens
 
 CPU = torch.device("cpu")
@@ -60,7 +62,7 @@ def note(streams: list[str]) -> Any:
     """A selector that notes when it begins and finishes."""
 
     class Selector:
-        needs_importance = True
+        wants = frozenset({"importance"})
 
         def begin(self, reference_tokens: Tensor, budget: int) -> Any:
             streams.append("begin")
@@ -83,8 +85,8 @@ def test_the_selector_works_beside_the_encoder_and_is_waited_for_once(streams: l
     choice.begin(tokens, 2)
     choice.begin(tokens, 3)
     streams.append("encoder goes on")
-    assert choice.finish(Evidence(tokens, tokens), 0).shape == (2, 2)
-    assert choice.finish(Evidence(tokens, tokens), 1).shape == (2, 3)
+    assert choice.finish(Evidence(tokens, tokens), 0).ids.shape == (2, 2)
+    assert choice.finish(Evidence(tokens, tokens), 1).ids.shape == (2, 3)
     work = ["beside waits for main", "on beside", "begin", "off beside"]
     join = ["encoder goes on", "main waits for beside", "finish", "finish"]
     assert streams == [*work, *work, *join]
@@ -104,7 +106,7 @@ def test_an_early_selector_chooses_before_there_is_evidence() -> None:
     tokens = random_tokens(3, 9, 4)
     choice = Choice(selector, Handle(), CPU, Options())
     choice.begin(tokens, 4)
-    assert torch.equal(choice.finish(), select(selector, Evidence(tokens, tokens), 4))
+    assert torch.equal(choice.finish().ids, ask(selector, Evidence(tokens, tokens), 4).ids)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -117,19 +119,17 @@ def test_a_pruner_begun_early_keeps_what_it_keeps_late(frozen: bool, known: bool
     evidence = Evidence(tokens, tokens, importance)
     for budget in (1, 7, 33):
         early = begin(selector, tokens, budget)(evidence)
-        assert torch.equal(early, select(selector, evidence, budget))
+        assert torch.equal(early.ids, ask(selector, evidence, budget).ids)
 
 
 def test_a_plain_selector_is_asked_when_there_is_evidence() -> None:
     class Last:
-        needs_importance = False
-
         def __call__(self, evidence: Evidence, budget: int) -> Tensor:
             num_tokens = evidence.final_tokens.shape[1]
             return torch.arange(num_tokens - budget, num_tokens)[None]
 
     reference, final = random_tokens(1, 6, 3), random_tokens(1, 6, 4)
-    assert begin(Last(), reference, 2)(Evidence(reference, final)).tolist() == [[4, 5]]
+    assert begin(Last(), reference, 2)(Evidence(reference, final)).ids.tolist() == [[4, 5]]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_what_a_begun_choice_gives_is_looked_at(
     ids: Tensor, error: type[Exception], message: str
 ) -> None:
     class Wrong:
-        needs_importance = True
+        wants = frozenset({"importance"})
 
         def begin(self, _tokens: Tensor, _budget: int) -> Any:
             return lambda _evidence: ids

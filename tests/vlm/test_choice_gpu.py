@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.vlm.attach import attach
-from ocvtp_kernels.vlm.selectors import PrunerSelector
 from tests.vlm.models import BUDGET, make_llava, make_llava_processor, make_pruner
 
 pytestmark = [

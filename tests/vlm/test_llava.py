@@ -9,8 +9,10 @@ import torch
 import transformers
 from torch import Tensor
 
+from ocvtp_kernels.selectors.at_random import RandomSelector
+from ocvtp_kernels.selectors.interface import Evidence, ask, reads_of
+from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.vlm.attach import attach
-from ocvtp_kernels.vlm.selectors import Evidence, PrunerSelector, RandomSelector
 from tests.vlm.models import (
     BUDGET,
     DEPTH,
@@ -44,9 +46,9 @@ def features_by_hand(model: Any, pixels: Tensor, choose: Any, budget: int = BUDG
     cut = 1 if model.config.vision_feature_select_strategy == "default" else 0
     importance = attentions[layer].mean(dim=(1, 2))[:, cut:]
     evidence = Evidence(states[DEPTH // 3 + 1][:, cut:], states[layer][:, cut:], importance)
-    if not choose.needs_importance:
+    if "importance" not in reads_of(choose):
         evidence = evidence._replace(importance=None)
-    ids = choose(evidence, budget)
+    ids = ask(choose, evidence, budget).ids
     kept = torch.stack([evidence.final_tokens[image, ids[image]] for image in range(len(ids))])
     return ids, inner.multi_modal_projector(kept)
 

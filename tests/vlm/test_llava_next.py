@@ -12,8 +12,9 @@ import torch
 pytest.importorskip("transformers", exc_type=ImportError)
 pytest.importorskip("tokenizers")
 
+from ocvtp_kernels.selectors.at_random import RandomSelector
+from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.vlm.llava_next_layout import lay_out
-from ocvtp_kernels.vlm.selectors import PrunerSelector, RandomSelector
 from tests.vlm.models import WIDTH, make_pruner
 from tests.vlm.models_next import make_llava_next, make_next_processor
 from tests.vlm.next_by_hand import (

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("transformers", exc_type=ImportError)
 pytest.importorskip("tokenizers")
 
-from ocvtp_kernels.vlm.selectors import PrunerSelector
+from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from tests.vlm.models import IMAGE_ID, WIDTH, make_pruner
 from tests.vlm.models_next import make_llava_next, make_next_processor
 from tests.vlm.next_by_hand import (

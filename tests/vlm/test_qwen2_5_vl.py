@@ -8,10 +8,11 @@ import torch
 
 pytest.importorskip("transformers", minversion="5.19")
 
+from ocvtp_kernels.selectors.at_random import RandomSelector
+from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.vlm.handle import Options
 from ocvtp_kernels.vlm.qwen2_5_vl import attach_qwen2_5_vl
 from ocvtp_kernels.vlm.qwen_encoder import merge_units
-from ocvtp_kernels.vlm.selectors import PrunerSelector, RandomSelector
 from tests.vlm.models_qwen import (
     DEPTH,
     PHOTO,

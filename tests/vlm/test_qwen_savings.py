@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers", minversion="5.19")
 
+from ocvtp_kernels.selectors.at_random import RandomSelector
+from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.vlm.handle import Handle, Options
 from ocvtp_kernels.vlm.qwen2_5_vl import attach_qwen2_5_vl
 from ocvtp_kernels.vlm.qwen_encoder import QwenEncoder
 from ocvtp_kernels.vlm.qwen_positions import Prompt, count_kept, drop_placeholders
-from ocvtp_kernels.vlm.selectors import PrunerSelector, RandomSelector
 from tests.cases import assert_within_budget
 from tests.vlm.models_qwen import (
     DEPTH,
@@ -34,7 +35,7 @@ LAYERS = range(DEPTH)
 
 
 class ByEarlyNorm(ByNorm):
-    needs_final_tokens = False
+    needs = frozenset({"reference_tokens"})
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("transformers", exc_type=ImportError)
 pytest.importorskip("tokenizers")
 
+from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.vlm.attach import attach
-from ocvtp_kernels.vlm.selectors import RandomSelector
 from tests.vlm.models_qwen import make_model
 
 

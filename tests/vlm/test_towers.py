@@ -7,13 +7,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from ocvtp_kernels.vlm.selectors import (
-    Evidence,
-    PrunerSelector,
-    RandomSelector,
-    as_selector,
-    select,
-)
+from ocvtp_kernels.selectors.at_random import RandomSelector
+from ocvtp_kernels.selectors.interface import Evidence, ask
+from ocvtp_kernels.selectors.oc_pruner import PrunerSelector, as_selector
 from ocvtp_kernels.vlm.towers import Tower
 from tests.vlm.models import DEPTH, NUM_PATCHES, SIDE, WIDTH, make_pruner, make_tower
 
@@ -42,7 +38,7 @@ def test_taps_the_layers_asked_for(kind: str, final_layer: int, reference_layer:
     tower = Tower.of(module)
     assert tower.num_prefix == KINDS[kind]
     assert tower.width == WIDTH and tower.count_patches(pixels) == NUM_PATCHES
-    evidence = tower.encode(pixels, reference_layer, final_layer, importance=False)
+    evidence = tower.encode(pixels, reference_layer, final_layer)
     truth = module(pixels, output_hidden_states=True).hidden_states
     prefix = KINDS[kind]
     assert evidence.final_tokens.shape == (2, NUM_PATCHES, WIDTH)
@@ -57,7 +53,7 @@ def test_taps_the_layers_asked_for(kind: str, final_layer: int, reference_layer:
 def test_importance_is_the_attention_received_beside_sdpa(kind: str, final_layer: int) -> None:
     pixels = make_pixels()
     tower = Tower.of(make_tower(kind))
-    evidence = tower.encode(pixels, 1, final_layer, importance=True)
+    evidence = tower.encode(pixels, 1, final_layer, {"importance"})
     weights = run_eagerly(kind, pixels).attentions[final_layer]
     assert evidence.importance is not None
     expected = weights.mean(dim=(1, 2))[:, KINDS[kind] :]
@@ -66,7 +62,7 @@ def test_importance_is_the_attention_received_beside_sdpa(kind: str, final_layer
 
 @torch.no_grad()
 def test_the_embedding_has_no_importance() -> None:
-    assert Tower.of(make_tower()).encode(make_pixels(), 1, 0, importance=True).importance is None
+    assert Tower.of(make_tower()).encode(make_pixels(), 1, 0, {"importance"}).importance is None
 
 
 @KIND
@@ -82,13 +78,13 @@ def test_layers_behind_the_last_used_are_not_run(kind: str) -> None:
         for name, projection in module.named_modules()
         if name.endswith("q_proj") or name.endswith("query")
     ]
-    less = tower.encode(pixels, 1, -2, importance=True)
+    less = tower.encode(pixels, 1, -2, {"importance"})
     assert len(run) == DEPTH - 1
     run.clear()
-    tower.encode(pixels, DEPTH - 1, -2, importance=False)
+    tower.encode(pixels, DEPTH - 1, -2)
     assert len(run) == DEPTH
     run.clear()
-    whole = tower.encode(pixels, 1, -2, importance=True, savings=False)
+    whole = tower.encode(pixels, 1, -2, {"importance"}, savings=False)
     assert len(run) == DEPTH
     for ours, full in zip(less[:3], whole[:3], strict=True):
         assert torch.equal(ours, full)
@@ -104,7 +100,7 @@ def test_a_forward_set_on_a_layer_comes_back_even_after_an_error() -> None:
     own = tower.layers[-1].forward
     tower.layers[-1].forward = own
     with pytest.raises((TypeError, RuntimeError, ValueError)):
-        tower.encode(torch.zeros(1, 3, 7, 7), 1, -2, importance=True)
+        tower.encode(torch.zeros(1, 3, 7, 7), 1, -2, {"importance"})
     assert vars(tower.layers[-1])["forward"] is own
     attention: Any = tower.layers[-2].self_attn
     assert not attention.q_proj._forward_hooks and not attention.k_proj._forward_hooks
@@ -124,8 +120,8 @@ def test_rows_alone_equal_rows_of_the_whole(kind: str, final_layer: int) -> None
         assert len(seen) == 1  # the reference tokens are told before the rows are asked for
         return ids
 
-    rows = tower.encode(pixels, 1, final_layer, False, watch=seen.append, rows=choose)
-    whole = tower.encode(pixels, 1, final_layer, importance=False)
+    rows = tower.encode(pixels, 1, final_layer, watch=seen.append, rows=choose)
+    whole = tower.encode(pixels, 1, final_layer)
     assert torch.equal(seen[0], whole.reference_tokens)
     assert torch.equal(rows.reference_tokens, whole.reference_tokens)
     expected = torch.stack([whole.final_tokens[i, ids[i]] for i in range(2)])
@@ -139,16 +135,16 @@ def test_rows_alone_need_a_decision_before_the_last_layer() -> None:
     assert not tower.can_compute_rows(1, [-2, -1])
     assert not Tower.of(make_tower("dinov2")).can_compute_rows(1, -2)
     with pytest.raises(ValueError, match="rows: layer 2"):
-        tower.encode(make_pixels(), 2, -2, False, rows=lambda: torch.zeros(2, 1))
+        tower.encode(make_pixels(), 2, -2, rows=lambda: torch.zeros(2, 1))
 
 
 @torch.no_grad()
 def test_several_final_layers_are_joined() -> None:
     module, pixels = make_tower(), make_pixels()
-    evidence = Tower.of(module).encode(pixels, 1, [-3, -2], importance=True)
+    evidence = Tower.of(module).encode(pixels, 1, [-3, -2], {"importance"})
     states = module(pixels, output_hidden_states=True).hidden_states
     assert torch.equal(evidence.final_tokens, torch.cat([states[-3], states[-2]], dim=-1)[:, 1:])
-    whole = Tower.of(module).encode(pixels, 1, -2, importance=True)
+    whole = Tower.of(module).encode(pixels, 1, -2, {"importance"})
     assert torch.equal(evidence.importance, whole.importance)
 
 
@@ -168,7 +164,7 @@ def test_bad_towers_and_layers_are_named() -> None:
         with pytest.raises(ValueError, match=f"reference_layer: expected 0 to {DEPTH - 1}"):
             tower.resolve_reference(layer)
     with pytest.raises(ValueError, match="final_layer"):
-        tower.encode(make_pixels(), 1, DEPTH + 1, importance=False)
+        tower.encode(make_pixels(), 1, DEPTH + 1)
 
 
 def make_evidence(batch: int = 3, tokens: int = 20, valid: Tensor | None = None) -> Evidence:
@@ -183,14 +179,14 @@ def test_selectors_keep_the_budget_of_valid_tokens(selector: Any) -> None:
     valid = torch.rand(3, 20, generator=torch.Generator().manual_seed(0)) > 0.3
     for mask in (None, valid):
         evidence = make_evidence(valid=mask)
-        ids = select(selector, evidence, 6)
+        ids = ask(selector, evidence, 6).ids
         assert ids.shape == (3, 6) and ids.dtype == torch.int64
         assert (ids.diff(dim=1) > 0).all()
         assert mask is None or mask.gather(1, ids).all()
-        assert torch.equal(ids, select(selector, evidence, 6))
+        assert torch.equal(ids, ask(selector, evidence, 6).ids)
         for image in range(3):
             alone = Evidence(*(None if t is None else t[image : image + 1] for t in evidence))
-            assert torch.equal(select(selector, alone, 6)[0], ids[image])
+            assert torch.equal(ask(selector, alone, 6).ids[0], ids[image])
 
 
 @torch.no_grad()
@@ -201,8 +197,8 @@ def test_the_pruner_never_sees_padding() -> None:
     places = valid[0].nonzero().flatten()
     selector = PrunerSelector(make_pruner())
     cut = Evidence(*(t[:, places] for t in evidence[:3]))
-    expected = places[selector(cut, 6)]
-    assert torch.equal(selector(evidence._replace(valid=valid), 6), expected)
+    expected = places[selector(cut, 6).ids]
+    assert torch.equal(selector(evidence._replace(valid=valid), 6).ids, expected)
 
 
 @torch.no_grad()
@@ -212,37 +208,37 @@ def test_the_pruner_is_asked_in_its_own_dtype() -> None:
     pruner = make_pruner()
     tokens = half.reference_tokens.float()
     expected = pruner(tokens, tokens, 6, half.importance).ids
-    assert torch.equal(PrunerSelector(pruner)(half, 6), expected)
+    assert torch.equal(PrunerSelector(pruner)(half, 6).ids, expected)
     expected = pruner(tokens, tokens, 6).ids
     assert torch.equal(
-        PrunerSelector(pruner, importance=False)(half._replace(importance=None), 6), expected
+        PrunerSelector(pruner, importance=False)(half._replace(importance=None), 6).ids, expected
     )
 
 
 def test_seeds_choose_differently() -> None:
     evidence = make_evidence()
-    chosen = [RandomSelector(seed)(evidence, 6) for seed in (0, 1)]
+    chosen = [RandomSelector(seed)(evidence, 6).ids for seed in (0, 1)]
     assert not torch.equal(*chosen)
-    assert torch.equal(chosen[0], RandomSelector(0)(evidence, 6))
+    assert torch.equal(chosen[0], RandomSelector(0)(evidence, 6).ids)
 
 
 def test_what_is_no_selector_is_named() -> None:
     with pytest.raises(TypeError, match="pruner: expected an OCPruner, got Linear"):
         PrunerSelector(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
     for thing in (3, torch.nn.Linear(2, 2)):
-        with pytest.raises(TypeError, match=f"needs_importance.*got {type(thing).__name__}"):
+        with pytest.raises(TypeError, match=f"a selector, got {type(thing).__name__}"):
             as_selector(thing)
     with pytest.raises(ValueError, match="budget: expected 1 to 20"):
-        RandomSelector()(make_evidence(), 21)
+        ask(RandomSelector(), make_evidence(), 21)
 
     class Wrong(RandomSelector):
         answer = torch.zeros(3, 5, dtype=torch.int64)
 
-        def __call__(self, evidence: Evidence, budget: int) -> Tensor:
+        def __call__(self, evidence: Evidence, budget: int) -> Tensor:  # type: ignore[override]
             return self.answer
 
     with pytest.raises(ValueError, match=r"selector: expected ids of shape \(3, 6\), got \(3, 5\)"):
-        select(Wrong(), make_evidence(), 6)
+        ask(Wrong(), make_evidence(), 6)
     Wrong.answer = torch.zeros(3, 6)
     with pytest.raises(TypeError, match=r"int64, got torch\.float32"):
-        select(Wrong(), make_evidence(), 6)
+        ask(Wrong(), make_evidence(), 6)

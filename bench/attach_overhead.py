@@ -1,0 +1,192 @@
+"""Host time that attaching adds to a call: ``python -m bench.attach_overhead [--seconds]``.
+
+Tiny models on the CPU, where nearly all of a call is the host's work. The attached call, with the
+random selector, and the same work by hand take turns; what is printed is the difference of the
+medians. By hand means the model's own modules, nothing that is not needed, and whatever depends on
+sizes alone made beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.timing import measure
+from ocvtp_kernels.selectors.at_random import RandomSelector
+from ocvtp_kernels.vlm.attach import attach
+from tests.vlm import models, models_next, models_qwen
+
+BUDGET = 5
+ALLOWED_S = 0.5e-3  # a call, beside the pruner
+ROUNDS = (20, 400)
+
+
+class Pair(NamedTuple):
+    """The same work twice; both return the image's features, or what came of them."""
+
+    attached: Callable[[], Tensor]
+    by_hand: Callable[[], Tensor]
+
+
+def llava() -> Pair:
+    """LLaVA-1.5's ``get_image_features``: tower without its last layer, gather, projector."""
+    model, selector = models.make_llava(), RandomSelector(0)
+    pixels = torch.randn(1, 3, models.SIDE, models.SIDE)
+    handle = attach(model, models.make_llava_processor(), selector, BUDGET)
+    inner = model.model
+
+    def attached() -> Tensor:
+        return torch.stack(list(inner.get_image_features(pixels).pooler_output))
+
+    attached()
+    assert handle.last is not None
+    ids = torch.stack(list(handle.last.ids))
+    layers = inner.vision_tower.encoder.layers
+
+    def by_hand() -> Tensor:
+        states = _without_last(inner.vision_tower, layers, pixels)
+        kept = states[-2][:, 1:][torch.arange(1)[:, None], ids]
+        return torch.stack(list(inner.multi_modal_projector(kept)))
+
+    return Pair(attached, by_hand)
+
+
+def llava_next() -> Pair:
+    """LLaVA-NeXT's ``get_image_features`` of an image of three crops."""
+    model, selector = models_next.make_llava_next(), RandomSelector(0)
+    sizes = torch.tensor([[models.SIDE, 2 * models.SIDE]])
+    pixels = torch.randn(1, 3, 3, models.SIDE, models.SIDE)
+    handle = attach(model, models_next.make_next_processor(), selector, BUDGET)
+    inner = model.model
+
+    def attached() -> Tensor:
+        return torch.stack(list(inner.get_image_features(pixels, sizes).pooler_output))
+
+    features = attached()
+    assert handle.last is not None
+    layers = inner.vision_tower.encoder.layers
+    kept = torch.stack(list(handle.last.ids))[0]
+    states = _without_last(inner.vision_tower, layers, pixels[0])
+    plain = inner.multi_modal_projector(states[-2][:, 1:].flatten(0, 1)[kept])
+    # In the order of the packed sequence, which is known beforehand.
+    order = torch.cdist(features[0], plain).argmin(dim=1)
+    rows = kept[order]
+
+    def by_hand() -> Tensor:
+        states = _without_last(inner.vision_tower, layers, pixels.flatten(0, 1))
+        kept = states[-2][:, 1:].flatten(0, 1)[rows]
+        return torch.stack([inner.multi_modal_projector(kept)])
+
+    return Pair(attached, by_hand)
+
+
+def qwen2_5_vl() -> Pair:
+    """Qwen2.5-VL's ``generate`` of one token; columns and positions by hand are made beforehand."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    model = models_qwen.make_model()
+    photo = models_qwen.make_photo(4, 3)
+    batch: dict[str, Any] = models_qwen.make_batch([(f"{models_qwen.PHOTO} what is this", [photo])])
+    given: dict[str, Any] = {}
+    generate = type(model).generate
+    settings = {"max_new_tokens": 1, "do_sample": False}
+
+    def record(**arguments: Any) -> Any:
+        given.update(arguments)
+        return generate(model, **arguments)
+
+    model.generate = record
+    handle = attach(model, models_qwen.make_processor(), RandomSelector(0), BUDGET)
+    model.generate(**batch, **settings)
+    assert handle.last is not None
+    ids = handle.last.ids[0]
+    arguments = {name: value for name, value in given.items() if name != "mm_encoder_outputs"}
+    handle.remove()
+    del model.generate
+    attach(model, models_qwen.make_processor(), RandomSelector(0), BUDGET)
+    visual, prompt = model.model.visual, given["input_ids"].shape[1]
+
+    def attached() -> Tensor:
+        output: Tensor = model.generate(**batch, **settings)
+        return output[:, batch["input_ids"].shape[1] :]
+
+    def by_hand() -> Tensor:
+        states = visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
+        image = BaseModelOutputWithPooling(pooler_output=[states.pooler_output[ids]])
+        output: Tensor = generate(model, **arguments, mm_encoder_outputs={"image": image})
+        return output[:, prompt:]
+
+    return Pair(attached, by_hand)
+
+
+PAIRS: dict[str, Callable[[], Pair]] = {
+    "LLaVA-1.5 get_image_features": llava,
+    "LLaVA-NeXT get_image_features": llava_next,
+    "Qwen2.5-VL generate": qwen2_5_vl,
+}
+
+
+def _without_last(tower: Any, layers: Any, pixels: Tensor) -> Any:
+    """Hidden states of a tower whose last layer does nothing."""
+    layers[-1].forward = lambda hidden_states, *_args, **_kwargs: hidden_states
+    try:
+        return tower(pixels, output_hidden_states=True).hidden_states
+    finally:
+        del layers[-1].forward
+
+
+class Overhead(NamedTuple):
+    """Median seconds of a call, attached and by hand."""
+
+    attached_s: float
+    by_hand_s: float
+
+    @property
+    def added_s(self) -> float:
+        """What attaching adds."""
+        return self.attached_s - self.by_hand_s
+
+
+@torch.no_grad()
+def measure_overhead(name: str, seconds: float) -> Overhead:
+    """One of `PAIRS`, in turns for about so many seconds.
+
+    Raises:
+        ValueError: the two ways do not give the same.
+    """
+    pair = PAIRS[name]()
+    first, second = pair.attached(), pair.by_hand()
+    if first.shape != second.shape or not torch.allclose(first, second, rtol=1e-3, atol=1e-4):
+        raise ValueError(f"{name}: attached and by hand give different results")
+    timings = measure(
+        {"attached": pair.attached, "by hand": pair.by_hand}, seconds=seconds, rounds=ROUNDS
+    )
+    return Overhead(timings["attached"].median_s, timings["by hand"].median_s)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a line a model; status 1 if attaching adds more than is allowed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.attach_overhead", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0, help="about how long for a model")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    status = 0
+    for name in PAIRS:
+        found = measure_overhead(name, given.seconds)
+        over = found.added_s > ALLOWED_S
+        status |= over
+        print(
+            f"{name}: attached {found.attached_s * 1e3:.3f} ms, by hand "
+            f"{found.by_hand_s * 1e3:.3f} ms, added {found.added_s * 1e3:.3f} ms"
+            + (f", more than the {ALLOWED_S * 1e3:.1f} ms allowed" if over else "")
+        )
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

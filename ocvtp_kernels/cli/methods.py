@@ -1,0 +1,117 @@
+"""Several selection methods on one photo: what each keeps, as a record and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ocvtp_kernels.cli.report import RANDOM_SEEDS, require_finite
+from ocvtp_kernels.cli.sheet import Panel, draw_sheet
+from ocvtp_kernels.selection.coverage import coverage, random_coverage
+from ocvtp_kernels.selectors.interface import Selector, ask
+from ocvtp_kernels.version import __version__
+from ocvtp_kernels.vlm.encoder import Encoded
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one method keeps of a photo."""
+
+    method: str
+    ids: list[int]
+    found: int  # by the method's own rule; fewer than the ids where it was filled up
+    coverage: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What every method keeps of one photo, at one budget."""
+
+    encoded: Encoded
+    budget: int  # as asked for; a photo of fewer tokens keeps them all
+    kept: list[Kept]
+    left_out: dict[str, str]  # by method: what it lacks
+    random_mean: float
+    random_std: float
+
+    @property
+    def num_tokens(self) -> int:
+        """N, tokens before selection."""
+        return self.encoded.evidence.final_tokens.shape[1]
+
+    def coverage_line(self) -> str:
+        """Budget, and the methods by their coverage, in one line."""
+        best = sorted(self.kept, key=lambda kept: -kept.coverage)
+        listed = ", ".join(f"{kept.method} {kept.coverage:.3f}" for kept in best)
+        chance = f"random {self.random_mean:.3f} ± {self.random_std:.3f}"
+        return (
+            f"{min(self.budget, self.num_tokens)} of {self.num_tokens} tokens · coverage {listed} "
+            f"({RANDOM_SEEDS} random draws: {chance})"
+        )
+
+    def as_json(self, **about: Any) -> dict[str, Any]:
+        """The record: ``about`` (photo, model, ...) first, then what each method kept."""
+        return {
+            **about,
+            "version": __version__,
+            "budget": self.budget,
+            "num_tokens": self.num_tokens,
+            "grid": list(self.encoded.grid),
+            "methods": [asdict(kept) for kept in self.kept],
+            "left_out": self.left_out,
+            "random_coverage": {
+                "mean": self.random_mean,
+                "std": self.random_std,
+                "seeds": RANDOM_SEEDS,
+            },
+        }
+
+    def draw(self, title: str) -> Image.Image:
+        """The picture, a panel a method."""
+        panels = [Panel(kept.method, f"{kept.coverage:.3f}", kept.ids) for kept in self.kept]
+        kept = min(self.budget, self.num_tokens)
+        caption = f"{kept} of {self.num_tokens} tokens, coverage beside each method"
+        return draw_sheet(self.encoded.picture, self.encoded.grid, panels, title, caption)
+
+
+@torch.inference_mode()
+def compare_methods(
+    encoded: Encoded, budget: int, selectors: Mapping[str, Selector | str]
+) -> Comparison:
+    """Selects by every method.
+
+    Args:
+        encoded: the photo.
+        budget: T; a photo of fewer tokens keeps them all.
+        selectors: by name; in place of a selector the sentence why there is none.
+
+    Raises:
+        ValueError: the tokens hold NaN or inf, or no method can be used.
+    """
+    require_finite(encoded)
+    evidence = encoded.evidence
+    budget_here = min(budget, evidence.final_tokens.shape[1])
+    kept, left_out = [], {}
+    for name, selector in selectors.items():
+        if isinstance(selector, str):
+            left_out[name] = selector
+            continue
+        try:
+            selected = ask(selector, evidence, budget_here)
+        except ValueError as error:
+            left_out[name] = str(error)
+            continue
+        found = budget_here if selected.found is None else int(selected.found)
+        share = float(coverage(evidence.final_tokens, selected.ids))
+        kept.append(Kept(name, selected.ids[0].tolist(), found, share))
+    if not kept:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise ValueError(f"method: none can be used: {reasons}")
+    by_chance = random_coverage(evidence.final_tokens[0], budget_here, RANDOM_SEEDS)
+    return Comparison(
+        encoded, budget, kept, left_out, float(by_chance.mean()), float(by_chance.std())
+    )

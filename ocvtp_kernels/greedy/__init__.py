@@ -1,0 +1,1 @@
+"""Greedy selection, one token after the other: what the training-free pruners share."""

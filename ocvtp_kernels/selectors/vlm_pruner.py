@@ -1,0 +1,116 @@
+"""VLM-Pruner: from a few pivots outwards over the grid, then the rest merged into the kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import checks
+from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.greedy.similarity import cosine
+from ocvtp_kernels.selection.reference import gather_tokens
+from ocvtp_kernels.selectors.interface import Evidence, Selected, place_of
+
+EPS = 1e-8  # least norm of a cosine, and least sum of weights, of the published code
+
+
+class VLMPruner:
+    """VLM-Pruner, CVPR 2026, arXiv 2512.02700: pivots, centrifugal expansion, recovery.
+
+    1. Pivots, in key space: the token of largest L1 norm, then farthest-point greedy.
+    2. Expansion (`ocvtp_kernels.greedy.centrifugal`) on the cosine of the ``channels`` channels of
+       largest variance.
+    3. Recovery: each token left over goes to the kept token most similar to it, by its similarity
+       as weight: ``kept <- own_share * kept + (1 - own_share) * mean``.
+
+    Published before the third decoder layer, on the second layer's hidden states and keys.
+
+    Args:
+        pivots: tokens the expansion starts from.
+        channels: channels of the final tokens that similarity is taken on.
+        spread: weight of the distance on the grid.
+        threshold, step: redundancy that the first pass allows, and by how much each next raises it.
+        chunk: tokens judged at once.
+        own_share: what a kept token keeps of itself in the recovery.
+        place: "decoder" as published, or "encoder" or "projector", on whose output it then works.
+        layer: decoder layer before which it stands, from 1; without meaning at another place.
+        as_published: keeps fewer tokens than the budget where a pass finds none; ids end in -1
+            there, and these rows of tokens are 0.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    needs = frozenset({"final_tokens", "keys", "grid"})
+
+    def __init__(
+        self,
+        pivots: int = 4,
+        channels: int = 256,
+        spread: float = 0.5,
+        threshold: float = 0.8,
+        step: float = 0.1,
+        chunk: int = 16,
+        own_share: float = 0.3,
+        place: str = "decoder",
+        as_published: bool = False,
+        layer: int = 2,
+    ) -> None:
+        positive = {"pivots": pivots, "channels": channels, "chunk": chunk, "layer": layer}
+        for name, value in positive.items():
+            checks.require_whole(name, value)
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        self.pivots, self.channels, self.own_share = pivots, channels, own_share
+        self.spread, self.threshold, self.step, self.chunk = spread, threshold, step, chunk
+        self.place, self.layer, self.exact = place, layer, not as_published
+        place_of(self)
+
+    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+        """Ids ascending, merged tokens, the order picked and the count before padding."""
+        tokens, keys, grid = evidence.final_tokens, evidence.keys, evidence.grid
+        assert keys is not None and grid is not None
+        ops = torch.ops.ocvtp
+        pivots = ops.pivot_select(keys, min(self.pivots, budget))
+        similarity = cosine(screen_channels(tokens, self.channels), EPS)
+        order, count, owner, closeness = ops.centrifugal_select(
+            similarity,
+            pivots,
+            *grid,
+            budget,
+            self.spread,
+            self.threshold,
+            self.step,
+            self.chunk,
+            self.exact,
+        )
+        merged = self._recover(tokens, order, owner, closeness)
+        # Past the count there is no id: these come last.
+        beyond = order < 0
+        by_id = order.masked_fill(beyond, tokens.shape[1]).argsort(dim=1)
+        merged = gather_tokens(merged.masked_fill(beyond[..., None], 0), by_id)
+        return Selected(order.gather(1, by_id), merged, order, count)
+
+    def _recover(self, tokens: Tensor, order: Tensor, owner: Tensor, closeness: Tensor) -> Tensor:
+        """The kept tokens ``[B, T, C]`` in the order picked, with the rest merged into them."""
+        sums, mass = torch.ops.ocvtp.scatter_merge(tokens, owner, closeness, order.shape[1])
+        kept = gather_tokens(tokens, order.clamp_min(0)).to(sums.dtype)
+        mean = sums / mass.clamp_min(EPS)[..., None]
+        mixed = self.own_share * kept + (1 - self.own_share) * mean
+        return torch.where(mass[..., None] > 0, mixed, kept).to(tokens.dtype)
+
+
+def screen_channels(tokens: Tensor, count: int) -> Tensor:
+    """The ``count`` channels of largest variance over an image's tokens, or all there are.
+
+    Args:
+        tokens: ``[B, N, C]``.
+
+    Returns:
+        ``[B, N, count]`` in the dtype of ``tokens``, largest variance first, ties to the lowest.
+    """
+    if count >= tokens.shape[2]:
+        return tokens
+    variance = tokens.to(accumulate_dtype(tokens.dtype)).var(dim=1)
+    channels = variance.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return tokens.gather(2, channels[:, None].expand(-1, tokens.shape[1], -1))

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from bench import attach_overhead
+
+
+@pytest.mark.parametrize("name", attach_overhead.PAIRS)
+def test_host_time_of_attaching_is_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach_overhead, "ROUNDS", (2, 2))
+    found = attach_overhead.measure_overhead(name, 0.0)
+    # Whether it is little enough only an idle machine can tell.
+    assert found.attached_s > 0 and found.by_hand_s > 0 and math.isfinite(found.added_s)
+
+
+def test_an_attached_model_that_does_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = attach_overhead.llava()
+    wrong = attach_overhead.Pair(pair.attached, lambda: pair.by_hand() + 1)
+    monkeypatch.setitem(attach_overhead.PAIRS, "wrong", lambda: wrong)
+    with pytest.raises(ValueError, match="wrong: attached and by hand give different results"):
+        attach_overhead.measure_overhead("wrong", 0.0)
+
+
+@pytest.mark.parametrize(("added", "status"), [(0.4e-3, 0), (0.6e-3, 1)])
+def test_the_status_tells_whether_it_is_too_much(
+    added: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(attach_overhead.torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(
+        attach_overhead, "measure_overhead", lambda *_: attach_overhead.Overhead(1e-3 + added, 1e-3)
+    )
+    assert attach_overhead.main([]) == status
+    said = capsys.readouterr().out
+    assert said.count(f"added {added * 1e3:.3f} ms") == len(attach_overhead.PAIRS)
+    assert ("more than the 0.5 ms allowed" in said) == bool(status)

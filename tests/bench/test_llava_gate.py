@@ -1,0 +1,187 @@
+"""The gate of whole models lets the right ones through, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from bench import llava_calls
+from bench.llava_calls import MODES, Eager, Static
+from bench.llava_gate import why_model_is_wrong, why_wrong
+from bench.llava_models import OCVTP, RANDOM, TINY, TINY_NEXT, UNPRUNED, Choice, Vlm
+
+PRUNED = Choice(OCVTP, 8)
+
+
+@pytest.fixture(scope="module", params=[TINY, TINY_NEXT], ids=["llava", "next"])
+def vlm(request: pytest.FixtureRequest) -> Vlm:
+    return Vlm(request.param, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    # Matrices so small gain nothing from more, and other tests want the cores.
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("choice", [None, PRUNED, Choice(RANDOM, 16)], ids=str)
+def test_a_right_model_is_believed(vlm: Vlm, mode: str, choice: Choice | None) -> None:
+    assert why_model_is_wrong(vlm) is None
+    one = MODES[mode](vlm, choice or Choice(UNPRUNED, vlm.shape.num_tokens), 2)
+    assert why_wrong(one, (1, 2)) is None
+    # What is timed leaves the run as it was.
+    one.prefill()
+    one.decode()
+    one.first()
+    one.decode()
+    assert why_wrong(one, (3,)) is None
+
+
+class Broken:
+    """Ways to be wrong, as patches of a run's methods."""
+
+    @staticmethod
+    def not_finite(one: Eager) -> None:
+        first = one.first
+        one.first = lambda: first() * torch.nan  # type: ignore[method-assign]
+
+    @staticmethod
+    def other_tokens(one: Eager) -> None:
+        features = one.view.model.get_image_features
+
+        def turned(*args: Any, **kwargs: Any) -> Any:
+            output = features(*args, **kwargs)
+            output.pooler_output = [tokens.flip(0) for tokens in output.pooler_output]
+            return output
+
+        one.view.model.get_image_features = turned
+
+    @staticmethod
+    def wrong_ids(one: Eager) -> None:
+        assert one.handle is not None
+        record = one.handle.record
+        one.handle.record = lambda ids: record([i.flip(0) for i in ids])  # type: ignore[method-assign]
+
+    @staticmethod
+    def too_few_ids(one: Eager) -> None:
+        assert one.handle is not None
+        record = one.handle.record
+        one.handle.record = lambda ids: record([i[1:] for i in ids])  # type: ignore[method-assign]
+
+    @staticmethod
+    def forgets_the_prompt(one: Eager) -> None:
+        one.step = lambda token: one.view(input_ids=token).logits[:, -1]  # type: ignore[method-assign]
+
+    @staticmethod
+    def old_prefill(one: Eager) -> None:
+        def first() -> torch.Tensor:
+            one.embed()
+            return one.prefill()
+
+        one.first = first  # type: ignore[method-assign]
+
+    @staticmethod
+    def reads_beyond(one: Eager) -> None:
+        assert isinstance(one, Static)
+        one._mask.fill_(True)
+
+
+@pytest.mark.parametrize(
+    ("breakage", "mode", "reason"),
+    [
+        (Broken.not_finite, "eager", "not finite"),
+        (Broken.other_tokens, "eager", "a kept token is off by"),
+        (Broken.wrong_ids, "eager", "not ascending"),
+        (Broken.too_few_ids, "eager", "ids have shape"),
+        (Broken.forgets_the_prompt, "eager", "decoded from the cache is off by"),
+        (Broken.forgets_the_prompt, "static", "decoded from the cache is off by"),
+        (Broken.old_prefill, "static", "the first logits are off by"),
+        (Broken.reads_beyond, "static", "the first logits are off by"),
+    ],
+)
+def test_a_wrong_run_is_refused(vlm: Vlm, breakage: Any, mode: str, reason: str) -> None:
+    one = MODES[mode](vlm, PRUNED, 1)
+    breakage(one)
+    assert reason in (why_wrong(one, (1,)) or "")
+
+
+@pytest.mark.parametrize(
+    ("budget", "pixels", "reason"),
+    [
+        (8, None, "placeholders"),
+        (None, torch.zeros, "two images give the same logits"),
+        (None, None, "not the unattached model's"),
+    ],
+)
+def test_a_wrong_model_is_refused(
+    vlm: Vlm, monkeypatch: pytest.MonkeyPatch, budget: int | None, pixels: Any, reason: str
+) -> None:
+    attach = llava_calls.attach
+
+    def wrong(view: Any, processor: Any, selector: Any, given: int, **options: Any) -> Any:
+        handle = attach(view, processor, selector, budget or given, **options)
+        if not budget and not pixels:
+            features = view.model.get_image_features
+            view.model.get_image_features = lambda *a, **k: rounded(features(*a, **k))
+        return handle
+
+    def rounded(output: Any) -> Any:
+        output.pooler_output = [tokens * (1 + 1e-6) for tokens in output.pooler_output]
+        return output
+
+    if pixels is not None:
+        shape = vlm.pixels(1, 0).shape
+        monkeypatch.setattr(Vlm, "pixels", lambda *_: pixels(shape))
+    monkeypatch.setattr(llava_calls, "attach", wrong)
+    assert reason in (why_model_is_wrong(vlm) or "")
+
+
+class NoGraph:
+    """A CUDA graph of which nothing is replayed."""
+
+    def replay(self) -> None:
+        """Leaves the outputs as they were."""
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llava_calls, "is_captured_on", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", NoGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+    for name in ("synchronize", "current_stream", "get_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda _: None)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_graph_that_computes_nothing_anew_is_refused(vlm: Vlm) -> None:
+    one = Static(vlm, PRUNED, 1)
+    assert one.note == ""
+    assert "the first logits are off by" in (why_wrong(one, (1,)) or "")
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_what_waits_for_the_device_is_no_graph_and_says_so(
+    vlm: Vlm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waits(mode: str | None) -> None:
+        if mode == "error":
+            raise RuntimeError("called a synchronizing operation")
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", waits)
+    one = Static(vlm, PRUNED, 1)
+    for part in ("a decoding step", "the prefill", "the encoder"):
+        assert f"{part} is no CUDA graph: called a synchronizing" in one.note
+    assert "the first token" not in one.note
+    assert why_wrong(one, (1, 2)) is None
