@@ -36,8 +36,14 @@ class RandomSelector:
     def _draw(self, num_tokens: int, device: torch.device) -> Tensor:
         key = (num_tokens, device)
         if key not in self._scores:
-            # Drawn on the CPU, so that every device keeps the same tokens; ranks have no ties.
-            generator = torch.Generator().manual_seed(self.seed)
-            ranks = torch.randperm(num_tokens, generator=generator)
-            self._scores[key] = ranks.to(device, torch.float32)
+            self._scores[key] = _rank(self.seed, num_tokens).to(device)
         return self._scores[key]
+
+
+# A compiler cannot trace a generator, and need not: the ranks are a constant.
+@torch.compiler.assume_constant_result
+def _rank(seed: int, num_tokens: int) -> Tensor:
+    """A rank for each token, float32 ``[N]``, without ties."""
+    # Drawn on the CPU, so that every device keeps the same tokens.
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(num_tokens, generator=generator).to(torch.float32)

@@ -1,0 +1,84 @@
+"""CDPruner: diverse tokens by a determinantal point process, conditioned on the question."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels.greedy.similarity import cosine
+from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.ranking import EPS, directions
+
+LEAST = 1e-6  # of the published code: quality of the least relevant token, times the range
+
+
+class CDPruner:
+    """Conditional diversity by a determinantal point process, NeurIPS 2025, arXiv 2506.10967.
+
+    1. Relevance: ``r_i = cos(text_tokens_i, text)``.
+    2. Quality: ``q = (r - min + 1e-6) / (max - min)`` over the image's tokens; 1 if there is no
+       text, or if relevance is the same everywhere.
+    3. Greedy MAP inference on ``q_i cos(tokens_i, tokens_j) q_j``
+       (`ocvtp_kernels.greedy.reference.dpp_select`).
+
+    Published between projector and language model, relevance in the space of CLIP.
+
+    Args:
+        as_published: relevance has its sign flipped, so that the least similar tokens count most,
+            and its range is that of the whole batch, which couples images.
+    """
+
+    place = "projector"
+    needs = frozenset({"final_tokens"})
+    wants = frozenset({"text", "text_tokens"})
+
+    def __init__(self, as_published: bool = False) -> None:
+        self.as_published = as_published
+
+    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+        """Ids ascending, and the order picked.
+
+        Raises:
+            ValueError: text without tokens in its space, or of another width.
+        """
+        similarity = cosine(evidence.final_tokens, EPS)
+        # Exactly 1 (0 of a token of zeros), so that no rounding decides between equal qualities.
+        similarity.diagonal(dim1=1, dim2=2).round_()
+        quality = self._quality(evidence.text, evidence.text_tokens)
+        if quality is None:
+            quality = similarity.new_ones(similarity.shape[:2])
+        order = torch.ops.ocvtp.dpp_select(similarity, quality, budget)
+        return Selected(order.sort(dim=1).values, order=order)
+
+    def _quality(self, text: Tensor | None, text_tokens: Tensor | None) -> Tensor | None:
+        """``[B, N]``, or None without text."""
+        if text is None:
+            return None
+        text_tokens = require_text_tokens(text, text_tokens)
+        relevance = (directions(text_tokens) * directions(text)[:, None]).sum(dim=2)
+        if self.as_published:
+            relevance = -relevance
+        # There is no range over no images.
+        over = (0, 1) if self.as_published and len(relevance) else (1,)
+        unknown = relevance.isnan()
+        least = relevance.masked_fill(unknown, math.inf).amin(dim=over, keepdim=True)
+        span = relevance.masked_fill(unknown, -math.inf).amax(dim=over, keepdim=True) - least
+        return torch.where(span > 0, (relevance - least + LEAST) / span, 1.0)
+
+
+def require_text_tokens(text: Tensor, text_tokens: Tensor | None) -> Tensor:
+    """The tokens in the text's space.
+
+    Raises:
+        ValueError: there are none, or they are not as wide as the text.
+    """
+    if text_tokens is None:
+        raise ValueError(f"text_tokens: needed beside text of width {text.shape[1]}, got none")
+    if text_tokens.shape[2] != text.shape[1]:
+        raise ValueError(
+            f"text_tokens: expected width {text.shape[1]} to match text, "
+            f"got shape {list(text_tokens.shape)}"
+        )
+    return text_tokens

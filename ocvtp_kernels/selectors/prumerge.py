@@ -1,0 +1,91 @@
+"""LLaVA-PruMerge and PruMerge+: tokens of most CLS attention, each with its nearest merged in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import checks
+from ocvtp_kernels.selection.reference import gather_tokens
+from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.ranking import cosine_with, top, widen
+from ocvtp_kernels.selectors.trim import merge_dropped
+
+
+class PruMerge:
+    """Adaptive token reduction at a fixed budget, arXiv 2403.15388.
+
+    1. The tokens of most CLS attention.
+    2. Each kept token adds its ``neighbours`` nearest others by the cosine of their keys, kept or
+       not, each times its attention (a sum that is not normalised).
+    3. ``extra`` ``[B, 1, C]``: the dropped tokens, each times its attention, added up, beyond the
+       budget.
+
+    PruMerge+ replaces step 1. Its published number of tokens is not fixed, so this rule is ours:
+
+    * a quarter of the budget by attention, at least one token, as the published share;
+    * of the tokens at 0, s, 2 s ..., with the published stride ``s = (N // quarter) // 3``, at
+      least 1, those not chosen yet, in positional order: all of them, or if they are too many as
+      many as there is room for, evenly (the k-th of m from g is number ``k * g // m``);
+    * the next best by attention, if there is room.
+
+    The published budget is adaptive, from outliers of the attention.
+
+    Args:
+        neighbours: at least 0; at most N - 1 count.
+        spatial: whether it is PruMerge+.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    place = "encoder"
+    needs = frozenset({"cls_attention", "keys", "final_tokens"})
+
+    def __init__(self, neighbours: int = 32, spatial: bool = False) -> None:
+        checks.require_whole("neighbours", neighbours)
+        if neighbours < 0:
+            raise ValueError(f"neighbours: expected at least 0, got {neighbours}")
+        self.neighbours, self.spatial = neighbours, spatial
+
+    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+        """Ids ascending, the tokens and the merged rest."""
+        keys, tokens = evidence.keys, evidence.final_tokens
+        assert evidence.cls_attention is not None and keys is not None
+        attention = widen(evidence.cls_attention)
+        ids = spread_out(attention, budget) if self.spatial else top(attention, budget)
+        merged = gather_tokens(tokens, ids) + self._nearest(ids, keys, attention, tokens)
+        rest, _ = merge_dropped(tokens, ids, attention)
+        return Selected(ids, merged.to(tokens.dtype), extra=rest.to(tokens.dtype))
+
+    def _nearest(self, ids: Tensor, keys: Tensor, attention: Tensor, tokens: Tensor) -> Tensor:
+        """The weighted sum of each kept token's nearest others: ``[B, T, C]``."""
+        (batch, budget), num_tokens = ids.shape, keys.shape[1]
+        count = min(self.neighbours, num_tokens - 1)
+        # Below any cosine: unknown ones, and behind them the token itself.
+        similarity = cosine_with(ids, keys).nan_to_num(nan=-2.0).scatter(2, ids[..., None], -3.0)
+        nearest = top(similarity.flatten(0, 1), count).view(batch, budget, count)
+        wide = torch.promote_types(attention.dtype, widen(tokens[:, :0]).dtype)
+        # Tokens have many owners here, which a scatter does not know: a sparse matrix does it.
+        shares = attention.gather(1, nearest.flatten(1)).view_as(nearest).to(wide)
+        weights = shares.new_zeros((batch, budget, num_tokens)).scatter(2, nearest, shares)
+        return torch.bmm(weights, tokens.to(wide))
+
+
+def spread_out(attention: Tensor, budget: int) -> Tensor:
+    """Step 1 of PruMerge+: ``[B, N]`` -> ids int64 ``[B, budget]``, ascending."""
+    num_tokens = attention.shape[1]
+    quarter = max(1, budget // 4)
+    best = top(attention, quarter)
+    places = torch.arange(0, num_tokens, max(1, num_tokens // quarter // 3), device=best.device)
+    places = places.expand(len(best), -1)
+    is_new = (places[:, :, None] != best[:, None]).all(dim=2)
+    number, there = is_new.cumsum(dim=1) - 1, is_new.sum(dim=1, keepdim=True).clamp_min(1)
+    room = budget - quarter
+    # n = k * there // room for a whole k if a multiple of there is in [n * room, (n + 1) * room).
+    is_taken = is_new & ((-number * room).remainder(there) < room)
+    # A pick that is there already counts once.
+    picks = torch.cat([best, torch.where(is_taken, places, best[:, :1])], dim=1)
+    peak = attention.new_zeros(picks.shape)
+    ids: Tensor = torch.ops.ocvtp.resolve_picks(picks, peak, attention, budget)
+    return ids

@@ -1,0 +1,40 @@
+"""SCOPE: tokens that cover all others, weighted by CLS attention."""
+
+from __future__ import annotations
+
+import torch
+
+from ocvtp_kernels.greedy.similarity import cosine
+from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.ranking import EPS, widen
+
+
+class SCOPE:
+    """Saliency and coverage by greedy facility location, NeurIPS 2025, arXiv 2510.24214.
+
+    Picks the largest ``attention_j ** alpha * sum_i max(0, cos_ij - covered_i)``, where
+    ``covered_i`` is the largest cosine of token i with a pick, at least 0.
+
+    Args:
+        alpha: at least 0; 0 leaves coverage alone.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    place = "encoder"
+    needs = frozenset({"final_tokens", "cls_attention"})
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        if not alpha >= 0:
+            raise ValueError(f"alpha: expected at least 0, got {alpha}")
+        self.alpha = alpha
+
+    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+        """Ids ascending, and the order picked."""
+        assert evidence.cls_attention is not None
+        saliency = widen(evidence.cls_attention) ** self.alpha
+        # A token that is NaN is like no other, and must not make every sum over tokens NaN.
+        similarity = cosine(evidence.final_tokens, EPS).nan_to_num_(nan=0.0)
+        order = torch.ops.ocvtp.facility_select(similarity, saliency, budget)
+        return Selected(order.sort(dim=1).values, order=order)

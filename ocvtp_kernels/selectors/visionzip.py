@@ -1,0 +1,111 @@
+"""VisionZip: the tokens of most CLS attention, and a few that the rest is merged into."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import checks
+from ocvtp_kernels.greedy.reference import nan_last
+from ocvtp_kernels.selection.reference import gather_tokens
+from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.ranking import cosine_with, others, top, widen
+
+
+class VisionZip:
+    """Dominant and contextual tokens, CVPR 2025, arXiv 2412.04467.
+
+    1. Dominant: the tokens of most CLS attention, all but ``contextual`` of the budget.
+    2. Targets: of the R tokens left, in positional order, those at 0, step, 2 step ..., with
+       ``step = R // contextual``.
+    3. Every other token left goes to the target whose key has the largest cosine with its own, the
+       first of equals; a target becomes the mean of itself and its members.
+
+    Args:
+        contextual: contextual tokens, 0 to the budget; None takes 10 of 64, as published.
+        heads: heads side by side in the keys, over which they are averaged; None: as many as the
+            evidence says, and none if it says nothing: the keys are an average already.
+        as_published: the CLS token is one of the budget (``extra``; ids and tokens are then one
+            less, and as many fewer dominant ones), and a target becomes the sum of itself and the
+            mean of its members, about twice as long. Needs ``cls_token``.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    place = "encoder"
+    wants = frozenset({"num_heads"})
+
+    def __init__(
+        self,
+        contextual: int | None = None,
+        heads: int | None = None,
+        as_published: bool = False,
+    ) -> None:
+        for name, value, least in (("contextual", contextual, 0), ("heads", heads, 1)):
+            if value is not None:
+                checks.require_whole(name, value)
+                if value < least:
+                    raise ValueError(f"{name}: expected at least {least}, got {value}")
+        self.contextual, self.heads, self.as_published = contextual, heads, as_published
+        needs = {"cls_attention", "keys", "final_tokens"}
+        self.needs = frozenset(needs | {"cls_token"} if as_published else needs)
+        self.exact = not as_published
+
+    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+        """Ids ascending, of dominant tokens and targets, and the tokens.
+
+        Raises:
+            ValueError: more contextual tokens than the budget, or the keys are no such heads.
+        """
+        attention, tokens = evidence.cls_attention, evidence.final_tokens
+        assert attention is not None
+        patches = budget - 1 if self.as_published else budget
+        contextual = min(budget * 10 // 64, patches) if self.contextual is None else self.contextual
+        if contextual > patches:
+            raise ValueError(f"contextual: expected at most {patches}, got {contextual}")
+        dominant = top(attention, patches - contextual)
+        targets = _targets(dominant, contextual, tokens.shape[1])
+        merged = self._merge(tokens, dominant, targets, self._metric(evidence))
+        ids, by_id = torch.cat([dominant, targets], dim=1).sort(dim=1)
+        kept = torch.cat([gather_tokens(tokens, dominant), merged], dim=1)
+        kept = gather_tokens(kept, by_id)
+        if not self.as_published:
+            return Selected(ids, kept)
+        assert evidence.cls_token is not None
+        return Selected(ids, kept, extra=evidence.cls_token[:, None], extra_counted=1)
+
+    def _metric(self, evidence: Evidence) -> Tensor:
+        """Keys averaged over heads: ``[B, N, D / heads]``."""
+        keys, heads = evidence.keys, self.heads or evidence.num_heads
+        assert keys is not None
+        if heads is None:
+            return keys
+        width = keys.shape[2]
+        if width % heads:
+            raise ValueError(f"keys: expected a width of {heads} heads, got {width}")
+        return widen(keys).reshape(*keys.shape[:2], heads, width // heads).mean(dim=2)
+
+    def _merge(self, tokens: Tensor, dominant: Tensor, targets: Tensor, metric: Tensor) -> Tensor:
+        """The targets with their members merged in: ``[B, contextual, C]``."""
+        contextual = targets.shape[1]
+        if contextual == 0:
+            return tokens[:, :0]
+        owner = nan_last(cosine_with(targets, metric)).argmax(dim=1)
+        owner = owner.scatter(1, dominant, -1)
+        own = torch.arange(contextual, device=owner.device).expand_as(targets)
+        owner = owner.scatter(1, targets, torch.full_like(own, -1) if self.as_published else own)
+        weight = widen(tokens[..., 0]).new_ones(owner.shape)
+        sums, mass = torch.ops.ocvtp.scatter_merge(tokens, owner, weight, contextual)
+        merged: Tensor = sums / mass.clamp_min(1)[..., None]
+        if self.as_published:
+            merged = gather_tokens(tokens, targets) + merged
+        return merged.to(tokens.dtype)
+
+
+def _targets(dominant: Tensor, count: int, num_tokens: int) -> Tensor:
+    """Targets at even steps among the tokens that are not dominant: ``[B, count]``."""
+    if count == 0:
+        return dominant[:, :0]
+    rest = others(dominant, num_tokens)
+    return rest[:, :: max(1, rest.shape[1] // count)][:, :count]

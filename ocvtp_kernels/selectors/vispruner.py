@@ -1,0 +1,64 @@
+"""VisPruner and FasterVLM: what the CLS token attends to."""
+
+from __future__ import annotations
+
+import torch
+
+from ocvtp_kernels import checks
+from ocvtp_kernels.greedy.similarity import cosine
+from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.ranking import EPS, ranking, top
+
+
+class FasterVLM:
+    """The tokens of most CLS attention, arXiv 2412.01818."""
+
+    place = "encoder"
+    needs = frozenset({"cls_attention"})
+
+    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+        """Ids ascending."""
+        assert evidence.cls_attention is not None
+        return Selected(top(evidence.cls_attention, budget))
+
+
+class VisPruner:
+    """Important tokens by CLS attention, then diverse ones, ICCV 2025.
+
+    1. ``int(budget * important_share)`` tokens of most attention.
+    2. The rest, in attention order, goes through rounds of bipartite matching that each drop up to
+       ``drop`` tokens most like another (`ocvtp_kernels.greedy.reference.match_select`), until as
+       many are left as the budget still has room for.
+
+    The published code needs an even number of tokens in step 2; here it may be odd.
+
+    Args:
+        important_share: 0 to 1.
+        drop: at least 1.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    place = "encoder"
+    needs = frozenset({"cls_attention", "final_tokens"})
+
+    def __init__(self, important_share: float = 0.5, drop: int = 8) -> None:
+        if not 0 <= important_share <= 1:
+            raise ValueError(f"important_share: expected 0 to 1, got {important_share}")
+        checks.require_whole("drop", drop)
+        if drop < 1:
+            raise ValueError(f"drop: expected at least 1, got {drop}")
+        self.important_share, self.drop = important_share, drop
+
+    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+        """Ids ascending; in the order, the important ones come first."""
+        assert evidence.cls_attention is not None
+        by_attention = ranking(evidence.cls_attention)
+        important = int(budget * self.important_share)
+        order, rest = by_attention[:, :important], by_attention[:, important:]
+        if important < budget:
+            similarity = cosine(evidence.final_tokens, EPS)
+            diverse = torch.ops.ocvtp.match_select(similarity, rest, budget - important, self.drop)
+            order = torch.cat([order, diverse], dim=1)
+        return Selected(order.sort(dim=1).values, order=order)

@@ -1,0 +1,217 @@
+"""The steps of every method but VLM-Pruner and DivPrune, one token after the other, in NumPy.
+
+Each takes what an image is, by name, and returns ids ascending, and tokens or what else there is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Kept = tuple[list[int], dict[str, Array]]
+
+
+def best(scores: Any, among: list[int], count: int) -> list[int]:
+    """The highest of some tokens, highest first, ties to the lowest id."""
+    return sorted(among, key=lambda i: (-scores[i], i))[:count]
+
+
+def cos(x: Array, y: Array) -> float:
+    return float(x @ y / (np.sqrt(x @ x) * np.sqrt(y @ y)))
+
+
+def cosines(tokens: Array) -> Array:
+    unit = tokens / np.sqrt((tokens * tokens).sum(axis=1, keepdims=True))
+    similarity: Array = unit @ unit.T
+    return similarity
+
+
+def everything(values: Any) -> list[int]:
+    return list(range(len(values)))
+
+
+def fastervlm(cls_attention: Array, budget: int, **_: Any) -> Kept:
+    return sorted(best(cls_attention, everything(cls_attention), budget)), {}
+
+
+def vispruner(
+    tokens: Array, cls_attention: Array, budget: int, share: float = 0.5, drop: int = 8, **_: Any
+) -> Kept:
+    by_attention = best(cls_attention, everything(tokens), len(tokens))
+    important = int(budget * share)
+    kept, left = by_attention[:important], by_attention[important:]
+    diverse = budget - important
+    while len(left) > diverse > 0:
+        gone = min(drop, len(left) - diverse)
+        a, b = left[0::2], left[1::2]
+        likeness = [max(cos(tokens[i], tokens[j]) for j in b) for i in a]
+        by_likeness = sorted(range(len(a)), key=lambda k: -likeness[k])
+        left = [a[k] for k in by_likeness[gone:]] + b
+    return sorted(kept + left[:diverse]), {}
+
+
+def hiprune(
+    importance: Array,
+    shallow_importance: Array,
+    grid: tuple[int, int],
+    budget: int,
+    tokens: Array,
+    share: float = 0.1,
+    as_published: bool = False,
+    **_: Any,
+) -> Kept:
+    num_tokens = len(importance)
+    anchors = best(shallow_importance, everything(importance), round(budget * share / 5))
+    cross = list(anchors)
+    buffers = {
+        min(max(anchor + step, 0), num_tokens - 1)
+        for anchor in anchors
+        for step in (-1, 1, -grid[1], grid[1])
+    } - set(anchors)
+    cross += best(importance, sorted(buffers), len(buffers))
+    deep = list(importance)
+    for i in cross:
+        deep[i] -= 1 if as_published else np.inf
+    registers = best(deep, everything(importance), max(0, budget - len(cross)))
+    ids = sorted(set(cross[:budget]) | set(registers))
+    return ids, {"tokens": tokens[ids]}
+
+
+def visionzip(
+    tokens: Array,
+    cls_attention: Array,
+    keys: Array,
+    cls_token: Array,
+    budget: int,
+    heads: int | None = None,
+    contextual: int | None = None,
+    as_published: bool = False,
+    **_: Any,
+) -> Kept:
+    patches = budget - 1 if as_published else budget
+    count = min(budget * 10 // 64, patches) if contextual is None else contextual
+    metric = keys
+    if heads is not None:
+        width = keys.shape[1] // heads
+        metric = sum(keys[:, h * width : (h + 1) * width] for h in range(heads)) / heads
+    dominant = best(cls_attention, everything(tokens), patches - count)
+    rest = [i for i in everything(tokens) if i not in dominant]
+    merged = {i: tokens[i] for i in dominant}
+    if count:
+        step = max(1, len(rest) // count)
+        targets = [rest[k * step] for k in range(count)]
+        members: dict[int, list[int]] = {target: [] for target in targets}
+        for i in rest:
+            if i not in targets:
+                likeness = [cos(metric[i], metric[target]) for target in targets]
+                members[targets[likeness.index(max(likeness))]].append(i)
+        for target, others in members.items():
+            if as_published:
+                mean = sum((tokens[i] for i in others), 0 * tokens[0]) / max(1, len(others))
+                merged[target] = tokens[target] + mean
+            else:
+                merged[target] = np.mean(tokens[[target, *others]], axis=0)
+    ids = sorted(merged)
+    rows = np.array([merged[i] for i in ids]).reshape(len(ids), tokens.shape[1])
+    return ids, {"tokens": rows} | ({"extra": cls_token[None]} if as_published else {})
+
+
+def relevance_quality(relevance: list[float], low: float, high: float) -> list[float]:
+    return [(r - low + 1e-6) / (high - low) for r in relevance]
+
+
+def relevance_of(text: Array, text_tokens: Array, sign: int) -> list[float]:
+    return [sign * cos(token, text) for token in text_tokens]
+
+
+def cdpruner(tokens: Array, quality: list[float], budget: int) -> list[int]:
+    """Ids in the order picked."""
+    similarity = cosines(tokens)
+    np.fill_diagonal(similarity, 1)
+    kernel = np.array(quality)[:, None] * similarity * np.array(quality)
+    components = np.zeros((budget, len(tokens)))
+    left = np.diag(kernel).copy()
+    order: list[int] = []
+    for step in range(budget):
+        pick = max(everything(tokens), key=lambda j: (left[j], -j))
+        order.append(pick)
+        projected = components[:step, pick] @ components[:step]
+        components[step] = (kernel[pick] - projected) / np.sqrt(left[pick])
+        left -= components[step] ** 2
+        left[order] = -np.inf
+    return order
+
+
+def scope(tokens: Array, cls_attention: Array, budget: int, alpha: float = 1.0, **_: Any) -> Kept:
+    num_tokens = len(tokens)
+    similarity = cosines(tokens)
+    covered = np.zeros(num_tokens)
+    order: list[int] = []
+    for _step in range(budget):
+        gain = [
+            np.maximum(0, similarity[:, j] - covered).sum() * cls_attention[j] ** alpha
+            if j not in order
+            else -np.inf
+            for j in range(num_tokens)
+        ]
+        pick = gain.index(max(gain))
+        order.append(pick)
+        covered = np.maximum(covered, similarity[:, pick])
+    return sorted(order), {"order": np.array(order)}
+
+
+def spread_out(cls_attention: Array, budget: int) -> list[int]:
+    """The tokens of PruMerge+."""
+    num_tokens = len(cls_attention)
+    quarter = max(1, budget // 4)
+    by_attention = best(cls_attention, everything(cls_attention), num_tokens)
+    kept = by_attention[:quarter]
+    stride = max(1, int(int(num_tokens / quarter) / 3))
+    new = [i for i in range(0, num_tokens, stride) if i not in kept]
+    room = budget - quarter
+    if len(new) > room:
+        new = [new[k * len(new) // room] for k in range(room)]
+    kept = kept + new
+    kept += [i for i in by_attention if i not in kept][: budget - len(kept)]
+    return sorted(kept)
+
+
+def prumerge(
+    tokens: Array,
+    cls_attention: Array,
+    keys: Array,
+    budget: int,
+    neighbours: int = 32,
+    spatial: bool = False,
+    **_: Any,
+) -> Kept:
+    if spatial:
+        ids = spread_out(cls_attention, budget)
+    else:
+        ids = sorted(best(cls_attention, everything(tokens), budget))
+    merged = []
+    for i in ids:
+        likeness = [cos(keys[i], key) for key in keys]
+        nearest = best(likeness, [j for j in everything(tokens) if j != i], neighbours)
+        merged.append(tokens[i] + sum((cls_attention[j] * tokens[j] for j in nearest), 0.0))
+    rest = 0 * tokens[0]
+    for j in everything(tokens):
+        if j not in ids:
+            rest = rest + cls_attention[j] * tokens[j]
+    return ids, {"tokens": np.array(merged), "extra": rest[None]}
+
+
+def trim(
+    tokens: Array,
+    text: Array,
+    text_tokens: Array,
+    budget: int,
+    as_published: bool = False,
+    **_: Any,
+) -> Kept:
+    scores = [float(token @ text) * (-1 if as_published else 1) for token in text_tokens]
+    ids = sorted(best(scores, everything(tokens), budget))
+    rest = [i for i in everything(tokens) if i not in ids]
+    return ids, {"extra": np.mean(tokens[rest], axis=0)[None]} if rest else {}
