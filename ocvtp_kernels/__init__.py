@@ -8,6 +8,7 @@ from ocvtp_kernels.backends import BackendUnavailable, use_backend
 from ocvtp_kernels.config import PrunerConfig
 from ocvtp_kernels.pruner import OCPruner, Pruned
 from ocvtp_kernels.selection.coverage import coverage
+from ocvtp_kernels.selectors.registry import select
 from ocvtp_kernels.version import __version__
 from ocvtp_kernels.vlm.attach import attach
 
@@ -20,5 +21,6 @@ __all__ = [
     "attach",
     "coverage",
     "ops",
+    "select",
     "use_backend",
 ]
