@@ -3,6 +3,8 @@
 
 #include "encode/bias_gelu.h"
 #include "encode/layer_norm.h"
+#include "greedy/merge.h"
+#include "greedy/table.h"
 #include "importance/attention_received.h"
 #include "selection/slot_argmax.h"
 #include "slots/gru_gates.h"
@@ -12,9 +14,21 @@ namespace ocvtp::OCVTP_ISA {
 
 template <class T>
 static const Kernels<T> table = {
-    layer_norm<T>,         add_layer_norm<T>,        bias_gelu<T>, slot_softmax<T>, slot_mass<T>,
-    per_mass<T>,           slot_softmax_backward<T>, gru_gates<T>, slot_scores<T>,  slot_best<T>,
-    attention_received<T>, attention_mean<T>,
+    layer_norm<T>,
+    add_layer_norm<T>,
+    bias_gelu<T>,
+    slot_softmax<T>,
+    slot_mass<T>,
+    per_mass<T>,
+    slot_softmax_backward<T>,
+    gru_gates<T>,
+    slot_scores<T>,
+    slot_best<T>,
+    attention_received<T>,
+    attention_mean<T>,
+    merge_lists<T>,
+    merge_sums<T>,
+    &GreedyTable<T>::kernels,
 };
 
 const Kernels<float>* single() { return &table<float>; }

@@ -50,6 +50,23 @@ STABLE_TORCH_LIBRARY(OCVTP_NAMESPACE, m) {
   // q [B,H,M,d], k [B,H,N,d]; row -1 is the mean over all queries, else that query's row alone
   // -> wide [B,N], averaged over heads.
   m.def("attention_received(Tensor q, Tensor k, int row, float scale) -> Tensor");
+  // Greedy selections, ocvtp_kernels/greedy/reference.py: matrices [B,N,N] and scores [B,N] are
+  // wide and of one dtype, ids int64; what comes back stands in the order picked, [B,budget].
+  m.def(
+      "farthest_select(Tensor distances, Tensor? first, int budget, bool distinct) -> Tensor");
+  m.def("pivot_select(Tensor points, int budget) -> Tensor");
+  m.def("dpp_select(Tensor similarity, Tensor quality, int budget) -> Tensor");
+  m.def("facility_select(Tensor similarity, Tensor saliency, int budget) -> Tensor");
+  m.def("match_select(Tensor similarity, Tensor ranked, int budget, int drop) -> Tensor");
+  // -> order [B,budget], count [B], owner [B,N], closeness wide [B,N].
+  m.def(
+      "centrifugal_select(Tensor similarity, Tensor pivots, int height, int width, int budget,"
+      " float spread, float threshold, float step, int chunk, bool pad)"
+      " -> (Tensor order, Tensor count, Tensor owner, Tensor closeness)");
+  // tokens [B,N,C], weight [B,N], owner [B,N] from -1 -> wide sums [B,num_owners,C], mass.
+  m.def(
+      "scatter_merge(Tensor tokens, Tensor weight, Tensor owner, int num_owners)"
+      " -> (Tensor sums, Tensor mass)");
   // The instruction set that the CPU kernels use; a name given here is used from now on, for
   // tests that compare them. "" asks only.
   m.def("isa(str wanted) -> str");

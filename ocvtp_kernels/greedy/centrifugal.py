@@ -153,7 +153,7 @@ def _expand(
             tokens = ranking[start : start + chunk]
             redundancy = state.redundancy(*spread)[tokens]
             # Compared in the dtype computed in, as every kernel does.
-            accepted = redundancy < torch.tensor(limit).to(redundancy)
+            accepted = redundancy < redundancy.new_tensor(limit)
             room = budget - len(state.order)
             if int(accepted.sum()) > room:
                 merit = (1 - redundancy).masked_fill(~accepted, -math.inf)

@@ -3,6 +3,6 @@
 `library` says how an op is made; importing this package registers them all.
 """
 
-from ocvtp_kernels.ops import importance, prune, selection, slots
+from ocvtp_kernels.ops import greedy, importance, prune, selection, slots
 
-__all__ = ["importance", "prune", "selection", "slots"]
+__all__ = ["greedy", "importance", "prune", "selection", "slots"]

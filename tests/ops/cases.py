@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.greedy.similarity import cosine
 from tests.cases import random_pruner, random_tokens
 
 Arguments = tuple[Any, ...]
@@ -86,6 +87,43 @@ def prune_picks(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments
     return reference, weights, slots, 2
 
 
+def _similarity(batch: int, dtype: torch.dtype, num_tokens: int = 30) -> Tensor:
+    tokens = random_tokens(batch, num_tokens, 6, seed=4)
+    return cosine(tokens).to(dtype).transpose(1, 2)
+
+
+def farthest_select(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    return 1 - _similarity(batch, dtype), None, 9
+
+
+def pivot_select(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    return random_tokens(batch, 31, 10, dtype=dtype)[:, 1:], 4
+
+
+def centrifugal_select(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    pivots = torch.tensor([[3, 17, 29]]).repeat(batch, 1)
+    return _similarity(batch, dtype), pivots, 5, 6, 11
+
+
+def dpp_select(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    return _similarity(batch, dtype), random_tokens(batch, 30, seed=5, dtype=dtype).abs(), 7
+
+
+facility_select = dpp_select
+
+
+def match_select(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    generator = torch.Generator().manual_seed(6)
+    ranked = torch.rand(batch, 30, generator=generator).argsort(dim=1)[:, :23]
+    return _similarity(batch, dtype), ranked, 6, 4
+
+
+def scatter_merge(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    tokens = random_tokens(batch, 31, 10, dtype=dtype)[:, 1:]
+    owner = torch.randint(-1, 7, (batch, 30), generator=torch.Generator().manual_seed(7))
+    return tokens, owner, random_tokens(batch, 30, seed=8, dtype=dtype), 7
+
+
 ARGUMENTS: dict[str, Callable[..., Arguments]] = {
     "slot_attention": slot_attention,
     "slot_attention_with_attention": slot_attention,
@@ -99,6 +137,13 @@ ARGUMENTS: dict[str, Callable[..., Arguments]] = {
     "merge": merge,
     "prune": prune,
     "prune_picks": prune_picks,
+    "farthest_select": farthest_select,
+    "pivot_select": pivot_select,
+    "centrifugal_select": centrifugal_select,
+    "dpp_select": dpp_select,
+    "facility_select": facility_select,
+    "match_select": match_select,
+    "scatter_merge": scatter_merge,
 }
 
 
