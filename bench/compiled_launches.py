@@ -19,6 +19,15 @@ from ocvtp_kernels import OCPruner, PrunerConfig
 from ocvtp_kernels.chain_triton import picks_triton, prune_triton
 from ocvtp_kernels.gpu.chips import CHIPS, pretend
 from ocvtp_kernels.gpu.launch import Launch, watch
+from ocvtp_kernels.greedy.triton_centrifugal import centrifugal_select
+from ocvtp_kernels.greedy.triton_forward import (
+    dpp_select,
+    facility_select,
+    farthest_select,
+    pivot_select,
+)
+from ocvtp_kernels.greedy.triton_match import match_select
+from ocvtp_kernels.greedy.triton_merge import scatter_merge
 from ocvtp_kernels.importance.triton_forward import attention_received
 from ocvtp_kernels.selection.triton_forward import argmax_gather, resolve_picks, slot_argmax
 from ocvtp_kernels.selection.triton_merge import merge
@@ -115,6 +124,38 @@ def merge_slots(load: Workload) -> None:
     merge(*slots_and_tokens(load), tokens(load))
 
 
+def square_matrix(load: Workload) -> Tensor:
+    """Similarities or distances ``[B, N, N]``."""
+    return empty(load, load.batch, load.num_tokens, load.num_tokens, dtype=torch.float32)
+
+
+def greedy(load: Workload) -> None:
+    matrix, weight = square_matrix(load), scores(load)
+    farthest_select(matrix, None, load.budget)
+    farthest_select(matrix, empty(load, load.batch, dtype=torch.int64), load.budget, False)
+    pivot_select(tokens(load), 4)
+    dpp_select(matrix, weight, load.budget)
+    facility_select(matrix, weight, load.budget)
+
+
+def match(load: Workload) -> None:
+    ranked = empty(load, load.batch, load.num_tokens - 7, dtype=torch.int64)
+    match_select(square_matrix(load), ranked, load.budget)
+
+
+def expand(load: Workload) -> None:
+    pivots = empty(load, load.batch, 4, dtype=torch.int64)
+    for pad in (True, False):
+        centrifugal_select(
+            square_matrix(load), pivots, 24, load.num_tokens // 24, load.budget, pad=pad
+        )
+
+
+def merge_owned(load: Workload) -> None:
+    owner = empty(load, load.batch, load.num_tokens, dtype=torch.int64)
+    scatter_merge(tokens(load), owner, scores(load), load.budget)
+
+
 # Whoever launches kernels has a line here.
 LAUNCHERS: tuple[Launcher, ...] = (
     prune,
@@ -126,6 +167,10 @@ LAUNCHERS: tuple[Launcher, ...] = (
     gather,
     receive,
     merge_slots,
+    greedy,
+    match,
+    expand,
+    merge_owned,
 )
 
 

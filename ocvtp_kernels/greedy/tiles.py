@@ -45,7 +45,7 @@ NEAREST = WalkTile(64, 16, 4)
 
 def pivot_tile(num_tokens: int, depth: int) -> WalkTile:
     """Points a program and channels a step; few points, so that one image fills the chip."""
-    return WalkTile(4 if num_tokens <= 1024 else 16, min(power_of_two(depth), 256), 4)
+    return WalkTile(4 if num_tokens <= 1024 else 8, min(power_of_two(depth), 256), 4)
 
 
 def match_tile() -> WalkTile:
@@ -60,4 +60,4 @@ def merge_tile(num_tokens: int, width: int) -> WalkTile:
 
 def gain_tile(num_tokens: int) -> WalkTile:
     """Rows a program and similarities a step."""
-    return WalkTile(4 if num_tokens <= 1024 else 16, 256, 4)
+    return WalkTile(4 if num_tokens <= 1024 else 8, 256, 4)

@@ -1,0 +1,233 @@
+"""The greedy kernels beside the reference: ids equal, ties and NaN included."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ocvtp_kernels.greedy import centrifugal, reference
+from ocvtp_kernels.greedy.cpu import widened
+from ocvtp_kernels.greedy.similarity import cosine
+from tests.cases import DEVICE, assert_within_budget, random_tokens, triton_dtypes
+from tests.greedy.cases import (
+    EVERY_SIZE,
+    Function,
+    agree,
+    ranking,
+    scores,
+    similarity,
+    whole_numbers,
+)
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from ocvtp_kernels.greedy import triton_forward as kernels
+from ocvtp_kernels.greedy.triton_centrifugal import centrifugal_select
+from ocvtp_kernels.greedy.triton_match import match_select
+from ocvtp_kernels.greedy.triton_merge import scatter_merge
+
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
+
+EVERY_DTYPE = pytest.mark.parametrize("dtype", triton_dtypes())
+
+
+@EVERY_DTYPE
+@EVERY_SIZE
+@pytest.mark.parametrize("distinct", [True, False])
+def test_farthest_select(num_tokens: int, budget: int, distinct: bool, dtype: torch.dtype) -> None:
+    distances = 1 - similarity(3, num_tokens, dtype)
+    first = torch.arange(3) % num_tokens
+    for start in (None, first):
+        arguments = (distances, start, budget, distinct)
+        agree(kernels.farthest_select, reference.farthest_select, *arguments)
+
+
+def test_both_smallest_distances_of_a_column_may_come_from_one_lane() -> None:
+    distances = torch.full((1, 130, 130), 9.0)
+    distances[:, 1], distances[:, 65] = 0.0, torch.arange(130.0) % 7
+    agree(kernels.farthest_select, reference.farthest_select, distances, None, 3)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize(
+    ("num_tokens", "budget", "dim"), [(1, 1, 3), (2, 2, 1), (9, 9, 40), (37, 6, 300), (130, 3, 3)]
+)
+def test_pivot_select(num_tokens: int, budget: int, dim: int, dtype: torch.dtype) -> None:
+    points = random_tokens(2, num_tokens + 1, dim, dtype=dtype)[:, 1:]
+    agree(kernels.pivot_select, reference.pivot_select, points, budget)
+
+
+@EVERY_DTYPE
+@EVERY_SIZE
+def test_dpp_select(num_tokens: int, budget: int, dtype: torch.dtype) -> None:
+    # As many channels as tokens: there is something left to explain to the end.
+    matrix = cosine(random_tokens(3, num_tokens, num_tokens)).to(dtype)
+    arguments = (matrix, scores(3, num_tokens).to(dtype), budget)
+    agree(kernels.dpp_select, reference.dpp_select, *arguments)
+
+
+@EVERY_DTYPE
+@EVERY_SIZE
+def test_facility_select(num_tokens: int, budget: int, dtype: torch.dtype) -> None:
+    arguments = (similarity(3, num_tokens, dtype), scores(3, num_tokens), budget)
+    agree(kernels.facility_select, reference.facility_select, *arguments)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize(
+    ("num_tokens", "kept", "budget", "drop"),
+    [
+        (1, 1, 1, 8),
+        (2, 2, 1, 8),
+        (40, 37, 37, 8),
+        (40, 40, 1, 1),
+        (130, 90, 20, 8),
+        (40, 39, 1, 99),
+    ],
+)
+def test_match_select(
+    num_tokens: int, kept: int, budget: int, drop: int, dtype: torch.dtype
+) -> None:
+    arguments = (similarity(3, num_tokens, dtype), ranking(3, num_tokens, kept), budget, drop)
+    agree(match_select, reference.match_select, *arguments)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize(
+    ("num_tokens", "dim", "num_owners"), [(1, 1, 1), (37, 10, 5), (130, 600, 40), (1500, 3, 2)]
+)
+def test_scatter_merge(num_tokens: int, dim: int, num_owners: int, dtype: torch.dtype) -> None:
+    tokens = random_tokens(3, dim, num_tokens, dtype=dtype).transpose(1, 2)
+    generator = torch.Generator().manual_seed(7)
+    owner = torch.randint(-1, num_owners, (num_tokens, 3), generator=generator).t()
+    weight = random_tokens(3, num_tokens, seed=8, dtype=dtype)
+    there = (tokens.to(DEVICE), owner.to(DEVICE), weight.to(DEVICE))
+    got = (tensor.cpu() for tensor in scatter_merge(*there, num_owners))
+    plain = widened(reference.scatter_merge)(tokens, owner, weight, num_owners)
+    oracle = reference.scatter_merge(tokens.double(), owner, weight.double(), num_owners)
+    for a, b, c in zip(got, plain, oracle, strict=True):
+        assert_within_budget(a, b, c)
+
+
+def test_what_nobody_owns_is_never_read() -> None:
+    tokens = random_tokens(1, 37, 5)
+    owner = torch.arange(37)[None] % 4 - 1
+    tokens[owner < 0] = float("nan")
+    weight = torch.ones(1, 37, device=DEVICE)
+    sums, _ = scatter_merge(tokens.to(DEVICE), owner.to(DEVICE), weight, 3)
+    assert sums.isfinite().all()
+
+
+@EVERY_SIZE
+def test_ties_go_to_the_lowest_id(num_tokens: int, budget: int) -> None:
+    matrix = whole_numbers(2, num_tokens, num_tokens)
+    weight = whole_numbers(2, num_tokens, most=3, seed=1)
+    agree(kernels.farthest_select, reference.farthest_select, matrix, None, budget)
+    agree(kernels.farthest_select, reference.farthest_select, matrix, None, budget, False)
+    agree(kernels.facility_select, reference.facility_select, matrix, weight, budget)
+    agree(kernels.facility_select, reference.facility_select, -matrix, weight, budget)
+    agree(kernels.dpp_select, reference.dpp_select, matrix, weight, budget)
+    points = whole_numbers(2, num_tokens, 2)
+    agree(kernels.pivot_select, reference.pivot_select, points, min(budget, 5))
+    agree(match_select, reference.match_select, matrix, ranking(2, num_tokens, 99), budget, 3)
+
+
+@pytest.mark.parametrize(("num_tokens", "budget"), [(2, 2), (17, 12)])
+def test_all_tokens_alike(num_tokens: int, budget: int) -> None:
+    for value in (0.0, 1.0, float("nan"), math.inf, -math.inf):
+        matrix, weight = torch.full((1, num_tokens, num_tokens), value), torch.ones(1, num_tokens)
+        for arguments in ((matrix, None, budget), (matrix, None, budget, False)):
+            agree(kernels.farthest_select, reference.farthest_select, *arguments)
+        agree(kernels.pivot_select, reference.pivot_select, matrix, budget)
+        agree(kernels.dpp_select, reference.dpp_select, matrix, weight, budget)
+        agree(kernels.facility_select, reference.facility_select, matrix, weight, budget)
+
+
+@EVERY_SIZE
+def test_a_nan_never_beats_a_number(num_tokens: int, budget: int) -> None:
+    matrix, weight = similarity(2, num_tokens), scores(2, num_tokens)
+    matrix[0, ::3], matrix[1, :, ::5] = float("nan"), float("nan")
+    weight[:, ::4] = float("nan")
+    agree(kernels.farthest_select, reference.farthest_select, 1 - matrix, None, budget)
+    agree(kernels.facility_select, reference.facility_select, matrix, weight, budget)
+    agree(match_select, reference.match_select, matrix, ranking(2, num_tokens, 99), budget)
+    full = cosine(random_tokens(2, num_tokens, num_tokens))
+    full[0, ::3], full[1, :, ::5] = float("nan"), float("nan")
+    agree(kernels.dpp_select, reference.dpp_select, full, weight, budget)
+    points = random_tokens(2, num_tokens, 40)
+    points[0, ::3], points[1, :, 7] = float("nan"), float("nan")
+    agree(kernels.pivot_select, reference.pivot_select, points, min(budget, 5))
+
+
+def test_duplicates_are_explained_at_once() -> None:
+    matrix = cosine(random_tokens(2, 20, 15).repeat_interleave(2, dim=1))
+    weight = torch.ones(2, 40)
+    agree(kernels.dpp_select, reference.dpp_select, matrix, weight, 15)
+    agree(kernels.facility_select, reference.facility_select, matrix, weight, 40)
+    agree(kernels.farthest_select, reference.farthest_select, 1 - matrix, None, 40)
+    agree(kernels.pivot_select, reference.pivot_select, matrix, 6)
+
+
+def test_what_is_next_to_nothing_explains_nothing() -> None:
+    matrix = torch.eye(4)[None]
+    matrix[:, 1, 2] = matrix[:, 2, 1] = 0.95
+    weight = torch.tensor([[1.0, 1e-7, 9e-8, 8e-8]])
+    agree(kernels.dpp_select, reference.dpp_select, matrix, weight, 4)
+    agree(kernels.dpp_select, reference.dpp_select, matrix[:, 1:, 1:], weight[:, 1:], 3)
+    # Beside the first token, the third is not explained by the second; alone it is.
+    assert kernels.dpp_select(matrix.to(DEVICE), weight.to(DEVICE), 4).tolist() == [[0, 1, 2, 3]]
+
+
+def test_gains_that_are_almost_equal() -> None:
+    # The bounds of a step are then all too close to tell which gain is the largest.
+    matrix = whole_numbers(2, 60, 60, most=2) + 1000
+    agree(kernels.facility_select, reference.facility_select, matrix, torch.ones(2, 60), 12)
+
+
+@pytest.mark.parametrize("name", ["farthest", "pivot", "dpp", "facility", "match", "centrifugal"])
+def test_an_image_alone_is_itself_in_a_batch(name: str) -> None:
+    matrix, weight = similarity(3, 37).to(DEVICE), scores(3, 37).to(DEVICE)
+    ranked = ranking(3, 37, 30).to(DEVICE)
+    runs: dict[str, Function] = {
+        "farthest": lambda here: kernels.farthest_select(1 - matrix[here], None, 9),
+        "pivot": lambda here: kernels.pivot_select(matrix[here], 9),
+        "dpp": lambda here: kernels.dpp_select(matrix[here], weight[here], 6),
+        "facility": lambda here: kernels.facility_select(matrix[here], weight[here], 9),
+        "match": lambda here: match_select(matrix[here], ranked[here], 9, 4),
+        "centrifugal": lambda here: centrifugal_select(matrix[here], ranked[here, :3], 1, 37, 9)[0],
+    }
+    run = runs[name]
+    together = run(slice(None))
+    for image in range(3):
+        assert torch.equal(run(slice(image, image + 1))[0], together[image])
+    assert run(slice(0)).shape == (0, *together.shape[1:])
+
+
+def test_any_strides() -> None:
+    base = similarity(2, 40)
+    views = [
+        base.transpose(1, 2)[:, 3:, 3:],
+        base[:, ::2, ::2],
+        base[:, 1:, 1:],
+        base[:1].expand(2, -1, -1),
+    ]
+    weights = torch.stack([scores(2, 40), scores(2, 40, 6)], dim=2)
+    for matrix in views:
+        size = matrix.shape[1]
+        agree(kernels.farthest_select, reference.farthest_select, 1 - matrix, None, 9)
+        agree(kernels.pivot_select, reference.pivot_select, matrix, 4)
+        arguments = (matrix, weights[:, :size, 1], 5)
+        agree(kernels.dpp_select, reference.dpp_select, *arguments)
+        agree(kernels.facility_select, reference.facility_select, *arguments)
+        agree(match_select, reference.match_select, matrix, ranking(2, size, size), 5)
+        agree(
+            centrifugal_select,
+            centrifugal.centrifugal_select,
+            matrix,
+            ranking(2, size, 3),
+            1,
+            size,
+            9,
+        )
