@@ -7,11 +7,13 @@ from typing import Any, cast
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.pruner import OCPruner
+from ocvtp_kernels.selectors.interface import Selector, is_exact, place_of
+from ocvtp_kernels.selectors.oc_pruner import as_selector
 from ocvtp_kernels.vlm.handle import NEWLINES, Handle, Options
-from ocvtp_kernels.vlm.selectors import Selector, as_selector
 
 # By model_type: the module here whose attach_<module> does it, imported when it is asked for.
 _MODULES = {"llava": "llava", "llava_next": "llava_next", "qwen2_5_vl": "qwen2_5_vl"}
+_IN_DECODER = ("llava", "qwen2_5_vl")
 
 
 def attach(
@@ -34,7 +36,8 @@ def attach(
     Args:
         model: a LLaVA-1.5, LLaVA-NeXT or Qwen2.5-VL of transformers.
         processor: the model's own.
-        pruner: an `OCPruner`, or any selector (see `ocvtp_kernels.vlm.selectors`).
+        pruner: an `OCPruner`, or any selector (see `ocvtp_kernels.selectors`). Where its place is
+            "decoder", the prompt keeps all placeholders and the language model drops the tokens.
         budget: tokens kept of an image, at least 1.
         reference_layer: vision layer the decision is made on; a third of the depth if None, which
             is the published layer 8 for 24 layers.
@@ -50,8 +53,9 @@ def attach(
         is a context manager too.
 
     Raises:
-        ValueError: the model is of an unknown type, something is attached already, or an
-            argument does not fit the model.
+        ValueError: the model is of an unknown type, something is attached already, an argument
+            does not fit the model, or the selector needs what the model does not tell or may keep
+            fewer tokens than the budget.
         TypeError: the pruner is neither a pruner nor a selector, or budget is no whole number.
     """
     checks.require_whole("budget", budget)
@@ -60,6 +64,11 @@ def attach(
     if newlines not in NEWLINES:
         raise ValueError(f"newlines: expected one of {NEWLINES}, got {newlines!r}")
     selector = as_selector(pruner)
+    if not is_exact(selector):
+        raise ValueError(
+            f"pruner: expected one that keeps exactly the budget, as shapes are fixed before "
+            f"the image is seen; got {type(selector).__name__} as published"
+        )
     # Adapters (PEFT) wrap the model; their base_model is another thing than transformers'.
     unwrap = getattr(model, "get_base_model", None)
     model = unwrap() if callable(unwrap) else model
@@ -70,6 +79,13 @@ def attach(
             f"got {kind or type(model).__name__}"
         )
     name = _MODULES[kind]
+    if place_of(selector) == "decoder":
+        if kind not in _IN_DECODER:
+            raise ValueError(
+                f"pruner: {type(selector).__name__} stands in the decoder, which is not supported "
+                f"for {kind}, as it is not in the published code, but for {', '.join(_IN_DECODER)}"
+            )
+        name = "decoder"
     module = importlib.import_module(f"ocvtp_kernels.vlm.{name}")
     options = Options(reference_layer, timed, newlines, savings, overlap)
     return cast(

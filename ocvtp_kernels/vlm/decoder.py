@@ -1,0 +1,260 @@
+"""Pruning inside the language model: all image tokens up to a layer, the budget from there on."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import checks
+from ocvtp_kernels.selectors.interface import Selector, require_known
+from ocvtp_kernels.vlm.decoder_cache import Later, require_new, resume
+from ocvtp_kernels.vlm.decoder_call import KNOWN, Images, Prefill, Settings, count_columns
+from ocvtp_kernels.vlm.decoder_masks import read_attended, takes_flat_masks
+from ocvtp_kernels.vlm.handle import Handle, Options, require_free
+from ocvtp_kernels.vlm.towers import Tower
+
+IGNORED_LABEL = -100
+LAYER = 2  # of VLM-Pruner, 0-based
+_CALL, _REPORT = "ocvtp_call", "ocvtp_report"  # arguments handed through transformers' own
+_GRID = "_ocvtp_grid"
+_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+def attach_decoder(
+    model: Any, processor: Any, selector: Selector, budget: int, options: Options
+) -> Handle:
+    """Attaches a selector to the language model of a LLaVA-1.5 or Qwen2.5-VL.
+
+    The prompt keeps all its placeholders. Before layer ``selector.layer`` (2 if it has none) the
+    selector chooses from every image's hidden states, with the keys that the layer before made
+    (after the rotary embedding, KV heads side by side); from there on layers have the kept columns
+    alone, at the positions that they had. The key-value cache is as long as the prompt below that
+    layer, shorter from it on. What comes out has all columns again: a dropped one shows the output
+    of the kept one before it, or of the first one. Attention weights of the later layers have the
+    kept columns only. With labels, dropped tokens and a row's first one are not predicted; no
+    gradient passes through merged tokens.
+
+    A prompt none of whose images has more tokens than the budget takes the model's own way, to the
+    last bit. An image can not be added to a conversation in a cache. Videos stay whole.
+
+    Args:
+        model: a model of either type, with its language model head or without.
+        processor: not used.
+        selector: what chooses the tokens; merged tokens that it gives take the place of its ids.
+        budget: T, at least 1.
+        options: ``timed``; the others have no meaning here.
+
+    Raises:
+        ValueError: the selector or its layer does not fit the model, the model's attention has
+            windows, something is attached already, or transformers is older than 5.19.
+    """
+    inner = model.base_model
+    text = getattr(inner, "language_model", None)
+    if text is None or "mm_encoder_outputs" not in inspect.signature(inner.forward).parameters:
+        raise ValueError("model: pruning in the decoder needs transformers >= 5.19")
+    require_known(selector, KNOWN)
+    kinds = getattr(text.config, "layer_types", None)
+    windows = getattr(text.config, "sliding_window", None) if kinds is None else None
+    if windows is not None or set(kinds or ()) - {"full_attention"}:
+        raise ValueError(
+            "model: pruning in the decoder needs full attention in every layer, got windows"
+        )
+    depth, layer = int(text.config.num_hidden_layers), getattr(selector, "layer", LAYER)
+    checks.require_whole("layer", layer)
+    if not 1 <= layer < depth:
+        raise ValueError(f"layer: expected 1 to {depth - 1}, got {layer}")
+    layers = list(text.layers[:depth])
+    for owner in (model, inner, *layers):
+        require_free(owner, "forward")
+    for owner, name in ((inner, "get_image_features"), (model, "generate")):
+        if hasattr(owner, name):
+            require_free(owner, name)
+    handle = Handle(options.timed)
+    is_qwen = inner.config.model_type.startswith("qwen")
+
+    def settings(inner: Any) -> Settings:
+        # Read anew for each call: the attention can be changed on a model.
+        flash = takes_flat_masks(inner.language_model)
+        return Settings(selector, budget, layer, depth, flash, not is_qwen, handle)
+
+    read_grids = _read_qwen_grids if is_qwen else _read_llava_grids
+    handle.replace_method(
+        inner, "get_image_features", lambda original: _told_grids(original, read_grids, handle)
+    )
+    handle.replace_method(inner, "forward", lambda original: _pruned_forward(original, settings))
+    if model is not inner:
+        handle.replace_method(model, "forward", _labelled_forward)
+    for index, module in enumerate(layers):
+        wrap = functools.partial(_pruned_layer, index=index, tapped=index == layer - 1)
+        handle.replace_method(module, "forward", wrap)
+    handle.replace_method(layers[layer - 1].self_attn, "forward", _tapped_attention)
+    return handle
+
+
+def _told_grids(
+    original: Callable[..., Any], read_grids: Callable[..., list[tuple[int, int]]], handle: Handle
+) -> Callable[..., Any]:
+    names = list(inspect.signature(original).parameters)[1:]
+
+    def get_image_features(inner: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs |= dict(zip(names, args, strict=False))
+        with handle.stage("encoder", kwargs["pixel_values"].device):
+            output = original(inner, **kwargs)
+        features = getattr(output, "pooler_output", None)
+        if features is not None:
+            # On the features, which generate carries to the language model, beams and all.
+            for feature, grid in zip(features, read_grids(inner, kwargs), strict=False):
+                setattr(feature, _GRID, grid)
+        return output
+
+    return get_image_features
+
+
+def _read_llava_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
+    pixels = given["pixel_values"]
+    return [Tower.of(inner.vision_tower).read_grid(pixels)] * len(pixels)
+
+
+def _read_qwen_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
+    merge = inner.config.vision_config.spatial_merge_size
+    grids = given["image_grid_thw"].tolist()
+    return [(t * h // merge, w // merge) for t, h, w in grids]
+
+
+def _pruned_forward(
+    original: Callable[..., Any], settings: Callable[[Any], Settings]
+) -> Callable[..., Any]:
+    names = list(inspect.signature(original).parameters)[1:]
+
+    def forward(inner: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs |= dict(zip(names, args, strict=False))
+        report = kwargs.pop(_REPORT, None)
+        call = _begin(inner, kwargs, settings(inner))
+        if call is None:
+            return original(inner, **kwargs)
+        if report is not None:
+            report.append(call)
+        return original(inner, **kwargs, **{_CALL: call})
+
+    return forward
+
+
+def _pruned_layer(
+    original: Callable[..., Tensor], index: int, tapped: bool
+) -> Callable[..., Tensor]:
+    def forward(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        call = kwargs.pop(_CALL, None)
+        if call is None:
+            return original(layer, hidden_states, *args, **kwargs)
+        if tapped and isinstance(call, Prefill):
+            # To the attention, as a layer that checkpoints gradients takes its cache away.
+            kwargs[_CALL] = call
+        run: Tensor = call.run(functools.partial(original, layer), index, hidden_states, kwargs)
+        return run
+
+    return forward
+
+
+def _tapped_attention(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(attention: Any, *args: Any, **kwargs: Any) -> Any:
+        call = kwargs.pop(_CALL, None)
+        if call is None:
+            return original(attention, *args, **kwargs)
+        return call.attend(functools.partial(original, attention, *args), kwargs)
+
+    return forward
+
+
+def _labelled_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    names = list(inspect.signature(original).parameters)[1:]
+
+    def forward(model: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs |= dict(zip(names, args, strict=False))
+        labels = kwargs.pop("labels", None)
+        if labels is None:
+            return original(model, **kwargs)
+        others = {name: value for name, value in kwargs.items() if name not in names}
+        as_dict = kwargs.pop("return_dict", None)
+        report: list[Any] = []
+        output = original(model, **kwargs, return_dict=True, **{_REPORT: report})
+        for call in report:
+            if isinstance(call, Prefill):
+                labels = labels.masked_fill(~call.predicted.to(labels.device), IGNORED_LABEL)
+        size = model.config.get_text_config().vocab_size
+        loss = model.loss_function(logits=output.logits, labels=labels, vocab_size=size, **others)
+        output = type(output)(**{"loss": loss, **output})
+        return output.to_tuple() if as_dict is False else output
+
+    return forward
+
+
+def _begin(inner: Any, given: dict[str, Any], settings: Settings) -> Prefill | Later | None:
+    """How a call goes through the layers, its images encoded; None: the model's own way."""
+    outputs = given.get("mm_encoder_outputs")
+    raw = [kind for kind, name in _PIXELS.items() if given.get(name) is not None]
+    if raw and outputs is not None:
+        return None  # which the model refuses
+    if raw:
+        outputs = {kind: _encode(inner, given, kind) for kind in raw}
+        given |= {"mm_encoder_outputs": outputs} | {_PIXELS[kind]: None for kind in raw}
+    input_ids, cache = given.get("input_ids"), given.get("past_key_values")
+    features = getattr((outputs or {}).get("image"), "pooler_output", None)
+    if features is None:
+        return resume(cache, *_shape(given), settings.flash)
+    sizes = [len(feature) for feature in features]
+    # A beam's images are the same objects as its row's.
+    seen: dict[int, int] = {}
+    for image, feature in enumerate(features):
+        seen.setdefault(id(feature), image)
+    first = list(seen.values())
+    if max(sizes, default=0) <= settings.budget:
+        ids = [torch.arange(sizes[image], device=features[image].device) for image in first]
+        settings.handle.record(torch.stack(ids) if settings.stacked and ids else ids)
+        return resume(cache, *_shape(given), settings.flash)
+    require_new(cache)
+    if input_ids is None:
+        raise ValueError("input_ids: needed to find the image tokens, got None")
+    is_image = input_ids == inner.config.image_token_id
+    attended = read_attended(given.get("attention_mask"), input_ids)
+    # All counts at once, and before the layers are at work: the one wait for the device.
+    behind = is_image.any(0).flip(0).cumsum(0) == 0
+    left_padded = (attended[:, 1:] >= attended[:, :-1]).all()
+    tail_of = (behind.sum() * left_padded).expand(len(input_ids))
+    placeholders, columns, tails = torch.stack([is_image.sum(1), attended.sum(1), tail_of]).tolist()
+    counts = count_columns(placeholders, columns, sizes, settings.budget)
+    images = Images(sizes, [_grid_of(feature) for feature in features], first)
+    by_layer = bool(
+        given.get("output_hidden_states", inner.language_model.config.output_hidden_states)
+    )
+    return Prefill(settings, images, is_image, attended, counts, tails[0], by_layer)
+
+
+def _shape(given: dict[str, Any]) -> tuple[int, int]:
+    tokens = given.get("inputs_embeds")
+    tokens = given.get("input_ids") if tokens is None else tokens
+    return (1, 0) if tokens is None else (tokens.shape[0], tokens.shape[1])
+
+
+def _encode(inner: Any, given: dict[str, Any], kind: str) -> Any:
+    """The encoder's output for the images or videos of a call, as the model itself asks for it."""
+    encode = getattr(inner, f"get_{kind}_features")
+    names = inspect.signature(encode).parameters
+    arguments = {name: given[name] for name in names if given.get(name) is not None}
+    return encode(**arguments, return_dict=True)
+
+
+def _grid_of(feature: Tensor) -> tuple[int, int]:
+    grid: tuple[int, int] | None = getattr(feature, _GRID, None)
+    if grid is None or math.prod(grid) != len(feature):
+        raise ValueError(
+            f"mm_encoder_outputs: expected what get_image_features gives while the selector is "
+            f"attached, whole images of one token a patch; got an image of {len(feature)} tokens "
+            f"whose grid is {grid or 'unknown'}"
+        )
+    return grid
