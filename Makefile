@@ -40,6 +40,7 @@ bench: .venv/.extra-test
 	$(BIN)/python -m pytest bench
 	$(BIN)/python -m bench.run micro
 	$(BIN)/python -m bench.run e2e
+	$(BIN)/python -m bench.run selectors
 	$(BIN)/python -m bench.attach_overhead
 
 # Never skipped: whoever asks for the native objects gets them, or an error.

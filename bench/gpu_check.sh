@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Everything there is to know on one machine, in one command: builds, tests, sanitizes and measures.
-#   bench/gpu_check.sh [--device cuda|cpu] [--short] [--only build,tests,sanitizer,micro,e2e]
+#   bench/gpu_check.sh [--device cuda|cpu] [--short] [--only build,tests,...]
 # Results land in $OUT, or in bench/results/<device>/. Python is $PYTHON, else .venv's or python3.
 # A stage that fails is recorded in summary.json and the rest goes on; the exit status tells.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 exec </dev/null
 
-stages=(build tests sanitizer micro e2e)
+stages=(build tests sanitizer micro e2e selectors)
 # Seconds a stage may take of the 510 that all of them share; fewer stages get more each.
-declare -A share=([build]=80 [tests]=100 [sanitizer]=60 [micro]=130 [e2e]=140)
+declare -A share=([build]=75 [tests]=95 [sanitizer]=50 [micro]=115 [e2e]=120 [selectors]=55)
 total=510
 device=cuda short="" only=""
 
@@ -132,6 +132,7 @@ bench() {
   cat "$log"
 }
 micro() { bench micro; }
+selectors() { bench selectors; }
 e2e() {
   if ! has_modules transformers; then
     note="there is no transformers"
@@ -155,7 +156,7 @@ for stage in "${chosen[@]}"; do
   if [ "$rc" -ne 0 ]; then
     failed=1
     # What the bench says has been shown already, to its last line.
-    case "$stage" in micro|e2e) ;; *) tail -n 20 "$log" ;; esac
+    case "$stage" in micro|e2e|selectors) ;; *) tail -n 20 "$log" ;; esac
   fi
   note=$(printf '%s' "$note" | tr -d '[:cntrl:]"' | tr '\134' /)
   records+="${records:+,}"$'\n'

@@ -98,11 +98,48 @@ class EndToEnd:
     note: str  # why there are no figures, or what is special about them; often empty
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A method's published loops and ours, in turns in one run on one image: seconds a call."""
+
+    median_s: float  # the published loops'
+    p20_s: float
+    p80_s: float
+    ours_median_s: float
+    ours_p20_s: float
+    ours_p80_s: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class SelectorRow:
+    """One selector on a batch at a budget; without times where the gate refused it."""
+
+    method: str
+    batch: int
+    num_tokens: int
+    width: int
+    budget: int
+    dtype: str
+    median_s: float | None  # an image, as all times here but `published`
+    p20_s: float | None
+    p80_s: float | None
+    rounds: int
+    graph_median_s: float | None  # of a CUDA graph's replay, where it can be captured
+    graph_p20_s: float | None
+    graph_p80_s: float | None
+    coverage: float | None  # see `ocvtp_kernels.selection.coverage`, mean over images
+    duplicates: int | None  # tokens kept again, over all images
+    exact: bool | None  # whether every image keeps exactly the budget
+    published: Beside | None
+    gate: Verdict
+
+
 @dataclass
 class Result:
     """A result file."""
 
-    kind: str  # "micro", "e2e" or "ceilings"
+    kind: str  # "micro", "e2e", "selectors" or "ceilings"
     device: str
     driver: str | None
     ceilings: Ceilings
@@ -111,7 +148,7 @@ class Result:
     date: str = field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
     )
-    rows: list[Row] | list[EndToEnd] = field(default_factory=list)
+    rows: list[Row] | list[EndToEnd] | list[SelectorRow] = field(default_factory=list)
     schema: int = SCHEMA
 
     def save(self, folder: Path) -> Path:

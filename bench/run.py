@@ -1,4 +1,4 @@
-"""The bench's command: ``python -m bench.run micro|e2e|ceilings [--device] [--short] [--output]``.
+"""The bench's command: ``python -m bench.run micro|e2e|selectors|ceilings``, and its options.
 
 Ceilings first, then every variant through the gate, then the timings, then the gate once more. A
 variant that the gate refuses gets no time, and the command ends with status 1.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bench import llava
+from bench import llava, selectors
 from bench.cases import CASES, FORWARD_ONLY, Case, Outputs
 from bench.gate import Verdict, fresh, judge
 from bench.results import Result, Row, default_folder, device_name, driver, row
@@ -182,6 +182,7 @@ def run(kind: str, device: torch.device, short: bool, folder: Path, seconds: flo
             "ceilings": lambda: 0,
             "micro": lambda: micro(result, folder, chosen, device, deadline),
             "e2e": lambda: llava.run(result, folder, device, short, deadline),
+            "selectors": lambda: selectors.run(result, folder, device, short, deadline),
         }
         refused = todo[kind]()
     print(f"{path}: {len(result.rows)} rows, {refused} refused")
@@ -197,7 +198,7 @@ def describe_ceilings(ceilings: Ceilings) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
-    parser.add_argument("kind", choices=("micro", "e2e", "ceilings"))
+    parser.add_argument("kind", choices=("micro", "e2e", "selectors", "ceilings"))
     parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
     parser.add_argument("--short", action="store_true", help="the short list")
     parser.add_argument("--output", type=Path, help="folder; bench/results/<device> if not given")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class ResultError(ValueError):
@@ -126,3 +126,24 @@ def load_json(path: Path) -> Field:
         raise ResultError(f"{path}: cannot be read: {error}") from error
     except json.JSONDecodeError as error:
         raise ResultError(f"{path}: not JSON: {error}") from error
+
+
+class Times(NamedTuple):
+    """Seconds per call: median, 20th and 80th percentile over ``rounds`` rounds."""
+
+    median: float
+    p20: float
+    p80: float
+    rounds: int
+
+
+def read_times(row: Field, *names: str) -> Times:
+    """The members ``names``, median, 20th and 80th percentile, and ``rounds``.
+
+    Raises:
+        ResultError: one is missing, is no time, or the median is not between the others.
+    """
+    median, p20, p80 = (row.get(name).seconds() for name in names)
+    if not p20 <= median <= p80:
+        raise row.get(names[0]).wrong(f"a median between {names[1]} {p20} and {names[2]} {p80}")
+    return Times(median, p20, p80, row.get("rounds").count())

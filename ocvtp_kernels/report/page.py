@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ocvtp_kernels.report import end_to_end, pictures
+from ocvtp_kernels.report import end_to_end, pictures, selectors
 from ocvtp_kernels.report.drawing import MARKERS, SERIES, STAND_INS, Picture
-from ocvtp_kernels.report.results import STAGES, MicroRow, ResultFile
+from ocvtp_kernels.report.results import KINDS, STAGES, MicroRow, ResultFile
 from ocvtp_kernels.report.style import CSS
 from ocvtp_kernels.report.tables import (
     Comparison,
@@ -22,7 +22,7 @@ from ocvtp_kernels.report.tables import (
 )
 from ocvtp_kernels.report.text import duration, three_digits, times_text
 
-KIND_NAMES = {"micro": "Micro-benchmarks", "e2e": "End to end"}
+KIND_NAMES = {"micro": "Micro-benchmarks", "e2e": "End to end", "selectors": "Selectors"}
 
 
 def page(results: dict[str, list[ResultFile]]) -> str:
@@ -56,8 +56,9 @@ K slots, T kept tokens (where T is not K); widths are C 1024 and D 512 unless sa
 def _device(slug: str, files: Sequence[ResultFile]) -> str:
     parts = [f'<section id="{escape(slug)}">\n<h2>{escape(files[0].device)}</h2>']
     kinds = {file.kind for file in files}
-    for file in sorted(files, key=lambda file: file.kind, reverse=True):
-        parts += _micro(file) if file.kind == "micro" else _end_to_end(file)
+    section = {"micro": _micro, "e2e": _end_to_end, "selectors": _selectors}
+    for file in sorted(files, key=lambda file: KINDS.index(file.kind)):
+        parts += section[file.kind](file)
     for kind, name in KIND_NAMES.items():
         if kind not in kinds:
             parts.append(f"<h3>{name}</h3><p>Not measured on this device: no {kind}.json.</p>")
@@ -197,6 +198,20 @@ def _end_to_end(file: ResultFile) -> list[str]:
     for model, mine in end_to_end.models_of(rows).items():
         noted = [(*end_to_end.cells(row, rows), row.note if row.times else "") for row in mine]
         parts += [f"<h4>{escape(model)}</h4>", _table((*end_to_end.HEADER, "note"), noted)]
+    return parts
+
+
+def _selectors(file: ResultFile) -> list[str]:
+    rows = file.selectors
+    if not rows:
+        return ["<h3>Selectors</h3><p>The file holds no row.</p>"]
+    parts = ["<h3>Selectors</h3>", f"<p>{escape(selectors.LEGEND)}</p>"]
+    for size in selectors.sizes_of(rows):
+        parts += [f"<h4>{escape(str(size))}</h4>", _table(*selectors.table(rows, size))]
+    parts.append(f"<h4>Where we lose</h4><p>{escape(selectors.summary(rows))}</p>")
+    if said := [*selectors.losses(rows), *selectors.refusals(rows)]:
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in said)
+        parts.append(f'<ol class="losses">{items}</ol>')
     return parts
 
 

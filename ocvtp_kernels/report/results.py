@@ -1,4 +1,4 @@
-"""The benchmark's result files, ``<results>/<device>/{micro,e2e}.json``, read with types.
+"""The benchmark's result files, ``<results>/<device>/{micro,e2e,selectors}.json``, read with types.
 
 A file that does not keep to schema 1 is refused with the file and the field named: a report must
 never be drawn from half of a measurement.
@@ -11,10 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from ocvtp_kernels.report.fields import Field, ResultError, load_json
+from ocvtp_kernels.report.fields import Field, ResultError, Times, load_json, read_times
+from ocvtp_kernels.report.selectors import SelectorRow, read_row
 
 SCHEMA = 1
-KINDS = ("micro", "e2e")
+KINDS = ("micro", "e2e", "selectors")  # in the order of the report
 DIRECTIONS = ("forward", "backward")
 STAGES = ("encoder", "pruner", "projector", "prefill")
 MODES = ("eager", "static")
@@ -31,15 +32,6 @@ class Workload(NamedTuple):
     in_dim: int | None
     slot_dim: int | None
     dtype: str
-
-
-class Times(NamedTuple):
-    """Seconds per call: median, 20th and 80th percentile over ``rounds`` rounds."""
-
-    median: float
-    p20: float
-    p80: float
-    rounds: int
 
 
 @dataclass(frozen=True)
@@ -112,6 +104,7 @@ class ResultFile:
     matmul_tflops: dict[str, float]  # measured, by dtype
     micro: tuple[MicroRow, ...] = ()
     e2e: tuple[EndToEndRow, ...] = ()
+    selectors: tuple[SelectorRow, ...] = ()
 
     def measured(self) -> list[MicroRow]:
         """The rows that passed the gate."""
@@ -155,8 +148,10 @@ def read_result(path: Path) -> ResultFile:
     ceilings = top.get("ceilings") if kind == "micro" else None
     micro = tuple(_micro_row(row) for row in rows) if kind == "micro" else ()
     e2e = tuple(_end_to_end_row(row) for row in rows) if kind == "e2e" else ()
+    selectors = tuple(read_row(row) for row in rows) if kind == "selectors" else ()
     keys: list[tuple[object, ...]] = [(r.op, r.variant, r.direction, r.workload) for r in micro]
     keys += [row[:6] for row in e2e]
+    keys += [row.place for row in selectors]
     seen: dict[tuple[object, ...], int] = {}
     for index, key in enumerate(keys):
         if (first := seen.setdefault(key, index)) != index:
@@ -179,6 +174,7 @@ def read_result(path: Path) -> ResultFile:
         },
         micro=micro,
         e2e=e2e,
+        selectors=selectors,
     )
 
 
@@ -187,7 +183,7 @@ def _micro_row(row: Field) -> MicroRow:
     times = None
     # A time beside a closed gate is not a time: such a row stays refused.
     if gate.get("passed").flag():
-        times = _times(row, "median_s", "p20_s", "p80_s")
+        times = read_times(row, "median_s", "p20_s", "p80_s")
     return MicroRow(
         op=row.get("op").text(),
         variant=row.get("variant").text(),
@@ -219,7 +215,7 @@ def _end_to_end_row(row: Field) -> EndToEndRow:
     else:
         stages = row.get("stages")
         times = EndToEndTimes(
-            _times(row, "ttft_s", "ttft_p20_s", "ttft_p80_s"),
+            read_times(row, "ttft_s", "ttft_p20_s", "ttft_p80_s"),
             {stage: stages.get(stage).number() for stage in STAGES},
             row.get("decode_tokens_per_s").seconds(),
             row.get("cache_bytes").count(),
@@ -235,10 +231,3 @@ def _end_to_end_row(row: Field) -> EndToEndRow:
         times=times,
         note=note.string(),
     )
-
-
-def _times(row: Field, *names: str) -> Times:
-    median, p20, p80 = (row.get(name).seconds() for name in names)
-    if not p20 <= median <= p80:
-        raise row.get(names[0]).wrong(f"a median between {names[1]} {p20} and {names[2]} {p80}")
-    return Times(median, p20, p80, row.get("rounds").count())

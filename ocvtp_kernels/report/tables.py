@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ocvtp_kernels.report import end_to_end
-from ocvtp_kernels.report.results import MicroRow, ResultFile, Times, Workload
+from ocvtp_kernels.report import end_to_end, selectors
+from ocvtp_kernels.report.fields import Times
+from ocvtp_kernels.report.results import KINDS, MicroRow, ResultFile, Workload
 from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 README_LOSSES = 5
+UNMEASURED = {
+    "e2e": "End to end has not been measured on this device.",
+    "selectors": "The selectors have not been measured on this device.",
+}
 PUBLISHED_IN_DIM, PUBLISHED_SLOT_DIM = 1024, 512
 
 
@@ -153,16 +158,22 @@ def provenance(file: ResultFile) -> str:
 
 
 def readme_tables(results: dict[str, list[ResultFile]]) -> str:
-    """What stands between the README's markers: a device's latencies, losses and whole models."""
+    """What stands between the README's markers: a device's figures, kind by kind."""
     blocks: list[str] = []
     for files in results.values():
         blocks.append(f"**{files[0].device}**")
-        for file in sorted(files, key=lambda file: file.kind, reverse=True):
-            blocks += _readme_micro(file) if file.kind == "micro" else end_to_end.readme(file.e2e)
+        for file in sorted(files, key=lambda file: KINDS.index(file.kind)):
+            blocks += _readme_of(file)
             blocks.append(f"<sub>{file.kind}: {provenance(file)}</sub>")
-        if all(file.kind != "e2e" for file in files):
-            blocks.append("End to end has not been measured on this device.")
+        kinds = {file.kind for file in files}
+        blocks += [sentence for kind, sentence in UNMEASURED.items() if kind not in kinds]
     return "\n\n".join(blocks)
+
+
+def _readme_of(file: ResultFile) -> list[str]:
+    if file.kind == "micro":
+        return _readme_micro(file)
+    return end_to_end.readme(file.e2e) if file.kind == "e2e" else selectors.readme(file.selectors)
 
 
 def _readme_micro(file: ResultFile) -> list[str]:

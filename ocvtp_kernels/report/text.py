@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ocvtp_kernels.report.results import Times
+from ocvtp_kernels.report.fields import Times
 
 
 def duration(seconds: float) -> str:

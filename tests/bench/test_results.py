@@ -11,7 +11,8 @@ from bench.results import EndToEnd, Result, Row, default_folder, device_name, ro
 from bench.shapes import HEADLINE
 from bench.timing import Timing
 from bench.traffic import Ceilings, Work
-from ocvtp_kernels.report.results import Times, read_result
+from ocvtp_kernels.report.fields import Times
+from ocvtp_kernels.report.results import read_result
 
 CPU = torch.device("cpu")
 CEILINGS = Ceilings(100.0, {"float32": 2.0})

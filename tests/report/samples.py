@@ -95,3 +95,47 @@ def write(folder: Path, what: dict[str, Any], slug: str = "imaginary") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(what), encoding="utf-8")
     return path
+
+
+def selector_row(method: str, batch: int, median: float | None, **changes: Any) -> dict[str, Any]:
+    return {
+        "method": method,
+        "batch": batch,
+        "num_tokens": 576,
+        "width": 1024,
+        "budget": 64,
+        "dtype": "float32",
+        "median_s": median,
+        "p20_s": median and 0.9 * median,
+        "p80_s": median and 1.1 * median,
+        "rounds": 7 if median else 0,
+        **dict.fromkeys(("graph_median_s", "graph_p20_s", "graph_p80_s")),
+        "coverage": 0.5 + batch / 1000,
+        "duplicates": 0,
+        "exact": True,
+        "published": None,
+        "gate": GATE if median else {"passed": False, "note": "wrong | ids"},
+        **changes,
+    }
+
+
+def beside(theirs: float, ours: float) -> dict[str, Any]:
+    """A method's published loops and ours."""
+    names = ("median_s", "p20_s", "p80_s")
+    return {
+        **{name: theirs for name in names},
+        **{f"ours_{name}": ours for name in names},
+        "rounds": 3,
+    }
+
+
+def selector_rows() -> list[dict[str, Any]]:
+    """Published loops lose by 200 and win by 2; one method keeps a token twice in a large batch."""
+    graph = {"graph_median_s": 1e-4, "graph_p20_s": 9e-5, "graph_p80_s": 2e-4}
+    return [
+        selector_row("vlm-pruner", 1, 2e-3, published=beside(0.4, 2e-3), **graph),
+        selector_row("divprune", 1, 1e-3, published=beside(1e-3, 2e-3)),
+        selector_row("vlm-pruner", 64, 5e-4),
+        selector_row("divprune", 64, None, duplicates=3, exact=False),
+        selector_row("vlm-pruner", 1, 3e-3, budget=192),
+    ]

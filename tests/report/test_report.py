@@ -22,7 +22,7 @@ from ocvtp_kernels.report.tables import (
     without_ours,
 )
 from ocvtp_kernels.report.text import duration
-from tests.report.samples import DEVICE, content, end_to_end_rows, micro_row, write
+from tests.report.samples import DEVICE, content, end_to_end_rows, micro_row, selector_rows, write
 
 
 def sample(folder: Path) -> Path:
@@ -151,6 +151,7 @@ def test_a_refused_row_is_not_drawn(tmp_path: Path) -> None:
 def test_readme_tables_hold_ratios_losses_and_provenance(tmp_path: Path) -> None:
     sample(tmp_path)
     write(tmp_path, content("e2e", end_to_end_rows()))
+    write(tmp_path, content("selectors", selector_rows()))
     text = readme_tables(read_results(tmp_path))
     assert "2.00 ms (1.80 to 2.20)" in text and "3.00× (2.45 to 3.67)" in text
     assert "0.50× (0.41 to 0.61)" in text and "* 2.00× compile's time" in text

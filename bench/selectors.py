@@ -1,0 +1,220 @@
+"""The table of selectors: every method and the OC-pruner on the same tokens at the same budget.
+
+What an encoder gives as a matter of course is given: tokens, keys, CLS attention, importance at two
+layers, the text's embedding. A method's time is all that it makes of it, its matrix of cosines
+included, up to ids and the kept rows; it is the time of a call over the images in it. On CUDA it is
+taken twice, by events, which count the host where that is the slower, and in a CUDA graph. The
+published loops are timed on one image, in turns with ours alone, since a call of theirs takes
+seconds: a ratio is of two medians of that one run.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+
+import torch
+
+from bench.gate import Verdict
+from bench.results import Beside, Result, SelectorRow
+from bench.selectors_gate import Quality, judge, quality
+from bench.selectors_inputs import (
+    NAMES,
+    PUBLISHED,
+    Job,
+    copy_of,
+    draw,
+    plan,
+    run_published,
+    selector_of,
+    tensors_in,
+)
+from bench.timing import Call, StaleReplay, Timing, copies_for_cold_cache, measure
+from bench.traffic import tensor_bytes
+from ocvtp_kernels.selectors.interface import Evidence, Selected, Selector, ask
+
+SEEDS = (11, 71)  # of the gate, before and after the timing; the first is timed
+SECONDS = {"cpu": 20.0, "cuda": 5.0}  # of all methods in turns
+PUBLISHED_ROUNDS = (3, 5)
+GRAPH = " in a graph"
+
+
+@torch.no_grad()
+def run(result: Result, folder: Path, device: torch.device, short: bool, deadline: float) -> int:
+    """Times every job, saving after each; returns how many selectors were refused."""
+    rows: list[SelectorRow] = []
+    result.rows = rows
+    todo = plan(device.type, short)
+    longest = 0.0
+    for place, job in enumerate(todo):
+        start = time.monotonic()
+        # The next takes about as long as those before, and nothing is left half done.
+        if start + longest > deadline:
+            print(f"out of time: the last {len(todo) - place} of {len(todo)} sizes are left out")
+            break
+        for one in time_job(job, device, deadline):
+            rows.append(one)
+            print(describe(one), flush=True)
+        result.save(folder)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        longest = max(longest, time.monotonic() - start)
+    return sum(not one.gate.passed for one in rows)
+
+
+def time_job(job: Job, device: torch.device, deadline: float) -> list[SelectorRow]:
+    """A row for each method; the times of those that pass the gate before and after."""
+    selectors = {name: selector_of(name, job, device) for name in NAMES}
+    verdicts = {
+        name: judge(name, selector, job, device, SEEDS[0]) for name, selector in selectors.items()
+    }
+    evidence = draw(job, SEEDS[0], device)
+    passed = [name for name, verdict in verdicts.items() if verdict.passed]
+    timings: dict[str, Timing] = {}
+    while passed:
+        try:
+            timings = _measure({name: selectors[name] for name in passed}, evidence, job.budget)
+            break
+        except StaleReplay as stale:
+            name = stale.variant.removesuffix(GRAPH)
+            verdicts[name] = Verdict(False, str(stale))
+            passed.remove(name)
+        except torch.OutOfMemoryError:
+            # Whose fault it was nobody knows: several copies of the inputs are held while timing.
+            verdicts |= {name: Verdict(False, "out of memory") for name in passed}
+            passed = []
+    beside: dict[str, Beside] = {}
+    if job.batch == 1:
+        for name in [name for name in PUBLISHED if name in passed]:
+            if time.monotonic() > deadline:
+                print(f"out of time: the published loops of {name} are left out at {job}")
+                continue
+            beside[name] = _beside(name, selectors[name], evidence, job.budget)
+    for name in passed:
+        again = judge(name, selectors[name], job, device, SEEDS[1])
+        if not again.passed:
+            verdicts[name] = Verdict(False, f"after the timing, {again.note}")
+    return [
+        _row(
+            name,
+            job,
+            verdicts[name],
+            quality(selector, evidence, job.budget),
+            timings,
+            beside.get(name),
+        )
+        for name, selector in selectors.items()
+    ]
+
+
+def keep(selector: Selector, evidence: Evidence, budget: int) -> Selected:
+    """What is timed: the choice, and the kept rows ``[B, T, C]``."""
+    selected = ask(selector, evidence, budget)
+    return selected._replace(tokens=selected.gather(evidence.final_tokens))
+
+
+def _measure(selectors: dict[str, Selector], evidence: Evidence, budget: int) -> dict[str, Timing]:
+    device = evidence.final_tokens.device
+    copies = copies_for_cold_cache(tensor_bytes(*tensors_in(evidence).values()), device)
+    clones = [copy_of(evidence) for _ in range(copies)]
+    calls: dict[str, Call] = {}
+    graphs: list[str] = []
+    for name, selector in selectors.items():
+        runs = [partial(keep, selector, clone, budget) for clone in clones]
+        calls[name] = _rotation(runs)
+        if device.type == "cuda":
+            graphs.append(name + GRAPH)
+            calls[graphs[-1]] = _rotation(runs)
+    return measure(
+        calls,
+        device=device,
+        calls=copies if device.type == "cuda" else 1,
+        capture=graphs,
+        seconds=SECONDS[device.type],
+    )
+
+
+def _rotation(runs: Iterable[Callable[[], Selected]]) -> Call:
+    """A call that takes the next of several runs each time."""
+    following = cycle(runs).__next__
+    return lambda: tuple(following()())
+
+
+def _beside(name: str, selector: Selector, evidence: Evidence, budget: int) -> Beside:
+    timings = measure(
+        {
+            "ours": partial(keep, selector, evidence, budget),
+            "published": partial(run_published, name, evidence, budget),
+        },
+        device=evidence.final_tokens.device,
+        rounds=PUBLISHED_ROUNDS,
+    )
+    ours, theirs = timings["ours"], timings["published"]
+    return Beside(
+        theirs.median_s,
+        theirs.p20_s,
+        theirs.p80_s,
+        ours.median_s,
+        ours.p20_s,
+        ours.p80_s,
+        theirs.rounds,
+    )
+
+
+def _row(
+    name: str,
+    job: Job,
+    verdict: Verdict,
+    kept: Quality | None,
+    timings: dict[str, Timing],
+    beside: Beside | None,
+) -> SelectorRow:
+    timing, graph = (timings.get(key) if verdict.passed else None for key in (name, name + GRAPH))
+    if timing is not None:
+        verdict = Verdict(True, f"{verdict.note}; timed by {timing.method}")
+    if graph is not None and graph.method != "graph":
+        graph = None
+    return SelectorRow(
+        method=name,
+        batch=job.batch,
+        num_tokens=job.num_tokens,
+        width=job.width,
+        budget=job.budget,
+        dtype="float32",
+        **_per_image("", timing, job.batch),
+        rounds=0 if timing is None else timing.rounds,
+        **_per_image("graph_", graph, job.batch),
+        coverage=None if kept is None else kept.coverage,
+        duplicates=None if kept is None else kept.duplicates,
+        exact=None if kept is None else kept.exact,
+        published=beside if verdict.passed else None,
+        gate=verdict,
+    )
+
+
+def _per_image(prefix: str, timing: Timing | None, batch: int) -> dict[str, float | None]:
+    names = ("median_s", "p20_s", "p80_s")
+    return {
+        prefix + name: None if timing is None else getattr(timing, name) / batch for name in names
+    }
+
+
+def describe(row: SelectorRow) -> str:
+    """A row as a line of the table."""
+    head = f"{row.method:12} B={row.batch} N={row.num_tokens} T={row.budget}"
+    if row.median_s is None or row.p20_s is None or row.p80_s is None:
+        return f"{head} refused: {row.gate.note}"
+    said = f"{head}{row.median_s * 1e3:10.3f} ms [{row.p20_s * 1e3:.3f}, {row.p80_s * 1e3:.3f}]"
+    if row.graph_median_s is not None:
+        said += f", in a graph {row.graph_median_s * 1e3:.3f} ms"
+    said += " an image"
+    if row.coverage is not None:
+        said += f"; coverage {row.coverage:.4f}, {row.duplicates} duplicates"
+    if row.published is not None:
+        said += f"; published {row.published.median_s / row.published.ours_median_s:.1f} times"
+    return f"{said}; {row.gate.note}"

@@ -1,0 +1,146 @@
+"""What the selectors are timed on: images drawn by seed, and who chooses among their tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import published_selectors as published
+from ocvtp_kernels import PrunerConfig
+from ocvtp_kernels.selectors.interface import Evidence, Selector
+from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
+from ocvtp_kernels.selectors.registry import METHODS, make_selector
+from tests.cases import random_pruner
+
+OC_PRUNER = "oc-pruner"
+NAMES = (OC_PRUNER, *METHODS)
+PUBLISHED = ("vlm-pruner", "divprune")
+
+OBJECTS = 6  # smooth features vary over a grid of so many cells a side
+DETAIL = 0.5  # what a token differs by from its neighbours, beside 1 of what it shares with them
+OUTLIERS, OUTLIER_SCALE = 4, 12.0  # channels far larger than the rest, as CLIP's are
+SINKS, SINK_LOGIT = 8, 4.0  # tokens that draw attention from everywhere
+
+
+@dataclass(frozen=True)
+class Job:
+    """Images of ``side * side`` tokens; sizes are CLIP-L's at 336 pixels."""
+
+    batch: int
+    budget: int
+    side: int = 24
+    width: int = 1024  # of tokens and keys
+    heads: int = 16
+    text_width: int = 768
+    slot_dim: int = 512
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of an image."""
+        return self.side**2
+
+    def __str__(self) -> str:
+        return f"B={self.batch} N={self.num_tokens} T={self.budget}"
+
+
+def plan(device: str, short: bool) -> list[Job]:
+    """What a run times, the most important first, since a run may have a deadline."""
+    if short and device == "cpu":
+        return [Job(batch, 8, 8, 48, 4, 24, 32) for batch in (1, 2)]
+    batches, budgets = (1, 64 if device == "cuda" else 4), (64,) if short else (64, 192)
+    return [Job(batch, budget) for budget in budgets for batch in batches]
+
+
+def draw(job: Job, seed: int, device: torch.device) -> Evidence:
+    """A batch of images, float32; the images of a small batch are the first of a large one."""
+    # All methods ask for the same few draws, which do not depend on the budget.
+    return copy_of(_drawn(replace(job, budget=1), seed, device))
+
+
+@lru_cache(maxsize=8)
+def _drawn(job: Job, seed: int, device: torch.device) -> Evidence:
+    images = [_image(job, seed * 1000 + place) for place in range(job.batch)]
+    stacked = {name: torch.stack([one[name] for one in images]).to(device) for name in images[0]}
+    return Evidence(
+        reference_tokens=stacked["final_tokens"],
+        grid=(job.side, job.side),
+        num_heads=job.heads,
+        **stacked,
+    )
+
+
+def _image(job: Job, seed: int) -> dict[str, Tensor]:
+    # Drawn on the CPU, so that coverage is the same question on every device.
+    generator = torch.Generator().manual_seed(seed)
+    tokens = _smooth(job, job.width, generator)
+    loud = torch.randperm(job.width, generator=generator)[:OUTLIERS]
+    tokens[:, loud] *= OUTLIER_SCALE
+    return {
+        "final_tokens": tokens,
+        "keys": _smooth(job, job.width, generator),
+        "cls_attention": _attention(job, generator),
+        "importance": _attention(job, generator),
+        "shallow_importance": _attention(job, generator),
+        "cls_token": torch.randn(job.width, generator=generator),
+        "text": torch.randn(job.text_width, generator=generator),
+        "text_tokens": _smooth(job, job.text_width, generator),
+    }
+
+
+def _smooth(job: Job, channels: int, generator: torch.Generator) -> Tensor:
+    """Features that neighbours share, a mean that all share, and detail: ``[N, channels]``."""
+    coarse = torch.randn(1, channels, OBJECTS, OBJECTS, generator=generator)
+    fine = F.interpolate(coarse, (job.side, job.side), mode="bicubic", align_corners=False)
+    mean = torch.randn(channels, generator=generator)
+    detail = DETAIL * torch.randn(job.num_tokens, channels, generator=generator)
+    return fine.flatten(2)[0].T + mean + detail
+
+
+def _attention(job: Job, generator: torch.Generator) -> Tensor:
+    """Attention received, of sum 1: smooth, and far more of it at a few sinks: ``[N]``."""
+    logits = _smooth(job, 1, generator)[:, 0]
+    sinks = torch.randperm(job.num_tokens, generator=generator)[:SINKS]
+    logits[sinks] += SINK_LOGIT
+    return logits.softmax(0)
+
+
+def selector_of(name: str, job: Job, device: torch.device) -> Selector:
+    """A method at its defaults, or the OC-pruner, its weights random and folded."""
+    if name != OC_PRUNER:
+        return make_selector(name)
+    config = PrunerConfig(
+        enc_in_dim=job.width,
+        enc_dims=(4 * job.slot_dim, job.slot_dim),
+        init_num=job.budget,
+        init_dim=job.slot_dim,
+        agg_embed_dim=job.slot_dim,
+        agg_ffn_dim=4 * job.slot_dim,
+    )
+    return PrunerSelector(random_pruner(config).to(device).freeze())
+
+
+def run_published(name: str, evidence: Evidence, budget: int) -> tuple[list[int], Tensor | None]:
+    """The published loops of one of `PUBLISHED` on the only image: ids ascending, merged rows."""
+    (tokens,) = evidence.final_tokens
+    if name == "divprune":
+        return sorted(published.divprune(tokens, budget)), None
+    assert name == "vlm-pruner" and evidence.keys is not None and evidence.grid is not None
+    return published.vlm_pruner(tokens, evidence.keys[0], evidence.grid, budget)
+
+
+def tensors_in(evidence: Evidence) -> dict[str, Tensor]:
+    """The evidence's tensors by name; two names may share one."""
+    named: dict[str, Any] = evidence._asdict()
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+
+def copy_of(evidence: Evidence) -> Evidence:
+    """The same values in memory of its own."""
+    copied: dict[str, Any] = {name: value.clone() for name, value in tensors_in(evidence).items()}
+    copied["reference_tokens"] = copied["final_tokens"]
+    return evidence._replace(**copied)

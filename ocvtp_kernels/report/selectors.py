@@ -1,0 +1,202 @@
+"""The table of selectors: every method on the same tokens, and where published loops are faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ocvtp_kernels.report.fields import Field, Times, read_times
+from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
+
+# What every reader of the tables must know.
+LEGEND = (
+    "Every method on the same images at the same budget: time per image in a batch of B, median "
+    "(20th to 80th percentile), from tokens, keys and attention, which are given, to ids and kept "
+    "rows. Coverage: the mean over all tokens of the cosine with the nearest kept token. "
+    "Published / ours: its published loops' time over ours, in turns on one image. Images are "
+    "random, smooth like an encoder's output, and the OC-pruner's weights are random too: coverage "
+    "says how far a choice spreads, not how well a model answers with it."
+)
+REFUSED, UNKNOWN = "refused", "unknown"
+
+
+class Published(NamedTuple):
+    """A method's published loops and ours, timed in turns on one image."""
+
+    theirs: Times
+    ours: Times
+
+    @property
+    def ratio(self) -> float:
+        """Their median over ours."""
+        return self.theirs.median / self.ours.median
+
+
+class Size(NamedTuple):
+    """What the methods of one table share; T tokens kept of N, C channels wide."""
+
+    num_tokens: int
+    width: int
+    budget: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"N {self.num_tokens} · T {self.budget} · C {self.width} · {self.dtype}"
+
+
+class SelectorRow(NamedTuple):
+    """One method on a batch; seconds are per image."""
+
+    method: str
+    batch: int
+    size: Size
+    times: Times | None  # None: refused by the correctness gate
+    graph: Times | None  # of a CUDA graph's replay
+    coverage: float | None  # mean over images; None: it could not be told
+    duplicates: int | None  # tokens kept again, over all images
+    exact: bool | None  # whether every image keeps exactly T distinct tokens
+    published: Published | None
+    gate_note: str
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What no other row of a file has too."""
+        return self.method, self.batch, self.size
+
+
+Rows = Sequence[SelectorRow]
+
+
+def read_row(row: Field) -> SelectorRow:
+    """A row of ``selectors.json``.
+
+    Raises:
+        ResultError: it is malformed.
+    """
+    gate, duplicates, exact = row.get("gate"), row.get("duplicates"), row.get("exact")
+    times = graph = published = None
+    # A time beside a closed gate is not a time: such a row stays refused.
+    if gate.get("passed").flag():
+        times = read_times(row, "median_s", "p20_s", "p80_s")
+        if row.get("graph_median_s").value is not None:
+            graph = read_times(row, "graph_median_s", "graph_p20_s", "graph_p80_s")
+        if (beside := row.get("published")).value is not None:
+            published = Published(
+                read_times(beside, "median_s", "p20_s", "p80_s"),
+                read_times(beside, "ours_median_s", "ours_p20_s", "ours_p80_s"),
+            )
+    return SelectorRow(
+        method=row.get("method").text(),
+        batch=row.get("batch").count(),
+        size=Size(
+            row.get("num_tokens").count(),
+            row.get("width").count(),
+            row.get("budget").count(),
+            row.get("dtype").text(),
+        ),
+        times=times,
+        graph=graph,
+        coverage=row.get("coverage").optional_signed(),
+        duplicates=duplicates.optional_count(),
+        exact=None if exact.value is None else exact.flag(),
+        published=published,
+        gate_note=gate.get("note").string(),
+    )
+
+
+def sizes_of(rows: Rows) -> list[Size]:
+    """The sizes measured, one a table, in the rows' order."""
+    return list(dict.fromkeys(row.size for row in rows))
+
+
+def table(rows: Rows, size: Size) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of a size: a line a method, a column or two a batch."""
+    mine = [row for row in rows if row.size == size]
+    batches = sorted({row.batch for row in mine})
+    found = {(row.method, row.batch): row for row in mine}
+    columns = [
+        (batch, is_graph)
+        for batch in batches
+        for is_graph in (False, True)
+        if not is_graph or any(row.graph is not None for row in mine if row.batch == batch)
+    ]
+    heads = [f"B {batch}, graph" if is_graph else f"B {batch}" for batch, is_graph in columns]
+    header = ["method", *heads, "coverage", "duplicates", "exactly T", "published / ours"]
+    lines = []
+    for method in dict.fromkeys(row.method for row in mine):
+        its = [found[method, batch] for batch in batches if (method, batch) in found]
+        times = [_time(found.get((method, batch)), is_graph) for batch, is_graph in columns]
+        lines.append([method, *times, *_kept(its), _ratio(its)])
+    return header, lines
+
+
+def _time(row: SelectorRow | None, is_graph: bool) -> str:
+    if row is None:
+        return ""
+    if row.times is None:
+        return REFUSED
+    times = row.graph if is_graph else row.times
+    return "" if times is None else times_text(times)
+
+
+def _kept(its: Rows) -> tuple[str, str, str]:
+    """Coverage of the largest batch, which has the most images; duplicates and T over all."""
+    coverage = its[-1].coverage
+    duplicates = [row.duplicates for row in its]
+    exact = [row.exact for row in its]
+    return (
+        UNKNOWN if coverage is None else f"{coverage:.3f}",
+        UNKNOWN if None in duplicates else str(sum(count or 0 for count in duplicates)),
+        UNKNOWN if None in exact else "yes" if all(exact) else "no",
+    )
+
+
+def _ratio(its: Rows) -> str:
+    ratios = [row.published.ratio for row in its if row.published is not None]
+    return f"{three_digits(ratios[0])}×" if ratios else ""
+
+
+def losses(rows: Rows) -> list[str]:
+    """Where published loops are faster than ours, worst first, in words."""
+    lost = [(row, p) for row in rows if (p := row.published) is not None and p.ratio < 1]
+    return [
+        f"{row.method}, {row.size}: {three_digits(1 / p.ratio)}× the published loops' time "
+        f"({duration(p.ours.median)} against {duration(p.theirs.median)})"
+        for row, p in sorted(lost, key=lambda pair: pair[1].ratio)
+    ]
+
+
+def refusals(rows: Rows) -> list[str]:
+    """What the correctness gate refused, and why."""
+    return [
+        f"{row.method}, B {row.batch} · {row.size}: {row.gate_note or 'no reason was recorded'}"
+        for row in rows
+        if row.times is None
+    ]
+
+
+def summary(rows: Rows) -> str:
+    """How often the published loops are faster, and how much was refused."""
+    compared = sum(row.published is not None for row in rows)
+    said = (
+        f"Published loops are faster in {len(losses(rows))} of {compared} comparisons."
+        if compared
+        else "No published loops were timed."
+    )
+    refused = len(refusals(rows))
+    return said + (f" {refused} of {len(rows)} rows were refused." if refused else "")
+
+
+def readme(rows: Rows) -> list[str]:
+    """What the README says: the table of the least budget, where we lose, what was refused."""
+    if not rows:
+        return ["Selectors: the file holds no row."]
+    sizes = sizes_of(rows)
+    size = min(sizes, key=lambda one: (-one.num_tokens, one.budget))
+    blocks = ["Selectors. " + LEGEND, f"{size}:", markdown(*table(rows, size))]
+    if others := [str(one) for one in sizes if one != size]:
+        blocks.append("In the report: " + "; ".join(others) + ".")
+    blocks.append(summary(rows))
+    if said := [*losses(rows), *refusals(rows)]:
+        blocks.append("\n".join(f"* {sentence}" for sentence in said))
+    return blocks
