@@ -20,12 +20,15 @@ CONFIG_KEY = "ocvtp_config"
 DECODER_PREFIX = "decode."
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], PrunerConfig | None]:
-    """Reads a pruner's weights, decoder left out.
+def read_checkpoint(
+    path: str | Path, *, with_decoder: bool = False
+) -> tuple[dict[str, Tensor], PrunerConfig | None]:
+    """Reads a pruner's weights, the decoder left out unless asked for.
 
     Args:
         path: ``.safetensors``, or anything ``torch.load(weights_only=True)`` reads: a state dict,
             bare or under the key ``state_dict``.
+        with_decoder: keep the decoder's weights, which pruning has no use for.
 
     Returns:
         the state dict on the CPU, and the config if the file carries one.
@@ -41,6 +44,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], PrunerConfig |
         state, config = _read_safetensors(path)
     else:
         state, config = _read_pickle(path), None
+    if with_decoder:
+        return state, config
     return {k: v for k, v in state.items() if not k.startswith(DECODER_PREFIX)}, config
 
 

@@ -7,7 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ocvtp_kernels.slots.reference import StepWeights, slot_attention_step
+from ocvtp_kernels.slots.reference import (
+    StepWeights,
+    feed_forward,
+    query,
+    slot_attention_step,
+)
 
 
 class MLP(nn.Module):
@@ -168,3 +173,47 @@ class SlotAttention(nn.Module):
                 slots, k, v, weights, scale, slot_mask=slot_mask, dropout=dropout
             )
         return slots, logits
+
+    def aggregate(
+        self, tokens: Tensor, slots_init: Tensor, slot_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, on the fused ops: slots, and the last iteration's attention ``[B, K, N]``.
+
+        What training runs. Dropout draws from torch's own generator.
+        """
+        x = self.norm_in(tokens)
+        k, v = self.proj_k(x), self.proj_v(x)
+        weights, slots = self.step_weights(), slots_init
+        early = (k, v, weights)
+        if self.trunc_bp == "bi-level":
+            # No gradient comes back to the early iterations, so nothing of them is kept for one.
+            early = (k.detach(), v.detach(), StepWeights(*(weight.detach() for weight in weights)))
+            slots = slots.detach()
+        for _ in range(self.num_iter - 1):
+            slots, _ = self._iterate(slots, *early, slot_mask, need_attention=False)
+        if self.trunc_bp == "bi-level":
+            # The bracket is exactly zero, so the value is exactly the detached one.
+            slots = slots + (slots_init - slots_init.detach())
+        slots, attention = self._iterate(slots, k, v, weights, slot_mask, need_attention=True)
+        assert attention is not None
+        return slots, attention
+
+    def _iterate(
+        self,
+        slots: Tensor,
+        k: Tensor,
+        v: Tensor,
+        weights: StepWeights,
+        slot_mask: Tensor | None,
+        need_attention: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        # ocvtp::slot_attention_step has neither the attention nor dropout.
+        op = "slot_attention_with_attention" if need_attention else "slot_attention"
+        updates, _, *attention = getattr(torch.ops.ocvtp, op)(
+            query(slots, weights), k, v, k.shape[-1] ** -0.5, slot_mask=slot_mask
+        )
+        slots = torch.ops.ocvtp.gru_cell(
+            updates, slots, weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh
+        )
+        dropout = self.dropout if self.training else 0.0
+        return feed_forward(slots, weights, dropout), attention[0] if attention else None

@@ -65,7 +65,9 @@ def bench(
             )
         else:
             if not found:
-                raise ValueError(f"results: no */micro.json, */e2e.json or */selectors.json in {results}")
+                raise ValueError(
+                    f"results: no */micro.json, */e2e.json or */selectors.json in {results}"
+                )
             require_matplotlib()
             texts[output or REPORT] = page(found)
             if readme is not None:
