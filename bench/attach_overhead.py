@@ -2,8 +2,9 @@
 
 Tiny models on the CPU, where nearly all of a call is the host's work. The attached call, with the
 random selector, and the same work by hand take turns; what is printed is the difference of the
-medians. By hand means the model's own modules, nothing that is not needed, and whatever depends on
-sizes alone made beforehand.
+medians. By hand means the model's own modules and the selector, nothing that is not needed, and
+whatever depends on sizes alone made beforehand. Of Qwen2.5-VL it means the plain model's call, with
+the selector and the reference tokens it is given beside it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from torch import Tensor
 
 from bench.timing import measure
 from ocvtp_kernels.selectors.at_random import RandomSelector
+from ocvtp_kernels.selectors.interface import Evidence, ask
 from ocvtp_kernels.vlm.attach import attach
+from ocvtp_kernels.vlm.qwen_encoder import average_units
+from ocvtp_kernels.vlm.qwen_rows import plan
 from tests.vlm import models, models_next, models_qwen
 
 BUDGET = 5
+REFERENCE_LAYER = models.DEPTH // 3
 ALLOWED_S = 0.5e-3  # a call, beside the pruner
 ROUNDS = (20, 400)
 
@@ -37,19 +42,18 @@ def llava() -> Pair:
     """LLaVA-1.5's ``get_image_features``: tower without its last layer, gather, projector."""
     model, selector = models.make_llava(), RandomSelector(0)
     pixels = torch.randn(1, 3, models.SIDE, models.SIDE)
-    handle = attach(model, models.make_llava_processor(), selector, BUDGET)
+    attach(model, models.make_llava_processor(), selector, BUDGET)
     inner = model.model
 
     def attached() -> Tensor:
         return torch.stack(list(inner.get_image_features(pixels).pooler_output))
 
-    attached()
-    assert handle.last is not None
-    ids = torch.stack(list(handle.last.ids))
     layers = inner.vision_tower.encoder.layers
 
     def by_hand() -> Tensor:
         states = _without_last(inner.vision_tower, layers, pixels)
+        reference = states[REFERENCE_LAYER + 1][:, 1:]
+        ids = ask(selector, Evidence(reference, reference), BUDGET).ids
         kept = states[-2][:, 1:][torch.arange(1)[:, None], ids]
         return torch.stack(list(inner.multi_modal_projector(kept)))
 
@@ -79,6 +83,8 @@ def llava_next() -> Pair:
 
     def by_hand() -> Tensor:
         states = _without_last(inner.vision_tower, layers, pixels.flatten(0, 1))
+        reference = states[REFERENCE_LAYER + 1][:, 1:].flatten(0, 1)[None]
+        ask(selector, Evidence(reference, reference), BUDGET)
         kept = states[-2][:, 1:].flatten(0, 1)[rows]
         return torch.stack([inner.multi_modal_projector(kept)])
 
@@ -86,40 +92,25 @@ def llava_next() -> Pair:
 
 
 def qwen2_5_vl() -> Pair:
-    """Qwen2.5-VL's ``generate`` of one token; columns and positions by hand are made beforehand."""
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    model = models_qwen.make_model()
+    """Qwen2.5-VL's ``generate`` of one token; both return the prompt alone, which is the same."""
     photo = models_qwen.make_photo(4, 3)
     batch: dict[str, Any] = models_qwen.make_batch([(f"{models_qwen.PHOTO} what is this", [photo])])
-    given: dict[str, Any] = {}
-    generate = type(model).generate
     settings = {"max_new_tokens": 1, "do_sample": False}
-
-    def record(**arguments: Any) -> Any:
-        given.update(arguments)
-        return generate(model, **arguments)
-
-    model.generate = record
-    handle = attach(model, models_qwen.make_processor(), RandomSelector(0), BUDGET)
-    model.generate(**batch, **settings)
-    assert handle.last is not None
-    ids = handle.last.ids[0]
-    arguments = {name: value for name, value in given.items() if name != "mm_encoder_outputs"}
-    handle.remove()
-    del model.generate
-    attach(model, models_qwen.make_processor(), RandomSelector(0), BUDGET)
-    visual, prompt = model.model.visual, given["input_ids"].shape[1]
+    model, plain, selector = models_qwen.make_model(), models_qwen.make_model(), RandomSelector(0)
+    attach(model, models_qwen.make_processor(), selector, BUDGET)
+    prompt, grid = batch["input_ids"].shape[1], batch["image_grid_thw"]
+    states = torch.randn(len(batch["pixel_values"]), plain.model.visual.config.hidden_size)
+    places = plan(plain.model.visual, grid.tolist(), states.device)["window_index"].argsort()
 
     def attached() -> Tensor:
         output: Tensor = model.generate(**batch, **settings)
-        return output[:, batch["input_ids"].shape[1] :]
+        return output[:, :prompt].float()
 
     def by_hand() -> Tensor:
-        states = visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
-        image = BaseModelOutputWithPooling(pooler_output=[states.pooler_output[ids]])
-        output: Tensor = generate(model, **arguments, mm_encoder_outputs={"image": image})
-        return output[:, prompt:]
+        reference = average_units(plain.model.visual, states, places)[None]
+        ask(selector, Evidence(reference, reference), BUDGET)
+        output: Tensor = plain.generate(**batch, **settings)
+        return output[:, :prompt].float()
 
     return Pair(attached, by_hand)
 

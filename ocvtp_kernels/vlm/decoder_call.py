@@ -103,7 +103,7 @@ class Prefill:
             # Stable, so the placeholders come first and stay in order.
             flat = (~self._is_image).flatten().int().argsort(stable=True)[: sum(sizes)]
             ids, rows, merged = self._select(hidden.detach(), list(flat.split(sizes)))
-            kept = self._attended & drop_placeholders(self._is_image, ids, sizes)
+            kept = drop_placeholders(self._attended, self._is_image, ids, sizes)
             order = kept.int().argsort(dim=1, stable=True)[:, length - self._width :]
             valid = kept.gather(1, order)
             self._left = Columns(order, valid, self._padded, length, self._settings.layer)

@@ -117,7 +117,9 @@ def _pruned_generate(original: Callable[..., Any], encoder: QwenEncoder) -> Call
         dropped = whole.shape[1] - call.length
         output = original(model, **(call.arguments | shift_lengths(model, kwargs, dropped)))
         sequences = output if isinstance(output, Tensor) else output.sequences
-        prompts = whole.to(sequences.device).repeat_interleave(len(sequences) // len(whole), 0)
+        prompts = whole.to(sequences.device)
+        if len(sequences) > len(whole):
+            prompts = prompts.repeat_interleave(len(sequences) // len(whole), 0)
         sequences = torch.cat([prompts, sequences[:, call.length :]], 1)
         remember(output, kwargs, call.history)
         if isinstance(output, Tensor):
@@ -177,11 +179,11 @@ def _prune(
     is_image = (input_ids == model.config.image_token_id) & attended
     history = read_history(model, input_ids, attended, is_image, sizes, given)
     start = 0 if history is None else history.length
-    parts = is_image[:, :start], is_image[:, start:], attended[:, start:]
+    old, new, unread = is_image[:, :start], is_image[:, start:], attended[:, start:]
     # All counts at once, and before the encoder is at work: each time is a wait for the device.
-    cached, added, columns = torch.stack([part.sum(1) for part in parts]).tolist()
+    cached, added, columns = torch.stack([part.sum(1) for part in (old, new, unread)]).tolist()
     images = new_images(sizes, cached, added)
-    prompt = place(model, input_ids[:, start:], attended[:, start:], images, given)
+    prompt = place(model, input_ids[:, start:], unread, images, given)
     if history is not None:
         prompt = prompt.after(history)
     following = next_position(prompt.positions)
@@ -194,7 +196,7 @@ def _prune(
         pixels = take_images(given["pixel_values"], grids, images)
         used = [grids[image] for image in images]
         ids, outputs["image"] = encoder.encode(model.model, pixels, used)
-        kept = kept & drop_placeholders(is_image[:, start:], ids, chosen)
+        kept = drop_placeholders(kept, new, ids, chosen)
         width = count_kept(columns, added, ids, chosen)
     filler = read_filler(model)
     prompt = prompt.keep(kept, width, filler)

@@ -116,8 +116,7 @@ def place(
     if positions is not None and cached_length(given.get("past_key_values")):
         raise NotImplementedError("position_ids: expected none with past_key_values")
     if positions is None:
-        types = (input_ids == model.config.image_token_id) * IMAGE
-        types += (input_ids == model.config.video_token_id) * VIDEO
+        types = _read_types(model, input_ids, given)
         positions, _ = model.model.get_rope_index(
             input_ids,
             mm_token_type_ids=types,
@@ -129,6 +128,16 @@ def place(
     elif positions.ndim == 3:
         positions = positions[-3:]  # without the row for text
     return Prompt(input_ids, attended, positions.expand(3, *input_ids.shape), columns)
+
+
+def _read_types(model: Any, input_ids: Tensor, given: dict[str, Any]) -> Tensor:
+    """``mm_token_type_ids`` ``[B, L]`` of a part of the conversation: as given, or made."""
+    types: Tensor | None = given.get("mm_token_type_ids")
+    if types is not None and not cached_length(given.get("past_key_values")):
+        return types
+    made = (input_ids == model.config.image_token_id) * IMAGE
+    made += (input_ids == model.config.video_token_id) * VIDEO
+    return made
 
 
 def _take_grids(given: dict[str, Any], images: list[int]) -> Tensor | None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ocvtp_kernels.selectors.interface import Evidence, Selector, reads_of
+from ocvtp_kernels.selectors.interface import Evidence, Selected, Selector, reads_of
 from ocvtp_kernels.vlm.choice import Choice
 from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.qwen_positions import join_ids
 from ocvtp_kernels.vlm.qwen_rows import Units, finish_units, plan
 
 # The fields of `Evidence` that the encoder can tell.
@@ -94,42 +94,41 @@ class _Call:
             if self.sizes[image] > encoder.budget:
                 groups.setdefault(grid, []).append(image)
         self._groups = list(groups.values())
-        self._units: Sequence[Tensor] = ()
         self._reference: list[Tensor] = []
         self.ids = [torch.arange(size, device=device) for size in self.sizes]
 
     def begin(self, _block: nn.Module, _args: Any, output: Tensor) -> None:
         """Takes the reference tokens; a hook of the block decided on."""
         with self._handle.stage("pruner", output.device):
-            units = _average(self._visual, output.detach(), self._places).split(self.sizes)
-            self._units = units
+            units = average_units(self._visual, output.detach(), self._places).split(self.sizes)
             for group in self._groups:
                 self._reference.append(torch.stack([units[image] for image in group]))
                 self._choice.begin(self._reference[-1], self._budget)
 
     def finish(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Makes `ids` what is kept of each image, and returns these tokens ``[T_i, D]``.
-
-        Args:
-            features: merged tokens of each image; its reference tokens, where those are all there
-                is yet.
-        """
+        """Merged tokens of each image in, those kept ``[T_i, D]`` out; makes `ids` their ids."""
         tokens = list(features)
         for index, group in enumerate(self._groups):
             final = torch.stack([features[image] for image in group])
-            evidence = Evidence(self._reference[index], final, grid=self._grids[group[0]])
-            selected = self._choice.finish(evidence, index)
-            kept = zip(group, selected.ids, selected.gather(final), strict=True)
-            for image, ids, rows in kept:
-                self.ids[image], tokens[image] = ids, rows
+            kept = self._choose(index, final).gather(final)
+            for image, rows in zip(group, kept, strict=True):
+                tokens[image] = rows
         return tokens
+
+    def _choose(self, index: int, final: Tensor) -> Selected:
+        group = self._groups[index]
+        evidence = Evidence(self._reference[index], final, grid=self._grids[group[0]])
+        selected = self._choice.finish(evidence, index)
+        for image, ids in zip(group, selected.ids, strict=True):
+            self.ids[image] = ids
+        return selected
 
     def finish_early(self) -> Units:
         """As `finish`, before there are merged tokens."""
-        self.finish(self._units)
+        for index, reference in enumerate(self._reference):
+            self._choose(index, reference)
         with self._handle.stage("pruner", self._places.device):
-            starts = accumulate(self.sizes[:-1], initial=0)
-            kept = torch.cat([s + image for s, image in zip(starts, self.ids, strict=True)])
+            kept = join_ids(self.ids, self.sizes)
             return Units(self._places[kept], [len(image) for image in self.ids])
 
 
@@ -146,10 +145,10 @@ def merge_units(visual: Any, states: Tensor, grid_thw: Tensor) -> Tensor:
         ``[patches / 4, C]``
     """
     order = plan(visual, grid_thw.tolist(), states.device)["window_index"]
-    return _average(visual, states, order.argsort())
+    return average_units(visual, states, order.argsort())
 
 
-def _average(visual: Any, states: Tensor, places: Tensor) -> Tensor:
+def average_units(visual: Any, states: Tensor, places: Tensor) -> Tensor:
     """The mean of each unit, taken out of the order of windows: ``[patches / 4, C]``."""
     # The mean first: a quarter of the rows to put back in order.
     return states.unflatten(0, (-1, visual.spatial_merge_unit)).mean(1)[places]

@@ -105,22 +105,35 @@ def new_images(sizes: list[int], cached: list[int], added: list[int]) -> list[in
     return chosen
 
 
-def drop_placeholders(is_image: Tensor, ids: list[Tensor], sizes: list[int]) -> Tensor:
+def join_ids(ids: list[Tensor], sizes: list[int]) -> Tensor:
+    """Ids int64 ``[T_i]`` of each image as ids among the tokens of all images in a row.
+
+    Args:
+        ids: at least one image's.
+        sizes: tokens of each image.
+    """
+    if len(ids) == 1:
+        return ids[0]
+    starts = accumulate(sizes[:-1], initial=0)
+    return torch.cat([start + image for start, image in zip(starts, ids, strict=True)])
+
+
+def drop_placeholders(
+    attended: Tensor, is_image: Tensor, ids: list[Tensor], sizes: list[int]
+) -> Tensor:
     """Which columns stay: bool ``[B, L]``, from the ids kept of each image, row by row.
 
     Args:
-        is_image: bool ``[B, L]``, the placeholders; ``sum(sizes)`` of them.
-        ids: int64 ``[T_i]`` an image.
+        attended: bool ``[B, L]``, False on padding.
+        is_image: bool ``[B, L]``, the placeholders, none of them padding; ``sum(sizes)`` of them.
+        ids: int64 ``[T_i]`` of each image.
         sizes: tokens of each image.
     """
-    kept = torch.ones_like(is_image)
     if not ids:
-        return kept
-    starts = accumulate(sizes[:-1], initial=0)
-    tokens = torch.cat([start + image for start, image in zip(starts, ids, strict=True)])
+        return attended
     flags = torch.zeros(sum(sizes), dtype=torch.bool, device=is_image.device)
-    flags.index_fill_(0, tokens.to(is_image.device), True)
-    return kept.masked_scatter(is_image, flags)
+    flags.index_fill_(0, join_ids(ids, sizes).to(is_image.device), True)
+    return attended.masked_scatter(is_image, flags)
 
 
 def count_kept(columns: list[int], added: list[int], ids: list[Tensor], sizes: list[int]) -> int:

@@ -136,9 +136,12 @@ def _run_block(
     cos, sin = position_embeddings
     query, key = _rotate(query, cos[rows], sin[rows]), _rotate(key, cos, sin)
     queries, lengths = bounds
-    images = zip(query.split(queries), key.split(lengths), value.split(lengths), strict=True)
-    mixed = [_attend(*image, attention.scaling) for image in images]
-    chosen = hidden_states[rows] + attention.proj(torch.cat(mixed).flatten(1))
+    if len(lengths) == 1:
+        mixed = _attend(query, key, value, attention.scaling)
+    else:
+        images = zip(query.split(queries), key.split(lengths), value.split(lengths), strict=True)
+        mixed = torch.cat([_attend(*image, attention.scaling) for image in images])
+    chosen = hidden_states[rows] + attention.proj(mixed.flatten(1))
     result: Tensor = chosen + block.mlp(block.norm2(chosen))
     return result
 

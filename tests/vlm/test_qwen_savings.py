@@ -275,7 +275,7 @@ def test_nothing_waits_for_the_device(savings: bool) -> None:
     assert tokens.is_meta and len(tokens) == 34
     sizes = [t * h * w // 4 for t, h, w in grids]
     is_image = torch.ones(1, sum(sizes), dtype=torch.bool, device="meta")
-    kept = drop_placeholders(is_image, ids, sizes)
+    kept = drop_placeholders(torch.ones_like(is_image), is_image, ids, sizes)
     width = count_kept([sum(sizes)], [sum(sizes)], ids, sizes)
     prompt = Prompt(is_image.long(), is_image, is_image.long().expand(3, 1, -1), is_image.long())
     assert prompt.keep(kept, width, 0).input_ids.shape == (1, 34)
