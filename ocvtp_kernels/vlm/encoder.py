@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import Evidence
 from ocvtp_kernels.vlm.descriptor import PatchDescriptor
@@ -47,11 +48,15 @@ class DescriptorEncoder:
         self.width = self.descriptor.width
         self.num_tokens: int | None = self.descriptor.grid[0] * self.descriptor.grid[1]
 
-    def encode(self, photo: Image.Image) -> Encoded:
-        """Encodes an RGB photo of any size."""
+    def prepare(self, photo: Image.Image) -> tuple[Image.Image, Tensor]:
+        """What is seen of an RGB photo of any size, and its pixels float32 ``[3, H, W]``."""
         size = (self.descriptor.image_size, self.descriptor.image_size)
         picture = ImageOps.fit(photo, size, method=Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).float() / 255
-        tokens = self.descriptor(pixels)
+        return picture, torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+    def encode(self, photo: Image.Image) -> Encoded:
+        """Encodes an RGB photo of any size."""
+        picture, pixels = self.prepare(photo)
+        tokens = self.descriptor(pixels[None])
         grid = self.descriptor.grid
         return Encoded(picture, Evidence(tokens, tokens, grid=grid), grid)

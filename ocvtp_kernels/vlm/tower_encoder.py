@@ -66,7 +66,7 @@ class TowerEncoder:
     @torch.inference_mode()
     def encode(self, photo: Image.Image) -> Encoded:
         """Encodes an RGB photo of any size."""
-        pixels = self._prepare(photo)
+        pixels = self.prepare(photo)
         evidence = self.tower.encode(pixels, self.reference_layer, self.final_layer, TOLD)
         rows, columns = self.tower.read_grid(pixels)
         high, wide = self.tower.patch_size
@@ -78,7 +78,7 @@ class TowerEncoder:
             grid=(rows, columns),
         )
 
-    def _prepare(self, photo: Image.Image) -> Tensor:
+    def prepare(self, photo: Image.Image) -> Tensor:
         """``[1, 3, H, W]`` of a photo."""
         pixels: Tensor = self.processor(photo, return_tensors="pt")["pixel_values"].float()
         return pixels[:, 0] if pixels.dim() == 5 else pixels
@@ -86,7 +86,7 @@ class TowerEncoder:
     @torch.inference_mode()
     def _count_tokens(self) -> int | None:
         """Asks the processor, whose size need not be the one in the tower's config."""
-        blanks = [self._prepare(Image.new("RGB", size)) for size in ((64, 48), (48, 64))]
+        blanks = [self.prepare(Image.new("RGB", size)) for size in ((64, 48), (48, 64))]
         inner: Any = getattr(self.tower.module, "vision_model", self.tower.module)
         try:
             inner.embeddings(blanks[0])

@@ -1,0 +1,250 @@
+"""Features on disk: the reference tokens of a folder of images, in shards with a manifest.
+
+A folder holds ``features-00000.safetensors`` and so on, each one float16 tensor ``tokens``
+``[n, N, C]``, and ``manifest.json``, which names the encoder, the shards with their SHA-256 and
+the images in them. `ocvtp_kernels.training.feature_writer` makes such a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+MANIFEST = "manifest.json"
+FORMAT, VERSION = "ocvtp-features", 1
+TENSOR, DTYPE = "tokens", "float16"
+_SAFETENSORS_DTYPE = "F16"
+_KINDS: dict[str, tuple[type, ...]] = {
+    "package_version": (str,),
+    "encoder": (str,),
+    "model": (str, type(None)),
+    "reference_layer": (int, type(None)),
+    "weights_sha256": (str, type(None)),
+    "num_tokens": (int,),
+    "width": (int,),
+    "dtype": (str,),
+    "grid": (list,),
+    "shards": (list,),
+    "skipped": (list,),
+}
+_SHARD_KINDS: dict[str, tuple[type, ...]] = {
+    "file": (str,),
+    "count": (int,),
+    "sha256": (str,),
+    "computed_in": (str,),
+    "images": (list,),
+    "bytes": (list,),
+}
+
+
+class FeatureFolder:
+    """The reference tokens of a folder of images, read from disk as they are asked for.
+
+    Shards are mapped into memory when first read, and the object travels to `DataLoader` workers.
+
+    Args:
+        path: folder that ``ocvtp features`` wrote.
+
+    Attributes:
+        path: the folder.
+        manifest: what ``manifest.json`` holds.
+        num_tokens: N, width: C, grid: rows and columns, with rows · columns = N.
+        paths: of the images below their folder, with slashes, in the order of the indices.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        ValueError: the manifest is not one, or of another version of the format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path / MANIFEST)
+        self.num_tokens: int = self.manifest["num_tokens"]
+        self.width: int = self.manifest["width"]
+        self.grid: tuple[int, int] = (self.manifest["grid"][0], self.manifest["grid"][1])
+        self._shards: list[dict[str, Any]] = self.manifest["shards"]
+        self.paths: list[str] = [name for shard in self._shards for name in shard["images"]]
+        self._ends = list(accumulate(shard["count"] for shard in self._shards))
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """The reference tokens of one image, float16 ``[N, C]`` on the CPU, a copy.
+
+        Raises:
+            IndexError: there is no such image.
+            FileNotFoundError: its shard is missing.
+            ValueError: its shard is not what the manifest says.
+        """
+        place = operator.index(index)
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"index: expected {-len(self)} to {len(self) - 1}, got {place}")
+        place %= len(self)
+        number = bisect_right(self._ends, place)
+        start = self._ends[number] - self._shards[number]["count"]
+        tokens: Tensor = self._slice(number)[place - start]
+        # What the map gives shares its memory, and a change would be read again.
+        return tokens.clone()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+    def split(self, val_share: float = 0.05, seed: int = 0) -> tuple[list[int], list[int]]:
+        """Indices to train on, and to validate on, each ascending.
+
+        A hash of an image's path and the seed decides, so images added later move none. Where the
+        first two images would share a part, the second goes to the other one, so both parts are
+        non-empty from two images on.
+
+        Args:
+            val_share: expected share of validation images, in (0, 1).
+            seed: of the hash.
+
+        Raises:
+            ValueError: ``val_share`` is out of range.
+        """
+        if not 0 < val_share < 1:
+            raise ValueError(f"val_share: expected more than 0 and less than 1, got {val_share}")
+        held_out = [_uniform(path, seed) < val_share for path in self.paths]
+        if len(held_out) > 1:
+            held_out[1] = held_out[1] if held_out[1] != held_out[0] else not held_out[0]
+        train = [index for index, held in enumerate(held_out) if not held]
+        return train, [index for index, held in enumerate(held_out) if held]
+
+    def require_shards(self) -> None:
+        """Opens every shard, which reads its header alone.
+
+        Raises:
+            FileNotFoundError: one is missing.
+            ValueError: one is not what the manifest says.
+        """
+        for number in range(len(self._shards)):
+            self._slice(number)
+
+    def verify(self) -> None:
+        """Reads every shard whole and compares its SHA-256 with the manifest's.
+
+        Raises:
+            FileNotFoundError: one is missing.
+            ValueError: one is not what the manifest says.
+        """
+        self.require_shards()
+        for shard in self._shards:
+            path = self.path / shard["file"]
+            found = sha256_of(path)
+            if found != shard["sha256"]:
+                raise ValueError(f"{path}: expected SHA-256 {shard['sha256']}, got {found}")
+
+    def _slice(self, number: int) -> Any:
+        """A shard's tokens, not read yet."""
+        if number not in self._open:
+            self._open[number] = self._map(self._shards[number])
+        return self._open[number]
+
+    def _map(self, shard: dict[str, Any]) -> Any:
+        path = self.path / shard["file"]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: a shard named in {MANIFEST} is missing")
+        try:
+            file = safe_open(path, framework="pt")
+            names = list(file.keys())
+            if names != [TENSOR]:
+                raise ValueError(f"{path}: expected one tensor {TENSOR!r}, got {names}")
+            tokens = file.get_slice(TENSOR)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: expected a safetensors file, got {error}") from error
+        expected = (_SAFETENSORS_DTYPE, [shard["count"], self.num_tokens, self.width])
+        found = (str(tokens.get_dtype()), list(tokens.get_shape()))
+        if found != expected:
+            raise ValueError(
+                f"{path}: expected {expected[0]} {expected[1]} by {MANIFEST}, "
+                f"got {found[0]} {found[1]}"
+            )
+        return tokens
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads and checks a manifest.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not one, or of another version of the format.
+    """
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{path}: no such file; `ocvtp features` writes it") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected a manifest of format {FORMAT!r}")
+    if manifest.get("version") != VERSION:
+        raise ValueError(f"{path}: expected version {VERSION}, got {manifest.get('version')!r}")
+    _require(manifest, _KINDS, str(path))
+    rows_columns = manifest["grid"]
+    if (
+        len(rows_columns) != 2
+        or any(type(side) is not int or side < 1 for side in rows_columns)
+        or rows_columns[0] * rows_columns[1] != manifest["num_tokens"]
+    ):
+        raise ValueError(
+            f"{path}: grid: expected rows and columns of {manifest['num_tokens']} tokens, "
+            f"got {rows_columns}"
+        )
+    if manifest["dtype"] != DTYPE:
+        raise ValueError(f"{path}: dtype: expected {DTYPE}, got {manifest['dtype']}")
+    for number, shard in enumerate(manifest["shards"]):
+        where = f"{path}: shard {number}"
+        if not isinstance(shard, dict):
+            raise ValueError(f"{where}: expected an object, got {shard!r}")
+        _require(shard, _SHARD_KINDS, where)
+        if not shard["count"] == len(shard["images"]) == len(shard["bytes"]) > 0:
+            raise ValueError(f"{where}: expected as many images as its count, {shard['count']}")
+        if shard["file"] != shard_name(number):
+            raise ValueError(f"{where}: expected {shard_name(number)}, got {shard['file']!r}")
+    return manifest
+
+
+def shard_name(number: int) -> str:
+    """The file of a shard."""
+    return f"features-{number:05d}.safetensors"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def float16_of(tokens: Tensor) -> Tensor:
+    """Tokens as they are stored: float16 on the CPU, to nearest, inf beyond its range."""
+    return tokens.to(device="cpu", dtype=torch.float16)
+
+
+def _require(found: dict[str, Any], kinds: dict[str, tuple[type, ...]], where: str) -> None:
+    for key, kind in kinds.items():
+        if key not in found:
+            raise ValueError(f"{where}: {key} is missing")
+        if not isinstance(found[key], kind) or isinstance(found[key], bool):
+            expected = " or ".join("null" if k is type(None) else k.__name__ for k in kind)
+            raise ValueError(f"{where}: {key}: expected {expected}, got {found[key]!r}")
+
+
+def _uniform(path: str, seed: int) -> float:
+    """A number in [0, 1) that path and seed decide."""
+    digest = hashlib.sha256(f"{seed}/{path}".encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
