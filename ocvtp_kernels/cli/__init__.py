@@ -6,6 +6,7 @@ import typer
 
 from ocvtp_kernels.cli.bench import bench
 from ocvtp_kernels.cli.doctor import doctor
+from ocvtp_kernels.cli.features import features
 from ocvtp_kernels.cli.flops import flops
 from ocvtp_kernels.cli.prune import prune
 
@@ -19,6 +20,7 @@ app.command()(prune)
 app.command()(doctor)
 app.command()(bench)
 app.command()(flops)
+app.command()(features)
 
 
 def main() -> None:
