@@ -32,8 +32,10 @@ from ocvtp_kernels.importance.triton_forward import attention_received
 from ocvtp_kernels.selection.triton_forward import argmax_gather, resolve_picks, slot_argmax
 from ocvtp_kernels.selection.triton_merge import merge
 from ocvtp_kernels.slots.tiles import BLOCK
+from ocvtp_kernels.slots.triton_backward import slot_attention_gradients
 from ocvtp_kernels.slots.triton_forward import slot_attention, slot_attention_with_attention
 from ocvtp_kernels.slots.triton_gru import gru_cell
+from ocvtp_kernels.slots.triton_gru_backward import gru_cell_gradients
 
 BATCHES = (1, 64)
 SIZES = ((576, 64), (576, 128), (576, 192), (2880, 160))  # tokens, slots
@@ -93,10 +95,19 @@ def attend(load: Workload) -> None:
     slot_attention_with_attention(q, k, k, 1.0, slot_mask=mask)
 
 
+def attend_backward(load: Workload) -> None:
+    q, k = slots_and_tokens(load)
+    mass, given = empty(load, *q.shape[:2]), empty(load, *q.shape[:2], load.num_tokens)
+    mask = empty(load, load.batch, load.num_slots, dtype=torch.bool)
+    slot_attention_gradients(q, k, k, 1.0, 1e-5, None, q, q, mass, None, mass)
+    slot_attention_gradients(q, k, k, 1.0, 1e-5, mask, q, q, mass, given)
+
+
 def gru(load: Workload) -> None:
     slots, dim = slots_and_tokens(load)[0], load.slot_dim
     matrix, bias = empty(load, 3 * dim, dim), empty(load, 3 * dim)
     gru_cell(slots, slots, matrix, matrix, bias, bias)
+    gru_cell_gradients(slots, slots, matrix, matrix, bias, bias, slots)
 
 
 def argmax(load: Workload) -> None:
@@ -161,6 +172,7 @@ LAUNCHERS: tuple[Launcher, ...] = (
     prune,
     picks,
     attend,
+    attend_backward,
     gru,
     argmax,
     pick,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ocvtp_kernels.slots.gru_cpu import gru
 from ocvtp_kernels.slots.reference import (
     StepWeights,
     feed_forward,
@@ -212,8 +213,6 @@ class SlotAttention(nn.Module):
         updates, _, *attention = getattr(torch.ops.ocvtp, op)(
             query(slots, weights), k, v, k.shape[-1] ** -0.5, slot_mask=slot_mask
         )
-        slots = torch.ops.ocvtp.gru_cell(
-            updates, slots, weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh
-        )
+        slots = gru(updates, slots, weights)
         dropout = self.dropout if self.training else 0.0
         return feed_forward(slots, weights, dropout), attention[0] if attention else None

@@ -6,9 +6,11 @@ import typer
 
 from ocvtp_kernels.cli.bench import bench
 from ocvtp_kernels.cli.doctor import doctor
+from ocvtp_kernels.cli.evaluate import evaluate
 from ocvtp_kernels.cli.features import features
 from ocvtp_kernels.cli.flops import flops
 from ocvtp_kernels.cli.prune import prune
+from ocvtp_kernels.cli.train import train
 
 app = typer.Typer(
     help="Vision-token pruning: see which tokens of a photo are kept.",
@@ -21,6 +23,8 @@ app.command()(doctor)
 app.command()(bench)
 app.command()(flops)
 app.command()(features)
+app.command()(train)
+app.command()(evaluate)
 
 
 def main() -> None:

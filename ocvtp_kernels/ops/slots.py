@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
+from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.native import if_built
 from ocvtp_kernels.ops.library import Gradient, compose, define, lazy
-from ocvtp_kernels.slots import cpu, gradients, native, reference
+from ocvtp_kernels.slots import cpu, gradients, gru_cpu, native, reference
 
 _ARGUMENTS = "(Tensor q, Tensor k, Tensor v, float scale, float eps=1e-05, Tensor? slot_mask=None)"
+_GRU_ARGUMENTS = "Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh"
 
 
 def check_queries_and_keys(q: Tensor, k: Tensor) -> None:
@@ -65,22 +67,28 @@ def _reference_slot_attention(*args: Any) -> tuple[Tensor, Tensor]:
 
 def _save_slot_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, ctx.scale, ctx.eps, slot_mask = inputs
-    ctx.save_for_backward(q, k, v, slot_mask, output[0])
+    # An output without a gradient must not cost a tensor of zeros, [B, K, N] for the attention.
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, slot_mask, *output[:2])
 
 
 def _slot_attention_backward(
-    ctx: Any, grad_updates: Tensor, grad_mass: Tensor, grad_attention: Tensor | None = None
+    ctx: Any,
+    grad_updates: Tensor | None,
+    grad_mass: Tensor | None,
+    grad_attention: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    q, k, v, slot_mask, updates = ctx.saved_tensors
+    q, k, v, slot_mask, updates, mass = ctx.saved_tensors
+    grad_updates = torch.zeros_like(updates) if grad_updates is None else grad_updates
+    grad_mass = torch.zeros_like(mass) if grad_mass is None else grad_mass
     # Where the gradients are to be differentiated again, they are made of plain torch ops.
     gradients_of = (
         gradients.slot_attention_gradients
         if torch.is_grad_enabled()
         else torch.ops.ocvtp.slot_attention_backward
     )
-    grads = gradients_of(
-        q, k, v, ctx.scale, ctx.eps, slot_mask, updates, grad_updates, grad_mass, grad_attention
-    )
+    given = (grad_updates, grad_mass, grad_attention, mass)
+    grads = gradients_of(q, k, v, ctx.scale, ctx.eps, slot_mask, updates, *given)
     return *grads, None, None, None
 
 
@@ -95,6 +103,7 @@ def _check_slot_attention_backward(
     grad_updates: Tensor,
     grad_mass: Tensor,
     grad_attention: Tensor | None,
+    mass: Tensor | None = None,
 ) -> None:
     _check_slot_attention(q, k, v, scale, eps, slot_mask)
     by_slot = (*q.shape[:2],)
@@ -103,6 +112,7 @@ def _check_slot_attention_backward(
         "grad_updates": (grad_updates, (*by_slot, v.shape[2])),
         "grad_mass": (grad_mass, by_slot),
         "grad_attention": (grad_attention, (*by_slot, k.shape[1])),
+        "mass": (mass, by_slot),
     }
     for name, (tensor, shape) in shapes.items():
         if tensor is None:
@@ -115,12 +125,17 @@ def _check_slot_attention_backward(
 define(
     "slot_attention_backward(Tensor q, Tensor k, Tensor v, float scale, float eps,"
     " Tensor? slot_mask, Tensor updates, Tensor grad_updates, Tensor grad_mass,"
-    " Tensor? grad_attention) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+    " Tensor? grad_attention, Tensor? mass=None)"
+    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
     check=_check_slot_attention_backward,
     fake=lambda q, k, v, *_: tuple(t.new_empty(t.shape) for t in (q, k, v)),
     kernels={
         "reference": gradients.slot_attention_gradients,
-        "cpu": if_built(native.slot_attention_gradients, gradients.slot_attention_gradients),
+        "cpu": if_built(
+            lambda *args: native.slot_attention_gradients(*args[:10]),  # it needs no mass
+            gradients.slot_attention_gradients,
+        ),
+        "triton": lazy("slots.triton_backward", "slot_attention_gradients"),
     },
     is_gradient=True,
 )
@@ -173,17 +188,59 @@ def _check_gru_cell(
     checks.require_size("w_hh", w_hh, 1, dim, "h")
 
 
-def _save_gru_cell(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gru_cell_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    x, h, w_ih, w_hh, b_ih, b_hh = ctx.saved_tensors
-    return gradients.gru_cell_gradients(x, h, w_ih, w_hh, b_ih, b_hh, grad)
+def _check_gru_cell_backward(
+    x: Tensor,
+    h: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
+    grad: Tensor,
+    gates: Tensor | None = None,
+) -> None:
+    _check_gru_cell(x, h, w_ih, w_hh, b_ih, b_hh)
+    checks.require_same_kind("grad", grad, "h", h)
+    shapes = {"grad": (grad, h.shape), "gates": (gates, (*h.shape[:-1], 4 * h.shape[-1]))}
+    for name, (tensor, shape) in shapes.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
 
 
 define(
-    "gru_cell(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh) -> Tensor",
+    f"gru_cell_backward({_GRU_ARGUMENTS}, Tensor grad, Tensor? gates=None) -> (Tensor grad_x,"
+    " Tensor grad_h, Tensor grad_w_ih, Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh)",
+    check=_check_gru_cell_backward,
+    fake=lambda *inputs: tuple(t.new_empty(t.shape) for t in inputs[:6]),
+    kernels={
+        "reference": gradients.gru_cell_gradients,
+        "cpu": gru_cpu.gru_cell_gradients,
+        "triton": lazy("slots.triton_gru_backward", "gru_cell_gradients"),
+    },
+    is_gradient=True,
+)
+
+
+def _save_gru_cell(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+    gates = None if isinstance(output, Tensor) else output[1]
+    if gates is not None:
+        ctx.mark_non_differentiable(gates)
+    ctx.save_for_backward(*inputs, gates)
+
+
+def _gru_cell_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    x, h, w_ih, w_hh, b_ih, b_hh, gates = ctx.saved_tensors
+    inputs = (x, h, w_ih, w_hh, b_ih, b_hh)
+    # As for the competition.
+    if torch.is_grad_enabled():
+        return gradients.gru_cell_gradients(*inputs, grad)
+    found: tuple[Tensor, ...] = torch.ops.ocvtp.gru_cell_backward(*inputs, grad, gates)
+    return found
+
+
+_GRU_GRADIENT = Gradient(save=_save_gru_cell, backward=_gru_cell_backward)
+
+define(
+    f"gru_cell({_GRU_ARGUMENTS}) -> Tensor",
     check=_check_gru_cell,
     fake=lambda x, h, *_: h.new_empty(h.shape),
     kernels={
@@ -192,7 +249,22 @@ define(
         "triton": lazy("slots.triton_gru", "gru_cell"),
         "cuda": native.gru_cell,
     },
-    gradient=Gradient(save=_save_gru_cell, backward=_gru_cell_backward),
+    gradient=_GRU_GRADIENT,
+)
+
+
+def _fake_with_gates(x: Tensor, h: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    gates = h.new_empty((*h.shape[:-1], 4 * h.shape[-1]), dtype=accumulate_dtype(h.dtype))
+    return h.new_empty(h.shape), gates
+
+
+define(
+    f"gru_cell_with_gates({_GRU_ARGUMENTS}) -> (Tensor state, Tensor gates)",
+    check=_check_gru_cell,
+    fake=_fake_with_gates,
+    kernels={"reference": gru_cpu.gru_cell_with_gates, "cpu": gru_cpu.gru_cell_with_gates},
+    gradient=_GRU_GRADIENT,
+    is_gradient=True,
 )
 
 
@@ -213,8 +285,7 @@ def _slot_attention_step(
     step = reference.StepWeights(*weights)
     q = reference.query(slots, step)
     updates, _ = torch.ops.ocvtp.slot_attention(q, k, v, scale, eps, slot_mask)
-    slots = torch.ops.ocvtp.gru_cell(updates, slots, step.w_ih, step.w_hh, step.b_ih, step.b_hh)
-    return reference.feed_forward(slots, step)
+    return reference.feed_forward(gru_cpu.gru(updates, slots, step), step)
 
 
 compose(

@@ -25,12 +25,14 @@ def slot_attention_gradients(
     grad_updates: Tensor,
     grad_mass: Tensor,
     grad_attention: Tensor | None,
+    mass: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `ocvtp_kernels.slots.reference.slot_attention`.
 
     Args:
         q: ``[B, K, D]``; k: ``[B, N, D]``; v: ``[B, N, E]``; updates: ``[B, K, E]`` its result.
         grad_updates: ``[B, K, E]``; grad_mass: ``[B, K]``; grad_attention: ``[B, K, N]`` or None.
+        mass: ``[B, K]`` its result, which spares some kernels a pass; computed again here.
 
     Returns:
         gradients of q, k and v, in their dtype, accumulated in float32 or wider.
@@ -59,11 +61,13 @@ def gru_cell_gradients(
     b_ih: Tensor,
     b_hh: Tensor,
     grad: Tensor,
+    gates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `ocvtp_kernels.slots.reference.gru_cell` in all six inputs.
 
     Args:
         x: ``[..., E]``; h and grad: ``[..., D]``; weights as `gru_cell` takes them.
+        gates: what `ocvtp_kernels.slots.gru_cpu` keeps of the forward pass; computed again here.
 
     Returns:
         gradients in the order and dtypes of the inputs, accumulated in float32 or wider.
@@ -71,7 +75,7 @@ def gru_cell_gradients(
     inputs = (x, h, w_ih, w_hh, b_ih, b_hh)
     wide = accumulate_dtype(h.dtype)
     x, h, w_ih, w_hh, b_ih, b_hh, grad = (t.to(wide) for t in (*inputs, grad))
-    rows_x, rows_h = x.flatten(0, -2), h.flatten(0, -2)
+    rows_x, rows_h = x.reshape(-1, x.shape[-1]), h.reshape(-1, h.shape[-1])
     grad = grad.reshape(rows_h.shape)
     i_r, i_z, i_n = torch.addmm(b_ih, rows_x, w_ih.T).chunk(3, dim=-1)
     h_r, h_z, h_n = torch.addmm(b_hh, rows_h, w_hh.T).chunk(3, dim=-1)

@@ -124,3 +124,35 @@ def gru_tile(chip: Chip, dtype: torch.dtype, rows: int, dim: int) -> LinearTile:
     # As for the Linear, fewer than 64 rows would take another matrix instruction.
     table = _GRU_HALF if chip.capability in (90, 100) else (*_GRU_HALF, *_GRU_SLIMMER)
     return first_that_fills(table, chip, rows, dim)
+
+
+def one_backward_tile(chip: Chip, dtype: torch.dtype, num_slots: int) -> bool:
+    """Whether all slots, and what the three gradients need of them, fit the registers."""
+    newer = chip.capability in (90, 100)
+    return dtype != torch.float32 and num_slots <= (ONE_TILE if newer else BLOCK)
+
+
+def compete_backward_tile(
+    chip: Chip, dtype: torch.dtype, batch: int, num_slots: int, channels: int
+) -> CompeteTile:
+    """The gradient's tile: chunks as wide as still give most multiprocessors a program.
+
+    Every chunk computes the logits and the attention's gradient again. Tokens are rows of their
+    own gradients, so as many as the newer matrix instructions need.
+    """
+    together = one_backward_tile(chip, dtype, num_slots)
+    slots = power_of_two(num_slots) if together else min(BLOCK, power_of_two(num_slots))
+    depth = logits_depth(chip, dtype)
+    if dtype == torch.float32:
+        return CompeteTile(slots, 32, depth, 32, 8, 2)
+    widest = 64 if slots == ONE_TILE else 256 if together and chip.capability == 90 else 128
+    chunk = min(widest, power_of_two(channels))
+    parts = batch * ceil_div(num_slots, slots)
+    while chunk > 64 and 4 * parts * ceil_div(channels, chunk) < 3 * chip.multiprocessors:
+        chunk //= 2
+    return CompeteTile(slots, 64 if chip.capability in (90, 100) else 32, depth, chunk, 8, 2)
+
+
+def tokens_backward_tile(chip: Chip, dtype: torch.dtype, channels: int) -> CompeteTile:
+    """The tile of the tokens' gradients, where they are a kernel of their own."""
+    return compete_backward_tile(chip, dtype, 1, ONE_TILE + 1, channels)

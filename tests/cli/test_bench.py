@@ -119,7 +119,10 @@ def test_the_committed_projections_are_the_generated_ones(tmp_path: Path) -> Non
         (["--report", "--counts", "c.json"], "counts: goes with --projections"),
         (["--projections", "--readme", "r.md"], "readme: goes with --report"),
         (["--report", "--output", "a", "--readme", "a"], "readme: expected another file"),
-        (["--report", "--results", "nowhere"], "results: no */micro.json, */e2e.json or */selectors.json"),
+        (
+            ["--report", "--results", "nowhere"],
+            "results: no */micro.json, */e2e.json or */selectors.json",
+        ),
     ],
 )
 def test_a_wrong_option_is_named(arguments: list[str], message: str) -> None:

@@ -81,8 +81,8 @@ def test_opcheck_and_compilation_hold_for_gpu_tensors_too(name: str) -> None:
 
 @EVERY_OP
 def test_an_empty_batch(name: str) -> None:
-    if name == "gru_cell":
-        pytest.skip("gru_cell has rows, not images; its empty case is in tests/slots")
+    if name.startswith("gru_cell"):
+        pytest.skip("the GRU has rows, not images; its empty cases are in tests/slots")
     for result, full in zip(
         outputs(op(name)(*ARGUMENTS[name](batch=0))),
         outputs(op(name)(*ARGUMENTS[name](batch=1))),

@@ -1,0 +1,139 @@
+"""Where a run stands, on disk: whole folders, written aside and renamed; the last two are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+KEPT = 2
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+NAME = re.compile(r"step-(\d{8})")
+
+
+class Snapshot(NamedTuple):
+    """A run between two steps. Tensors on the CPU."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]  # "<quantity>/<parameter>"
+    state: dict[str, Any]  # JSON
+
+
+def save_snapshot(folder: Path, step: int, snapshot: Snapshot) -> Path:
+    """Writes ``folder/step-<step>``, then removes all but the last two.
+
+    The folder comes to be by a rename: at any moment it is whole or not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:08d}"
+    aside = folder / f".aside-{secrets.token_hex(4)}"
+    aside.mkdir()
+    _write(aside / MODEL, save(_contiguous(snapshot.model)))
+    _write(aside / OPTIMIZER, save(_contiguous(snapshot.optimizer)))
+    _write(aside / STATE, (json.dumps(snapshot.state, indent=2) + "\n").encode())
+    aside.rename(path)
+    _sync(folder)
+    for _, old in snapshots(folder)[:-KEPT]:
+        _remove(old)
+    return path
+
+
+def snapshots(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and paths, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = ((NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def load_snapshot(folder: Path) -> Snapshot | None:
+    """The last snapshot that can be read, None if there is none.
+
+    One that cannot be read, on a damaged disk, is passed over with a warning.
+    """
+    for _, path in reversed(snapshots(folder)):
+        try:
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            return Snapshot(load_file(path / MODEL), load_file(path / OPTIMIZER), state)
+        except (OSError, ValueError, SafetensorError) as error:
+            warnings.warn(f"{path}: passed over, cannot be read: {error}", stacklevel=2)
+    return None
+
+
+def sweep(folder: Path, last: int) -> None:
+    """Removes what a killed run left aside, and snapshots behind step ``last``."""
+    for path in folder.glob(".aside-*") if folder.is_dir() else ():
+        shutil.rmtree(path)
+    for step, path in snapshots(folder):
+        if step > last:
+            _remove(path)
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """An optimizer's state, a tensor a quantity and parameter."""
+    return {
+        f"{quantity}/{name}": value
+        for name, parameter in named.items()
+        for quantity, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    """Gives an optimizer the state that `optimizer_tensors` took.
+
+    Raises:
+        ValueError: a parameter is unknown.
+    """
+    ordered = (p for group in optimizer.param_groups for p in group["params"])
+    place = {id(parameter): index for index, parameter in enumerate(ordered)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        quantity, _, name = key.partition("/")
+        if name not in named:
+            raise ValueError(f"optimizer: unexpected parameter {name!r}")
+        state.setdefault(place[id(named[name])], {})[quantity] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: a folder that is half removed must not look like a snapshot.
+    aside = path.with_name(f".aside-{secrets.token_hex(4)}")
+    path.rename(aside)
+    shutil.rmtree(aside)

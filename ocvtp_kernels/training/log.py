@@ -1,0 +1,129 @@
+"""The log of a training run, a row a step, and its picture."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ocvtp_kernels.files import write_aside
+
+HEADER = ("step", "epoch", "K", "loss", "lr", "val_loss", "seconds")
+INK, TRAINING, VALIDATION, GRID = "#1b1d22", "#b9c4d4", "#d9480f", "#dcdee2"
+MISSING = "matplotlib draws the curves and is not installed: pip install 'ocvtp-kernels[train]'"
+
+
+class Row(NamedTuple):
+    """One step; steps and epochs are counted from 1."""
+
+    step: int
+    epoch: int
+    num_slots: int
+    loss: float
+    lr: float
+    val_loss: float | None  # of the epoch that ends with this step
+    seconds: float  # spent on the run up to here, what was lost by a kill left out
+
+    def line(self) -> str:
+        """As CSV; nine digits tell every float32 from its neighbours."""
+        val = "" if self.val_loss is None else f"{self.val_loss:.9g}"
+        return (
+            f"{self.step},{self.epoch},{self.num_slots},{self.loss:.9g},{self.lr:.9g},{val},"
+            f"{self.seconds:.3f}\n"
+        )
+
+
+class Log:
+    """``log.csv``, appended to in whole rows and cut back to where a resumed run stands.
+
+    Args:
+        path: of the file.
+        size: bytes to keep of it, 0 to begin anew.
+
+    Raises:
+        ValueError: the file is shorter than that.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        if size == 0:
+            header = ",".join(HEADER) + "\n"
+            write_aside(path, lambda aside: aside.write_text(header, encoding="utf-8"))
+            return
+        there = path.stat().st_size if path.exists() else 0
+        if there < size:
+            raise ValueError(f"{path}: expected at least {size} bytes to go on from, got {there}")
+        os.truncate(path, size)
+
+    def append(self, rows: Sequence[Row]) -> int:
+        """Writes rows through to the disk; returns the file's size then."""
+        with self.path.open("ab") as file:
+            file.write("".join(row.line() for row in rows).encode())
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+
+
+def read_log(path: Path) -> list[Row]:
+    """The rows of a log.
+
+    Raises:
+        ValueError: the file is not a log of ours.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = csv.reader(file)
+        if tuple(next(lines, ())) != HEADER:
+            raise ValueError(f"{path}: expected the columns {', '.join(HEADER)}")
+        return [
+            Row(
+                int(step),
+                int(epoch),
+                int(count),
+                float(loss),
+                float(lr),
+                float(val) if val else None,
+                float(seconds),
+            )
+            for step, epoch, count, loss, lr, val, seconds in lines
+        ]
+
+
+def require_matplotlib() -> None:
+    """Raises `ImportError` with a sentence to act on where there is no matplotlib."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(MISSING) from error
+
+
+def draw_curve(rows: Sequence[Row], path: Path) -> None:
+    """Draws training loss, step by step, and validation loss, epoch by epoch, to a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(
+        [row.step for row in rows],
+        [row.loss for row in rows],
+        color=TRAINING,
+        linewidth=0.8,
+        label="training, a step",
+    )
+    ends = [(row.step, row.val_loss) for row in rows if row.val_loss is not None]
+    axes.plot(
+        [step for step, _ in ends],
+        [val_loss for _, val_loss in ends],
+        color=VALIDATION,
+        marker="o",
+        markersize=3,
+        label="validation, an epoch",
+    )
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, labelcolor=INK)
+    write_aside(path, lambda aside: figure.savefig(aside, dpi=150))

@@ -1,0 +1,288 @@
+"""The training run: one process or several, on the CPU or on GPUs, resumable to the bit."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ocvtp_kernels.config import PrunerConfig
+from ocvtp_kernels.training import checkpoints
+from ocvtp_kernels.training.autoencoder import OCAutoencoder
+from ocvtp_kernels.training.config import SHARES, TrainConfig
+from ocvtp_kernels.training.data import Split, keyed_generator, keyed_seed, prefetch
+from ocvtp_kernels.training.features import FeatureFolder
+from ocvtp_kernels.training.folder import RunFolder
+from ocvtp_kernels.training.log import Log, Row
+from ocvtp_kernels.training.start import start_as_kmeans
+
+# Images, or a row an image.
+Rows = TypeVar("Rows", list[int], Tensor)
+# Losses wait on the device for this many steps, so that no step waits for the device.
+STEPS_TO_LOG = 20
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite any more."""
+
+
+class Trainer:
+    """A training run in a folder, see `TrainConfig`.
+
+    All that is random is drawn on the CPU for the whole batch of all processes, by generators
+    keyed by the seed and by the step, so the number of processes does not matter (but to dropout,
+    which has a key a process) and there is no generator whose state could be lost.
+
+    Validation is the training objective, masks and noise included, on images that are not trained
+    on: an image meets the same draws in every epoch, and dropout is off. Unmasked tokens would be
+    copied, whatever the slots say.
+
+    Args:
+        features: the tokens to train on.
+        folder: where the run is kept.
+        config: its settings.
+        pruner: what is trained.
+        is_fresh: begin anew, and remove what the folder has of an earlier run.
+
+    Raises:
+        ValueError: the folder has a run of other settings or images, or is not of a run; there
+            are fewer images in a batch than processes.
+    """
+
+    def __init__(
+        self,
+        features: FeatureFolder,
+        folder: RunFolder,
+        config: TrainConfig,
+        pruner: PrunerConfig,
+        *,
+        is_fresh: bool = False,
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision=config.mixed_precision
+        )
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.features, self.folder, self.config, self.pruner = features, folder, config, pruner
+        self.split = Split(features, config.batch_size, config.seed, config.limit)
+        if self.split.batch_size < self.world:
+            raise ValueError(
+                f"batch_size: expected an image for each of {self.world} processes, got "
+                f"{self.split.batch_size}"
+            )
+        self.loss = config.loss()
+        self.identity = {
+            "train": config.as_json(),
+            "pruner": folder.plain(pruner),
+            "data": self.split.fingerprint(features),
+        }
+        if self.accelerator.is_main_process:
+            folder.prepare(self.identity, is_fresh)
+        self.accelerator.wait_for_everyone()
+        self._build()
+        self._restore()
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run, if it does not end early."""
+        return self.config.epochs * self.split.steps
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.step >= self.total or self.bad_epochs >= self.config.patience
+
+    def run(self) -> None:
+        """Trains to the end, and leaves the best weights in ``best.safetensors``.
+
+        Raises:
+            Diverged: the loss is not finite; the last checkpoint stays.
+        """
+        self.began = time.monotonic() - self.seconds
+        with tqdm(
+            total=self.total,
+            initial=self.step,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        ) as bar:
+            while not self.is_finished:
+                self._train_epoch(bar)
+                val_loss = self._validate()
+                self._log(val_loss)
+                self._judge(val_loss)
+                self._checkpoint()
+                bar.set_postfix(validation=f"{val_loss:.4g}", best=f"{self.best:.4g}")
+        self.accelerator.wait_for_everyone()
+
+    def _build(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keyed_seed(self.config.seed, "weights"))
+            self.model = OCAutoencoder(self.pruner)
+        if self.config.start == "kmeans":
+            start_as_kmeans(self.model)
+        self.model.to(self.accelerator.device)
+        self.named = dict(self.model.named_parameters())
+        groups: dict[float, list[Tensor]] = {}
+        for name, parameter in self.named.items():
+            key = SHARES.get(name.split(".")[0])
+            share = 1.0 if key is None else getattr(self.config, key)
+            groups.setdefault(share, []).append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": owned, "share": share} for share, owned in groups.items()],
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
+        )
+
+    def _restore(self) -> None:
+        self.step, self.bad_epochs, self.seconds = 0, 0, 0.0
+        self.best, self.best_epoch, log_size = float("inf"), 0, 0
+        snapshot = checkpoints.load_snapshot(self.folder.checkpoints)
+        if snapshot is not None:
+            state = snapshot.state
+            self.model.load_state_dict(snapshot.model)
+            checkpoints.restore_optimizer(self.optimizer, self.named, snapshot.optimizer)
+            self.step, self.bad_epochs = state["step"], state["bad_epochs"]
+            self.seconds, log_size = state["seconds"], state["log_bytes"]
+            if state["best"] is not None:
+                self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.accelerator.wait_for_everyone()
+        self.rows: list[tuple[int, int, float, float]] = []
+        self.losses: list[Tensor] = []
+        if self.accelerator.is_main_process:
+            checkpoints.sweep(self.folder.checkpoints, self.step)
+            self.log = Log(self.folder.log, log_size)
+            self.log_size = log_size
+        # After the weights are in: distributed training copies those of the first process.
+        self.trained, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
+
+    def _own(self, images: Rows) -> Rows:
+        return images[self.rank :: self.world]
+
+    def _train_epoch(self, bar: tqdm) -> None:
+        end = (self.step // self.split.steps + 1) * self.split.steps
+        self.trained.train()
+        images = (self._own(self.split.batch(step)) for step in range(self.step, end))
+        for tokens in prefetch(self.features, images):
+            self._train_step(tokens)
+            bar.update()
+            if len(self.losses) >= STEPS_TO_LOG and self.step < end:
+                self._log()
+            if self.step % self.config.checkpoint_every == 0 and self.step < end:
+                self._log()
+                self._checkpoint()
+
+    def _train_step(self, tokens: Tensor) -> None:
+        config, seed, step = self.config, self.config.seed, self.step
+        generator = keyed_generator(seed, "step", step)
+        num_slots = config.slots[int(torch.randint(len(config.slots), (), generator=generator))]
+        draws = self.model.draw(self.split.batch_size, num_slots, generator)
+        lr = config.lr_at(step, self.split.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["share"]
+        tokens = self._to_device(tokens)
+        devices = [tokens.device] if tokens.is_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(keyed_seed(seed, "dropout", step, self.rank))
+            out = self.trained(tokens, noise=self._own(draws.noise), visible=self._own(draws[1]))
+            target = self.config.target_scale * tokens
+            loss = self.loss(out.reconstruction, target, out.attention).sum()
+            loss = loss / self.split.batch_size
+            # Gradients are averaged over processes, whose shares of the batch may differ.
+            self.accelerator.backward(loss * self.world)
+        self.accelerator.clip_grad_norm_(self.trained.parameters(), config.grad_clip)
+        self.stepper.step()
+        self.stepper.zero_grad()
+        self.step += 1
+        self.losses.append(loss.detach())
+        self.rows.append((self.step, num_slots, lr, time.monotonic() - self.began))
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Mean loss over the validation split and over all K."""
+        self.model.eval()
+        size, images = self.split.batch_size, self.split.val
+        batches = [images[first : first + size] for first in range(0, len(images), size)]
+        total = torch.zeros(len(batches), dtype=torch.float64, device=self.accelerator.device)
+        owned = [batch for batch in batches if len(batch) > self.rank]
+        for place, tokens in enumerate(prefetch(self.features, map(self._own, owned))):
+            tokens = self._to_device(tokens)
+            for num_slots in self.config.slots:
+                generator = keyed_generator(self.config.seed, "validation", place, num_slots)
+                draws = self.model.draw(len(owned[place]), num_slots, generator)
+                noise, visible = self._own(draws.noise), self._own(draws.visible)
+                with self.accelerator.autocast():
+                    out = self.model(tokens, noise=noise, visible=visible)
+                target = self.config.target_scale * tokens
+                losses = self.loss(out.reconstruction.float(), target, out.attention.float())
+                total[place] += losses.double().sum()
+        summed: Tensor = self.accelerator.reduce(total, "sum")
+        return summed.sum().item() / (len(images) * len(self.config.slots))
+
+    def _judge(self, val_loss: float) -> None:
+        if val_loss < self.best:
+            self.best, self.best_epoch = val_loss, self.step // self.split.steps
+            self.bad_epochs = 0
+            if self.accelerator.is_main_process:
+                self.model.save_checkpoint(self.folder.best)
+        else:
+            self.bad_epochs += 1
+
+    def _log(self, val_loss: float | None = None) -> None:
+        """Writes the rows that wait; the last has the validation loss, if there is one."""
+        if not self.losses:
+            return
+        losses = self.accelerator.reduce(torch.stack(self.losses), "sum").tolist()
+        rows = [
+            Row(step, (step - 1) // self.split.steps + 1, num_slots, loss, lr, None, seconds)
+            for (step, num_slots, lr, seconds), loss in zip(self.rows, losses, strict=True)
+        ]
+        rows[-1] = rows[-1]._replace(val_loss=val_loss)
+        for row in rows:
+            if not all(map(torch.isfinite, torch.tensor([row.loss, row.val_loss or 0.0]))):
+                raise Diverged(f"step {row.step}: expected a finite loss, got {row.loss}")
+        if self.accelerator.is_main_process:
+            self.log_size = self.log.append(rows)
+        self.losses, self.rows = [], []
+
+    def _checkpoint(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            **self.identity,
+            "step": self.step,
+            "best": self.best if self.best_epoch else None,
+            "best_epoch": self.best_epoch,
+            "bad_epochs": self.bad_epochs,
+            "log_bytes": self.log_size,
+            "seconds": time.monotonic() - self.began,
+        }
+        tensors = checkpoints.optimizer_tensors(self.optimizer, self.named)
+        snapshot = checkpoints.Snapshot(self.model.state_dict(), tensors, state)
+        checkpoints.save_snapshot(self.folder.checkpoints, self.step, snapshot)
+
+    def _to_device(self, tokens: Tensor) -> Tensor:
+        return tokens.to(self.accelerator.device, non_blocking=True).float()
+
+
+def train(
+    features: FeatureFolder,
+    output: Path,
+    config: TrainConfig,
+    pruner: PrunerConfig,
+    *,
+    is_fresh: bool = False,
+    command: str = "",
+) -> Trainer:
+    """Trains a pruner, or goes on with it; see `Trainer` and `RunFolder` for what it leaves."""
+    folder = RunFolder(output)
+    trainer = Trainer(features, folder, config, pruner, is_fresh=is_fresh)
+    trainer.run()
+    if trainer.accelerator.is_main_process:
+        folder.finish(trainer, command)
+    trainer.accelerator.wait_for_everyone()
+    return trainer

@@ -1,0 +1,117 @@
+"""The GRU's gradients on the CPU: computed again, and from gates that were kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocvtp_kernels.slots import gru_cpu, reference
+from tests.cases import (
+    CPU_WAYS,
+    assert_within_budget,
+    peak_bytes,
+    random_pruner,
+    random_tokens,
+    running,
+    small_config,
+)
+
+OPS = ("gru_cell", "gru_cell_with_gates")
+
+
+def state_of(op: str, *inputs: Tensor) -> Tensor:
+    result = getattr(torch.ops.ocvtp, op)(*inputs)
+    return result if op == "gru_cell" else result[0]
+
+
+def inputs(*lead: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> list[Tensor]:
+    shapes = [(*lead, 9), (*lead, 5), (15, 9), (15, 5), (15,), (15,)]
+    return [scale * random_tokens(*s, seed=i, dtype=dtype) for i, s in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("way", CPU_WAYS)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("lead", [(13,), (2, 7), ()])
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_error_budget(
+    way: str, op: str, lead: tuple[int, ...], scale: float, dtype: torch.dtype
+) -> None:
+    narrow = inputs(*lead, dtype=dtype, scale=scale)
+    grad = random_tokens(*lead, 5, seed=9, dtype=dtype)
+
+    def gradients(kind: torch.dtype, ours: bool) -> tuple[Tensor, ...]:
+        leaves = [tensor.to(kind).requires_grad_() for tensor in narrow]
+        state = state_of(op, *leaves) if ours else reference.gru_cell(*leaves)
+        return torch.autograd.grad(state, leaves, grad.to(kind))
+
+    with running(way):
+        got = gradients(dtype, True)
+    plain, oracle = gradients(dtype, False), gradients(torch.float64, False)
+    for one, rough, exact in zip(got, plain, oracle, strict=True):
+        assert_within_budget(one, rough, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_state_beside_the_gates(dtype: torch.dtype) -> None:
+    narrow = inputs(2, 7, dtype=dtype, scale=3.0)
+    state, gates = gru_cpu.gru_cell_with_gates(*narrow)
+    oracle = reference.gru_cell(*(tensor.double() for tensor in narrow))
+    assert_within_budget(state, reference.gru_cell(*narrow), oracle)
+    assert gates.shape == (2, 7, 20) and gates.dtype == torch.float32
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("lead", [(3,), (2, 4)])
+def test_gradcheck(op: str, lead: tuple[int, ...]) -> None:
+    leaves = [t.requires_grad_() for t in inputs(*lead, dtype=torch.float64, scale=0.5)]
+    assert torch.autograd.gradcheck(lambda *given: state_of(op, *given), leaves)
+    assert torch.autograd.gradgradcheck(lambda *given: state_of(op, *given), leaves)
+
+
+def test_no_rows_have_no_gradient() -> None:
+    leaves = [t.requires_grad_() for t in inputs(0, 7)]
+    for gradient, leaf in zip(
+        torch.autograd.grad(state_of(OPS[1], *leaves).sum(), leaves), leaves, strict=True
+    ):
+        assert gradient.shape == leaf.shape and (gradient == 0).all()
+
+
+def test_bad_gradients_are_named() -> None:
+    given = inputs(4)
+    backward = torch.ops.ocvtp.gru_cell_backward
+    with pytest.raises(ValueError, match=r"grad: expected shape \[4, 5\], got \[3, 5\]"):
+        backward(*given, torch.zeros(3, 5))
+    with pytest.raises(TypeError, match="grad: expected dtype"):
+        backward(*given, torch.zeros(4, 5).double())
+    with pytest.raises(ValueError, match=r"gates: expected shape \[4, 20\], got \[4, 15\]"):
+        backward(*given, torch.zeros(4, 5), torch.zeros(4, 15))
+
+
+def test_training_holds_less_at_once_than_autograd_through_the_plain_module() -> None:
+    config = small_config(
+        agg_embed_dim=64, init_dim=64, enc_dims=(20, 64), agg_ffn_dim=64, agg_trunc_bp=None
+    )
+    module = random_pruner(config).aggregat
+    tokens, slots = random_tokens(4, 100, 64), random_tokens(4, 32, 64, seed=1)
+
+    def plain() -> None:
+        out, _ = module(tokens, slots)
+        out.sum().backward()
+
+    def ours() -> None:
+        x = module.norm_in(tokens)
+        k, v = module.proj_k(x), module.proj_v(x)
+        weights, state = module.step_weights(), slots
+        for _ in range(module.num_iter):
+            state = torch.ops.ocvtp.slot_attention_step(state, k, v, list(weights), 0.125)
+        state.sum().backward()
+
+    peaks = []
+    for call in (plain, ours):
+        module.zero_grad(set_to_none=True)
+        call()
+        module.zero_grad(set_to_none=True)
+        peaks.append(peak_bytes(call))
+    assert peaks[1] < peaks[0]

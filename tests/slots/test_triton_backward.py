@@ -1,0 +1,261 @@
+"""The Triton kernels' gradients beside plain PyTorch's, within the error budget."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import use_backend
+from ocvtp_kernels.slots import reference
+from tests.cases import (
+    DEVICE,
+    assert_within_budget,
+    random_pruner,
+    random_tokens,
+    small_config,
+    triton_dtypes,
+)
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from ocvtp_kernels.gpu.chips import CHIPS, pretend
+from ocvtp_kernels.slots import triton_backward, triton_forward, triton_gru_backward
+from ocvtp_kernels.slots.tiles import compete_backward_tile
+
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
+
+SLOTS = (1, 7, 64, 100, 130)
+TOKENS = (17, 50, 150)
+GIVEN = ("updates", "mass", "attention")
+
+
+class Case:
+    """Inputs of odd strides, and gradients of the outputs: some are zero, and one is expanded."""
+
+    def __init__(
+        self,
+        sizes: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        width: int = 33,
+        mask: Tensor | None = None,
+        given: tuple[str, ...] = GIVEN,
+        outliers: bool = True,
+    ) -> None:
+        batch, num_slots, num_tokens, dim = sizes
+        values = random_tokens(batch, width, num_tokens, seed=2, dtype=dtype, outliers=outliers)
+        self.inputs = (
+            random_tokens(batch, num_slots, dim, dtype=dtype),
+            random_tokens(batch, num_tokens + 1, dim, seed=1, dtype=dtype)[:, 1:],
+            values.transpose(1, 2),
+        )
+        self.mask, self.scale, self.with_attention = mask, 2 * dim**-0.5, "attention" in given
+        shapes = ((batch, width, num_slots), (batch, num_slots), (batch, num_tokens, num_slots))
+        grads = [random_tokens(*shape, seed=5 + i, dtype=dtype) for i, shape in enumerate(shapes)]
+        if mask is not None and dtype != torch.float32:
+            # Plain PyTorch divides it by an eps, and overflows.
+            grads[0] = grads[0] * mask.unsqueeze(1)
+        self.grads = [
+            grad.transpose(1, -1)
+            if name in given
+            else torch.zeros((), dtype=dtype).expand(grad.transpose(1, -1).shape)
+            for name, grad in zip(GIVEN, grads, strict=True)
+        ]
+
+    def plain(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Autograd through the reference."""
+        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in self.inputs]
+        outputs = reference.slot_attention(*leaves, self.scale, slot_mask=self.mask)
+        return torch.autograd.grad(outputs, leaves, [grad.to(dtype) for grad in self.grads])
+
+    def ours(self, keep_mass: bool = True, image: int | None = None) -> tuple[Tensor, ...]:
+        """The kernels, on all images or one."""
+        one = slice(None) if image is None else slice(image, image + 1)
+        q, k, v = (tensor[one].to(DEVICE) for tensor in self.inputs)
+        mask = None if self.mask is None else self.mask[one].to(DEVICE)
+        updates, mass = triton_forward.slot_attention(q, k, v, self.scale, 1e-5, mask)
+        of_updates, of_mass, of_attention = (grad[one].to(DEVICE) for grad in self.grads)
+        return triton_backward.slot_attention_gradients(
+            q,
+            k,
+            v,
+            self.scale,
+            1e-5,
+            mask,
+            updates,
+            of_updates,
+            of_mass,
+            of_attention if self.with_attention else None,
+            mass if keep_mass else None,
+        )
+
+    def check(self, keep_mass: bool = True) -> None:
+        plain, oracle = self.plain(self.inputs[0].dtype), self.plain(torch.float64)
+        assert all(rough.isfinite().all() for rough in plain)
+        for got, rough, exact in zip(self.ours(keep_mass), plain, oracle, strict=True):
+            assert_within_budget(got.cpu(), rough, exact)
+
+
+@pytest.mark.parametrize("dtype", triton_dtypes())
+@pytest.mark.parametrize(("num_slots", "num_tokens"), [*product(SLOTS, TOKENS), (7, 577)])
+def test_narrow_slots(num_slots: int, num_tokens: int, dtype: torch.dtype) -> None:
+    Case((1, num_slots, num_tokens, 40), dtype).check()
+
+
+@pytest.mark.parametrize("dtype", triton_dtypes())
+@pytest.mark.parametrize("num_slots", SLOTS)
+def test_one_token(num_slots: int, dtype: torch.dtype) -> None:
+    # Of larger logits and values plain PyTorch in half precision has infinities.
+    case = Case((2, num_slots, 1, 40), dtype, outliers=False)
+    case.scale *= 0.1
+    case.check()
+
+
+@pytest.mark.parametrize(
+    ("num_slots", "num_tokens"), [(64, 90), (64, 577), (100, 90), (128, 90), (130, 90)]
+)
+def test_slots_of_full_width(num_slots: int, num_tokens: int) -> None:
+    Case((1, num_slots, num_tokens, 512), torch.float16, width=200).check()
+
+
+@pytest.mark.parametrize("dim", [1, 5, 100, 600])
+def test_float32_of_any_width(dim: int) -> None:
+    Case((2, 7, 70, dim), torch.float32).check()
+
+
+@pytest.mark.parametrize("dtype", triton_dtypes())
+@pytest.mark.parametrize("num_slots", [7, 130])
+def test_the_mass_is_computed_again_where_it_was_not_kept(
+    num_slots: int, dtype: torch.dtype
+) -> None:
+    Case((2, num_slots, 70, 40), dtype).check(keep_mass=False)
+
+
+@pytest.mark.parametrize("given", [("updates",), ("mass",), ("attention",), ()])
+@pytest.mark.parametrize("num_slots", [7, 150])
+def test_gradients_of_some_outputs_alone(num_slots: int, given: tuple[str, ...]) -> None:
+    Case((2, num_slots, 50, 16), torch.float32, given=given).check()
+
+
+@pytest.mark.parametrize("dtype", triton_dtypes())
+@pytest.mark.parametrize("num_slots", [7, 70, 150])
+def test_masked_slots_take_no_part(num_slots: int, dtype: torch.dtype) -> None:
+    mask = torch.ones(2, num_slots, dtype=torch.bool)
+    mask[0, ::2] = False
+    # A whole block of slots may be masked, and all but one.
+    mask[1, :-1] = False
+    case = Case((2, num_slots, 90, 16), dtype, mask=mask)
+    case.check()
+    assert (case.ours()[0].cpu()[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("num_slots", [7, 150])
+def test_nan_is_not_hidden(num_slots: int) -> None:
+    case = Case((1, num_slots, 50, 16), torch.float32)
+    case.inputs[1][0, 20, 3] = float("nan")
+    assert all(gradient.isnan().any() for gradient in case.ours())
+
+
+@pytest.mark.parametrize("dtype", triton_dtypes())
+@pytest.mark.parametrize("num_slots", [7, 130])
+def test_two_runs_and_an_image_alone_have_the_same_bits(num_slots: int, dtype: torch.dtype) -> None:
+    case = Case((3, num_slots, 200, 40), dtype)
+    together = case.ours()
+    assert all(torch.equal(a, b) for a, b in zip(together, case.ours(), strict=True))
+    for image in range(3):
+        for alone, whole in zip(case.ours(image=image), together, strict=True):
+            assert torch.equal(alone[0], whole[image])
+
+
+@pytest.mark.parametrize("num_slots", [7, 130])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits(
+    capability: int, num_slots: int
+) -> None:
+    case = Case((1, num_slots, 350, 260), torch.float16, width=90)
+    chip, results = CHIPS[capability], []
+    # Of a small chip one program an image is enough to take all groups, and the widest chunk.
+    for multiprocessors in (chip.multiprocessors, 1):
+        with pretend(chip._replace(multiprocessors=multiprocessors)):
+            cut = triton_backward.plan(case.inputs[0], 350, 90)
+            assert cut.groups > 1 and cut.shares == (1 if multiprocessors == 1 else cut.groups)
+            results.append(case.ours(keep_mass=False))
+    assert (cut.tile.chunk > 128) == (capability == 90 and num_slots == 7)
+    for split, whole in zip(*results, strict=True):
+        assert torch.equal(split, whole)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("num_slots", [64, 128, 320])
+def test_the_order_of_sums_is_the_same_for_every_batch(
+    chip: object, dtype: torch.dtype, num_slots: int
+) -> None:
+    tiles = [
+        compete_backward_tile(chip, dtype, batch, num_slots, 512)  # type: ignore[arg-type]
+        for batch in (1, 8, 64, 512)
+    ]
+    assert len({(tile.slots, tile.tokens, tile.depth) for tile in tiles}) == 1
+
+
+@pytest.mark.parametrize("dtype", triton_dtypes())
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+@pytest.mark.parametrize(
+    ("rows", "width", "dim"), [((1, 9), 3, 5), ((2, 37), 64, 64), ((65,), 70, 33)]
+)
+def test_the_gru(
+    rows: tuple[int, ...], width: int, dim: int, scale: float, dtype: torch.dtype
+) -> None:
+    shapes = [(*rows, width), (*rows, dim), (3 * dim, width), (3 * dim, dim), (3 * dim,)]
+    inputs = [scale * random_tokens(*s, seed=i, dtype=dtype) for i, s in enumerate(shapes)]
+    inputs[2:4] = [weight * weight.shape[1] ** -0.5 for weight in inputs[2:4]]
+    inputs.append(inputs[-1].flip(0))
+    grad = random_tokens(*rows, dim, seed=9, dtype=dtype)
+
+    def plain(kind: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [tensor.detach().to(kind).requires_grad_() for tensor in inputs]
+        return torch.autograd.grad(reference.gru_cell(*leaves), leaves, grad.to(kind))
+
+    got = triton_gru_backward.gru_cell_gradients(*(t.to(DEVICE) for t in (*inputs, grad)))
+    for one, rough, exact in zip(got, plain(dtype), plain(torch.float64), strict=True):
+        assert_within_budget(one.cpu(), rough, exact)
+
+
+def test_no_rows_have_no_gradient() -> None:
+    empty = torch.empty(0, 7, 5, device=DEVICE)
+    shapes = ((15, 5), (15, 5), (15,), (15,))
+    weights = [torch.ones(*shape, device=DEVICE) for shape in shapes]
+    got = triton_gru_backward.gru_cell_gradients(empty, empty, *weights, empty)
+    assert [tuple(g.shape) for g in got] == [(0, 7, 5), (0, 7, 5), *shapes]
+    assert all((gradient == 0).all() for gradient in got)
+
+
+@pytest.mark.parametrize("rule", ["bi-level", None])
+def test_every_parameter_through_all_iterations(rule: str | None) -> None:
+    probes = [random_tokens(*shape, seed=5) for shape in ((2, 7, 10), (2, 7, 40))]
+
+    def gradients(dtype: torch.dtype, backend: str | None) -> dict[str, Tensor]:
+        pruner = random_pruner(small_config(agg_trunc_bp=rule), dtype=dtype).to(DEVICE)
+        module = pruner.aggregat
+        tokens = random_tokens(2, 40, 10, seed=3).to(DEVICE, dtype).requires_grad_()
+        slots = random_tokens(2, 7, 10, seed=4).to(DEVICE, dtype).requires_grad_()
+        if backend is None:
+            out, logits = module(tokens, slots)
+            attention = logits.softmax(dim=1)
+            grads = [probe.to(DEVICE, dtype) for probe in probes]
+            torch.autograd.backward([out, attention], grads)
+        else:
+            with use_backend(backend):
+                grads = [probe.to(DEVICE, dtype) for probe in probes]
+                torch.autograd.backward(module.aggregate(tokens, slots), grads)
+        named = {"tokens": tokens, "slots": slots, **dict(module.named_parameters())}
+        return {name: tensor.grad.cpu() for name, tensor in named.items()}
+
+    got, plain = gradients(torch.float32, "triton"), gradients(torch.float32, None)
+    oracle = gradients(torch.float64, None)
+    assert got.keys() == oracle.keys()
+    for name, exact in oracle.items():
+        assert exact.abs().max() > 0
+        assert_within_budget(got[name], plain[name], exact)
