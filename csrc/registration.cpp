@@ -52,8 +52,7 @@ STABLE_TORCH_LIBRARY(OCVTP_NAMESPACE, m) {
   m.def("attention_received(Tensor q, Tensor k, int row, float scale) -> Tensor");
   // Greedy selections, ocvtp_kernels/greedy/reference.py: matrices [B,N,N] and scores [B,N] are
   // wide and of one dtype, ids int64; what comes back stands in the order picked, [B,budget].
-  m.def(
-      "farthest_select(Tensor distances, Tensor? first, int budget, bool distinct) -> Tensor");
+  m.def("farthest_select(Tensor distances, Tensor? first, int budget, bool distinct) -> Tensor");
   m.def("pivot_select(Tensor points, int budget) -> Tensor");
   m.def("dpp_select(Tensor similarity, Tensor quality, int budget) -> Tensor");
   m.def("facility_select(Tensor similarity, Tensor saliency, int budget) -> Tensor");
