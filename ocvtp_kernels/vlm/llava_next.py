@@ -13,7 +13,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selectors.interface import Selector, place_of, reads_of, require_known
+from ocvtp_kernels.selectors.interface import (
+    Selector,
+    chooses_early,
+    place_of,
+    reads_of,
+    require_known,
+)
 from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.choice import Choice
 from ocvtp_kernels.vlm.handle import Handle, Options
@@ -73,13 +79,15 @@ class _Pruning:
                     [layout.tokens.to(pixel_values.device, copy=True) for layout in layouts]
                 )
                 return output
-            _require_patches(inner, vision_feature_select_strategy)
+            tower = Tower.of(inner.vision_tower)
+            _require_patches(inner, tower, vision_feature_select_strategy)
             return_dict = kwargs.pop("return_dict", True)
             kwargs.pop("output_hidden_states", None)
             layer = vision_feature_layer
             crops = _take_crops(pixel_values, [layout.num_crops for layout in layouts])
             features = self._prune(
                 inner,
+                tower,
                 crops,
                 sizes,
                 plans,
@@ -93,6 +101,7 @@ class _Pruning:
     def _prune(
         self,
         inner: Any,
+        tower: Tower,
         crops: Tensor,
         sizes: list[tuple[int, int]],
         plans: list[Plan],
@@ -100,7 +109,6 @@ class _Pruning:
         **kwargs: Any,
     ) -> list[Tensor]:
         """Features of every image, ``[T_i, D]``; records what is kept."""
-        tower = Tower.of(inner.vision_tower)
         layouts = [self.layouts.of(size, crops.device) for size in sizes]
         groups = group_images(layouts, plans, tower.count_patches(crops))
         pruned = [group for group in groups if group.is_pruned]
@@ -125,16 +133,21 @@ class _Pruning:
         kept: list[Tensor] = [crops] * len(plans)
         finished = 0
         for group in groups:
-            seen = evidence.each(operator.itemgetter(group.rows))
-            if not group.is_pruned:
-                projected = self._project(inner, seen.final_tokens)
-            elif place_of(self.selector) == "projector":
-                seen = seen._replace(final_tokens=self._project(inner, seen.final_tokens))
-                projected = group.keep(choice.finish(seen, finished)).gather(seen.final_tokens)
-            else:
+            projected = None
+            if group.is_pruned:
+                seen = None
+                if not chooses_early(self.selector):
+                    seen = evidence.each(operator.itemgetter(group.rows))
+                    if place_of(self.selector) == "projector":
+                        seen = seen._replace(final_tokens=self._project(inner, seen.final_tokens))
                 selected = group.keep(choice.finish(seen, finished))
-                projected = self._project(inner, selected.gather(seen.final_tokens))
-            finished += group.is_pruned
+                finished += 1
+                if seen is not None and place_of(self.selector) == "projector":
+                    projected = selected.gather(seen.final_tokens)
+                elif selected.tokens is not None:
+                    projected = self._project(inner, selected.tokens)
+            if projected is None:
+                projected = self._project(inner, evidence.final_tokens[group.rows])
             packed = self._pack(inner, projected, group)
             for image, *parts in zip(group.images, packed, group.tokens, strict=True):
                 features[image], kept[image] = parts
@@ -225,10 +238,10 @@ def _as_size(size: Iterable[int] | Tensor) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _require_patches(inner: Any, strategy: str | None) -> None:
+def _require_patches(inner: Any, tower: Tower, strategy: str | None) -> None:
     """Raises ValueError unless the strategy leaves the patches of a crop and nothing else."""
     strategy = inner.config.vision_feature_select_strategy if strategy is None else strategy
-    prefix = Tower.of(inner.vision_tower).num_prefix
+    prefix = tower.num_prefix
     if prefix != (strategy == "default"):
         raise ValueError(
             "vision_feature_select_strategy: expected one that leaves the patches alone of a "
