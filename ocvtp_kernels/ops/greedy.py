@@ -145,30 +145,28 @@ define(
 )
 
 
-def _check_dpp(similarity: Tensor, quality: Tensor, budget: int) -> None:
-    _check_square("similarity", similarity)
-    _check_beside("quality", quality, "similarity", similarity)
-    checks.require_budget(budget, similarity.shape[1])
+def _check_scored(name: str) -> Callable[[Tensor, Tensor, int], None]:
+    """The check of a selection that has a score a token, called ``name``, beside similarity."""
+
+    def check(similarity: Tensor, scores: Tensor, budget: int) -> None:
+        _check_square("similarity", similarity)
+        _check_beside(name, scores, "similarity", similarity)
+        checks.require_budget(budget, similarity.shape[1])
+
+    return check
 
 
 define(
     "dpp_select(Tensor similarity, Tensor quality, SymInt budget) -> Tensor",
-    check=_check_dpp,
+    check=_check_scored("quality"),
     fake=_fake_order,
     kernels=_kernels("dpp_select", "triton_forward", reference.dpp_select),
     refuse={"triton": _refuse},
 )
 
-
-def _check_facility(similarity: Tensor, saliency: Tensor, budget: int) -> None:
-    _check_square("similarity", similarity)
-    _check_beside("saliency", saliency, "similarity", similarity)
-    checks.require_budget(budget, similarity.shape[1])
-
-
 define(
     "facility_select(Tensor similarity, Tensor saliency, SymInt budget) -> Tensor",
-    check=_check_facility,
+    check=_check_scored("saliency"),
     fake=_fake_order,
     kernels=_kernels("facility_select", "triton_forward", reference.facility_select),
     refuse={"triton": _refuse},
