@@ -111,7 +111,19 @@ def screen_channels(tokens: Tensor, count: int) -> Tensor:
     """
     if count >= tokens.shape[2]:
         return tokens
-    # torch's own variance: its rounding decides between channels as the published code's does.
-    variance = tokens.to(accumulate_dtype(tokens.dtype)).var(dim=1)
+    variance = channel_variance(tokens)
     channels = variance.sort(dim=1, descending=True, stable=True).indices[:, :count]
     return tokens.gather(2, channels[:, None].expand(-1, tokens.shape[1], -1))
+
+
+def channel_variance(tokens: Tensor) -> Tensor:
+    """Each channel's variance over the tokens: ``[B, N, C]`` -> ``[B, C]``, float32 or wider.
+
+    ``tokens.var(dim=1)`` of the tokens in that dtype, to the bit where it has been compared.
+    """
+    if tokens.is_cuda or tokens.dtype == torch.float64:
+        return tokens.to(accumulate_dtype(tokens.dtype)).var(dim=1)
+    # torch sums in float64 too on the CPU, but several times slower.
+    wide = tokens.double()
+    wide -= wide.mean(dim=1, keepdim=True)
+    return (wide.square_().sum(dim=1) / (tokens.shape[1] - 1)).float()
