@@ -167,6 +167,8 @@ def merge_owned(load: Workload) -> None:
     scatter_merge(tokens(load), owner, scores(load), load.budget)
 
 
+# These have no matrix products and one tile for all chips.
+ALIKE: tuple[Launcher, ...] = (greedy, match, expand, merge_owned)
 # Whoever launches kernels has a line here.
 LAUNCHERS: tuple[Launcher, ...] = (
     prune,
@@ -179,10 +181,7 @@ LAUNCHERS: tuple[Launcher, ...] = (
     gather,
     receive,
     merge_slots,
-    greedy,
-    match,
-    expand,
-    merge_owned,
+    *ALIKE,
 )
 
 
@@ -236,12 +235,19 @@ def plan(chips: Sequence[int], short: bool) -> list[Part]:
 
     float32 multiplies outside the tensor cores, so its code differs little between chips: it is
     compiled for sm_80 and sm_90 alone. The short plan, which the tests run, takes only the chain in
-    float32, for sm_80, and on chips whose tiles or instructions another has too.
+    float32, for sm_80, and on chips whose tiles or instructions another has too; what is alike
+    everywhere it takes on sm_90, and the backward, the largest, not on sm_100.
     """
+    differing = tuple(one for one in LAUNCHERS if one not in ALIKE)
+    short_of = {
+        80: differing,
+        90: LAUNCHERS,
+        100: tuple(one for one in differing if one is not attend_backward),
+    }
     parts = []
     for chip in chips:
-        like_another = short and chip not in (80, 90, 100)
-        parts.append(Part(chip, "bfloat16", (prune,) if like_another else LAUNCHERS))
+        launchers = short_of.get(chip, (prune,)) if short else LAUNCHERS
+        parts.append(Part(chip, "bfloat16", launchers))
         if chip == 80 or (chip == 90 and not short):
             parts.append(Part(chip, "float32", (prune,) if short else LAUNCHERS))
     return parts
