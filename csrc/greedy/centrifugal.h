@@ -21,7 +21,7 @@ struct Expansion {
     best = a.closeness + start, place = a.place + start, merit = a.merit + start;
     nearest = a.nearest + start, ranking = a.ranking + start, accepted = a.accepted + start;
     taken = a.taken + start, order = a.order + image * a.budget;
-    spread = T(a.spread), diameter = T(std::hypot(double(a.height), double(a.width)));
+    spread = T(a.spread), diameter = T(std::sqrt(double(a.height * a.height + a.width * a.width)));
     std::fill(best, best + tokens, lowest<T>);
     std::fill(place, place + tokens, T(0));
     std::fill(nearest, nearest + tokens, 2 * tokens * tokens);
