@@ -236,11 +236,11 @@ def test_no_rows_have_no_gradient() -> None:
 def test_every_parameter_through_all_iterations(rule: str | None) -> None:
     probes = [random_tokens(*shape, seed=5) for shape in ((2, 7, 10), (2, 7, 40))]
 
-    def gradients(dtype: torch.dtype, backend: str | None) -> dict[str, Tensor]:
-        pruner = random_pruner(small_config(agg_trunc_bp=rule), dtype=dtype).to(DEVICE)
+    def gradients(dtype: torch.dtype, backend: str | None, seed: int) -> dict[str, Tensor]:
+        pruner = random_pruner(small_config(agg_trunc_bp=rule), seed, dtype).to(DEVICE)
         module = pruner.aggregat
-        tokens = random_tokens(2, 40, 10, seed=3).to(DEVICE, dtype).requires_grad_()
-        slots = random_tokens(2, 7, 10, seed=4).to(DEVICE, dtype).requires_grad_()
+        tokens = random_tokens(2, 40, 10, seed=3 + seed).to(DEVICE, dtype).requires_grad_()
+        slots = random_tokens(2, 7, 10, seed=4 + seed).to(DEVICE, dtype).requires_grad_()
         if backend is None:
             out, logits = module(tokens, slots)
             attention = logits.softmax(dim=1)
@@ -253,9 +253,15 @@ def test_every_parameter_through_all_iterations(rule: str | None) -> None:
         named = {"tokens": tokens, "slots": slots, **dict(module.named_parameters())}
         return {name: tensor.grad.cpu() for name, tensor in named.items()}
 
-    got, plain = gradients(torch.float32, "triton"), gradients(torch.float32, None)
-    oracle = gradients(torch.float64, None)
+    def several(dtype: torch.dtype, backend: str | None) -> dict[str, Tensor]:
+        # Rounding runs through three iterations: of one draw plain PyTorch's may happen to cancel.
+        each = [gradients(dtype, backend, 10 * draw) for draw in range(4)]
+        return {name: torch.stack([one[name] for one in each]) for name in each[0]}
+
+    got, plain = several(torch.float32, "triton"), several(torch.float32, None)
+    oracle = several(torch.float64, None)
     assert got.keys() == oracle.keys()
     for name, exact in oracle.items():
         assert exact.abs().max() > 0
-        assert_within_budget(got[name], plain[name], exact)
+        error, allowed = ((one[name].double() - exact).norm() for one in (got, plain))
+        assert error <= 2 * allowed, name
