@@ -236,14 +236,10 @@ def plan(chips: Sequence[int], short: bool) -> list[Part]:
     float32 multiplies outside the tensor cores, so its code differs little between chips: it is
     compiled for sm_80 and sm_90 alone. The short plan, which the tests run, takes only the chain in
     float32, for sm_80, and on chips whose tiles or instructions another has too; what is alike
-    everywhere it takes on sm_90, and the backward, the largest, not on sm_100.
+    everywhere, and the backward, the largest, it takes on sm_90 alone.
     """
-    differing = tuple(one for one in LAUNCHERS if one not in ALIKE)
-    short_of = {
-        80: differing,
-        90: LAUNCHERS,
-        100: tuple(one for one in differing if one is not attend_backward),
-    }
+    forward = tuple(one for one in LAUNCHERS if one not in (*ALIKE, attend_backward))
+    short_of = {80: forward, 90: LAUNCHERS, 100: forward}
     parts = []
     for chip in chips:
         launchers = short_of.get(chip, (prune,)) if short else LAUNCHERS
