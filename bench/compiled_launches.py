@@ -234,12 +234,11 @@ def plan(chips: Sequence[int], short: bool) -> list[Part]:
     """Half precision on every chip, and float32 where the code differs most.
 
     float32 multiplies outside the tensor cores, so its code differs little between chips: it is
-    compiled for sm_80 and sm_90 alone. The short plan, which the tests run, takes only the chain in
-    float32, for sm_80, and on chips whose tiles or instructions another has too; what is alike
-    everywhere, and the backward, the largest, it takes on sm_90 alone.
+    compiled for sm_80 and sm_90 alone. The short plan, which the tests run, takes everything on
+    sm_90, Slot Attention beside the chain on sm_80 and sm_100, whose instructions differ, and
+    elsewhere, and in float32 for sm_80, only the chain.
     """
-    forward = tuple(one for one in LAUNCHERS if one not in (*ALIKE, attend_backward))
-    short_of = {80: forward, 90: LAUNCHERS, 100: forward}
+    short_of = {80: (prune, attend), 90: LAUNCHERS, 100: (prune, attend)}
     parts = []
     for chip in chips:
         launchers = short_of.get(chip, (prune,)) if short else LAUNCHERS
