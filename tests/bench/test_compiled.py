@@ -2,7 +2,8 @@
 
 The report that is compiled here is the short one (see `bench.compiled_launches.plan`): everything
 in bfloat16 for sm_90, Slot Attention and the chain for sm_80 and sm_100, and the chain alone for
-the other chips and, on sm_80, in float32; of binaries that differ only in what Triton tells of numbers, one.
+the other chips and, on sm_80, in float32; of binaries that differ only in what Triton tells of
+numbers, one.
 """
 
 from __future__ import annotations
