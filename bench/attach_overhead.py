@@ -100,7 +100,7 @@ def qwen2_5_vl() -> Pair:
     attach(model, models_qwen.make_processor(), selector, BUDGET)
     prompt, grid = batch["input_ids"].shape[1], batch["image_grid_thw"]
     states = torch.randn(len(batch["pixel_values"]), plain.model.visual.config.hidden_size)
-    places = plan(plain.model.visual, grid.tolist(), states.device)["window_index"].argsort()
+    places = plan(plain.model.visual, grid, states.device)["window_index"].argsort()
 
     def attached() -> Tensor:
         output: Tensor = model.generate(**batch, **settings)

@@ -108,6 +108,8 @@ class Handle:
         require_free(owner, name)
         function = method.__func__ if isinstance(method, MethodType) else _with_self(method)
         replacement = functools.wraps(function)(wrap(function))
+        # Made once: generate asks for it several times a call.
+        vars(replacement)["__signature__"] = inspect.signature(function)
         setattr(replacement, _OURS, True)
         self.replace_attribute(owner, name, MethodType(replacement, owner))
 

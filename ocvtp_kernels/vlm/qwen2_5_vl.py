@@ -179,11 +179,9 @@ def _prune(
     is_image = (input_ids == model.config.image_token_id) & attended
     history = read_history(model, input_ids, attended, is_image, sizes, given)
     start = 0 if history is None else history.length
-    old, new, unread = is_image[:, :start], is_image[:, start:], attended[:, start:]
-    # All counts at once, and before the encoder is at work: each time is a wait for the device.
-    cached, added, columns = torch.stack([part.sum(1) for part in (old, new, unread)]).tolist()
+    cached, added, columns = _count(is_image, attended, start)
     images = new_images(sizes, cached, added)
-    prompt = place(model, input_ids[:, start:], unread, images, given)
+    prompt = place(model, input_ids[:, start:], attended[:, start:], images, given)
     if history is not None:
         prompt = prompt.after(history)
     following = next_position(prompt.positions)
@@ -196,28 +194,41 @@ def _prune(
         pixels = take_images(given["pixel_values"], grids, images)
         used = [grids[image] for image in images]
         ids, outputs["image"] = encoder.encode(model.model, pixels, used)
-        kept = drop_placeholders(kept, new, ids, chosen)
+        kept = drop_placeholders(kept, is_image[:, start:], ids, chosen)
         width = count_kept(columns, added, ids, chosen)
     filler = read_filler(model)
-    prompt = prompt.keep(kept, width, filler)
+    left = prompt.keep(kept, width, filler)
     arguments = {name: value for name, value in given.items() if name not in _REPLACED}
     if outputs:
         arguments["mm_encoder_outputs"] = outputs
     if given.get("labels") is not None:
-        labels = given["labels"].gather(1, prompt.columns)
-        arguments["labels"] = labels.masked_fill(~prompt.attended, IGNORED_LABEL)
+        labels = given["labels"].gather(1, left.columns)
+        arguments["labels"] = labels.masked_fill(~left.attended, IGNORED_LABEL)
     if history is not None:
         # Cached placeholders have had their features.
-        prompt = prompt.behind(history, input_ids.masked_fill(is_image, filler))
-    mask = prompt.attended.to(torch.int64)
+        left = left.behind(history, input_ids.masked_fill(is_image, filler))
+    mask = left.attended.to(torch.int64)
     # Where decoding without position_ids goes on.
     model.model.rope_deltas = following[:, None] - mask.sum(1, keepdim=True)
     # Gaps in the row for text would be taken for packed prompts by flash attention.
-    text = text_positions(prompt.attended)[None]
+    text = text_positions(left.attended)[None]
     arguments |= {
-        "input_ids": prompt.input_ids,
+        "input_ids": left.input_ids,
         "attention_mask": mask,
-        "position_ids": torch.cat([text, prompt.positions]),
+        "position_ids": torch.cat([text, left.positions]),
     }
-    whole = History(prompt.columns, prompt.attended, input_ids.shape[1], following)
-    return _Call(arguments, prompt.input_ids.shape[1], whole)
+    whole = History(left.columns, left.attended, input_ids.shape[1], following)
+    return _Call(arguments, left.input_ids.shape[1], whole)
+
+
+def _count(is_image: Tensor, attended: Tensor, start: int) -> tuple[list[int], ...]:
+    """Of each row: placeholders before column ``start``, those after, all columns after.
+
+    Read at once, and before the encoder is at work: each time is a wait for the device.
+    """
+    if not start:
+        added, columns = torch.stack([is_image, attended]).sum(2).tolist()
+        return [0] * len(added), added, columns
+    parts = (is_image[:, :start], is_image[:, start:], attended[:, start:])
+    cached, added, columns = torch.stack([part.sum(1) for part in parts]).tolist()
+    return cached, added, columns

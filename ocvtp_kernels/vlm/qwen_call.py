@@ -92,7 +92,8 @@ def read_history(
         new = new_images(sizes, before, [b - a for a, b in zip(before, both, strict=True)])
         old = [image for image in old if image not in new]
         prompt = place(model, input_ids[:, :length], attended[:, :length], old, given)
-        history = History(prompt.columns, prompt.attended, length, next_position(prompt.positions))
+        columns = torch.arange(length, device=input_ids.device).expand(len(input_ids), -1)
+        history = History(columns, prompt.attended, length, next_position(prompt.positions))
     return lengthen(history, attended, length)
 
 
@@ -111,7 +112,6 @@ def place(
     Raises:
         NotImplementedError: ``position_ids`` were given with a cache.
     """
-    columns = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     positions = given.get("position_ids")
     if positions is not None and cached_length(given.get("past_key_values")):
         raise NotImplementedError("position_ids: expected none with past_key_values")
@@ -127,7 +127,7 @@ def place(
         )
     elif positions.ndim == 3:
         positions = positions[-3:]  # without the row for text
-    return Prompt(input_ids, attended, positions.expand(3, *input_ids.shape), columns)
+    return Prompt(input_ids, attended, positions.expand(3, *input_ids.shape))
 
 
 def _read_types(model: Any, input_ids: Tensor, given: dict[str, Any]) -> Tensor:

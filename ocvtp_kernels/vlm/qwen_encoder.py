@@ -53,7 +53,8 @@ class QwenEncoder:
         """
         visual, device = inner.visual, pixel_values.device
         lengths = [t * h * w for t, h, w in grids]
-        planned = plan(visual, grids, device)
+        grid = torch.tensor(grids)
+        planned = plan(visual, grid, device)
         call = _Call(self, visual, grids, planned["window_index"].argsort())
         # Training may run blocks again for their gradients, when nothing is left out any more.
         saves = self.saves and max(call.sizes) > self.budget and not visual.training
@@ -66,9 +67,7 @@ class QwenEncoder:
                     finish_units(visual, call.finish_early, lengths, whole)
                 )
             # On the CPU, where the sizes of the features are read from it.
-            output = inner.get_image_features(
-                pixel_values, torch.tensor(grids), return_dict=True, **planned
-            )
+            output = inner.get_image_features(pixel_values, grid, return_dict=True, **planned)
         if saves:
             tokens = list(merged[0].split([len(image) for image in call.ids]))
         else:
@@ -144,7 +143,7 @@ def merge_units(visual: Any, states: Tensor, grid_thw: Tensor) -> Tensor:
     Returns:
         ``[patches / 4, C]``
     """
-    order = plan(visual, grid_thw.tolist(), states.device)["window_index"]
+    order = plan(visual, grid_thw.cpu(), states.device)["window_index"]
     return average_units(visual, states, order.argsort())
 
 

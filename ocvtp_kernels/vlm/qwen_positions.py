@@ -24,15 +24,36 @@ class History(NamedTuple):
     next_position: Tensor  # int64 [B], of the token after them
 
 
-class Prompt(NamedTuple):
-    """A batch of prompts, or what a prompt adds to a cache."""
+class Kept(NamedTuple):
+    """The columns that are left of a batch of prompts."""
 
     input_ids: Tensor  # int64 [B, L]
     attended: Tensor  # bool [B, L]
     positions: Tensor  # int64 [3, B, L]
     columns: Tensor  # int64 [B, L], where the tokens stand in the whole prompt
 
-    def keep(self, kept: Tensor, width: int, filler: int) -> Prompt:
+    def behind(self, history: History, input_ids: Tensor) -> Kept:
+        """With the columns of a cache in front; ``input_ids`` is the whole conversation."""
+        cached = history.columns
+        # Cached columns are not computed again, so nothing asks where they stand.
+        positions = self.positions.new_zeros(3, *cached.shape)
+        return Kept(
+            torch.cat([input_ids.gather(1, cached), self.input_ids], 1),
+            torch.cat([history.attended, self.attended], 1),
+            torch.cat([positions, self.positions], 2),
+            torch.cat([cached, self.columns], 1),
+        )
+
+
+class Prompt(NamedTuple):
+    """A batch of prompts, or what a prompt adds to a cache."""
+
+    input_ids: Tensor  # int64 [B, L]
+    attended: Tensor  # bool [B, L]
+    positions: Tensor  # int64 [3, B, L]
+    start: int = 0  # columns of the whole prompt that stand before
+
+    def keep(self, kept: Tensor, width: int, filler: int) -> Kept:
         """The columns that are ``kept`` (bool ``[B, L]``), padded on the left by ``filler``.
 
         ``width`` is the largest number kept of a row; counting here would wait for the device.
@@ -42,31 +63,19 @@ class Prompt(NamedTuple):
         order = order[:, order.shape[1] - width :]
         attended = kept.gather(1, order)
         input_ids = self.input_ids.gather(1, order)
-        return Prompt(
+        unused = ~attended
+        return Kept(
             # What fills a row up may be a dropped placeholder, and would ask for a feature.
-            input_ids.masked_fill(~attended, filler),
+            input_ids.masked_fill(unused, filler),
             attended,
-            self.positions.gather(2, order.expand(3, -1, -1)).masked_fill(~attended, 0),
-            self.columns.gather(1, order),
+            self.positions.gather(2, order.expand(3, -1, -1)).masked_fill(unused, 0),
+            order + self.start if self.start else order,
         )
 
     def after(self, history: History) -> Prompt:
         """Counted on from a conversation before."""
         offset = history.next_position[:, None] * self.attended
-        columns = self.columns + history.length
-        return self._replace(positions=self.positions + offset, columns=columns)
-
-    def behind(self, history: History, input_ids: Tensor) -> Prompt:
-        """With the columns of a cache in front; ``input_ids`` is the whole conversation."""
-        cached = history.columns
-        # Cached columns are not computed again, so nothing asks where they stand.
-        positions = self.positions.new_zeros(3, *cached.shape)
-        return Prompt(
-            torch.cat([input_ids.gather(1, cached), self.input_ids], 1),
-            torch.cat([history.attended, self.attended], 1),
-            torch.cat([positions, self.positions], 2),
-            torch.cat([cached, self.columns], 1),
-        )
+        return self._replace(positions=self.positions + offset, start=history.length)
 
 
 def new_images(sizes: list[int], cached: list[int], added: list[int]) -> list[int]:
@@ -158,7 +167,7 @@ def count_kept(columns: list[int], added: list[int], ids: list[Tensor], sizes: l
 
 def text_positions(attended: Tensor) -> Tensor:
     """Consecutive positions, as transformers counts them: int64 ``[B, L]``, 0 on padding."""
-    positions = attended.long().cumsum(-1) - 1
+    positions = attended.cumsum(-1) - 1
     return positions.masked_fill(~attended, 0)
 
 

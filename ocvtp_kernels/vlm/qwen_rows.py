@@ -22,12 +22,12 @@ class Units(NamedTuple):
     counts: list[int]  # of each image, K in all
 
 
-def plan(visual: Any, grids: list[list[int]], device: torch.device) -> dict[str, Tensor]:
+def plan(visual: Any, grid: Tensor, device: torch.device) -> dict[str, Tensor]:
     """What the encoder would work out of the images' sizes, waiting for the device.
 
     Args:
         visual: the vision encoder.
-        grids: patches of each image: time, height, width.
+        grid: patches of each image: time, height, width; int64 ``[images, 3]``, on the CPU.
         device: where the encoder runs.
 
     Returns:
@@ -40,7 +40,6 @@ def plan(visual: Any, grids: list[list[int]], device: torch.device) -> dict[str,
         get_vision_window_index,
     )
 
-    grid = torch.tensor(grids)
     order, windows = get_vision_window_index(
         grid,
         spatial_merge_size=visual.spatial_merge_size,
@@ -133,47 +132,47 @@ def _run_block(
     """
     attention = block.attn
     query, key, value = _project(attention, block.norm1(hidden_states), rows)
-    cos, sin = position_embeddings
-    query, key = _rotate(query, cos[rows], sin[rows]), _rotate(key, cos, sin)
+    # Turned together: on a GPU each small operation costs the host more than the work does.
+    cos, sin = (torch.cat([part[rows], part]) for part in position_embeddings)
+    turned = _rotate(torch.cat([query, key], 1), cos, sin)
+    query, key = turned.split([len(rows), len(hidden_states)], 1)
     queries, lengths = bounds
     if len(lengths) == 1:
         mixed = _attend(query, key, value, attention.scaling)
     else:
-        images = zip(query.split(queries), key.split(lengths), value.split(lengths), strict=True)
-        mixed = torch.cat([_attend(*image, attention.scaling) for image in images])
-    chosen = hidden_states[rows] + attention.proj(mixed.flatten(1))
+        parts = (query.split(queries, 1), key.split(lengths, 1), value.split(lengths, 1))
+        images = zip(*parts, strict=True)
+        mixed = torch.cat([_attend(*image, attention.scaling) for image in images], 1)
+    chosen = hidden_states[rows] + attention.proj(mixed.transpose(0, 1).flatten(1))
     result: Tensor = chosen + block.mlp(block.norm2(chosen))
     return result
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Attention of one image: ``[R, heads, d]`` of its queries."""
-    q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)[0].transpose(0, 1)
+    """Attention of one image: ``[heads, R, d]`` of its queries."""
+    return F.scaled_dot_product_attention(query[None], key[None], value[None], scale=scale)[0]
 
 
 def _project(attention: Any, normed: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries ``[R, heads, d]`` of the rows, keys and values ``[patches, heads, d]`` of all."""
+    """Queries ``[heads, R, d]`` of the rows, keys and values ``[heads, patches, d]`` of all."""
     linear, heads = attention.qkv, (attention.num_heads, -1)
     plain = type(linear) is nn.Linear and "forward" not in vars(linear)
     if not plain or linear._forward_hooks or linear._forward_pre_hooks:
         # An adapter's or a quantized layer's weight is not all there is to it.
-        query, key, value = linear(normed).unflatten(1, (3, *heads)).unbind(1)
-        return query[rows], key, value
+        query, key, value = linear(normed).unflatten(1, (3, *heads)).permute(1, 2, 0, 3)
+        return query[:, rows], key, value
     width = normed.shape[1]
-    weight, bias = linear.weight, linear.bias
-    if bias is None:
-        bias = weight.new_zeros(len(weight))
-    query = F.linear(normed[rows], weight[:width], bias[:width])
-    others = F.linear(normed, weight[width:], bias[width:])
-    key, value = others.unflatten(1, (2, *heads)).unbind(1)
-    return query.unflatten(1, heads), key, value
+    first, rest = linear.weight.split([width, 2 * width])
+    bias, biases = (None, None) if linear.bias is None else linear.bias.split([width, 2 * width])
+    query = F.linear(normed[rows], first, bias).unflatten(1, heads)
+    key, value = F.linear(normed, rest, biases).unflatten(1, (2, *heads)).permute(1, 2, 0, 3)
+    return query.transpose(0, 1), key, value
 
 
 def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions of ``[N, heads, d]``, in float32 as the model has them."""
+    """Rotary positions of ``[heads, N, d]``, in float32 as the model has them."""
     wide = tokens.float()
     first, second = wide.chunk(2, -1)
     turned = torch.cat([-second, first], -1)
-    rotated = wide * cos[:, None].float() + turned * sin[:, None].float()
+    rotated = wide * cos.float() + turned * sin.float()
     return rotated.to(tokens.dtype)

@@ -277,7 +277,7 @@ def test_nothing_waits_for_the_device(savings: bool) -> None:
     is_image = torch.ones(1, sum(sizes), dtype=torch.bool, device="meta")
     kept = drop_placeholders(torch.ones_like(is_image), is_image, ids, sizes)
     width = count_kept([sum(sizes)], [sum(sizes)], ids, sizes)
-    prompt = Prompt(is_image.long(), is_image, is_image.long().expand(3, 1, -1), is_image.long())
+    prompt = Prompt(is_image.long(), is_image, is_image.long().expand(3, 1, -1))
     assert prompt.keep(kept, width, 0).input_ids.shape == (1, 34)
 
 
