@@ -127,7 +127,9 @@ def select_ids(scores: Tensor, importance: Tensor | None, budget: int, top_k: in
 
 def gather_tokens(final: Tensor, ids: Tensor) -> Tensor:
     """The named rows: final ``[B, N, C]``, ids ``[B, T]`` -> ``[B, T, C]``."""
-    return final.gather(1, ids.unsqueeze(-1).expand(-1, -1, final.shape[-1]))
+    # Rows are copied whole, which a gather of their channels would not do.
+    images = torch.arange(len(ids), device=ids.device)
+    return final[images[:, None], ids]
 
 
 def argmax_gather(

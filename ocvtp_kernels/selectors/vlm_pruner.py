@@ -84,20 +84,25 @@ class VLMPruner:
             self.chunk,
             self.exact,
         )
-        merged = self._recover(tokens, order, owner, closeness)
         # Past the count there is no id: these come last.
-        beyond = order < 0
-        by_id = order.masked_fill(beyond, tokens.shape[1]).argsort(dim=1)
-        merged = gather_tokens(merged.masked_fill(beyond[..., None], 0), by_id)
-        return Selected(order.gather(1, by_id), merged, order, count)
+        by_id = order.masked_fill(order < 0, tokens.shape[1]).argsort(dim=1)
+        ids = order.gather(1, by_id)
+        # Owners are places in the order picked, and rows are merged in the order of ids.
+        place = by_id.argsort(dim=1).gather(1, owner.clamp_min(0)).masked_fill(owner < 0, -1)
+        merged = self._recover(tokens, ids, place, closeness)
+        if not self.exact:
+            merged = merged.masked_fill(ids[..., None] < 0, 0)
+        return Selected(ids, merged, order, count)
 
-    def _recover(self, tokens: Tensor, order: Tensor, owner: Tensor, closeness: Tensor) -> Tensor:
-        """The kept tokens ``[B, T, C]`` in the order picked, with the rest merged into them."""
-        sums, mass = torch.ops.ocvtp.scatter_merge(tokens, owner, closeness, order.shape[1])
-        kept = gather_tokens(tokens, order.clamp_min(0)).to(sums.dtype)
-        mean = sums / mass.clamp_min(EPS)[..., None]
-        mixed = self.own_share * kept + (1 - self.own_share) * mean
-        return torch.where(mass[..., None] > 0, mixed, kept).to(tokens.dtype)
+    def _recover(self, tokens: Tensor, ids: Tensor, owner: Tensor, closeness: Tensor) -> Tensor:
+        """The kept tokens ``[B, T, C]``, with the rest merged into them."""
+        sums, mass = torch.ops.ocvtp.scatter_merge(tokens, owner, closeness, ids.shape[1])
+        kept = gather_tokens(tokens, ids.clamp_min(0)).to(sums.dtype)
+        mass = mass[..., None]
+        mixed = sums.mul_((1 - self.own_share) / mass.clamp_min(EPS)).add_(
+            kept, alpha=self.own_share
+        )
+        return torch.where(mass > 0, mixed, kept).to(tokens.dtype)
 
 
 def screen_channels(tokens: Tensor, count: int) -> Tensor:
