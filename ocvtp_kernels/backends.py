@@ -128,6 +128,11 @@ def interpreting() -> bool:
     return launch.interpreting()
 
 
+def forced() -> str | None:
+    """The backend that `use_backend` forces here, or None."""
+    return _forced.get()
+
+
 def chosen(op: str, device: str) -> str:
     """The backend that runs ``ocvtp::op`` on ``device``, unless a call's shapes forbid it.
 

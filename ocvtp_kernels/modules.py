@@ -7,13 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ocvtp_kernels.slots.gru_cpu import gru
-from ocvtp_kernels.slots.reference import (
-    StepWeights,
-    feed_forward,
-    query,
-    slot_attention_step,
-)
+from ocvtp_kernels.slots.reference import StepWeights, slot_attention_step
+from ocvtp_kernels.slots.step import iterate
 
 
 class MLP(nn.Module):
@@ -209,10 +204,13 @@ class SlotAttention(nn.Module):
         need_attention: bool,
     ) -> tuple[Tensor, Tensor | None]:
         # ocvtp::slot_attention_step has neither the attention nor dropout.
-        op = "slot_attention_with_attention" if need_attention else "slot_attention"
-        updates, _, *attention = getattr(torch.ops.ocvtp, op)(
-            query(slots, weights), k, v, k.shape[-1] ** -0.5, slot_mask=slot_mask
+        return iterate(
+            slots,
+            k,
+            v,
+            weights,
+            k.shape[-1] ** -0.5,
+            slot_mask=slot_mask,
+            dropout=self.dropout if self.training else 0.0,
+            need_attention=need_attention,
         )
-        slots = gru(updates, slots, weights)
-        dropout = self.dropout if self.training else 0.0
-        return feed_forward(slots, weights, dropout), attention[0] if attention else None

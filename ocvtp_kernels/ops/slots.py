@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.native import if_built
 from ocvtp_kernels.ops.library import Gradient, compose, define, lazy
 from ocvtp_kernels.slots import cpu, gradients, gru_cpu, native, reference
+from ocvtp_kernels.slots.step import iterate
 
 _ARGUMENTS = "(Tensor q, Tensor k, Tensor v, float scale, float eps=1e-05, Tensor? slot_mask=None)"
 _GRU_ARGUMENTS = "Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh"
@@ -196,18 +196,15 @@ def _check_gru_cell_backward(
     b_ih: Tensor,
     b_hh: Tensor,
     grad: Tensor,
-    gates: Tensor | None = None,
 ) -> None:
     _check_gru_cell(x, h, w_ih, w_hh, b_ih, b_hh)
     checks.require_same_kind("grad", grad, "h", h)
-    shapes = {"grad": (grad, h.shape), "gates": (gates, (*h.shape[:-1], 4 * h.shape[-1]))}
-    for name, (tensor, shape) in shapes.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+    if grad.shape != h.shape:
+        raise ValueError(f"grad: expected shape {list(h.shape)}, got {list(grad.shape)}")
 
 
 define(
-    f"gru_cell_backward({_GRU_ARGUMENTS}, Tensor grad, Tensor? gates=None) -> (Tensor grad_x,"
+    f"gru_cell_backward({_GRU_ARGUMENTS}, Tensor grad) -> (Tensor grad_x,"
     " Tensor grad_h, Tensor grad_w_ih, Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh)",
     check=_check_gru_cell_backward,
     fake=lambda *inputs: tuple(t.new_empty(t.shape) for t in inputs[:6]),
@@ -220,24 +217,19 @@ define(
 )
 
 
-def _save_gru_cell(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-    gates = None if isinstance(output, Tensor) else output[1]
-    if gates is not None:
-        ctx.mark_non_differentiable(gates)
-    ctx.save_for_backward(*inputs, gates)
+def _save_gru_cell(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
 
 
-def _gru_cell_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    x, h, w_ih, w_hh, b_ih, b_hh, gates = ctx.saved_tensors
+def _gru_cell_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    x, h, w_ih, w_hh, b_ih, b_hh = ctx.saved_tensors
     inputs = (x, h, w_ih, w_hh, b_ih, b_hh)
     # As for the competition.
     if torch.is_grad_enabled():
         return gradients.gru_cell_gradients(*inputs, grad)
-    found: tuple[Tensor, ...] = torch.ops.ocvtp.gru_cell_backward(*inputs, grad, gates)
+    found: tuple[Tensor, ...] = torch.ops.ocvtp.gru_cell_backward(*inputs, grad)
     return found
 
-
-_GRU_GRADIENT = Gradient(save=_save_gru_cell, backward=_gru_cell_backward)
 
 define(
     f"gru_cell({_GRU_ARGUMENTS}) -> Tensor",
@@ -249,22 +241,7 @@ define(
         "triton": lazy("slots.triton_gru", "gru_cell"),
         "cuda": native.gru_cell,
     },
-    gradient=_GRU_GRADIENT,
-)
-
-
-def _fake_with_gates(x: Tensor, h: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    gates = h.new_empty((*h.shape[:-1], 4 * h.shape[-1]), dtype=accumulate_dtype(h.dtype))
-    return h.new_empty(h.shape), gates
-
-
-define(
-    f"gru_cell_with_gates({_GRU_ARGUMENTS}) -> (Tensor state, Tensor gates)",
-    check=_check_gru_cell,
-    fake=_fake_with_gates,
-    kernels={"reference": gru_cpu.gru_cell_with_gates, "cpu": gru_cpu.gru_cell_with_gates},
-    gradient=_GRU_GRADIENT,
-    is_gradient=True,
+    gradient=Gradient(save=_save_gru_cell, backward=_gru_cell_backward),
 )
 
 
@@ -282,10 +259,7 @@ def _slot_attention_step(
             f"weights: expected {len(reference.StepWeights._fields)} tensors "
             f"({', '.join(reference.StepWeights._fields)}), got {len(weights)}"
         )
-    step = reference.StepWeights(*weights)
-    q = reference.query(slots, step)
-    updates, _ = torch.ops.ocvtp.slot_attention(q, k, v, scale, eps, slot_mask)
-    return reference.feed_forward(gru_cpu.gru(updates, slots, step), step)
+    return iterate(slots, k, v, reference.StepWeights(*weights), scale, eps, slot_mask)[0]
 
 
 compose(

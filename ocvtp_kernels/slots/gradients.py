@@ -7,6 +7,8 @@ With W = A / d, d = mass + eps: ``dA = (dU v^T - delta) / d + dmass + dA_given``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,36 +40,57 @@ def slot_attention_gradients(
         gradients of q, k and v, in their dtype, accumulated in float32 or wider.
     """
     dtype, wide = q.dtype, accumulate_dtype(q.dtype)
-    q, k, v, updates, grad_updates = (t.to(wide) for t in (q, k, v, updates, grad_updates))
-    attention = slot_logits(q, k, scale, slot_mask).softmax(dim=1)
-    denominator = attention.sum(dim=-1, keepdim=True) + eps
-    grad_scaled = grad_updates / denominator
-    delta = (grad_scaled * updates).sum(dim=-1, keepdim=True)
-    grad = torch.matmul(grad_scaled, v.transpose(1, 2)) - delta + grad_mass.to(wide).unsqueeze(-1)
+    q, k, v, updates, grad_updates, grad_mass = (
+        t.to(wide) for t in (q, k, v, updates, grad_updates, grad_mass)
+    )
     if grad_attention is not None:
-        grad = grad + grad_attention.to(wide)
-    grad_logits = attention * (grad - (attention * grad).sum(dim=1, keepdim=True))
-    grad_q = torch.matmul(grad_logits, k) * scale
-    grad_k = torch.matmul(grad_logits.transpose(1, 2), q) * scale
-    grad_v = torch.matmul(attention.transpose(1, 2), grad_scaled)
+        grad_attention = grad_attention.to(wide)
+    attention = slot_logits(q, k, scale, slot_mask).softmax(dim=1)
+    grad_q, grad_k, grad_v = competition_gradients(
+        (q, k, v), (attention, updates), (grad_updates, grad_mass, grad_attention), scale, eps
+    )
     return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
 
 
+def competition_gradients(
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    given: tuple[Tensor, Tensor | None, Tensor | None],
+    scale: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`slot_attention_gradients` where the attention is at hand, in the dtype of it all.
+
+    Args:
+        inputs: q, k and v.
+        outputs: the attention ``[B, K, N]`` and the updates.
+        given: gradients of the updates, the mass and the attention; None for none.
+    """
+    q, k, v = inputs
+    attention, updates = outputs
+    grad_updates, grad_mass, grad_attention = given
+    denominator = attention.sum(dim=-1, keepdim=True) + eps
+    grad_scaled = grad_updates / denominator
+    same = (grad_scaled * updates).sum(dim=-1, keepdim=True)
+    if grad_mass is not None:
+        same = same - grad_mass.unsqueeze(-1)
+    grad = torch.bmm(grad_scaled, v.transpose(1, 2)) - same
+    if grad_attention is not None:
+        grad = grad + grad_attention
+    grad_logits = attention * (grad - (attention * grad).sum(dim=1, keepdim=True)) * scale
+    grad_q = torch.bmm(grad_logits, k)
+    grad_k = torch.bmm(grad_logits.transpose(1, 2), q)
+    grad_v = torch.bmm(attention.transpose(1, 2), grad_scaled)
+    return grad_q, grad_k, grad_v
+
+
 def gru_cell_gradients(
-    x: Tensor,
-    h: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor,
-    b_hh: Tensor,
-    grad: Tensor,
-    gates: Tensor | None = None,
+    x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `ocvtp_kernels.slots.reference.gru_cell` in all six inputs.
 
     Args:
         x: ``[..., E]``; h and grad: ``[..., D]``; weights as `gru_cell` takes them.
-        gates: what `ocvtp_kernels.slots.gru_cpu` keeps of the forward pass; computed again here.
 
     Returns:
         gradients in the order and dtypes of the inputs, accumulated in float32 or wider.

@@ -61,14 +61,7 @@ def gates_backward_kernel(
 
 
 def gru_cell_gradients(
-    x: Tensor,
-    h: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor,
-    b_hh: Tensor,
-    grad: Tensor,
-    gates: Tensor | None = None,
+    x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`ocvtp_kernels.slots.gradients.gru_cell_gradients`; the gates are computed again."""
     rows_x, rows_h = x.reshape(-1, x.shape[-1]), h.reshape(-1, h.shape[-1])

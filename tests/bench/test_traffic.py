@@ -14,6 +14,7 @@ from bench.shapes import CPU, CPU_SHORT, CUDA, CUDA_SHORT, HEADLINE, Plan, Workl
 from bench.traffic import Ceilings, Work, measure_ceilings, stages, tensor_bytes, work_of
 from bench.variants import Variant
 from ocvtp_kernels.chain import prune_reference
+from ocvtp_kernels.slots import step
 from ocvtp_kernels.slots.gradients import gru_cell_gradients, slot_attention_gradients
 
 LOAD = Workload(2, 40, 7, 7, 24, 16)
@@ -27,10 +28,9 @@ def test_flops_are_those_that_torch_counts(
     case = CASES[op](LOAD, torch.device("cpu"))
     # torch does not look into an op, so the references are counted.
     monkeypatch.setattr(torch.ops.ocvtp, "slot_attention_backward", slot_attention_gradients)
-    # Of the GRU, the one that makes its gates anew.
-    monkeypatch.setattr(
-        torch.ops.ocvtp, "gru_cell_backward", lambda *inputs: gru_cell_gradients(*inputs[:7])
-    )
+    monkeypatch.setattr(torch.ops.ocvtp, "gru_cell_backward", gru_cell_gradients)
+    # Attention and gates are made anew, as on a GPU.
+    monkeypatch.setattr(step, "_keeps", lambda *_: False)
     function = case.call if direction == "backward" else case.reference
     if case.pruner is not None and direction == "forward":
         weights = case.pruner.packed()

@@ -43,9 +43,6 @@ def gru_cell(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
     return tuple(random_tokens(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes))
 
 
-gru_cell_with_gates = gru_cell
-
-
 def gru_cell_backward(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
     return *gru_cell(batch, dtype), random_tokens(batch, 5, 7, seed=6, dtype=dtype).transpose(1, 2)
 
@@ -137,7 +134,6 @@ ARGUMENTS: dict[str, Callable[..., Arguments]] = {
     "slot_attention_with_attention": slot_attention,
     "slot_attention_backward": slot_attention_backward,
     "gru_cell": gru_cell,
-    "gru_cell_with_gates": gru_cell_with_gates,
     "gru_cell_backward": gru_cell_backward,
     "slot_attention_step": slot_attention_step,
     "slot_argmax": slot_argmax,
