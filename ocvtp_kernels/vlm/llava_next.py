@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import (
+    Evidence,
     Selector,
     chooses_early,
     place_of,
@@ -23,6 +24,7 @@ from ocvtp_kernels.selectors.interface import (
 from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.choice import Choice
 from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.llava_next_call import read_size, read_sizes, require_patches, take_crops
 from ocvtp_kernels.vlm.llava_next_layout import Group, Layout, Layouts, Plan, group_images
 from ocvtp_kernels.vlm.towers import Tower
 
@@ -49,7 +51,7 @@ class _Pruning:
 
     def placeholders(self, size: Iterable[int] | Tensor) -> int:
         """Placeholders of an image of ``size`` (height, width)."""
-        return self.plan(self.layouts.of(_as_size(size))).placeholders
+        return self.plan(self.layouts.of(read_size(size))).placeholders
 
     def replace_features(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def get_image_features(
@@ -60,9 +62,8 @@ class _Pruning:
             vision_feature_select_strategy: str | None = None,
             **kwargs: Any,
         ) -> Any:
-            # One read for all sizes, before anything is queued that it could wait for.
-            rows = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
-            sizes = [_as_size(row) for row in rows]
+            # Before anything is queued that the read could wait for.
+            sizes = read_sizes(image_sizes)
             layouts = [self.layouts.of(size) for size in sizes]
             plans = [self.plan(layout) for layout in layouts]
             if all(plan.whole for plan in plans):
@@ -80,11 +81,11 @@ class _Pruning:
                 )
                 return output
             tower = Tower.of(inner.vision_tower)
-            _require_patches(inner, tower, vision_feature_select_strategy)
+            require_patches(inner, tower, vision_feature_select_strategy)
             return_dict = kwargs.pop("return_dict", True)
             kwargs.pop("output_hidden_states", None)
             layer = vision_feature_layer
-            crops = _take_crops(pixel_values, [layout.num_crops for layout in layouts])
+            crops = take_crops(pixel_values, [layout.num_crops for layout in layouts])
             features = self._prune(
                 inner,
                 tower,
@@ -112,11 +113,36 @@ class _Pruning:
         layouts = [self.layouts.of(size, crops.device) for size in sizes]
         groups = group_images(layouts, plans, tower.count_patches(crops))
         pruned = [group for group in groups if group.is_pruned]
+        whole = [group for group in groups if not group.is_pruned]
         choice = Choice(self.selector, self.handle, crops.device, self.options)
+        evidence = self._encode(tower, crops, final_layer, choice, pruned, **kwargs)
+        packed = [
+            self._pack(inner, self._project_kept(inner, group, evidence, choice, turn), group)
+            for turn, group in enumerate(pruned)
+        ]
+        packed += [
+            self._pack(inner, self._project(inner, evidence.final_tokens[group.rows]), group)
+            for group in whole
+        ]
+        groups = pruned + whole
+        self.handle.record(_by_image(groups, [group.tokens for group in groups]))
+        return _by_image(groups, packed)
 
-        def watch(reference_tokens: Tensor) -> None:
+    def _encode(
+        self,
+        tower: Tower,
+        crops: Tensor,
+        final_layer: int | Sequence[int],
+        choice: Choice,
+        pruned: list[Group],
+        **kwargs: Any,
+    ) -> Evidence:
+        """Evidence with the patches of all crops in one row; begins on the groups to prune."""
+
+        def begin(reference_tokens: Tensor) -> None:
+            patches = reference_tokens.flatten(0, 1)
             for group in pruned:
-                choice.begin(reference_tokens.flatten(0, 1)[group.rows], group.plan.tokens)
+                choice.begin(patches[group.rows], group.plan.tokens)
 
         with self.handle.stage("encoder", crops.device):
             evidence = tower.encode(
@@ -124,35 +150,36 @@ class _Pruning:
                 tower.resolve_reference(self.options.reference_layer),
                 final_layer,
                 reads_of(self.selector),
-                watch=watch,
+                watch=begin if pruned else None,
                 savings=self.options.savings,
                 **kwargs,
             )
-        evidence = evidence.each(lambda part: part.flatten(0, 1))
-        features: list[Tensor] = [crops] * len(plans)
-        kept: list[Tensor] = [crops] * len(plans)
-        finished = 0
-        for group in groups:
-            projected = None
-            if group.is_pruned:
-                seen = None
-                if not chooses_early(self.selector):
-                    seen = evidence.each(operator.itemgetter(group.rows))
-                    if place_of(self.selector) == "projector":
-                        seen = seen._replace(final_tokens=self._project(inner, seen.final_tokens))
-                selected = group.keep(choice.finish(seen, finished))
-                finished += 1
-                if seen is not None and place_of(self.selector) == "projector":
-                    projected = selected.gather(seen.final_tokens)
-                elif selected.tokens is not None:
-                    projected = self._project(inner, selected.tokens)
-            if projected is None:
-                projected = self._project(inner, evidence.final_tokens[group.rows])
-            packed = self._pack(inner, projected, group)
-            for image, *parts in zip(group.images, packed, group.tokens, strict=True):
-                features[image], kept[image] = parts
-        self.handle.record(kept)
-        return features
+        if chooses_early(self.selector):
+            # The rest is read no more, and each part costs a copy.
+            return evidence._replace(final_tokens=evidence.final_tokens.flatten(0, 1))
+        return evidence.each(lambda part: part.flatten(0, 1))
+
+    def _project_kept(
+        self, inner: Any, group: Group, evidence: Evidence, choice: Choice, turn: int
+    ) -> Tensor:
+        """Projected tokens ``[G, T, D]`` that are kept of a group, which then holds these alone.
+
+        Args:
+            inner: the ``LlavaNextModel``.
+            group: of images to prune.
+            evidence: of all patches of the call.
+            choice: of the call.
+            turn: when the choice of this group was begun, counted from 0.
+        """
+        early = chooses_early(self.selector)
+        seen = None if early else evidence.each(operator.itemgetter(group.rows))
+        if seen is not None and place_of(self.selector) == "projector":
+            seen = seen._replace(final_tokens=self._project(inner, seen.final_tokens))
+            return group.keep(choice.finish(seen, turn)).gather(seen.final_tokens)
+        merged = group.keep(choice.finish(seen, turn)).tokens
+        # The group's rows are the kept ones by now.
+        kept = evidence.final_tokens[group.rows] if merged is None else merged
+        return self._project(inner, kept)
 
     def _project(self, inner: Any, tokens: Tensor) -> Tensor:
         with self.handle.stage("projector", tokens.device):
@@ -233,34 +260,12 @@ def attach_llava_next(
     return handle
 
 
-def _as_size(size: Iterable[int] | Tensor) -> tuple[int, int]:
-    height, width = size.tolist() if isinstance(size, Tensor) else size
-    return int(height), int(width)
-
-
-def _require_patches(inner: Any, tower: Tower, strategy: str | None) -> None:
-    """Raises ValueError unless the strategy leaves the patches of a crop and nothing else."""
-    strategy = inner.config.vision_feature_select_strategy if strategy is None else strategy
-    prefix = tower.num_prefix
-    if prefix != (strategy == "default"):
-        raise ValueError(
-            "vision_feature_select_strategy: expected one that leaves the patches alone of a "
-            f"tower with {prefix} tokens before them, got {strategy!r}"
-        )
-
-
-def _take_crops(pixel_values: Tensor, counts: list[int]) -> Tensor:
-    """Crops of all images, ``[sum of counts, 3, H, W]``, without those that fill up a batch."""
-    if pixel_values.dim() == 5:
-        if pixel_values.shape[0] == len(counts) and pixel_values.shape[1] >= max(counts):
-            parts = zip(pixel_values, counts, strict=True)
-            return torch.cat([image[:count] for image, count in parts])
-    elif pixel_values.dim() == 4 and pixel_values.shape[0] == sum(counts):
-        return pixel_values
-    raise ValueError(
-        f"pixel_values: expected {counts} crops an image, as image_sizes tells, "
-        f"got shape {list(pixel_values.shape)}"
-    )
+def _by_image(groups: list[Group], parts: list[Tensor]) -> list[Tensor]:
+    """Of each group's ``[G, ...]`` the rows, in the order of the call's images."""
+    rows: dict[int, Tensor] = {}
+    for group, part in zip(groups, parts, strict=True):
+        rows |= zip(group.images, part, strict=True)
+    return [rows[image] for image in sorted(rows)]
 
 
 def _as_output(features: list[Tensor], return_dict: bool | None) -> Any:

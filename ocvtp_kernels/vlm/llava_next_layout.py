@@ -111,7 +111,8 @@ class Group:
         tokens: ids ``[G, V]`` of their tokens, see `Layout`; after `keep` of those kept.
         places: where these stand in the packed image.
         rows: where these stand among all patches of the call.
-        newlines: places of the kept newlines in the packed image, ``[G, R]``.
+        newlines: places of the kept newlines in the packed image, ``[G, R]``; only where the plan
+            keeps any.
         is_pruned: whether there were more tokens than the plan keeps.
     """
 
@@ -119,21 +120,31 @@ class Group:
         self, images: list[int], plan: Plan, layouts: list[Layout], starts: list[int]
     ) -> None:
         self.images, self.plan = images, plan
+        # Of whole images these are told to the user, who may write to them: never a view.
         self.tokens = torch.stack([layout.tokens for layout in layouts])
         self.is_pruned = plan.tokens < self.tokens.shape[1]
-        self.places = torch.stack([layout.places for layout in layouts])
+        self.places = _stack([layout.places for layout in layouts])
         # A number of the host that is added needs no copy to the device.
-        self.rows = torch.stack(
-            [layout.tokens + start for layout, start in zip(layouts, starts, strict=True)]
+        self.rows = _stack(
+            [
+                layout.tokens + start if start else layout.tokens
+                for layout, start in zip(layouts, starts, strict=True)
+            ]
         )
         # None or all of them: where they are dropped, images may differ in how many they had.
-        self.newlines = torch.stack([layout.newlines[: plan.newlines] for layout in layouts])
+        if plan.newlines:
+            self.newlines = _stack([layout.newlines for layout in layouts])
 
     def keep(self, selected: Selected) -> Selected:
         """Leaves the tokens selected alone; returns ``selected``."""
         parts = (self.tokens, self.places, self.rows)
         self.tokens, self.places, self.rows = (part.gather(1, selected.ids) for part in parts)
         return selected
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    """``[G, ...]``, to be read only: of a single part it is a view."""
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
 def group_images(layouts: list[Layout], plans: list[Plan], patches: int) -> list[Group]:
