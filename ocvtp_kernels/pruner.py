@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from ocvtp_kernels.checkpoint import (
     write_checkpoint,
 )
 from ocvtp_kernels.config import PrunerConfig
-from ocvtp_kernels.fold import fold_modules
+from ocvtp_kernels.freezing import Freezable
 from ocvtp_kernels.modules import MLP, SlotAttention, SlotPrior
 from ocvtp_kernels.ops.selection import check_final, check_importance
 from ocvtp_kernels.selection.reference import gather_tokens, select_ids, slot_picks
@@ -41,7 +40,7 @@ class Picks(NamedTuple):
     evidence: Tensor  # [B, N], each token's highest log-attention: fills gaps without importance
 
 
-class OCPruner(nn.Module):
+class OCPruner(Freezable):
     """The object-centric pruner of arXiv 2511.20439: one slot per token to keep.
 
     Slots compete for the reference tokens by Slot Attention; each slot keeps the token it attends
@@ -72,7 +71,6 @@ class OCPruner(nn.Module):
         self.aggregat = SlotAttention(
             config.agg_num_iter, dim, config.agg_ffn_dim, config.agg_dropout, config.agg_trunc_bp
         )
-        self._folded: list[Tensor] | None = None
         self._zero_biases()
         self.to(device=device, dtype=dtype)
 
@@ -251,59 +249,6 @@ class OCPruner(nn.Module):
         _, logits = self.aggregat(self.encode_project(reference_tokens), slots_init)
         scores = log_attention(logits.detach())
         return Picks(*slot_picks(scores, top_k), scores.amax(dim=1))
-
-    @property
-    def frozen(self) -> bool:
-        """Whether `forward` is ``torch.ops.ocvtp.prune`` on folded weights."""
-        return self._folded is not None
-
-    def freeze(self) -> OCPruner:
-        """Folds the weights once; `forward` is then ``torch.ops.ocvtp.prune``.
-
-        Sets ``eval`` and stops parameter gradients. Moving, casting and ``load_state_dict`` fold
-        anew; parameters edited in place after this are not seen until the next `freeze`.
-        """
-        self.eval().requires_grad_(False)
-        self._folded = self._fold()
-        return self
-
-    def unfreeze(self) -> OCPruner:
-        """Undoes `freeze`: plain PyTorch again, parameters with gradients."""
-        self._folded = None
-        self.requires_grad_(True)
-        return self
-
-    def packed(self) -> list[Tensor]:
-        """The folded weights that ``torch.ops.ocvtp.prune`` takes, in the parameters' dtype.
-
-        A frozen pruner's own; otherwise folded, in float64, from the present parameters (see
-        `ocvtp_kernels.fold`).
-        """
-        return self._fold() if self._folded is None else list(self._folded)
-
-    @torch.no_grad()
-    def _fold(self) -> list[Tensor]:
-        dtype = self.initializ.mean.dtype
-        folded = fold_modules(self.encode_project, self.aggregat)
-        return [tensor.to(dtype).contiguous() for tensor in folded.pack()]
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """As `torch.nn.Module.load_state_dict`; a frozen pruner folds anew."""
-        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        if assign:
-            # The parameters may have changed dtype, or come from the meta device.
-            self.initializ.draw()
-        if self._folded is not None:
-            self.freeze()
-        return result
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OCPruner:
-        super()._apply(fn, recurse)
-        if self._folded is not None:
-            self._folded = self._fold()
-        return self
 
     def _check_reference(self, tokens: Tensor) -> None:
         checks.require_rank("reference_tokens", tokens, "B, N, C")
