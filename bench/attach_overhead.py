@@ -12,21 +12,25 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bench.llava_models import TINY, TINY_NEXT, Placeholders, Shape, Vlm
+from bench.qwen_models import make_prompt, make_qwen
 from bench.timing import measure
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.interface import Evidence, ask
 from ocvtp_kernels.vlm.attach import attach
 from ocvtp_kernels.vlm.qwen_encoder import average_units
 from ocvtp_kernels.vlm.qwen_rows import plan
-from tests.vlm import models, models_next, models_qwen
 
 BUDGET = 5
-REFERENCE_LAYER = models.DEPTH // 3
+# Of TINY's sizes: the fewer the patches, the more of a call is the host's.
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "image_size": 56}
+REFERENCE_LAYER = SIZES["num_hidden_layers"] // 3
 ALLOWED_S = 0.5e-3  # a call, beside the pruner
 ROUNDS = (20, 400)
 
@@ -40,10 +44,10 @@ class Pair(NamedTuple):
 
 def llava() -> Pair:
     """LLaVA-1.5's ``get_image_features``: tower without its last layer, gather, projector."""
-    model, selector = models.make_llava(), RandomSelector(0)
-    pixels = torch.randn(1, 3, models.SIDE, models.SIDE)
-    attach(model, models.make_llava_processor(), selector, BUDGET)
-    inner = model.model
+    vlm, selector = _make(TINY), RandomSelector(0)
+    pixels = vlm.pixels(1, 0)
+    attach(vlm.model, Placeholders(vlm.shape, 1), selector, BUDGET)
+    inner = vlm.model.model
 
     def attached() -> Tensor:
         return torch.stack(list(inner.get_image_features(pixels).pooler_output))
@@ -61,12 +65,11 @@ def llava() -> Pair:
 
 
 def llava_next() -> Pair:
-    """LLaVA-NeXT's ``get_image_features`` of an image of three crops."""
-    model, selector = models_next.make_llava_next(), RandomSelector(0)
-    sizes = torch.tensor([[models.SIDE, 2 * models.SIDE]])
-    pixels = torch.randn(1, 3, 3, models.SIDE, models.SIDE)
-    handle = attach(model, models_next.make_next_processor(), selector, BUDGET)
-    inner = model.model
+    """LLaVA-NeXT's ``get_image_features`` of an image of five crops."""
+    vlm, selector = _make(TINY_NEXT), RandomSelector(0)
+    pixels, sizes = vlm.pixels(1, 0), vlm.image_arguments(1)["image_sizes"]
+    handle = attach(vlm.model, Placeholders(vlm.shape, 1), selector, BUDGET)
+    inner = vlm.model.model
 
     def attached() -> Tensor:
         return torch.stack(list(inner.get_image_features(pixels, sizes).pooler_output))
@@ -93,11 +96,10 @@ def llava_next() -> Pair:
 
 def qwen2_5_vl() -> Pair:
     """Qwen2.5-VL's ``generate`` of one token; both return the prompt alone, which is the same."""
-    photo = models_qwen.make_photo(4, 3)
-    batch: dict[str, Any] = models_qwen.make_batch([(f"{models_qwen.PHOTO} what is this", [photo])])
+    model, plain, selector = make_qwen(), make_qwen(), RandomSelector(0)
+    batch: dict[str, Any] = make_prompt(plain, 4, 3)
     settings = {"max_new_tokens": 1, "do_sample": False}
-    model, plain, selector = models_qwen.make_model(), models_qwen.make_model(), RandomSelector(0)
-    attach(model, models_qwen.make_processor(), selector, BUDGET)
+    attach(model, None, selector, BUDGET)
     prompt, grid = batch["input_ids"].shape[1], batch["image_grid_thw"]
     states = torch.randn(len(batch["pixel_values"]), plain.model.visual.config.hidden_size)
     places = plan(plain.model.visual, grid, states.device)["window_index"].argsort()
@@ -120,6 +122,10 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "LLaVA-NeXT get_image_features": llava_next,
     "Qwen2.5-VL generate": qwen2_5_vl,
 }
+
+
+def _make(shape: Shape) -> Vlm:
+    return Vlm(replace(shape, vision={**shape.vision, **SIZES}), torch.device("cpu"))
 
 
 def _without_last(tower: Any, layers: Any, pixels: Tensor) -> Any:

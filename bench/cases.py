@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.pruners import random_pruner
 from bench.shapes import Workload
 from bench.traffic import HEAD_DIM, HEADS
 from ocvtp_kernels import OCPruner, PrunerConfig
 from ocvtp_kernels.importance import reference as importance
 from ocvtp_kernels.selection import reference as selection
 from ocvtp_kernels.slots import reference as slots
-from tests.cases import random_pruner
 
 Inputs = tuple[Tensor, ...]
 Outputs = tuple[Tensor, ...]

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import published_selectors as published
+from bench.pruners import random_pruner
 from ocvtp_kernels import PrunerConfig
 from ocvtp_kernels.selectors.interface import Evidence, Selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.selectors.registry import METHODS, make_selector
-from tests.cases import random_pruner
 
 OC_PRUNER = "oc-pruner"
 NAMES = (OC_PRUNER, *METHODS)
