@@ -66,6 +66,8 @@ STABLE_TORCH_LIBRARY(OCVTP_NAMESPACE, m) {
   m.def(
       "scatter_merge(Tensor tokens, Tensor weight, Tensor owner, int num_owners)"
       " -> (Tensor sums, Tensor mass)");
+  // wide tokens [B,N,C] -> [B,C].
+  m.def("channel_variance(Tensor tokens) -> Tensor");
   // The instruction set that the CPU kernels use; a name given here is used from now on, for
   // tests that compare them. "" asks only.
   m.def("isa(str wanted) -> str");

@@ -223,6 +223,14 @@ struct ScatterMerge {
   T* mass;           // [B, owners]
 };
 
+// Part: blocks of channels of images. Unbiased, NaN of a single token.
+template <class T>
+struct ChannelVariance {
+  Rows<T> tokens;
+  int64_t num_tokens, width;
+  T* variance;  // [B, width]
+};
+
 template <class T>
 struct GreedyKernels {
   void (*farthest_nearest)(const FarthestSelect<T>&, int64_t begin, int64_t end);
@@ -236,6 +244,7 @@ struct GreedyKernels {
   void (*facility_select)(const FacilitySelect<T>&, int64_t begin, int64_t end);
   void (*match_select)(const MatchSelect<T>&, int64_t begin, int64_t end);
   void (*centrifugal_select)(const CentrifugalSelect<T>&, int64_t begin, int64_t end);
+  void (*channel_variance)(const ChannelVariance<T>&, int64_t begin, int64_t end);
 };
 
 template <class T>
@@ -260,6 +269,10 @@ struct Kernels {
 // Tokens in a block of SlotSoftmax and the like: a block's column of K slots stays in cache.
 inline constexpr int64_t token_block = 64;
 inline int64_t token_blocks(int64_t tokens) { return (tokens + token_block - 1) / token_block; }
+
+// Channels in a block of ChannelVariance: their sums stay in the innermost cache.
+inline constexpr int64_t channel_block = 256;
+inline int64_t channel_blocks(int64_t width) { return (width + channel_block - 1) / channel_block; }
 
 // Room for a row of tokens in whole vectors, of any dtype.
 inline int64_t whole_vectors(int64_t tokens) { return (tokens + 15) / 16 * 16; }

@@ -242,6 +242,19 @@ std::tuple<Tensor, Tensor> scatter_merge(Tensor tokens, Tensor weight, Tensor ow
   return {sums, mass};
 }
 
+Tensor channel_variance(Tensor tokens) {
+  tokens = with_unit_stride(tokens);
+  const int64_t batch = tokens.size(0), num_tokens = tokens.size(1), width = tokens.size(2);
+  const Tensor variance = empty(tokens, {batch, width});
+  by_dtype(tokens, [&](auto kind) {
+    using T = decltype(kind);
+    run(kernels<T>().greedy->channel_variance,
+        ChannelVariance<T>{rows<T>(tokens), num_tokens, width, out<T>(variance)},
+        batch * channel_blocks(width), 2 * num_tokens * channel_block);
+  });
+  return variance;
+}
+
 STABLE_TORCH_LIBRARY_IMPL(ocvtp_native, CPU, m) {
   m.impl("farthest_select", TORCH_BOX(&farthest_select));
   m.impl("pivot_select", TORCH_BOX(&pivot_select));
@@ -250,6 +263,7 @@ STABLE_TORCH_LIBRARY_IMPL(ocvtp_native, CPU, m) {
   m.impl("match_select", TORCH_BOX(&match_select));
   m.impl("centrifugal_select", TORCH_BOX(&centrifugal_select));
   m.impl("scatter_merge", TORCH_BOX(&scatter_merge));
+  m.impl("channel_variance", TORCH_BOX(&channel_variance));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "greedy/farthest.h"
 #include "greedy/match.h"
 #include "greedy/pivot.h"
+#include "greedy/variance.h"
 
 namespace ocvtp::OCVTP_ISA {
 
@@ -14,7 +15,7 @@ template <class T>
 const GreedyKernels<T> GreedyTable<T>::kernels = {
     farthest_nearest<T>, farthest_select<T>, pivot_norms<T>,        pivot_pick<T>,
     pivot_distances<T>,  dpp_pick<T>,        dpp_explain<T>,        facility_gains<T>,
-    facility_select<T>,  match_select<T>,    centrifugal_select<T>,
+    facility_select<T>,  match_select<T>,    centrifugal_select<T>, channel_variance<T>,
 };
 
 template struct GreedyTable<float>;

@@ -204,4 +204,33 @@ void fuzz_dpp(Run& run) {
   }
 }
 
+// Of whole numbers, whose sums do not round: the mean and the last division alone do.
+template <class T>
+void fuzz_variance(Run& run) {
+  Random& random = run.random;
+  const int64_t batch = random.between(1, 3), tokens = random.between(2, 70);
+  const int64_t width = random.between(1, 600);
+  const RandomRows<T> x(run, batch, tokens, width, true);
+  const int64_t parts = batch * channel_blocks(width);
+  const auto made = run.alike("channel_variance divided", parts, [&](const auto& divide) {
+    std::vector<std::vector<T>> out{unwritten<T>(batch * width)};
+    const ChannelVariance<T> a{x.rows(), tokens, width, out[0].data()};
+    divide(
+        [&](int64_t begin, int64_t end) { kernels<T>().greedy->channel_variance(a, begin, end); });
+    return out;
+  });
+  if (run.spoilt) return;
+  for (int64_t image = 0; image < batch; ++image)
+    for (int64_t c = 0; c < width; ++c) {
+      Real sum = 0, squares = 0;
+      for (int64_t n = 0; n < tokens; ++n) {
+        sum += x.at(image, n, c);
+        squares += Real(x.at(image, n, c)) * x.at(image, n, c);
+      }
+      const Real want = (squares - sum * sum / Real(tokens)) / Real(tokens - 1);
+      run.near("channel_variance", made[0][image * width + c], want,
+               Real(tokens) * std::numeric_limits<T>::epsilon() * (want + 1));
+    }
+}
+
 }  // namespace ocvtp::test

@@ -14,6 +14,7 @@ static void fuzz(Run& run) {
   fuzz_match<T>(run);
   fuzz_centrifugal<T>(run);
   fuzz_merge<T>(run);
+  fuzz_variance<T>(run);
 }
 
 int main(int argc, char** argv) {

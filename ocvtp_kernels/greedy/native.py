@@ -78,6 +78,15 @@ def scatter_merge(
     return sums, mass
 
 
+def channel_variance(tokens: Tensor) -> Tensor:
+    """`ocvtp_kernels.greedy.reference.channel_variance`, without a copy of the tokens."""
+    if tokens.dtype == torch.float64:
+        # There no wider sum makes equal what torch has equal, and ties are to fall as its do.
+        return tokens.var(dim=1)
+    variance: Tensor = torch.ops.ocvtp_native.channel_variance(computed(tokens))
+    return variance
+
+
 def _alike(matrix: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Both in the wider of their dtypes."""
     matrix, scores = computed(matrix), computed(scores)

@@ -206,3 +206,15 @@ def scatter_merge(
     places = torch.arange(num_owners, device=owner.device)
     shares = torch.where(owner[:, None] == places[:, None], weight[:, None], 0.0).to(wide)
     return torch.matmul(shares, tokens.to(wide)), shares.sum(dim=2)
+
+
+def channel_variance(tokens: Tensor) -> Tensor:
+    """Each channel's unbiased variance over the tokens of an image.
+
+    Args:
+        tokens: ``[B, N, C]``.
+
+    Returns:
+        ``[B, C]``; NaN of a single token.
+    """
+    return tokens.var(dim=1)

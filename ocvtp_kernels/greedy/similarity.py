@@ -7,6 +7,10 @@ from torch import Tensor
 
 from ocvtp_kernels.dtypes import accumulate_dtype
 
+# Tokens from which on a CPU multiplies only half of a symmetric matrix. Blocks of a few rows may be
+# summed in another order, and equal tokens would no longer be equally similar.
+LEAST_HALVED = 256
+
 
 def cosine(tokens: Tensor, eps: float = 0.0) -> Tensor:
     """Cosine similarity of every two tokens of an image.
@@ -25,4 +29,23 @@ def cosine(tokens: Tensor, eps: float = 0.0) -> Tensor:
         products = torch.bmm(tokens, tokens.transpose(1, 2), out_dtype=wide)
         return products / norms / norms.transpose(1, 2)
     unit = tokens.to(wide) / norms
-    return torch.bmm(unit, unit.transpose(1, 2))
+    if tokens.is_cuda or tokens.shape[1] < LEAST_HALVED:
+        return torch.bmm(unit, unit.transpose(1, 2))
+    return _products(unit)
+
+
+def _products(rows: Tensor) -> Tensor:
+    """Products of every two rows, ``[B, N, C]`` -> ``[B, N, N]``, each pair's computed once.
+
+    What stands below the blocks on the diagonal is copied from above them: of four blocks a side,
+    ten products instead of sixteen.
+    """
+    batch, num_rows, _ = rows.shape
+    products = rows.new_empty((batch, num_rows, num_rows))
+    size = (num_rows + 3) // 4
+    for block in range(4):
+        start, stop = block * size, (block + 1) * size
+        right = torch.bmm(rows[:, start:stop], rows[:, start:].transpose(1, 2))
+        products[:, start:stop, start:] = right
+        products[:, stop:, start:stop] = right[:, :, size:].transpose(1, 2)
+    return products

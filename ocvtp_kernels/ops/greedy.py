@@ -238,3 +238,26 @@ define(
     kernels=_kernels("scatter_merge", "triton_merge", reference.scatter_merge),
     gradient=Gradient(save=_save_merge, backward=_merge_backward),
 )
+
+
+def _check_variance(tokens: Tensor) -> None:
+    checks.require_rank("tokens", tokens, "B, N, C")
+    checks.require_floating("tokens", tokens)
+    checks.require_some("tokens", tokens, 1, "token")
+
+
+def _fake_variance(tokens: Tensor) -> Tensor:
+    batch, _, width = tokens.shape
+    return tokens.new_empty((batch, width), dtype=accumulate_dtype(tokens.dtype))
+
+
+# On a GPU torch's own reduction, which is as fast as memory.
+define(
+    "channel_variance(Tensor tokens) -> Tensor",
+    check=_check_variance,
+    fake=_fake_variance,
+    kernels={
+        "reference": widened(reference.channel_variance),
+        "cpu": if_built(native.channel_variance, widened(reference.channel_variance)),
+    },
+)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.greedy.similarity import cosine
 from ocvtp_kernels.selection.reference import gather_tokens
 from ocvtp_kernels.selectors.interface import Evidence, Selected, place_of
@@ -116,19 +115,6 @@ def screen_channels(tokens: Tensor, count: int) -> Tensor:
     """
     if count >= tokens.shape[2]:
         return tokens
-    variance = channel_variance(tokens)
+    variance = torch.ops.ocvtp.channel_variance(tokens)
     channels = variance.sort(dim=1, descending=True, stable=True).indices[:, :count]
     return tokens.gather(2, channels[:, None].expand(-1, tokens.shape[1], -1))
-
-
-def channel_variance(tokens: Tensor) -> Tensor:
-    """Each channel's variance over the tokens: ``[B, N, C]`` -> ``[B, C]``, float32 or wider.
-
-    ``tokens.var(dim=1)`` of the tokens in that dtype, to the bit where it has been compared.
-    """
-    if tokens.is_cuda or tokens.dtype == torch.float64:
-        return tokens.to(accumulate_dtype(tokens.dtype)).var(dim=1)
-    # torch sums in float64 too on the CPU, but several times slower.
-    wide = tokens.double()
-    wide -= wide.mean(dim=1, keepdim=True)
-    return (wide.square_().sum(dim=1) / (tokens.shape[1] - 1)).float()

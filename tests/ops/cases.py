@@ -129,6 +129,10 @@ def scatter_merge(batch: int = 2, dtype: torch.dtype = torch.float32) -> Argumen
     return tokens, owner, random_tokens(batch, 30, seed=8, dtype=dtype), 7
 
 
+def channel_variance(batch: int = 2, dtype: torch.dtype = torch.float32) -> Arguments:
+    return (random_tokens(batch, 31, 10, dtype=dtype)[:, 1:],)
+
+
 ARGUMENTS: dict[str, Callable[..., Arguments]] = {
     "slot_attention": slot_attention,
     "slot_attention_with_attention": slot_attention,
@@ -150,6 +154,7 @@ ARGUMENTS: dict[str, Callable[..., Arguments]] = {
     "facility_select": facility_select,
     "match_select": match_select,
     "scatter_merge": scatter_merge,
+    "channel_variance": channel_variance,
 }
 
 

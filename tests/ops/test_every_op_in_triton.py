@@ -25,8 +25,8 @@ def run(name: str, arguments: object) -> tuple[Tensor, ...]:
         return outputs(op(name)(*map_tensors(lambda t: t.to(DEVICE), arguments)))
 
 
-def test_every_op_has_a_kernel() -> None:
-    assert set(ARGUMENTS) == set(WITH_KERNEL)
+def test_only_what_torch_does_as_well_has_no_kernel() -> None:
+    assert set(ARGUMENTS) - set(WITH_KERNEL) == {"channel_variance"}
 
 
 def test_gradients_are_taken_all_the_same() -> None:
