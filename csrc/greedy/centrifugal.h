@@ -22,7 +22,11 @@ struct Expansion {
     nearest = a.nearest + start, ranking = a.ranking + start, accepted = a.accepted + start;
     taken = a.taken + start, order = a.order + image * a.budget;
     spread = T(a.spread), diameter = T(std::sqrt(double(a.height * a.height + a.width * a.width)));
-    std::fill(best, best + tokens, lowest<T>);
+    // No comparison holds with the NaN of a NaN token, which so stays out of the expansion.
+    for (int64_t n = 0; n < tokens; ++n) {
+      const T own = a.similarity.at(image, n)[n];
+      best[n] = own == own ? lowest<T> : own;
+    }
     std::fill(place, place + tokens, T(0));
     std::fill(nearest, nearest + tokens, 2 * tokens * tokens);
     std::fill(taken, taken + tokens, false);
@@ -57,15 +61,20 @@ struct Expansion {
     return best[token] * (T(1) + spread * distance);
   }
 
-  // The tokens left, least redundant first; returns how many.
+  bool is_nan(int64_t token) const { return best[token] != best[token]; }
+
+  // The tokens left, least redundant first; returns how many. NaN tokens follow, not counted.
   int64_t rank() {
     int64_t count = 0;
     for (int64_t n = 0; n < tokens; ++n) {
-      if (taken[n]) continue;
+      if (taken[n] || is_nan(n)) continue;
       merit[n] = nan_last(T(1) - redundancy(n));
       ranking[count++] = n;
     }
     sort_descending(merit, ranking, count);
+    int64_t end = count;
+    for (int64_t n = 0; n < tokens; ++n)
+      if (!taken[n] && is_nan(n)) ranking[end++] = n;
     return count;
   }
 
@@ -113,8 +122,9 @@ void centrifugal_select(const CentrifugalSelect<T>& a, int64_t begin, int64_t en
       for (int64_t i = 0; state.picked < a.budget; ++i) state.pick(state.ranking[i]);
     }
     for (int64_t n = 0; n < state.tokens; ++n) {
-      a.owner[image * state.tokens + n] = state.taken[n] ? -1 : int64_t(state.place[n]);
-      if (state.taken[n]) state.best[n] = T(0);
+      const bool alone = state.taken[n] || state.is_nan(n);
+      a.owner[image * state.tokens + n] = alone ? -1 : int64_t(state.place[n]);
+      if (alone) state.best[n] = T(0);
     }
   }
 }

@@ -135,7 +135,16 @@ void fuzz_centrifugal(Run& run) {
   const int64_t batch = random.between(1, 2), height = random.between(1, 9);
   const int64_t grid_width = random.between(1, 9), tokens = height * grid_width;
   const int64_t budget = random.between(1, tokens), num_pivots = random.between(1, tokens);
-  const RandomRows<T> matrix(run, batch, tokens, tokens, random.chance(30));
+  RandomRows<T> matrix(run, batch, tokens, tokens, random.chance(30));
+  // The cosines of a token that is NaN are.
+  if (random.chance(40))
+    for (int64_t image = 0; image < batch; ++image)
+      for (int64_t id : some_ids(random, tokens, random.between(1, std::min<int64_t>(tokens, 5))))
+        for (int64_t n = 0; n < tokens; ++n)
+          for (int64_t at : {id * matrix.stride + n, n * matrix.stride + id})
+            matrix.numbers[size_t(image * tokens * matrix.stride + at)] =
+                std::numeric_limits<T>::quiet_NaN();
+  const auto is_nan = [&](int64_t image, int64_t n) { return std::isnan(matrix.at(image, n, n)); };
   Ids pivots;
   for (int64_t image = 0; image < batch; ++image)
     for (int64_t id : some_ids(random, tokens, num_pivots)) pivots.push_back(id);
@@ -171,7 +180,7 @@ void fuzz_centrifugal(Run& run) {
     const auto ranked = [&] {
       std::vector<std::pair<T, int64_t>> left;
       for (int64_t n = 0; n < tokens; ++n)
-        if (std::count(order.begin(), order.end(), n) == 0)
+        if (std::count(order.begin(), order.end(), n) == 0 && !is_nan(image, n))
           left.emplace_back(number(merit_of(n)), n);
       std::stable_sort(left.begin(), left.end(),
                        [](const auto& x, const auto& y) { return x.first > y.first; });
@@ -199,15 +208,19 @@ void fuzz_centrifugal(Run& run) {
       }
     }
     run.expect(made[1][image] == int64_t(order.size()), "centrifugal_select: count");
-    if (a.pad)
+    if (a.pad) {
       for (const auto& one : ranked())
         if (int64_t(order.size()) < budget) order.push_back(one.second);
+      for (int64_t n = 0; n < tokens; ++n)
+        if (int64_t(order.size()) < budget && std::count(order.begin(), order.end(), n) == 0)
+          order.push_back(n);
+    }
     for (int64_t n = 0; n < tokens; ++n) {
-      const bool taken = std::count(order.begin(), order.end(), n) > 0;
+      const bool alone = is_nan(image, n) || std::count(order.begin(), order.end(), n) > 0;
       const Standing<T> now = standing(matrix, image, a, order, n);
-      run.expect(made[2][image * tokens + n] == (taken ? -1 : now.owner),
+      run.expect(made[2][image * tokens + n] == (alone ? -1 : now.owner),
                  "centrifugal_select: owner");
-      run.expect(closeness[image * tokens + n] == (taken ? T(0) : now.closeness),
+      run.expect(closeness[image * tokens + n] == (alone ? T(0) : now.closeness),
                  "centrifugal_select: closeness");
     }
     order.resize(size_t(budget), -1);

@@ -18,7 +18,7 @@ class _State:
     similarity: Tensor  # [N, N]
     squares: Tensor  # int64 [N, N], squared distances on the grid
     order: list[int]
-    best: Tensor  # [N], largest similarity to a pick
+    best: Tensor  # [N], largest similarity to a pick; NaN, which stays, of a NaN token
     owner: Tensor  # int64 [N], the first pick that has it, by its place in the order
     nearest: Tensor  # int64 [N], smallest squared distance to a pick
     taken: Tensor  # bool [N]
@@ -71,6 +71,10 @@ def centrifugal_select(
     Source: VLM-Pruner, arXiv 2512.02700, stage 2. Its loops end when the data says so: this
     reference goes image by image and waits for the device.
 
+    A token is NaN where its similarity with itself is. It is ranked behind every number and never
+    below a threshold: only padding picks it, by id, once no number is left. As a pivot it counts,
+    but a similarity that is NaN is that of nothing, -inf.
+
     Args:
         similarity: ``[B, N, N]``, cosine.
         pivots: int64 ``[B, P]`` distinct ids; the first ``budget`` of them count.
@@ -87,8 +91,8 @@ def centrifugal_select(
         order: int64 ``[B, T]`` in the order picked; -1 past the count where ``pad`` is off.
         count: int64 ``[B]``, tokens picked before padding.
         owner: int64 ``[B, N]``: of a token left over, the place in ``order`` of the pick most
-            similar to it, the earliest of equals; -1 for a picked token.
-        closeness: ``[B, N]``, the similarity to it; 0 for a picked token.
+            similar to it, the earliest of equals; -1 for a picked token and for a NaN token.
+        closeness: ``[B, N]``, the similarity to it; 0 where there is no owner.
     """
     squares = grid_squares(height, width, similarity.device)
     diameter = math.hypot(height, width)
@@ -108,8 +112,10 @@ def centrifugal_select(
             for token in _rank(state, spread, diameter)[: budget - len(state.order)]:
                 state.pick(token)
         orders.append(state.order + [-1] * (budget - len(state.order)))
-        owners.append(state.owner.masked_fill(state.taken, -1))
-        closeness.append(state.best.masked_fill(state.taken, 0))
+        # A token left over is merged into its owner, which a NaN would spoil.
+        alone = state.taken | state.best.isnan()
+        owners.append(state.owner.masked_fill(alone, -1))
+        closeness.append(state.best.masked_fill(alone, 0))
     batch, num_tokens, _ = similarity.shape
     whole = torch.empty(0, dtype=torch.int64, device=similarity.device)
     # Of an empty batch there is nothing to stack.
@@ -131,12 +137,12 @@ def _expand(
     chunk: int,
 ) -> _State:
     """The expansion of one image, as far as it comes."""
-    num_tokens = similarity.shape[0]
+    num_tokens, own = similarity.shape[0], similarity.diagonal()
     state = _State(
         similarity,
         squares,
         [],
-        similarity.new_full((num_tokens,), -math.inf),
+        own.where(own.isnan(), -math.inf),
         torch.zeros(num_tokens, dtype=torch.int64, device=similarity.device),
         squares.new_full((num_tokens,), 2 * num_tokens**2),
         torch.zeros(num_tokens, dtype=torch.bool, device=similarity.device),
@@ -169,8 +175,10 @@ def _expand(
 
 
 def _rank(state: _State, spread: float, diameter: float) -> list[int]:
-    """The tokens left, least redundant first."""
+    """The tokens left, least redundant first, NaN tokens after all others."""
     merit = nan_last(1 - state.redundancy(spread, diameter))
     order = merit.sort(descending=True, stable=True).indices
+    is_nan = state.best[order].isnan()
+    order = torch.cat([order[~is_nan], order[is_nan]])
     ranked: list[int] = order[~state.taken[order]].tolist()
     return ranked

@@ -205,7 +205,10 @@ def scatter_merge(
     wide = torch.promote_types(tokens.dtype, weight.dtype)
     places = torch.arange(num_owners, device=owner.device)
     shares = torch.where(owner[:, None] == places[:, None], weight[:, None], 0.0).to(wide)
-    return torch.matmul(shares, tokens.to(wide)), shares.sum(dim=2)
+    # A share of 0 would make NaN of a token that is NaN.
+    is_owned = (owner >= 0) & (owner < num_owners)
+    rows = tokens.to(wide).masked_fill(~is_owned[..., None], 0)
+    return torch.matmul(shares, rows), shares.sum(dim=2)
 
 
 def channel_variance(tokens: Tensor) -> Tensor:

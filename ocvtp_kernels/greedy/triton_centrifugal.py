@@ -45,13 +45,23 @@ def redundancy_of(best, nearest, spread, diameter):
 
 @triton.jit
 def places_of(
-    redundancy, merits, token, live, free, num_tokens, TOKENS: tl.constexpr, UNROLL: tl.constexpr
+    best,
+    redundancy,
+    merits,
+    token,
+    live,
+    free,
+    num_tokens,
+    TOKENS: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """Each free token's rank among the free, least redundant first, times TOKENS plus its id.
 
-    Of others TOKENS squared. ``merits`` is scratch.
+    NaN tokens come last. Of others TOKENS squared. ``merits`` is scratch.
     """
-    mine = tl.where(free, pack_pick(1.0 - redundancy, token), -1)
+    # No score, -inf included, is packed as low as an id alone.
+    merit = tl.where(best == best, pack_pick(1.0 - redundancy, token), 2147483647 - token)
+    mine = tl.where(free, merit, -1)
     tl.debug_barrier()
     tl.store(merits + token, mine, mask=live)
     tl.debug_barrier()
@@ -112,7 +122,9 @@ def centrifugal_kernel(
     closeness += image * num_tokens
     tl.store(owners + token, tl.zeros([TOKENS], tl.int64), mask=live)
     tl.debug_barrier()
-    best = tl.full([TOKENS], float("-inf"), tl.float32)
+    own = load_row(similarity, token.to(tl.int64), row_stride, token, live, 0.0)
+    # Of a NaN token NaN, which stays: no comparison holds with it, so no threshold lets it in.
+    best = tl.where(own == own, float("-inf"), own)
     nearest = tl.full([TOKENS], 2147483647, tl.int32)
     count = 0
     while count < num_pivots:
@@ -131,7 +143,7 @@ def centrifugal_kernel(
         before = count
         redundancy = redundancy_of(best, nearest, spread, diameter)
         free = live & (nearest > 0)
-        place = places_of(redundancy, merits, token, live, free, num_tokens, TOKENS, UNROLL)
+        place = places_of(best, redundancy, merits, token, live, free, num_tokens, TOKENS, UNROLL)
         # Padding is one more pass, of one chunk, that takes any token.
         stride = tl.where(padding == 1, TOKENS, chunk)
         start = 0
@@ -176,8 +188,9 @@ def centrifugal_kernel(
     nothing = tl.full([TOKENS], -1, tl.int64)
     tl.store(order + token, nothing, mask=(token >= count) & (token < budget))
     tl.debug_barrier()
-    tl.store(owners + token, nothing, mask=live & (nearest == 0))
-    tl.store(closeness + token, tl.where(nearest > 0, best, 0.0), mask=live)
+    owned = (nearest > 0) & (best == best)
+    tl.store(owners + token, nothing, mask=live & ~owned)
+    tl.store(closeness + token, tl.where(owned, best, 0.0), mask=live)
 
 
 def centrifugal_select(

@@ -53,6 +53,21 @@ def test_centrifugal_select_on_few_similarities(budget: int, threshold: float, p
     agree(centrifugal_select, centrifugal.centrifugal_select, *arguments, *options)
 
 
+@pytest.mark.parametrize("dtype", triton_dtypes())
+@pytest.mark.parametrize("pad", [True, False])
+def test_tokens_that_are_nan_come_last(pad: bool, dtype: torch.dtype) -> None:
+    for odd in ([7], [0, 4, 129], [*range(1, 129)]):
+        matrix = similarity(2, 130, dtype)
+        matrix[:, odd] = matrix[:, :, odd] = float("nan")
+        # The least redundant of them is still behind the most redundant number.
+        matrix[1, 12] = matrix[1, :, 12] = float("nan") if 12 in odd else float("inf")
+        for pivots, budget in product(([[odd[0], 129]], [[129]]), (9, 131 - len(odd), 130)):
+            for threshold in (9.0, 0.3, -9.0):
+                first = torch.tensor(pivots * 2)
+                arguments = (matrix, first, 13, 10, budget, 0.5, threshold, 0.05, 5, pad)
+                agree(centrifugal_select, centrifugal.centrifugal_select, *arguments)
+
+
 def test_thresholds_add_up_in_double() -> None:
     # A pick a pass, each just below its threshold, until one is just not.
     tenths = torch.arange(1, 11).double().div(10).float()

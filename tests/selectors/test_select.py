@@ -78,7 +78,8 @@ def test_exactly_the_budget_is_kept(method: str, awkward: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["divprune", "hiprune", "fastervlm", "cdpruner", "scope", "prumerge", "trim"]
+    "method",
+    ["divprune", "hiprune", "fastervlm", "cdpruner", "scope", "prumerge", "trim", "vlm-pruner"],
 )
 def test_a_token_that_is_nan_is_kept_last(method: str) -> None:
     images = Images(3, torch.float32)
