@@ -223,11 +223,16 @@ class Job(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of the report: who launches what on which chip."""
+    """A part of the report: who launches what on which chip, less what other parts launch too."""
 
     chip: int
     dtype: str
     launchers: tuple[Launcher, ...] = LAUNCHERS
+    less: tuple[Part, ...] = ()
+
+
+# A chip whose binaries have the other's registers, stack and shared memory, launch for launch.
+TWINS = {86: 89}
 
 
 def plan(chips: Sequence[int], short: bool) -> list[Part]:
@@ -236,13 +241,16 @@ def plan(chips: Sequence[int], short: bool) -> list[Part]:
     float32 multiplies outside the tensor cores, so its code differs little between chips: it is
     compiled for sm_80 and sm_90 alone. The short plan, which the tests run, takes everything on
     sm_90, Slot Attention beside the chain on sm_80 and sm_100, whose instructions differ, and
-    elsewhere, and in float32 for sm_80, only the chain.
+    elsewhere, and in float32 for sm_80, only the chain; for sm_86 what sm_89 does not have too.
     """
     short_of = {80: (prune, attend), 90: LAUNCHERS, 100: (prune, attend)}
     parts = []
     for chip in chips:
         launchers = short_of.get(chip, (prune,)) if short else LAUNCHERS
-        parts.append(Part(chip, "bfloat16", launchers))
+        twin = TWINS.get(chip, chip)
+        left_out = short and twin != chip and twin in chips
+        less = (Part(twin, "bfloat16", (prune,)),) if left_out else ()
+        parts.append(Part(chip, "bfloat16", launchers, less))
         if chip == 80 or (chip == 90 and not short):
             parts.append(Part(chip, "float32", (prune,) if short else LAUNCHERS))
     return parts
@@ -262,4 +270,5 @@ def launches(part: Part) -> list[Job]:
             for one in recorded:
                 job = Job(one, part.dtype)
                 found.setdefault(job.decides, job)
-    return list(found.values())
+    compiled = {job.decides for other in part.less for job in launches(other)}
+    return [job for decides, job in found.items() if decides not in compiled]

@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 from torch import Tensor
+from triton.language import core
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, interpreter_builder
 
@@ -189,12 +190,62 @@ def broadcast_alike(lhs: Any, rhs: Any) -> Any:
     return type(semantic).broadcast_impl_value(semantic, lhs, rhs)
 
 
+def type_of_elements() -> Callable[[Any], Any]:
+    """`interpreter._get_np_dtype` for one launch, which makes its table at every call."""
+    plain = interpreter._get_np_dtype
+    known: dict[str, Any] = {}
+
+    def numpy_type(kind: Any) -> Any:
+        name = kind.scalar.name
+        if name not in known:
+            known[name] = plain(kind)
+        return known[name]
+
+    return numpy_type
+
+
+def shapes_once() -> Callable[..., None]:
+    """`tl.tensor.__init__` for one launch: tensors of a shape share its constants."""
+    plain = core.tensor.__init__
+    known: dict[tuple[int, ...], tuple[Any, Any]] = {}
+
+    def initialize(tensor: Any, handle: Any, kind: Any) -> None:
+        shape = tuple(kind.shape) if kind.is_block() else ()
+        if shape not in known:
+            plain(tensor, handle, kind)
+            known[shape] = tensor.numel, tensor.shape
+        tensor.handle, tensor.type, tensor.dtype = handle, kind, kind.scalar
+        tensor.numel, tensor.shape = known[shape]
+
+    return initialize
+
+
+def block_types_once() -> Callable[..., None]:
+    """`tl.block_type.__init__` for one launch: a shape is checked and named once."""
+    plain = core.block_type.__init__
+    known: dict[tuple[str, tuple[int, ...]], tuple[Any, int, str]] = {}
+
+    def initialize(kind: Any, element: Any, shape: Any) -> None:
+        sizes = tuple(size if type(size) is int else size.value for size in shape)
+        key = element.name, sizes
+        if key not in known:
+            plain(kind, element, shape)
+            known[key] = kind.shape, kind.numel, kind.name
+        kind.element_ty = element
+        kind.shape, kind.numel, kind.name = known[key]
+
+    return initialize
+
+
 def run_quickly(launch: Launch) -> None:
     """Runs a launch in the interpreter, without what it does over and over again."""
     semantic = interpreter.interpreter_semantic
     with (
         patch.object(interpreter, "_patch_lang", patch_once()),
         patch.object(semantic, "broadcast_impl_value", broadcast_alike),
+        patch.object(interpreter, "_get_np_dtype", type_of_elements()),
+        patch.object(core.tensor, "__init__", shapes_once()),
+        patch.object(core.block_type, "__init__", block_types_once()),
     ):
         launch.kernel[launch.grid](**launch.arguments, **launch.options)
 

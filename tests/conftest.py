@@ -1,4 +1,7 @@
-"""Set before anything imports Triton: without a GPU its kernels run in its interpreter."""
+"""Set before anything imports torch, NumPy or Triton: how threads wait, and how kernels run.
+
+Without a GPU, Triton's kernels run in its interpreter.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# Test processes share the cores: a thread that waits in a loop takes another process' time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, which no kernel of ours uses
 if ctypes.util.find_library("cuda") is None:
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -3,7 +3,8 @@
 The report that is compiled here is the short one (see `bench.compiled_launches.plan`): everything
 in bfloat16 for sm_90, Slot Attention and the chain for sm_80 and sm_100, and the chain alone for
 the other chips and, on sm_80, in float32; of binaries that differ only in what Triton tells of
-numbers, one.
+numbers, one. For sm_86 only what sm_89 does not have too: their binaries have the same figures, as
+the whole report recorded them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if find_spec("triton") is None:
 from bench import compiled
 from bench.compiled import BUDGET, Budget, Rules, expected_instruction, page, violations
 from bench.compiled_binaries import Row, worst
-from bench.compiled_launches import Part, launches, plan, prune
+from bench.compiled_launches import TWINS, Part, launches, plan, prune
 from bench.results import ROOT
 from ocvtp_kernels.gpu.chips import CHIPS
 
@@ -104,6 +105,27 @@ def test_the_short_plan_covers_every_chip_and_part_of_the_whole() -> None:
     for part in short:
         assert any(part[:2] == other[:2] for other in whole)
         assert prune in part.launchers
+
+
+@pytest.mark.parametrize(("chip", "twin"), TWINS.items())
+def test_what_is_left_out_for_a_chip_is_compiled_for_its_twin(chip: int, twin: int) -> None:
+    parts = [part for part in plan(list(CHIPS), True) if part.chip in (chip, twin)]
+    compiled = {job.decides for part in parts for job in launches(part)}
+    chain = launches(Part(chip, "bfloat16", (prune,)))
+    assert {job.decides for job in chain} <= compiled
+    # Without its twin it is whole.
+    (alone,) = plan([chip], True)
+    assert launches(alone) == chain
+    assert CHIPS[chip].shared_bytes == CHIPS[twin].shared_bytes
+
+
+@pytest.mark.parametrize(("chip", "twin"), TWINS.items())
+def test_the_whole_report_found_the_same_binaries_for_twins(chip: int, twin: int) -> None:
+    tables = tables_of(PAGE.read_text(encoding="utf-8"))
+    ours, theirs = ({tuple(row[:5]): row for row in tables[f"sm_{c}"]} for c in (chip, twin))
+    shared = ours.keys() & theirs.keys()
+    assert len(shared) > 100
+    assert all(ours[key] == theirs[key] for key in shared)
 
 
 def test_launches_are_found_without_a_gpu() -> None:

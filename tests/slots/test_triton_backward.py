@@ -161,10 +161,10 @@ def test_nan_is_not_hidden(num_slots: int) -> None:
 @pytest.mark.parametrize("dtype", triton_dtypes())
 @pytest.mark.parametrize("num_slots", [7, 130])
 def test_two_runs_and_an_image_alone_have_the_same_bits(num_slots: int, dtype: torch.dtype) -> None:
-    case = Case((3, num_slots, 200, 40), dtype)
+    case = Case((2, num_slots, 200, 40), dtype)
     together = case.ours()
     assert all(torch.equal(a, b) for a, b in zip(together, case.ours(), strict=True))
-    for image in range(3):
+    for image in range(2):
         for alone, whole in zip(case.ours(image=image), together, strict=True):
             assert torch.equal(alone[0], whole[image])
 
