@@ -154,13 +154,17 @@ def divprune(tokens: Tensor, budget: int) -> list[int]:
         ids in the order picked; duplicates may be picked twice.
     """
     unit = tokens / tokens.norm(dim=1, keepdim=True)
-    distances = 1 - unit @ unit.T
+    return farthest(1 - unit @ unit.T, budget)
+
+
+def farthest(distances: Tensor, budget: int) -> list[int]:
+    """DivPrune's loop, from its distances ``[N, N]``."""
     picked: list[int] = []
     for step in range(budget):
         if step == 0:
             nearest = distances.topk(2, dim=0, largest=False).values[1]
         else:
-            rows = torch.tensor(picked, device=tokens.device)
+            rows = torch.tensor(picked, device=distances.device)
             nearest = distances.index_select(0, rows).min(dim=0).values
         picked.append(int(nearest.argmax()))
     return picked

@@ -100,9 +100,9 @@ class EndToEnd:
 
 @dataclass(frozen=True)
 class Beside:
-    """A method's published loops and ours, in turns in one run on one image: seconds a call."""
+    """Published code and ours, in turns in one run on one image: seconds a call."""
 
-    median_s: float  # the published loops'
+    median_s: float  # the published code's
     p20_s: float
     p80_s: float
     ours_median_s: float
@@ -121,7 +121,7 @@ class SelectorRow:
     width: int
     budget: int
     dtype: str
-    median_s: float | None  # an image, as all times here but `published`
+    median_s: float | None  # an image, as all times here but the last two
     p20_s: float | None
     p80_s: float | None
     rounds: int
@@ -131,7 +131,8 @@ class SelectorRow:
     coverage: float | None  # see `ocvtp_kernels.selection.coverage`, mean over images
     duplicates: int | None  # tokens kept again, over all images
     exact: bool | None  # whether every image keeps exactly the budget
-    published: Beside | None
+    published: Beside | None  # the whole method
+    loop: Beside | None  # its greedy loop alone, the matrix given
     gate: Verdict
 
 

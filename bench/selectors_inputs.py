@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor
 from bench import published_selectors as published
 from bench.pruners import random_pruner
 from ocvtp_kernels import PrunerConfig
+from ocvtp_kernels.greedy.similarity import cosine
 from ocvtp_kernels.selectors.interface import Evidence, Selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.selectors.registry import METHODS, make_selector
+from ocvtp_kernels.selectors.vlm_pruner import EPS, VLMPruner, screen_channels
 
 OC_PRUNER = "oc-pruner"
 NAMES = (OC_PRUNER, *METHODS)
@@ -131,6 +134,31 @@ def run_published(name: str, evidence: Evidence, budget: int) -> tuple[list[int]
         return sorted(published.divprune(tokens, budget)), None
     assert name == "vlm-pruner" and evidence.keys is not None and evidence.grid is not None
     return published.vlm_pruner(tokens, evidence.keys[0], evidence.grid, budget)
+
+
+def loops_of(
+    name: str, evidence: Evidence, budget: int
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Our greedy loop of one of `PUBLISHED` on the only image, and the published one.
+
+    Both are given the matrix that they read, which whole methods make first.
+    """
+    tokens, ops = evidence.final_tokens, torch.ops.ocvtp
+    if name == "divprune":
+        distances = 1 - cosine(tokens)
+        return (
+            partial(ops.farthest_select, distances, None, budget),
+            partial(published.farthest, distances[0], budget),
+        )
+    assert name == "vlm-pruner" and evidence.keys is not None and evidence.grid is not None
+    method = VLMPruner()
+    similarity = cosine(screen_channels(tokens, method.channels), EPS)
+    pivots = ops.pivot_select(evidence.keys, min(method.pivots, budget))
+    first: list[int] = pivots[0].tolist()
+    return (
+        partial(ops.centrifugal_select, similarity, pivots, *evidence.grid, budget),
+        lambda: published.Expansion(similarity[0], evidence.grid).run(first, budget),
+    )
 
 
 def tensors_in(evidence: Evidence) -> dict[str, Tensor]:

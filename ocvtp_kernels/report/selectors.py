@@ -13,15 +13,16 @@ LEGEND = (
     "Every method on the same images at the same budget: time per image in a batch of B, median "
     "(20th to 80th percentile), from tokens, keys and attention, which are given, to ids and kept "
     "rows. Coverage: the mean over all tokens of the cosine with the nearest kept token. "
-    "Published / ours: its published loops' time over ours, in turns on one image. Images are "
-    "random, smooth like an encoder's output, and the OC-pruner's weights are random too: coverage "
+    "Published / ours: its published code's time over ours, in turns on one image; loop: of the "
+    "greedy loop alone, the matrix that it reads given to both. Images are random, smooth like an "
+    "encoder's output, and the OC-pruner's weights are random too: coverage "
     "says how far a choice spreads, not how well a model answers with it."
 )
 REFUSED, UNKNOWN = "refused", "unknown"
 
 
 class Published(NamedTuple):
-    """A method's published loops and ours, timed in turns on one image."""
+    """Published code and ours, timed in turns on one image."""
 
     theirs: Times
     ours: Times
@@ -55,7 +56,8 @@ class SelectorRow(NamedTuple):
     coverage: float | None  # mean over images; None: it could not be told
     duplicates: int | None  # tokens kept again, over all images
     exact: bool | None  # whether every image keeps exactly T distinct tokens
-    published: Published | None
+    published: Published | None  # the whole method
+    loop: Published | None  # its greedy loop alone
     gate_note: str
 
     @property
@@ -74,17 +76,13 @@ def read_row(row: Field) -> SelectorRow:
         ResultError: it is malformed.
     """
     gate, duplicates, exact = row.get("gate"), row.get("duplicates"), row.get("exact")
-    times = graph = published = None
+    times = graph = published = loop = None
     # A time beside a closed gate is not a time: such a row stays refused.
     if gate.get("passed").flag():
         times = read_times(row, "median_s", "p20_s", "p80_s")
         if row.get("graph_median_s").value is not None:
             graph = read_times(row, "graph_median_s", "graph_p20_s", "graph_p80_s")
-        if (beside := row.get("published")).value is not None:
-            published = Published(
-                read_times(beside, "median_s", "p20_s", "p80_s"),
-                read_times(beside, "ours_median_s", "ours_p20_s", "ours_p80_s"),
-            )
+        published, loop = (_read_published(row.get(name)) for name in ("published", "loop"))
     return SelectorRow(
         method=row.get("method").text(),
         batch=row.get("batch").count(),
@@ -100,7 +98,17 @@ def read_row(row: Field) -> SelectorRow:
         duplicates=duplicates.optional_count(),
         exact=None if exact.value is None else exact.flag(),
         published=published,
+        loop=loop,
         gate_note=gate.get("note").string(),
+    )
+
+
+def _read_published(beside: Field) -> Published | None:
+    if beside.value is None:
+        return None
+    return Published(
+        read_times(beside, "median_s", "p20_s", "p80_s"),
+        read_times(beside, "ours_median_s", "ours_p20_s", "ours_p80_s"),
     )
 
 
@@ -121,12 +129,13 @@ def table(rows: Rows, size: Size) -> tuple[list[str], list[list[str]]]:
         if not is_graph or any(row.graph is not None for row in mine if row.batch == batch)
     ]
     heads = [f"B {batch}, graph" if is_graph else f"B {batch}" for batch, is_graph in columns]
-    header = ["method", *heads, "coverage", "duplicates", "exactly T", "published / ours"]
+    header = ["method", *heads, "coverage", "duplicates", "exactly T", "published / ours", "loop"]
     lines = []
     for method in dict.fromkeys(row.method for row in mine):
         its = [found[method, batch] for batch in batches if (method, batch) in found]
         times = [_time(found.get((method, batch)), is_graph) for batch, is_graph in columns]
-        lines.append([method, *times, *_kept(its), _ratio(its)])
+        ratios = _ratio([row.published for row in its]), _ratio([row.loop for row in its])
+        lines.append([method, *times, *_kept(its), *ratios])
     return header, lines
 
 
@@ -151,8 +160,8 @@ def _kept(its: Rows) -> tuple[str, str, str]:
     )
 
 
-def _ratio(its: Rows) -> str:
-    ratios = [row.published.ratio for row in its if row.published is not None]
+def _ratio(found: Sequence[Published | None]) -> str:
+    ratios = [one.ratio for one in found if one is not None]
     return f"{three_digits(ratios[0])}×" if ratios else ""
 
 

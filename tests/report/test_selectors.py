@@ -36,9 +36,11 @@ def test_a_table_has_a_line_a_method_and_columns_a_batch(tmp_path: Path) -> None
         "duplicates": "0",
         "exactly T": "yes",
         "published / ours": "200×",
+        "loop": "",
     }
     two = found["divprune"]
     assert (two["B 1, graph"], two["B 64"], two["published / ours"]) == ("", "refused", "0.50×")
+    assert two["loop"] == "40.0×"
     assert (two["duplicates"], two["exactly T"]) == ("3", "no")
 
 
@@ -107,6 +109,7 @@ def test_the_page_has_every_table(tmp_path: Path) -> None:
         ({"median_s": None}, r"rows\[0\].median_s: expected a number"),
         ({"graph_median_s": 1.0}, r"rows\[0\].graph_p20_s: expected a number"),
         ({"published": {}}, r"rows\[0\].published.median_s: missing"),
+        ({"loop": {}}, r"rows\[0\].loop.median_s: missing"),
         ({"exact": 1}, r"rows\[0\].exact: expected true or false"),
         ({"duplicates": -1}, r"rows\[0\].duplicates: expected a whole number"),
         ({"coverage": float("nan")}, r"rows\[0\].coverage: expected a finite number"),
