@@ -23,7 +23,8 @@ STABLE_TORCH_LIBRARY(OCVTP_NAMESPACE, m) {
       " -> (Tensor updates, Tensor mass, Tensor attention)");
   m.def(
       "slot_attention_backward(Tensor q, Tensor k, Tensor v, Tensor? slot_mask, float scale,"
-      " float eps, Tensor updates, Tensor grad_updates, Tensor grad_mass, Tensor? grad_attention)"
+      " float eps, Tensor updates, Tensor grad_updates, Tensor grad_mass, Tensor? grad_attention,"
+      " Tensor? attention=None)"
       " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
   // x_gates, h_gates [R,3D] with their biases, h [R,D] of that dtype or wide, shift [3D] and wide
   // mass [R]: x_gates + mass / (mass + eps) * shift -> state [R,D] in the dtype of h, and, if

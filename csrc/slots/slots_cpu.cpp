@@ -58,12 +58,14 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(Tensor q, Tensor k, T
                                                            std::optional<Tensor> slot_mask,
                                                            double scale, double eps, Tensor updates,
                                                            Tensor grad_updates, Tensor grad_mass,
-                                                           std::optional<Tensor> grad_attention) {
+                                                           std::optional<Tensor> grad_attention,
+                                                           std::optional<Tensor> kept) {
   updates = dense(updates);
   grad_updates = dense(grad_updates);
   grad_mass = dense(grad_mass);
   grad_attention = dense(grad_attention);
-  const Tensor attention = attention_of(q, k, std::nullopt, dense(slot_mask), scale);
+  kept = dense(kept);
+  const Tensor attention = kept ? *kept : attention_of(q, k, std::nullopt, dense(slot_mask), scale);
   const Tensor mass = mass_of(attention);
   const Tensor scaled = torch::stable::empty_like(grad_updates),
                delta = empty(mass, {mass.size(0), mass.size(1)});

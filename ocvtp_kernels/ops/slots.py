@@ -104,6 +104,7 @@ def _check_slot_attention_backward(
     grad_mass: Tensor,
     grad_attention: Tensor | None,
     mass: Tensor | None = None,
+    attention: Tensor | None = None,
 ) -> None:
     _check_slot_attention(q, k, v, scale, eps, slot_mask)
     by_slot = (*q.shape[:2],)
@@ -113,6 +114,7 @@ def _check_slot_attention_backward(
         "grad_mass": (grad_mass, by_slot),
         "grad_attention": (grad_attention, (*by_slot, k.shape[1])),
         "mass": (mass, by_slot),
+        "attention": (attention, (*by_slot, k.shape[1])),
     }
     for name, (tensor, shape) in shapes.items():
         if tensor is None:
@@ -122,20 +124,24 @@ def _check_slot_attention_backward(
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
 
 
+_triton_gradients = lazy("slots.triton_backward", "slot_attention_gradients")
+
 define(
     "slot_attention_backward(Tensor q, Tensor k, Tensor v, float scale, float eps,"
     " Tensor? slot_mask, Tensor updates, Tensor grad_updates, Tensor grad_mass,"
-    " Tensor? grad_attention, Tensor? mass=None)"
+    " Tensor? grad_attention, Tensor? mass=None, Tensor? attention=None)"
     " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
     check=_check_slot_attention_backward,
     fake=lambda q, k, v, *_: tuple(t.new_empty(t.shape) for t in (q, k, v)),
     kernels={
         "reference": gradients.slot_attention_gradients,
         "cpu": if_built(
-            lambda *args: native.slot_attention_gradients(*args[:10]),  # it needs no mass
+            # It needs no mass.
+            lambda *args: native.slot_attention_gradients(*args[:10], *args[11:]),
             gradients.slot_attention_gradients,
         ),
-        "triton": lazy("slots.triton_backward", "slot_attention_gradients"),
+        # Nothing as large as the attention is read.
+        "triton": lambda *args: _triton_gradients(*args[:11]),
     },
     is_gradient=True,
 )

@@ -7,8 +7,6 @@ With W = A / d, d = mass + eps: ``dA = (dU v^T - delta) / d + dmass + dA_given``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -28,6 +26,7 @@ def slot_attention_gradients(
     grad_mass: Tensor,
     grad_attention: Tensor | None,
     mass: Tensor | None = None,
+    attention: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `ocvtp_kernels.slots.reference.slot_attention`.
 
@@ -35,53 +34,27 @@ def slot_attention_gradients(
         q: ``[B, K, D]``; k: ``[B, N, D]``; v: ``[B, N, E]``; updates: ``[B, K, E]`` its result.
         grad_updates: ``[B, K, E]``; grad_mass: ``[B, K]``; grad_attention: ``[B, K, N]`` or None.
         mass: ``[B, K]`` its result, which spares some kernels a pass; computed again here.
+        attention: ``[B, K, N]`` its result, where it was kept; a GPU computes it again.
 
     Returns:
         gradients of q, k and v, in their dtype, accumulated in float32 or wider.
     """
     dtype, wide = q.dtype, accumulate_dtype(q.dtype)
-    q, k, v, updates, grad_updates, grad_mass = (
-        t.to(wide) for t in (q, k, v, updates, grad_updates, grad_mass)
-    )
-    if grad_attention is not None:
-        grad_attention = grad_attention.to(wide)
-    attention = slot_logits(q, k, scale, slot_mask).softmax(dim=1)
-    grad_q, grad_k, grad_v = competition_gradients(
-        (q, k, v), (attention, updates), (grad_updates, grad_mass, grad_attention), scale, eps
-    )
-    return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
-
-
-def competition_gradients(
-    inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    given: tuple[Tensor, Tensor | None, Tensor | None],
-    scale: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`slot_attention_gradients` where the attention is at hand, in the dtype of it all.
-
-    Args:
-        inputs: q, k and v.
-        outputs: the attention ``[B, K, N]`` and the updates.
-        given: gradients of the updates, the mass and the attention; None for none.
-    """
-    q, k, v = inputs
-    attention, updates = outputs
-    grad_updates, grad_mass, grad_attention = given
+    q, k, v, updates, grad_updates = (t.to(wide) for t in (q, k, v, updates, grad_updates))
+    if attention is None:
+        attention = slot_logits(q, k, scale, slot_mask).softmax(dim=1)
+    attention = attention.to(wide)
     denominator = attention.sum(dim=-1, keepdim=True) + eps
     grad_scaled = grad_updates / denominator
-    same = (grad_scaled * updates).sum(dim=-1, keepdim=True)
-    if grad_mass is not None:
-        same = same - grad_mass.unsqueeze(-1)
-    grad = torch.bmm(grad_scaled, v.transpose(1, 2)) - same
+    delta = (grad_scaled * updates).sum(dim=-1, keepdim=True)
+    grad = torch.matmul(grad_scaled, v.transpose(1, 2)) - delta + grad_mass.to(wide).unsqueeze(-1)
     if grad_attention is not None:
-        grad = grad + grad_attention
-    grad_logits = attention * (grad - (attention * grad).sum(dim=1, keepdim=True)) * scale
-    grad_q = torch.bmm(grad_logits, k)
-    grad_k = torch.bmm(grad_logits.transpose(1, 2), q)
-    grad_v = torch.bmm(attention.transpose(1, 2), grad_scaled)
-    return grad_q, grad_k, grad_v
+        grad = grad + grad_attention.to(wide)
+    grad_logits = attention * (grad - (attention * grad).sum(dim=1, keepdim=True))
+    grad_q = torch.matmul(grad_logits, k) * scale
+    grad_k = torch.matmul(grad_logits.transpose(1, 2), q) * scale
+    grad_v = torch.matmul(attention.transpose(1, 2), grad_scaled)
+    return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
 
 
 def gru_cell_gradients(

@@ -57,6 +57,7 @@ def slot_attention_gradients(
     grad_updates: Tensor,
     grad_mass: Tensor,
     grad_attention: Tensor | None,
+    attention: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`ocvtp_kernels.slots.gradients.slot_attention_gradients`, on the CPU."""
     grads = torch.ops.ocvtp_native.slot_attention_backward(
@@ -70,6 +71,7 @@ def slot_attention_gradients(
         computed(grad_updates),
         computed(grad_mass),
         None if grad_attention is None else computed(grad_attention),
+        None if attention is None else computed(attention),
     )
     grad_q, grad_k, grad_v = (grad.to(q.dtype) for grad in grads)
     return grad_q, grad_k, grad_v

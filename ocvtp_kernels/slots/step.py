@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import backends
-from ocvtp_kernels.slots.gradients import competition_gradients, gru_cell_gradients
+from ocvtp_kernels.slots.gradients import gru_cell_gradients, slot_attention_gradients
 from ocvtp_kernels.slots.gru_cpu import backward_rows, forward_rows
 from ocvtp_kernels.slots.reference import StepWeights, feed_forward, query
 
@@ -100,11 +100,19 @@ class _Competition(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor | None, grad_attention: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        q, k, v, *outputs = ctx.saved_tensors
-        grad = torch.zeros_like(outputs[1]) if grad is None else grad
-        grads = competition_gradients(
-            (q, k, v), outputs, (grad, None, grad_attention), ctx.scale, ctx.eps
+        q, k, v, attention, updates = ctx.saved_tensors
+        if grad is None:
+            grad = torch.zeros_like(updates)
+        # Where the gradients are to be differentiated again, they are made of plain torch ops.
+        gradients_of = (
+            slot_attention_gradients
+            if torch.is_grad_enabled()
+            else torch.ops.ocvtp.slot_attention_backward
         )
+        given = (grad, grad.new_zeros(grad.shape[:2]), grad_attention)
+        # No mask: the attention that was kept has it.
+        kept = (None, attention)
+        grads = gradients_of(q, k, v, ctx.scale, ctx.eps, None, updates, *given, *kept)
         return *grads, None, None, None
 
 
