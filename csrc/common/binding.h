@@ -36,8 +36,7 @@ void run(const Kernel& kernel, const Arguments& arguments, int64_t count, int64_
 inline Tensor product(const Tensor& left, const Tensor& right) {
   std::array<StableIValue, 2> stack{torch::stable::detail::from(left),
                                     torch::stable::detail::from(right)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::bmm", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "", stack.data(), TORCH_ABI_VERSION));
   return dense(torch::stable::detail::to<Tensor>(stack[0]));
 }
 
