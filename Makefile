@@ -70,4 +70,4 @@ sanitize: .venv/.tools
 
 clean:
 	rm -rf .venv build demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	rm -f ocvtp_kernels/*.so
+	rm -f ocvtp_kernels/*.so ocvtp_kernels/*.so.new

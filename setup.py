@@ -19,6 +19,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -112,21 +113,26 @@ def why_no_cuda() -> str | None:
     return why
 
 
+OBJECTS = ("_C", "_C_cuda", "_build_info")  # the facts last: they tell of the others
 WHY_PURE = why_pure()
 WHY_NO_CUDA = WHY_PURE or why_no_cuda()
-TARGETS = ["_build_info", "_C", *([] if WHY_NO_CUDA else ["_C_cuda"])]
+TARGETS = [name for name in OBJECTS if name != "_C_cuda" or not WHY_NO_CUDA]
+
+
+def built_in_place() -> set[Path]:
+    """Return the native objects in the source tree, which an editable install loads."""
+    return {path for name in OBJECTS for path in (ROOT / PACKAGE).glob(f"{name}.*so")}
 
 
 class BuildPython(build_py):
-    """Says once why a build is pure, and clears binaries that an editable install would reuse."""
+    """Says once why a build is pure; an editable install then loses the objects of earlier ones."""
 
     def run(self) -> None:
         """Copy the modules."""
         if WHY_PURE:
             print(WHY_PURE)
-        if self.editable_mode:
-            for target in ("_build_info", "_C", "_C_cuda"):
-                for stale in (ROOT / PACKAGE).glob(f"{target}.*so"):
+            if self.editable_mode:
+                for stale in built_in_place():
                     stale.unlink()
         super().run()
 
@@ -142,7 +148,9 @@ class CMakeBuild(build_ext):
             failure = f"the native build failed: cmake ended with status {error.returncode}"
             if MODE != "auto":
                 sys.exit(f"OCVTP_NATIVE={MODE}, but {failure}; its messages are above.")
-            print(f"Going on in pure Python: {failure}; its messages are above.", flush=True)
+            kept = self.editable_mode and built_in_place()
+            way = "with the native objects of an earlier build" if kept else "in pure Python"
+            print(f"Going on {way}: {failure}; its messages are above.", flush=True)
             for extension in self.extensions:
                 Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
             self.extensions.clear()
@@ -176,6 +184,22 @@ class CMakeBuild(build_ext):
         subprocess.run([cmake, "--build", str(tree)], check=True)
         prefix = str(Path(self.build_lib).resolve())
         subprocess.run([cmake, "--install", str(tree), "--prefix", prefix], check=True)
+
+    def copy_extensions_to_source(self) -> None:
+        """Replace the objects of the source tree, once all new ones are built."""
+        super().copy_extensions_to_source()
+        if self.extensions:
+            new = {Path(self.get_ext_filename(each.name)).name for each in self.extensions}
+            for old in built_in_place():
+                if old.name not in new:
+                    old.unlink()
+
+    def copy_file(self, infile: str, outfile: str, *args: Any, **kwargs: Any) -> Any:
+        """Copy beside the target and rename: processes that run keep the old one, whole."""
+        aside = f"{outfile}.new"
+        copied = super().copy_file(infile, aside, *args, **kwargs)
+        os.replace(aside, outfile)
+        return outfile, copied[1]
 
 
 setup(

@@ -1,11 +1,18 @@
-"""Wheels: one binary for every Python and torch, and pure Python where nothing can be compiled."""
+"""Wheels: one binary for every Python and torch, and pure Python where nothing can be compiled.
+
+Editable installs: what they load is replaced whole, or stays.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -26,8 +33,12 @@ print(native.why_not("cpu") or "native")
 """
 
 
-def build_wheel(folder: Path, **environment: str) -> Path:
-    """Builds in a copy, which no earlier build has left anything in; CUDA has its own tests."""
+BUILD_EDITABLE = "from setuptools import build_meta; build_meta.build_editable('wheels')"
+OLD = {"_C.abi3.so", "_C_cuda.abi3.so", "_build_info.abi3.so"}
+
+
+def copy_sources(folder: Path) -> Path:
+    """A copy that no earlier build has left anything in."""
     source = folder / "source"
     source.mkdir()
     ignore = shutil.ignore_patterns("*.so", "__pycache__")
@@ -37,6 +48,12 @@ def build_wheel(folder: Path, **environment: str) -> Path:
             shutil.copytree(path, source / name, ignore=ignore)
         else:
             shutil.copy(path, source / name)
+    return source
+
+
+def build_wheel(folder: Path, **environment: str) -> Path:
+    """Builds in a copy of the sources; CUDA has its own tests."""
+    source = copy_sources(folder)
     options = ["--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", folder]
     command = [sys.executable, "-m", "pip", "wheel", *options, source]
     said_by(command, folder, CUDACXX="/nonexistent", **environment)
@@ -89,3 +106,65 @@ def test_without_a_compiler_a_wheel_is_pure_python(tmp_path: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
     assert what_it_imports(wheel, tmp_path).startswith("the cpu kernels are not built")
+
+
+def leave_old_objects(source: Path) -> Path:
+    package = source / "ocvtp_kernels"
+    for name in OLD:
+        (package / name).write_text("old")
+    return package
+
+
+def objects_in(package: Path) -> dict[str, str]:
+    return {path.name: path.read_text("latin-1") for path in package.glob("*.so*")}
+
+
+@pytest.mark.parametrize("way", ["auto", "1", "killed"])
+def test_a_build_that_fails_leaves_the_old_objects(tmp_path: Path, way: str) -> None:
+    tools_or_skip("cmake", "ninja", "c++")
+    source = copy_sources(tmp_path)
+    package = leave_old_objects(source)
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        f"#!/bin/sh\ntouch {tmp_path}/begun\n{'sleep 60' if way == 'killed' else 'exit 1'}\n"
+    )
+    compiler.chmod(0o755)
+    settings = {"CXX": str(compiler), "OCVTP_NATIVE": "auto" if way == "auto" else "1"}
+    build = subprocess.Popen(
+        [sys.executable, "-c", BUILD_EDITABLE],
+        cwd=source,
+        env={**os.environ, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    if way == "killed":
+        while not (tmp_path / "begun").exists():
+            assert build.poll() is None
+            time.sleep(0.05)
+        os.killpg(build.pid, signal.SIGKILL)
+    said, _ = build.communicate()
+    assert (build.returncode == 0) is (way == "auto"), said
+    if way == "auto":
+        assert "Going on with the native objects of an earlier build: the native build" in said
+    assert objects_in(package) == dict.fromkeys(OLD, "old")
+
+
+def test_a_pure_editable_install_has_no_objects(tmp_path: Path) -> None:
+    source = copy_sources(tmp_path)
+    package = leave_old_objects(source)
+    said_by([sys.executable, "-c", BUILD_EDITABLE], source, OCVTP_NATIVE="0")
+    assert objects_in(package) == {}
+
+
+def test_new_objects_take_the_place_of_the_old_by_a_rename(native_wheel: Path) -> None:
+    source = native_wheel.parent / "source"
+    package = leave_old_objects(source)
+    with (package / "_C.abi3.so").open() as in_use:
+        settings = {"OCVTP_NATIVE": "1", "CUDACXX": "/nonexistent"}
+        said_by([sys.executable, "-c", BUILD_EDITABLE], source, **settings)
+        assert in_use.read() == "old"
+    found = objects_in(package)
+    assert set(found) == {"_C.abi3.so", "_build_info.abi3.so"}
+    assert "old" not in found.values()
