@@ -18,6 +18,7 @@ from torch import Tensor
 from bench.llava_models import BEFORE, UNPRUNED, Choice, Placeholders, Vlm
 from ocvtp_kernels.vlm.attach import attach
 from ocvtp_kernels.vlm.handle import Handle
+from ocvtp_kernels.vlm.layer_call import cache_name, read_cache
 
 NEW_TOKENS = 8  # decoded in one sample
 
@@ -42,6 +43,7 @@ class Eager:
         self.input_ids = vlm.prompt(batch, self.placeholders)
         self.length = self.input_ids.shape[1]
         self.cache: Any = None
+        self._cache_name = cache_name(self.view.forward)
         self.embeddings = self.embed()
 
     def features(self) -> Tensor:
@@ -73,7 +75,7 @@ class Eager:
 
     def step(self, token: Tensor) -> Tensor:
         """Logits ``[B, V]`` after one more token ``[B, 1]``, which the cache keeps."""
-        return self._forward(input_ids=token, past_key_values=self.cache)
+        return self._forward(input_ids=token, **{self._cache_name: self.cache})
 
     def rewind(self) -> None:
         """Leaves the prompt alone in the cache."""
@@ -100,7 +102,7 @@ class Eager:
 
     def _forward(self, **arguments: Any) -> Tensor:
         output = self.view(**arguments, use_cache=True, logits_to_keep=1)
-        self.cache = output.past_key_values
+        self.cache = read_cache(output)
         logits: Tensor = output.logits[:, -1]
         return logits
 
@@ -176,7 +178,7 @@ class Static(Eager):
             inputs_embeds=self.embeddings,
             attention_mask=self._mask,
             position_ids=self._rows,
-            past_key_values=self.cache,
+            **{self._cache_name: self.cache},
         )
 
     def _encode_and_fill(self) -> Tensor:
@@ -192,7 +194,7 @@ class Static(Eager):
             input_ids=self._token,
             attention_mask=(self._columns <= self._position)[None, None],
             position_ids=self._position,
-            past_key_values=self.cache,
+            **{self._cache_name: self.cache},
         )
         self._token.copy_(logits.argmax(-1, keepdim=True))
         self._position.add_(1)

@@ -17,12 +17,15 @@ from ocvtp_kernels.vlm.decoder_cache import Later, require_new, resume
 from ocvtp_kernels.vlm.decoder_call import KNOWN, Images, Prefill, Settings, count_columns
 from ocvtp_kernels.vlm.decoder_masks import read_attended, takes_flat_masks
 from ocvtp_kernels.vlm.handle import Handle, Options, require_free
+from ocvtp_kernels.vlm.layer_call import cache_name, read_cache, require_known_layer
 from ocvtp_kernels.vlm.towers import Tower
 
 IGNORED_LABEL = -100
 LAYER = 2  # of VLM-Pruner, 0-based
 _CALL, _REPORT = "ocvtp_call", "ocvtp_report"  # arguments handed through transformers' own
 _GRID = "_ocvtp_grid"
+_ENCODED = "_ocvtp_encoded"
+_OUTPUTS = "mm_encoder_outputs"  # by which models of transformers >= 5.19 take encoded images
 _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
@@ -52,12 +55,10 @@ def attach_decoder(
 
     Raises:
         ValueError: the selector or its layer does not fit the model, the model's attention has
-            windows, something is attached already, or transformers is older than 5.19.
+            windows, something is attached already, or layers of this transformers are not known.
     """
     inner = model.base_model
-    text = getattr(inner, "language_model", None)
-    if text is None or "mm_encoder_outputs" not in inspect.signature(inner.forward).parameters:
-        raise ValueError("model: pruning in the decoder needs transformers >= 5.19")
+    text = inner.language_model
     require_known(selector, KNOWN)
     kinds = getattr(text.config, "layer_types", None)
     windows = getattr(text.config, "sliding_window", None) if kinds is None else None
@@ -70,6 +71,8 @@ def attach_decoder(
     if not 1 <= layer < depth:
         raise ValueError(f"layer: expected 1 to {depth - 1}, got {layer}")
     layers = list(text.layers[:depth])
+    for module in layers:
+        require_known_layer(module)
     for owner in (model, inner, *layers):
         require_free(owner, "forward")
     for owner, name in ((inner, "get_image_features"), (model, "generate")):
@@ -87,6 +90,8 @@ def attach_decoder(
     handle.replace_method(
         inner, "get_image_features", lambda original: _told_grids(original, read_grids, handle)
     )
+    if is_qwen and not _takes_outputs(inner.forward):
+        handle.replace_method(inner, "get_video_features", _encoded_videos)
     handle.replace_method(inner, "forward", lambda original: _pruned_forward(original, settings))
     if model is not inner:
         handle.replace_method(model, "forward", _labelled_forward)
@@ -104,6 +109,8 @@ def _told_grids(
 
     def get_image_features(inner: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs |= dict(zip(names, args, strict=False))
+        if (encoded := _encoded(kwargs, "image")) is not None:
+            return encoded
         with handle.stage("encoder", kwargs["pixel_values"].device):
             output = original(inner, **kwargs)
         features = getattr(output, "pooler_output", None)
@@ -114,6 +121,42 @@ def _told_grids(
         return output
 
     return get_image_features
+
+
+def _encoded_videos(original: Callable[..., Any]) -> Callable[..., Any]:
+    names = list(inspect.signature(original).parameters)[1:]
+
+    def get_video_features(inner: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs |= dict(zip(names, args, strict=False))
+        encoded = _encoded(kwargs, "video")
+        return original(inner, **kwargs) if encoded is None else encoded
+
+    return get_video_features
+
+
+def _takes_outputs(forward: Callable[..., Any]) -> bool:
+    """Whether a model takes encoded images and videos, as it does from transformers 5.19 on."""
+    return _OUTPUTS in inspect.signature(forward).parameters
+
+
+def _hand_over(given: dict[str, Any], outputs: dict[str, Any], by_name: bool) -> None:
+    """Makes the arguments of a model's forward hold the encoder's outputs instead of pixels.
+
+    A model that has no name for them asks its encoder once more, and finds them on the pixels.
+    """
+    if by_name:
+        given |= {_OUTPUTS: outputs} | {_PIXELS[kind]: None for kind in outputs}
+        return
+    for kind, output in outputs.items():
+        pixels = given[_PIXELS[kind]]
+        given[_PIXELS[kind]] = pixels.view_as(pixels)  # the caller's tensor stays as it is
+        setattr(given[_PIXELS[kind]], _ENCODED, output)
+
+
+def _encoded(given: dict[str, Any], kind: str) -> Any:
+    """What `_hand_over` left on the pixels of a call, or None."""
+    given.pop(_CALL, None)  # models that hand the encoder all that they are given
+    return getattr(given[_PIXELS[kind]], _ENCODED, None)
 
 
 def _read_llava_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
@@ -131,11 +174,12 @@ def _pruned_forward(
     original: Callable[..., Any], settings: Callable[[Any], Settings]
 ) -> Callable[..., Any]:
     names = list(inspect.signature(original).parameters)[1:]
+    by_name = _takes_outputs(original)
 
     def forward(inner: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs |= dict(zip(names, args, strict=False))
         report = kwargs.pop(_REPORT, None)
-        call = _begin(inner, kwargs, settings(inner))
+        call = _begin(inner, kwargs, settings(inner), by_name)
         if call is None:
             return original(inner, **kwargs)
         if report is not None:
@@ -148,6 +192,8 @@ def _pruned_forward(
 def _pruned_layer(
     original: Callable[..., Tensor], index: int, tapped: bool
 ) -> Callable[..., Tensor]:
+    names = list(inspect.signature(original).parameters)[2:]
+
     def forward(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         call = kwargs.pop(_CALL, None)
         if call is None:
@@ -155,6 +201,7 @@ def _pruned_layer(
         if tapped and isinstance(call, Prefill):
             # To the attention, as a layer that checkpoints gradients takes its cache away.
             kwargs[_CALL] = call
+        kwargs |= dict(zip(names, args, strict=False))
         run: Tensor = call.run(functools.partial(original, layer), index, hidden_states, kwargs)
         return run
 
@@ -162,11 +209,13 @@ def _pruned_layer(
 
 
 def _tapped_attention(original: Callable[..., Any]) -> Callable[..., Any]:
+    name = cache_name(original)
+
     def forward(attention: Any, *args: Any, **kwargs: Any) -> Any:
         call = kwargs.pop(_CALL, None)
         if call is None:
             return original(attention, *args, **kwargs)
-        return call.attend(functools.partial(original, attention, *args), kwargs)
+        return call.attend(functools.partial(original, attention, *args), name, kwargs)
 
     return forward
 
@@ -194,16 +243,18 @@ def _labelled_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _begin(inner: Any, given: dict[str, Any], settings: Settings) -> Prefill | Later | None:
+def _begin(
+    inner: Any, given: dict[str, Any], settings: Settings, by_name: bool
+) -> Prefill | Later | None:
     """How a call goes through the layers, its images encoded; None: the model's own way."""
-    outputs = given.get("mm_encoder_outputs")
+    outputs = given.get(_OUTPUTS)
     raw = [kind for kind, name in _PIXELS.items() if given.get(name) is not None]
     if raw and outputs is not None:
         return None  # which the model refuses
     if raw:
         outputs = {kind: _encode(inner, given, kind) for kind in raw}
-        given |= {"mm_encoder_outputs": outputs} | {_PIXELS[kind]: None for kind in raw}
-    input_ids, cache = given.get("input_ids"), given.get("past_key_values")
+        _hand_over(given, outputs, by_name)
+    input_ids, cache = given.get("input_ids"), read_cache(given)
     features = getattr((outputs or {}).get("image"), "pooler_output", None)
     if features is None:
         return resume(cache, *_shape(given), settings.flash)

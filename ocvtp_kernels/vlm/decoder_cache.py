@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ocvtp_kernels.vlm.decoder_masks import extend_mask
+from ocvtp_kernels.vlm.layer_call import read_cache
 from ocvtp_kernels.vlm.qwen_positions import cached_length
 
 _PRUNED = "_ocvtp_pruned"
@@ -44,7 +45,7 @@ class Later:
         if index < left.layer:
             return layer(hidden, **given)
         if self._mask is None:
-            length = given["past_key_values"].get_mask_sizes(hidden.shape[1], index)[0]
+            length = read_cache(given).get_mask_sizes(hidden.shape[1], index)[0]
             mask = given.get("attention_mask")
             made = extend_mask(
                 mask, left.valid, left.padded, left.whole, length, hidden, self._flash

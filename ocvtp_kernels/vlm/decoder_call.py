@@ -14,6 +14,7 @@ from ocvtp_kernels.selectors.interface import Evidence, Selector, ask
 from ocvtp_kernels.vlm.decoder_cache import Columns, Layer, remember
 from ocvtp_kernels.vlm.decoder_masks import cut_mask, take_positions
 from ocvtp_kernels.vlm.handle import Handle
+from ocvtp_kernels.vlm.layer_call import read_cache, with_cache
 from ocvtp_kernels.vlm.qwen_positions import drop_placeholders, text_positions
 
 # What a selector in the decoder can be told.
@@ -88,10 +89,16 @@ class Prefill:
             return gather_tokens(output, self._places)
         return output
 
-    def attend(self, attention: Callable[..., Any], given: dict[str, Any]) -> Any:
-        """What the attention of the layer before ``layer`` gives; its keys are remembered."""
-        tap = _KeyTap(given.get("past_key_values"))
-        output = attention(**given | {"past_key_values": tap})
+    def attend(self, attention: Callable[..., Any], name: str, given: dict[str, Any]) -> Any:
+        """What the attention of the layer before ``layer`` gives; its keys are remembered.
+
+        Args:
+            attention: its own forward.
+            name: what it calls the cache.
+            given: the arguments of the call.
+        """
+        tap = _KeyTap(read_cache(given))
+        output = attention(**with_cache(given, name, tap))
         assert tap.keys is not None
         self._keys = tap.keys.detach()
         return output
@@ -154,7 +161,7 @@ class Prefill:
 
     def _replace(self, given: dict[str, Any]) -> None:
         """Makes what layers are given fit the columns that are left, and the cache know of them."""
-        left, cache = self._left, given.get("past_key_values")
+        left, cache = self._left, read_cache(given)
         width = left.columns.shape[1]
         length = width if cache is None else cache.get_mask_sizes(width, left.layer)[0]
         self._replaced = {

@@ -12,6 +12,7 @@ from torch import Tensor
 from ocvtp_kernels.selectors.interface import Selector, require_known
 from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.handle import Handle, Options, require_free
+from ocvtp_kernels.vlm.layer_call import read_cache
 from ocvtp_kernels.vlm.qwen_call import (
     place,
     read_filler,
@@ -138,7 +139,7 @@ def _pruned_forward(original: Callable[..., Any], encoder: QwenEncoder) -> Calla
         # Without pixels it is text, a later token, or generate, which has the images encoded.
         if kwargs.get("pixel_values") is None:
             return original(model, **kwargs)
-        if cached_length(kwargs.get("past_key_values")):
+        if cached_length(read_cache(kwargs)):
             raise NotImplementedError(
                 "past_key_values: forward prunes the images of a new prompt only; continue a "
                 "conversation with generate"
@@ -162,7 +163,7 @@ def _prune(
     model: Any, input_ids: Tensor | None, given: dict[str, Any], encoder: QwenEncoder
 ) -> _Call | None:
     """Encodes, selects and drops columns; None where the model's own way is taken."""
-    cache = given.get("past_key_values")
+    cache = read_cache(given)
     if given.get("pixel_values") is None and recall(cache) is None:
         return None
     if input_ids is None:

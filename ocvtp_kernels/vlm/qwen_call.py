@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.vlm.layer_call import read_cache
 from ocvtp_kernels.vlm.qwen_positions import (
     History,
     Prompt,
@@ -76,7 +77,7 @@ def read_history(
     Raises:
         ValueError: the cache is of another conversation, or holds images that are not given.
     """
-    cache = given.get("past_key_values")
+    cache = read_cache(given)
     length = cached_length(cache)
     if length == 0:
         return None
@@ -113,7 +114,7 @@ def place(
         NotImplementedError: ``position_ids`` were given with a cache.
     """
     positions = given.get("position_ids")
-    if positions is not None and cached_length(given.get("past_key_values")):
+    if positions is not None and cached_length(read_cache(given)):
         raise NotImplementedError("position_ids: expected none with past_key_values")
     if positions is None:
         types = _read_types(model, input_ids, given)
@@ -133,7 +134,7 @@ def place(
 def _read_types(model: Any, input_ids: Tensor, given: dict[str, Any]) -> Tensor:
     """``mm_token_type_ids`` ``[B, L]`` of a part of the conversation: as given, or made."""
     types: Tensor | None = given.get("mm_token_type_ids")
-    if types is not None and not cached_length(given.get("past_key_values")):
+    if types is not None and not cached_length(read_cache(given)):
         return types
     made = (input_ids == model.config.image_token_id) * IMAGE
     made += (input_ids == model.config.video_token_id) * VIDEO

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.vlm.layer_call import read_cache
+
 _HISTORY = "_ocvtp_history"
 
 
@@ -178,8 +180,8 @@ def next_position(positions: Tensor) -> Tensor:
 
 def remember(output: Any, given: dict[str, Any], history: History) -> None:
     """Writes onto the cache of a call what it holds; a deep copy of the cache knows it too."""
-    cache = getattr(output, "past_key_values", None)
-    cache = given.get("past_key_values") if cache is None else cache
+    cache = read_cache(output) if isinstance(output, dict) else None
+    cache = read_cache(given) if cache is None else cache
     if cache is not None:
         setattr(cache, _HISTORY, history)
 

@@ -19,6 +19,7 @@ from ocvtp_kernels.cost.models import (
     VisionLanguageModel,
 )
 from ocvtp_kernels.importance.reference import attention_received
+from ocvtp_kernels.vlm.layer_call import cache_name
 from tests.cost.cases import (
     SMALL,
     SMALL_LLAVA,
@@ -106,7 +107,7 @@ def test_kv_cache_against_the_cache_of_transformers(value_bytes: int) -> None:
     model = decoder(SMALL).to(torch.float16 if value_bytes == 2 else torch.float32)
     cache = DynamicCache()
     with torch.no_grad():
-        model(prompt(0, 13), past_key_values=cache, use_cache=True)
+        model(prompt(0, 13), **{cache_name(model.forward): cache}, use_cache=True)
     held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     measured = sum(tensor.numel() * tensor.element_size() for tensor in held)
     assert measured == flops.kv_cache_bytes(SMALL, 13, value_bytes)

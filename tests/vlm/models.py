@@ -16,6 +16,7 @@ from torch import Tensor
 from ocvtp_kernels import OCPruner, PrunerConfig
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
+from ocvtp_kernels.vlm.layer_call import cache_name
 
 SIDE, PATCH, WIDTH, TEXT_WIDTH, DEPTH, HEADS = 56, 14, 32, 48, 4, 4
 NUM_PATCHES = (SIDE // PATCH) ** 2
@@ -23,6 +24,7 @@ TALK = "USER : ASSISTANT what is in this picture a cat two dogs yes no red blue 
 WORDS = TALK.split()
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 IMAGE_ID = SPECIAL.index("<image>")
+CACHE_NAME = cache_name(transformers.LlamaModel.forward)
 
 
 def make_tokenizer(words: list[str] = WORDS, special: list[str] = SPECIAL) -> Any:

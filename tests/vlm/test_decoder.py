@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("transformers", minversion="5.19")
+pytest.importorskip("transformers", exc_type=ImportError)
 pytest.importorskip("tokenizers")
 
 import torch
@@ -30,6 +30,7 @@ from tests.vlm.decoder_by_hand import (
     use_attention,
 )
 from tests.vlm.models import (
+    CACHE_NAME,
     IMAGE_ID,
     NEW,
     NUM_PATCHES,
@@ -192,15 +193,15 @@ def test_a_conversation_goes_on(attention: str) -> None:
         added = talk.shape[1] - inputs["input_ids"].shape[1]
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, added), value=1)
         cache = copy.deepcopy(first.past_key_values)
-        more = {"input_ids": talk, "attention_mask": mask, "past_key_values": cache}
+        more = {"input_ids": talk, "attention_mask": mask, CACHE_NAME: cache}
         second = generate(model, more, return_dict_in_generate=True, output_scores=True)
         with pytest.raises(NotImplementedError, match="past_key_values: images are pruned"):
-            model(**inputs, past_key_values=first.past_key_values)
+            model(**inputs, **{CACHE_NAME: first.past_key_values})
         with pytest.raises(ValueError, match="filled by a prompt of 3 rows, got 2 rows"):
-            model(input_ids=talk[:2, -1:], past_key_values=first.past_key_values)
+            model(input_ids=talk[:2, -1:], **{CACHE_NAME: first.past_key_values})
         first.past_key_values.crop(-added)
         with pytest.raises(ValueError, match="past_key_values: expected the 32 columns"):
-            model(input_ids=talk[:, -1:], past_key_values=first.past_key_values)
+            model(input_ids=talk[:, -1:], **{CACHE_NAME: first.past_key_values})
     use_attention(model, "sdpa")
     grown = []
     for row, tokens in zip(rows, talk[:, -added:], strict=True):
@@ -221,11 +222,11 @@ def test_a_cache_that_is_reset_is_a_new_one(kind: str) -> None:
         cache: Any = transformers.DynamicCache(config=config)
         if kind == "static":
             cache = transformers.StaticCache(config=config, max_cache_len=64)
-        assert torch.equal(generate(model, one, past_key_values=cache), pruned)
+        assert torch.equal(generate(model, one, **{CACHE_NAME: cache}), pruned)
         cache.reset()
-        assert torch.equal(generate(model, text, past_key_values=cache), expected)
+        assert torch.equal(generate(model, text, **{CACHE_NAME: cache}), expected)
         cache.reset()
-        assert torch.equal(generate(model, one, past_key_values=cache), pruned)
+        assert torch.equal(generate(model, one, **{CACHE_NAME: cache}), pruned)
 
 
 @pytest.mark.parametrize("every", [True, False])
@@ -268,7 +269,7 @@ def test_padding_on_the_right() -> None:
                 input_ids=token,
                 attention_mask=torch.cat([padded, one], 1),
                 position_ids=position[:, None],
-                past_key_values=output.past_key_values,
+                **{CACHE_NAME: output.past_key_values},
             ).logits
             for output, padded, position in (
                 (left, mask, torch.full_like(lengths, mask.shape[1])),

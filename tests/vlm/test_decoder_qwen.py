@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("transformers", minversion="5.19")
+pytest.importorskip("transformers", exc_type=ImportError)
 pytest.importorskip("tokenizers")
 
 from ocvtp_kernels.selectors.vlm_pruner import VLMPruner
@@ -26,6 +26,7 @@ from tests.vlm.decoder_by_hand import (
     split_row,
     use_attention,
 )
+from tests.vlm.models import CACHE_NAME
 from tests.vlm.models_qwen import IMAGE, PHOTO, make_batch, make_photo, make_processor
 
 # Of 12, 4 and 20 tokens: the second has fewer than the budget and stays whole.
@@ -150,9 +151,9 @@ def test_a_conversation_goes_on() -> None:
         added = talk.shape[1] - inputs["input_ids"].shape[1]
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, added), value=1)
         cache = first.past_key_values
-        more = {"input_ids": talk, "attention_mask": mask, "past_key_values": cache}
+        more = {"input_ids": talk, "attention_mask": mask, CACHE_NAME: cache}
         with pytest.raises(NotImplementedError, match="past_key_values: images are pruned"):
-            model(**inputs, past_key_values=cache)
+            model(**inputs, **{CACHE_NAME: cache})
         second = generate(model, more)
     for row, tokens, answer in zip(rows, talk[:, -added:], second[:, -NEW:], strict=True):
         following = row.positions.max() + 1 + torch.arange(added).expand(3, -1)

@@ -15,6 +15,7 @@ from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.vlm.attach import attach
 from tests.vlm.models import (
     BUDGET,
+    CACHE_NAME,
     DEPTH,
     IMAGE_ID,
     NEW,
@@ -177,11 +178,11 @@ def test_a_conversation_goes_on(attached: Any) -> None:
     model, processor, handle = attached
     first = processor(text=[PROMPTS[0]], images=[PHOTOS[0]], return_tensors="pt")
     cache = transformers.DynamicCache(config=model.config.text_config)
-    answered = generate(model, first, past_key_values=cache)
+    answered = generate(model, first, **{CACHE_NAME: cache})
     second = processor(text=["<image> two dogs ?"], images=[PHOTOS[1]], return_tensors="pt")
     ids = torch.cat([answered, second["input_ids"]], dim=1)
     more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    out = generate(model, more | {"pixel_values": second["pixel_values"]}, past_key_values=cache)
+    out = generate(model, more | {"pixel_values": second["pixel_values"]}, **{CACHE_NAME: cache})
     assert handle.last.ids.shape == (1, BUDGET)
     pixels = torch.cat([first["pixel_values"], second["pixel_values"]])
     assert torch.equal(out, generate(model, more | {"pixel_values": pixels}))

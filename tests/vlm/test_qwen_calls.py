@@ -17,6 +17,7 @@ pytest.importorskip("transformers", minversion="5.19")
 from ocvtp_kernels.vlm.handle import Options
 from ocvtp_kernels.vlm.qwen2_5_vl import attach_qwen2_5_vl
 from ocvtp_kernels.vlm.qwen_positions import new_images
+from tests.vlm.models import CACHE_NAME
 from tests.vlm.models_qwen import (
     IMAGE,
     PHOTO,
@@ -88,7 +89,7 @@ def test_a_conversation_goes_on(model: Any, first: Any, budget: int, give: str) 
             model.generate(**make_batch([(f"{PHOTO} red ?", [SQUARE])]), max_new_tokens=1)
         call, _ = follow(output.sequences, batch["attention_mask"], [("red ?", []), ("a dog", [])])
         cache = copy.deepcopy(output.past_key_values)
-        second = model.generate(**call, past_key_values=cache, max_new_tokens=STEPS, **GREEDY)
+        second = model.generate(**call, **{CACHE_NAME: cache}, max_new_tokens=STEPS, **GREEDY)
         check_rows(model, call, second, photos, budget)
         # A third turn with a photo in the second row.
         more = [("a cat .", []), (f"{PHOTO} and ?", [make_photo(6, 5, 4)])]
@@ -98,7 +99,7 @@ def test_a_conversation_goes_on(model: Any, first: Any, budget: int, give: str) 
             rows = [(PHOTO * len(images), images) for images in photos]
             turn = make_batch(rows)
         call |= {name: turn[name] for name in ("pixel_values", "image_grid_thw")}
-        third = model.generate(**call, past_key_values=cache, max_new_tokens=STEPS, **GREEDY)
+        third = model.generate(**call, **{CACHE_NAME: cache}, max_new_tokens=STEPS, **GREEDY)
         check_rows(model, call, third, photos, budget)
 
 
@@ -112,11 +113,11 @@ def test_a_conversation_after_a_prompt_that_fits(model: Any) -> None:
         cache = output.past_key_values
         only_new = {name: turn[name] for name in ("pixel_values", "image_grid_thw")}
         with pytest.raises(ValueError, match="expected all images of the conversation"):
-            model.generate(**call, **only_new, past_key_values=cache, max_new_tokens=1)
+            model.generate(**call, **only_new, **{CACHE_NAME: cache}, max_new_tokens=1)
         photos = [first[0][1] + more[0][1], more[1][1]]
         turn = make_batch([(PHOTO * len(images), images) for images in photos])
         call |= {name: turn[name] for name in ("pixel_values", "image_grid_thw")}
-        second = model.generate(**call, past_key_values=cache, max_new_tokens=STEPS, **GREEDY)
+        second = model.generate(**call, **{CACHE_NAME: cache}, max_new_tokens=STEPS, **GREEDY)
         check_rows(model, call, second, photos)
 
 
@@ -129,7 +130,7 @@ def test_a_conversation_branches_in_beams(model: Any) -> None:
         cached = copy.deepcopy(output.past_key_values)
         cached.batch_repeat_interleave(3)
         beams = {"num_beams": 3, "do_sample": False, "max_new_tokens": STEPS}
-        branched = model.generate(**call, **images, past_key_values=cached, **beams)
+        branched = model.generate(**call, **images, **{CACHE_NAME: cached}, **beams)
         rows = make_batch([(PHOTO + PHOTO, [WIDE, SQUARE])])
         whole = call | {name: rows[name] for name in images}
         assert torch.equal(branched, model.generate(**whole, **beams))
@@ -173,7 +174,7 @@ def test_decoding_by_forward_goes_on_where_generate_does(model: Any) -> None:
             answer.append(output.logits[:, -1].argmax(-1))
             output = model(
                 input_ids=answer[-1][:, None],
-                past_key_values=output.past_key_values,
+                **{CACHE_NAME: output.past_key_values},
                 mm_token_type_ids=torch.zeros(1, 1, dtype=torch.int),
             )
     assert sequences[0, -3:].tolist() == [int(token) for token in answer]
@@ -244,12 +245,12 @@ def test_calls_refuse(model: Any) -> None:
         with pytest.raises(NotImplementedError, match="position_ids: expected none"):
             ids = F.pad(batch["input_ids"], (0, 9), value=WORDS.index("cat"))
             output = model.generate(**batch, max_new_tokens=2, **GREEDY)
-            cached = {"past_key_values": output.past_key_values}
+            cached = {CACHE_NAME: output.past_key_values}
             model.generate(ids, **cached, position_ids=torch.zeros(3, *ids.shape))
         with pytest.raises(ValueError, match="attention_mask: expected"):
             model.generate(**batch | {"attention_mask": batch["attention_mask"][:, 1:]})
         output = model.generate(**batch, max_new_tokens=2, **GREEDY)
-        cached = {"past_key_values": output.past_key_values}
+        cached = {CACHE_NAME: output.past_key_values}
         with pytest.raises(ValueError, match="expected the whole conversation"):
             model.generate(**batch, **cached)
         with pytest.raises(ValueError, match="filled by a prompt of 2 rows"):

@@ -1,0 +1,57 @@
+"""How transformers calls a model, its decoder layers and their attention: the names it uses.
+
+The key-value cache is ``cache``; before transformers 5.24 it was ``past_key_values``, which is a
+deprecated name since.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+CACHE_NAMES = ("cache", "past_key_values")  # where a call has both, the first one counts
+TESTED = "5.16 to 5.24"  # versions of transformers
+
+# What a decoder layer is given beside the cache, and what of it must be there to be replaced.
+_LAYER = {"hidden_states", "attention_mask", "position_ids", "position_embeddings", "use_cache"}
+_LAYER_NEEDS = _LAYER - {"use_cache"}
+_ATTENTION_NEEDS = {"hidden_states", "attention_mask", "position_embeddings"}
+
+
+def read_cache(given: Mapping[str, Any]) -> Any:
+    """The cache among the arguments or the outputs of a call, by either name; None without one."""
+    names = list(given)  # an output warns where it is asked for the deprecated name
+    return next((given[name] for name in CACHE_NAMES if name in names), None)
+
+
+def cache_name(function: Callable[..., Any]) -> str:
+    """The name by which a function of transformers takes the cache."""
+    names = inspect.signature(function).parameters
+    return next(name for name in CACHE_NAMES if name in names)
+
+
+def with_cache(given: Mapping[str, Any], name: str, cache: Any) -> dict[str, Any]:
+    """The arguments of a call with another cache, which is called ``name``."""
+    others = {key: value for key, value in given.items() if key not in CACHE_NAMES}
+    return others | {name: cache}
+
+
+def require_known_layer(layer: Any) -> None:
+    """Raises ValueError unless a decoder layer and its attention take what is known here."""
+    for owner, needs in ((layer, _LAYER_NEEDS), (layer.self_attn, _ATTENTION_NEEDS)):
+        parameters = inspect.signature(owner.forward).parameters
+        named = {
+            name
+            for name, parameter in parameters.items()
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        }
+        if needs <= named <= {*_LAYER, *CACHE_NAMES} and not named.isdisjoint(CACHE_NAMES):
+            continue
+        import transformers
+
+        raise ValueError(
+            f"model: pruning in the decoder knows the layers of transformers {TESTED}, which take "
+            f"{', '.join(sorted(needs))} and {' or '.join(CACHE_NAMES)}; {type(owner).__name__} of "
+            f"transformers {transformers.__version__} takes {', '.join(parameters)}"
+        )
