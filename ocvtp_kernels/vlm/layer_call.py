@@ -13,10 +13,10 @@ from typing import Any
 CACHE_NAMES = ("cache", "past_key_values")  # where a call has both, the first one counts
 TESTED = "5.16 to 5.24"  # versions of transformers
 
-# What a decoder layer is given beside the cache, and what of it must be there to be replaced.
-_LAYER = {"hidden_states", "attention_mask", "position_ids", "position_embeddings", "use_cache"}
-_LAYER_NEEDS = _LAYER - {"use_cache"}
+# Beside the cache: what must be there, because pruning replaces it, and what may go on as it is.
+_LAYER_NEEDS = {"hidden_states", "attention_mask", "position_ids", "position_embeddings"}
 _ATTENTION_NEEDS = {"hidden_states", "attention_mask", "position_embeddings"}
+_KNOWN = _LAYER_NEEDS | set(CACHE_NAMES) | {"use_cache", "output_attentions"}
 
 
 def read_cache(given: Mapping[str, Any]) -> Any:
@@ -46,7 +46,7 @@ def require_known_layer(layer: Any) -> None:
             for name, parameter in parameters.items()
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         }
-        if needs <= named <= {*_LAYER, *CACHE_NAMES} and not named.isdisjoint(CACHE_NAMES):
+        if needs <= named <= _KNOWN and not named.isdisjoint(CACHE_NAMES):
             continue
         import transformers
 

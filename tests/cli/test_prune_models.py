@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -101,11 +100,7 @@ def test_a_llava_keeps_the_same_tokens_when_it_answers(shelf: Path, tmp_path: Pa
     assert handle.last is not None and read(tmp_path)["ids"] == handle.last.ids[0].tolist()
 
 
-@pytest.mark.skipif(
-    "mm_encoder_outputs"
-    not in inspect.signature(transformers.Qwen2_5_VLForConditionalGeneration.forward).parameters,
-    reason="attaching to a Qwen2.5-VL needs transformers >= 5.19",
-)
+@models_qwen.needs_encoded_images()
 def test_a_qwen_keeps_the_same_tokens_when_it_answers(shelf: Path, tmp_path: Path) -> None:
     photo = make_photo(tmp_path / "photo.png", 150, 101)
     assert prune(shelf, "qwen", tmp_path, photo).exit_code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -34,6 +35,15 @@ class Told(NamedTuple):
     ids: list[Tensor]  # of each image
     hidden: Tensor  # [W, C] of the first step, after the last norm
     kept: list[int]  # columns
+
+
+def copies_for(search: dict[str, Any]) -> int:
+    """How often generate gives an image to the model: before transformers 5.19 for every beam."""
+    from transformers import LlavaModel
+
+    if "mm_encoder_outputs" in inspect.signature(LlavaModel.forward).parameters:
+        return 1
+    return int(search.get("num_beams") or search["num_return_sequences"])
 
 
 def make_deep_llava(**changes: Any) -> Any:
@@ -131,6 +141,12 @@ def rotated_keys(block: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> T
     """The keys ``[L, heads * d]`` of a layer, heads side by side, for its input."""
     attention = block.self_attn
     keys = attention.k_proj(block.input_layernorm(hidden))[0]
+    if rotary[0].ndim == 4:  # Qwen2.5-VL before transformers 5.19 tells the three positions apart
+        sections = attention.config.rope_parameters["mrope_section"] * 2
+        rotary = tuple(
+            torch.cat([three[i % 3] for i, three in enumerate(part.split(sections, -1))], -1)
+            for part in rotary
+        )
     cos, sin = (part[0] for part in rotary)
     heads = []
     for head in keys.split(attention.head_dim, dim=1):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -113,6 +115,17 @@ def make_batch(rows: list[tuple[str, list[Image.Image]]]) -> dict[str, Tensor]:
     texts = [text for text, _ in rows]
     batch = make_processor()(text=texts, images=photos or None, padding=True, return_tensors="pt")
     return dict(batch)
+
+
+def needs_encoded_images() -> pytest.MarkDecorator:
+    """Skips where a Qwen2.5-VL can not be handed encoded images, which attaching to it needs."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    names = inspect.signature(Qwen2_5_VLForConditionalGeneration.forward).parameters
+    return pytest.mark.skipif(
+        "mm_encoder_outputs" not in names,
+        reason="attaching to a Qwen2.5-VL needs transformers >= 5.19",
+    )
 
 
 class ByNorm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from tests.vlm.models import (
     prepare,
 )
 from tests.vlm.models_next import make_llava_next, make_next_processor
+from tests.vlm.models_qwen import needs_encoded_images
 
 PROCESSOR = make_llava_processor()
 
@@ -95,7 +97,9 @@ def test_the_inner_model_alone() -> None:
             assert torch.equal(model.model(**inputs).last_hidden_state, expected)
 
 
-@pytest.mark.parametrize("make", [make_deep_llava, make_deep_qwen])
+@pytest.mark.parametrize(
+    "make", [make_deep_llava, pytest.param(make_deep_qwen, marks=needs_encoded_images())]
+)
 def test_only_one_at_a_time(make: Any) -> None:
     model = make()
     for one, other in ((VLMPruner(), make_pruner()), (make_pruner(), VLMPruner())):
@@ -133,10 +137,23 @@ def test_a_selector_that_needs_what_a_decoder_does_not_tell() -> None:
 
 def test_refused_calls() -> None:
     model, inputs = make_deep_llava(), prepare(PROCESSOR)
+    shifted = inputs["input_ids"].flip(0)
+    mask = torch.nn.attention.flex_attention.create_block_mask(
+        lambda b, h, q, k: q >= k, None, None, 40, 40, device="cpu"
+    )
+    with attach(model, PROCESSOR, VLMPruner(), BUDGET):
+        with pytest.raises(ValueError, match="which are no whole images"):
+            model(input_ids=shifted[:2], pixel_values=inputs["pixel_values"])
+        with pytest.raises(NotImplementedError, match="whose masks are tensors; got BlockMask"):
+            model(**inputs | {"attention_mask": mask})
+
+
+@needs_encoded_images()
+def test_refused_calls_with_encoded_images() -> None:
+    model, inputs = make_deep_llava(), prepare(PROCESSOR)
     with torch.no_grad():
         stock = model.model.get_image_features(pixel_values=inputs["pixel_values"])
     text = {name: value for name, value in inputs.items() if name != "pixel_values"}
-    shifted = text["input_ids"].flip(0)
     embeddings = model.get_input_embeddings()(text["input_ids"])
     with attach(model, PROCESSOR, VLMPruner(), BUDGET):
         features = model.model.get_image_features(pixel_values=inputs["pixel_values"])
@@ -146,15 +163,32 @@ def test_refused_calls() -> None:
             model(**text, mm_encoder_outputs={"image": stock})
         with pytest.raises(ValueError, match="both pixel_values and mm_encoder_outputs"):
             model(**inputs, mm_encoder_outputs=given)
-        with pytest.raises(ValueError, match="which are no whole images"):
-            model(input_ids=shifted[:2], mm_encoder_outputs=given)
         with pytest.raises(ValueError, match="input_ids: needed to find the image tokens"):
             model(inputs_embeds=embeddings, mm_encoder_outputs=given)
-        mask = torch.nn.attention.flex_attention.create_block_mask(
-            lambda b, h, q, k: q >= k, None, None, 40, 40, device="cpu"
-        )
-        with pytest.raises(NotImplementedError, match="whose masks are tensors; got BlockMask"):
-            model(input_ids=text["input_ids"], attention_mask=mask, mm_encoder_outputs=given)
+
+
+def test_the_encoder_runs_once_a_prompt() -> None:
+    model, inputs = make_deep_llava(), prepare(PROCESSOR)
+    runs = []
+    model.model.vision_tower.register_forward_hook(lambda *_: runs.append(1))
+    pixels = inputs["pixel_values"]
+    with attach(model, PROCESSOR, VLMPruner(), BUDGET), torch.no_grad():
+        model(**inputs)
+    assert len(runs) == 1 and not vars(pixels)
+
+
+@pytest.mark.parametrize("part", ["layer", "attention"])
+@pytest.mark.parametrize("make", [make_deep_llava, make_deep_qwen])
+def test_layers_that_are_not_known_are_refused(make: Any, part: str) -> None:
+    model = make()
+    layer = model.model.language_model.layers[3]
+    changed = layer if part == "layer" else layer.self_attn
+    changed.forward = lambda hidden_states, past_key_values=None, **others: hidden_states
+    before = dict(vars(model)), dict(vars(layer))
+    versions = f"5.16 to 5.24, .* of transformers {re.escape(transformers.__version__)} takes"
+    with pytest.raises(ValueError, match=versions):
+        attach(model, PROCESSOR, VLMPruner(), BUDGET)
+    assert (dict(vars(model)), dict(vars(layer))) == before
 
 
 def test_a_language_model_of_another_kind() -> None:

@@ -14,7 +14,7 @@ from ocvtp_kernels.selectors.registry import METHODS, make_selector
 from ocvtp_kernels.vlm.attach import attach
 from tests.vlm.models import BUDGET, DEPTH, generate, make_llava, make_llava_processor, prepare
 from tests.vlm.models_next import make_llava_next, make_next_processor
-from tests.vlm.models_qwen import PHOTO, make_model, make_photo
+from tests.vlm.models_qwen import PHOTO, make_model, make_photo, needs_encoded_images
 from tests.vlm.models_qwen import make_batch as make_qwen_batch
 from tests.vlm.next_by_hand import make_batch
 
@@ -118,6 +118,7 @@ def test_next_has_no_grid() -> None:
             attach(model, processor, selector, 9)
 
 
+@needs_encoded_images()
 @torch.no_grad()
 def test_qwen_selects_among_merged_tokens() -> None:
     model = make_model()
