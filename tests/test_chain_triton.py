@@ -77,7 +77,10 @@ LARGE = [*zip(SLOTS, 4 * (576, 577), strict=True)]
 FEW_PROGRAMS = CHIPS[80]._replace(multiprocessors=1)
 
 
-@pytest.mark.parametrize(("num_slots", "num_tokens"), [*SMALL, *LARGE])
+@pytest.mark.parametrize(
+    ("num_slots", "num_tokens"),
+    [*SMALL, *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in LARGE)],
+)
 def test_narrow_slots(num_slots: int, num_tokens: int) -> None:
     case = Case(small_config(**MEDIUM, agg_ffn_dim=100), 1, num_tokens, num_slots)
     budget = min(num_slots, num_tokens)

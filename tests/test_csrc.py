@@ -18,6 +18,7 @@ from tests.build_cases import ROOT, said_by, tools_or_skip
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator's fibers are Linux's")
 SANITIZERS = "address,undefined"
+QUICK = "resolve_picks_cuda.cu"  # compiled in every run
 
 
 def run_ctest(name: str, target: str, configure: Sequence[str], *chosen: str) -> None:
@@ -34,6 +35,7 @@ def test_every_cpp_test_passes() -> None:
     run_ctest("tests", "all", [])
 
 
+@pytest.mark.slow
 def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
     (compiler,) = tools_or_skip("c++")
     source = tmp_path / "empty.cpp"
@@ -46,7 +48,13 @@ def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("source", sorted(path.name for path in ROOT.glob("csrc/*/*_cuda.cu")))
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(path.name, marks=[] if path.name == QUICK else pytest.mark.slow)
+        for path in sorted(ROOT.glob("csrc/*/*_cuda.cu"))
+    ],
+)
 def test_the_cuda_bindings_compile_beside_any_torch(source: str, tmp_path: Path) -> None:
     (nvcc,) = tools_or_skip("nvcc")
     (path,) = ROOT.glob(f"csrc/*/{source}")

@@ -244,9 +244,9 @@ INDUCTOR = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("frozen", "backend"),
     [
-        (False, "aot_eager"),
+        pytest.param(False, "aot_eager", marks=pytest.mark.slow),
         (True, "aot_eager"),
-        pytest.param(True, "inductor", marks=INDUCTOR),
+        pytest.param(True, "inductor", marks=[INDUCTOR, pytest.mark.slow]),
     ],
 )
 def test_compiles_whole_with_dynamic_batch_and_tokens(frozen: bool, backend: str) -> None:

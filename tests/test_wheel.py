@@ -75,6 +75,7 @@ def native_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_wheel(tmp_path_factory.mktemp("native"), OCVTP_NATIVE="1")
 
 
+@pytest.mark.slow
 def test_a_wheel_is_for_every_python(native_wheel: Path, tmp_path: Path) -> None:
     assert re.fullmatch(r"ocvtp_kernels-[\d.]+\w*-cp310-abi3-\w+\.whl", native_wheel.name)
     inside = zipfile.ZipFile(native_wheel).namelist()
@@ -83,11 +84,13 @@ def test_a_wheel_is_for_every_python(native_wheel: Path, tmp_path: Path) -> None
     assert what_it_imports(native_wheel, tmp_path) == "native"
 
 
+@pytest.mark.slow
 def test_the_binaries_keep_to_the_limited_api(native_wheel: Path) -> None:
     (audit,) = tools_or_skip("abi3audit")
     said_by([audit, "--strict", native_wheel], native_wheel.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="auditwheel is for Linux")
 def test_only_torch_is_needed_beside_the_system(native_wheel: Path) -> None:
     (audit,) = tools_or_skip("auditwheel")
@@ -158,6 +161,7 @@ def test_a_pure_editable_install_has_no_objects(tmp_path: Path) -> None:
     assert objects_in(package) == {}
 
 
+@pytest.mark.slow
 def test_new_objects_take_the_place_of_the_old_by_a_rename(native_wheel: Path) -> None:
     source = native_wheel.parent / "source"
     package = leave_old_objects(source)

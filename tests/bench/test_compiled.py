@@ -183,6 +183,8 @@ def test_the_interpreter_compiles_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.compile
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux")
-def test_the_kernels_keep_within_the_budget(tmp_path: Path) -> None:
-    done = report(tmp_path, "--short")
+@pytest.mark.parametrize("chips", ["89", pytest.param("", marks=pytest.mark.slow)])
+def test_the_kernels_keep_within_the_budget(tmp_path: Path, chips: str) -> None:
+    """Of a chip that has the chain alone, and of all."""
+    done = report(tmp_path, "--short", *(("--chips", chips) if chips else ()))
     assert done.returncode == 0, done.stdout + done.stderr

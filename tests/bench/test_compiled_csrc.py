@@ -208,6 +208,7 @@ def test_every_chip_has_every_kernel_but_those_of_a_type_it_lacks() -> None:
         assert kernels[chip] == (kernels[90] if chip >= 80 else without_bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_the_kernels_keep_within_the_budget() -> None:
     tools = Tools.here()

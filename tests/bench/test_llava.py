@@ -113,6 +113,7 @@ def test_views_share_parameters_and_nothing_else() -> None:
     assert all(a is b for a, b in zip(view.parameters(), vlm.model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_refused_run_has_a_row_without_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_refused_run_has_a_row_without_figures(
     assert all(row["ttft_s"] > 0 for row in rows if row["mode"] == "eager")
 
 
+@pytest.mark.slow
 def test_what_turns_wrong_while_it_is_timed_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +142,7 @@ def test_what_turns_wrong_while_it_is_timed_is_refused(
     }
 
 
+@pytest.mark.slow
 def test_a_wrong_pruner_gets_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, llava_plan.Job(TINY, 1, (8,)))
     monkeypatch.setattr(llava, "judge", lambda *_, **__: Verdict(False, "ids out of range"))
@@ -158,6 +161,7 @@ def test_a_wrong_model_has_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert end_to_end(tmp_path) == (1, [])
 
 
+@pytest.mark.slow
 def test_memory_that_does_not_suffice_is_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +181,7 @@ def test_memory_that_does_not_suffice_is_a_row(
     assert set(notes.values()) == {""} and len(notes) == 5
 
 
+@pytest.mark.slow
 def test_memory_that_ends_during_the_timing_is_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +195,7 @@ def test_memory_that_ends_during_the_timing_is_rows(
     assert {row["note"] for row in rows} == {"out of memory while taking turns"}
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_is_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def too_large(*_: Any) -> Any:
         raise torch.OutOfMemoryError("the weights take 14 GiB")
@@ -200,6 +206,7 @@ def test_a_model_that_does_not_fit_is_rows(tmp_path: Path, monkeypatch: pytest.M
     assert {row["note"] for row in rows} == {"out of memory: the weights take 14 GiB"}
 
 
+@pytest.mark.slow
 def test_a_deadline_leaves_models_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def headline() -> Any:
     return static_cost.steps_of(static_cost.count_launches(HEADLINE))
 
 
+@pytest.mark.slow
 @pytest.mark.interpreter
 @interpreted
 def test_the_whole_way_keeps_to_its_budget_and_rules(headline: Any) -> None:
@@ -72,6 +73,7 @@ def test_the_whole_way_keeps_to_its_budget_and_rules(headline: Any) -> None:
     assert static_cost.broken_rules(HEADLINE, static_cost.total_of(headline).costs()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.interpreter
 @interpreted
 def test_no_step_does_less_than_the_least(headline: Any) -> None:
@@ -147,6 +149,7 @@ def test_the_page_names_every_step() -> None:
     assert "| gru | gru_kernel | 2 | 4 | 100 | 10.0 | 90.0 | " in text
 
 
+@pytest.mark.slow
 @pytest.mark.interpreter
 @interpreted
 def test_the_command(

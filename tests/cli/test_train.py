@@ -139,6 +139,7 @@ def make_photos(output: Path, count: int) -> None:
     script.main(output, count, seed=0)
 
 
+@pytest.mark.slow
 def test_a_minute_on_real_photos(tmp_path: Path) -> None:
     make_photos(tmp_path, 48)
     for name in ("training", "held-out"):

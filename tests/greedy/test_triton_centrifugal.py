@@ -53,6 +53,7 @@ def test_centrifugal_select_on_few_similarities(budget: int, threshold: float, p
     agree(centrifugal_select, centrifugal.centrifugal_select, *arguments, *options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", triton_dtypes())
 @pytest.mark.parametrize("pad", [True, False])
 def test_tokens_that_are_nan_come_last(pad: bool, dtype: torch.dtype) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,13 @@ SLOTS = (1, 7, 64, 65, 100, 128, 160, 192)
 TOKENS = (1, 50, 576, 577)
 
 
+def sizes_of(slots: Sequence[int], tokens: Sequence[int], dim: int) -> Iterator[Any]:
+    """Slots, tokens and width; the large ones are slow."""
+    for num_slots, num_tokens in product(slots, tokens):
+        slow = num_slots * num_tokens * dim > 4_000_000
+        yield pytest.param(num_slots, num_tokens, dim, marks=pytest.mark.slow if slow else ())
+
+
 def queries(
     batch: int, num_slots: int, num_tokens: int, dim: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -39,7 +48,10 @@ def scores_of(q: Tensor, k: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", triton_dtypes())
 @pytest.mark.parametrize(
     ("num_slots", "num_tokens", "dim"),
-    [*product(SLOTS, TOKENS, (64,)), *product((7, 64, 128, 192), (50, 577), (512,))],
+    [
+        *sizes_of(SLOTS, TOKENS, 64),
+        *sizes_of((7, 64, 128, 192), (50, 577), 512),
+    ],
 )
 def test_each_slots_best_token(
     num_slots: int, num_tokens: int, dim: int, dtype: torch.dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -71,6 +72,7 @@ def compare_vlm_pruner(images: Images) -> bool:
     return any(found < images.budget for _, found, _ in wanted)
 
 
+@pytest.mark.slow
 def test_vlm_pruner() -> None:
     short = sum(compare_vlm_pruner(Images(seed)) for seed in range(IMAGES))
     # Budgets that the published code misses are among them, and such that it meets.

@@ -89,10 +89,12 @@ def test_visionzip(as_published: bool) -> None:
     compare("visionzip", transcribed.visionzip, options)
 
 
+@pytest.mark.slow
 def test_scope() -> None:
     compare("scope", transcribed.scope, lambda images: {"alpha": (1.0, 0.5)[images.seed % 2]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["prumerge", "prumerge+"])
 def test_prumerge(method: str) -> None:
     def transcription(**image: Any) -> transcribed.Kept:
@@ -106,6 +108,7 @@ def test_trim(as_published: bool) -> None:
     compare("trim", transcribed.trim, lambda _: {"as_published": as_published})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relevance", ["none", "text", "as_published"])
 def test_cdpruner(relevance: str) -> None:
     for dtype, count in RUNS:

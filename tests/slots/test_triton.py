@@ -120,7 +120,12 @@ def test_the_order_of_sums_is_the_same_for_every_batch(
 @pytest.mark.parametrize("dtype", triton_dtypes())
 @pytest.mark.parametrize(
     ("rows", "width", "dim"),
-    [((1, 1), 3, 5), ((2, 37), 64, 64), ((65,), 70, 33), ((1, 64), 512, 512)],
+    [
+        ((1, 1), 3, 5),
+        ((2, 37), 64, 64),
+        ((65,), 70, 33),
+        pytest.param((1, 64), 512, 512, marks=pytest.mark.slow),
+    ],
 )
 def test_the_gru(rows: tuple[int, ...], width: int, dim: int, dtype: torch.dtype) -> None:
     shapes = [

@@ -114,13 +114,20 @@ def test_one_token(num_slots: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_slots", "num_tokens"), [(64, 90), (64, 577), (100, 90), (128, 90), (130, 90)]
+    ("num_slots", "num_tokens"),
+    [
+        (64, 90),
+        pytest.param(64, 577, marks=pytest.mark.slow),
+        (100, 90),
+        (128, 90),
+        pytest.param(130, 90, marks=pytest.mark.slow),
+    ],
 )
 def test_slots_of_full_width(num_slots: int, num_tokens: int) -> None:
     Case((1, num_slots, num_tokens, 512), torch.float16, width=200).check()
 
 
-@pytest.mark.parametrize("dim", [1, 5, 100, 600])
+@pytest.mark.parametrize("dim", [1, 5, 100, pytest.param(600, marks=pytest.mark.slow)])
 def test_float32_of_any_width(dim: int) -> None:
     Case((2, 7, 70, dim), torch.float32).check()
 
@@ -159,7 +166,7 @@ def test_nan_is_not_hidden(num_slots: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", triton_dtypes())
-@pytest.mark.parametrize("num_slots", [7, 130])
+@pytest.mark.parametrize("num_slots", [7, pytest.param(130, marks=pytest.mark.slow)])
 def test_two_runs_and_an_image_alone_have_the_same_bits(num_slots: int, dtype: torch.dtype) -> None:
     case = Case((2, num_slots, 200, 40), dtype)
     together = case.ours()
@@ -169,6 +176,7 @@ def test_two_runs_and_an_image_alone_have_the_same_bits(num_slots: int, dtype: t
             assert torch.equal(alone[0], whole[image])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_slots", [7, 130])
 @pytest.mark.parametrize("capability", [80, 90])
 def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits(

@@ -34,6 +34,7 @@ def encode_slowly(images: Path, output: Path, started: Any) -> None:
     write(images, output, shard_size=2, batch_size=1, report=wait)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_loses_only_the_running_shard(tmp_path: Path) -> None:
     images, out = tmp_path / "images", tmp_path / "out"
     names = make_images(images, 200)

@@ -69,6 +69,7 @@ def check_equal(one: Path, other: Path) -> None:
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_as_if_never_killed(tmp_path: Path) -> None:
     # With dropout, so that its draws too are those of the step and not of the process.
     config = write_config(
@@ -110,6 +111,7 @@ def test_killed_at_random_moments_it_ends_as_if_never_killed(tmp_path: Path) -> 
     assert sum(bool(NAME.fullmatch(p.name)) for p in (killed / "checkpoints").iterdir()) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_the_same_batch(tmp_path: Path) -> None:
     # 5 images a step, so the processes have unlike shares. Some gradients are clipped and some are
     # not: Adam alone would not tell a gradient from half of it.
@@ -127,6 +129,7 @@ def test_two_processes_are_one_with_the_same_batch(tmp_path: Path) -> None:
             assert float(other[5]) == pytest.approx(float(mine[5]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     config = write_config(tmp_path / "config.json")
     folder = write_features(tmp_path / "features")
