@@ -3,40 +3,55 @@
 .NOTPARALLEL:
 
 PYTHON ?= python3
-# One known build for everybody. For another: make test TORCH='torch --index-url ...'
-TORCH ?= torch==2.13.0
+# All versions are those of constraints.txt, for everybody the same. NEWEST=1 takes the newest of all
+# but torch instead, in an environment of its own that is made anew each time.
+NEWEST ?=
+# For another: make test TORCH='torch==2.13.0 --index-url ...'
+TORCH ?= $(shell grep '^torch==' constraints.txt)
 # The demo's photo; the one that comes with scikit-image unless given.
 PHOTO ?=
+# More for pytest, such as OPTIONS='-k prune'.
+OPTIONS ?=
 
-BIN := .venv/bin
+VENV := $(if $(NEWEST),.venv-newest,.venv)
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PINNED := $(PIP) install --constraint $(VENV)/constraints.txt
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile $(OPTIONS)
 BUNDLED_PHOTO := import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / "data/coffee.png")
 
-.PHONY: help demo test lint bench native sanitize clean
+.PHONY: help demo test test-all lint bench native sanitize headers renew matrix clean FORCE
 
 help:
 	@echo 'make demo    prune a photo, leaving pictures in demo/ (PHOTO=... for your own)'
-	@echo 'make test    run the tests'
+	@echo 'make test    run the tests that take little time (NEWEST=1 on the newest of what they need)'
+	@echo 'make test-all  run all tests'
 	@echo 'make lint    check style and types'
 	@echo 'make bench   run the benchmarks'
 	@echo 'make native  build the native objects; needs a C++ compiler'
 	@echo 'make sanitize  check the C++ on random shapes, under sanitizers'
-	@echo 'make clean   remove .venv and everything built'
+	@echo 'make headers fetch those of the oldest torch, for tests that compile beside them'
+	@echo 'make renew   write the newest versions into constraints.txt'
+	@echo 'make matrix  try the oldest and newest Python, torch, Triton and transformers'
+	@echo 'make clean   remove the environments and everything built'
 
-demo: .venv/.extra-demo
+demo: $(VENV)/.extra-demo
 	@$(BIN)/python -m ocvtp_kernels.cli prune \
 	  "$(or $(PHOTO),$$($(BIN)/python -c '$(BUNDLED_PHOTO)'))" --output demo
 
-test: .venv/.extra-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/.extra-test
+	$(PYTEST) -m 'not slow'
 
-lint: .venv/.extra-lint
+test-all: $(VENV)/.extra-test
+	$(PYTEST)
+
+lint: $(VENV)/.extra-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 	$(BIN)/mypy
 
-bench: .venv/.extra-test
+bench: $(VENV)/.extra-test
 	$(BIN)/python -m pytest bench
 	$(BIN)/python -m bench.run micro
 	$(BIN)/python -m bench.run e2e
@@ -44,30 +59,42 @@ bench: .venv/.extra-test
 	$(BIN)/python -m bench.attach_overhead
 
 # Never skipped: whoever asks for the native objects gets them, or an error.
-native: .venv/.tools
-	OCVTP_NATIVE=1 $(PIP) install --no-build-isolation -e '.[native]'
+native: $(VENV)/.tools
+	OCVTP_NATIVE=1 $(PINNED) --no-build-isolation -e '.[native]'
 	$(BIN)/ocvtp doctor
 
 # AddressSanitizer and UndefinedBehaviorSanitizer over all C++ tests.
-sanitize: .venv/.tools
+sanitize: $(VENV)/.tools
 	$(BIN)/cmake -S . -B build/tests-sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -DOCVTP_TESTS=ON -DOCVTP_SANITIZE=address,undefined -DOCVTP_FUZZ_SHAPES=2000
 	$(BIN)/cmake --build build/tests-sanitized
 	$(BIN)/ctest --test-dir build/tests-sanitized --output-on-failure --parallel 2
 
+headers: $(VENV)/.tools
+	$(BIN)/python scripts/torch_headers.py
+
+# The newest versions of everything, beside TORCH; then try them: make test-all, make matrix.
+renew: $(VENV)/.tools
+	$(PIP) install uv
+	$(BIN)/python scripts/constraints.py renew '$(TORCH)'
+
+matrix:
+	$(PYTHON) scripts/matrix.py $(OPTIONS)
+
 # .venv/.extra-test stands for '.[test]' being installed, and so on.
-.venv/.extra-%: .venv/.tools pyproject.toml setup.py
-	$(PIP) install --no-build-isolation -e '.[$*]'
+$(VENV)/.extra-%: $(VENV)/.tools pyproject.toml setup.py
+	$(PINNED) --no-build-isolation -e '.[$*]'
 	@touch $@
 
 # What pyproject.toml requires of a build, as --no-build-isolation leaves it to us.
-.venv/.tools: Makefile
+$(VENV)/.tools: Makefile constraints.txt scripts/constraints.py $(if $(NEWEST),FORCE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(if $(NEWEST),--clear) $(VENV)
 	$(PIP) install $(TORCH)
-	$(PIP) install 'setuptools>=77' ninja 'cmake>=3.20'
+	$(if $(NEWEST),:,$(BIN)/python scripts/constraints.py beside-torch) >$(VENV)/constraints.txt
+	$(PINNED) 'setuptools>=77' ninja 'cmake>=3.20'
 	@touch $@
 
 clean:
-	rm -rf .venv build demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest build demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f ocvtp_kernels/*.so ocvtp_kernels/*.so.new

@@ -6,8 +6,12 @@ Without a GPU, Triton's kernels run in its interpreter.
 from __future__ import annotations
 
 import ctypes.util
+import functools
 import os
-from collections.abc import Iterator
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -16,6 +20,31 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, which no kernel of ours uses
 if ctypes.util.find_library("cuda") is None:
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def raise_own_deprecations(warn: Callable[..., None]) -> Callable[..., None]:
+    """`warnings.warn`, which raises the deprecations that this package issues, and no others.
+
+    A filter by module would take those that a library blames on its caller for ours.
+    """
+
+    @functools.wraps(warn)
+    def stricter(
+        message: Any, category: Any = None, stacklevel: int = 1, *args: Any, **kwargs: Any
+    ) -> None:
+        kind = type(message) if isinstance(message, Warning) else category or UserWarning
+        issuer = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
+        if issuer == "ocvtp_kernels" and issubclass(kind, (DeprecationWarning, FutureWarning)):
+            raise kind(message)
+        warn(message, category, stacklevel + 1, *args, **kwargs)
+
+    return stricter
+
+
+@pytest.fixture(autouse=True)
+def own_deprecations_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deprecation that another library tells of is only in pytest's summary."""
+    monkeypatch.setattr(warnings, "warn", raise_own_deprecations(warnings.warn))
 
 
 @pytest.fixture(autouse=True)

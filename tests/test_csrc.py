@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,10 @@ from tests.build_cases import ROOT, said_by, tools_or_skip
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator's fibers are Linux's")
 SANITIZERS = "address,undefined"
 QUICK = "resolve_picks_cuda.cu"  # compiled in every run
+INSTALLED = Path(torch.__file__).parent / "include"
+OLDEST = ROOT / "build" / "torch_headers" / "2.10.0"  # where `make headers` leaves them
+CUDA_BINDINGS = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
+CPU_BINDINGS = [*sorted(ROOT.glob("csrc/*/*_cpu.cpp")), ROOT / "csrc" / "registration.cpp"]
 
 
 def run_ctest(name: str, target: str, configure: Sequence[str], *chosen: str) -> None:
@@ -47,29 +53,43 @@ def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
     run_ctest("tests-sanitized", "cpu_tests", configure, "--label-exclude", "device")
 
 
+def compiled_beside(includes: Path, *sources: Path) -> list[Any]:
+    return [
+        pytest.param(
+            source,
+            includes,
+            id=f"{source.name} beside {'the oldest' if includes == OLDEST else 'this'}",
+            marks=() if source.name == QUICK else pytest.mark.slow,
+        )
+        for source in sources
+    ]
+
+
 @pytest.mark.compile
 @pytest.mark.parametrize(
-    "source",
+    ("source", "includes"),
     [
-        pytest.param(path.name, marks=[] if path.name == QUICK else pytest.mark.slow)
-        for path in sorted(ROOT.glob("csrc/*/*_cuda.cu"))
+        *compiled_beside(INSTALLED, *CUDA_BINDINGS),
+        *compiled_beside(OLDEST, *CUDA_BINDINGS, *CPU_BINDINGS),
     ],
 )
-def test_the_cuda_bindings_compile_beside_any_torch(source: str, tmp_path: Path) -> None:
-    (nvcc,) = tools_or_skip("nvcc")
-    (path,) = ROOT.glob(f"csrc/*/{source}")
-    includes = Path(torch.__file__).parent / "include"
+def test_the_bindings_compile_beside_any_torch(
+    source: Path, includes: Path, tmp_path: Path
+) -> None:
+    if not includes.exists():
+        pytest.skip("the headers of the oldest torch are not here: make headers")
+    (compiler,) = tools_or_skip("nvcc" if source.suffix == ".cu" else "c++")
+    options = ["-arch=sm_90", "-DUSE_CUDA"] if source.suffix == ".cu" else ["-fPIC"]
+    folders = [ROOT / "csrc", includes, includes / "torch/csrc/api/include"]
     said_by(
         [
-            nvcc,
+            compiler,
             "-std=c++17",
-            "-arch=sm_90",
-            "-DUSE_CUDA",
+            *options,
             "-DTORCH_TARGET_VERSION=0x020a000000000000",
-            *(f"-I{folder}" for folder in (ROOT / "csrc", includes)),
-            f"-I{includes / 'torch/csrc/api/include'}",
+            *(f"-I{folder}" for folder in (*folders, sysconfig.get_path("include"))),
             "-c",
-            path,
+            source,
             "-o",
             tmp_path / "binding.o",
         ],
