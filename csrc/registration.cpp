@@ -10,7 +10,7 @@
 
 #include "common/namespace.h"
 
-STABLE_TORCH_LIBRARY(OCVTP_NAMESPACE, m) {
+OCVTP_LIBRARY(m) {
   // Rows to mean 0 and deviation 1: [..., C] -> [..., C].
   m.def("layer_norm(Tensor x, float eps) -> Tensor");
   // gelu(x + bias) in place, the exact (erf) GELU: [..., F], [F].

@@ -95,3 +95,5 @@ def test_the_bindings_compile_beside_any_torch(
         ],
         tmp_path,
     )
+    # Not expanded it would be the name of the namespace.
+    assert b"OCVTP_NAMESPACE" not in (tmp_path / "binding.o").read_bytes()

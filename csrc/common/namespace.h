@@ -9,3 +9,7 @@
 #define OCVTP_NAMESPACE ocvtp_native
 #define OCVTP_CUDA_KEY CUDA
 #endif
+
+// STABLE_TORCH_LIBRARY of that namespace: before torch 2.13 it takes the name as it is written.
+#define OCVTP_EXPANDED_LIBRARY(name, m) STABLE_TORCH_LIBRARY(name, m)
+#define OCVTP_LIBRARY(m) OCVTP_EXPANDED_LIBRARY(OCVTP_NAMESPACE, m)
