@@ -58,7 +58,9 @@ def attach_decoder(
             windows, something is attached already, or layers of this transformers are not known.
     """
     inner = model.base_model
-    text = inner.language_model
+    text = getattr(inner, "language_model", None)
+    if text is None:
+        raise ValueError(f"model: expected one with a language_model, got {type(inner).__name__}")
     require_known(selector, KNOWN)
     kinds = getattr(text.config, "layer_types", None)
     windows = getattr(text.config, "sliding_window", None) if kinds is None else None
@@ -109,7 +111,7 @@ def _told_grids(
 
     def get_image_features(inner: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs |= dict(zip(names, args, strict=False))
-        if (encoded := _encoded(kwargs, "image")) is not None:
+        if (encoded := _take_encoded(kwargs, "image")) is not None:
             return encoded
         with handle.stage("encoder", kwargs["pixel_values"].device):
             output = original(inner, **kwargs)
@@ -128,7 +130,7 @@ def _encoded_videos(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def get_video_features(inner: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs |= dict(zip(names, args, strict=False))
-        encoded = _encoded(kwargs, "video")
+        encoded = _take_encoded(kwargs, "video")
         return original(inner, **kwargs) if encoded is None else encoded
 
     return get_video_features
@@ -153,10 +155,10 @@ def _hand_over(given: dict[str, Any], outputs: dict[str, Any], by_name: bool) ->
         setattr(given[_PIXELS[kind]], _ENCODED, output)
 
 
-def _encoded(given: dict[str, Any], kind: str) -> Any:
-    """What `_hand_over` left on the pixels of a call, or None."""
-    given.pop(_CALL, None)  # models that hand the encoder all that they are given
-    return getattr(given[_PIXELS[kind]], _ENCODED, None)
+def _take_encoded(given: dict[str, Any], kind: str) -> Any:
+    """What `_hand_over` left on the pixels of a call of the encoder, or None."""
+    given.pop(_CALL, None)  # such a model hands its encoder all that it does not know
+    return getattr(given.get(_PIXELS[kind]), _ENCODED, None)
 
 
 def _read_llava_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:

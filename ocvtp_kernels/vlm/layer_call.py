@@ -39,8 +39,9 @@ def with_cache(given: Mapping[str, Any], name: str, cache: Any) -> dict[str, Any
 
 def require_known_layer(layer: Any) -> None:
     """Raises ValueError unless a decoder layer and its attention take what is known here."""
-    for owner, needs in ((layer, _LAYER_NEEDS), (layer.self_attn, _ATTENTION_NEEDS)):
-        parameters = inspect.signature(owner.forward).parameters
+    attention = getattr(layer, "self_attn", None)
+    for owner, needs in ((layer, _LAYER_NEEDS), (attention, _ATTENTION_NEEDS)):
+        parameters = {} if owner is None else inspect.signature(owner.forward).parameters
         named = {
             name
             for name, parameter in parameters.items()
@@ -50,8 +51,10 @@ def require_known_layer(layer: Any) -> None:
             continue
         import transformers
 
+        other = "has no self_attn" if owner is None else f"takes {', '.join(parameters)}"
         raise ValueError(
             f"model: pruning in the decoder knows the layers of transformers {TESTED}, which take "
-            f"{', '.join(sorted(needs))} and {' or '.join(CACHE_NAMES)}; {type(owner).__name__} of "
-            f"transformers {transformers.__version__} takes {', '.join(parameters)}"
+            f"{', '.join(sorted(needs))} and {' or '.join(CACHE_NAMES)}; "
+            f"{type(layer if owner is None else owner).__name__} of transformers "
+            f"{transformers.__version__} {other}"
         )

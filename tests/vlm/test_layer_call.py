@@ -81,6 +81,12 @@ def test_other_layers_are_refused(takes: str) -> None:
             require_known_layer(layer)
 
 
+def test_a_layer_without_attention_is_refused() -> None:
+    layer = SimpleNamespace(forward=taking(f"hidden_states, {TAKES}, cache=None"))
+    with pytest.raises(ValueError, match=r"SimpleNamespace of transformers .* has no self_attn"):
+        require_known_layer(layer)
+
+
 def test_the_versions_that_are_named_are_those_that_are_tested() -> None:
     root = Path(__file__).parents[2]
     oldest, newest = TESTED.split(" to ")
