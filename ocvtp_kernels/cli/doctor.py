@@ -35,6 +35,7 @@ def examine() -> dict[str, Any]:
             "ocvtp-kernels": __version__,
             "python": platform.python_version(),
             **{name: _version(name) for name in PACKAGES},
+            "torch": torch.__version__,
         },
         "devices": {
             "cpu": {

@@ -140,6 +140,7 @@ def card(trainer: Trainer, rows: list[Row], command: str) -> str:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "unknown"
+    versions["torch"] = torch.__version__  # which tells the build too
     settings = {key: value for key, value in dataclasses.asdict(trainer.config).items()}
     parts = [
         "# An object-centric token pruner",

@@ -7,9 +7,16 @@ import pytest
 pytest.importorskip("transformers")
 
 from bench import attach_overhead
+from tests.vlm.models_qwen import needs_encoded_images
 
 
-@pytest.mark.parametrize("name", attach_overhead.PAIRS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=needs_encoded_images() if name.startswith("Qwen") else ())
+        for name in attach_overhead.PAIRS
+    ],
+)
 def test_host_time_of_attaching_is_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach_overhead, "ROUNDS", (2, 2))
     found = attach_overhead.measure_overhead(name, 0.0)
