@@ -134,7 +134,8 @@ def select(
     )
     _check(evidence)
     selected = ask(selector, evidence, budget)
-    return selected._replace(tokens=selected.gather(tokens))
+    # Not by _replace, which torch 2.11 cannot compile where its result is returned.
+    return Selected(**selected._asdict() | {"tokens": selected.gather(tokens)})
 
 
 def _square(num_tokens: int) -> tuple[int, int] | None:
