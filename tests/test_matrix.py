@@ -33,7 +33,6 @@ FACTS = {
     "torch": "2.13.0+cpu",
     "triton": "3.9.0",
     "transformers": "1.2.3",
-    "numpy": "2.0.0",
     "python": "3.11.7",
     "cuda": None,
     "loads": {"cpu": None, "cuda": "not built"},
