@@ -16,6 +16,7 @@ import transformers
 
 from ocvtp_kernels.selectors.interface import Evidence, Selected
 from ocvtp_kernels.selectors.vlm_pruner import VLMPruner
+from ocvtp_kernels.vlm import decoder
 from ocvtp_kernels.vlm.attach import attach
 from tests.vlm.decoder_by_hand import BUDGET, make_deep_llava, make_deep_qwen
 from tests.vlm.models import (
@@ -28,7 +29,7 @@ from tests.vlm.models import (
     prepare,
 )
 from tests.vlm.models_next import make_llava_next, make_next_processor
-from tests.vlm.models_qwen import needs_encoded_images
+from tests.vlm.models_qwen import PHOTO, make_batch, make_photo, needs_encoded_images
 
 PROCESSOR = make_llava_processor()
 
@@ -167,14 +168,26 @@ def test_refused_calls_with_encoded_images() -> None:
             model(inputs_embeds=embeddings, mm_encoder_outputs=given)
 
 
-def test_the_encoder_runs_once_a_prompt() -> None:
-    model, inputs = make_deep_llava(), prepare(PROCESSOR)
-    runs = []
-    model.model.vision_tower.register_forward_hook(lambda *_: runs.append(1))
-    pixels = inputs["pixel_values"]
-    with attach(model, PROCESSOR, VLMPruner(), BUDGET), torch.no_grad():
-        model(**inputs)
-    assert len(runs) == 1 and not vars(pixels)
+@pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.parametrize("make", [make_deep_llava, make_deep_qwen])
+@torch.no_grad()
+def test_the_encoder_runs_once_a_prompt(
+    make: Any, by_name: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the model takes its images encoded, or finds them on the pixels."""
+    model, runs = make(), []
+    encoder = model.model.visual if make is make_deep_qwen else model.model.vision_tower
+    encoder.register_forward_hook(lambda *_: runs.append(1))
+    inputs = prepare(PROCESSOR)
+    if make is make_deep_qwen:
+        inputs = make_batch([(f"{PHOTO} what is this ?", [make_photo(4, 4)])])
+    with attach(model, PROCESSOR, VLMPruner(), BUDGET):
+        expected = model(**inputs).logits
+    if not by_name:
+        monkeypatch.setattr(decoder, "_takes_outputs", lambda _: False)
+    with attach(model, PROCESSOR, VLMPruner(), BUDGET):
+        assert torch.equal(model(**inputs).logits, expected)
+    assert len(runs) == 2 and not vars(inputs["pixel_values"])
 
 
 @pytest.mark.parametrize("part", ["layer", "attention"])
