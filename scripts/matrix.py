@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -242,7 +243,7 @@ def tested_line(results: dict[Row, Result]) -> str:
 
     parts = [f"Python {listed('python')}"]
     parts += [f"{title} {listed(name)}" for name, title in PACKAGES.items()]
-    return f"Tested with {'; '.join(parts)} (`make matrix`).\n"
+    return textwrap.fill(f"Tested with {'; '.join(parts)} (`make matrix`).", 100) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

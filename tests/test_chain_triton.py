@@ -55,7 +55,8 @@ def test_every_config_keeps_the_references_tokens(
 
 @pytest.mark.parametrize("dtype", triton_dtypes())
 @pytest.mark.parametrize(
-    ("num_slots", "budget", "top_k"), [(7, 7, 1), (7, 3, 1), (4, 9, 3), (150, 20, 1)]
+    ("num_slots", "budget", "top_k"),
+    [(7, 7, 1), (7, 3, 1), (4, 9, 3), pytest.param(150, 20, 1, marks=pytest.mark.slow)],
 )
 def test_picks_are_what_prune_resolves(
     dtype: torch.dtype, num_slots: int, budget: int, top_k: int
@@ -90,6 +91,7 @@ def test_narrow_slots(num_slots: int, num_tokens: int) -> None:
     assert torch.equal(ids, case.oracle(importance, budget, 1))
 
 
+@pytest.mark.slow
 def test_slots_of_full_width_lose_no_attention_in_half() -> None:
     case = Case(small_config(**FULL, agg_ffn_dim=2048), 1, 576, 64)
     importance = random_tokens(1, 576, seed=3)
@@ -117,6 +119,7 @@ def test_two_runs_are_bitwise_equal(dtype: torch.dtype) -> None:
     assert torch.equal(case.ids(dtype, None, 12, 2), case.ids(dtype, None, 12, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", triton_dtypes())
 @pytest.mark.parametrize(
     ("batch", "num_tokens", "num_slots"), [(1, 90, 7), (2, 50, 64), (3, 33, 30)]

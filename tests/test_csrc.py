@@ -37,6 +37,11 @@ def run_ctest(name: str, target: str, configure: Sequence[str], *chosen: str) ->
     assert "100% tests passed" in said_by([ctest, "--test-dir", tree, *options], ROOT)
 
 
+def test_the_cpp_tests_of_the_cpu_pass() -> None:
+    run_ctest("tests", "cpu_tests", [], "--label-exclude", "device")
+
+
+@pytest.mark.slow
 def test_every_cpp_test_passes() -> None:
     run_ctest("tests", "all", [])
 

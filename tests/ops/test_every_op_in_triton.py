@@ -56,6 +56,7 @@ def test_the_cpus_answer(name: str) -> None:
         torch.testing.assert_close(a.cpu(), b.to(a.dtype), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @EVERY_OP
 def test_compiles_whole_with_any_batch(name: str) -> None:
     torch._dynamo.reset()

@@ -29,7 +29,7 @@ TOKENS = (1, 50, 576, 577)
 def sizes_of(slots: Sequence[int], tokens: Sequence[int], dim: int) -> Iterator[Any]:
     """Slots, tokens and width; the large ones are slow."""
     for num_slots, num_tokens in product(slots, tokens):
-        slow = num_slots * num_tokens * dim > 4_000_000
+        slow = num_slots * num_tokens * dim > 2_000_000
         yield pytest.param(num_slots, num_tokens, dim, marks=pytest.mark.slow if slow else ())
 
 
