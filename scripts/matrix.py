@@ -259,6 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = given.rows.split(",") if given.rows else names
     if unknown := set(chosen) - set(names):
         parser.error(f"--rows: expected some of {', '.join(names)}, got {', '.join(unknown)}")
+    text = "" if given.readme is None else given.readme.read_text(encoding="utf-8")
+    if given.readme is not None and not LINE.search(text):
+        parser.error(f"--readme: expected a line <!-- tested:start --> in {given.readme}, got none")
     output = given.output.resolve()
     results = {}
     for row in ROWS:
@@ -270,7 +273,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     print(f"\n{table(results)}")
     if given.readme is not None and any(each.status == "passed" for each in results.values()):
-        text = given.readme.read_text(encoding="utf-8")
         aside = given.readme.with_name(f"{given.readme.name}.new")
         line = tested_line(results)
         aside.write_text(LINE.sub(lambda found: found[1] + line + found[2], text), encoding="utf-8")

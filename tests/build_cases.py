@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -28,6 +30,16 @@ def tools_or_skip(*names: str) -> list[str]:
             pytest.skip(f"{name} is not installed")
         found.append(path)
     return found
+
+
+def load_script(name: str) -> ModuleType:
+    """One of ``scripts/``, which are no package, as a module."""
+    path = ROOT / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 def said_by(command: Sequence[str | Path], cwd: Path, **environment: str) -> str:

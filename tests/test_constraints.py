@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.build_cases import ROOT
+from tests.build_cases import ROOT, load_script
 
 FILE = ROOT / "constraints.txt"
 
@@ -21,10 +20,7 @@ FILE = ROOT / "constraints.txt"
 @pytest.fixture
 def constraints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """The script, on a copy of the file."""
-    spec = importlib.util.spec_from_file_location("constraints", ROOT / "scripts/constraints.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("constraints")
     for path in (FILE, ROOT / "pyproject.toml"):
         (tmp_path / path.name).write_text(path.read_text())
     monkeypatch.setattr(script, "ROOT", tmp_path)

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.build_cases import ROOT, said_by, tools_or_skip
+from tests.build_cases import ROOT, load_script, said_by, tools_or_skip
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator's fibers are Linux's")
 SANITIZERS = "address,undefined"
 QUICK = "resolve_picks_cuda.cu"  # compiled in every run
 INSTALLED = Path(torch.__file__).parent / "include"
-OLDEST = ROOT / "build" / "torch_headers" / "2.10.0"  # where `make headers` leaves them
+HEADERS = load_script("torch_headers")
+OLDEST = HEADERS.FOLDER / HEADERS.oldest_torch()  # where `make headers` leaves them
 CUDA_BINDINGS = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
 CPU_BINDINGS = [*sorted(ROOT.glob("csrc/*/*_cpu.cpp")), ROOT / "csrc" / "registration.cpp"]
 

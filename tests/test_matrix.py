@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.build_cases import ROOT
+from tests.build_cases import load_script
 
 # A Python that makes environments of itself, and whose tests pass by the version of transformers.
 PYTHON = r"""#!/usr/bin/env bash
@@ -25,7 +23,7 @@ case "$*" in
     counts="tests='20' failures='$failed' errors='0' skipped='5'"
     echo "<testsuites><testsuite $counts/></testsuites>" >"$2"
     [ "$failed" = 0 ] ;;
-  *FACTS*) echo 'FACTS' ;;
+  *loads*) echo 'FACTS' ;;
   *) ;;
 esac
 """
@@ -39,21 +37,20 @@ FACTS = {
 }
 
 
+LINE = "a\n<!-- tested:start -->\nold\n<!-- tested:end -->\nb\n"
+
+
 @pytest.fixture
 def matrix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The script, with stand-ins for Pythons; ``facts`` is what an environment tells."""
-    spec = importlib.util.spec_from_file_location("matrix", ROOT / "scripts/matrix.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "matrix", script)
-    spec.loader.exec_module(script)
+    script = load_script("matrix")
 
     def find_python(version: str) -> str | None:
         path = tmp_path / "python"
         path.write_text(
-            PYTHON.replace("'FACTS'", repr(json.dumps(script.facts)))
-            .replace("*FACTS*", "*loads*")
-            .replace("TOLD", str(tmp_path / "told"))
+            PYTHON.replace("'FACTS'", repr(json.dumps(script.facts))).replace(
+                "TOLD", str(tmp_path / "told")
+            )
         )
         path.chmod(0o755)
         return str(path) if version == "3.11" else None
@@ -107,20 +104,20 @@ def test_a_row_that_does_not(
     matrix.facts = FACTS | facts
     row = matrix.Row("bad", "3.11", "2.13.0", "1.2.3")._replace(**changes)
     readme = tmp_path / "README.md"
-    readme.write_text("as it was")
+    readme.write_text(LINE)
     assert run(matrix, tmp_path, row, readme=readme) == status
     assert said in capsys.readouterr().out.splitlines()[-1]
-    assert readme.read_text() == "as it was"
+    assert readme.read_text() == LINE
 
 
 def test_the_readme_names_what_passed(matrix: Any, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- tested:start -->\nold\n<!-- tested:end -->\nb\n")
+    readme.write_text(LINE)
     good = matrix.Row("good", "3.11", "2.13.0", "1.2.3")
     bad = good._replace(name="bad", transformers="2.0.0")
     assert run(matrix, tmp_path, good, bad, readme=readme) == 1
     line = "Tested with Python 3.11; torch 2.13; Triton 3.9; transformers 1.2 (`make matrix`)."
-    assert readme.read_text() == f"a\n<!-- tested:start -->\n{line}\n<!-- tested:end -->\nb\n"
+    assert readme.read_text() == LINE.replace("old", line)
 
 
 def test_versions_are_listed_in_order(matrix: Any) -> None:
@@ -136,3 +133,13 @@ def test_a_row_that_is_not_known(matrix: Any, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         matrix.main(["--rows", "nothing"])
     assert "expected some of oldest, torch-2.11" in capsys.readouterr().err
+
+
+def test_a_readme_without_the_line_is_refused_at_once(
+    matrix: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing")
+    with pytest.raises(SystemExit):
+        run(matrix, tmp_path, readme=readme)
+    assert "--readme: expected a line <!-- tested:start -->" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from ocvtp_kernels import backends, native
 from ocvtp_kernels.ops.library import COMPOSED
 from ocvtp_kernels.version import __version__
 
-PACKAGES = ("torch", "triton", "transformers", "safetensors", "numpy", "pillow")
+PACKAGES = ("triton", "transformers", "safetensors", "numpy", "pillow")
 DEVICES = ("cpu", "cuda")
 
 
@@ -34,8 +34,8 @@ def examine() -> dict[str, Any]:
         "versions": {
             "ocvtp-kernels": __version__,
             "python": platform.python_version(),
-            **{name: _version(name) for name in PACKAGES},
             "torch": torch.__version__,
+            **{name: _version(name) for name in PACKAGES},
         },
         "devices": {
             "cpu": {

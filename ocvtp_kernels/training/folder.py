@@ -24,7 +24,7 @@ from ocvtp_kernels.version import __version__
 if TYPE_CHECKING:
     from ocvtp_kernels.training.loop import Trainer
 
-PACKAGES = ("torch", "accelerate", "safetensors")
+PACKAGES = ("accelerate", "safetensors")
 
 
 class RunFolder:
@@ -135,12 +135,12 @@ def card(trainer: Trainer, rows: list[Row], command: str) -> str:
         "seconds": f"{rows[-1].seconds:.0f}",
     }
     versions = {"ocvtp-kernels": __version__, "Python": platform.python_version()}
+    versions["torch"] = torch.__version__  # which tells the build too
     for name in PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "unknown"
-    versions["torch"] = torch.__version__  # which tells the build too
     settings = {key: value for key, value in dataclasses.asdict(trainer.config).items()}
     parts = [
         "# An object-centric token pruner",

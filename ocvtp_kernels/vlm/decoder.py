@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,18 +14,25 @@ from ocvtp_kernels import checks
 from ocvtp_kernels.selectors.interface import Selector, require_known
 from ocvtp_kernels.vlm.decoder_cache import Later, require_new, resume
 from ocvtp_kernels.vlm.decoder_call import KNOWN, Images, Prefill, Settings, count_columns
+from ocvtp_kernels.vlm.decoder_images import (
+    OUTPUTS,
+    PIXELS,
+    encode,
+    encoded_videos,
+    grid_of,
+    hand_over,
+    read_llava_grids,
+    read_qwen_grids,
+    takes_outputs,
+    told_grids,
+)
 from ocvtp_kernels.vlm.decoder_masks import read_attended, takes_flat_masks
 from ocvtp_kernels.vlm.handle import Handle, Options, require_free
-from ocvtp_kernels.vlm.layer_call import cache_name, read_cache, require_known_layer
-from ocvtp_kernels.vlm.towers import Tower
+from ocvtp_kernels.vlm.layer_call import CALL, cache_name, read_cache, require_known_layer
 
 IGNORED_LABEL = -100
 LAYER = 2  # of VLM-Pruner, 0-based
-_CALL, _REPORT = "ocvtp_call", "ocvtp_report"  # arguments handed through transformers' own
-_GRID = "_ocvtp_grid"
-_ENCODED = "_ocvtp_encoded"
-_OUTPUTS = "mm_encoder_outputs"  # by which models of transformers >= 5.19 take encoded images
-_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+_REPORT = "ocvtp_report"  # handed through transformers' own arguments, as CALL
 
 
 def attach_decoder(
@@ -88,12 +94,12 @@ def attach_decoder(
         flash = takes_flat_masks(inner.language_model)
         return Settings(selector, budget, layer, depth, flash, not is_qwen, handle)
 
-    read_grids = _read_qwen_grids if is_qwen else _read_llava_grids
+    read_grids = read_qwen_grids if is_qwen else read_llava_grids
     handle.replace_method(
-        inner, "get_image_features", lambda original: _told_grids(original, read_grids, handle)
+        inner, "get_image_features", lambda original: told_grids(original, read_grids, handle)
     )
-    if is_qwen and not _takes_outputs(inner.forward):
-        handle.replace_method(inner, "get_video_features", _encoded_videos)
+    if is_qwen and not takes_outputs(inner.forward):
+        handle.replace_method(inner, "get_video_features", encoded_videos)
     handle.replace_method(inner, "forward", lambda original: _pruned_forward(original, settings))
     if model is not inner:
         handle.replace_method(model, "forward", _labelled_forward)
@@ -104,79 +110,11 @@ def attach_decoder(
     return handle
 
 
-def _told_grids(
-    original: Callable[..., Any], read_grids: Callable[..., list[tuple[int, int]]], handle: Handle
-) -> Callable[..., Any]:
-    names = list(inspect.signature(original).parameters)[1:]
-
-    def get_image_features(inner: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs |= dict(zip(names, args, strict=False))
-        if (encoded := _take_encoded(kwargs, "image")) is not None:
-            return encoded
-        with handle.stage("encoder", kwargs["pixel_values"].device):
-            output = original(inner, **kwargs)
-        features = getattr(output, "pooler_output", None)
-        if features is not None:
-            # On the features, which generate carries to the language model, beams and all.
-            for feature, grid in zip(features, read_grids(inner, kwargs), strict=False):
-                setattr(feature, _GRID, grid)
-        return output
-
-    return get_image_features
-
-
-def _encoded_videos(original: Callable[..., Any]) -> Callable[..., Any]:
-    names = list(inspect.signature(original).parameters)[1:]
-
-    def get_video_features(inner: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs |= dict(zip(names, args, strict=False))
-        encoded = _take_encoded(kwargs, "video")
-        return original(inner, **kwargs) if encoded is None else encoded
-
-    return get_video_features
-
-
-def _takes_outputs(forward: Callable[..., Any]) -> bool:
-    """Whether a model takes encoded images and videos, as it does from transformers 5.19 on."""
-    return _OUTPUTS in inspect.signature(forward).parameters
-
-
-def _hand_over(given: dict[str, Any], outputs: dict[str, Any], by_name: bool) -> None:
-    """Makes the arguments of a model's forward hold the encoder's outputs instead of pixels.
-
-    A model that has no name for them asks its encoder once more, and finds them on the pixels.
-    """
-    if by_name:
-        given |= {_OUTPUTS: outputs} | {_PIXELS[kind]: None for kind in outputs}
-        return
-    for kind, output in outputs.items():
-        pixels = given[_PIXELS[kind]]
-        given[_PIXELS[kind]] = pixels.view_as(pixels)  # the caller's tensor stays as it is
-        setattr(given[_PIXELS[kind]], _ENCODED, output)
-
-
-def _take_encoded(given: dict[str, Any], kind: str) -> Any:
-    """What `_hand_over` left on the pixels of a call of the encoder, or None."""
-    given.pop(_CALL, None)  # such a model hands its encoder all that it does not know
-    return getattr(given.get(_PIXELS[kind]), _ENCODED, None)
-
-
-def _read_llava_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
-    pixels = given["pixel_values"]
-    return [Tower.of(inner.vision_tower).read_grid(pixels)] * len(pixels)
-
-
-def _read_qwen_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
-    merge = inner.config.vision_config.spatial_merge_size
-    grids = given["image_grid_thw"].tolist()
-    return [(t * h // merge, w // merge) for t, h, w in grids]
-
-
 def _pruned_forward(
     original: Callable[..., Any], settings: Callable[[Any], Settings]
 ) -> Callable[..., Any]:
     names = list(inspect.signature(original).parameters)[1:]
-    by_name = _takes_outputs(original)
+    by_name = takes_outputs(original)
 
     def forward(inner: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs |= dict(zip(names, args, strict=False))
@@ -186,7 +124,7 @@ def _pruned_forward(
             return original(inner, **kwargs)
         if report is not None:
             report.append(call)
-        return original(inner, **kwargs, **{_CALL: call})
+        return original(inner, **kwargs, **{CALL: call})
 
     return forward
 
@@ -197,12 +135,12 @@ def _pruned_layer(
     names = list(inspect.signature(original).parameters)[2:]
 
     def forward(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        call = kwargs.pop(_CALL, None)
+        call = kwargs.pop(CALL, None)
         if call is None:
             return original(layer, hidden_states, *args, **kwargs)
         if tapped and isinstance(call, Prefill):
             # To the attention, as a layer that checkpoints gradients takes its cache away.
-            kwargs[_CALL] = call
+            kwargs[CALL] = call
         kwargs |= dict(zip(names, args, strict=False))
         run: Tensor = call.run(functools.partial(original, layer), index, hidden_states, kwargs)
         return run
@@ -214,7 +152,7 @@ def _tapped_attention(original: Callable[..., Any]) -> Callable[..., Any]:
     name = cache_name(original)
 
     def forward(attention: Any, *args: Any, **kwargs: Any) -> Any:
-        call = kwargs.pop(_CALL, None)
+        call = kwargs.pop(CALL, None)
         if call is None:
             return original(attention, *args, **kwargs)
         return call.attend(functools.partial(original, attention, *args), name, kwargs)
@@ -249,13 +187,13 @@ def _begin(
     inner: Any, given: dict[str, Any], settings: Settings, by_name: bool
 ) -> Prefill | Later | None:
     """How a call goes through the layers, its images encoded; None: the model's own way."""
-    outputs = given.get(_OUTPUTS)
-    raw = [kind for kind, name in _PIXELS.items() if given.get(name) is not None]
+    outputs = given.get(OUTPUTS)
+    raw = [kind for kind, name in PIXELS.items() if given.get(name) is not None]
     if raw and outputs is not None:
         return None  # which the model refuses
     if raw:
-        outputs = {kind: _encode(inner, given, kind) for kind in raw}
-        _hand_over(given, outputs, by_name)
+        outputs = {kind: encode(inner, given, kind) for kind in raw}
+        hand_over(given, outputs, by_name)
     input_ids, cache = given.get("input_ids"), read_cache(given)
     features = getattr((outputs or {}).get("image"), "pooler_output", None)
     if features is None:
@@ -281,7 +219,7 @@ def _begin(
     tail_of = (behind.sum() * left_padded).expand(len(input_ids))
     placeholders, columns, tails = torch.stack([is_image.sum(1), attended.sum(1), tail_of]).tolist()
     counts = count_columns(placeholders, columns, sizes, settings.budget)
-    images = Images(sizes, [_grid_of(feature) for feature in features], first)
+    images = Images(sizes, [grid_of(feature) for feature in features], first)
     by_layer = bool(
         given.get("output_hidden_states", inner.language_model.config.output_hidden_states)
     )
@@ -292,22 +230,3 @@ def _shape(given: dict[str, Any]) -> tuple[int, int]:
     tokens = given.get("inputs_embeds")
     tokens = given.get("input_ids") if tokens is None else tokens
     return (1, 0) if tokens is None else (tokens.shape[0], tokens.shape[1])
-
-
-def _encode(inner: Any, given: dict[str, Any], kind: str) -> Any:
-    """The encoder's output for the images or videos of a call, as the model itself asks for it."""
-    encode = getattr(inner, f"get_{kind}_features")
-    names = inspect.signature(encode).parameters
-    arguments = {name: given[name] for name in names if given.get(name) is not None}
-    return encode(**arguments, return_dict=True)
-
-
-def _grid_of(feature: Tensor) -> tuple[int, int]:
-    grid: tuple[int, int] | None = getattr(feature, _GRID, None)
-    if grid is None or math.prod(grid) != len(feature):
-        raise ValueError(
-            f"mm_encoder_outputs: expected what get_image_features gives while the selector is "
-            f"attached, whole images of one token a patch; got an image of {len(feature)} tokens "
-            f"whose grid is {grid or 'unknown'}"
-        )
-    return grid

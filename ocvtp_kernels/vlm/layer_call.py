@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 CACHE_NAMES = ("cache", "past_key_values")  # where a call has both, the first one counts
+CALL = "ocvtp_call"  # ours, which transformers hands through to the layers
 TESTED = "5.16 to 5.24"  # versions of transformers
 
 # Beside the cache: what must be there, because pruning replaces it, and what may go on as it is.

@@ -184,7 +184,7 @@ def test_the_encoder_runs_once_a_prompt(
     with attach(model, PROCESSOR, VLMPruner(), BUDGET):
         expected = model(**inputs).logits
     if not by_name:
-        monkeypatch.setattr(decoder, "_takes_outputs", lambda _: False)
+        monkeypatch.setattr(decoder, "takes_outputs", lambda _: False)
     with attach(model, PROCESSOR, VLMPruner(), BUDGET):
         assert torch.equal(model(**inputs).logits, expected)
     assert len(runs) == 2 and not vars(inputs["pixel_values"])

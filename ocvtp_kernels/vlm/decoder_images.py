@@ -1,0 +1,117 @@
+"""Images of a prompt that is pruned in the decoder: encoded once, with their grids.
+
+The model is handed the encoder's outputs before its layers run, so that their sizes are known.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ocvtp_kernels.vlm.handle import Handle
+from ocvtp_kernels.vlm.layer_call import CALL
+from ocvtp_kernels.vlm.towers import Tower
+
+OUTPUTS = "mm_encoder_outputs"  # by which models of transformers >= 5.19 take encoded images
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+_GRID, _ENCODED = "_ocvtp_grid", "_ocvtp_encoded"  # attributes of features and of pixels
+
+
+def told_grids(
+    original: Callable[..., Any], read_grids: Callable[..., list[tuple[int, int]]], handle: Handle
+) -> Callable[..., Any]:
+    """`get_image_features` that times the encoder and writes on every image its grid."""
+    names = list(inspect.signature(original).parameters)[1:]
+
+    def get_image_features(inner: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs |= dict(zip(names, args, strict=False))
+        if (encoded := _take_encoded(kwargs, "image")) is not None:
+            return encoded
+        with handle.stage("encoder", kwargs["pixel_values"].device):
+            output = original(inner, **kwargs)
+        features = getattr(output, "pooler_output", None)
+        if features is not None:
+            # On the features, which generate carries to the language model, beams and all.
+            for feature, grid in zip(features, read_grids(inner, kwargs), strict=False):
+                setattr(feature, _GRID, grid)
+        return output
+
+    return get_image_features
+
+
+def encoded_videos(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`get_video_features` of a model that finds its encoded videos on the pixels."""
+    names = list(inspect.signature(original).parameters)[1:]
+
+    def get_video_features(inner: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs |= dict(zip(names, args, strict=False))
+        encoded = _take_encoded(kwargs, "video")
+        return original(inner, **kwargs) if encoded is None else encoded
+
+    return get_video_features
+
+
+def takes_outputs(forward: Callable[..., Any]) -> bool:
+    """Whether a model takes encoded images and videos, as it does from transformers 5.19 on."""
+    return OUTPUTS in inspect.signature(forward).parameters
+
+
+def hand_over(given: dict[str, Any], outputs: dict[str, Any], by_name: bool) -> None:
+    """Makes the arguments of a model's forward hold the encoder's outputs instead of pixels.
+
+    A model that has no name for them asks its encoder once more, and finds them on the pixels.
+    """
+    if by_name:
+        given |= {OUTPUTS: outputs} | {PIXELS[kind]: None for kind in outputs}
+        return
+    for kind, output in outputs.items():
+        pixels = given[PIXELS[kind]]
+        given[PIXELS[kind]] = pixels.view_as(pixels)  # the caller's tensor stays as it is
+        setattr(given[PIXELS[kind]], _ENCODED, output)
+
+
+def _take_encoded(given: dict[str, Any], kind: str) -> Any:
+    """What `hand_over` left on the pixels of a call of the encoder, or None."""
+    given.pop(CALL, None)  # such a model hands its encoder all that it does not know
+    return getattr(given.get(PIXELS[kind]), _ENCODED, None)
+
+
+def read_llava_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
+    """Rows and columns of each image of a call."""
+    pixels = given["pixel_values"]
+    return [Tower.of(inner.vision_tower).read_grid(pixels)] * len(pixels)
+
+
+def read_qwen_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
+    """Rows and columns of each image of a call, in merged tokens."""
+    merge = inner.config.vision_config.spatial_merge_size
+    grids = given["image_grid_thw"].tolist()
+    return [(t * h // merge, w // merge) for t, h, w in grids]
+
+
+def encode(inner: Any, given: dict[str, Any], kind: str) -> Any:
+    """The encoder's output for the images or videos of a call, as the model itself asks for it."""
+    run = getattr(inner, f"get_{kind}_features")
+    names = inspect.signature(run).parameters
+    arguments = {name: given[name] for name in names if given.get(name) is not None}
+    return run(**arguments, return_dict=True)
+
+
+def grid_of(feature: Tensor) -> tuple[int, int]:
+    """Rows and columns of an image by what `told_grids` wrote on it.
+
+    Raises:
+        ValueError: nothing, or another number of tokens.
+    """
+    grid: tuple[int, int] | None = getattr(feature, _GRID, None)
+    if grid is None or math.prod(grid) != len(feature):
+        raise ValueError(
+            f"mm_encoder_outputs: expected what get_image_features gives while the selector is "
+            f"attached, whole images of one token a patch; got an image of {len(feature)} tokens "
+            f"whose grid is {grid or 'unknown'}"
+        )
+    return grid
