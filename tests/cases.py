@@ -23,7 +23,21 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def triton_dtypes() -> list[torch.dtype]:
     """The dtypes that Triton's kernels take; its interpreter has no bfloat16 arithmetic."""
     wide = [torch.float32, torch.float16]
-    return [*wide, torch.bfloat16] if DEVICE.type == "cuda" else wide
+    return wide if DEVICE.type == "cpu" else [*wide, torch.bfloat16]
+
+
+def to_device(
+    tensor: Tensor, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """``tensor.to(...)`` that keeps strides and offset, as of slices and expanded tensors.
+
+    Args:
+        device: `DEVICE` unless given.
+        dtype: the tensor's unless given.
+    """
+    size = tensor.untyped_storage().nbytes() // tensor.itemsize
+    memory = tensor.as_strided((size,), (1,), 0).to(device or DEVICE, dtype or tensor.dtype)
+    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 # How ops run on the CPU: plainly, as where no compiler was found, and on native kernels.
@@ -90,10 +104,10 @@ class PruneCase:
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
         """The first four arguments of the op, in this dtype."""
         return (
-            self.reference.to(dtype).to(device),
-            self.final.to(device),
-            [weight.to(dtype).to(device) for weight in self.weights],
-            self.slots.to(dtype).to(device),
+            to_device(self.reference, device, dtype),
+            to_device(self.final, device),
+            [to_device(weight, device, dtype) for weight in self.weights],
+            to_device(self.slots, device, dtype),
         )
 
     def oracle(self, importance: Tensor | None, budget: int, top_k: int) -> Tensor:

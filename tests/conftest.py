@@ -5,12 +5,13 @@ Without a GPU, Triton's kernels run in its interpreter.
 
 from __future__ import annotations
 
-import ctypes.util
+import ctypes
 import functools
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -18,8 +19,28 @@ import pytest
 # Test processes share the cores: a thread that waits in a loop takes another process' time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, which no kernel of ours uses
-if ctypes.util.find_library("cuda") is None:
-    os.environ["TRITON_INTERPRET"] = "1"
+GPU_NODE = "/dev/nvidiactl"
+
+
+def gpu_is_here() -> bool:
+    """Whether there is a GPU, told before torch is imported; no context is made on it.
+
+    The driver is found and asked as torch will do, so that a stub of it, or a GPU that the
+    environment hides, is none; and as after torch, a forked process cannot use the GPU.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        # Then tests fail for want of a driver, and do not pass in the interpreter unnoticed.
+        return os.path.exists(GPU_NODE)
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return False
+    return count.value > 0
+
+
+if not gpu_is_here():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def raise_own_deprecations(warn: Callable[..., None]) -> Callable[..., None]:
@@ -50,13 +71,13 @@ def own_deprecations_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def quick_launches(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tests marked ``interpreter`` take Triton's shortest way through it."""
-    if "TRITON_INTERPRET" not in os.environ or not request.node.get_closest_marker("interpreter"):
+    if not request.node.get_closest_marker("interpreter"):
         yield
         return
     from bench.counted import run_quickly
-    from ocvtp_kernels.gpu.launch import watch
+    from ocvtp_kernels.gpu.launch import interpreting, watch
 
-    with watch(run_quickly):
+    with watch(run_quickly) if interpreting() else nullcontext():
         yield
 
 

@@ -23,7 +23,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from ocvtp_kernels import chain_triton
 from ocvtp_kernels.chain_triton import prune_triton
-from ocvtp_kernels.gpu.chips import CHIPS, chip_of, pretend
+from ocvtp_kernels.gpu.chips import CHIPS, Chip, chip_of, pretend
 from ocvtp_kernels.gpu.launch import Launch, watch
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
@@ -74,8 +74,11 @@ def test_any_number_of_iterations(num_iter: int) -> None:
 SLOTS = (1, 7, 64, 65, 100, 128, 160, 192)
 SMALL = [(num_slots, num_tokens) for num_slots in SLOTS for num_tokens in (1, 50)]
 LARGE = [*zip(SLOTS, 4 * (576, 577), strict=True)]
-# The largest tiles, so that the interpreter runs few programs.
-FEW_PROGRAMS = CHIPS[80]._replace(multiprocessors=1)
+
+
+def few_programs() -> Chip:
+    """What there is, with the largest tiles: the interpreter then runs few programs."""
+    return chip_of(DEVICE)._replace(multiprocessors=1)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,7 @@ def test_narrow_slots(num_slots: int, num_tokens: int) -> None:
     case = Case(small_config(**MEDIUM, agg_ffn_dim=100), 1, num_tokens, num_slots)
     budget = min(num_slots, num_tokens)
     importance = random_tokens(1, num_tokens, seed=3)
-    with pretend(FEW_PROGRAMS):
+    with pretend(few_programs()):
         ids = case.ids(torch.float32, importance, budget, 1)
     assert torch.equal(ids, case.oracle(importance, budget, 1))
 
@@ -96,7 +99,7 @@ def test_slots_of_full_width_lose_no_attention_in_half() -> None:
     case = Case(small_config(**FULL, agg_ffn_dim=2048), 1, 576, 64)
     importance = random_tokens(1, 576, seed=3)
     for dtype in triton_dtypes()[1:]:
-        with pretend(FEW_PROGRAMS):
+        with pretend(few_programs()):
             kept = case.ids(dtype, importance, 64, 1)
         plain = chain.prune_reference(*case.arguments(dtype), importance, 64)[1]
         assert case.regret(kept).max() <= max(1e-2, 2 * case.regret(plain).max())
@@ -106,7 +109,7 @@ def test_slots_of_full_width_lose_no_attention_in_half() -> None:
 def test_an_image_alone_keeps_what_it_keeps_in_a_batch(dtype: torch.dtype) -> None:
     case = Case(small_config(), 5, 90, 7)
     together = case.ids(dtype, None, 12, 1)
-    arguments = case.arguments(dtype)
+    arguments = case.arguments(dtype, DEVICE)
     for image in range(5):
         one = [a if isinstance(a, list) else a[image : image + 1] for a in arguments]  # type: ignore[index]
         alone = prune_triton(*one, None, 12)[1]  # type: ignore[arg-type]
@@ -120,6 +123,7 @@ def test_two_runs_are_bitwise_equal(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.barrier
 @pytest.mark.parametrize("dtype", triton_dtypes())
 @pytest.mark.parametrize(
     ("batch", "num_tokens", "num_slots"), [(1, 90, 7), (2, 50, 64), (3, 33, 30)]
@@ -128,13 +132,13 @@ def test_the_iterations_as_phases_of_one_kernel_give_the_same_slots(
     batch: int, num_tokens: int, num_slots: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case(small_config(agg_num_iter=3), batch, num_tokens, num_slots)
-    arguments = case.arguments(dtype)
+    arguments = case.arguments(dtype, DEVICE)
     apart = kept_ids(arguments, False)
     if DEVICE.type == "cpu":
         # The interpreter runs one program after the other: a barrier would wait for ever.
         phases = functools.partial(chain_triton.iterate, together=False)
         monkeypatch.setattr(chain_triton, "iterate", phases)
-    # Fewer programs than blocks, so that each takes several.
+    # Fewer programs than blocks, so that each takes several; any GPU runs so few of them at once.
     chip = chip_of(DEVICE)
     with pretend(chip._replace(multiprocessors=min(chip.multiprocessors, 5))):
         together = kept_ids(arguments, True)
@@ -148,7 +152,7 @@ def kept_ids(arguments: list[object], together: bool) -> Tensor:
 
 
 def test_one_kernel_for_too_many_slots_is_refused() -> None:
-    arguments = Case(small_config(), 1, 80, 65).arguments(torch.float32)
+    arguments = Case(small_config(), 1, 80, 65).arguments(torch.float32, DEVICE)
     with pytest.raises(ValueError, match="together: expected at most 64 slots, got 65"):
         kept_ids(arguments, True)
 
@@ -183,7 +187,7 @@ def test_an_empty_batch_launches_nothing() -> None:
 
 def test_the_op_runs_it() -> None:
     case = Case(small_config(), 2, 33, 7)
-    arguments = case.arguments(torch.float32)
+    arguments = case.arguments(torch.float32, DEVICE)
     with use_backend("triton"):
         got = torch.ops.ocvtp.prune(*arguments, None, 7)
     expected = prune_triton(*arguments, None, 7)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ocvtp_kernels.greedy.cpu import widened
 from ocvtp_kernels.greedy.similarity import cosine
-from tests.cases import DEVICE, random_tokens
+from tests.cases import random_tokens, to_device
 
 Function = Callable[..., Any]
 SIZES = ((1, 1), (2, 2), (5, 1), (37, 37), (130, 20))  # tokens, budget
@@ -39,7 +39,7 @@ def ranking(batch: int, num_tokens: int, kept: int) -> Tensor:
 
 def agree(kernel: Function, plain: Function, *arguments: Any) -> None:
     """All outputs are those of the reference, which computes in float32."""
-    got = kernel(*(a.to(DEVICE) if isinstance(a, Tensor) else a for a in arguments))
+    got = kernel(*(to_device(a) if isinstance(a, Tensor) else a for a in arguments))
     expected = widened(plain)(*arguments)
     if isinstance(expected, Tensor):
         got, expected = (got,), (expected,)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.cases import DEVICE, assert_within_budget, random_tokens, triton_dtypes
+from tests.cases import DEVICE, assert_within_budget, random_tokens, to_device, triton_dtypes
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -37,7 +37,7 @@ def test_a_linear(
     weight = centred(random_tokens(columns, depth, seed=1, dtype=torch.float64)).to(dtype)
     bias = random_tokens(columns, seed=2, dtype=dtype)
     out = torch.empty(batch, rows, columns, dtype=dtype, device=DEVICE)
-    linear(Linear(x.to(DEVICE), weight.to(DEVICE), bias.to(DEVICE), out, norm=norm, gelu=gelu))
+    linear(Linear(to_device(x), weight.to(DEVICE), bias.to(DEVICE), out, norm=norm, gelu=gelu))
     assert_within_budget(
         out.cpu(),
         plain(x, weight, bias, norm, gelu),

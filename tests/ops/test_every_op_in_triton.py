@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from ocvtp_kernels import backends, use_backend
 from ocvtp_kernels.ops.library import COMPOSED
-from tests.cases import DEVICE, triton_dtypes
+from tests.cases import to_device, triton_dtypes
 from tests.ops.cases import ARGUMENTS, op, outputs
 from tests.ops.test_every_op import map_tensors
 
@@ -22,7 +24,7 @@ EVERY_DTYPE = pytest.mark.parametrize("dtype", triton_dtypes())
 
 def run(name: str, arguments: object) -> tuple[Tensor, ...]:
     with use_backend("triton"):
-        return outputs(op(name)(*map_tensors(lambda t: t.to(DEVICE), arguments)))
+        return outputs(op(name)(*map_tensors(to_device, arguments)))
 
 
 def test_only_what_torch_does_as_well_has_no_kernel() -> None:
@@ -30,20 +32,22 @@ def test_only_what_torch_does_as_well_has_no_kernel() -> None:
 
 
 def test_gradients_are_taken_all_the_same() -> None:
-    q, k, v, *rest = map_tensors(lambda t: t.to(DEVICE), ARGUMENTS["slot_attention"]())
-    leaves = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
+    def gradients(arguments: Any) -> tuple[Tensor, ...]:
+        leaves = [tensor.detach().requires_grad_() for tensor in arguments[:3]]
+        updates, _ = torch.ops.ocvtp.slot_attention(*leaves, *arguments[3:])
+        return torch.autograd.grad(updates.sum(), leaves)
+
+    arguments = ARGUMENTS["slot_attention"]()
     with use_backend("triton"):
-        updates, _ = torch.ops.ocvtp.slot_attention(*leaves, *rest)
-        got = torch.autograd.grad(updates.sum(), leaves)
-    updates, _ = torch.ops.ocvtp.slot_attention(*leaves, *rest)
-    for a, b in zip(got, torch.autograd.grad(updates.sum(), leaves), strict=True):
-        torch.testing.assert_close(a, b)
+        got = gradients(map_tensors(to_device, arguments))
+    for a, b in zip(got, gradients(arguments), strict=True):
+        torch.testing.assert_close(a.cpu(), b)
 
 
 @EVERY_OP
 @EVERY_DTYPE
 def test_opcheck(name: str, dtype: torch.dtype) -> None:
-    arguments = map_tensors(lambda t: t.to(DEVICE), ARGUMENTS[name](dtype=dtype))
+    arguments = map_tensors(to_device, ARGUMENTS[name](dtype=dtype))
     with use_backend("triton"):
         torch.library.opcheck(op(name), arguments)
 
@@ -62,7 +66,7 @@ def test_compiles_whole_with_any_batch(name: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(op(name), fullgraph=True, dynamic=True, backend="aot_eager")
     for batch in (2, 3):
-        arguments = map_tensors(lambda t: t.to(DEVICE), ARGUMENTS[name](batch=batch))
+        arguments = map_tensors(to_device, ARGUMENTS[name](batch=batch))
         with use_backend("triton"):
             for got, expected in zip(
                 outputs(compiled(*arguments)), outputs(op(name)(*arguments)), strict=True

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.selection import reference
-from tests.cases import DEVICE, assert_kept, assert_within_budget, random_tokens, triton_dtypes
+from tests.cases import (
+    DEVICE,
+    assert_kept,
+    assert_within_budget,
+    random_tokens,
+    to_device,
+    triton_dtypes,
+)
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -60,7 +67,7 @@ def test_each_slots_best_token(
     batch = 2 if num_tokens > 50 else min(16, 1024 // num_slots)
     q, k = queries(batch, num_slots, num_tokens, dim, dtype)
     scale = 2 * dim**-0.5
-    ids, peak = (t.cpu() for t in kernels.slot_argmax(q.to(DEVICE), k.to(DEVICE), scale))
+    ids, peak = (t.cpu() for t in kernels.slot_argmax(to_device(q), to_device(k), scale))
     attention = scores_of(q, k)
     best = attention.amax(-1)
     taken = attention.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
@@ -100,10 +107,10 @@ def test_argmax_gather_keeps_what_the_reference_keeps(
     tokens, ids = (
         t.cpu()
         for t in kernels.argmax_gather(
-            q.to(DEVICE),
-            k.to(DEVICE),
-            final.to(DEVICE),
-            None if importance is None else importance.to(DEVICE),
+            to_device(q),
+            to_device(k),
+            to_device(final),
+            None if importance is None else to_device(importance),
             budget,
             0.3,
             top_k,
@@ -135,7 +142,7 @@ def test_picks_resolve_as_the_reference_resolves_them(
     ids = kernels.resolve_picks(
         picks.to(DEVICE),
         peak.to(DEVICE),
-        None if importance is None else importance.to(DEVICE),
+        None if importance is None else to_device(importance),
         budget,
         num_tokens,
     )
@@ -152,7 +159,7 @@ def test_ties_go_to_the_lowest_id() -> None:
 
 
 def test_a_token_that_is_nan_is_never_picked() -> None:
-    q, k = (t.to(DEVICE) for t in queries(1, 7, 50, 16, torch.float32))
+    q, k = (to_device(t) for t in queries(1, 7, 50, 16, torch.float32))
     k[0, ::2] = float("nan")
     ids, _ = kernels.slot_argmax(q, k)
     assert (ids % 2 == 1).all()
@@ -172,7 +179,7 @@ def test_an_attention_of_almost_one_still_ranks_its_tokens() -> None:
     [torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.uint8, torch.complex128],
 )
 def test_rows_of_any_dtype_are_copied(dtype: torch.dtype) -> None:
-    q, k = (t.to(DEVICE) for t in queries(2, 7, 50, 16, torch.float32))
+    q, k = (to_device(t) for t in queries(2, 7, 50, 16, torch.float32))
     final = (random_tokens(2, 50, 6, seed=2) * 9).to(dtype).to(DEVICE)
     tokens, ids = kernels.argmax_gather(q, k, final, None, 9)
     assert tokens.dtype == dtype

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.slots import reference
-from tests.cases import DEVICE, assert_within_budget, random_tokens, triton_dtypes
+from tests.cases import DEVICE, assert_within_budget, random_tokens, to_device, triton_dtypes
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -35,7 +35,7 @@ def case(
 
 def check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> None:
     scale = 2 * q.shape[-1] ** -0.5
-    on_device = [t.to(DEVICE) for t in (q, k, v)]
+    on_device = [to_device(t) for t in (q, k, v)]
     got = kernels.slot_attention_with_attention(
         *on_device, scale, 1e-5, None if mask is None else mask.to(DEVICE)
     )
@@ -80,14 +80,14 @@ def test_large_logits_neither_overflow_nor_vanish(num_slots: int) -> None:
 
 @pytest.mark.parametrize("num_slots", [7, 150])
 def test_nan_is_not_hidden(num_slots: int) -> None:
-    q, k, v = (t.to(DEVICE) for t in case(1, num_slots, 50, 16, torch.float32))
+    q, k, v = (to_device(t) for t in case(1, num_slots, 50, 16, torch.float32))
     k[0, 20, 3] = float("nan")
     updates, mass = kernels.slot_attention(q, k, v, 0.3)
     assert updates.isnan().all() and mass.isnan().all()
 
 
 def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits() -> None:
-    q, k, v = (t.to(DEVICE) for t in case(1, 7, 300, 16, torch.float16))
+    q, k, v = (to_device(t) for t in case(1, 7, 300, 16, torch.float16))
     competition = kernels.Competition(q, k.contiguous(), 0.3)
     v = v.contiguous()
     tile = compete_tile(CHIPS[80], q.dtype, 1, 7, v.shape[2])

@@ -16,12 +16,13 @@ from tests.cases import (
     random_pruner,
     random_tokens,
     small_config,
+    to_device,
     triton_dtypes,
 )
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.gpu.chips import CHIPS, pretend
+from ocvtp_kernels.gpu.chips import CHIPS, chip_of, pretend
 from ocvtp_kernels.slots import triton_backward, triton_forward, triton_gru_backward
 from ocvtp_kernels.slots.tiles import compete_backward_tile
 
@@ -73,10 +74,10 @@ class Case:
     def ours(self, keep_mass: bool = True, image: int | None = None) -> tuple[Tensor, ...]:
         """The kernels, on all images or one."""
         one = slice(None) if image is None else slice(image, image + 1)
-        q, k, v = (tensor[one].to(DEVICE) for tensor in self.inputs)
+        q, k, v = (to_device(tensor[one]) for tensor in self.inputs)
         mask = None if self.mask is None else self.mask[one].to(DEVICE)
         updates, mass = triton_forward.slot_attention(q, k, v, self.scale, 1e-5, mask)
-        of_updates, of_mass, of_attention = (grad[one].to(DEVICE) for grad in self.grads)
+        of_updates, of_mass, of_attention = (to_device(grad[one]) for grad in self.grads)
         return triton_backward.slot_attention_gradients(
             q,
             k,
@@ -184,6 +185,8 @@ def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits(
 ) -> None:
     case = Case((1, num_slots, 350, 260), torch.float16, width=90)
     chip, results = CHIPS[capability], []
+    if DEVICE.type == "cuda" and chip.shared_bytes > chip_of(DEVICE).shared_bytes:
+        pytest.skip(f"this chip has less shared memory than sm_{capability}")
     # Of a small chip one program an image is enough to take all groups, and the widest chunk.
     for multiprocessors in (chip.multiprocessors, 1):
         with pretend(chip._replace(multiprocessors=multiprocessors)):

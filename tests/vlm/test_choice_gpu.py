@@ -43,6 +43,7 @@ def test_small_overlap_is_captured_and_replayed() -> None:
     pixels = torch.randn(2, 3, size, size, device="cuda")
     with attach(model, processor, make_pruner().cuda().freeze(), BUDGET):
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             features(model, pixels)
         torch.cuda.current_stream().wait_stream(stream)
