@@ -66,7 +66,8 @@ def bench(
         else:
             if not found:
                 raise ValueError(
-                    f"results: no */micro.json, */e2e.json or */selectors.json in {results}"
+                    "results: no */micro.json, */e2e.json or */selectors.json, "
+                    f"nor */prune.json or */compile.json, in {results}"
                 )
             require_matplotlib()
             texts[output or REPORT] = page(found)

@@ -18,7 +18,9 @@ SERIES = tuple(f"#0b00{i:02x}" for i in range(8))  # 0 is ours, 7 whatever comes
 STAND_INS = {INK: "ink", SOFT: "soft", GRID: "grid", LOSS: "loss", CARD: "card"} | {
     colour: f"s{i}" for i, colour in enumerate(SERIES)
 }
-KNOWN_VARIANTS = ("ocvtp", "eager", "compile", "published", "flashslice", "csrc")
+KNOWN_VARIANTS = (
+    "ocvtp", "eager", "compile", "published", "flashslice", "csrc", "colreduce",
+)  # fmt: skip
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
 WIDTH = 4.4  # inches: 422 px at the browser's 96 px an inch, so that phones hardly shrink it
 GAP = 0.075  # of the height, the least between two labels

@@ -7,22 +7,39 @@ from html import escape
 
 from ocvtp_kernels.report import end_to_end, pictures, selectors
 from ocvtp_kernels.report.drawing import MARKERS, SERIES, STAND_INS, Picture
-from ocvtp_kernels.report.results import KINDS, STAGES, MicroRow, ResultFile
+from ocvtp_kernels.report.results import (
+    KINDS,
+    OP_KINDS,
+    STAGES,
+    MicroRow,
+    ResultFile,
+    graph_first,
+    whole_way,
+)
 from ocvtp_kernels.report.style import CSS
 from ocvtp_kernels.report.tables import (
+    CLOCK_LEGEND,
     Comparison,
+    clock_text,
     compare,
     loss_text,
     losses,
     provenance,
     ratio_text,
+    share_text,
     summary,
     without_ours,
     workload_text,
 )
 from ocvtp_kernels.report.text import duration, three_digits, times_text
 
-KIND_NAMES = {"micro": "Micro-benchmarks", "e2e": "End to end", "selectors": "Selectors"}
+KIND_NAMES = {
+    "prune": "The whole way",
+    "compile": "The whole way beside torch.compile",
+    "micro": "Micro-benchmarks",
+    "e2e": "End to end",
+    "selectors": "Selectors",
+}
 
 
 def page(results: dict[str, list[ResultFile]]) -> str:
@@ -46,7 +63,8 @@ def page(results: dict[str, list[ResultFile]]) -> str:
 <h1>ocvtp-kernels: benchmarks</h1>
 <p>Every figure here was read from a result file. A <em>ratio</em> is a baseline's time over ours:
 above 1×, ours is faster. A spread runs from the 20th to the 80th percentile. B images, N tokens,
-K slots, T kept tokens (where T is not K); widths are C 1024 and D 512 unless said.</p>
+K slots, T kept tokens (where T is not K); widths are C 1024 and D 512 unless said.
+{CLOCK_LEGEND}</p>
 <p class="soft">Devices: {links}</p>
 {body}</body>
 </html>
@@ -55,10 +73,17 @@ K slots, T kept tokens (where T is not K); widths are C 1024 and D 512 unless sa
 
 def _device(slug: str, files: Sequence[ResultFile]) -> str:
     parts = [f'<section id="{escape(slug)}">\n<h2>{escape(files[0].device)}</h2>']
+    files = sorted(files, key=lambda file: KINDS.index(file.kind))
     kinds = {file.kind for file in files}
-    section = {"micro": _micro, "e2e": _end_to_end, "selectors": _selectors}
-    for file in sorted(files, key=lambda file: KINDS.index(file.kind)):
-        parts += section[file.kind](file)
+    if ops := [file for file in files if file.kind in OP_KINDS]:
+        comparisons = [c for file in ops for c in compare(file.micro)]
+        parts += [_tiles(ops, comparisons), _where_we_lose(ops, comparisons)]
+        # In older files these two variants of the whole way stand among the single ops.
+        held = {row.variant for file in ops for row in file.micro if row.is_whole_way}
+        kinds |= held & {"prune", "compile"}
+    section = {"e2e": _end_to_end, "selectors": _selectors}
+    for file in files:
+        parts += section.get(file.kind, _ops)(file)
     for kind, name in KIND_NAMES.items():
         if kind not in kinds:
             parts.append(f"<h3>{name}</h3><p>Not measured on this device: no {kind}.json.</p>")
@@ -71,32 +96,25 @@ def _device(slug: str, files: Sequence[ResultFile]) -> str:
     return "\n".join([*parts, "</section>\n"])
 
 
-def _micro(file: ResultFile) -> list[str]:
+def _ops(file: ResultFile) -> list[str]:
     rows, comparisons = file.measured(), compare(file.micro)
     colours = pictures.colours_of(file.micro)
     main = [row for row in rows if row.op == "prune"]
     others = [row for row in rows if row.op != "prune"]
-    parts = [_tiles(file, comparisons), _where_we_lose(file, comparisons)]
+    parts = [f"<h3>{KIND_NAMES[file.kind]}</h3>"]
+    if main:
+        parts += [_legend(_only(colours, main)), _speed(file, main, comparisons, colours)]
     if rows:
-        parts.append(f"<h3>prune</h3>{_legend(_only(colours, main))}")
-        parts.append(
-            _speed(main, comparisons, colours)
-            if main
-            else "<p>prune has no figure in this file.</p>"
-        )
-        parts.append("<h3>Roofline</h3>" + _roofline(file, colours))
+        parts.append("<h4>Roofline</h4>" + _roofline(file, colours))
     if others:
-        parts.append("<details><summary>The other ops</summary>")
-        parts += [
-            _legend(_only(colours, others)),
-            _speed(others, comparisons, colours),
-            "</details>",
-        ]
+        parts.append(f"<details><summary>The {'other ' if main else ''}ops</summary>")
+        parts += [_legend(_only(colours, others)), _speed(file, others, comparisons, colours)]
+        parts.append("</details>")
     if rows:
         parts.append("<details><summary>Every figure</summary>" + _all_rows(rows, comparisons))
         parts.append("</details>")
     if refused := file.refused():
-        parts += ["<h3>Refused</h3>", _refused(refused)]
+        parts += ["<h4>Refused</h4>", _refused(refused)]
     return parts
 
 
@@ -114,20 +132,21 @@ def _refused(rows: Sequence[MicroRow]) -> str:
     return f"<p>These did not pass the correctness gate, so they have no time.</p><ul>{items}</ul>"
 
 
-def _tiles(file: ResultFile, comparisons: Sequence[Comparison]) -> str:
+def _tiles(files: Sequence[ResultFile], comparisons: Sequence[Comparison]) -> str:
     """The headline: prune forward on the smallest workload of the dtype the chip is fastest in."""
-    rows = [r for r in file.measured() if (r.op, r.direction) == ("prune", "forward") and r.is_ours]
     tiles = []
-    if rows:
-        peaks = file.matmul_tflops
+    if (main := whole_way(files)) is not None:
+        rows = graph_first(row for row in main.measured() if row.is_whole_way and row.is_ours)
+        peaks = main.matmul_tflops
         row = min(rows, key=lambda r: (-peaks.get(r.workload.dtype, 0.0), *_sizes(r)))
         if row.times is not None:
-            where = f"prune, {workload_text(row.workload)}"
+            where = f"prune, {workload_text(row.workload)}{clock_text(row.method)}"
             tiles.append(("ours", duration(row.times.median), where))
         for c in comparisons:
             if (c.op, c.direction, c.workload) == (row.op, row.direction, row.workload):
                 kind = "lost" if c.is_loss else ""
-                tiles.append((kind, f"{three_digits(c.ratio)}×", f"{c.baseline} over ours, there"))
+                what = f"{c.baseline} over ours, there{clock_text(c.method)}"
+                tiles.append((kind, f"{three_digits(c.ratio)}×", what))
     if comparisons:
         lost = sum(c.is_loss for c in comparisons)
         what = "comparisons, all ops, in which a baseline is faster"
@@ -143,29 +162,33 @@ def _sizes(row: MicroRow) -> tuple[int, int, int]:
     return row.workload.batch, row.workload.num_tokens, row.workload.num_slots or 0
 
 
-def _where_we_lose(file: ResultFile, comparisons: Sequence[Comparison]) -> str:
-    text = f"<h3>Where we lose</h3><p>{escape(summary(file, comparisons))}</p>"
+def _where_we_lose(files: Sequence[ResultFile], comparisons: Sequence[Comparison]) -> str:
+    rows = [row for file in files for row in file.micro]
+    text = f"<h3>Where we lose</h3><p>{escape(summary(rows, comparisons))}</p>"
     if lost := losses(comparisons):
         items = "".join(f"<li>{escape(loss_text(c))}</li>" for c in lost)
         text += f'<ol class="losses">{items}</ol>'
-    if alone := without_ours(file.micro):
+    if alone := [place for file in files for place in without_ours(file.micro)]:
         items = "".join(f"<li>{escape(f'{op} {d}, {workload_text(w)}')}</li>" for op, d, w in alone)
-        text += f"<p>A baseline has a time here and ours has none:</p><ul>{items}</ul>"
+        text += f"<p>A baseline has a time here and ours none by its method:</p><ul>{items}</ul>"
     return text
 
 
 def _speed(
-    rows: Sequence[MicroRow], comparisons: Sequence[Comparison], colours: dict[str, str]
+    file: ResultFile,
+    rows: Sequence[MicroRow],
+    comparisons: Sequence[Comparison],
+    colours: dict[str, str],
 ) -> str:
     parts = []
     for against, title in (("batch", "Latency against batch"), ("num_tokens", "Latency against N")):
-        drawn = pictures.latency_pictures(rows, against, colours)
+        drawn = pictures.latency_pictures(file.place, rows, against, colours)
         note = f"{title} was measured at one size only." if not drawn else title
         parts.append(f"<h4>{note}</h4>{_figures(drawn)}")
     ratios = []
-    for kind in dict.fromkeys((row.op, row.direction, row.workload.dtype) for row in rows):
-        mine = [c for c in comparisons if (c.op, c.direction, c.workload.dtype) == kind]
-        ratios += [pictures.ratio_picture(mine, colours)] if mine else []
+    for kind in dict.fromkeys((r.op, r.direction, r.workload.dtype, r.method) for r in rows):
+        mine = [c for c in comparisons if (c.op, c.direction, c.workload.dtype, c.method) == kind]
+        ratios += [pictures.ratio_picture(file.place, mine, colours)] if mine else []
     if ratios:
         parts.append(f"<h4>Against each baseline</h4>{_figures(ratios)}")
     return "".join(parts)
@@ -216,26 +239,23 @@ def _selectors(file: ResultFile) -> list[str]:
 
 
 def _all_rows(rows: Sequence[MicroRow], comparisons: Sequence[Comparison]) -> str:
-    ratios = {(c.op, c.direction, c.workload, c.baseline): ratio_text(c) for c in comparisons}
+    ratios = {
+        (c.op, c.direction, c.workload, c.baseline, c.method): ratio_text(c) for c in comparisons
+    }
 
     def cells(row: MicroRow) -> Iterable[str]:
         yield from (f"{row.op} {row.direction}", row.shown_variant, workload_text(row.workload))
         yield "" if row.times is None else times_text(row.times)
-        yield ratios.get((row.op, row.direction, row.workload, row.variant), "")
+        yield row.method or ""
+        yield ratios.get((row.op, row.direction, row.workload, row.variant, row.method), "")
         for value in (row.tflops, row.gb_s):
             yield "" if value is None else three_digits(value)
-        yield "" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}"
+        yield share_text(row)
 
     header = (
-        "op",
-        "variant",
-        "workload",
-        "time per call",
-        "ratio",
-        "TFLOP/s",
-        "GB/s",
+        "op", "variant", "workload", "time per call", "timed by", "ratio", "TFLOP/s", "GB/s",
         "of ceiling",
-    )
+    )  # fmt: skip
     return _table(header, (tuple(cells(row)) for row in rows))
 
 

@@ -22,8 +22,14 @@ from ocvtp_kernels.report.drawing import (
     padded,
 )
 from ocvtp_kernels.report.end_to_end import budget_text, models_of, shortlist, speed_up
-from ocvtp_kernels.report.results import STAGES, EndToEndRow, MicroRow, ResultFile
-from ocvtp_kernels.report.tables import Comparison, fewest_slots, width_text, workload_text
+from ocvtp_kernels.report.results import STAGES, EndToEndRow, MicroRow, ResultFile, graph_first
+from ocvtp_kernels.report.tables import (
+    Comparison,
+    clock_text,
+    fewest_slots,
+    width_text,
+    workload_text,
+)
 from ocvtp_kernels.report.text import duration, three_digits, times_text
 
 Rows = Sequence[MicroRow]
@@ -42,21 +48,24 @@ def markers_of(rows: Rows) -> dict[str, str]:
     return {op: shapes[min(i, len(shapes) - 1)] for i, op in enumerate(ops)}
 
 
-def latency_pictures(rows: Rows, against: str, colours: dict[str, str]) -> list[Picture]:
+def latency_pictures(
+    where: str, rows: Rows, against: str, colours: dict[str, str]
+) -> list[Picture]:
     """Median time with its spread, against ``"batch"`` or ``"num_tokens"``.
 
-    One picture per op, direction, dtype and value of the other of the two; of several numbers of
-    slots at one N, the smallest is drawn. A picture with a single point is left out.
+    One picture per op, direction, dtype, method and value of the other of the two; of several
+    numbers of slots at one N, the smallest is drawn. A picture with a single point is left out.
+    ``where`` names the file.
     """
     other = "num_tokens" if against == "batch" else "batch"
     groups: dict[tuple[Any, ...], list[MicroRow]] = {}
     for row in rows:
         if row.times is not None:
             w = row.workload
-            key = (row.op, row.direction, w.dtype, width_text(w), getattr(w, other))
+            key = (row.op, row.direction, w.dtype, row.method, width_text(w), getattr(w, other))
             groups.setdefault(key, []).append(row)
     pictures = []
-    for (op, direction, dtype, width, fixed), group in groups.items():
+    for (op, direction, dtype, method, width, fixed), group in groups.items():
         drawn = fewest_slots(group)
         values = sorted({getattr(row.workload, against) for row in drawn})
         if len(values) < 2:
@@ -72,10 +81,12 @@ def latency_pictures(rows: Rows, against: str, colours: dict[str, str]) -> list[
         )
         ours = [r.times for r in drawn if r.is_ours and getattr(r.workload, against) == values[-1]]
         fixed_text = f"B {fixed}" if other == "batch" else _tokens_text(fixed, slots[values[-1]])
-        caption = f"{op} {direction}, {dtype}, {fixed_text}{width and f', {width}'}."
+        caption = (
+            f"{op} {direction}, {dtype}, {fixed_text}{width and f', {width}'}{clock_text(method)}."
+        )
         if ours and ours[0] is not None:
             caption += f" Ours at {values[-1]}: {times_text(ours[0])}."
-        name = f"{against}-{op}-{direction}-{dtype}-{width}-{fixed}"
+        name = f"{where}-{against}-{op}-{direction}-{dtype}-{method}-{width}-{fixed}"
         pictures.append(Picture(draw(name, 3.1, paint), caption))
     return pictures
 
@@ -125,12 +136,12 @@ def _time_axis(axes: Any, seconds: Sequence[float]) -> None:
 def roofline_pictures(file: ResultFile, colours: dict[str, str]) -> list[Picture]:
     """One roofline per dtype: the measured ceilings, and a dot per op, variant and workload.
 
-    Of several numbers of slots at one N, the smallest is drawn.
+    Of several numbers of slots at one N, the smallest is drawn; of two methods, the graph.
     """
     pictures = []
-    markers = markers_of(file.micro)
-    for dtype in dict.fromkeys(row.workload.dtype for row in file.measured()):
-        rows = [row for row in file.measured() if row.workload.dtype == dtype]
+    markers, measured = markers_of(file.micro), graph_first(file.measured())
+    for dtype in dict.fromkeys(row.workload.dtype for row in measured):
+        rows = [row for row in measured if row.workload.dtype == dtype]
         dots = [row for row in fewest_slots(rows) if row.flops and row.bytes and row.tflops]
         peak = file.matmul_tflops.get(dtype)
         if not dots or not peak or not file.copy_gb_s:
@@ -146,7 +157,7 @@ def roofline_pictures(file: ResultFile, colours: dict[str, str]) -> list[Picture
                 f" Ours reaches {_tflops(best.tflops or 0)} at most: {best.op} {best.direction}, "
                 f"{workload_text(best.workload, dtype=False)}."
             )
-        pictures.append(Picture(draw(f"roofline-{dtype}", 3.6, paint), caption))
+        pictures.append(Picture(draw(f"{file.place}-roofline-{dtype}", 3.6, paint), caption))
     return pictures
 
 
@@ -195,19 +206,24 @@ def _tflops(value: float) -> str:
     )
 
 
-def ratio_picture(comparisons: Sequence[Comparison], colours: dict[str, str]) -> Picture:
-    """Each baseline's time over ours with its spread, a line per workload of one op and dtype."""
+def ratio_picture(
+    where: str, comparisons: Sequence[Comparison], colours: dict[str, str]
+) -> Picture:
+    """Each baseline's time over ours with its spread: a line a workload, all else the same.
+
+    ``where`` names the file.
+    """
     first = comparisons[0]
     lines = list(dict.fromkeys(c.workload for c in comparisons))
     paint = partial(_paint_ratios, comparisons=comparisons, colours=colours)
     lost = sum(c.is_loss for c in comparisons)
     middle = sorted(c.ratio for c in comparisons)[len(comparisons) // 2]
     caption = (
-        f"{first.op} {first.direction}, {first.workload.dtype}: a baseline's time over ours, the "
-        f"bar from the worst to the best of the spreads. Median of all {three_digits(middle)}×; a "
-        f"baseline is faster in {lost} of {len(comparisons)}."
+        f"{first.op} {first.direction}, {first.workload.dtype}{clock_text(first.method)}: a "
+        "baseline's time over ours, the bar from the worst to the best of the spreads. Median of "
+        f"all {three_digits(middle)}×; a baseline is faster in {lost} of {len(comparisons)}."
     )
-    name = f"ratio-{first.op}-{first.direction}-{first.workload.dtype}"
+    name = f"{where}-ratio-{first.op}-{first.direction}-{first.workload.dtype}-{first.method}"
     height = 0.9 + 0.27 * len(lines)
     return Picture(draw(name, height, paint), caption)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ocvtp_kernels.report.costs import CHUNKS, HALF, ITERATIONS, ONE_TILE_SLOTS, STAGES, Cost, Size
 from ocvtp_kernels.report.fields import ResultError, load_json
-from ocvtp_kernels.report.results import ResultFile
+from ocvtp_kernels.report.results import ResultFile, graph_first, whole_way
 from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
 
 LAUNCH_S = 2.5e-6
@@ -98,12 +98,13 @@ def measured_text(results: dict[str, list[ResultFile]], chip: Chip, size: Size) 
     """What a result file of this chip says of this size, at half precision."""
     found = [
         f"{times_text(row.times)}, {row.workload.dtype}"
+        + ("" if row.method in (None, "graph") else f", timed by {row.method}")
         for files in results.values()
-        for file in files
-        if chip.name in file.device
-        for row in file.measured()
+        if (file := whole_way(files)) is not None and chip.name in file.device
+        for row in graph_first(file.measured())
         if row.times is not None
-        and (row.op, row.direction, row.is_ours) == ("prune", "forward", True)
+        and row.is_ours
+        and row.is_whole_way
         and row.workload[:3] == size[:3]
         and row.workload.dtype in ("float16", "bfloat16")
     ]

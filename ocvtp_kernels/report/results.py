@@ -1,4 +1,4 @@
-"""The benchmark's result files, ``<results>/<device>/{micro,e2e,selectors}.json``, read with types.
+"""The benchmark's result files, ``<results>/<device>/<kind>.json``, read with types.
 
 A file that does not keep to schema 1 is refused with the file and the field named: a report must
 never be drawn from half of a measurement.
@@ -6,6 +6,7 @@ never be drawn from half of a measurement.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,11 +16,14 @@ from ocvtp_kernels.report.fields import Field, ResultError, Times, load_json, re
 from ocvtp_kernels.report.selectors import SelectorRow, read_row
 
 SCHEMA = 1
-KINDS = ("micro", "e2e", "selectors")  # in the order of the report
+OP_KINDS = ("prune", "compile", "micro")  # files of rows of ops
+KINDS = (*OP_KINDS, "e2e", "selectors")  # in the order of the report
+WHOLE_WAY = ("prune", "forward")
 DIRECTIONS = ("forward", "backward")
 STAGES = ("encoder", "pruner", "projector", "prefill")
 MODES = ("eager", "static")
 SELECTORS = ("unpruned", "random", "ocvtp")
+METHODS = ("graph", "events", "host")
 
 
 class Workload(NamedTuple):
@@ -49,6 +53,12 @@ class MicroRow:
     gb_s: float | None
     share_of_ceiling: float | None
     gate_note: str
+    method: str | None  # who kept the time, of `METHODS`; None: refused, or an older file
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What no other row of a file has too; the method is last."""
+        return self.op, self.variant, self.direction, self.workload, self.method
 
     @property
     def is_ours(self) -> bool:
@@ -59,6 +69,11 @@ class MicroRow:
     def shown_variant(self) -> str:
         """The variant's name for a reader: ours is "ocvtp" for every op."""
         return "ocvtp" if self.is_ours else self.variant
+
+    @property
+    def is_whole_way(self) -> bool:
+        """Whether this is the op that does everything, forward."""
+        return (self.op, self.direction) == WHOLE_WAY
 
 
 class EndToEndTimes(NamedTuple):
@@ -106,6 +121,11 @@ class ResultFile:
     e2e: tuple[EndToEndRow, ...] = ()
     selectors: tuple[SelectorRow, ...] = ()
 
+    @property
+    def place(self) -> str:
+        """Device folder and kind, which no other file has."""
+        return f"{self.path.parent.name}/{self.kind}"
+
     def measured(self) -> list[MicroRow]:
         """The rows that passed the gate."""
         return [row for row in self.micro if row.times is not None]
@@ -145,11 +165,11 @@ def read_result(path: Path) -> ResultFile:
         datetime.fromisoformat(date.text().replace("Z", "+00:00"))
     except ValueError as error:
         raise date.wrong("an ISO date") from error
-    ceilings = top.get("ceilings") if kind == "micro" else None
-    micro = tuple(_micro_row(row) for row in rows) if kind == "micro" else ()
+    ceilings = top.get("ceilings") if kind in OP_KINDS else None
+    micro = tuple(_micro_row(row) for row in rows) if kind in OP_KINDS else ()
     e2e = tuple(_end_to_end_row(row) for row in rows) if kind == "e2e" else ()
     selectors = tuple(read_row(row) for row in rows) if kind == "selectors" else ()
-    keys: list[tuple[object, ...]] = [(r.op, r.variant, r.direction, r.workload) for r in micro]
+    keys: list[tuple[object, ...]] = [row.place for row in micro]
     keys += [row[:6] for row in e2e]
     keys += [row.place for row in selectors]
     seen: dict[tuple[object, ...], int] = {}
@@ -178,12 +198,30 @@ def read_result(path: Path) -> ResultFile:
     )
 
 
+def whole_way(files: Sequence[ResultFile]) -> ResultFile | None:
+    """Of a device's files the one with times of ours for the whole way, prune.json if it can."""
+    for kind in ("prune", "micro", "compile"):
+        for file in files:
+            if file.kind == kind and any(r.is_ours and r.is_whole_way for r in file.measured()):
+                return file
+    return None
+
+
+def graph_first(rows: Iterable[MicroRow]) -> list[MicroRow]:
+    """Of each variant's rows at a workload, that of a graph's replay where there is one."""
+    rows = list(rows)
+    replayed = {row.place[:-1] for row in rows if row.method == "graph"}
+    return [row for row in rows if row.method == "graph" or row.place[:-1] not in replayed]
+
+
 def _micro_row(row: Field) -> MicroRow:
-    size, gate = row.get("workload"), row.get("gate")
+    size, gate, method = row.get("workload"), row.get("gate"), row.members().get("method")
     times = None
     # A time beside a closed gate is not a time: such a row stays refused.
     if gate.get("passed").flag():
         times = read_times(row, "median_s", "p20_s", "p80_s")
+    elif method is not None and method.value is None:
+        method = None
     return MicroRow(
         op=row.get("op").text(),
         variant=row.get("variant").text(),
@@ -204,6 +242,7 @@ def _micro_row(row: Field) -> MicroRow:
         gb_s=row.get("gb_s").optional_number(),
         share_of_ceiling=row.get("share_of_ceiling").optional_number(),
         gate_note=gate.get("note").string(),
+        method=None if method is None else method.text(METHODS),
     )
 
 

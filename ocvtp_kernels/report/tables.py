@@ -6,8 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ocvtp_kernels.report import end_to_end, selectors
+from ocvtp_kernels.report.drawing import KNOWN_VARIANTS
 from ocvtp_kernels.report.fields import Times
-from ocvtp_kernels.report.results import KINDS, MicroRow, ResultFile, Workload
+from ocvtp_kernels.report.results import (
+    KINDS,
+    OP_KINDS,
+    WHOLE_WAY,
+    MicroRow,
+    ResultFile,
+    Workload,
+    graph_first,
+    whole_way,
+)
 from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
@@ -16,6 +26,16 @@ UNMEASURED = {
     "e2e": "End to end has not been measured on this device.",
     "selectors": "The selectors have not been measured on this device.",
 }
+CLOCKS = {"graph": ", by graph", "events": ", launched"}
+CLOCK_LEGEND = (
+    "By graph: a CUDA graph's replay; launched: calls from Python between CUDA events, which count "
+    "the host where it is the slower (one of torch.compile replays a CUDA graph of its own)."
+)
+SHARE_LEGEND = (
+    "Of the ceilings: the least time at the measured rates of copies and matrix products, over "
+    "ours."
+)
+APART = "torch.compile has a run of its own, ours again beside it."
 PUBLISHED_IN_DIM, PUBLISHED_SLOT_DIM = 1024, 512
 
 
@@ -29,6 +49,8 @@ class Comparison:
     baseline: str
     ours: Times
     theirs: Times
+    our_method: str | None
+    method: str | None  # of the baseline
 
     @property
     def ratio(self) -> float:
@@ -57,13 +79,24 @@ class Comparison:
 
 
 def compare(rows: Sequence[MicroRow]) -> list[Comparison]:
-    """Every baseline with a time beside ours, in the rows' order."""
-    ours = {_place(row): row.times for row in rows if row.is_ours and row.times is not None}
-    return [
-        Comparison(*_place(row), row.variant, ours[_place(row)], row.times)
-        for row in rows
-        if not row.is_ours and row.times is not None and _place(row) in ours
-    ]
+    """Every baseline with a time beside ours by the same method, in the rows' order."""
+    return [c for c in pair(rows) if c.method == c.our_method]
+
+
+def pair(rows: Sequence[MicroRow]) -> list[Comparison]:
+    """`compare`, and baselines beside which ours has a time by another method only."""
+    ours: dict[tuple[str, str, Workload], dict[str | None, Times]] = {}
+    for row in rows:
+        if row.is_ours and row.times is not None:
+            ours.setdefault(_place(row), {})[row.method] = row.times
+    pairs = []
+    for row in rows:
+        mine = ours.get(_place(row), {})
+        if not row.is_ours and row.times is not None and mine:
+            method = row.method if row.method in mine else next(iter(mine))
+            times = mine[method], row.times
+            pairs.append(Comparison(*_place(row), row.variant, *times, method, row.method))
+    return pairs
 
 
 def losses(comparisons: Iterable[Comparison]) -> list[Comparison]:
@@ -72,12 +105,11 @@ def losses(comparisons: Iterable[Comparison]) -> list[Comparison]:
 
 
 def without_ours(rows: Sequence[MicroRow]) -> list[tuple[str, str, Workload]]:
-    """Op, direction and workload wherever a baseline has a time and ours has none."""
-    ours = {_place(row) for row in rows if row.is_ours and row.times is not None}
+    """Op, direction and workload wherever a baseline has a time and ours none by its method."""
+    timed = [row for row in rows if row.times is not None]
+    ours = {(_place(row), row.method) for row in timed if row.is_ours}
     return list(
-        dict.fromkeys(
-            _place(row) for row in rows if row.times is not None and _place(row) not in ours
-        )
+        dict.fromkeys(_place(row) for row in timed if (_place(row), row.method) not in ours)
     )
 
 
@@ -111,9 +143,19 @@ def loss_text(comparison: Comparison) -> str:
     note = "; within the spread" if c.is_within_spread else ""
     return (
         f"{three_digits(1 / c.ratio)}× {c.baseline}'s time: {c.op} {c.direction}, "
-        f"{workload_text(c.workload)} ({duration(c.ours.median)} against "
+        f"{workload_text(c.workload)}{clock_text(c.method)} ({duration(c.ours.median)} against "
         f"{duration(c.theirs.median)}{note})"
     )
+
+
+def clock_text(method: str | None) -> str:
+    """How a time on a GPU was taken, after a comma; nothing for others."""
+    return CLOCKS.get(method or "", "")
+
+
+def share_text(row: MicroRow) -> str:
+    """The share of the measured ceilings, if it is known."""
+    return "" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}"
 
 
 def workload_text(workload: Workload, dtype: bool = True) -> str:
@@ -132,7 +174,7 @@ def width_text(workload: Workload) -> str:
     return " · ".join(f"{name} {size}" for name, size, usual in named if size not in (None, usual))
 
 
-def summary(file: ResultFile, comparisons: Sequence[Comparison]) -> str:
+def summary(rows: Sequence[MicroRow], comparisons: Sequence[Comparison]) -> str:
     """How often we lose, and how much was refused, in a sentence or two."""
     lost = sum(c.is_loss for c in comparisons)
     if not comparisons:
@@ -141,11 +183,9 @@ def summary(file: ResultFile, comparisons: Sequence[Comparison]) -> str:
         said = f"Nowhere; no baseline is faster in any comparison ({len(comparisons)})."
     else:
         said = f"A baseline is faster in {lost} of {len(comparisons)} comparisons."
-    refused = len(file.refused())
+    refused = sum(row.times is None for row in rows)
     return said + (
-        f" {refused} of {len(file.micro)} rows were refused by the correctness gate."
-        if refused
-        else ""
+        f" {refused} of {len(rows)} rows were refused by the correctness gate." if refused else ""
     )
 
 
@@ -162,52 +202,80 @@ def readme_tables(results: dict[str, list[ResultFile]]) -> str:
     blocks: list[str] = []
     for files in results.values():
         blocks.append(f"**{files[0].device}**")
-        for file in sorted(files, key=lambda file: KINDS.index(file.kind)):
-            blocks += _readme_of(file)
-            blocks.append(f"<sub>{file.kind}: {provenance(file)}</sub>")
+        ordered = sorted(files, key=lambda file: KINDS.index(file.kind))
+        if ops := [file for file in ordered if file.kind in OP_KINDS]:
+            blocks += [*_readme_ops(ops), *map(_footer, ops)]
+        for file in ordered[len(ops) :]:
+            is_e2e = file.kind == "e2e"
+            blocks += end_to_end.readme(file.e2e) if is_e2e else selectors.readme(file.selectors)
+            blocks.append(_footer(file))
         kinds = {file.kind for file in files}
         blocks += [sentence for kind, sentence in UNMEASURED.items() if kind not in kinds]
     return "\n\n".join(blocks)
 
 
-def _readme_of(file: ResultFile) -> list[str]:
-    if file.kind == "micro":
-        return _readme_micro(file)
-    return end_to_end.readme(file.e2e) if file.kind == "e2e" else selectors.readme(file.selectors)
+def _footer(file: ResultFile) -> str:
+    return f"<sub>{file.kind}: {provenance(file)}</sub>"
 
 
-def _readme_micro(file: ResultFile) -> list[str]:
-    comparisons = compare(file.micro)
-    blocks = []
-    if rows := [row for row in file.measured() if (row.op, row.direction) == ("prune", "forward")]:
-        mine = [c for c in comparisons if (c.op, c.direction) == ("prune", "forward")]
-        ratios = {(c.workload, c.baseline): ratio_text(c) for c in mine}
-        baselines = list(dict.fromkeys(c.baseline for c in mine))
-        blocks.append(
-            "`prune`, forward, at the fewest slots measured for each N: time per call, median "
-            "(20th to 80th percentile), and each baseline's time over ours."
-        )
-        blocks.append(
-            markdown(
-                ["workload", "ours", *(f"{name} / ours" for name in baselines)],
-                [
-                    [
-                        workload_text(row.workload),
-                        times_text(row.times),
-                        *(ratios.get((row.workload, name), "none") for name in baselines),
-                    ]
-                    for row in fewest_slots(rows)
-                    if row.is_ours and row.times is not None
-                ],
-            )
-        )
-    lost = losses(comparisons)
-    blocks.append("Where we lose, over all ops and sizes: " + summary(file, comparisons))
-    if lost:
+def _readme_ops(files: Sequence[ResultFile]) -> list[str]:
+    main = whole_way(files)
+    blocks = [] if main is None else _readme_whole_way(main, files)
+    comparisons = [c for file in files for c in compare(file.micro)]
+    said = summary([row for file in files for row in file.micro], comparisons)
+    blocks.append("Where we lose, over all ops and sizes: " + said)
+    if lost := losses(comparisons):
         title = f"The worst {README_LOSSES}" if len(lost) > README_LOSSES else "All of them"
         listed = "\n".join(f"* {loss_text(c)}" for c in lost[:README_LOSSES])
         blocks.append(f"{title}:\n\n{listed}")
     return blocks
+
+
+def _readme_whole_way(main: ResultFile, files: Sequence[ResultFile]) -> list[str]:
+    """The table of `prune`; torch.compile may have a file of its own, ours beside it there."""
+    rows = fewest_slots([row for row in main.measured() if row.is_whole_way])
+    ours = graph_first(row for row in rows if row.is_ours)
+    said = [
+        "`prune`, forward, at the fewest slots measured for each N: time per call, median "
+        "(20th to 80th percentile), and each baseline's time over ours."
+    ]
+    apart = [
+        c
+        for file in files
+        if file.kind == "compile" and file is not main
+        for c in pair(file.micro)
+        if c.baseline == "compile"
+    ]
+    columns: dict[str, dict[Workload, str]] = {}
+    for c in sorted([*pair(main.micro), *apart], key=_column_order):
+        if (c.op, c.direction) == WHOLE_WAY and any(c.workload == row.workload for row in ours):
+            columns.setdefault(_column(c), {})[c.workload] = ratio_text(c)
+    on_gpu = any(row.method in CLOCKS for row in ours)
+    if on_gpu:
+        said.append(f"Ours and unmarked ratios are by graph. {CLOCK_LEGEND} {SHARE_LEGEND}")
+    if apart:
+        said.append(APART)
+    lines = []
+    for row in ours:
+        assert row.times is not None
+        mark = clock_text(row.method) if row.method == "events" else ""
+        ratios = [column.get(row.workload, "none") for column in columns.values()]
+        share = [share_text(row)] if on_gpu else []
+        lines.append([workload_text(row.workload), times_text(row.times) + mark, *ratios, *share])
+    header = ["workload", "ours", *columns, *(["of the ceilings"] if on_gpu else [])]
+    return [" ".join(said), markdown(header, lines)]
+
+
+def _column(c: Comparison) -> str:
+    if c.method != c.our_method:
+        return f"{c.baseline}{clock_text(c.method)} / ours{clock_text(c.our_method)}"
+    return f"{c.baseline} / ours" + (clock_text(c.method) if c.method == "events" else "")
+
+
+def _column_order(c: Comparison) -> tuple[int, bool]:
+    known = c.baseline in KNOWN_VARIANTS
+    place = KNOWN_VARIANTS.index(c.baseline) if known else len(KNOWN_VARIANTS)
+    return place, c.method == "events"
 
 
 def rewrite_between_markers(text: str, inside: str) -> str:

@@ -90,6 +90,29 @@ def content(kind: str, rows: list[dict[str, Any]], device: str = DEVICE) -> dict
     }
 
 
+def gpu_rows() -> list[dict[str, Any]]:
+    """Ours wins by graph and loses to eager when launched; csrc was refused at batch 8."""
+    times = (
+        ("eager", "graph", 4e-4), ("eager", "events", 8e-4), ("published", "events", 5e-3),
+        ("prune", "graph", 1e-4), ("prune", "events", 1e-3), ("csrc", "graph", 3e-4),
+    )  # fmt: skip
+    rows = [
+        micro_row("prune", variant, median * batch, method=method, workload=load)
+        for batch in (1, 8)
+        for load in [{"batch": batch, "dtype": "bfloat16"}]
+        for variant, method, median in times
+    ]
+    rows[-1] |= micro_row("prune", "csrc", None, method=None, workload=rows[-1]["workload"])
+    return rows
+
+
+def compile_rows(*methods: str) -> list[dict[str, Any]]:
+    """torch.compile by events, and ours by each of ``methods``, 5e-4 s."""
+    load = {"dtype": "bfloat16"}
+    rows = [micro_row("prune", "prune", 5e-4, method=method, workload=load) for method in methods]
+    return [micro_row("prune", "compile", 1e-3, method="events", workload=load), *rows]
+
+
 def write(folder: Path, what: dict[str, Any], slug: str = "imaginary") -> Path:
     path = folder / slug / f"{what['kind']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
