@@ -53,9 +53,7 @@ lint: $(VENV)/.extra-lint
 
 bench: $(VENV)/.extra-test
 	$(BIN)/python -m pytest bench
-	$(BIN)/python -m bench.run micro
-	$(BIN)/python -m bench.run e2e
-	$(BIN)/python -m bench.run selectors
+	set -e; for kind in prune compile micro e2e selectors; do $(BIN)/python -m bench.run $$kind; done
 	$(BIN)/python -m bench.attach_overhead
 
 # Never skipped: whoever asks for the native objects gets them, or an error.

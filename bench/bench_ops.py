@@ -12,14 +12,14 @@ import torch
 
 from bench.cases import CASES
 from bench.gate import fresh, judge
-from bench.run import SEEDS, jobs, time_job
+from bench.run import SEEDS, Job, jobs, time_job
 from bench.shapes import CPU, HEADLINE, Plan
 from bench.variants import Variant
 
 # The folded arithmetic is 0.81 of the plain module's.
 MOST_OF_PLAIN = 0.85
 PLAN = Plan((HEADLINE,), CPU.ops)
-CALLS = [(op, direction) for op, _, direction, _ in jobs(PLAN)]
+CALLS = [(job.op, job.direction) for kind in ("prune", "micro") for job in jobs(kind, PLAN)]
 
 
 @pytest.mark.parametrize(("op", "direction"), CALLS, ids=["-".join(call) for call in CALLS])
@@ -36,9 +36,9 @@ def test_op(benchmark: Any, op: str, direction: str) -> None:
 
 
 def test_prune_beside_the_plain_module() -> None:
-    found, _ = time_job(("prune", HEADLINE, "forward", False), torch.device("cpu"), seconds=20.0)
+    found, _ = time_job(Job("prune", HEADLINE), torch.device("cpu"), seconds=20.0)
     timings = {}
-    for name, (verdict, timing) in found.items():
+    for name, verdict, timing in found:
         assert verdict.passed and timing is not None, f"{name}: {verdict.note}"
         timings[name] = timing
     ratio = timings["prune"].median_s / timings["eager"].median_s

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case, Inputs, Outputs, outputs_of
-from bench.timing import poison
+from bench.timing import first_line, poison
 from bench.variants import Run, Variant, bind_backward, draw_grads
 
 FACTOR = 2.0  # of plain PyTorch's error
@@ -52,8 +52,7 @@ def judge(case: Case, variant: Variant, direction: str, seed: int) -> Verdict:
     except Refused as refusal:
         return Verdict(False, str(refusal))
     except (RuntimeError, ValueError, TypeError, ImportError) as error:
-        first = str(error).strip().splitlines()[:1] or [""]
-        return Verdict(False, f"it fails: {type(error).__name__}: {first[0][:200]}")
+        return Verdict(False, f"it fails: {type(error).__name__}: {first_line(error)}")
     return Verdict(True, note)
 
 
@@ -80,13 +79,19 @@ def _look(
     outputs = run()
     kept = tuple(output.clone() for output in outputs)
     poison(outputs)
-    return check(case, direction, kept, inputs, grads, plain=variant.plain)
+    return check(case, direction, kept, inputs, grads, variant.plain, variant.rounds)
 
 
 def check(
-    case: Case, direction: str, outputs: Outputs, inputs: Inputs, grads: Inputs, plain: bool
+    case: Case,
+    direction: str,
+    outputs: Outputs,
+    inputs: Inputs,
+    grads: Inputs,
+    plain: bool,
+    rounds: bool = False,
 ) -> str:
-    """What is right about the outputs, in a few words.
+    """What is right about the outputs, in a few words; ``plain`` and ``rounds`` as in `Variant`.
 
     Raises:
         Refused: they are wrong.
@@ -106,7 +111,8 @@ def check(
             return "ids exact"
         if case.kind == "floats":
             yardstick = outputs_of(case.reference(*inputs))
-            return _floats(outputs, yardstick, oracle, plain_errors(case, direction))
+            rounding = torch.finfo(case.workload.torch_dtype).eps if rounds else 0.0
+            return _floats(outputs, yardstick, oracle, plain_errors(case, direction), rounding)
         assert case.scores is not None
         scores = case.scores(*wide)
         # The scores at the dtype given say how near two tokens tie.
@@ -151,7 +157,11 @@ def _require(right: bool, sentence: str) -> None:
 
 
 def _floats(
-    outputs: Outputs, yardstick: Outputs, oracle: Outputs, errors: tuple[float, ...]
+    outputs: Outputs,
+    yardstick: Outputs,
+    oracle: Outputs,
+    errors: tuple[float, ...],
+    rounding: float = 0.0,
 ) -> str:
     _require(len(outputs) == len(oracle), f"{len(outputs)} outputs instead of {len(oracle)}")
     worst = 0.0
@@ -160,7 +170,7 @@ def _floats(
         _require(actual.dtype == plain.dtype, f"output {place} is {actual.dtype}")
         scale = _scale(exact)
         plain_error = max(_error(plain, exact), errors[place] * scale)
-        allowed = FACTOR * plain_error + torch.finfo(plain.dtype).eps * scale
+        allowed = FACTOR * plain_error + max(rounding, torch.finfo(plain.dtype).eps) * scale
         error = _error(actual, exact)
         # Written so that NaN is refused.
         _require(error <= allowed, f"output {place}: error {error:.2e}, allowed {allowed:.2e}")

@@ -1,14 +1,12 @@
 """End to end: Hugging Face LLaVA models at real size, with and without a pruner attached.
 
 A row is one model, batch, selector, budget and mode (see `bench.llava_calls`). The variants of a
-model and batch take turns, as far as they fit in memory together, and none is timed that the gate
-refuses. TTFT runs from pixels and ids
-on the device to the first new token's id on the device.
+group (see `bench.llava_plan`) take turns, and none is timed that the gate refuses. TTFT runs from
+pixels and ids on the device to the first new token's id on the device.
 """
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -25,11 +23,12 @@ from bench.llava_models import OCVTP, RANDOM, Choice, Shape, Vlm
 from bench.llava_plan import Job, describe, empty_row, plan
 from bench.llava_stages import split
 from bench.results import EndToEnd, Result
-from bench.timing import Call, Timing, measure
+from bench.timing import Call, Timing, first_line, measure, release
 from bench.variants import Variant
 
 BEFORE_SEEDS, AFTER_SEEDS = (1, 2), (3,)  # of the gate, before and after the timing
 ROUNDS = (3, 15)
+SECONDS = 8.0  # of all variants in turns
 WARM = 3  # turns that `measure` takes before its rounds
 NO_MEMORY = "out of memory"
 
@@ -52,7 +51,7 @@ def run(result: Result, folder: Path, device: torch.device, short: bool, deadlin
             break
         if vlm is None or vlm.shape is not job.shape:
             vlm = None
-            _release(device)
+            release(device)
             vlm, note = _build(job.shape, device)
             reason = note if vlm is None else why_model_is_wrong(vlm)
             if vlm is not None and reason is not None:
@@ -72,7 +71,7 @@ def run(result: Result, folder: Path, device: torch.device, short: bool, deadlin
             refused += one.note.startswith("refused")
             print(describe(one), flush=True)
             result.save(folder)
-        _release(device)
+        release(device)
     return refused
 
 
@@ -80,7 +79,7 @@ def _build(shape: Shape, device: torch.device) -> tuple[Vlm | None, str]:
     try:
         return Vlm(shape, device), ""
     except torch.OutOfMemoryError as error:
-        return None, f"{NO_MEMORY}: {_first_line(error)}"
+        return None, f"{NO_MEMORY}: {first_line(error)}"
 
 
 def time_job(
@@ -91,13 +90,17 @@ def time_job(
     ``judged`` remembers what the gate of `prune` says of a budget.
     """
     for group in job.groups:
-        rows = _time_group(vlm, job, group, deadline, judged)
+        try:
+            rows = _time_group(vlm, job, group, deadline, judged)
+        except RuntimeError as error:
+            note = f"refused: the timing fails: {type(error).__name__}: {first_line(error)}"
+            rows = [empty_row(job, choice, mode, note) for mode, choice in group]
         if rows is None:
             names = ", ".join(dict.fromkeys(f"{c.selector} {c.budget}" for _, c in group))
             print(f"out of time: {job.shape.name}, batch {job.batch} is left out: {names}")
             return
         yield from rows
-        _release(vlm.device)
+        release(vlm.device)
 
 
 def _time_group(
@@ -115,7 +118,7 @@ def _time_group(
         prepared = _prepare(vlm, choice, job.batch, mode, judged)
         if isinstance(prepared, str):
             rows[mode, choice] = empty_row(job, choice, mode, prepared)
-            _release(vlm.device)
+            release(vlm.device)
         else:
             runs[mode, choice] = prepared
     try:
@@ -183,7 +186,7 @@ def _measure(
     now = time.monotonic()
     if now + (now - start) * (WARM + ROUNDS[0]) > deadline:
         return None
-    return measure(calls, device=device, seconds=20.0, rounds=ROUNDS)
+    return measure(calls, device=device, seconds=SECONDS, rounds=ROUNDS)
 
 
 def _token(call: Callable[[], Tensor]) -> Tensor:
@@ -228,14 +231,3 @@ def pruner_added(mode: str, choice: Choice, timings: dict[str, Timing]) -> float
     if choice.selector != OCVTP or ours is None or random is None:
         return None
     return ours.median_s - random.median_s
-
-
-def _release(device: torch.device) -> None:
-    """Gives back the memory of what is gone; graphs keep theirs until they are collected."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -8,14 +8,14 @@ waits for the device cannot be captured, as the way in which LLaVA-NeXT packs un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.llava_models import BEFORE, UNPRUNED, Choice, Placeholders, Vlm
+from bench.timing import first_line, no_waiting
 from ocvtp_kernels.vlm.attach import attach
 from ocvtp_kernels.vlm.handle import Handle
 from ocvtp_kernels.vlm.layer_call import cache_name, read_cache
@@ -212,7 +212,7 @@ class Static(Eager):
                 call()
                 self.rewind()
             # A capture that breaks off leaves the allocator in disorder, so it is tried before.
-            with _no_waiting():
+            with no_waiting():
                 call()
             self.rewind()
             graph = torch.cuda.CUDAGraph()
@@ -224,8 +224,7 @@ class Static(Eager):
         except RuntimeError as error:
             torch.cuda.synchronize()
             self.rewind()
-            reason = (str(error).strip().splitlines() or ["unknown"])[0]
-            self.note += f"{'; ' if self.note else ''}{what} is no CUDA graph: {reason[:120]}"
+            self.note += f"{'; ' if self.note else ''}{what} is no CUDA graph: {first_line(error)}"
             return None
 
         def replay() -> Tensor:
@@ -238,17 +237,6 @@ class Static(Eager):
 def is_captured_on(device: torch.device) -> bool:
     """Whether a device has graphs."""
     return device.type == "cuda"
-
-
-@contextmanager
-def _no_waiting() -> Iterator[None]:
-    """Within the block whatever waits for the device raises RuntimeError."""
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 MODES: dict[str, type[Eager]] = {Eager.mode: Eager, Static.mode: Static}

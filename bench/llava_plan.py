@@ -19,49 +19,57 @@ from bench.llava_models import (
 )
 from bench.results import EndToEnd
 
-BATCHES, TINY_BATCHES = (1, 8, 32), (1, 2)
+TINY_BATCHES = (1, 2)
 CROWDED = 32  # a batch whose caches do not all fit beside each other
 
 
 @dataclass(frozen=True)
 class Job:
-    """A model at a batch, unpruned and with every selector at some budgets."""
+    """A model at a batch, with every selector at some budgets, and unpruned."""
 
     shape: Shape
     batch: int
     budgets: tuple[int, ...]
+    unpruned: bool = True  # False: another job times it
 
     @property
     def choices(self) -> list[Choice]:
         """The unpruned model first."""
         kept = [Choice(name, budget) for budget in self.budgets for name in (OCVTP, RANDOM)]
-        return [Choice(UNPRUNED, self.shape.num_tokens), *kept]
+        whole = [Choice(UNPRUNED, self.shape.num_tokens)] if self.unpruned else []
+        return [*whole, *kept]
 
     @property
     def groups(self) -> list[list[tuple[str, Choice]]]:
-        """The modes and choices that are held in memory at once: all, where the batch is small."""
-        everything = [(mode, choice) for choice in self.choices for mode in MODES]
-        if self.batch < CROWDED:
-            return [everything]
+        """The modes and choices that take turns, and are held in memory at once.
+
+        A budget each, whose rows are there as soon as it is done; the unpruned model takes turns
+        with the first, unless the batch is so large that it is alone.
+        """
         groups: dict[object, list[tuple[str, Choice]]] = {}
-        for mode, choice in everything:
-            key = mode if choice.selector == UNPRUNED else choice.budget
-            groups.setdefault(key, []).append((mode, choice))
+        for choice in self.choices:
+            for mode in MODES:
+                key: object = choice.budget
+                if choice.selector == UNPRUNED:
+                    key = mode if self.batch >= CROWDED else self.budgets[0]
+                groups.setdefault(key, []).append((mode, choice))
         return list(groups.values())
 
 
 def plan(device: str, short: bool) -> list[Job]:
     """What a run times, the most important first, since a run may have a deadline."""
-    if short:
-        shapes = (TINY, TINY_NEXT) if device == "cpu" else (NEXT, LLAVA)
-        return [Job(shape, 1, shape.budgets[:1]) for shape in shapes]
+    headlines = [Job(shape, 1, shape.budgets[:1]) for shape in (NEXT, LLAVA)]
     if device == "cpu":
-        tiny = ((shape, batch) for shape in (TINY, TINY_NEXT) for batch in TINY_BATCHES)
-        return [Job(shape, batch, shape.budgets) for shape, batch in tiny]
+        batches = (1,) if short else TINY_BATCHES
+        tiny = ((shape, batch) for shape in (TINY, TINY_NEXT) for batch in batches)
+        return [Job(s, batch, s.budgets[:1] if short else s.budgets) for s, batch in tiny]
+    if short:
+        return headlines
     # A model is made anew when its turn comes again.
-    order = ((NEXT, 1), *((LLAVA, batch) for batch in BATCHES), (NEXT, 8), (LLAVA_13B, 1))
-    order += ((LLAVA_13B, 8), (NEXT, 32), (LLAVA_13B, 32))
-    return [Job(shape, batch, shape.budgets) for shape, batch in order]
+    others = [Job(shape, 1, shape.budgets[1:], unpruned=False) for shape in (LLAVA, NEXT)]
+    order = [(LLAVA, 8), (LLAVA, 32), (NEXT, 8), (LLAVA_13B, 1)]
+    order += [(LLAVA_13B, 8), (NEXT, 32), (LLAVA_13B, 32)]
+    return [*headlines, *others, *(Job(shape, batch, shape.budgets) for shape, batch in order)]
 
 
 def empty_row(job: Job, choice: Choice, mode: str, note: str) -> EndToEnd:

@@ -44,6 +44,7 @@ class Row:
     gb_s: float | None
     share_of_ceiling: float | None
     gate: Verdict
+    method: str | None = None  # who kept the time: "graph", "events" or "host"
 
 
 def row(
@@ -59,7 +60,9 @@ def row(
     """A row with its rates; a time without a passed gate is an error."""
     head = (op, variant, direction, asdict(load))
     if timing is None:
-        return Row(*head, None, None, None, 0, work.flops, work.bytes, None, None, None, verdict)
+        return Row(
+            *head, None, None, None, 0, work.flops, work.bytes, None, None, None, verdict, None
+        )
     if not verdict.passed:
         raise ValueError(f"{op} {variant}: a refused variant gets no time ({verdict.note})")
     return Row(
@@ -74,6 +77,7 @@ def row(
         work.bytes / timing.median_s / 1e9,
         ceilings.least_seconds(work, load.dtype) / timing.median_s,
         verdict,
+        timing.method,
     )
 
 
@@ -140,7 +144,7 @@ class SelectorRow:
 class Result:
     """A result file."""
 
-    kind: str  # "micro", "e2e", "selectors" or "ceilings"
+    kind: str  # see bench.run
     device: str
     driver: str | None
     ceilings: Ceilings
@@ -158,6 +162,22 @@ class Result:
         text = json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
         write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
         return path
+
+
+def read_ceilings(path: Path, device: str) -> Ceilings:
+    """The ceilings of a result file.
+
+    Raises:
+        ValueError: it is no result file, or one of another device.
+    """
+    try:
+        top = json.loads(path.read_text(encoding="utf-8"))
+        whose, ceilings = top["device"], Ceilings(**top["ceilings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected a result file: {error}") from error
+    if whose != device:
+        raise ValueError(f"{path}: expected those of {device}, got those of {whose}")
+    return ceilings
 
 
 def device_name(device: torch.device) -> str:

@@ -1,36 +1,63 @@
-"""The bench's command: ``python -m bench.run micro|e2e|selectors|ceilings``, and its options.
+"""The bench's command: ``python -m bench.run prune|compile|micro|e2e|selectors|ceilings``.
 
-Ceilings first, then every variant through the gate, then the timings, then the gate once more. A
-variant that the gate refuses gets no time, and the command ends with status 1.
+"prune" is the whole way beside every baseline but torch.compile, "compile" the whole way beside
+that, "micro" every other op. Ceilings first, then every variant through the gate, then the timings,
+then the gate once more. A variant that the gate refuses gets no time, and the command ends with
+status 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from bench import llava, selectors
 from bench.cases import CASES, FORWARD_ONLY, Case, Outputs
 from bench.gate import Verdict, fresh, judge
-from bench.results import Result, Row, default_folder, device_name, driver, row
+from bench.results import Result, Row, default_folder, device_name, driver, read_ceilings, row
 from bench.shapes import Plan, Workload, plan
-from bench.timing import StaleReplay, Timing, copies_for_cold_cache, measure, side_stream
+from bench.timing import (
+    StaleReplay,
+    Timing,
+    copies_for_cold_cache,
+    first_line,
+    measure,
+    release,
+    side_stream,
+)
 from bench.traffic import Ceilings, measure_ceilings, tensor_bytes, work_of
 from bench.variants import Run, Variant, variants_of
 
 SEEDS = (11, 71)  # before and after the timing
-FIRST = 12  # workloads of the whole way that come before the single ops
+KINDS = ("prune", "compile", "micro", "e2e", "selectors", "ceilings")
+COMPILE_S = 30.0  # what torch.compile may take; with less time left it does not begin
 
-COMPILE_S = 60.0  # what torch.compile may take; with less time left it does not begin
 
-Job = tuple[str, Workload, str, bool]  # op, workload, direction, whether torch.compile is timed
+class Job(NamedTuple):
+    """What is timed together, its variants taking turns."""
+
+    op: str
+    workload: Workload
+    direction: str = "forward"
+    compiled: bool = False  # ours beside torch.compile, instead of every other baseline
+
+
+class Found(NamedTuple):
+    """What the gate says of a variant, and a time of it; one by a graph is apart from the eager."""
+
+    variant: str
+    verdict: Verdict
+    timing: Timing | None = None
+
+
+LAUNCHED = " launched"  # behind the name of a variant that is timed in a graph too
 
 
 class Rotation:
@@ -43,34 +70,33 @@ class Rotation:
         return self._next()()
 
 
-def jobs(chosen: Plan) -> Iterator[Job]:
-    """What a plan times, in order."""
+def jobs(kind: str, chosen: Plan) -> list[Job]:
+    """What a kind times of a plan, in order."""
+    if kind == "prune":
+        return [Job("prune", load) for load in chosen.prune]
+    if kind == "compile":
+        return [Job("prune", load, compiled=True) for load in chosen.compiled]
     ops = [
-        (op, load, direction, False)
+        Job(op, load, direction)
         for load in chosen.ops
         for op in CASES
         for direction in ("forward", "backward")
         if not (op == "prune" and direction == "forward")
         and not (op in FORWARD_ONLY and direction == "backward")
     ]
-    ops += [("slot_attention", load, "forward", False) for load in chosen.narrow]
-    whole = [("prune", load, "forward", load in chosen.compiled) for load in chosen.prune]
-    yield from (*whole[:FIRST], *ops, *whole[FIRST:])
+    return ops + [Job("slot_attention", load) for load in chosen.narrow]
 
 
-def time_job(
-    job: Job, device: torch.device, seconds: float
-) -> tuple[dict[str, tuple[Verdict, Timing | None]], list[str]]:
-    """Each variant's verdict and, if it passed both times, its timing; and who is left out."""
-    op, load, direction, compiled = job
-    case = CASES[op](load, device)
-    variants, skipped = variants_of(case, direction, compiled)
-    verdicts = {one.name: judge(case, one, direction, SEEDS[0]) for one in variants}
-    timings: dict[str, Timing] = {}
+def time_job(job: Job, device: torch.device, seconds: float) -> tuple[list[Found], list[str]]:
+    """What there is to say of each variant, which is timed if it passes twice; who is left out."""
+    case = CASES[job.op](job.workload, device)
+    variants, skipped = variants_of(case, job.direction, job.compiled)
+    verdicts = {one.name: judge(case, one, job.direction, SEEDS[0]) for one in variants}
+    timings: dict[str, list[Timing]] = {}
     passed = [one for one in variants if verdicts[one.name].passed]
     while passed:
         try:
-            timings = _measure(case, passed, direction, seconds)
+            timings = _measure(case, job, passed, seconds)
             break
         except StaleReplay as stale:
             verdicts[stale.variant] = Verdict(False, str(stale))
@@ -80,39 +106,60 @@ def time_job(
             verdicts |= {one.name: Verdict(False, "out of memory") for one in passed}
             passed = []
     for one in passed:
-        again = judge(case, one, direction, SEEDS[1])
+        again = judge(case, one, job.direction, SEEDS[1])
         if not again.passed:
             verdicts[one.name] = Verdict(False, f"after the timing, {again.note}")
-    found: dict[str, tuple[Verdict, Timing | None]] = {}
+    found: list[Found] = []
     for name, verdict in verdicts.items():
-        timing = timings.get(name)
-        if verdict.passed and timing is not None:
-            # Events count the host, a graph does not: the row says which it was.
-            found[name] = Verdict(True, f"{verdict.note}; timed by {timing.method}"), timing
+        if not verdict.passed:
+            found.append(Found(name, verdict))
         else:
-            found[name] = verdict, None
+            found += [Found(name, _told(verdict, timing), timing) for timing in timings[name]]
     return found, [f"{one.name}: {one.reason}" for one in skipped]
 
 
+def _told(verdict: Verdict, timing: Timing) -> Verdict:
+    """The verdict with who kept the time: events count the host, a graph does not."""
+    why = f", no graph: {timing.note}" if timing.note else ""
+    return Verdict(True, f"{verdict.note}; timed by {timing.method}{why}")
+
+
 def _measure(
-    case: Case, variants: Sequence[Variant], direction: str, seconds: float
-) -> dict[str, Timing]:
-    inputs, grads = fresh(case, direction, SEEDS[0])
+    case: Case, job: Job, variants: Sequence[Variant], seconds: float
+) -> dict[str, list[Timing]]:
+    inputs, grads = fresh(case, job.direction, SEEDS[0])
+    cuda = case.device.type == "cuda"
+    # torch.compile's graph is made for inputs that stay in their place.
     copies = copies_for_cold_cache(tensor_bytes(*inputs, *grads), case.device)
+    copies = 1 if job.compiled else copies
     sets = [
         (tuple(t.clone() for t in inputs), tuple(t.clone() for t in grads)) for _ in range(copies)
     ]
-    calls = {
-        one.name: Rotation([one.bind(case, direction, *clones) for clones in sets])
-        for one in variants
-    }
-    return measure(
-        calls,
+
+    def calls_of(some: Collection[Variant]) -> dict[str, Rotation]:
+        return {
+            one.name: Rotation([one.bind(case, job.direction, *clones) for clones in sets])
+            for one in some
+        }
+
+    captured = [one for one in variants if cuda and one.capturable]
+    # Of the whole way both are told: what the device takes, and what a call takes with the host.
+    again = calls_of(captured if job.op == "prune" and job.direction == "forward" else [])
+    timings = measure(
+        {**calls_of(variants), **{name + LAUNCHED: call for name, call in again.items()}},
         device=case.device,
-        calls=copies if case.device.type == "cuda" else 1,
-        capture=[one.name for one in variants if one.capturable],
+        calls=copies if cuda else 1,
+        capture=[one.name for one in captured],
+        slow=[one.name for one in variants if one.slow],
         seconds=seconds,
     )
+    found: dict[str, list[Timing]] = {}
+    for one in variants:
+        timing, launched = timings[one.name], timings.get(one.name + LAUNCHED)
+        # What could not be captured was launched both times.
+        twice = launched is not None and timing.method == launched.method
+        found[one.name] = [timing, *([] if launched is None or twice else [launched])]
+    return found
 
 
 def describe(one: Row) -> str:
@@ -130,61 +177,82 @@ def describe(one: Row) -> str:
     )
 
 
-def micro(result: Result, folder: Path, chosen: Plan, device: torch.device, deadline: float) -> int:
-    """Times a plan, saving after every job; returns how many variants were refused."""
+def time_jobs(
+    result: Result, folder: Path, todo: Sequence[Job], device: torch.device, deadline: float
+) -> int:
+    """Times jobs, saving after every one; returns how many variants were refused."""
     refused = 0
-    todo = list(jobs(chosen))
     seconds = 0.5 if device.type == "cuda" else 3.0
     said: set[str] = set()
     rows: list[Row] = []
     result.rows = rows
     for place, job in enumerate(todo):
-        if time.monotonic() > deadline:
+        if time.monotonic() + (COMPILE_S if job.compiled else 0.0) > deadline:
             print(f"out of time: the last {len(todo) - place} of {len(todo)} cases are left out")
             break
-        op, load, direction, compiled = job
-        hurry = compiled and deadline - time.monotonic() < COMPILE_S
-        found, left_out = time_job(
-            (op, load, direction, compiled and not hurry),
-            device,
-            seconds if op == "prune" else seconds / 3,
-        )
-        if hurry:
-            left_out.append(f"compile: too little time is left at {load}")
-        work = work_of(op, load, direction)
-        for name, (verdict, timing) in found.items():
-            rows.append(row(op, name, direction, load, work, result.ceilings, verdict, timing))
+        try:
+            found, left_out = time_job(job, device, seconds if job.op == "prune" else seconds / 3)
+        except RuntimeError as error:
+            found = [Found("prune" if job.op == "prune" else "ocvtp", _failed(error))]
+            left_out = []
+        work = work_of(job.op, job.workload, job.direction)
+        for name, verdict, timing in found:
+            head = (job.op, name, job.direction, job.workload)
+            rows.append(row(*head, work, result.ceilings, verdict, timing))
             print(describe(rows[-1]), flush=True)
             refused += not verdict.passed
         for sentence in left_out:
             if sentence not in said:
-                print(f"left out: {sentence}")
+                print(f"left out: {sentence}", flush=True)
                 said.add(sentence)
         result.save(folder)
-        if device.type == "cuda":
-            # Graphs keep memory to themselves until they are collected.
-            gc.collect()
-            torch.cuda.empty_cache()
+        release(device)
     return refused
 
 
-def run(kind: str, device: torch.device, short: bool, folder: Path, seconds: float) -> int:
-    """Runs one kind and writes its result file; returns the exit status."""
+def _failed(error: RuntimeError) -> Verdict:
+    return Verdict(False, f"the timing fails: {type(error).__name__}: {first_line(error)}")
+
+
+def run(
+    kind: str,
+    device: torch.device,
+    short: bool,
+    folder: Path,
+    seconds: float,
+    ops: Collection[str] = (),
+    known: Ceilings | None = None,
+    commit: str | None = None,
+) -> int:
+    """Runs one kind and writes its result file; returns the exit status.
+
+    Args:
+        kind: one of `KINDS`.
+        device: where to.
+        short: the short plan.
+        folder: of the result file.
+        seconds: nothing new begins after so long.
+        ops: of "micro", these alone; all if empty.
+        known: ceilings measured before on this device; measured now if None.
+        commit: what the result file says was run; asks Git if None.
+    """
     deadline = time.monotonic() + seconds
     chosen = plan(device.type, short)
     dtypes = sorted({"float32", *(load.dtype for load in (*chosen.prune, *chosen.ops))})
     with side_stream(device):
-        ceilings = measure_ceilings(device, tuple(dtypes), short)
+        ceilings = known or measure_ceilings(device, tuple(dtypes), short)
         result = Result(kind, device_name(device), driver(device), ceilings)
+        result.commit = commit or result.commit
         print(f"{result.device}: {describe_ceilings(ceilings)}", flush=True)
         path = result.save(folder)
-        todo: dict[str, Callable[[], int]] = {
+        todo = [job for job in jobs(kind, chosen) if not ops or job.op in ops]
+        kinds: dict[str, Callable[[], int]] = {
             "ceilings": lambda: 0,
-            "micro": lambda: micro(result, folder, chosen, device, deadline),
             "e2e": lambda: llava.run(result, folder, device, short, deadline),
             "selectors": lambda: selectors.run(result, folder, device, short, deadline),
         }
-        refused = todo[kind]()
+        timed = kinds.get(kind, lambda: time_jobs(result, folder, todo, device, deadline))
+        refused = timed()
     print(f"{path}: {len(result.rows)} rows, {refused} refused")
     return 1 if refused else 0
 
@@ -198,20 +266,32 @@ def describe_ceilings(ceilings: Ceilings) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
-    parser.add_argument("kind", choices=("micro", "e2e", "selectors", "ceilings"))
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
     parser.add_argument("--short", action="store_true", help="the short list")
     parser.add_argument("--output", type=Path, help="folder; bench/results/<device> if not given")
     parser.add_argument(
         "--seconds", type=float, default=3600.0, help="start nothing new after so long"
     )
+    parser.add_argument("--ops", default="", help="of micro, some ops alone: merge,gru_cell")
+    parser.add_argument("--ceilings", type=Path, help="a result file that has this device's")
+    parser.add_argument("--commit", help="what is run, where there is no Git to ask")
     given = parser.parse_args(arguments)
+    ops = [op for op in given.ops.split(",") if op]
+    if unknown := sorted(set(ops) - set(CASES)):
+        parser.error(f"--ops: expected some of {', '.join(CASES)}, got {', '.join(unknown)}")
     name = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device cuda: torch {torch.__version__} sees no GPU")
     device = torch.device(name)
     folder = given.output or default_folder(device)
-    return run(given.kind, device, given.short, folder, given.seconds)
+    known = None
+    if given.ceilings is not None:
+        try:
+            known = read_ceilings(given.ceilings, device_name(device))
+        except ValueError as error:
+            parser.error(f"--ceilings: {error}")
+    return run(given.kind, device, given.short, folder, given.seconds, ops, known, given.commit)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from bench.selectors_inputs import (
     selector_of,
     tensors_in,
 )
-from bench.timing import poison
+from bench.timing import first_line, poison
 from ocvtp_kernels import use_backend
 from ocvtp_kernels.selection.coverage import coverage
 from ocvtp_kernels.selectors.interface import Evidence, Selected, Selector, ask
@@ -55,8 +55,7 @@ def judge(name: str, selector: Selector, job: Job, device: torch.device, seed: i
     except torch.OutOfMemoryError:
         return Verdict(False, "out of memory")
     except (RuntimeError, ValueError, TypeError, ImportError) as error:
-        first = str(error).strip().splitlines()[:1] or [""]
-        return Verdict(False, f"it fails: {type(error).__name__}: {first[0][:200]}")
+        return Verdict(False, f"it fails: {type(error).__name__}: {first_line(error)}")
     return Verdict(True, note)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 
@@ -26,6 +27,7 @@ class Timing:
     p80_s: float
     rounds: int
     method: str  # "graph", "events" or "host": who kept the time
+    note: str = ""  # why there is no graph where one was asked for
 
 
 class StaleReplay(RuntimeError):
@@ -64,6 +66,7 @@ def measure(
     device: torch.device | None = None,
     calls: int = 1,
     capture: Collection[str] = (),
+    slow: Collection[str] = (),
     seconds: float = 2.0,
     rounds: tuple[int, int] = (5, 40),
 ) -> dict[str, Timing]:
@@ -75,6 +78,7 @@ def measure(
         calls: calls in one sample, a whole rotation, say.
         capture: names that may go into a CUDA graph; the others, and those that refuse, are timed
             by events around the calls, which counts the host where it is the slower.
+        slow: names whose sample is one call: a rotation of theirs would take seconds.
         seconds: about how long all of it may take.
         rounds: fewest and most rounds.
 
@@ -82,14 +86,20 @@ def measure(
         StaleReplay: a graph's replay left poisoned outputs, or other ones than the eager call.
     """
     device = torch.device("cpu") if device is None else device
-    methods: dict[str, str] = {}
+    eager = "events" if device.type == "cuda" else "host"
+    kept: dict[str, tuple[str, str]] = {}  # by whom, and why not by a graph
+    counts = {name: 1 if name in slow else calls for name in variants}
     samples: dict[str, Call] = {}
     for name, call in variants.items():
-        for _ in range(calls + 1):
+        for _ in range(counts[name] + 1):
             call()
-        graph = _capture(name, call, calls) if device.type == "cuda" and name in capture else None
-        methods[name] = "graph" if graph else "host" if device.type != "cuda" else "events"
-        samples[name] = graph or _repeated(call, calls)
+        samples[name], kept[name] = _repeated(call, counts[name]), (eager, "")
+        if device.type == "cuda" and name in capture:
+            graph = _capture(name, call, counts[name])
+            if isinstance(graph, str):
+                kept[name] = eager, graph
+            else:
+                samples[name], kept[name] = graph, ("graph", "")
     clock = _event_clock if device.type == "cuda" else _host_clock
     once = sum(clock(sample) for sample in samples.values())
     count = int(min(max(seconds / max(once, 1e-9), rounds[0]), rounds[1]))
@@ -99,15 +109,15 @@ def measure(
         # Whoever comes first finds the chip at rest; it is another one every round.
         start = turn % len(order)
         for name in order[start:] + order[:start]:
-            times[name].append(clock(samples[name]) / calls)
-    return {name: summary(values, methods[name]) for name, values in times.items()}
+            times[name].append(clock(samples[name]) / counts[name])
+    return {name: summary(values, *kept[name]) for name, values in times.items()}
 
 
-def summary(values: list[float], method: str) -> Timing:
+def summary(values: list[float], method: str, note: str = "") -> Timing:
     """Median and the 20th and 80th percentiles."""
     quantiles = torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)
     median, p20, p80 = torch.tensor(values, dtype=torch.float64).quantile(quantiles).tolist()
-    return Timing(median, p20, p80, len(values), method)
+    return Timing(median, p20, p80, len(values), method, note)
 
 
 def _repeated(call: Call, calls: int) -> Call:
@@ -150,21 +160,23 @@ def poison(outputs: object) -> None:
             tensor.detach().fill_(torch.nan if tensor.is_floating_point() else -1)
 
 
-def _capture(name: str, call: Call, calls: int) -> Call | None:
-    """A graph of ``calls`` calls, checked to do the work; None where it cannot be captured."""
+def _capture(name: str, call: Call, calls: int) -> Call | str:
+    """A graph of ``calls`` calls, checked to do the work, or the sentence why there is none."""
     expected: object = None
-    for _ in range(calls):
-        expected = call()
-    graph = torch.cuda.CUDAGraph()
     captured: object = None
-    torch.cuda.synchronize()
     try:
+        # A capture that breaks off leaves the allocator in disorder, so it is tried before.
+        with no_waiting():
+            for _ in range(calls):
+                expected = call()
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             for _ in range(calls):
                 captured = call()
-    except RuntimeError:
+    except RuntimeError as error:
         torch.cuda.synchronize()
-        return None
+        return first_line(error)
     # A kernel launched beside the graph's stream is not in it: the replay would leave the poison.
     poison(captured)
     graph.replay()
@@ -173,6 +185,31 @@ def _capture(name: str, call: Call, calls: int) -> Call | None:
     if not all(_alike(again, first) for again, first in pairs):
         raise StaleReplay(name)
     return graph.replay
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Within the block whatever waits for the GPU raises RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def release(device: torch.device) -> None:
+    """Gives back the memory of what is gone; graphs keep theirs until they are collected."""
+    gc.collect()
+    if device.type == "cuda":
+        # After a capture that broke off it cannot.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line of at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _alike(again: Tensor, first: Tensor) -> bool:

@@ -29,8 +29,10 @@ class Variant:
     name: str
     function: Function
     capturable: bool = True
+    slow: bool = False  # one call takes tens of milliseconds
     # Plain PyTorch in half precision sets the budget that others are held to.
     plain: bool = False
+    rounds: bool = False  # float32 outputs are rounded to the workload's dtype first
 
     def bind(self, case: Case, direction: str, inputs: Inputs, grads: Inputs = ()) -> Run:
         """The call that is timed; going backward, the forward pass is done here, once."""
@@ -85,21 +87,21 @@ class Skipped:
 
 
 def variants_of(case: Case, direction: str, compiled: bool) -> tuple[list[Variant], list[Skipped]]:
-    """Ours and the baselines of a case."""
+    """Ours and the baselines of a case; ``compiled``: ours and torch.compile alone."""
     found: list[Variant | Skipped] = []
-    if case.pruner is None or direction == "backward":
-        found.append(Variant("eager", case.reference, plain=True))
-        found.append(Variant("ocvtp", case.call))
+    whole = case.pruner is not None and direction == "forward"
+    ours = Variant("prune" if whole else "ocvtp", case.call)
+    if compiled:
+        found += [compile_variant(case), ours]
+    elif whole:
+        found += [Variant("eager", _eager(case), plain=True), _published(case), ours]
     else:
-        found.append(Variant("eager", _eager(case), plain=True))
-        if compiled:
-            found.append(compile_variant(case))
-        found.append(_published(case))
-        found.append(Variant("prune", case.call))
-    if case.device.type == "cuda" and direction == "forward":
-        found.append(csrc_variant(case))
-    if case.op == "slot_attention" and direction == "forward":
-        found.append(flashslice_variant(case.workload, case.device))
+        found += [Variant("eager", case.reference, plain=True), ours]
+    if direction == "forward" and not compiled:
+        if case.device.type == "cuda":
+            found.append(csrc_variant(case))
+        if case.op in THEIRS:
+            found.append(THEIRS[case.op](case.workload, case.device))
     return (
         [one for one in found if isinstance(one, Variant)],
         [one for one in found if isinstance(one, Skipped)],
@@ -117,12 +119,15 @@ def _eager(case: Case) -> Function:
 
 
 def compile_variant(case: Case) -> Variant | Skipped:
-    """The plain module through ``torch.compile``, on CUDA inside its own CUDA graphs."""
+    """The plain module through ``torch.compile``, on CUDA inside its own CUDA graphs.
+
+    Those copy their inputs into memory of theirs, which is part of the time.
+    """
     if case.device.type == "cpu" and shutil.which("g++") is None:
         return Skipped("compile", "torch.compile needs g++ on the CPU, and there is none")
     # Every workload is compiled afresh: dynamo stops compiling one function after eight shapes.
     torch.compiler.reset()
-    mode = "max-autotune" if case.device.type == "cuda" else None
+    mode = "reduce-overhead" if case.device.type == "cuda" else None
     compiled = torch.compile(_eager(case), mode=mode, dynamic=False)
 
     def run(*inputs: Tensor) -> Outputs:
@@ -143,7 +148,17 @@ def _published(case: Case) -> Variant | Skipped:
     def run(reference: Tensor, final: Tensor, slots_init: Tensor, scores: Tensor) -> Outputs:
         return published_prune(pruner, reference, final, slots_init, scores, load.budget)
 
-    return Variant("published", run, capturable=False)
+    return Variant("published", run, capturable=False, slow=True)
+
+
+def on_backend(case: Case, backend: str, name: str) -> Variant:
+    """Our op on one backend, whichever it would choose."""
+
+    def run(*inputs: Tensor) -> Outputs:
+        with backends.use_backend(backend):
+            return outputs_of(case.call(*inputs))
+
+    return Variant(name, run)
 
 
 def csrc_variant(case: Case) -> Variant | Skipped:
@@ -153,12 +168,7 @@ def csrc_variant(case: Case) -> Variant | Skipped:
         reason = "it is what the op chooses here"
     if reason is not None:
         return Skipped("csrc", f"{case.op}: {reason}")
-
-    def run(*inputs: Tensor) -> Outputs:
-        with backends.use_backend("cuda"):
-            return outputs_of(case.call(*inputs))
-
-    return Variant("csrc", run)
+    return on_backend(case, "cuda", "csrc")
 
 
 def flashslice_variant(load: Workload, device: torch.device) -> Variant | Skipped:
@@ -182,3 +192,25 @@ def flashslice_variant(load: Workload, device: torch.device) -> Variant | Skippe
         return (total / (mass + 1e-5).unsqueeze(-1)).to(q.dtype), mass.to(q.dtype)
 
     return Variant("flashslice", run)
+
+
+def colreduce_variant(_: Workload, device: torch.device) -> Variant | Skipped:
+    """flash-colreduce's mean over queries, averaged over heads."""
+    if device.type != "cuda":
+        return Skipped("colreduce", "flash-colreduce runs on CUDA devices only")
+    try:
+        kernels = import_module("flash_colreduce")
+    except ImportError as error:
+        return Skipped("colreduce", f"flash-colreduce is not installed ({error})")
+
+    def run(q: Tensor, k: Tensor) -> Outputs:
+        return (kernels.flash_colreduce(q, k, reduction="mean").mean(dim=1, dtype=torch.float32),)
+
+    return Variant("colreduce", run, rounds=True)
+
+
+# Other people's kernels, by the op that they compute too.
+THEIRS: dict[str, Callable[[Workload, torch.device], Variant | Skipped]] = {
+    "slot_attention": flashslice_variant,
+    "attention_received": colreduce_variant,
+}

@@ -17,7 +17,11 @@ from bench.variants import Run, Variant, variants_of
 
 TINY = Workload(2, 40, 7, 7, 24, 16)
 CPU = torch.device("cpu")
-JOBS = [(op, direction) for op, _, direction, _ in jobs(Plan((TINY,), (TINY,)))]
+JOBS = [
+    (job.op, job.direction)
+    for kind in ("prune", "micro")
+    for job in jobs(kind, Plan((TINY,), (TINY,)))
+]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 IDS = ["-".join(job) for job in JOBS]
 

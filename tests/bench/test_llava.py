@@ -71,9 +71,10 @@ def test_every_variant_gets_a_row_that_the_report_reads(tmp_path: Path) -> None:
 
 
 def test_what_a_whole_run_times() -> None:
-    jobs = llava_plan.plan("cuda", False)
-    assert (jobs[0].shape.name, jobs[0].batch, jobs[0].budgets[0]) == ("LLaVA-NeXT-7B", 1, 160)
-    assert (jobs[1].shape.name, jobs[1].batch) == ("LLaVA-1.5-7B", 1)
+    jobs, short = (llava_plan.plan("cuda", each) for each in (False, True))
+    headlines = [("LLaVA-NeXT-7B", 1, (160,)), ("LLaVA-1.5-7B", 1, (64,))]
+    assert [(job.shape.name, job.batch, job.budgets) for job in short] == headlines
+    assert jobs[:2] == short
     assert {(job.shape.name, job.batch) for job in jobs} == {
         (name, batch)
         for name in ("LLaVA-NeXT-7B", "LLaVA-1.5-7B", "LLaVA-1.5-13B")
@@ -88,8 +89,11 @@ def test_what_a_whole_run_times() -> None:
             assert {c.budget for _, c in group if c.selector == OCVTP} == {
                 c.budget for _, c in group if c.selector == RANDOM
             }
-        assert (len(job.groups) == 1) == (job.batch < 32)
-    assert sum(len(job.choices) * len(MODES) for job in llava_plan.plan("cuda", True)) == 12
+        alone = [all(c.selector == UNPRUNED for _, c in group) for group in job.groups]
+        assert sum(alone) == (2 if job.batch == 32 else 0)
+    # No row twice.
+    rows = [(job.shape.name, job.batch, *one) for job in jobs for g in job.groups for one in g]
+    assert len(rows) == len(set(rows)) == 9 * 7 * len(MODES)
 
 
 def test_the_real_sizes_and_whether_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,7 @@ def test_the_file(tmp_path: Path) -> None:
         "gb_s",
         "share_of_ceiling",
         "gate",
+        "method",
     }
     assert read["rows"][0]["workload"]["num_tokens"] == 576
     assert read["rows"][1]["median_s"] is None
