@@ -13,6 +13,9 @@ PHOTO ?=
 # More for pytest, such as OPTIONS='-k prune'.
 OPTIONS ?=
 
+# Of the GPU machine that gpu-bundle prepares for; its Python is PYTHON.
+GPU_VERSIONS ?= torch==2.11.0 triton==3.6.0 transformers==5.17.0
+
 VENV := $(if $(NEWEST),.venv-newest,.venv)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -20,7 +23,7 @@ PINNED := $(PIP) install --constraint $(VENV)/constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile $(OPTIONS)
 BUNDLED_PHOTO := import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / "data/coffee.png")
 
-.PHONY: help demo test test-all lint bench native sanitize headers renew matrix clean FORCE
+.PHONY: help demo test test-all lint bench native sanitize headers gpu-bundle renew matrix clean FORCE
 
 help:
 	@echo 'make demo    prune a photo, leaving pictures in demo/ (PHOTO=... for your own)'
@@ -31,6 +34,7 @@ help:
 	@echo 'make native  build the native objects; needs a C++ compiler'
 	@echo 'make sanitize  check the C++ on random shapes, under sanitizers'
 	@echo 'make headers fetch those of the oldest torch, for tests that compile beside them'
+	@echo 'make gpu-bundle  prepare what bench/gpu_check.sh takes along to a GPU (docs/gpu.md)'
 	@echo 'make renew   write the newest versions into constraints.txt'
 	@echo 'make matrix  try the oldest and newest Python, torch, Triton and transformers'
 	@echo 'make clean   remove the environments and everything built'
@@ -71,6 +75,15 @@ sanitize: $(VENV)/.tools
 headers: $(VENV)/.tools
 	$(BIN)/python scripts/torch_headers.py
 
+# In an environment of its own: the GPU machine has other versions.
+gpu-bundle:
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip --disable-pip-version-check --quiet install $(GPU_VERSIONS) \
+	  'setuptools>=77' ninja 'cmake>=3.20' pytest pytest-xdist hypothesis
+	OCVTP_NATIVE=0 .venv-gpu/bin/python -m pip --disable-pip-version-check --quiet install \
+	  --no-build-isolation '.[vlm,train,triton]'
+	.venv-gpu/bin/python -m bench.gpu_check.bundle $(OPTIONS)
+
 # The newest versions of everything, beside TORCH; then try them: make test-all, make matrix.
 renew: $(VENV)/.tools
 	$(PIP) install uv
@@ -94,5 +107,5 @@ $(VENV)/.tools: Makefile constraints.txt scripts/constraints.py $(if $(NEWEST),F
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-newest build demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-gpu .gpu build demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f ocvtp_kernels/*.so ocvtp_kernels/*.so.new

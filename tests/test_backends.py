@@ -8,7 +8,7 @@ import torch
 
 import ocvtp_kernels as ocvtp
 from ocvtp_kernels import backends
-from tests.cases import CPU_WAYS, running
+from tests.cases import CPU_WAYS, DEVICE, running
 from tests.ops.cases import ARGUMENTS, op, outputs
 
 
@@ -21,10 +21,10 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_an_impossible_choice_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ocvtp.BackendUnavailable, match="cuda"), ocvtp.use_backend("cuda"):
         pass
     monkeypatch.setattr(backends, "interpreting", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ocvtp.BackendUnavailable, match="no GPU"), ocvtp.use_backend("triton"):
         pass
 
@@ -58,6 +58,8 @@ def test_the_gpu_kernels_are_chosen_by_chip_and_tensors(monkeypatch: pytest.Monk
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(backends, "_why_no_cuda", lambda _: "not built")
+    monkeypatch.setattr(backends, "interpreting", lambda: True)
     for capability, backend in ((70, "reference"), (80, "triton"), (90, "triton")):
         monkeypatch.setattr(backends, "capability_of", lambda _, here=capability: here)
         backends._why_no_triton.cache_clear()
@@ -70,12 +72,12 @@ def test_the_gpu_kernels_are_chosen_by_chip_and_tensors(monkeypatch: pytest.Monk
 
 def test_what_the_triton_selection_cannot_hold_is_said() -> None:
     pytest.importorskip("triton")
-    picks = torch.zeros(1, 4, dtype=torch.int64)
+    picks = torch.zeros(1, 4, dtype=torch.int64, device=DEVICE)
     with (
         ocvtp.use_backend("triton"),
         pytest.raises(ocvtp.BackendUnavailable, match="at most 16384 tokens"),
     ):
-        torch.ops.ocvtp.resolve_picks(picks, torch.zeros(1, 4), None, 3, 20000)
+        torch.ops.ocvtp.resolve_picks(picks, torch.zeros(1, 4, device=DEVICE), None, 3, 20000)
 
 
 def test_what_the_cuda_kernels_cannot_hold_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,204 @@
+"""Makes beforehand, without a GPU, what would take a GPU's time: ``.gpu/``.
+
+``python -m bench.gpu_check.bundle [--chip 90]``, in an environment of the GPU machine's Python,
+torch, Triton and transformers: the native objects for its chip, Triton's cache with every kernel
+that a stage launches, the list of them, and the wheels of other people's kernels.
+``--check`` finds the launches again, from wherever it is run, and asks the bundle's cache for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER, LIST, CACHE, MANIFEST = ".gpu", "launches.json", "triton-cache.tar.xz", "manifest.json"
+WHEELS = ("flashslice==0.3.0", "flash-colreduce==0.2.2", "einops>=0.8")
+KEPT = (".cubin", ".json", ".so")  # what Triton reads of its cache
+GROUP = "__grp__"  # begins the names of files that hold the paths of others
+MOST_BYTES = 60 * 2**20
+TESTS = {"tests": "gpu", "kernels": "interpreter"}  # stages, and the mark of their tests
+
+
+def cache_of(folder: Path) -> Path:
+    """Triton's cache of a check."""
+    return folder / "triton-cache"
+
+
+def site_of(folder: Path) -> Path:
+    """The packages that a check brings along."""
+    return folder / "site"
+
+
+def count(folder: Path) -> int:
+    """Entries of a check's cache."""
+    cache = cache_of(folder)
+    return sum(1 for _ in cache.iterdir()) if cache.is_dir() else 0
+
+
+def place(prepared: Path, folder: Path) -> str:
+    """Puts a bundle where a check looks for its parts; returns what it is, in a sentence."""
+    for made in prepared.glob("*.so"):
+        aside = ROOT / "ocvtp_kernels" / f"{made.name}.new"
+        shutil.copyfile(made, aside)
+        aside.replace(aside.with_suffix(""))
+    cache = cache_of(folder)
+    if not cache.is_dir() and (prepared / CACHE).exists():
+        unpack(prepared / CACHE, cache)
+    for wheel in prepared.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site_of(folder))
+    manifest = json.loads((prepared / MANIFEST).read_text(encoding="utf-8"))
+    said = ", ".join(f"{name} {value}" for name, value in manifest.items())
+    return f"prepared: {said}; {count(folder)} entries in Triton's cache"
+
+
+def unpack(archive: Path, cache: Path) -> None:
+    """Unpacks a cache; the paths in it become those of what is there in its new place."""
+    aside = cache.with_name(f"{cache.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    with tarfile.open(archive) as packed:
+        packed.extractall(aside, filter="data")
+    for group in aside.glob(f"*/{GROUP}*"):
+        top = json.loads(group.read_text(encoding="utf-8"))
+        here, there = group.parent, cache / group.parent.name
+        kept = [name for name in top["child_paths"] if (here / name).exists()]
+        top["child_paths"] = {name: str(there / name) for name in kept}
+        group.write_text(json.dumps(top), encoding="utf-8")
+    aside.replace(cache)
+
+
+def pack(cache: Path, archive: Path) -> None:
+    """Packs what Triton reads of a cache."""
+    with tarfile.open(archive, "w:xz", preset=3) as packed:
+        for path in sorted(cache.glob("*/*")):
+            if path.suffix in KEPT:
+                packed.add(path, path.relative_to(cache))
+
+
+def record(chip: int, folder: Path) -> list[Path]:
+    """The lists of what every stage launches, each found in processes of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    others = folder / "others.json"
+    _call("-m", "bench.gpu_check.launches", str(chip), str(others))
+    for stage, mark in TESTS.items():
+        files = [
+            str(path.relative_to(ROOT))
+            for path in sorted((ROOT / "tests").rglob("test_*.py"))
+            if f"mark.{mark}" in path.read_text(encoding="utf-8")
+        ]
+        _call(
+            *("-m", "pytest", "-p", "bench.gpu_check.record_tests", "--assert=plain", "-m", mark),
+            *("-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal", "-W", "ignore"),
+            *("--tb=line", "-r", "fE", *files),
+            OCVTP_RECORD_CHIP=str(chip),
+            OCVTP_RECORD_STAGE=stage,
+            OCVTP_RECORD_FOLDER=str(folder),
+        )
+    return sorted(folder.glob("*.json"))
+
+
+def native(chip: int, target: Path) -> None:
+    """The native objects for a chip, out of a wheel: those of the source tree stay as they are."""
+    with tempfile.TemporaryDirectory() as folder:
+        _call(
+            *("-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"),
+            *("--no-build-isolation", "-w", folder, "."),
+            OCVTP_NATIVE="cuda",
+            OCVTP_CUDA_ARCHITECTURES=f"{chip // 10}.{chip % 10}",
+        )
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if name.endswith(".so"):
+                    (target / Path(name).name).write_bytes(archive.read(name))
+
+
+def _call(*arguments: str, **environment: str) -> None:
+    """Runs this Python; what fails ends the bundle."""
+    # Kernels are compiled or recorded, never interpreted.
+    given = {**os.environ, "TRITON_INTERPRET": "0", **environment}
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, env=given, check=True)
+
+
+def make(chip: int, target: Path) -> int:
+    """Makes a bundle; returns the exit status."""
+    aside = target.with_name(f"{target.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    with tempfile.TemporaryDirectory() as folder:
+        lists = record(chip, Path(folder))
+        from bench.gpu_check import binaries
+
+        found = binaries.merged(binaries.read(path)[1] for path in lists)
+        binaries.write(aside / LIST, chip, found)
+        cache = Path(folder) / "cache"
+        processes = str(os.cpu_count() or 2)
+        _call(
+            *("-m", "bench.gpu_check.warm", str(aside / LIST), "--processes", processes),
+            TRITON_CACHE_DIR=str(cache),
+        )
+        pack(cache, aside / CACHE)
+    native(chip, aside)
+    for wheel in WHEELS:
+        command = ("-m", "pip", "download", "--quiet", "--no-deps", "-d", str(aside), wheel)
+        try:
+            _call(*command, "--disable-pip-version-check")
+        except subprocess.CalledProcessError:
+            print(f"{wheel} is left out: pip finds none", flush=True)
+    commit = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    manifest = {
+        "chip": f"sm_{chip}",
+        "commit": subprocess.run(commit, cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "triton", "transformers")},
+    }
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    aside.replace(target)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    print(f"{target}: {size / 2**20:.1f} MiB, {len(found)} binaries")
+    if size > MOST_BYTES:
+        print(f"that is more than the {MOST_BYTES // 2**20} MiB that it may be")
+    return int(size > MOST_BYTES)
+
+
+def check(prepared: Path) -> int:
+    """Whether a bundle's cache has every launch of every stage; returns the exit status."""
+    manifest = json.loads((prepared / MANIFEST).read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder) / "cache"
+        unpack(prepared / CACHE, cache)
+        lists = record(int(manifest["chip"].removeprefix("sm_")), Path(folder) / "lists")
+        command = [sys.executable, "-m", "bench.gpu_check.warm", *map(str, lists), "--strict"]
+        given = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+        return subprocess.run(command, cwd=ROOT, env=given).returncode
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_check.bundle", description=__doc__)
+    parser.add_argument("--chip", type=int, default=90, help="of the GPU machine: 90 for an H100")
+    parser.add_argument("--output", type=Path, default=ROOT / FOLDER)
+    parser.add_argument("--check", type=Path, help="a bundle to check, instead of making one")
+    given = parser.parse_args(arguments)
+    start = time.monotonic()
+    status = check(given.check.resolve()) if given.check else make(given.chip, given.output)
+    print(f"{time.monotonic() - start:.0f} s")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

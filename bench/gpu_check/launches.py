@@ -1,0 +1,260 @@
+"""The Triton binaries that the check launches on a chip, found without one.
+
+Nothing runs: a launch is recorded, and the memory that it would have filled holds zeros. The tests
+run as they are, under `bench.rehearsal`; what the bench launches at real sizes is asked for on
+tensors without memory.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.jit import JITFunction
+
+from bench.cases import CASES, outputs_of
+from bench.compiled_binaries import StandIn
+from bench.gpu_check.binaries import ALIGNMENT, Binary, write, written
+from ocvtp_kernels import backends
+from ocvtp_kernels.gpu.chips import CHIPS, pretend
+
+EMPTIES = ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (Tensor, "new_empty"))
+
+
+class Recorder:
+    """Collects each binary once, by stage."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self._found: dict[tuple[Any, ...], Binary] = {}
+
+    def note(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        """Takes a launch down, in place of ``JITFunction.run``."""
+        given = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
+        arguments = {name: given.pop(name) for name in kernel.arg_names if name in given}
+        place = f"{kernel.fn.__module__}:{kernel.fn.__name__}"
+        kinds = [
+            tuple(written(value)) if isinstance(value, Tensor) else _kind(name, value)
+            for name, value in arguments.items()
+        ]
+        key = place, *kinds, *sorted(given.items())
+        if key not in self._found:
+            kept = {name: written(value) for name, value in arguments.items()}
+            self._found[key] = Binary(place, kept, given, [])
+        stages = self._found[key].stages
+        if self.stage not in stages:
+            stages.append(self.stage)
+
+    def binaries(self) -> list[Binary]:
+        """All that was launched."""
+        return list(self._found.values())
+
+
+def _kind(name: str, value: Any) -> Any:
+    """A number as Triton tells it from others; a constant as it is."""
+    if name.isupper() or isinstance(value, bool) or not isinstance(value, int):
+        return (type(value), value) if not isinstance(value, float) or name.isupper() else float
+    return value == 1, value % ALIGNMENT == 0, -(2**31) <= value < 2**31
+
+
+@contextmanager
+def zeros() -> Iterator[None]:
+    """Within the block new memory holds zeros, which are ids and numbers in range."""
+    with ExitStack() as stack:
+        for owner, name in EMPTIES:
+            stack.enter_context(mock.patch.object(owner, name, _zeroed(getattr(owner, name))))
+        yield
+
+
+def _zeroed(empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *args, **kwargs: empty(*args, **kwargs).zero_()
+
+
+def _triton_of(op: str, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
+    """The op's Triton kernel if a GPU would run it on these arguments.
+
+    Where "cuda" is asked for too: it launches what is launched anyway, and computes nothing.
+    """
+    kernel = backends._kernels.get(op, {}).get("triton")
+    if kernel is None or backends.forced() == "reference":
+        return None
+    if torch.float64 in {value.dtype for value in arguments if isinstance(value, Tensor)}:
+        return None
+    return kernel.run if kernel.refuse is None or kernel.refuse(*arguments) is None else None
+
+
+def _choose(op: str, arguments: Any, gradient: bool = False) -> Callable[..., Any]:
+    """`backends.choose` of a GPU, for tensors on the CPU."""
+    kernels = backends._kernels[op]
+    return _triton_of(op, arguments) or kernels.get("cpu", kernels["reference"]).run
+
+
+class _OnMeta(TorchDispatchMode):
+    """Our ops on tensors without memory run their Triton kernels, as far as the launches."""
+
+    def __torch_dispatch__(
+        self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "ocvtp":
+            run = _triton_of(func._schema.name.removeprefix("ocvtp::"), args)
+            if run is not None:
+                return run(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class _Undrawn(TorchFunctionMode):
+    """Random numbers that nobody looks at need no generator, and a device of no memory has none."""
+
+    def __torch_function__(
+        self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kept = {name: value for name, value in (kwargs or {}).items() if name != "generator"}
+        return func(*args, **kept)
+
+
+@contextmanager
+def recording(chip: int) -> Iterator[Recorder]:
+    """Within the block Triton's kernels are recorded, as for ``chip``, and not run."""
+    recorder = Recorder()
+    triton.runtime.driver.set_active(StandIn(chip))
+    with ExitStack() as stack:
+        stack.enter_context(pretend(CHIPS[chip]))
+        note = lambda *args, **kwargs: recorder.note(*args, **kwargs)  # noqa: E731, a method
+        stack.enter_context(mock.patch.object(JITFunction, "run", note))
+        stack.enter_context(mock.patch.object(backends, "choose", _choose))
+        yield recorder
+
+
+class _AnyGenerator(torch.Generator):
+    """A generator for whichever device."""
+
+    def __new__(cls, *_: Any) -> _AnyGenerator:
+        return super().__new__(cls)
+
+
+@contextmanager
+def without_memory() -> Iterator[torch.device]:
+    """Within the block the bench's own code draws and calls on a device of no memory."""
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch, "Generator", _AnyGenerator))
+        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda _: False))
+        stack.enter_context(_Undrawn())
+        stack.enter_context(_OnMeta())
+        yield torch.device("meta")
+
+
+def whole_way() -> None:
+    """What smoke, prune, compile and profile launch of `prune`."""
+    from bench.gpu_check.one_prune import SIZES
+    from bench.gpu_check.smoke import LOADS
+    from bench.shapes import CUDA_SHORT, square
+
+    profiled = [square(*sizes, "bfloat16") for sizes in SIZES]
+    with without_memory() as device:
+        for load in dict.fromkeys((*LOADS, *CUDA_SHORT.prune, *CUDA_SHORT.compiled, *profiled)):
+            case = CASES["prune"](load, device)
+            case.call(*case.inputs(0))
+
+
+def other_kernels() -> None:
+    """What compile launches of other ops, beside other people's kernels."""
+    from bench.gpu_check.stages import OTHERS
+    from bench.run import jobs
+    from bench.shapes import CUDA_SHORT
+
+    for job in jobs("micro", CUDA_SHORT):
+        if job.op not in OTHERS:
+            continue
+        with without_memory() as device:
+            case = CASES[job.op](job.workload, device)
+            inputs = case.inputs(0)
+            if job.direction == "forward":
+                case.call(*inputs)
+            else:
+                leaves = [each.requires_grad_() for each in inputs]
+                outputs = outputs_of(case.call(*leaves))
+                torch.autograd.grad(outputs, leaves, [torch.empty_like(one) for one in outputs])
+
+
+def models() -> None:
+    """What e2e launches."""
+    from bench.llava_calls import pruned_view
+    from bench.llava_models import OCVTP, UNPRUNED, Vlm
+    from bench.llava_plan import plan
+
+    with without_memory() as device, torch.no_grad():
+        for job in plan("cuda", short=True):
+            vlm = Vlm(job.shape, device)
+            for choice in job.choices:
+                if choice.selector == UNPRUNED:
+                    continue
+                if choice.selector == OCVTP:
+                    case = vlm.pruning(choice.budget)
+                    case.call(*case.inputs(0))
+                for timed in (False, True):
+                    view, _, _ = pruned_view(vlm, choice, job.batch, timed)
+                    pixels, others = vlm.pixels(job.batch, 0), vlm.image_arguments(job.batch)
+                    view.model.get_image_features(pixels, **others)
+
+
+def selectors() -> None:
+    """What selectors launches, the loops alone too."""
+    from bench.selectors import keep
+    from bench.selectors_inputs import NAMES, PUBLISHED, draw, loops_of, plan, selector_of
+
+    for job in plan("cuda", short=True):
+        drawn = draw(job, 0, torch.device("cpu"))
+        with without_memory() as device, torch.no_grad():
+            evidence = drawn._replace(
+                **{n: v.to(device) for n, v in drawn._asdict().items() if isinstance(v, Tensor)}
+            )
+            for name in NAMES:
+                keep(selector_of(name, job, device), evidence, job.budget)
+            if job.batch == 1:
+                # The published loop beside ours begins at pivots that are read on the host.
+                with mock.patch.object(Tensor, "tolist", lambda _: []):
+                    for name in PUBLISHED:
+                        loops_of(name, evidence, job.budget)[0]()
+
+
+def every_op() -> None:
+    """What sanitizer launches."""
+    from bench.gpu_check.every_op import calls
+
+    for name, dtype, batch in calls():
+        from tests.ops.cases import ARGUMENTS, op
+
+        with zeros():
+            op(name)(*ARGUMENTS[name](batch=batch, dtype=dtype))
+
+
+STAGES: dict[str, Callable[[], None]] = {
+    "prune": whole_way,
+    "compile": other_kernels,
+    "e2e": models,
+    "selectors": selectors,
+    "sanitizer": every_op,
+}
+
+
+def main() -> int:
+    """``python -m bench.gpu_check.launches CHIP FILE``: the list of all stages but the tests."""
+    chip, path = int(sys.argv[1]), Path(sys.argv[2])
+    with recording(chip) as recorder:
+        for recorder.stage, launch in STAGES.items():
+            launch()
+    write(path, chip, recorder.binaries())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""One call of `prune` for Nsight Compute to look at, and what it says of the call's kernels.
+
+``python -m bench.gpu_check.one_prune PLACE``: two calls to warm up, then the one that is profiled.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+SIZES = ((1, 576, 64), (64, 576, 64), (1, 2880, 160))  # images, tokens, slots and tokens kept
+# Durations in ns; the rest are percentages of the peak sustained.
+METRICS = {
+    "ns": "gpu__time_duration.sum",
+    "sm": "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "memory": "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
+}
+
+
+def name(place: int) -> str:
+    """A workload in words."""
+    batch, tokens, slots = SIZES[place]
+    return f"B {batch}, N {tokens}, K {slots}, bfloat16"
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Each kernel of the call in order, with its `METRICS`; none where ncu told of none."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    # What ncu itself has to say stands before the table.
+    start = next((place for place, line in enumerate(lines) if line.startswith('"ID"')), None)
+    if start is None:
+        return []
+    found: dict[str, dict[str, Any]] = {}
+    names = {metric: short for short, metric in METRICS.items()}
+    for row in csv.DictReader(lines[start:]):
+        kernel = found.setdefault(row["ID"], {"kernel": row["Kernel Name"].partition("(")[0]})
+        short = names.get(row["Metric Name"])
+        try:
+            value = float(row["Metric Value"].replace(",", ""))
+        except ValueError:
+            continue
+        if short is not None:
+            kernel[short] = value
+    return [kernel for kernel in found.values() if "ns" in kernel]
+
+
+def main(place: int, device: str = "cuda") -> int:
+    """Runs the call; returns the exit status."""
+    import torch
+
+    from bench.cases import CASES
+    from bench.shapes import square
+
+    with torch.no_grad():
+        case = CASES["prune"](square(*SIZES[place], "bfloat16"), torch.device(device))
+        inputs = case.inputs(1)
+        for _ in range(2):
+            case.call(*inputs)
+        torch.cuda.synchronize()
+        profiler: Any = torch.cuda.cudart()
+        profiler.cudaProfilerStart()
+        case.call(*inputs)
+        torch.cuda.synchronize()
+        profiler.cudaProfilerStop()
+    print(name(place))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

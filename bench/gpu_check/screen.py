@@ -1,0 +1,163 @@
+"""What a check found, on one screen: from the summary and the result files beside it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LINES, WIDTH = 60, 140
+STAGES = ("encoder", "pruner", "projector", "prefill")
+Rows = list[dict[str, Any]]
+
+
+def screen(summary: dict[str, Any], folder: Path) -> list[str]:
+    """At most `LINES` lines; what failed is cut short first."""
+    blocks = [
+        list(part)
+        for part in (
+            _machine(summary),
+            _stages(summary),
+            _correctness(summary),
+            _prune(folder),
+            _models(folder),
+            _profile(summary),
+        )
+    ]
+    lines = [line[:WIDTH] for block in blocks for line in block]
+    room = LINES - len(lines)
+    failures = [line[:WIDTH] for line in _failures(summary, folder)]
+    if len(failures) > room:
+        failures = [*failures[: room - 1], f"... and {len(failures) - room + 1} more, in logs.tgz"]
+    return [*lines, *failures][:LINES]
+
+
+def _machine(summary: dict[str, Any]) -> Iterator[str]:
+    facts = summary["facts"].get("smoke", {})
+    versions = facts.get("versions", {})
+    said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    chip = f", {facts['chip']}, driver {facts.get('driver')}" if "chip" in facts else ""
+    yield f"{facts.get('device', summary['device'])}{chip}; {said}; commit {summary['commit']}"
+    first = [one for one in facts.get("answers", []) if one.get("seconds")]
+    if first:
+        yield "smoke: " + ", ".join(
+            f"{one['backend']} {one['workload'].split(' T=')[0]} {one['workload'].split()[-1]} "
+            f"{one['seconds'] * 1e6:.0f} us"
+            for one in first[:4]
+        )
+
+
+def _stages(summary: dict[str, Any]) -> Iterator[str]:
+    yield f"{'stage':10} {'status':>6} {'s':>5} {'compiled':>8}"
+    for one in summary["stages"]:
+        compiled = one["compiled"] if one["compiled"] is not None else ""
+        yield (
+            f"{one['stage']:10} {one['status'] or 'ok':>6} {one['seconds']:5.0f} {compiled:>8}  "
+            f"{one['note']}"
+        )
+
+
+def _correctness(summary: dict[str, Any]) -> Iterator[str]:
+    cells: dict[str, list[int]] = {}
+    for name, facts in summary["facts"].items():
+        for subject, counts in facts["by subject"].items() if name.endswith(" tests") else ():
+            known = cells.setdefault(subject, [0, 0])
+            for place, count in enumerate(counts):
+                known[place] += count
+    if not cells:
+        return
+    said = [
+        f"{subject} {right}" if not wrong else f"{subject.upper()} {wrong} OF {right + wrong} WRONG"
+        for subject, (right, wrong) in sorted(cells.items(), key=lambda cell: -cell[1][1])
+    ]
+    lines = textwrap.wrap("tests passed: " + ", ".join(said), WIDTH)
+    yield from lines[:9]
+
+
+def _rows(folder: Path, kind: str) -> Rows:
+    path = folder / f"{kind}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+
+
+def _prune(folder: Path) -> Iterator[str]:
+    rows, compiled = _rows(folder, "prune"), _rows(folder, "compile")
+    loads = list(dict.fromkeys(_load(row) for row in rows))
+    if not loads:
+        return
+    columns = ("ours", "eager", "csrc", "ours", "eager", "publ.", "compile")
+    by = "-- in a graph --" if any(row["method"] == "graph" for row in rows) else ""
+    yield f"{'prune, us':26}{by:>27}   {'-- launched --':>27}{'':9}of the ceiling"
+    yield f"{'':26}" + "".join(f"{name:>9}" for name in columns)
+    methods = {"graph", "host"}
+    for load in loads[:12]:
+        mine = [row for row in rows if _load(row) == load]
+        theirs = [row for row in compiled if _load(row) == load]
+        times = [
+            *(_time(mine, variant, methods) for variant in ("prune", "eager", "csrc")),
+            *(_time(mine, variant, {"events"}) for variant in ("prune", "eager", "published")),
+            _time(theirs, "compile", {"events", "host"}),
+        ]
+        shares = [r["share_of_ceiling"] for r in mine if r["variant"] == "prune" and r["median_s"]]
+        share = f"{max(shares):>10.1%}" if shares else f"{'':>10}"
+        yield f"{load:26}" + "".join(f"{time:>9}" for time in times) + share
+
+
+def _load(row: dict[str, Any]) -> str:
+    size = row["workload"]
+    kind = size["dtype"].replace("bfloat", "bf").replace("float", "fp")
+    return f"B {size['batch']}, N {size['num_tokens']}, K {size['num_slots']}, {kind}"
+
+
+def _time(rows: Rows, variant: str, methods: set[str]) -> str:
+    for row in rows:
+        if row["variant"] == variant and row["median_s"] and row["method"] in methods:
+            return f"{row['median_s'] * 1e6:.0f}" if row["median_s"] < 1 else "> 1 s"
+    return "refused" if any(r["variant"] == variant and not r["median_s"] for r in rows) else ""
+
+
+def _models(folder: Path) -> Iterator[str]:
+    rows = [row for row in _rows(folder, "e2e") if row["selector"] in ("unpruned", "ocvtp")]
+    if not rows:
+        return
+    columns = ("TTFT", *STAGES)
+    yield f"{'first token, ms':44}" + "".join(f"{name:>10}" for name in columns)
+    for row in rows[:8]:
+        name = f"{row['model']} {row['mode']} {row['selector']} {row['budget']}"
+        if row["ttft_s"] is None:
+            yield f"{name:44} {row['note']}"
+            continue
+        seconds = (row["ttft_s"], *(row["stages"][stage] for stage in STAGES))
+        yield f"{name:44}" + "".join(f"{each * 1e3:>10.2f}" for each in seconds)
+
+
+def _profile(summary: dict[str, Any]) -> Iterator[str]:
+    for one in summary["facts"].get("profile", []):
+        kernels = sorted(one["kernels"], key=lambda kernel: -kernel["ns"])
+        total = sum(kernel["ns"] for kernel in kernels)
+        longest = ", ".join(
+            f"{kernel['kernel'].removesuffix('_kernel')} {kernel['ns'] / 1e3:.1f}"
+            for kernel in kernels[:6]
+        )
+        yield f"ncu {one['workload']}: {len(kernels)} kernels, {total / 1e3:.1f} us: {longest}"
+
+
+def _failures(summary: dict[str, Any], folder: Path) -> Iterator[str]:
+    for one in summary["facts"].get("smoke", {}).get("answers", []):
+        if not one["right"]:
+            yield f"wrong: {one['backend']} {one['workload']}: {one['note']}"
+    for kind in ("prune", "compile", "micro"):
+        for row in _rows(folder, kind):
+            if not row["gate"]["passed"]:
+                what = f"{row['op']} {row['variant']} {row['direction']} {_load(row)}"
+                yield f"refused: {what}: {row['gate']['note']}"
+    for row in _rows(folder, "e2e"):
+        if row["ttft_s"] is None:
+            yield f"refused: {row['model']} {row['mode']} {row['selector']}: {row['note']}"
+    for row in _rows(folder, "selectors"):
+        if not row["gate"]["passed"]:
+            yield f"refused: {row['method']} B {row['batch']}: {row['gate']['note']}"
+    for name, facts in summary["facts"].items():
+        for test in facts["failed"] if name.endswith(" tests") else ():
+            yield f"failed: {test}"

@@ -1,0 +1,255 @@
+"""What the check runs, the most wanted first, and how long each part may take."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.gpu_check import bundle, one_prune
+from bench.gpu_check.running import OUT_OF_TIME, Check, Outcome
+from bench.gpu_check.tests_read import Tests, read_junit
+
+ROOT = Path(__file__).resolve().parents[2]
+NONE_RIGHT = 3  # smoke's status where nothing else is worth its time
+OTHERS = ("slot_attention", "attention_received")  # ops that other people have kernels of
+SANITIZED = (("memcheck", "triton"), ("memcheck", "cuda"), ("racecheck", "cuda"))
+
+
+class Stage(NamedTuple):
+    """One part of the check."""
+
+    expected: int  # seconds on an H100 with the bundle
+    most: int  # seconds that it may take
+    run: Callable[[Check], Outcome]
+
+
+def smoke(check: Check) -> Outcome:
+    """`bench.gpu_check.smoke`, on all backends that are here."""
+    status = _ask(check)
+    absent = check.facts.get("smoke", {}).get("absent", {})
+    notes = [f"{backend} is not here yet: {why}" for backend, why in absent.items()]
+    return Outcome(status, "; ".join(notes) if notes else _last_line(check) if status else "")
+
+
+def _ask(check: Check, *arguments: str, share: float = 1.0) -> int:
+    output = check.folder / "smoke.json"
+    output.unlink(missing_ok=True)
+    asked = ("--device", check.device, "--output", str(output), *arguments)
+    status = check.python("-m", "bench.gpu_check.smoke", *asked, share=share)
+    if output.exists():
+        said = json.loads(output.read_text(encoding="utf-8"))
+        said["answers"] = [*check.facts.get("smoke", {}).get("answers", []), *said["answers"]]
+        check.facts["smoke"] = said
+    return status
+
+
+def build(check: Check) -> Outcome:
+    """The native objects, unless those of the bundle are of this chip; on a GPU they must load."""
+    if check.python("-m", "bench.gpu_check.native_here", check.device) == 0:
+        return Outcome(0, "the native objects are here")
+    if not check.cuda and not all(map(_has_tool, ("cmake", "ninja"))):
+        return Outcome(0, "nothing native was built, for want of cmake or ninja")
+    arguments = ("--disable-pip-version-check", "install", "--no-build-isolation", "--no-deps")
+    native = {"OCVTP_NATIVE": "cuda" if check.cuda else "1"}
+    if check.cuda:
+        # For this GPU alone: compiling for every chip takes minutes.
+        chip = check.facts.get("smoke", {}).get("chip", "")
+        native["OCVTP_CUDA_ARCHITECTURES"] = re.sub(r"sm_(\d+)(\d)", r"\1.\2", chip)
+    status = check.python("-m", "pip", *arguments, "-e", ".", share=0.7, **native)
+    if status == 0:
+        status = check.python("-m", "bench.gpu_check.native_here", check.device, share=0.1)
+    if status == 0 and check.cuda:
+        status = _ask(check, "--backends", "cuda", share=0.2)
+    return Outcome(status, _last_line(check) if status else "")
+
+
+def warm(check: Check) -> Outcome:
+    """What Triton's cache lacks of the kernels that the bundle lists."""
+    lists = check.prepared / bundle.LIST
+    if not check.cuda or not lists.exists():
+        return Outcome(0, "no list of launches: kernels are compiled when they are launched")
+    processes = str(os.cpu_count() or 2)
+    status = check.python("-m", "bench.gpu_check.warm", str(lists), "--processes", processes)
+    return Outcome(status, _last_line(check))
+
+
+def tests(check: Check) -> Outcome:
+    """The tests marked gpu, but those of a grid-wide barrier."""
+    return _pytest(check, "gpu", "gpu and not barrier")
+
+
+def kernels(check: Check) -> Outcome:
+    """The tests of every Triton kernel, which run on the GPU where there is one."""
+    if not check.cuda:
+        return Outcome(0, "without a GPU they are of `make test`")
+    return _pytest(check, "interpreter", "interpreter and not barrier")
+
+
+def barrier(check: Check) -> Outcome:
+    """The tests of a grid-wide barrier, alone and last: if it hangs, nothing else is lost."""
+    if not check.cuda:
+        return Outcome(0, "without a GPU they are of `make test`")
+    return _pytest(check, "barrier", "barrier", processes=0)
+
+
+def sanitizer(check: Check) -> Outcome:
+    """compute-sanitizer over every op."""
+    if not check.cuda:
+        return Outcome(0, "compute-sanitizer checks CUDA kernels only")
+    if not _has_tool("compute-sanitizer"):
+        return Outcome(1, "there is no compute-sanitizer")
+    failed = []
+    for tool, backend in SANITIZED:
+        status = check.run(
+            *("compute-sanitizer", "--tool", tool, "--target-processes", "application-only"),
+            *("--error-exitcode", "9", sys.executable, "-m", "bench.gpu_check.every_op", backend),
+            share=1 / len(SANITIZED),
+            # Without torch's memory cache every tensor is an allocation with edges of its own.
+            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+        )
+        if status:
+            why = "out of time" if status == OUT_OF_TIME else f"status {status}"
+            failed.append(f"{tool} of {backend}: {why}")
+    check.facts["sanitizer"] = failed
+    return Outcome(int(bool(failed)), "; ".join(failed))
+
+
+def prune(check: Check) -> Outcome:
+    """The whole way beside its baselines."""
+    return _bench(check, "prune")
+
+
+def compiled(check: Check) -> Outcome:
+    """The whole way beside torch.compile, then ops beside other people's kernels of them."""
+    outcome = _bench(check, "compile", share=0.7 if check.cuda else 1.0)
+    if not check.cuda:
+        return outcome
+    others = _bench(check, "micro", "--ops", ",".join(OTHERS), share=0.3)
+    return Outcome(outcome.status or others.status, f"{outcome.note}; {others.note}")
+
+
+def end_to_end(check: Check) -> Outcome:
+    """Whole models, until their first token."""
+    if importlib.util.find_spec("transformers") is None:
+        return Outcome(int(check.cuda), "there is no transformers")
+    return _bench(check, "e2e")
+
+
+def selectors(check: Check) -> Outcome:
+    """Every method beside its published code."""
+    return _bench(check, "selectors")
+
+
+def profile(check: Check) -> Outcome:
+    """Nsight Compute over single calls of `prune`."""
+    if not check.cuda:
+        return Outcome(0, "ncu looks at CUDA kernels only")
+    if not _has_tool("ncu"):
+        return Outcome(1, "there is no ncu")
+    failed, found = [], []
+    for place in range(len(one_prune.SIZES)):
+        table = check.folder / f"ncu-{place}.csv"
+        status = check.run(
+            *("ncu", "--clock-control", "none", "--profile-from-start", "off", "--csv"),
+            *("--print-units", "base", "--metrics", ",".join(one_prune.METRICS.values())),
+            *("--log-file", str(table), "--force-overwrite"),
+            *(sys.executable, "-m", "bench.gpu_check.one_prune", str(place)),
+            share=1 / len(one_prune.SIZES),
+        )
+        kernels = one_prune.read(table) if table.exists() else []
+        if status or not kernels:
+            failed.append(f"workload {place}: status {status}, {len(kernels)} kernels")
+        else:
+            found.append({"workload": one_prune.name(place), "kernels": kernels})
+        check.facts["profile"] = found
+    return Outcome(int(bool(failed)), "; ".join(failed))
+
+
+STAGES: dict[str, Stage] = {
+    "smoke": Stage(20, 40, smoke),
+    "build": Stage(8, 60, build),
+    "warm": Stage(12, 60, warm),
+    "tests": Stage(45, 80, tests),
+    "prune": Stage(60, 80, prune),
+    "e2e": Stage(100, 130, end_to_end),
+    "kernels": Stage(70, 95, kernels),
+    "sanitizer": Stage(60, 80, sanitizer),
+    "compile": Stage(55, 75, compiled),
+    "profile": Stage(45, 60, profile),
+    "selectors": Stage(45, 60, selectors),
+    "barrier": Stage(12, 30, barrier),
+}
+
+
+def _bench(check: Check, kind: str, *more: str, share: float = 1.0) -> Outcome:
+    """A kind of `bench.run`, which stops by itself in time to write down what has begun."""
+    seconds = check.limit * share
+    arguments = ["--device", check.device, "--output", str(check.folder)]
+    arguments += ["--seconds", str(max(seconds - 20, 0.6 * seconds))]
+    # One plan on a GPU, whose minutes it is made for.
+    if check.short or check.cuda:
+        arguments.append("--short")
+    if check.commit is not None:
+        arguments += ["--commit", check.commit]
+    measured = check.folder / "prune.json"
+    if kind != "prune" and measured.exists():
+        arguments += ["--ceilings", str(measured)]
+    status = check.python("-m", "bench.run", kind, *arguments, *more, share=share)
+    if status == OUT_OF_TIME:
+        return Outcome(status, f"out of time after {seconds:.0f} s")
+    left_out = [line for line in check.said().splitlines() if line.startswith("out of time: ")]
+    return Outcome(status, "; ".join([*left_out, _last_line(check)]))
+
+
+def _pytest(check: Check, mark: str, chosen: str, processes: int = 12) -> Outcome:
+    """The tests that an expression of marks chooses; on a GPU some must pass."""
+    files = sorted(
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if f"mark.{mark}" in path.read_text(encoding="utf-8")
+    )
+    left_out = [] if _has_module("typer") else [name for name in files if "/cli/" in name]
+    report = check.folder / f"{mark}.xml"
+    report.unlink(missing_ok=True)
+    arguments = ["-m", chosen, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    workers = min(processes, max(2, (os.cpu_count() or 2) - 4))
+    if processes and _has_module("xdist"):
+        arguments += ["-n", str(workers), "--dist", "worksteal"]
+    status = check.python(
+        *("-m", "pytest", *arguments, *(name for name in files if name not in left_out)),
+        OMP_NUM_THREADS="2",
+        CUBLAS_WORKSPACE_CONFIG=":4096:8",
+    )
+    found = read_junit(report) if report.exists() else Tests()
+    check.facts[f"{mark} tests"] = found.facts()
+    notes = ["out of time"] if status == OUT_OF_TIME else []
+    notes += [f"without {', '.join(left_out)}, for want of typer"] if left_out else []
+    if check.cuda and not found.passed:
+        notes.append(f"no test ran: {found.why_skipped()}")
+        status = status or 1
+    elif not check.cuda and status == 5:
+        status = 0
+    return Outcome(status, "; ".join([found.count(), *notes]))
+
+
+def _has_module(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _has_tool(name: str) -> bool:
+    beside = str(Path(sys.executable).parent)
+    return (
+        shutil.which(name, path=os.pathsep.join([beside, os.environ.get("PATH", "")])) is not None
+    )
+
+
+def _last_line(check: Check) -> str:
+    lines = check.said().strip().splitlines()
+    return lines[-1][:200] if lines else ""

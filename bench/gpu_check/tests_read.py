@@ -1,0 +1,82 @@
+"""What pytest's report says, test by test, summed up by op and backend."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as xml
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BACKENDS = ("triton", "cuda", "chosen")
+
+
+@dataclass
+class Tests:
+    """The outcomes of a run.
+
+    Attributes:
+        passed, failed: names of tests.
+        skipped: reasons, and how many tests each.
+    """
+
+    passed: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def count(self) -> str:
+        """How many of each."""
+        return (
+            f"{len(self.passed)} passed, {len(self.failed)} failed, {self.skipped.total()} skipped"
+        )
+
+    def why_skipped(self) -> str:
+        """The commonest reason."""
+        return self.skipped.most_common(1)[0][0] if self.skipped else "none was found"
+
+    def facts(self) -> dict[str, Any]:
+        """For the summary: counts, the tests that failed, and passed and failed by subject."""
+        subjects: dict[str, list[int]] = {}
+        for place, names in enumerate((self.passed, self.failed)):
+            for name in names:
+                subjects.setdefault(subject_of(name), [0, 0])[place] += 1
+        return {
+            "passed": len(self.passed),
+            "failed": self.failed,
+            "skipped": dict(self.skipped.most_common()),
+            "by subject": subjects,
+        }
+
+
+def subject_of(name: str) -> str:
+    """An op and its backend, of a test of every op; else the test's file.
+
+    ``tests.ops.test_gpu::test_never_waits[dtype0-triton-merge]`` is of "merge on triton".
+    """
+    file, _, test = name.partition("::")
+    words = re.findall(r"[a-z_]+", test.partition("[")[2])
+    backend = next((word for word in words if word in BACKENDS), None)
+    op = words[-1] if words and file.startswith("tests.ops.") else None
+    if op is not None and backend is not None:
+        return f"{op} on {'the one chosen' if backend == 'chosen' else backend}"
+    return op or file.removeprefix("tests.")
+
+
+def read_junit(path: Path) -> Tests:
+    """A report as pytest writes it; one that was cut off counts as empty."""
+    found = Tests()
+    try:
+        cases = list(xml.parse(path).iter("testcase"))
+    except xml.ParseError:
+        return found
+    for case in cases:
+        name = f"{case.get('classname')}::{case.get('name')}"
+        skip = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            found.failed.append(name)
+        elif skip is not None:
+            found.skipped[skip.get("message") or "for no reason given"] += 1
+        else:
+            found.passed.append(name)
+    return found

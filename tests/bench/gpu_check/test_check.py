@@ -1,0 +1,170 @@
+"""The check's command: stages, their order and limits, and what comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.gpu_check import __main__ as command
+from bench.gpu_check import bundle, stages
+from bench.gpu_check.running import OUT_OF_TIME, Check, Outcome
+from bench.gpu_check.stages import NONE_RIGHT, STAGES, Stage
+
+SCRIPT = stages.ROOT / "bench" / "gpu_check.sh"
+Run = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command in a folder of its own; returns its status and summary."""
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "_git_commit", lambda: "abc")
+    for name in STAGES:
+        monkeypatch.setitem(STAGES, name, Stage(1, 60, lambda _: Outcome(0)))
+
+    def main(*arguments: str) -> tuple[int, dict[str, Any]]:
+        out = tmp_path / "out"
+        status = command.main(["--device", "cpu", "--output", str(out), *arguments])
+        return status, json.loads((out / "summary.json").read_text("utf-8"))
+
+    return main
+
+
+def replace(monkeypatch: pytest.MonkeyPatch, name: str, does: Callable[[Check], Outcome]) -> None:
+    monkeypatch.setitem(STAGES, name, Stage(1, 60, does))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize("arguments", [["--device", "tpu"], ["--only", "nothing"], ["--fast"]])
+def test_bad_arguments_are_refused(tmp_path: Path, arguments: list[str]) -> None:
+    done = subprocess.run(
+        ["bash", str(SCRIPT), *arguments],
+        env={**os.environ, "OUT": str(tmp_path / "out"), "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and "usage" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_stages_in_order(run: Run) -> None:
+    status, summary = run()
+    assert status == 0 and summary["commit"] == "abc"
+    assert [one["stage"] for one in summary["stages"]] == list(STAGES)
+    assert list(STAGES)[:5] == ["smoke", "build", "warm", "tests", "prune"]
+    assert list(STAGES)[-1] == "barrier"
+
+
+def test_the_plan_leaves_two_of_fifteen_minutes() -> None:
+    # Starting a machine takes up to two minutes more.
+    assert sum(stage.expected for stage in STAGES.values()) <= command.TOTAL_S - 2 * 60
+    assert command.TOTAL_S == 13 * 60
+    assert all(stage.expected < stage.most for stage in STAGES.values())
+
+
+def test_a_failed_stage_is_recorded_and_the_rest_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace(monkeypatch, "prune", lambda _: Outcome(1, "it broke"))
+    status, summary = run("--only", "sanitizer,prune")
+    assert status == 1
+    assert [(s["stage"], s["status"], s["note"]) for s in summary["stages"]] == [
+        ("prune", 1, "it broke"),
+        ("sanitizer", 0, ""),
+    ]
+
+
+def test_where_no_backend_is_right_nothing_else_is_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace(monkeypatch, "smoke", lambda _: Outcome(NONE_RIGHT, "none"))
+    status, summary = run()
+    assert status == NONE_RIGHT and [one["stage"] for one in summary["stages"]] == ["smoke"]
+
+
+def test_no_stage_has_more_than_its_own_time_or_what_is_left(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+
+    def look(check: Check) -> Outcome:
+        limits.append(check.limit)
+        return Outcome(0)
+
+    replace(monkeypatch, "prune", look)
+    run("--only", "prune", "--total", "1000")
+    run("--only", "prune", "--total", "30")
+    assert limits[0] == 60 and 29 < limits[1] <= 30
+    status, summary = run("--only", "prune", "--total", "5")
+    assert status == 1 and len(limits) == 2
+    assert summary["stages"][0]["status"] == OUT_OF_TIME
+    assert "not begun" in summary["stages"][0]["note"]
+
+
+def test_a_second_command_brings_back_what_the_first_found(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(check: Check) -> Outcome:
+        (check.folder / "prune.json").write_text('{"rows": []}')
+        check.facts["smoke"] = {"device": "a device"}
+        return Outcome(0)
+
+    replace(monkeypatch, "prune", write)
+    run("--only", "smoke,prune")
+    shutil.rmtree(tmp_path / "out")
+    _, summary = run("--only", "sanitizer")
+    assert [one["stage"] for one in summary["stages"]] == ["smoke", "prune", "sanitizer"]
+    assert summary["facts"]["smoke"]["device"] == "a device"
+    assert (tmp_path / "out" / "prune.json").exists()
+    # Another commit, or all stages, begins anew.
+    _, summary = run("--only", "sanitizer", "--commit", "def")
+    assert [one["stage"] for one in summary["stages"]] == ["sanitizer"]
+    replace(monkeypatch, "prune", lambda _: Outcome(0))
+    run()
+    assert not (tmp_path / "build" / "gpu_check" / "cpu" / "prune.json").exists()
+
+
+def test_at_most_eight_files_come_back_after_every_stage(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def everything(check: Check) -> Outcome:
+        for kind in command.KINDS:
+            (check.folder / f"{kind}.json").write_text('{"rows": []}')
+        (check.folder / "gpu.xml").write_text("<testsuites/>")
+        (check.folder / "ncu-0.csv").write_text("")
+        return Outcome(0)
+
+    def killed(_: Check) -> Outcome:
+        raise KeyboardInterrupt
+
+    replace(monkeypatch, "smoke", everything)
+    replace(monkeypatch, "build", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert len(files) == 8 and {"summary.json", "screen.txt", "logs.tgz"} <= files
+    with tarfile.open(tmp_path / "out" / "logs.tgz") as logs:
+        assert set(logs.getnames()) == {"smoke.log", "gpu.xml", "ncu-0.csv"}
+
+
+def test_the_bundle_is_put_in_its_place_on_a_gpu_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed = []
+    monkeypatch.setattr(bundle, "place", lambda *given: placed.append(given) or "placed")
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    run("--only", "smoke", "--bundle", str(prepared))
+    assert placed == []
+    run("--only", "smoke", "--bundle", str(prepared), "--device", "cuda")
+    assert placed == [(prepared, tmp_path / "build" / "gpu_check" / "cuda")]

@@ -1,0 +1,127 @@
+"""The programs of stages, on a GPU that is stood in for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.gpu_check import every_op, native_here, one_prune, smoke
+from bench.gpu_check.smoke import NONE_RIGHT
+from bench.rehearsal import standing_in
+from bench.shapes import Workload
+from ocvtp_kernels import backends, native
+from tests.ops.cases import ARGUMENTS
+
+SMALL = Workload(1, 40, 7, 7, 24, 16)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(smoke, "LOADS", (SMALL,))
+    # Kernels are stood in for as well, so it does not matter that Triton interprets.
+    monkeypatch.setattr(backends, "interpreting", lambda: False)
+    with standing_in():
+        yield
+
+
+def answers(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    path = folder / "smoke.json"
+    status = smoke.main(["--output", str(path), *arguments])
+    return status, json.loads(path.read_text("utf-8"))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_both_backends_are_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, said = answers(tmp_path)
+    assert status == 0 and said["chip"] == "sm_90" and said["absent"] == {}
+    assert [(one["backend"], one["right"]) for one in said["answers"]] == [
+        ("triton", True),
+        ("cuda", True),
+    ]
+    assert all("timed by graph" in one["note"] for one in said["answers"])
+    assert capsys.readouterr().out.count(": right: ") == 2
+
+
+@pytest.mark.usefixtures("gpu")
+def test_wrong_on_one_backend_and_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = backends._kernels["prune"]["cpu"].run
+
+    def wrong(*arguments: Any) -> Any:
+        tokens, ids = honest(*arguments)
+        return (tokens, ids) if backends.forced() not in bad else (tokens, ids + 1)
+
+    bad = {"cuda"}
+    monkeypatch.setitem(backends._kernels["prune"], "cpu", backends.Kernel(wrong))
+    status, said = answers(tmp_path)
+    assert status == 1 and [one["right"] for one in said["answers"]] == [True, False]
+    bad.add("triton")
+    assert answers(tmp_path)[0] == NONE_RIGHT
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_backend_that_is_not_built_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_why_no_cuda", lambda _: "it is not built")
+    status, said = answers(tmp_path)
+    assert status == 0 and said["absent"] == {"cuda": "it is not built"}
+    # Whoever asks for it means it to be there.
+    assert answers(tmp_path, "--backends", "triton,cuda")[0] == 1
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_cannot_be_captured_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = smoke.measure
+    monkeypatch.setattr(
+        smoke, "measure", lambda calls, **given: measure(calls, **{**given, "capture": ()})
+    )
+    status, said = answers(tmp_path)
+    assert status == NONE_RIGHT
+    assert all(one["note"].startswith("no CUDA graph") for one in said["answers"])
+
+
+def test_without_a_gpu_or_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert smoke.main([]) == NONE_RIGHT
+    monkeypatch.setattr(backends, "interpreting", lambda: True)
+    with standing_in():
+        assert smoke.main([]) == NONE_RIGHT
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_every_op_is_called(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert every_op.main(backend) == 0
+    with_kernel = [name for name in ARGUMENTS if backend in backends._kernels.get(name, {})]
+    calls = [name for name, _, _ in every_op.calls() if name in with_kernel]
+    assert capsys.readouterr().out == f"{len(calls)} calls on {backend}\n"
+    assert {name for name, _, _ in every_op.calls()} == set(ARGUMENTS)
+
+
+def test_a_sanitizer_that_saw_nothing_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "why_not_these", lambda *_: "it is not here")
+    with standing_in():
+        assert every_op.main("triton") == 1
+
+
+@pytest.mark.usefixtures("gpu")
+def test_one_call_is_profiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(one_prune, "SIZES", ((2, 40, 7),))
+    assert one_prune.main(0) == 0
+    assert capsys.readouterr().out.strip() == "B 2, N 40, K 7, bfloat16"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_native_objects_of_another_chip_are_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = native.BuildInfo("gcc", 17, "Release", "", "x86_64", ("8.0", "9.0"), "", {})
+    monkeypatch.setattr(native, "build_info", lambda: built)
+    assert native_here.why_not("cuda") is None
+    other = dataclasses.replace(built, cuda_architectures=("8.0",))
+    monkeypatch.setattr(native, "build_info", lambda: other)
+    assert native_here.why_not("cuda") == "built for 8.0, this is 9.0"
