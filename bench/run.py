@@ -37,7 +37,7 @@ from bench.variants import Run, Variant, variants_of
 
 SEEDS = (11, 71)  # before and after the timing
 KINDS = ("prune", "compile", "micro", "e2e", "selectors", "ceilings")
-COMPILE_S = 30.0  # what torch.compile may take; with less time left it does not begin
+COMPILE_S = 20.0  # what torch.compile may take; with less time left it does not begin
 
 
 class Job(NamedTuple):
