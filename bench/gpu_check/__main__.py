@@ -85,7 +85,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=os.environ.get("OUT") and Path(os.environ["OUT"]),
         help="folder of the results; $OUT or bench/results/<device> if not given",
     )
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    interpreting = os.environ.get("TRITON_INTERPRET", "").lower() not in ("", "0", "false", "off")
+    if given.device == "cuda" and interpreting:
+        parser.error(
+            "Triton is in its interpreter, so no kernel runs on a GPU: unset TRITON_INTERPRET"
+        )
+    return given
 
 
 def _stages_of(text: str) -> list[str]:

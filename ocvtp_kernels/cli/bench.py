@@ -12,7 +12,7 @@ from ocvtp_kernels.files import write_aside
 from ocvtp_kernels.report.drawing import require_matplotlib
 from ocvtp_kernels.report.page import page
 from ocvtp_kernels.report.projections import projections_page, read_counts
-from ocvtp_kernels.report.results import read_results
+from ocvtp_kernels.report.results import KINDS, read_results
 from ocvtp_kernels.report.tables import readme_tables, rewrite_between_markers
 
 REPORT, PROJECTIONS = Path("bench/report.html"), Path("docs/projections.md")
@@ -65,10 +65,8 @@ def bench(
             )
         else:
             if not found:
-                raise ValueError(
-                    "results: no */micro.json, */e2e.json or */selectors.json, "
-                    f"nor */prune.json or */compile.json, in {results}"
-                )
+                names = ", ".join(f"*/{kind}.json" for kind in KINDS)
+                raise ValueError(f"results: expected any of {names} in {results}, found none")
             require_matplotlib()
             texts[output or REPORT] = page(found)
             if readme is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     for name in STAGES:
         monkeypatch.setitem(STAGES, name, Stage(1, 60, lambda _: Outcome(0)))
 
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
     def main(*arguments: str) -> tuple[int, dict[str, Any]]:
         out = tmp_path / "out"
         status = command.main(["--device", "cpu", "--output", str(out), *arguments])
@@ -57,6 +60,16 @@ def test_bad_arguments_are_refused(tmp_path: Path, arguments: list[str]) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_a_gpu_is_not_checked_in_the_interpreter(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit) as error:
+        run("--device", "cuda")
+    assert error.value.code == 2 and "unset TRITON_INTERPRET" in capsys.readouterr().err
+    assert run()[0] == 0
+
+
 def test_all_stages_in_order(run: Run) -> None:
     status, summary = run()
     assert status == 0 and summary["commit"] == "abc"
@@ -70,6 +83,13 @@ def test_the_plan_leaves_two_of_fifteen_minutes() -> None:
     assert sum(stage.expected for stage in STAGES.values()) <= command.TOTAL_S - 2 * 60
     assert command.TOTAL_S == 13 * 60
     assert all(stage.expected < stage.most for stage in STAGES.values())
+
+
+def test_the_guide_has_the_same_times() -> None:
+    guide = (stages.ROOT / "docs" / "gpu.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \|", guide, re.MULTILINE)
+    assert rows == [(name, str(one.expected), str(one.most)) for name, one in STAGES.items()]
+    assert f"({command.TOTAL_S} s)" in guide
 
 
 def test_a_failed_stage_is_recorded_and_the_rest_goes_on(

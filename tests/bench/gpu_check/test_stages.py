@@ -203,6 +203,7 @@ def test_a_gpu_has_the_bundles_cache_and_packages(
         json.loads((tmp_path / f"{device}.log").read_text().splitlines()[-1])
         for device in ("cpu", "cuda")
     )
+    assert cuda["TRITON_INTERPRET"] == "0"
     assert cpu["GIVEN"] == cuda["GIVEN"] == "1"
     assert cpu["PYTHONPATH"] == "mine" and "TRITON_CACHE_DIR" not in cpu
     assert cuda["PYTHONPATH"] == f"{tmp_path / 'site'}{os.pathsep}mine"
