@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = _parse(arguments)
     chosen = given.only or list(STAGES)
-    folder = ROOT / "build" / "gpu_check" / given.device
+    folder = given.work or ROOT / "build" / "gpu_check" / given.device
     if not given.only:
         shutil.rmtree(folder / "logs", ignore_errors=True)
         for kind in KINDS:
@@ -78,6 +78,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=_stages_of, help=f"some of {','.join(STAGES)}")
     parser.add_argument("--total", type=float, default=TOTAL_S, help="seconds for all stages")
     parser.add_argument("--commit", help="what is run, where there is no Git to ask")
+    parser.add_argument("--work", type=Path, help="folder that stages work in; else in build/")
     parser.add_argument("--bundle", type=Path, default=ROOT / bundle.FOLDER, help="prepared files")
     parser.add_argument(
         "--output",

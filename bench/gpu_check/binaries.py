@@ -46,6 +46,7 @@ def _tensor(dtype: str, aligned: bool) -> Tensor:
 
 
 def written(value: Any) -> Any:
+    """An argument as a `Binary` has it."""
     if isinstance(value, Tensor):
         return [str(value.dtype).removeprefix("torch."), value.data_ptr() % ALIGNMENT == 0]
     if value is None or isinstance(value, (bool, int, float, str)):

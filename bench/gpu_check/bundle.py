@@ -20,6 +20,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,19 +55,20 @@ def place(prepared: Path, folder: Path) -> str:
         aside = ROOT / "ocvtp_kernels" / f"{made.name}.new"
         shutil.copyfile(made, aside)
         aside.replace(aside.with_suffix(""))
-    cache = cache_of(folder)
-    if not cache.is_dir() and (prepared / CACHE).exists():
-        unpack(prepared / CACHE, cache)
-    for wheel in prepared.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(site_of(folder))
     manifest = json.loads((prepared / MANIFEST).read_text(encoding="utf-8"))
+    placed = folder / MANIFEST
+    if not placed.exists() or json.loads(placed.read_text(encoding="utf-8")) != manifest:
+        unpack(prepared / CACHE, cache_of(folder))
+        for wheel in prepared.glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(site_of(folder))
+        shutil.copyfile(prepared / MANIFEST, placed)
     said = ", ".join(f"{name} {value}" for name, value in manifest.items())
     return f"prepared: {said}; {count(folder)} entries in Triton's cache"
 
 
 def unpack(archive: Path, cache: Path) -> None:
-    """Unpacks a cache; the paths in it become those of what is there in its new place."""
+    """Adds an archive to a cache; the paths in it become those of what is there now."""
     aside = cache.with_name(f"{cache.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     with tarfile.open(archive) as packed:
@@ -77,7 +79,12 @@ def unpack(archive: Path, cache: Path) -> None:
         kept = [name for name in top["child_paths"] if (here / name).exists()]
         top["child_paths"] = {name: str(there / name) for name in kept}
         group.write_text(json.dumps(top), encoding="utf-8")
-    aside.replace(cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    for entry in aside.iterdir():
+        # An entry is named after all that decides it.
+        if not (cache / entry.name).exists():
+            entry.replace(cache / entry.name)
+    shutil.rmtree(aside)
 
 
 def pack(cache: Path, archive: Path) -> None:
@@ -160,6 +167,7 @@ def make(chip: int, target: Path) -> int:
             print(f"{wheel} is left out: pip finds none", flush=True)
     commit = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     manifest = {
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "chip": f"sm_{chip}",
         "commit": subprocess.run(commit, cwd=ROOT, capture_output=True, text=True).stdout.strip(),
         "python": platform.python_version(),

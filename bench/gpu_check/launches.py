@@ -125,10 +125,13 @@ class _Undrawn(TorchFunctionMode):
 def recording(chip: int) -> Iterator[Recorder]:
     """Within the block Triton's kernels are recorded, as for ``chip``, and not run."""
     recorder = Recorder()
+
+    def note(*args: Any, **kwargs: Any) -> None:
+        recorder.note(*args, **kwargs)
+
     triton.runtime.driver.set_active(StandIn(chip))
     with ExitStack() as stack:
         stack.enter_context(pretend(CHIPS[chip]))
-        note = lambda *args, **kwargs: recorder.note(*args, **kwargs)  # noqa: E731, a method
         stack.enter_context(mock.patch.object(JITFunction, "run", note))
         stack.enter_context(mock.patch.object(backends, "choose", _choose))
         yield recorder
@@ -229,12 +232,12 @@ def selectors() -> None:
 def every_op() -> None:
     """What sanitizer launches."""
     from bench.gpu_check.every_op import calls
+    from tests.ops.cases import ARGUMENTS, op
 
     for name, dtype, batch in calls():
-        from tests.ops.cases import ARGUMENTS, op
-
+        arguments = ARGUMENTS[name](batch=batch, dtype=dtype)
         with zeros():
-            op(name)(*ARGUMENTS[name](batch=batch, dtype=dtype))
+            op(name)(*arguments)
 
 
 STAGES: dict[str, Callable[[], None]] = {

@@ -32,6 +32,7 @@ class Stage(NamedTuple):
 
 def smoke(check: Check) -> Outcome:
     """`bench.gpu_check.smoke`, on all backends that are here."""
+    check.facts.pop("smoke", None)
     status = _ask(check)
     absent = check.facts.get("smoke", {}).get("absent", {})
     notes = [f"{backend} is not here yet: {why}" for backend, why in absent.items()]

@@ -159,10 +159,16 @@ def test_a_bundle_is_put_in_its_place(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "checkout" / "ocvtp_kernels" / "_C.abi3.so").read_bytes() == b"object"
     assert (bundle.cache_of(folder) / "ABC" / "a.cubin").read_bytes() == b"binary"
     assert (bundle.site_of(folder) / "theirs" / "__init__.py").exists()
-    # A second command finds what was compiled in the first.
+    # A second command finds what was compiled in the first, and another bundle is added to it.
     (bundle.cache_of(folder) / "NEW").mkdir()
     bundle.place(prepared, folder)
     assert bundle.count(folder) == 2
+    (cache / "DEF").mkdir()
+    (cache / "DEF" / "a.cubin").write_bytes(b"another")
+    bundle.pack(cache, prepared / bundle.CACHE)
+    (prepared / bundle.MANIFEST).write_text(json.dumps({"chip": "sm_90", "commit": "def"}))
+    bundle.place(prepared, folder)
+    assert {path.name for path in bundle.cache_of(folder).iterdir()} == {"ABC", "DEF", "NEW"}
 
 
 @pytest.mark.slow

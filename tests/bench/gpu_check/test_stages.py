@@ -156,6 +156,10 @@ def test_a_backend_that_was_built_stands_beside_the_others(check: Scripted) -> N
     assert stages.build(check).status == 0
     assert [one["backend"] for one in check.facts["smoke"]["answers"]] == ["triton", "cuda"]
     assert check.facts["smoke"]["absent"] == {}
+    # Asked again, it begins anew.
+    check.answers = [{"answers": [{"backend": "triton"}], "absent": {}, "chip": "sm_90"}]
+    stages.smoke(check)
+    assert len(check.facts["smoke"]["answers"]) == 1
 
 
 def test_compile_is_followed_by_other_peoples_kernels(check: Scripted) -> None:

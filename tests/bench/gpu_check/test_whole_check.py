@@ -1,0 +1,105 @@
+"""The whole command on a GPU that is stood in for, at tiny sizes, every stage a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.gpu_check import stages
+from bench.gpu_check.screen import LINES
+from ocvtp_kernels.report.results import KINDS, read_result
+
+pytestmark = pytest.mark.slow
+
+# Before any module of a stage is run: the stand-in, and tiny sizes.
+SITE = """
+import os, sys
+
+module = sys.orig_argv[2] if sys.orig_argv[1:2] == ["-m"] else ""
+if module == "bench.run" or module.startswith("bench.gpu_check."):
+    sys.path.insert(0, os.getcwd())
+    import torch
+    from bench import llava, llava_models, llava_plan, selectors, selectors_inputs, shapes, traffic
+    from bench.gpu_check import one_prune
+    from bench.rehearsal import standing_in
+    from ocvtp_kernels import native
+
+    torch.set_num_threads(1)
+    tiny = [shapes.Workload(batch, 40, 7, 7, 24, 16, "bfloat16") for batch in (1, 2)]
+    shapes.CUDA_SHORT = shapes.Plan(tuple(tiny), (tiny[0],), (tiny[1],), (tiny[0],))
+    shapes.square = lambda *_, **__: tiny[0]
+    one_prune.SIZES = one_prune.SIZES[:2]
+    shape = llava_models.TINY
+    llava.plan = lambda *_: [llava_plan.Job(shape, 1, shape.budgets[:1])]
+    selectors.plan = lambda *_: [selectors_inputs.Job(1, 8, 8, 48, 4, 24, 32)]
+    ceilings = traffic.Ceilings(10.0, {"float32": 0.1, "bfloat16": 0.1})
+    traffic.measure_ceilings = lambda *_: ceilings
+    torch.compile = lambda function, **_: function
+    torch.compiler.reset = torch.compiler.cudagraph_mark_step_begin = lambda: None
+    built = native.BuildInfo("", 17, "", "", "", ("9.0",), "", {})
+    native.build_info = lambda: built
+    gpu = standing_in()
+    gpu.__enter__()
+"""
+NCU = """#!/bin/sh
+while [ "$1" != --log-file ]; do shift; done
+printf '"ID","Kernel Name","Metric Name","Metric Value"\\n' >"$2"
+printf '"0","linear_kernel","gpu__time_duration.sum","12,000"\\n' >>"$2"
+shift 3
+exec "$@"
+"""
+SANITIZER = """#!/bin/sh
+while [ "$1" != --error-exitcode ]; do shift; done
+shift 2
+exec "$@"
+"""
+TESTS = "test_graphs_are_timed or (test_two_runs_are_bitwise_equal and gru_cell and gpu)"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU is better")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_every_stage_is_run(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("triton")
+    tools, out = tmp_path / "tools", tmp_path / "out"
+    tools.mkdir()
+    for name, text in (("ncu", NCU), ("compute-sanitizer", SANITIZER)):
+        (tools / name).write_text(text)
+        (tools / name).chmod(stat.S_IRWXU)
+    (tools / "sitecustomize.py").write_text(SITE)
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(tools),
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+        "PYTEST_ADDOPTS": f"-p tests.rehearsed -k '{TESTS}'",
+    }
+    given = ("--only", "smoke,build,warm,tests,prune,e2e,sanitizer,compile,profile,selectors")
+    options = ("--commit", "abc", "--work", str(tmp_path / "work"), "--output", str(out))
+    done = subprocess.run(
+        ["bash", str(stages.ROOT / "bench" / "gpu_check.sh"), *given, *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    summary = json.loads((out / "summary.json").read_text("utf-8"))
+    assert [one["status"] for one in summary["stages"]] == [0] * 10
+    assert summary["facts"]["smoke"]["absent"] == {}
+    assert summary["facts"]["gpu tests"]["passed"] > 3
+    assert len(summary["facts"]["profile"]) == 3 and summary["facts"]["sanitizer"] == []
+    for kind in KINDS:
+        result = read_result(out / f"{kind}.json")
+        assert result.commit == "abc" and result.device == "NVIDIA H100 80GB HBM3"
+        assert result.micro or result.e2e or result.selectors
+    lines = (out / "screen.txt").read_text("utf-8").splitlines()
+    assert len(lines) <= LINES and done.stdout.endswith("\n".join(lines) + "\n")
+    assert not any(line.startswith(("refused:", "failed:", "wrong:")) for line in lines)
