@@ -140,6 +140,7 @@ def test_the_command_writes_what_it_found(
     assert methods == (set() if kind == "ceilings" else {"graph", "events"})
 
 
+@pytest.mark.slow
 def test_a_whole_model_is_captured(gpu: torch.device) -> None:
     pytest.importorskip("transformers")
     from bench.llava_calls import Static

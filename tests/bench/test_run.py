@@ -99,7 +99,7 @@ def test_a_wrong_kernel_gets_no_time(
         return updates * 1.01, mass
 
     monkeypatch.setitem(backends._kernels["slot_attention"], "cpu", backends.Kernel(wrong))
-    status, rows = bench(tmp_path)
+    status, rows = bench(tmp_path, "micro", "--ops", "slot_attention,slot_attention_step")
     assert status == 1
     row = rows["slot_attention", "ocvtp", "forward"]
     assert row["median_s"] is None and row["p20_s"] is None and row["tflops"] is None
@@ -133,7 +133,7 @@ def test_who_turns_lazy_during_the_timing_is_refused(
         return found, skipped
 
     monkeypatch.setattr(run, "variants_of", variants_of)
-    status, rows = bench(tmp_path)
+    status, rows = bench(tmp_path, "micro", "--ops", "slot_attention")
     row = rows["slot_attention", "lazy", "forward"]
     assert status == 1 and row["median_s"] is None
     assert row["gate"]["note"].startswith("after the timing, ")

@@ -193,7 +193,7 @@ def test_what_the_bench_launches_is_found_at_its_real_sizes(tmp_path: Path) -> N
     python("-m", "bench.gpu_check.launches", "90", str(path))
     _, binaries = read(path)
     stages = [stage for binary in binaries for stage in binary.stages]
-    assert set(stages) == {"prune", "e2e", "selectors", "sanitizer"}
+    assert set(stages) == {"prune", "compile", "e2e", "selectors", "sanitizer"}
     kernels = {one.kernel.partition(":")[2] for one in binaries if "e2e" in one.stages}
     assert {"linear_kernel", "resolve_kernel"} <= kernels
     assert any("received" in kernel for kernel in kernels)
