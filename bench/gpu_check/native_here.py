@@ -1,6 +1,7 @@
 """Whether the native objects load for a device, and know its chip: status 0, or 1 and why not.
 
-``python -m bench.gpu_check.native_here cuda|cpu``.
+``python -m bench.gpu_check.native_here cuda|cpu``. Status 2 where there is no such device; of a GPU
+it tells the chip, ``chip 9.0``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,14 @@ import torch
 from ocvtp_kernels import native
 from ocvtp_kernels.gpu.chips import capability_of
 
+NO_DEVICE = 2
+
+
+def chip() -> str:
+    """The GPU's, as CMake names it."""
+    capability = capability_of(torch.cuda.current_device())
+    return f"{capability // 10}.{capability % 10}"
+
 
 def why_not(device: str) -> str | None:
     """The sentence why not, or None."""
@@ -19,15 +28,22 @@ def why_not(device: str) -> str | None:
     info = native.build_info()
     if reason is not None or isinstance(info, str):
         return reason or str(info)
-    if device == "cuda":
-        capability = capability_of(torch.cuda.current_device())
-        chip = f"{capability // 10}.{capability % 10}"
-        if chip not in info.cuda_architectures:
-            return f"built for {', '.join(info.cuda_architectures)}, this is {chip}"
+    if device == "cuda" and chip() not in info.cuda_architectures:
+        return f"built for {', '.join(info.cuda_architectures)}, this is {chip()}"
     return None
 
 
-if __name__ == "__main__":
-    said = why_not(sys.argv[1])
+def main(device: str) -> int:
+    """Prints what there is to say; returns the exit status."""
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            print(f"torch {torch.__version__} sees no GPU")
+            return NO_DEVICE
+        print(f"chip {chip()}")
+    said = why_not(device)
     print(said or "here")
-    sys.exit(said is not None)
+    return int(said is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

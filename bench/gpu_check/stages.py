@@ -18,6 +18,7 @@ from bench.gpu_check.tests_read import Tests, read_junit
 
 ROOT = Path(__file__).resolve().parents[2]
 NONE_RIGHT = 3  # smoke's status where nothing else is worth its time
+NO_DEVICE = 2  # native_here's status where there is no GPU
 OTHERS = ("slot_attention", "attention_received")  # ops that other people have kernels of
 SANITIZED = (("memcheck", "triton"), ("memcheck", "cuda"), ("racecheck", "cuda"))
 
@@ -53,16 +54,19 @@ def _ask(check: Check, *arguments: str, share: float = 1.0) -> int:
 
 def build(check: Check) -> Outcome:
     """The native objects, unless those of the bundle are of this chip; on a GPU they must load."""
-    if check.python("-m", "bench.gpu_check.native_here", check.device) == 0:
+    status = check.python("-m", "bench.gpu_check.native_here", check.device)
+    if status == 0:
         return Outcome(0, "the native objects are here")
+    if status == NO_DEVICE:
+        return Outcome(status, _last_line(check))
     if not check.cuda and not all(map(_has_tool, ("cmake", "ninja"))):
         return Outcome(0, "nothing native was built, for want of cmake or ninja")
     arguments = ("--disable-pip-version-check", "install", "--no-build-isolation", "--no-deps")
     native = {"OCVTP_NATIVE": "cuda" if check.cuda else "1"}
     if check.cuda:
         # For this GPU alone: compiling for every chip takes minutes.
-        chip = check.facts.get("smoke", {}).get("chip", "")
-        native["OCVTP_CUDA_ARCHITECTURES"] = re.sub(r"sm_(\d+)(\d)", r"\1.\2", chip)
+        chips = re.findall(r"^chip (\S+)$", check.said(), re.MULTILINE)
+        native["OCVTP_CUDA_ARCHITECTURES"] = " ".join(chips[:1])
     status = check.python("-m", "pip", *arguments, "-e", ".", share=0.7, **native)
     if status == 0:
         status = check.python("-m", "bench.gpu_check.native_here", check.device, share=0.1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu_check import every_op, native_here, one_prune, smoke
+from bench.gpu_check import every_op, native_here, one_prune, smoke, stages
 from bench.gpu_check.smoke import NONE_RIGHT
 from bench.rehearsal import standing_in
 from bench.shapes import Workload
@@ -118,10 +118,16 @@ def test_one_call_is_profiled(
 
 
 @pytest.mark.usefixtures("gpu")
-def test_native_objects_of_another_chip_are_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_objects_of_another_chip_are_not_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     built = native.BuildInfo("gcc", 17, "Release", "", "x86_64", ("8.0", "9.0"), "", {})
     monkeypatch.setattr(native, "build_info", lambda: built)
-    assert native_here.why_not("cuda") is None
+    assert native_here.main("cuda") == 0
+    assert capsys.readouterr().out == "chip 9.0\nhere\n"
     other = dataclasses.replace(built, cuda_architectures=("8.0",))
     monkeypatch.setattr(native, "build_info", lambda: other)
     assert native_here.why_not("cuda") == "built for 8.0, this is 9.0"
+    assert native_here.main("cuda") == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert native_here.main("cuda") == native_here.NO_DEVICE == stages.NO_DEVICE

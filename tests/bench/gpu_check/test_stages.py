@@ -117,7 +117,7 @@ def test_every_sanitizer_is_run_though_one_finds_something(
 
 
 def test_native_objects_that_do_not_load_after_the_build_are_a_failure(check: Scripted) -> None:
-    check.facts["smoke"] = {"chip": "sm_90"}
+    check.log.write_text("chip 9.0\nit is not built\n")
     check.statuses = [1, 0, 1]
     assert stages.build(check).status == 1
     assert check.environments[1]["OCVTP_CUDA_ARCHITECTURES"] == "9.0"
@@ -127,6 +127,10 @@ def test_native_objects_that_do_not_load_after_the_build_are_a_failure(check: Sc
     check.commands = []
     assert stages.build(check) == Outcome(0, "the native objects are here")
     assert len(check.commands) == 1
+    # Without a GPU nothing is built over what there is.
+    check.statuses = [2]
+    assert stages.build(check) == Outcome(2, "it is not built")
+    assert len(check.commands) == 2
 
 
 def test_ceilings_are_measured_once(check: Scripted) -> None:
