@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,14 +172,21 @@ def csrc_variant(case: Case) -> Variant | Skipped:
     return on_backend(case, "cuda", "csrc")
 
 
+def _kernels_of(name: str, module: str, device: torch.device) -> Any:
+    """Other people's module of kernels, or `Skipped`."""
+    if device.type != "cuda":
+        return Skipped(name, f"{module} runs on CUDA devices only")
+    try:
+        return import_module(module)
+    except ImportError as error:
+        return Skipped(name, f"{module} is not installed ({error})")
+
+
 def flashslice_variant(load: Workload, device: torch.device) -> Variant | Skipped:
     """FlashSlice's fused softmax over slots and weighted sum, divided by the mass."""
-    if device.type != "cuda":
-        return Skipped("flashslice", "FlashSlice runs on CUDA devices only")
-    try:
-        kernels = import_module("flashslice.kernels")
-    except ImportError as error:
-        return Skipped("flashslice", f"FlashSlice is not installed ({error})")
+    kernels = _kernels_of("flashslice", "flashslice.kernels", device)
+    if isinstance(kernels, Skipped):
+        return kernels
     reason = kernels.unsupported_dims(load.slot_dim, load.num_slots)
     if reason is not None:
         return Skipped("flashslice", f"FlashSlice refuses: {reason}")
@@ -196,12 +204,9 @@ def flashslice_variant(load: Workload, device: torch.device) -> Variant | Skippe
 
 def colreduce_variant(_: Workload, device: torch.device) -> Variant | Skipped:
     """flash-colreduce's mean over queries, averaged over heads."""
-    if device.type != "cuda":
-        return Skipped("colreduce", "flash-colreduce runs on CUDA devices only")
-    try:
-        kernels = import_module("flash_colreduce")
-    except ImportError as error:
-        return Skipped("colreduce", f"flash-colreduce is not installed ({error})")
+    kernels = _kernels_of("colreduce", "flash_colreduce", device)
+    if isinstance(kernels, Skipped):
+        return kernels
 
     def run(q: Tensor, k: Tensor) -> Outputs:
         return (kernels.flash_colreduce(q, k, reduction="mean").mean(dim=1, dtype=torch.float32),)

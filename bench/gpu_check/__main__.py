@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_check import bundle
+from bench.gpu_check import bundle, checkout
+from bench.gpu_check.checkout import ROOT
 from bench.gpu_check.running import OUT_OF_TIME, Check, Outcome
 from bench.gpu_check.screen import screen
-from bench.gpu_check.stages import NONE_RIGHT, ROOT, STAGES
+from bench.gpu_check.stages import NONE_RIGHT, STAGES
 
 KINDS = ("prune", "compile", "micro", "e2e", "selectors")
 TOTAL_S = 780  # of fifteen minutes, of which starting a machine takes one or two
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (folder / f"{kind}.json").unlink(missing_ok=True)
         (folder / "summary.json").unlink(missing_ok=True)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    commit = given.commit or _git_commit()
+    commit = given.commit or checkout.commit()
     check = Check(given.device, given.short, folder, given.bundle, given.commit)
     summary = _earlier(folder, given.device, commit)
     check.facts = summary["facts"]
@@ -162,15 +163,6 @@ def _default_output(device: str) -> Path:
     )
     found = said.stdout.strip()
     return Path(found) if found else ROOT / "bench" / "results" / f"unknown-{device}"
-
-
-def _git_commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        said = ""
-    return said or "unknown"
 
 
 if __name__ == "__main__":

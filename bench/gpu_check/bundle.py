@@ -24,7 +24,8 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from bench.gpu_check.checkout import ROOT, commit, tests_marked
+
 FOLDER, LIST, CACHE, MANIFEST = ".gpu", "launches.json", "triton-cache.tar.xz", "manifest.json"
 WHEELS = ("flashslice==0.3.0", "flash-colreduce==0.2.2", "einops>=0.8")
 KEPT = (".cubin", ".json", ".so")  # what Triton reads of its cache
@@ -101,15 +102,10 @@ def record(chip: int, folder: Path) -> list[Path]:
     others = folder / "others.json"
     _call("-m", "bench.gpu_check.launches", str(chip), str(others))
     for stage, mark in TESTS.items():
-        files = [
-            str(path.relative_to(ROOT))
-            for path in sorted((ROOT / "tests").rglob("test_*.py"))
-            if f"mark.{mark}" in path.read_text(encoding="utf-8")
-        ]
         _call(
             *("-m", "pytest", "-p", "bench.gpu_check.record_tests", "--assert=plain", "-m", mark),
             *("-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal", "-W", "ignore"),
-            *("--tb=line", "-r", "fE", *files),
+            *("--tb=line", "-r", "fE", *tests_marked(mark)),
             OCVTP_RECORD_CHIP=str(chip),
             OCVTP_RECORD_STAGE=stage,
             OCVTP_RECORD_FOLDER=str(folder),
@@ -165,11 +161,10 @@ def make(chip: int, target: Path) -> int:
             _call(*command, "--disable-pip-version-check")
         except subprocess.CalledProcessError:
             print(f"{wheel} is left out: pip finds none", flush=True)
-    commit = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     manifest = {
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "chip": f"sm_{chip}",
-        "commit": subprocess.run(commit, cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+        "commit": commit(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "triton", "transformers")},
     }

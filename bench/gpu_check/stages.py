@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.gpu_check import bundle, one_prune
+from bench.gpu_check.checkout import tests_marked
 from bench.gpu_check.running import OUT_OF_TIME, Check, Outcome
 from bench.gpu_check.tests_read import Tests, read_junit
 
-ROOT = Path(__file__).resolve().parents[2]
 NONE_RIGHT = 3  # smoke's status where nothing else is worth its time
 NO_DEVICE = 2  # native_here's status where there is no GPU
 OTHERS = ("slot_attention", "attention_received")  # ops that other people have kernels of
@@ -217,11 +217,7 @@ def _bench(check: Check, kind: str, *more: str, share: float = 1.0) -> Outcome:
 
 def _pytest(check: Check, mark: str, chosen: str, processes: int = 12) -> Outcome:
     """The tests that an expression of marks chooses; on a GPU some must pass."""
-    files = sorted(
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "tests").rglob("test_*.py")
-        if f"mark.{mark}" in path.read_text(encoding="utf-8")
-    )
+    files = tests_marked(mark)
     left_out = [] if _has_module("typer") else [name for name in files if "/cli/" in name]
     report = check.folder / f"{mark}.xml"
     report.unlink(missing_ok=True)

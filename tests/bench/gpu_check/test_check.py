@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from bench.gpu_check import __main__ as command
-from bench.gpu_check import bundle, stages
+from bench.gpu_check import bundle, checkout
 from bench.gpu_check.running import OUT_OF_TIME, Check, Outcome
 from bench.gpu_check.stages import NONE_RIGHT, STAGES, Stage
 
-SCRIPT = stages.ROOT / "bench" / "gpu_check.sh"
+SCRIPT = checkout.ROOT / "bench" / "gpu_check.sh"
 Run = Callable[..., tuple[int, dict[str, Any]]]
 
 
@@ -28,7 +28,7 @@ Run = Callable[..., tuple[int, dict[str, Any]]]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """The command in a folder of its own; returns its status and summary."""
     monkeypatch.setattr(command, "ROOT", tmp_path)
-    monkeypatch.setattr(command, "_git_commit", lambda: "abc")
+    monkeypatch.setattr(checkout, "commit", lambda: "abc")
     for name in STAGES:
         monkeypatch.setitem(STAGES, name, Stage(1, 60, lambda _: Outcome(0)))
 
@@ -86,7 +86,7 @@ def test_the_plan_leaves_two_of_fifteen_minutes() -> None:
 
 
 def test_the_guide_has_the_same_times() -> None:
-    guide = (stages.ROOT / "docs" / "gpu.md").read_text("utf-8")
+    guide = (checkout.ROOT / "docs" / "gpu.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \|", guide, re.MULTILINE)
     assert rows == [(name, str(one.expected), str(one.most)) for name, one in STAGES.items()]
     assert f"({command.TOTAL_S} s)" in guide

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gpu_check import stages
+from bench.gpu_check import checkout
 from bench.gpu_check.screen import LINES
 from ocvtp_kernels.report.results import KINDS, read_result
 
@@ -85,7 +85,7 @@ def test_every_stage_is_run(tmp_path: Path) -> None:
     given = ("--only", "smoke,build,warm,tests,prune,e2e,sanitizer,compile,profile,selectors")
     options = ("--commit", "abc", "--work", str(tmp_path / "work"), "--output", str(out))
     done = subprocess.run(
-        ["bash", str(stages.ROOT / "bench" / "gpu_check.sh"), *given, *options],
+        ["bash", str(checkout.ROOT / "bench" / "gpu_check.sh"), *given, *options],
         env=environment,
         capture_output=True,
         text=True,
