@@ -31,7 +31,6 @@ from ocvtp_kernels.greedy.triton_merge import scatter_merge
 from ocvtp_kernels.importance.triton_forward import attention_received
 from ocvtp_kernels.selection.triton_forward import argmax_gather, resolve_picks, slot_argmax
 from ocvtp_kernels.selection.triton_merge import merge
-from ocvtp_kernels.slots.tiles import BLOCK
 from ocvtp_kernels.slots.triton_backward import slot_attention_gradients
 from ocvtp_kernels.slots.triton_forward import slot_attention, slot_attention_with_attention
 from ocvtp_kernels.slots.triton_gru import gru_cell
@@ -71,17 +70,14 @@ def weights(dtype: torch.dtype) -> list[Tensor]:
 
 
 def prune(load: Workload) -> None:
-    # The cooperative launch is for a small batch.
-    for together in (False, True) if (load.batch, load.num_slots) == (1, BLOCK) else (False,):
-        prune_triton(
-            tokens(load),
-            tokens(load),
-            weights(load.torch_dtype),
-            slots_and_tokens(load)[0],
-            scores(load),
-            load.budget,
-            together=together,
-        )
+    prune_triton(
+        tokens(load),
+        tokens(load),
+        weights(load.torch_dtype),
+        slots_and_tokens(load)[0],
+        scores(load),
+        load.budget,
+    )
 
 
 def picks(load: Workload) -> None:

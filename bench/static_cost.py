@@ -83,8 +83,7 @@ def count_launches(load: Workload, multiply: bool = False) -> list[Count]:
     reference, final, slots_init, importance = case.inputs(0)
     weights = case.pruner.packed()
     with pretend(CHIP), counting(multiply) as counts:
-        # The interpreter runs one program after another, and a cooperative launch would wait.
-        prune_triton(reference, final, weights, slots_init, importance, load.budget, together=False)
+        prune_triton(reference, final, weights, slots_init, importance, load.budget)
     return counts
 
 

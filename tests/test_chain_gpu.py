@@ -136,20 +136,6 @@ def test_two_streams_do_not_share_scratch(pruner: OCPruner) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.barrier
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_iterations_in_one_launch_give_the_same_ids(
-    pruner: OCPruner, dtype: torch.dtype
-) -> None:
-    pytest.importorskip("triton", reason="triton is not installed")
-    from ocvtp_kernels.chain_triton import prune_triton
-
-    arguments = Inputs(pruner, 1, 576, 64).on_gpu(dtype)
-    apart = prune_triton(*arguments, 1, False)[1]
-    for _ in range(3):
-        assert torch.equal(prune_triton(*arguments, 1, True)[1], apart)
-
-
 def test_peak_memory_has_no_room_for_the_attention(pruner: OCPruner) -> None:
     arguments = Inputs(pruner, 1, 2880, 640).on_gpu(torch.bfloat16)
     prune(arguments)

@@ -86,22 +86,15 @@ def warm(check: Check) -> Outcome:
 
 
 def tests(check: Check) -> Outcome:
-    """The tests marked gpu, but those of a grid-wide barrier."""
-    return _pytest(check, "gpu", "gpu and not barrier")
+    """The tests marked gpu."""
+    return _pytest(check, "gpu")
 
 
 def kernels(check: Check) -> Outcome:
     """The tests of every Triton kernel, which run on the GPU where there is one."""
     if not check.cuda:
         return Outcome(0, "without a GPU they are of `make test`")
-    return _pytest(check, "interpreter", "interpreter and not barrier")
-
-
-def barrier(check: Check) -> Outcome:
-    """The tests of a grid-wide barrier, alone and last: if it hangs, nothing else is lost."""
-    if not check.cuda:
-        return Outcome(0, "without a GPU they are of `make test`")
-    return _pytest(check, "barrier", "barrier", processes=0)
+    return _pytest(check, "interpreter")
 
 
 def sanitizer(check: Check) -> Outcome:
@@ -189,7 +182,6 @@ STAGES: dict[str, Stage] = {
     "compile": Stage(65, 90, compiled),
     "profile": Stage(45, 60, profile),
     "selectors": Stage(45, 60, selectors),
-    "barrier": Stage(12, 30, barrier),
 }
 
 
@@ -215,15 +207,15 @@ def _bench(check: Check, kind: str, *more: str, share: float = 1.0) -> Outcome:
     return Outcome(status, "; ".join([*left_out, _last_line(check)]))
 
 
-def _pytest(check: Check, mark: str, chosen: str, processes: int = 12) -> Outcome:
-    """The tests that an expression of marks chooses; on a GPU some must pass."""
+def _pytest(check: Check, mark: str, processes: int = 12) -> Outcome:
+    """The tests with a mark; on a GPU some must pass."""
     files = tests_marked(mark)
     left_out = [] if _has_module("typer") else [name for name in files if "/cli/" in name]
     report = check.folder / f"{mark}.xml"
     report.unlink(missing_ok=True)
-    arguments = ["-m", chosen, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    arguments = ["-m", mark, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     workers = min(processes, max(2, (os.cpu_count() or 2) - 4))
-    if processes and _has_module("xdist"):
+    if _has_module("xdist"):
         arguments += ["-n", str(workers), "--dist", "worksteal"]
     status = check.python(
         *("-m", "pytest", *arguments, *(name for name in files if name not in left_out)),

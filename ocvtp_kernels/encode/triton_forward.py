@@ -1,21 +1,24 @@
 """The encode MLP: one launch a Linear, and in the first one the slots' first query besides.
 
-That query needs nothing of the tokens, so it fills what the first Linear leaves of the chip.
+That query needs nothing of the tokens, so it fills what the first Linear leaves of the GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch.nn.functional as F
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ocvtp_kernels.encode.reference import EPS
+from ocvtp_kernels.encode.triton_start import start
 from ocvtp_kernels.fold import Folded
+from ocvtp_kernels.gpu.dependent import wait_for_launches_before
 from ocvtp_kernels.gpu.launch import launch
-from ocvtp_kernels.linear.triton_forward import Linear, linear, linear_kernel
+from ocvtp_kernels.linear.triton_forward import Linear, Statistics, linear, linear_block
+from ocvtp_kernels.linear.triton_norm import LayerNorm, layer_norm
 
 
 @triton.jit
@@ -24,6 +27,9 @@ def first_kernel(
     weight,
     bias,
     out,
+    mean,
+    scale,
+    weight_mean,
     rows,
     rows_per_image,
     depth,
@@ -35,38 +41,37 @@ def first_kernel(
     query_weight,
     query_bias,
     q,
-    constant,
     slot_rows,
     slots_per_image,
     dim,
-    slots_image_stride,
-    slots_row_stride,
-    arrivals,
-    num_arrivals,
     programs,
-    eps,
     NORM: tl.constexpr,
     GELU: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    EVEN: tl.constexpr,
     SLOT_ROWS: tl.constexpr,
     SLOT_COLUMNS: tl.constexpr,
     SLOT_DEPTH: tl.constexpr,
-    ARRIVALS: tl.constexpr,
+    SLOT_EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """Programs below ``programs`` encode, the others make the first query; one clears arrivals."""
+    """Programs below ``programs`` encode, the others make the first query."""
+    wait_for_launches_before(PDL)
     program = tl.program_id(0)
     if program < programs:
-        linear_kernel(
+        linear_block(
             program,
             x,
             weight,
             bias,
             out,
             out,
-            out,
+            mean,
+            scale,
+            weight_mean,
             rows,
             rows_per_image,
             depth,
@@ -74,121 +79,119 @@ def first_kernel(
             x_image_stride,
             x_row_stride,
             out_row_stride,
-            eps,
             NORM,
             GELU,
-            False,
             False,
             ROWS,
             COLUMNS,
             DEPTH,
+            EVEN,
             PRECISION,
         )
     else:
-        linear_kernel(
+        linear_block(
             program - programs,
             slots,
             query_weight,
             query_bias,
             q,
             q,
-            constant,
+            q,
+            q,
+            q,
             slot_rows,
             slots_per_image,
             dim,
-            dim + 1,
-            slots_image_stride,
-            slots_row_stride,
             dim,
-            eps,
-            True,
+            slots_per_image.to(tl.int64) * dim,
+            dim,
+            dim,
             False,
             False,
-            True,
+            False,
             SLOT_ROWS,
             SLOT_COLUMNS,
             SLOT_DEPTH,
+            SLOT_EVEN,
             PRECISION,
         )
-        if program == programs:
-            for first in range(0, num_arrivals, ARRIVALS):
-                here = first + tl.arange(0, ARRIVALS)
-                tl.store(arrivals + here, tl.zeros([ARRIVALS], tl.int32), mask=here < num_arrivals)
 
 
-def first(job: Linear, query: Linear, arrivals: Tensor) -> None:
-    """The first Linear and the first query in one launch, which also clears ``arrivals``."""
-    assert query.tail is not None
-    mine, its = job.arguments(), query.arguments()
+def first(job: Linear, query: Linear) -> None:
+    """The first Linear and the first query in one launch."""
+    tile, slot_tile = job.tile, query.tile
+    its, programs = query.arguments(slot_tile), job.programs(tile)
     launch(
         first_kernel,
-        (job.programs + query.programs,),
+        (programs + query.programs(slot_tile),),
         {
-            **{name: mine[name] for name in SHARED},
+            **{k: v for k, v in job.arguments(tile).items() if k.lower() != "residual"},
             "slots": its["x"],
             "query_weight": its["weight"],
             "query_bias": its["bias"],
             "q": its["out"],
-            "constant": its["tail"],
             "slot_rows": its["rows"],
             "slots_per_image": its["rows_per_image"],
             "dim": its["depth"],
-            "slots_image_stride": its["x_image_stride"],
-            "slots_row_stride": its["x_row_stride"],
-            "arrivals": arrivals,
-            "num_arrivals": arrivals.numel(),
-            "programs": job.programs,
+            "programs": programs,
             "SLOT_ROWS": its["ROWS"],
             "SLOT_COLUMNS": its["COLUMNS"],
             "SLOT_DEPTH": its["DEPTH"],
-            "ARRIVALS": 256,
+            "SLOT_EVEN": its["EVEN"],
         },
-        num_warps=job.tile.warps,
-        num_stages=job.tile.stages,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
 
 
-SHARED = (
-    *("x", "weight", "bias", "out", "rows", "rows_per_image", "depth", "columns"),
-    *("x_image_stride", "x_row_stride", "out_row_stride", "eps"),
-    *("NORM", "GELU", "ROWS", "COLUMNS", "DEPTH", "PRECISION"),
-)
+class EncodeSpace(NamedTuple):
+    """What encoding writes.
+
+    Attributes:
+        outputs: one ``[B, N, width]`` per Linear.
+        statistics: for a LayerNorm of the tokens after the product.
+        normed: ``[B, N, C]``, for one before it. At most one of the two is given.
+        counters: int32, cleared.
+    """
+
+    outputs: Sequence[Tensor]
+    statistics: Statistics | None
+    normed: Tensor | None
+    counters: Tensor
+
+
+def norm_after(folded: Folded, dtype: torch.dtype) -> bool | None:
+    """Whether the tokens' LayerNorm comes after the first product; None: there is none.
+
+    In float32 the product would round away what a row far from zero has besides its mean; half
+    precision is summed in float32, which has digits to spare.
+    """
+    return dtype != torch.float32 if folded.ln == "pre" else None
 
 
 def encode(
-    reference: Tensor,
-    folded: Folded,
-    outputs: Sequence[Tensor],
-    query: Linear,
-    arrivals: Tensor,
+    reference: Tensor, folded: Folded, slots: LayerNorm, query: Linear, space: EncodeSpace
 ) -> Tensor:
-    """Encoded tokens before ``norm_in``'s LayerNorm, which the competition takes itself.
+    """x^ ``[B, N, D]``: the encoded tokens' un-affined LayerNorm, key and value of all iterations.
 
     Args:
         reference: ``[B, N, C]``, neighbours of the last dimension adjacent.
-        outputs: one ``[B, N, width]`` per Linear, written.
-        query: the slots' first query.
-        arrivals: int32, cleared.
-
-    Returns:
-        ``[B, N, D]``, the last output, or its LayerNorm where the config has ``enc_ln`` "post".
+        slots: the initial slots' LayerNorm, and query: the first query from it.
     """
+    start(slots, space.counters, reference, folded.encode_weights[0], space.statistics)
     x = reference
-    for depth, out in enumerate(outputs):
+    if space.normed is not None:
+        layer_norm(LayerNorm(x, space.normed))
+        x = space.normed
+    for depth, out in enumerate(space.outputs):
         weight, bias = folded.encode_weights[depth], folded.encode_biases[depth]
-        job = Linear(
-            x,
-            weight,
-            bias,
-            out,
-            norm=depth == 0 and folded.ln == "pre",
-            gelu=depth + 1 < len(outputs),
-        )
+        gelu = depth + 1 < len(space.outputs)
         if depth == 0:
-            first(job, query, arrivals)
+            first(Linear(x, weight, bias, out, space.statistics, gelu), query)
         else:
-            linear(job)
+            linear(Linear(x, weight, bias, out, gelu=gelu))
         x = out
     if folded.post_norm is not None:
-        x = F.layer_norm(x, x.shape[-1:], *folded.post_norm, EPS)
+        layer_norm(LayerNorm(x, x, folded.post_norm))
+    layer_norm(LayerNorm(x, x))
     return x

@@ -14,22 +14,25 @@ OLDEST = 80
 
 
 class Chip(NamedTuple):
-    """A class of chips. Source: CUDA C++ Programming Guide, "Compute Capabilities"."""
+    """A class of chips. Sources: CUDA C++ Programming Guide, "Compute Capabilities"; NVIDIA's
+    whitepapers of each architecture for the products.
+    """
 
     capability: int  # 90 for sm_90
     multiprocessors: int  # of A100, RTX 3090, RTX 4090, H200, B200, RTX 5090; else the device's
     shared_bytes: int  # most that one block may have
+    products: int  # in half precision, summed in float32, a cycle and multiprocessor
 
 
 CHIPS = {
     chip.capability: chip
     for chip in (
-        Chip(80, 108, 163 * 1024),
-        Chip(86, 82, 99 * 1024),
-        Chip(89, 128, 99 * 1024),
-        Chip(90, 132, 227 * 1024),
-        Chip(100, 148, 227 * 1024),
-        Chip(120, 170, 99 * 1024),
+        Chip(80, 108, 163 * 1024, 1024),
+        Chip(86, 82, 99 * 1024, 256),
+        Chip(89, 128, 99 * 1024, 512),
+        Chip(90, 132, 227 * 1024, 2048),
+        Chip(100, 148, 227 * 1024, 4096),
+        Chip(120, 170, 99 * 1024, 512),
     )
 }
 _pretended: ContextVar[Chip | None] = ContextVar("ocvtp_chip", default=None)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from ocvtp_kernels.gpu.chips import chip_of
+
 
 class Launch(NamedTuple):
     """One launch: which kernel, how many programs, its arguments and compile options."""
@@ -22,8 +24,11 @@ class Launch(NamedTuple):
 
 REGISTERS = 65536  # of a multiprocessor
 MOST_REGISTERS = 255  # of a thread
+DEPENDENT = 90  # the oldest capability with programmatic dependent launch
 Watcher = Callable[[Launch], None]
+Recorder = Callable[[Launch, Any], None]  # of a launch, and the kernel that Triton compiled for it
 _watcher: ContextVar[Watcher | None] = ContextVar("ocvtp_launch_watcher", default=None)
+_recorder: ContextVar[Recorder | None] = ContextVar("ocvtp_launch_recorder", default=None)
 
 
 def launch(
@@ -31,10 +36,12 @@ def launch(
 ) -> None:
     """Runs ``kernel`` on the current stream; an empty grid runs nothing.
 
+    A kernel with a constant ``PDL`` is a programmatic dependent launch where the GPU has them.
+
     Args:
         kernel: a ``triton.jit`` function.
         grid: programs per axis.
-        arguments: all its arguments by name, constants too.
+        arguments: all its arguments by name, constants too, but ``PDL``.
         options: ``num_warps``, ``num_stages`` and other compile options.
     """
     if 0 in grid:
@@ -44,11 +51,27 @@ def launch(
         options["maxnreg"] = min(MOST_REGISTERS, REGISTERS // (32 * options["num_warps"]))
     # Said outright because Triton's default changes between versions.
     options["enable_fp_fusion"] = True
-    watcher = _watcher.get()
+    if "PDL" in kernel.arg_names:
+        dependent = _dependent(arguments)
+        arguments = {**arguments, "PDL": dependent}
+        if dependent:
+            options["launch_pdl"] = True
+    watcher, recorder = _watcher.get(), _recorder.get()
+    compiled = None
     if watcher is not None:
         watcher(Launch(kernel, grid, arguments, options))
     else:
-        kernel[grid](**arguments, **options)
+        compiled = kernel[grid](**arguments, **options)
+    if recorder is not None:
+        recorder(Launch(kernel, grid, arguments, options), compiled)
+
+
+def _dependent(arguments: dict[str, Any]) -> bool:
+    """Whether the GPU of these arguments has programmatic dependent launch."""
+    if interpreting():
+        return False
+    device = next(each.device for each in arguments.values() if isinstance(each, torch.Tensor))
+    return chip_of(device).capability >= DEPENDENT
 
 
 @contextmanager
@@ -59,6 +82,21 @@ def watch(watcher: Watcher) -> Iterator[None]:
         yield
     finally:
         _watcher.reset(token)
+
+
+@contextmanager
+def record(recorder: Recorder) -> Iterator[None]:
+    """Within the block ``recorder`` is told of every launch, once it is on its way."""
+    token = _recorder.set(recorder)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
+
+def observed() -> bool:
+    """Whether somebody wants to see every launch, by `watch` or `record`."""
+    return _watcher.get() is not None or _recorder.get() is not None
 
 
 def interpreting() -> bool:

@@ -30,13 +30,39 @@ def gelu(x):
 
 
 @triton.jit
-def ordered(x):
-    """float32 to int64 in [0, 2^32) of the same order; -0 equals 0, and NaN is the lowest number.
+def ordered_bits(x):
+    """float32 to int32 of the same order; -0 equals 0, and NaN is the lowest number.
 
-    NaN maps to -inf, so it never beats a number.
+    NaN maps to -inf, so it never beats a number; -2^31 stands below all numbers.
     """
     x = tl.where(x != x, float("-inf"), x)
     x = tl.where(x == 0.0, 0.0, x)
-    bits = x.to(tl.int32, bitcast=True).to(tl.int64)
+    bits = x.to(tl.int32, bitcast=True)
     # Of negative numbers the bits grow as the number falls.
-    return tl.where(bits < 0, -(bits + 2147483649), bits) + 2147483648
+    return bits ^ ((bits >> 31) & 2147483647)
+
+
+@triton.jit
+def gelu_half(x):
+    """GELU for a result in half precision: ``x Phi(x)`` off by at most 5e-5, of a third the work.
+
+    ``(Phi(x) - 1/2) / x`` is a polynomial in x^2, the best of its degree up to 4.4 (fitted by
+    iterated least squares at Chebyshev's nodes); beyond, Phi is 0 or 1.
+    """
+    square = tl.minimum(x * x, 19.36)
+    p = 2.284616940073647e-10 - 2.023932020242536e-12 * square
+    p = p * square - 1.1535388644290379e-08
+    p = p * square + 3.473515732821397e-07
+    p = p * square - 7.044781796139432e-06
+    p = p * square + 1.0338085849070922e-04
+    p = p * square - 1.1495533399283886e-03
+    p = p * square + 9.907001629471779e-03
+    p = p * square - 6.643590331077576e-02
+    p = p * square + 0.39892905950546265
+    return x * tl.minimum(tl.maximum(x * p + 0.5, 0.0), 1.0)
+
+
+@triton.jit
+def ordered(x):
+    """`ordered_bits` as int64 in [0, 2^32)."""
+    return ordered_bits(x).to(tl.int64) + 2147483648

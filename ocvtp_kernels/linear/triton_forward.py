@@ -1,9 +1,8 @@
 """``residual + gelu(LN(x) W^T + b)`` in one pass over x, every part of it optional.
 
-LayerNorm costs no pass of its own. Its mean needs none because folded weights have rows that sum
-to zero (`ocvtp_kernels.fold`), and its deviation is summed while the GEMM walks the depth, then
-scales the rows at the end. A pivot per row, the mean of its first block, is taken off x on the way,
-so neither sum nor product cancels where a row lies far from zero.
+x goes to the matrix instructions as it lies. With s the reciprocal deviation of a row, LayerNorm
+comes after the product, ``LN(x) W^T = s (x W^T - mean(x) sum(W))``: statistics of x and means of
+the rows of W are taken once, before (`ocvtp_kernels.encode.triton_start`).
 """
 
 from __future__ import annotations
@@ -15,20 +14,25 @@ import triton.language as tl
 from torch import Tensor
 
 from ocvtp_kernels.gpu.chips import chip_of
+from ocvtp_kernels.gpu.dependent import wait_for_launches_before
 from ocvtp_kernels.gpu.launch import dot_precision, launch
-from ocvtp_kernels.gpu.maths import gelu
+from ocvtp_kernels.gpu.maths import gelu, gelu_half
 from ocvtp_kernels.linear.tiles import LinearTile, ceil_div, linear_tile
+
+EARLY_COLUMNS = tl.constexpr(128)
 
 
 @triton.jit
-def linear_kernel(
+def linear_block(
     program,
     x,
     weight,
     bias,
     residual,
     out,
-    tail,
+    mean,
+    scale,
+    weight_mean,
     rows,
     rows_per_image,
     depth,
@@ -36,127 +40,273 @@ def linear_kernel(
     x_image_stride,
     x_row_stride,
     out_row_stride,
-    eps,
     NORM: tl.constexpr,
     GELU: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    TAIL: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One block of the output: the ``program``-th, or, as a kernel of its own, this program's."""
-    if program is None:
-        program = tl.program_id(0)
+    """The ``program``-th block of the output of `linear_kernel`."""
     # Blocks of the same rows run side by side.
     column_blocks = tl.cdiv(columns, COLUMNS)
-    row_block = program // column_blocks
-    column_block = program % column_blocks
-    row = row_block * ROWS + tl.arange(0, ROWS)
-    column = column_block * COLUMNS + tl.arange(0, COLUMNS)
+    row = (program // column_blocks) * ROWS + tl.arange(0, ROWS)
+    column = (program % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
     live_row = row < rows
-    live_column = column < columns
-    image = (row // rows_per_image).to(tl.int64)
-    x_row = x + image * x_image_stride + (row % rows_per_image).to(tl.int64) * x_row_stride
-    w_row = weight + column.to(tl.int64) * depth
-
-    if NORM:
-        inner = tl.arange(0, DEPTH)
-        live = live_row[:, None] & (inner < depth)[None, :]
-        first = tl.load(x_row[:, None] + inner[None, :], mask=live, other=0.0).to(tl.float32)
-        pivot = tl.sum(first, axis=1) / tl.minimum(depth, DEPTH)
-        total = tl.zeros([ROWS], tl.float32)
-        squares = tl.zeros([ROWS], tl.float32)
+    # In the padding other rows are read, and their products are never stored.
+    near_row = tl.minimum(row, rows - 1)
+    image = (near_row // rows_per_image).to(tl.int64)
+    x_row = x + image * x_image_stride + (near_row % rows_per_image).to(tl.int64) * x_row_stride
+    w_row = weight + tl.minimum(column, columns - 1).to(tl.int64) * depth
+    # What comes after the product is fetched while it is made, as far as registers hold it.
+    row_mean, row_scale = row_numbers(mean, scale, row, live_row, NORM)
+    if COLUMNS <= EARLY_COLUMNS:
+        shift, weight_sum = column_numbers(bias, weight_mean, column, depth, columns, NORM)
     product = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, depth, DEPTH):
         inner = start + tl.arange(0, DEPTH)
-        live_inner = inner < depth
-        live = live_row[:, None] & live_inner[None, :]
-        a = tl.load(x_row[:, None] + inner[None, :], mask=live, other=0.0)
-        w = tl.load(
-            w_row[None, :] + inner[:, None],
-            mask=live_column[None, :] & live_inner[:, None],
-            other=0.0,
-        )
-        if NORM:
-            shifted = tl.where(live, a.to(tl.float32) - pivot[:, None], 0.0)
-            total += tl.sum(shifted, axis=1)
-            squares += tl.sum(shifted * shifted, axis=1)
-            a = shifted
-        product = tl.dot(a.to(w.dtype), w, product, input_precision=PRECISION)
+        a_place = x_row[:, None] + inner[None, :]
+        w_place = w_row[None, :] + inner[:, None]
+        if EVEN:
+            a = tl.load(a_place)
+            w = tl.load(w_place)
+        else:
+            a = tl.load(a_place, mask=(inner < depth)[None, :], other=0.0)
+            w = tl.load(w_place, mask=(inner < depth)[:, None], other=0.0)
+        product = tl.dot(a, w, product, input_precision=PRECISION)
 
+    if COLUMNS <= EARLY_COLUMNS:
+        finish(
+            product,
+            shift,
+            weight_sum,
+            row_mean,
+            row_scale,
+            residual,
+            out,
+            row,
+            column,
+            live_row,
+            columns,
+            out_row_stride,
+            NORM,
+            GELU,
+            RESIDUAL,
+        )
+    else:
+        # Half by half: a wide block leaves no registers for its epilogue at once.
+        halves = tl.permute(tl.reshape(product, (ROWS, 2, COLUMNS // 2)), (0, 2, 1))
+        left, right = tl.split(halves)
+        half = (program % column_blocks) * COLUMNS + tl.arange(0, COLUMNS // 2)
+        shift, weight_sum = column_numbers(bias, weight_mean, half, depth, columns, NORM)
+        finish(
+            left,
+            shift,
+            weight_sum,
+            row_mean,
+            row_scale,
+            residual,
+            out,
+            row,
+            half,
+            live_row,
+            columns,
+            out_row_stride,
+            NORM,
+            GELU,
+            RESIDUAL,
+        )
+        half += COLUMNS // 2
+        shift, weight_sum = column_numbers(bias, weight_mean, half, depth, columns, NORM)
+        finish(
+            right,
+            shift,
+            weight_sum,
+            row_mean,
+            row_scale,
+            residual,
+            out,
+            row,
+            half,
+            live_row,
+            columns,
+            out_row_stride,
+            NORM,
+            GELU,
+            RESIDUAL,
+        )
+
+
+@triton.jit
+def row_numbers(mean, scale, row, live_row, NORM: tl.constexpr):
+    """Mean and reciprocal deviation of rows, 0 and 1 without NORM."""
+    row_mean = tl.zeros(row.shape, tl.float32)
+    row_scale = tl.full(row.shape, 1.0, tl.float32)
     if NORM:
-        mean = total / depth
-        variance = tl.maximum(squares / depth - mean * mean, 0.0)
-        product *= (1.0 / tl.sqrt_rn(variance + eps))[:, None]
-    y = product + tl.load(bias + column, mask=live_column, other=0.0).to(tl.float32)[None, :]
+        row_mean = tl.load(mean + row, mask=live_row, other=0.0)
+        row_scale = tl.load(scale + row, mask=live_row, other=0.0)
+    return row_mean, row_scale
+
+
+@triton.jit
+def column_numbers(bias, weight_mean, column, depth, columns, NORM: tl.constexpr):
+    """Bias, and the sum of the weight's row, of columns."""
+    live = column < columns
+    weight_sum = tl.zeros(column.shape, tl.float32)
+    if NORM:
+        weight_sum = tl.load(weight_mean + column, mask=live, other=0.0) * depth
+    return tl.load(bias + column, mask=live, other=0.0).to(tl.float32), weight_sum
+
+
+@triton.jit
+def finish(
+    product,
+    shift,
+    weight_sum,
+    row_mean,
+    row_scale,
+    residual,
+    out,
+    row,
+    column,
+    live_row,
+    columns,
+    out_row_stride,
+    NORM: tl.constexpr,
+    GELU: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+):
+    """All that comes after the product, and the store."""
+    if NORM:
+        product = (product - row_mean[:, None] * weight_sum[None, :]) * row_scale[:, None]
+    y = product + shift[None, :]
     if GELU:
-        y = gelu(y)
-    stored = live_column
-    if TAIL:
-        # The last column goes elsewhere, in float32.
-        if column_block == column_blocks - 1:
-            last = tl.sum(tl.where(column[None, :] == columns - 1, y, 0.0), axis=1)
-            tl.store(tail + row, last, mask=live_row)
-        stored = column < columns - 1
+        y = gelu(y) if out.dtype.element_ty == tl.float32 else gelu_half(y)
     place = row.to(tl.int64)[:, None] * out_row_stride + column[None, :]
-    live = live_row[:, None] & stored[None, :]
+    live = live_row[:, None] & (column < columns)[None, :]
     if RESIDUAL:
         y += tl.load(residual + place, mask=live, other=0.0).to(tl.float32)
     tl.store(out + place, y.to(out.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def linear_kernel(
+    x,
+    weight,
+    bias,
+    residual,
+    out,
+    mean,
+    scale,
+    weight_mean,
+    rows,
+    rows_per_image,
+    depth,
+    columns,
+    x_image_stride,
+    x_row_stride,
+    out_row_stride,
+    NORM: tl.constexpr,
+    GELU: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """``residual + gelu(LN(x) W^T + b)``, a block of the output a program."""
+    wait_for_launches_before(PDL)
+    linear_block(
+        tl.program_id(0),
+        x,
+        weight,
+        bias,
+        residual,
+        out,
+        mean,
+        scale,
+        weight_mean,
+        rows,
+        rows_per_image,
+        depth,
+        columns,
+        x_image_stride,
+        x_row_stride,
+        out_row_stride,
+        NORM,
+        GELU,
+        RESIDUAL,
+        ROWS,
+        COLUMNS,
+        DEPTH,
+        EVEN,
+        PRECISION,
+    )
+
+
+class Statistics(NamedTuple):
+    """What a LayerNorm after the product needs: float32, taken of the tensors as they are.
+
+    Attributes:
+        mean, scale: ``[B, R]``, of the rows of x: mean and reciprocal deviation.
+        weight_mean: ``[columns]``, the mean of each row of the weight.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight_mean: Tensor
 
 
 class Linear(NamedTuple):
     """One Linear to run.
 
     Attributes:
-        x: ``[B, R, depth]``, neighbours of the last dimension adjacent.
-        weight: ``[columns, depth]``; with ``norm`` its rows sum to zero.
+        x: ``[B, R, depth]`` in the dtype of ``weight``, neighbours of the last dimension adjacent.
+        weight: ``[columns, depth]``.
         bias: ``[columns]``.
-        out: ``[B, R, columns]``, contiguous but for its row stride; one column less with ``tail``.
-        norm: take LN(x), without affine.
+        out: ``[B, R, columns]``, contiguous but for its row stride.
+        statistics: take LN(x), without affine.
         gelu: apply GELU to the result.
         residual: added to the result; shape and strides of ``out``.
-        tail: float32 ``[B, R]``, where the last column goes.
     """
 
     x: Tensor
     weight: Tensor
     bias: Tensor
     out: Tensor
-    norm: bool = False
+    statistics: Statistics | None = None
     gelu: bool = False
     residual: Tensor | None = None
-    tail: Tensor | None = None
 
     @property
     def tile(self) -> LinearTile:
         """The block of the output that a program takes."""
         batch, rows, _ = self.x.shape
         chip = chip_of(self.x.device)
-        plain = not self.norm and self.residual is None
-        return linear_tile(chip, self.weight.dtype, batch * rows, self.weight.shape[0], plain)
+        return linear_tile(chip, self.weight.dtype, batch * rows, self.weight.shape[0])
 
-    @property
-    def programs(self) -> int:
+    def programs(self, tile: LinearTile) -> int:
         """Blocks of the output."""
         batch, rows, _ = self.x.shape
-        tile = self.tile
         return ceil_div(batch * rows, tile.rows) * ceil_div(self.weight.shape[0], tile.columns)
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self, tile: LinearTile) -> dict[str, Any]:
         """The kernel's arguments; what is absent is stood in for by ``out``."""
         batch, rows, depth = self.x.shape
-        tile = self.tile
+        mean, scale, weight_mean = self.statistics or (self.out, self.out, self.out)
         return {
-            "program": None,
             "x": self.x,
             "weight": self.weight,
             "bias": self.bias,
             "residual": self.out if self.residual is None else self.residual,
             "out": self.out,
-            "tail": self.out if self.tail is None else self.tail,
+            "mean": mean,
+            "scale": scale,
+            "weight_mean": weight_mean,
             "rows": batch * rows,
             "rows_per_image": rows,
             "depth": depth,
@@ -164,27 +314,24 @@ class Linear(NamedTuple):
             "x_image_stride": self.x.stride(0),
             "x_row_stride": self.x.stride(1),
             "out_row_stride": self.out.stride(1),
-            "eps": LN_EPS,
-            "NORM": self.norm,
+            "NORM": self.statistics is not None,
             "GELU": self.gelu,
             "RESIDUAL": self.residual is not None,
-            "TAIL": self.tail is not None,
             "ROWS": tile.rows,
             "COLUMNS": tile.columns,
             "DEPTH": tile.depth,
+            "EVEN": depth % tile.depth == 0,
             "PRECISION": dot_precision(self.weight.dtype),
         }
 
 
-LN_EPS = 1e-5
-
-
 def linear(job: Linear) -> None:
     """Runs one Linear in one launch."""
+    tile = job.tile
     launch(
         linear_kernel,
-        (job.programs,),
-        job.arguments(),
-        num_warps=job.tile.warps,
-        num_stages=job.tile.stages,
+        (job.programs(tile),),
+        job.arguments(tile),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )

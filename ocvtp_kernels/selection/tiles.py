@@ -32,28 +32,46 @@ def argmax_tile(chip: Chip, dtype: torch.dtype, num_slots: int) -> CompeteTile:
     return CompeteTile(slots, 32, depth, 0, 8 if slots == ONE_TILE else 4, 3)
 
 
-class ResolveTile(NamedTuple):
-    """How one program walks picks, tokens and the rows that it gathers."""
+class BestTile(NamedTuple):
+    """How one program walks the picks of all token blocks."""
 
     slots: int
     blocks: int
+    passes: int  # tiles of blocks that it loads together
+
+
+def best_tile(num_slots: int, blocks: int, warps: int, most_slots: int) -> BestTile:
+    """At most 16 picks a tile and thread; all blocks together where eight tiles hold them."""
+    slots = min(power_of_two(num_slots), most_slots)
+    rows = min(power_of_two(blocks, 1), 512 * min(warps, 8) // slots)
+    return BestTile(slots, rows, min(ceil_div(blocks, rows), 8))
+
+
+class ResolveTile(NamedTuple):
+    """How one program walks picks, tokens and the rows that it gathers."""
+
+    best: BestTile
     tokens: int
     rows: int
     columns: int
     warps: int
 
 
-def resolve_tile(num_slots: int, blocks: int, num_tokens: int, width: int) -> ResolveTile:
-    """All tokens at once, picks in pieces of at most 2048."""
-    slots = min(power_of_two(num_slots), 256)
+def resolve_tile(
+    num_slots: int, blocks: int, num_tokens: int, width: int, size: int
+) -> ResolveTile:
+    """All tokens at once, and rows of ``width`` elements of ``size`` bytes in pieces.
+
+    Few warps, since counting is quick and what they tell one another is not.
+    """
     tokens = power_of_two(num_tokens)
+    warps = 4 if tokens <= 1024 else 8 if tokens <= 8192 else 16
     return ResolveTile(
-        slots,
-        min(power_of_two(blocks, 1), 2048 // slots),
+        best_tile(num_slots, blocks, warps, 256),
         tokens,
-        4,
-        min(power_of_two(width), 512),
-        8 if tokens <= 4096 else 16,
+        8 if warps == 4 else 16,
+        min(power_of_two(width), 2048 // size),
+        warps,
     )
 
 

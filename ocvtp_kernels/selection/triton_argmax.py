@@ -9,8 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ocvtp_kernels.gpu.dependent import wait_for_launches_before
 from ocvtp_kernels.gpu.maths import log1p, ordered
-from ocvtp_kernels.slots.triton_logits import logits_tile, standing
+from ocvtp_kernels.slots.triton_logits import inside, logits_tile, standing
 
 
 @triton.jit
@@ -47,12 +48,10 @@ def argmax_kernel(
     num_tokens,
     depth,
     scale,
-    eps,
     q_image_stride,
     q_row_stride,
     k_image_stride,
     k_row_stride,
-    NORM: tl.constexpr,
     CONSTANT: tl.constexpr,
     MASK: tl.constexpr,
     STANDINGS: tl.constexpr,
@@ -61,13 +60,16 @@ def argmax_kernel(
     SLOTS: tl.constexpr,
     TOKENS: tl.constexpr,
     DEPTH: tl.constexpr,
+    EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Picks int64 ``[B, token blocks, K]``, the best of each block; evidence float32 ``[B, N]``.
 
     With BELOW only picks beneath ``below`` ``[B, K]`` count: the next best. The evidence of a token
     is its highest score over slots.
     """
+    wait_for_launches_before(PDL)
     blocks = tl.cdiv(num_tokens, TOKENS)
     slot_blocks = tl.cdiv(num_slots, SLOTS)
     block = tl.program_id(0) % blocks
@@ -78,22 +80,21 @@ def argmax_kernel(
     live_slot = slot < num_slots
     live_token = token < num_tokens
     place = image * num_slots + slot
-    logits, _mean, _scale = logits_tile(
-        q + image * q_image_stride + slot.to(tl.int64) * q_row_stride,
-        k + image * k_image_stride + token.to(tl.int64) * k_row_stride,
+    logits = logits_tile(
+        q + image * q_image_stride + inside(slot, num_slots) * q_row_stride,
+        k + image * k_image_stride + inside(token, num_tokens) * k_row_stride,
         live_slot,
         live_token,
         slot_constant + place,
         slot_mask + place,
         depth,
         scale,
-        eps,
-        NORM,
         CONSTANT,
         MASK,
         SLOTS,
         TOKENS,
         DEPTH,
+        EVEN,
         PRECISION,
     )
     if STANDINGS:
@@ -101,7 +102,7 @@ def argmax_kernel(
         top = tl.load(row, mask=live_token, other=0.0)
         others = tl.load(row + 1, mask=live_token, other=0.0)
     else:
-        top, others = standing(logits, SLOTS)
+        top, others = standing(logits)
     rivals = log1p(others)
     score = (logits - top[None, :]) - rivals[None, :]
     pick = pack_pick(score, token[None, :])
@@ -118,15 +119,22 @@ def argmax_kernel(
 
 
 @triton.jit
-def best_pick(picks, image, slot, live_slot, blocks, num_slots, BLOCKS: tl.constexpr):
-    """The best over token blocks of each slot: int64, -1 for slots that are not there."""
-    best = tl.full(slot.shape, -1, tl.int64)
-    for first in range(0, blocks, BLOCKS):
-        block = first + tl.arange(0, BLOCKS)
-        there = picks + (image * blocks + block)[:, None] * num_slots + slot[None, :]
-        live = (block < blocks)[:, None] & live_slot[None, :]
-        best = tl.maximum(best, tl.max(tl.load(there, mask=live, other=-1), axis=0))
-    return best
+def best_pick(
+    picks, slot, live_slot, blocks, num_slots, BLOCKS: tl.constexpr, PASSES: tl.constexpr
+):
+    """The best over an image's token blocks of each slot: int64, -1 for slots that are not there.
+
+    ``picks`` is where the image's begin.
+    """
+    best = tl.full([BLOCKS, slot.shape[0]], -1, tl.int64)
+    for first in range(0, blocks, BLOCKS * PASSES):
+        # Unrolled, so that no load waits for another.
+        for step in tl.static_range(PASSES):
+            # The last block once more is quicker than a mask.
+            block = tl.minimum(first + step * BLOCKS + tl.arange(0, BLOCKS), blocks - 1)
+            there = (block * num_slots)[:, None] + slot[None, :]
+            best = tl.maximum(best, tl.load(picks + there, mask=live_slot[None, :]))
+    return tl.where(live_slot, tl.max(best, axis=0), -1)
 
 
 @triton.jit
@@ -143,16 +151,20 @@ def best_kernel(
     LOG: tl.constexpr,
     SLOTS: tl.constexpr,
     BLOCKS: tl.constexpr,
+    PASSES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Best pick of each slot: row ``rank`` of int64 ``[B, ranks, K]``, or its id and attention.
 
     With LOG the attention's logarithm. One program takes a block of slots of an image.
     """
+    wait_for_launches_before(PDL)
     slot_blocks = tl.cdiv(num_slots, SLOTS)
     image = (tl.program_id(0) // slot_blocks).to(tl.int64)
     slot = (tl.program_id(0) % slot_blocks) * SLOTS + tl.arange(0, SLOTS)
     live_slot = slot < num_slots
-    pick = best_pick(picks, image, slot, live_slot, blocks, num_slots, BLOCKS)
+    of_image = picks + image * blocks * num_slots
+    pick = best_pick(of_image, slot, live_slot, blocks, num_slots, BLOCKS, PASSES)
     if ANSWER:
         place = image * num_slots + slot
         tl.store(ids + place, pick_token(pick), mask=live_slot)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.gpu.chips import chip_of
-from ocvtp_kernels.gpu.launch import launch, unit_stride
+from ocvtp_kernels.gpu.launch import MOST_REGISTERS, launch, unit_stride
 from ocvtp_kernels.linear.tiles import ceil_div
-from ocvtp_kernels.selection.tiles import argmax_tile, gather_parts, resolve_tile
+from ocvtp_kernels.selection.tiles import argmax_tile, best_tile, gather_parts, resolve_tile
 from ocvtp_kernels.selection.triton_argmax import argmax_kernel, best_kernel
 from ocvtp_kernels.selection.triton_resolve import resolve_kernel
-from ocvtp_kernels.slots.tiles import ONE_TILE, power_of_two
+from ocvtp_kernels.slots.tiles import ONE_TILE
 from ocvtp_kernels.slots.triton_forward import Competition, standings
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -81,10 +81,11 @@ def _best(
 ) -> None:
     """Row ``rank`` of ``best`` ``[B, ranks, K]`` from picks ``[B, blocks, K]``, or ids and peak."""
     batch, blocks, num_slots = picks.shape
-    slots = min(power_of_two(num_slots), 128)
+    warps = 4
+    tile = best_tile(num_slots, blocks, warps, 32)
     launch(
         best_kernel,
-        (batch * ceil_div(num_slots, slots),),
+        (batch * ceil_div(num_slots, tile.slots),),
         {
             "picks": picks,
             "best": best,
@@ -96,10 +97,11 @@ def _best(
             "ranks": best.shape[1],
             "ANSWER": ids is not None,
             "LOG": log,
-            "SLOTS": slots,
-            "BLOCKS": min(power_of_two(blocks, 1), 16),
+            "SLOTS": tile.slots,
+            "BLOCKS": tile.blocks,
+            "PASSES": tile.passes,
         },
-        num_warps=4,
+        num_warps=warps,
     )
 
 
@@ -128,11 +130,11 @@ def resolve(
     batch = picks.shape[0]
     num_slots = picks.shape[2] if packed else picks.shape[1]
     blocks = picks.shape[1] if packed and ranks == 1 else 1
-    width = 0
+    width, size = 0, 1
     if final is not None and tokens is not None:
         final, tokens = _as_integers(final), _as_integers(tokens)
-        width = final.shape[2]
-    tile = resolve_tile(num_slots, blocks, num_tokens, width or 1)
+        width, size = final.shape[2], final.element_size()
+    tile = resolve_tile(num_slots, blocks, num_tokens, width or 1, size)
     parts = gather_parts(chip_of(picks.device), batch, budget) if final is not None else 1
     launch(
         resolve_kernel,
@@ -144,8 +146,7 @@ def resolve(
             "final": picks if final is None else final,
             "tokens": picks if tokens is None else tokens,
             "ids": ids,
-            "orders": picks.new_empty((batch * parts, num_tokens)),
-            "kept": picks.new_empty((batch * parts, budget), dtype=torch.int32),
+            "claims": picks.new_empty((batch * parts, num_tokens)),
             "blocks": blocks,
             "ranks": ranks,
             "num_slots": num_slots,
@@ -158,15 +159,19 @@ def resolve(
             "final_image_stride": 0 if final is None else final.stride(0),
             "final_row_stride": 0 if final is None else final.stride(1),
             "PACKED": packed,
+            "RANKED": ranks > 1,
             "IMPORTANCE": importance is not None,
             "GATHER": final is not None,
-            "SLOTS": tile.slots,
-            "BLOCKS": tile.blocks,
+            "SLOTS": tile.best.slots,
+            "BLOCKS": tile.best.blocks,
+            "PASSES": tile.best.passes,
             "TOKENS": tile.tokens,
             "ROWS": tile.rows,
             "COLUMNS": tile.columns,
         },
         num_warps=tile.warps,
+        # Else ptxas may spill a little where there are few warps as well.
+        maxnreg=MOST_REGISTERS,
     )
 
 

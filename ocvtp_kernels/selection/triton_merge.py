@@ -17,7 +17,7 @@ from ocvtp_kernels.gpu.launch import dot_precision, launch, unit_stride
 from ocvtp_kernels.linear.tiles import ceil_div
 from ocvtp_kernels.slots.tiles import BLOCK, CompeteTile, power_of_two, slots_per_tile
 from ocvtp_kernels.slots.triton_forward import Competition
-from ocvtp_kernels.slots.triton_logits import logits_tile, standing
+from ocvtp_kernels.slots.triton_logits import inside, logits_tile, standing
 
 
 @triton.jit
@@ -32,17 +32,16 @@ def owners_kernel(
     num_tokens,
     depth,
     scale,
-    eps,
     q_image_stride,
     q_row_stride,
     k_image_stride,
     k_row_stride,
-    NORM: tl.constexpr,
     CONSTANT: tl.constexpr,
     MASK: tl.constexpr,
     SLOTS: tl.constexpr,
     TOKENS: tl.constexpr,
     DEPTH: tl.constexpr,
+    EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Each token's strongest slot int32 and its attention there float32, both ``[B, N]``.
@@ -53,15 +52,15 @@ def owners_kernel(
     image = (tl.program_id(0) // blocks).to(tl.int64)
     token = (tl.program_id(0) % blocks) * TOKENS + tl.arange(0, TOKENS)
     live_token = token < num_tokens
-    k_row = k + image * k_image_stride + token.to(tl.int64) * k_row_stride
+    k_row = k + image * k_image_stride + inside(token, num_tokens) * k_row_stride
     top = tl.full([TOKENS], float("-inf"), tl.float32)
     others = tl.zeros([TOKENS], tl.float32)
     owner = tl.zeros([TOKENS], tl.int32)
     for first_slot in range(0, num_slots, SLOTS):
         slot = first_slot + tl.arange(0, SLOTS)
         place = image * num_slots + slot
-        logits, _mean, _scale = logits_tile(
-            q + image * q_image_stride + slot.to(tl.int64) * q_row_stride,
+        logits = logits_tile(
+            q + image * q_image_stride + inside(slot, num_slots) * q_row_stride,
             k_row,
             slot < num_slots,
             live_token,
@@ -69,16 +68,15 @@ def owners_kernel(
             slot_mask + place,
             depth,
             scale,
-            eps,
-            NORM,
             CONSTANT,
             MASK,
             SLOTS,
             TOKENS,
             DEPTH,
+            EVEN,
             PRECISION,
         )
-        block_top, block_others = standing(logits, SLOTS)
+        block_top, block_others = standing(logits)
         leader = tl.min(tl.where(logits == block_top[None, :], slot[:, None], num_slots), axis=0)
         leads = block_top > top
         low, high = tl.where(leads, top, block_top), tl.where(leads, block_top, top)

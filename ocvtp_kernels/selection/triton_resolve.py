@@ -1,9 +1,10 @@
 """From picks to exactly ``budget`` ids and their tokens: dedupe, pad, trim, sort, gather at once.
 
-Every token gets one integer that orders as `ocvtp_kernels.selection.reference.resolve_picks` does:
-picked tokens first, by their slot's peak, then rank within the slot, then id; the others by
-importance, then id. All differ, so the ``budget``-th largest is a threshold, found bit by bit, and
-the ids above it come out ascending without a sort.
+Tokens are kept as `ocvtp_kernels.selection.reference.resolve_picks` keeps them: picked ones first,
+by their slot's peak, then rank within the slot, then id; the others by importance, then id. Only
+one of the two kinds is cut: the picked where they fill the budget, else the others. The cut is
+found bit by bit in their 32-bit scores. Those that tie there are taken by id while positions are
+counted, and so ids come out ascending without a sort.
 """
 
 from __future__ import annotations
@@ -11,33 +12,50 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ocvtp_kernels.gpu.maths import ordered
+from ocvtp_kernels.gpu.dependent import wait_for_launches_before
+from ocvtp_kernels.gpu.maths import ordered, ordered_bits
 from ocvtp_kernels.selection.triton_argmax import best_pick, pick_token
 
 
 @triton.jit
-def token_order(picked, score, tie):
-    """``picked * 2^62 + score * 2^30 + (2^30 - 1 - tie)``; score as `ordered` gives it."""
-    return picked * 4611686018427387904 + score * 1073741824 + (1073741823 - tie)
+def claim(claims, picked, score, rank, live_slot, num_tokens):
+    """Each token's best pick, ``score * 2^30 + (2^30 - 1 - rank)``; score as `ordered` gives it."""
+    live = live_slot & (picked >= 0) & (picked < num_tokens)
+    order = score * 1073741824 + (1073741823 - rank)
+    tl.atomic_max(claims + picked, order, mask=live, sem="relaxed")
 
 
 @triton.jit
-def threshold(orders, budget):
-    """The ``budget``-th largest of distinct integers in [0, 2^63), two bits at a time."""
-    unit = tl.cast(4611686018427387904, tl.int64)
-    found = tl.where(tl.sum((orders >= unit).to(tl.int32)) >= budget, unit, unit - unit)
-    for _step in range(31):
-        unit = unit >> 2
-        # Three counts in one sum.
-        above = (orders >= found + unit).to(tl.int64)
-        above += (orders >= found + 2 * unit).to(tl.int64) << 20
-        above += (orders >= found + 3 * unit).to(tl.int64) << 40
-        counts = tl.sum(above)
-        steps = ((counts & 1048575) >= budget).to(tl.int64)
-        steps += (((counts >> 20) & 1048575) >= budget).to(tl.int64)
-        steps += ((counts >> 40) >= budget).to(tl.int64)
-        found += steps * unit
-    return found
+def narrow(keys, wanted, here, above, unit):
+    """Closes in on the ``wanted``-th largest of int32 keys from -1 up, two bits at a time.
+
+    It is in [0, 4 * unit); ``here`` keys are in it or above, and ``above`` above. Returns the ends
+    of a smaller range and these counts: all in the range are wanted too, or all are equal.
+    """
+    low = unit - unit
+    top = 4 * (unit - 1) + 3
+    while (unit > 0) & (here > wanted):
+        # No difference overflows, and a sign bit takes fewer instructions than a comparison. Counts
+        # have 15 bits, so that two go through one sum.
+        less = low + (unit - 1) - keys
+        ends = ((less >> 31) & 1) + (((less + 2 * unit) >> 31) & 65536)
+        ends, two = tl.split(tl.sum(tl.join(ends, ((less + unit) >> 31) & 1), axis=0))
+        one, three = ends & 65535, ends >> 16
+        low += tl.where(
+            three >= wanted,
+            3 * unit,
+            tl.where(two >= wanted, 2 * unit, tl.where(one >= wanted, unit, 0)),
+        )
+        above = tl.where(
+            one < wanted, one, tl.where(two < wanted, two, tl.where(three < wanted, three, above))
+        )
+        here = tl.where(
+            three >= wanted, three, tl.where(two >= wanted, two, tl.where(one >= wanted, one, here))
+        )
+        top = low + (unit - 1)
+        # After 2 comes 1, though a single bit is left.
+        unit = (unit + 2) >> 2
+    return low, top, here, above
 
 
 @triton.jit(do_not_specialize=["budget", "ranks", "blocks"])
@@ -48,8 +66,7 @@ def resolve_kernel(
     final,
     tokens,
     ids,
-    orders,
-    kept,
+    claims,
     blocks,
     ranks,
     num_slots,
@@ -62,80 +79,107 @@ def resolve_kernel(
     final_image_stride,
     final_row_stride,
     PACKED: tl.constexpr,
+    RANKED: tl.constexpr,
     IMPORTANCE: tl.constexpr,
     GATHER: tl.constexpr,
     SLOTS: tl.constexpr,
     BLOCKS: tl.constexpr,
+    PASSES: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Ids int64 ``[B, budget]`` ascending, and with GATHER their final tokens.
 
     ``parts`` programs an image find the same ids, and each gathers its rows. Picks are those of
-    `argmax_kernel` with PACKED, ``[B, blocks, K]`` if ranks is 1, else the best of each rank
+    `argmax_kernel` with PACKED, ``[B, blocks, K]`` or, with RANKED, the best of each rank
     ``[B, ranks, K]``; otherwise ids ``[B, K, ranks]`` beside ``peak`` ``[B, K]``.
     """
+    wait_for_launches_before(PDL)
     program = tl.program_id(0).to(tl.int64)
     part = tl.program_id(0) % parts
     image = (tl.program_id(0) // parts).to(tl.int64)
     # Each program has its own, so that none waits for another.
-    orders += program * num_tokens
+    claims += program * num_tokens
     token = tl.arange(0, TOKENS)
     live_token = token < num_tokens
-    padding = tl.zeros([TOKENS], tl.float32)
-    if IMPORTANCE:
-        scores = importance + image * importance_image_stride + token
-        padding = tl.load(scores, mask=live_token, other=0.0).to(tl.float32)
-    not_picked = tl.zeros([TOKENS], tl.int64)
-    tl.store(orders + token, token_order(not_picked, ordered(padding), token), mask=live_token)
+    tl.store(claims + token, tl.full([TOKENS], -1, tl.int64), mask=live_token)
     tl.debug_barrier()
 
     for first_slot in range(0, num_slots, SLOTS):
         slot = first_slot + tl.arange(0, SLOTS)
         live_slot = slot < num_slots
-        for rank in range(ranks):
-            if PACKED:
-                first = best_pick(
-                    picks + image * (ranks - 1) * num_slots,
-                    image,
-                    slot,
-                    live_slot,
-                    blocks,
-                    num_slots,
-                    BLOCKS,
-                )
-                score = first // 2147483648
-                pick = first
-                if rank > 0:
-                    here = picks + (image * ranks + rank) * num_slots + slot
-                    pick = tl.load(here, mask=live_slot, other=-1)
-                picked = pick_token(pick)
+        place = image * num_slots + slot
+        if PACKED:
+            of_image = picks + image * (ranks if RANKED else blocks) * num_slots
+            if RANKED:
+                best = tl.load(of_image + slot, mask=live_slot, other=-1)
             else:
-                place = image * num_slots + slot
-                score = ordered(tl.load(peak + place, mask=live_slot, other=0.0).to(tl.float32))
+                best = best_pick(of_image, slot, live_slot, blocks, num_slots, BLOCKS, PASSES)
+            score = best >> 31
+            claim(claims, pick_token(best), score, 0, live_slot, num_tokens)
+            if RANKED:
+                for rank in range(1, ranks):
+                    pick = tl.load(of_image + rank * num_slots + slot, mask=live_slot, other=-1)
+                    claim(claims, pick_token(pick), score, rank, live_slot, num_tokens)
+        else:
+            score = ordered(tl.load(peak + place, mask=live_slot, other=0.0).to(tl.float32))
+            for rank in range(ranks):
                 picked = tl.load(picks + place * ranks + rank, mask=live_slot, other=-1)
-            live_pick = live_slot & (picked >= 0) & (picked < num_tokens)
-            one = tl.full([SLOTS], 1, tl.int64)
-            order = token_order(one, score, rank * num_tokens + picked)
-            tl.atomic_max(orders + picked, order, mask=live_pick, sem="relaxed")
+                claim(claims, picked, score, rank, live_slot, num_tokens)
     tl.debug_barrier()
 
     # Past the first cache, which atomics may leave stale.
-    order = tl.load(orders + token, mask=live_token, other=-1, cache_modifier=".cg")
-    chosen = order >= threshold(order, budget)
-    position = tl.cumsum(chosen.to(tl.int32), axis=0) - 1
-    if part == 0:
-        tl.store(ids + image * budget + position, token.to(tl.int64), mask=chosen)
+    claimed = tl.load(claims + token, mask=live_token, other=-1, cache_modifier=".cg")
+    padding = tl.zeros([TOKENS], tl.float32)
+    if IMPORTANCE:
+        scores = importance + image * importance_image_stride + token
+        padding = tl.load(scores, mask=live_token, other=0.0).to(tl.float32)
+    picked = claimed >= 0
+    num_picked = tl.sum(picked.to(tl.int32), axis=0)
+    # One kind is cut; of the other, all are kept or none. Kept ones stand above every score, those
+    # that are not below.
+    cut_picked = num_picked >= budget
+    least, most = tl.full([], -2147483648, tl.int32), tl.full([], 2147483647, tl.int32)
+    keys = tl.where(
+        picked,
+        tl.where(cut_picked, ((claimed >> 30) - 2147483648).to(tl.int32), most),
+        tl.where(live_token & (not cut_picked), ordered_bits(padding), least),
+    )
+    # The sign first; the scores of the sign where the cut is are then above 0, or 0.
+    upper = tl.sum((keys >= 0).to(tl.int32), axis=0)
+    positive = upper >= budget
+    keys = tl.where(
+        keys >= 0, tl.where(positive, keys, most), tl.where(positive, -1, (keys & most) - 1)
+    )
+    here = tl.where(positive, upper, tl.where(cut_picked, num_picked, num_tokens))
+    unit = tl.full([], 536870912, tl.int32)
+    low, top, here, above = narrow(keys, budget, here, unit - unit, unit)
+    if RANKED:
+        # The picks of a slot tie with one another.
+        if cut_picked & (here > budget):
+            unit = ranks - ranks + 1
+            while 4 * unit < ranks:
+                unit *= 4
+            rank = (claimed & 1073741823).to(tl.int32) - 1073741824 + 4 * unit
+            keys = tl.where(keys < low, -1, tl.where(keys > top, most, rank))
+            low, top, here, above = narrow(keys, budget, here, above, unit)
+    sure = keys > top
+    tied = (keys >= low) & (keys <= top)
+    before = tl.cumsum(sure.to(tl.int32) + tl.where(tied, 65536, 0), axis=0)
+    chosen = sure | (tied & ((before >> 16) <= budget - above))
+    position = (before & 65535) + tl.minimum(before >> 16, budget - above) - 1
+    ids += image * budget
+    # All of the image's programs store the same, so that none waits for another.
+    tl.store(ids + position, token.to(tl.int64), mask=chosen)
     if GATHER:
-        kept += program * budget
-        tl.store(kept + position, token, mask=chosen)
         tl.debug_barrier()
         last = tl.minimum((part + 1) * rows_per_part, budget)
         for first_row in range(part * rows_per_part, last, ROWS):
             row = first_row + tl.arange(0, ROWS)
             live_row = row < last
-            source = tl.load(kept + row, mask=live_row, other=0).to(tl.int64)
+            source = tl.load(ids + row, mask=live_row, other=0)
             for first_column in range(0, width, COLUMNS):
                 column = first_column + tl.arange(0, COLUMNS)
                 live = live_row[:, None] & (column < width)[None, :]

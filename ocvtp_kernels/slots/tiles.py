@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 
 from ocvtp_kernels.gpu.chips import Chip
-from ocvtp_kernels.linear.tiles import LinearTile, ceil_div, first_that_fills, linear_tile
+from ocvtp_kernels.linear.tiles import LinearTile, ceil_div, cheapest, first_that_fills
 
 ONE_TILE = 128  # most slots that one tile holds
 BLOCK = 64  # slots a tile, where there are more
 MOST_GROUPS = 9  # of tokens, in the competition
+PIECE_NUMBERS = 64 * 64  # of each share, that the last program to arrive adds up at a time
 SMALL_SHARED = 100 * 1024  # bytes; chips with less have fewer registers to spare too
 
 
@@ -42,22 +43,30 @@ def slots_per_tile(num_slots: int) -> int:
 
 
 def compete_tile(
-    chip: Chip, dtype: torch.dtype, batch: int, num_slots: int, width: int
+    chip: Chip, dtype: torch.dtype, batch: int, num_slots: int, num_tokens: int, width: int
 ) -> CompeteTile:
-    """The competition's tile: wide chunks of channels once the batch alone fills the chip."""
-    slots = slots_per_tile(num_slots)
+    """The competition's tile: chunks of channels as wide as still give the chip enough programs.
+
+    Every chunk computes the logits again.
+    """
+    slots, depth = slots_per_tile(num_slots), logits_depth(chip, dtype)
     if dtype == torch.float32:
         tokens, chunk = (32, 32) if slots < ONE_TILE else (16, 32)
-        return CompeteTile(slots, tokens, logits_depth(chip, dtype), chunk, 8, 2)
-    parts = batch * ceil_div(num_slots, slots)
-    # Every chunk computes the logits again: few, unless one image needs them to fill the chip.
-    wide = num_slots > ONE_TILE or parts * ceil_div(width, 128) >= chip.multiprocessors
-    wide &= slots < ONE_TILE
+        return CompeteTile(slots, tokens, depth, chunk, 8, 2)
     small = chip.shared_bytes < SMALL_SHARED
     tokens = 32 if small or slots == ONE_TILE else 64
-    chunk = 128 if wide else 32 if small and slots == ONE_TILE else 64
-    depth = logits_depth(chip, dtype)
-    return CompeteTile(slots, tokens, depth, min(chunk, power_of_two(width)), 8, 2)
+    widest = 128 if small else 256
+    chunk = min(widest if slots < ONE_TILE else 32 if small else 64, power_of_two(width))
+    parts = batch * ceil_div(num_slots, slots) * groups_of(ceil_div(num_tokens, tokens))[0]
+    while chunk > 64 and 4 * parts * ceil_div(width, chunk) < 3 * chip.multiprocessors:
+        chunk //= 2
+    return CompeteTile(slots, tokens, depth, chunk, 8, 4)
+
+
+def groups_of(blocks: int) -> tuple[int, int]:
+    """Groups of token blocks, and blocks of each: of the number of tokens alone."""
+    each = ceil_div(blocks, MOST_GROUPS)
+    return ceil_div(blocks, each), each
 
 
 def logits_depth(chip: Chip, dtype: torch.dtype) -> int:
@@ -76,7 +85,7 @@ def standings_tile(chip: Chip, dtype: torch.dtype) -> CompeteTile:
     depth = logits_depth(chip, dtype)
     if dtype == torch.float32:
         return CompeteTile(BLOCK, 16, depth, 0, 4, 2)
-    return CompeteTile(BLOCK, 32, depth, 0, 8, 2)
+    return CompeteTile(BLOCK, 32, depth, 0, 8, 4)
 
 
 def fills(chip: Chip, programs: int) -> bool:
@@ -84,35 +93,9 @@ def fills(chip: Chip, programs: int) -> bool:
     return 5 * programs >= 2 * chip.multiprocessors
 
 
-class IterationsTile(NamedTuple):
-    """The blocks of the cooperative launch; depths are those of the kernels by themselves."""
-
-    rows: int
-    columns: int
-    gru_depth: int
-    linear_depth: int
-    warps: int
-    stages: int
-
-
-# Most slots of all images for which the cooperative launch was measured to be faster, by chip.
-PERSISTENT_ROWS: dict[int, int] = {}
-
-
-def persistent(chip: Chip, rows: int, num_slots: int) -> bool:
-    """Whether the iterations of ``rows`` slots run as one cooperative launch."""
-    return num_slots <= BLOCK and 0 < rows <= PERSISTENT_ROWS.get(chip.capability, 0)
-
-
-def iterations_tile(chip: Chip, dtype: torch.dtype, rows: int) -> IterationsTile:
-    """Slim blocks, so that every multiprocessor has one in most phases."""
-    gru = gru_tile(chip, dtype, rows, 1)
-    step = linear_tile(chip, dtype, rows, 1, plain=False)
-    return IterationsTile(gru.rows, 16, gru.depth, step.depth, 8, 1)
-
-
-_GRU_HALF = (LinearTile(64, 32, 64, 4, 3), LinearTile(64, 16, 64, 4, 4))
-_GRU_SLIMMER = tuple(_GRU_HALF[-1]._replace(rows=rows) for rows in (32, 16))
+_GRU_HALF = (LinearTile(64, 16, 64, 4, 6), LinearTile(64, 32, 64, 4, 4))
+_GRU_WIDE = (LinearTile(128, 32, 64, 8, 4), LinearTile(128, 64, 64, 8, 4))
+_GRU_SLIM = tuple(_GRU_HALF[0]._replace(rows=rows) for rows in (16, 32))
 _GRU_SINGLE = (LinearTile(32, 32, 16, 8, 2), LinearTile(16, 16, 16, 4, 2))
 
 
@@ -122,8 +105,9 @@ def gru_tile(chip: Chip, dtype: torch.dtype, rows: int, dim: int) -> LinearTile:
     if dtype == torch.float32:
         return first_that_fills(_GRU_SINGLE, chip, rows, dim)
     # As for the Linear, fewer than 64 rows would take another matrix instruction.
-    table = _GRU_HALF if chip.capability in (90, 100) else (*_GRU_HALF, *_GRU_SLIMMER)
-    return first_that_fills(table, chip, rows, dim)
+    newer = chip.capability in (90, 100)
+    table = (*_GRU_HALF, *_GRU_WIDE) if newer else (*_GRU_SLIM, *_GRU_HALF)
+    return cheapest(table, chip, rows, dim, weights=3)
 
 
 def one_backward_tile(chip: Chip, dtype: torch.dtype, num_slots: int) -> bool:

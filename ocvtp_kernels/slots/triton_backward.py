@@ -61,7 +61,7 @@ class Backward(NamedTuple):
 
     def arguments(self, tile: CompeteTile) -> dict[str, Any]:
         """The arguments that all three kernels take."""
-        q, k, scale, _, _, mask = self.competition
+        q, k, scale, _, mask = self.competition
         given, absent = self.grad_attention, self.mass
         strides = (0, 0, 0) if given is None else given.stride()
         return {

@@ -74,7 +74,7 @@ def attention_and_gradient(
     Returns:
         both ``[SLOTS, TOKENS]``, zero in the padding, and ``1 / (mass + eps)`` ``[SLOTS]``.
     """
-    logits, _mean, _scale = logits_tile(
+    logits = logits_tile(
         q_row,
         k_row,
         live_slot,
@@ -83,24 +83,23 @@ def attention_and_gradient(
         slot_mask,
         depth,
         scale,
-        0.0,
-        False,
         False,
         MASK,
         SLOTS,
         TOKENS,
         DEPTH,
+        False,
         PRECISION,
     )
     if STANDINGS:
         top = tl.load(standings, mask=live_token, other=0.0)
         others = tl.load(standings + 1, mask=live_token, other=0.0)
     else:
-        top, others = standing(logits, SLOTS)
+        top, others = standing(logits)
     live = live_slot[:, None] & live_token[None, :]
     a = tl.div_rn(tl.exp(logits - top[None, :]), (1.0 + others)[None, :])
     a = tl.where(live, a, 0.0)
-    weights, _mean, _scale = logits_tile(
+    weights = logits_tile(
         grad_row,
         v_row,
         live_slot,
@@ -109,13 +108,12 @@ def attention_and_gradient(
         slot_mask,
         width,
         1.0,
-        0.0,
-        False,
         False,
         False,
         SLOTS,
         TOKENS,
         DEPTH,
+        False,
         PRECISION,
     )
     if WHOLE:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ocvtp_kernels.slots.triton_logits import logits_tile, standing
+from ocvtp_kernels.gpu.dependent import wait_for_launches_before
+from ocvtp_kernels.slots.triton_logits import inside, logits_tile, standing
 
 
 @triton.jit
@@ -26,33 +27,34 @@ def standings_kernel(
     num_tokens,
     depth,
     scale,
-    eps,
     q_image_stride,
     q_row_stride,
     k_image_stride,
     k_row_stride,
-    NORM: tl.constexpr,
     CONSTANT: tl.constexpr,
     MASK: tl.constexpr,
     SLOTS: tl.constexpr,
     TOKENS: tl.constexpr,
     DEPTH: tl.constexpr,
+    EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Each token's `standing` over all slots, block by block: float32 ``[B, N, 2]``."""
+    wait_for_launches_before(PDL)
     blocks = tl.cdiv(num_tokens, TOKENS)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     token = (tl.program_id(0) % blocks) * TOKENS + tl.arange(0, TOKENS)
     live_token = token < num_tokens
-    k_row = k + image * k_image_stride + token.to(tl.int64) * k_row_stride
+    k_row = k + image * k_image_stride + inside(token, num_tokens) * k_row_stride
     top = tl.full([TOKENS], float("-inf"), tl.float32)
     others = tl.zeros([TOKENS], tl.float32)
     for first_slot in range(0, num_slots, SLOTS):
         slot = first_slot + tl.arange(0, SLOTS)
         live_slot = slot < num_slots
         place = image * num_slots + slot
-        logits, _mean, _scale = logits_tile(
-            q + image * q_image_stride + slot.to(tl.int64) * q_row_stride,
+        logits = logits_tile(
+            q + image * q_image_stride + inside(slot, num_slots) * q_row_stride,
             k_row,
             live_slot,
             live_token,
@@ -60,16 +62,15 @@ def standings_kernel(
             slot_mask + place,
             depth,
             scale,
-            eps,
-            NORM,
             CONSTANT,
             MASK,
             SLOTS,
             TOKENS,
             DEPTH,
+            EVEN,
             PRECISION,
         )
-        block_top, block_others = standing(logits, SLOTS)
+        block_top, block_others = standing(logits)
         leads = block_top > top
         low, high = tl.where(leads, top, block_top), tl.where(leads, block_top, top)
         # The beaten top is one of the others now.
@@ -84,7 +85,6 @@ def standings_kernel(
 
 @triton.jit(do_not_specialize=["groups", "groups_per_program", "blocks_per_group"])
 def compete_kernel(
-    program,
     q,
     k,
     v,
@@ -102,7 +102,6 @@ def compete_kernel(
     depth,
     width,
     scale,
-    eps,
     mass_eps,
     q_image_stride,
     q_row_stride,
@@ -113,7 +112,6 @@ def compete_kernel(
     groups,
     groups_per_program,
     blocks_per_group,
-    NORM: tl.constexpr,
     CONSTANT: tl.constexpr,
     MASK: tl.constexpr,
     STANDINGS: tl.constexpr,
@@ -121,17 +119,20 @@ def compete_kernel(
     SLOTS: tl.constexpr,
     TOKENS: tl.constexpr,
     DEPTH: tl.constexpr,
+    EVEN: tl.constexpr,
     CHUNK: tl.constexpr,
+    SHARES: tl.constexpr,
+    PIECE: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Updates ``(A v) / (sum_n A + mass_eps)`` ``[B, K, E]`` and mass ``sum_n A`` ``[B, K]``.
 
     A program takes one image, one block of slots, one chunk of v's channels and one group of
-    tokens, or all groups: the ``program``-th, or, as a kernel of its own, its share. ``v`` is
-    ``LN(k)`` with NORM, as the logits' keys are.
+    tokens, or all groups. ``SHARES`` is the most programs that share a part, 0 if none do.
     """
-    if program is None:
-        program = tl.program_id(0)
+    wait_for_launches_before(PDL)
+    program = tl.program_id(0)
     shares = tl.cdiv(groups, groups_per_program)
     chunks = tl.cdiv(width, CHUNK)
     slot_blocks = tl.cdiv(num_slots, SLOTS)
@@ -144,7 +145,7 @@ def compete_kernel(
     slot = slot_block * SLOTS + tl.arange(0, SLOTS)
     live_slot = slot < num_slots
     slot_place = image * num_slots + slot
-    q_row = q + image * q_image_stride + slot.to(tl.int64) * q_row_stride
+    q_row = q + image * q_image_stride + inside(slot, num_slots) * q_row_stride
     channel = chunk * CHUNK + tl.arange(0, CHUNK)
     live_channel = channel < width
     total = tl.zeros([SLOTS, CHUNK], tl.float32)
@@ -155,32 +156,35 @@ def compete_kernel(
         for block in range(group * blocks_per_group, (group + 1) * blocks_per_group):
             token = block * TOKENS + tl.arange(0, TOKENS)
             live_token = token < num_tokens
-            far_token = token.to(tl.int64)
-            logits, mean, scale_token = logits_tile(
+            # Fetched while the logits are made, as far as registers hold it.
+            if STANDINGS:
+                row = standings + (image * num_tokens + token) * 2
+                top = tl.load(row, mask=live_token, other=0.0)
+                others = tl.load(row + 1, mask=live_token, other=0.0)
+            if CHUNK <= 128:
+                v_row = v + image * v_image_stride + token.to(tl.int64) * v_row_stride
+                values = load_values(v_row, channel, live_token, live_channel)
+            logits = logits_tile(
                 q_row,
-                k + image * k_image_stride + far_token * k_row_stride,
+                k + image * k_image_stride + inside(token, num_tokens) * k_row_stride,
                 live_slot,
                 live_token,
                 slot_constant + slot_place,
                 slot_mask + slot_place,
                 depth,
                 scale,
-                eps,
-                NORM,
                 CONSTANT,
                 MASK,
                 SLOTS,
                 TOKENS,
                 DEPTH,
+                EVEN,
                 PRECISION,
             )
-            if STANDINGS:
-                row = standings + (image * num_tokens + token) * 2
-                top = tl.load(row, mask=live_token, other=0.0)
-                others = tl.load(row + 1, mask=live_token, other=0.0)
-            else:
-                top, others = standing(logits, SLOTS)
-            a = tl.div_rn(tl.exp(logits - top[None, :]), (1.0 + others)[None, :])
+            if not STANDINGS:
+                top, others = standing(logits)
+            leader = 1.0 / (1.0 + others)
+            a = tl.exp(logits - top[None, :]) * leader[None, :]
             a = tl.where(live_slot[:, None] & live_token[None, :], a, 0.0)
             if ATTENTION:
                 if chunk == 0:
@@ -189,50 +193,76 @@ def compete_kernel(
                         a.to(attention.dtype.element_ty),
                         mask=live_slot[:, None] & live_token[None, :],
                     )
-            values = tl.load(
-                v + image * v_image_stride + far_token[:, None] * v_row_stride + channel[None, :],
-                mask=live_token[:, None] & live_channel[None, :],
-                other=0.0,
-            )
-            if NORM:
-                normed = (values.to(tl.float32) - mean[:, None]) * scale_token[:, None]
-                normed = tl.where(live_token[:, None], normed, 0.0)
-                values = normed.to(values.dtype)
+            if CHUNK > 128:
+                v_row = v + image * v_image_stride + token.to(tl.int64) * v_row_stride
+                values = load_values(v_row, channel, live_token, live_channel)
             group_mass += tl.sum(a, axis=1)
             group_sum = tl.dot(a.to(values.dtype), values, group_sum, input_precision=PRECISION)
         # The where keeps the compiler from starting the group's sum at `total` instead of zero.
         total += tl.where(live_slot[:, None], group_sum, 0.0)
         total_mass += group_mass
 
-    tile = tl.arange(0, SLOTS)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-    live = live_slot[:, None] & live_channel[None, :]
-    first_part = part.to(tl.int64) * shares
-    arrived = 1
-    if shares > 1:
-        here = first_part + share
-        tl.store(partial + here * SLOTS * CHUNK + tile, total, mask=live)
-        tl.store(partial_mass + here * SLOTS + tl.arange(0, SLOTS), total_mass, mask=live_slot)
-        # All threads' stores come before the one thread that reports them.
-        tl.debug_barrier()
-        arrived = tl.atomic_add(arrivals + part, 1, sem="acq_rel") + 1
-    # The last to arrive adds up all shares, its own too, in their order.
-    adds_up = (shares > 1) & (arrived == shares)
-    total = tl.where(adds_up, 0.0, total)
-    total_mass = tl.where(adds_up, 0.0, total_mass)
-    for other in range(tl.where(adds_up, shares, 0)):
-        there = first_part + other
-        # Past the first cache, which other programs' stores do not reach.
-        total += tl.load(partial + there * SLOTS * CHUNK + tile, mask=live, cache_modifier=".cg")
-        place = partial_mass + there * SLOTS + tl.arange(0, SLOTS)
-        total_mass += tl.load(place, mask=live_slot, cache_modifier=".cg")
-    if arrived == shares:
-        # As it was found, for the next launch.
-        tl.store(arrivals + part, 0, mask=adds_up)
-        mean_value = tl.div_rn(total, (total_mass + mass_eps)[:, None])
-        tl.store(
-            updates + slot_place[:, None] * width + channel[None, :],
-            mean_value.to(updates.dtype.element_ty),
-            mask=live,
-        )
+    updates_row = updates + slot_place * width
+    if SHARES == 0:
+        if CHUNK > 128:
+            left, right = tl.split(tl.permute(tl.reshape(total, (SLOTS, 2, CHUNK // 2)), (0, 2, 1)))
+            half = chunk * CHUNK + tl.arange(0, CHUNK // 2)
+            store_mean(updates_row, left, total_mass, half, live_slot, width, mass_eps)
+            half += CHUNK // 2
+            store_mean(updates_row, right, total_mass, half, live_slot, width, mass_eps)
+        else:
+            store_mean(updates_row, total, total_mass, channel, live_slot, width, mass_eps)
         if chunk == 0:
             tl.store(mass + slot_place, total_mass.to(mass.dtype.element_ty), mask=live_slot)
+    else:
+        row = tl.arange(0, SLOTS)
+        first_part = part.to(tl.int64) * shares
+        here = first_part + share
+        tile = row[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+        live = live_slot[:, None] & live_channel[None, :]
+        tl.store(partial + here * SLOTS * CHUNK + tile, total, mask=live)
+        tl.store(partial_mass + here * SLOTS + row, total_mass, mask=live_slot)
+        # All threads' stores come before the one thread that reports them.
+        tl.debug_barrier()
+        if tl.atomic_add(arrivals + part, 1, sem="acq_rel") + 1 == shares:
+            # As it was found, for the next launch.
+            tl.store(arrivals + part, 0)
+            # The last to arrive adds up all shares, its own too, in their order. All loads of a
+            # piece are under way at once, past the first cache, which others' stores do not reach.
+            every_mass = tl.zeros([SLOTS], tl.float32)
+            for other in tl.static_range(SHARES):
+                there = live_slot & (row < tl.where(shares > other, SLOTS, 0))
+                its_mass = partial_mass + (first_part + other) * SLOTS + row
+                every_mass += tl.load(its_mass, mask=there, other=0.0, cache_modifier=".cg")
+            for piece in range(0, CHUNK, PIECE):
+                inner = piece + tl.arange(0, PIECE)
+                every = tl.zeros([SLOTS, PIECE], tl.float32)
+                for other in tl.static_range(SHARES):
+                    there = live_slot & (row < tl.where(shares > other, SLOTS, 0))
+                    its = partial + (first_part + other) * SLOTS * CHUNK + row * CHUNK
+                    every += tl.load(
+                        its[:, None] + inner[None, :],
+                        mask=there[:, None] & (chunk * CHUNK + inner < width)[None, :],
+                        other=0.0,
+                        cache_modifier=".cg",
+                    )
+                column = chunk * CHUNK + inner
+                store_mean(updates_row, every, every_mass, column, live_slot, width, mass_eps)
+            if chunk == 0:
+                tl.store(mass + slot_place, every_mass.to(mass.dtype.element_ty), mask=live_slot)
+
+
+@triton.jit
+def load_values(v_row, channel, live_token, live_channel):
+    """A chunk of the values ``[TOKENS, CHUNK]``, zero in the padding."""
+    live = live_token[:, None] & live_channel[None, :]
+    return tl.load(v_row[:, None] + channel[None, :], mask=live, other=0.0)
+
+
+@triton.jit
+def store_mean(updates_row, total, total_mass, channel, live_slot, width, mass_eps):
+    """Stores ``total / (total_mass + mass_eps)``, some channels of the slots' updates."""
+    mean = tl.div_rn(total, (total_mass + mass_eps)[:, None])
+    live = live_slot[:, None] & (channel < width)[None, :]
+    there = updates_row[:, None] + channel[None, :]
+    tl.store(there, mean.to(updates_row.dtype.element_ty), mask=live)

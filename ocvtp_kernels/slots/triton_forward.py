@@ -10,13 +10,14 @@ from torch import Tensor
 from ocvtp_kernels.gpu.chips import chip_of
 from ocvtp_kernels.gpu.launch import dot_precision, launch, unit_stride
 from ocvtp_kernels.linear.tiles import ceil_div
-from ocvtp_kernels.linear.triton_forward import LN_EPS
 from ocvtp_kernels.slots.tiles import (
     MOST_GROUPS,
     ONE_TILE,
+    PIECE_NUMBERS,
     CompeteTile,
     compete_tile,
     fills,
+    groups_of,
     standings_tile,
 )
 from ocvtp_kernels.slots.triton_compete import compete_kernel, standings_kernel
@@ -27,8 +28,7 @@ class Competition(NamedTuple):
 
     Attributes:
         q: ``[B, K, D]``; k: ``[B, N, D]``; neighbours of the last dimension adjacent.
-        scale: factor of the logits; unused with ``norm``.
-        norm: the keys, and the values, are LN(k); q has rows that sum to zero.
+        scale: factor of the logits.
         constant: float32 ``[B, K]`` added to a slot's logits.
         mask: uint8 ``[B, K]``, 0 leaves the slot out.
     """
@@ -36,7 +36,6 @@ class Competition(NamedTuple):
     q: Tensor
     k: Tensor
     scale: float = 1.0
-    norm: bool = False
     constant: Tensor | None = None
     mask: Tensor | None = None
 
@@ -51,17 +50,16 @@ class Competition(NamedTuple):
             "num_tokens": self.k.shape[1],
             "depth": self.q.shape[2],
             "scale": self.scale,
-            "eps": LN_EPS,
             "q_image_stride": self.q.stride(0),
             "q_row_stride": self.q.stride(1),
             "k_image_stride": self.k.stride(0),
             "k_row_stride": self.k.stride(1),
-            "NORM": self.norm,
             "CONSTANT": self.constant is not None,
             "MASK": self.mask is not None,
             "SLOTS": tile.slots,
             "TOKENS": tile.tokens,
             "DEPTH": tile.depth,
+            "EVEN": self.q.shape[2] % tile.depth == 0,
             "PRECISION": dot_precision(self.q.dtype),
         }
 
@@ -91,8 +89,7 @@ class Plan(NamedTuple):
         batch, num_slots, num_tokens, width = sizes
         parts = batch * ceil_div(num_slots, tile.slots) * ceil_div(width, tile.chunk)
         blocks = ceil_div(num_tokens, tile.tokens)
-        blocks_per_group = ceil_div(blocks, MOST_GROUPS)
-        groups = ceil_div(blocks, blocks_per_group)
+        groups, blocks_per_group = groups_of(blocks)
         return cls(
             tile, parts, groups, blocks_per_group, 1 if fill else groups, num_slots > ONE_TILE
         )
@@ -109,7 +106,7 @@ def plan(slots: Tensor, num_tokens: int, width: int) -> Plan:
     """The plan for slots ``[B, K, ...]`` that compete for values ``[B, num_tokens, width]``."""
     chip = chip_of(slots.device)
     batch, num_slots = slots.shape[:2]
-    tile = compete_tile(chip, slots.dtype, batch, num_slots, width)
+    tile = compete_tile(chip, slots.dtype, batch, num_slots, num_tokens, width)
     parts = batch * ceil_div(num_slots, tile.slots) * ceil_div(width, tile.chunk)
     return Plan.of(tile, fills(chip, parts), (batch, num_slots, num_tokens, width))
 
@@ -140,7 +137,7 @@ def compete(
     """One competition, in one launch, or two where the slots are too many for a tile.
 
     Args:
-        v: ``[B, N, E]``, neighbours of the last dimension adjacent; k itself with ``norm``.
+        v: ``[B, N, E]``, neighbours of the last dimension adjacent.
         mass_eps: added to the mass.
         updates: ``[B, K, E]`` and mass: ``[B, K]``, contiguous, written.
         attention: ``[B, K, N]``, contiguous, written if given.
@@ -153,7 +150,6 @@ def compete(
         compete_kernel,
         (cut.parts * cut.shares,),
         {
-            "program": None,
             **competition.arguments(cut.tile),
             "v": v,
             "standings": absent if scratch.standings is None else scratch.standings,
@@ -173,6 +169,8 @@ def compete(
             "STANDINGS": cut.standings,
             "ATTENTION": attention is not None,
             "CHUNK": cut.tile.chunk,
+            "SHARES": MOST_GROUPS if cut.shares > 1 else 0,
+            "PIECE": min(cut.tile.chunk, PIECE_NUMBERS // cut.tile.slots),
         },
         num_warps=cut.tile.warps,
         num_stages=cut.tile.stages,

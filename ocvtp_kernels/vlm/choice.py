@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class _Aside:
             self._held.clear()
 
 
-@cache
+@lru_cache(64)
 def _stream_beside(device: torch.device, _current: int) -> torch.cuda.Stream:
     """One for each current stream, so that no two of them share what was freed aside."""
     return torch.cuda.Stream(device)

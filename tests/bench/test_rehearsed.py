@@ -38,8 +38,6 @@ JOBS = [
 
 # Tests marked gpu that are not rehearsed, by pytest's -k, and why.
 UNREHEARSED = {
-    "test_the_iterations_in_one_launch_give_the_same_ids": "its Triton kernel is called by name, "
-    "and in the interpreter the first program waits for the others for ever",
     "chain_gpu and an_image_alone and not (64 and dtype2)": "64 images in half precision, or with "
     "160 slots, take minutes; in float32 with 64 they do not",
     "chain_gpu and no_slot_misses and 2880 and not dtype2": "2880 tokens in half precision are "

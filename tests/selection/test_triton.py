@@ -194,5 +194,5 @@ def test_logits_are_computed_alike_wherever_standings_are_used(
     made = standings_tile(chip, dtype)
     assert argmax_tile(chip, dtype, 160) == made
     for batch, num_slots in product((1, 64), (7, 64, 128, 160)):
-        assert compete_tile(chip, dtype, batch, num_slots, 512).depth == made.depth
+        assert compete_tile(chip, dtype, batch, num_slots, 576, 512).depth == made.depth
         assert argmax_tile(chip, dtype, num_slots).depth == made.depth

@@ -90,7 +90,7 @@ def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits() -> None
     q, k, v = (to_device(t) for t in case(1, 7, 300, 16, torch.float16))
     competition = kernels.Competition(q, k.contiguous(), 0.3)
     v = v.contiguous()
-    tile = compete_tile(CHIPS[80], q.dtype, 1, 7, v.shape[2])
+    tile = compete_tile(CHIPS[80], q.dtype, 1, 7, 300, v.shape[2])
     results = []
     for fill in (False, True):
         cut = kernels.Plan.of(tile, fill, (1, 7, 300, v.shape[2]))
@@ -112,7 +112,10 @@ def test_the_order_of_sums_is_the_same_for_every_batch(
 ) -> None:
     tiles = {
         (tile.tokens, tile.depth)
-        for tile in (compete_tile(chip, dtype, batch, num_slots, 512) for batch in (1, 8, 64, 512))  # type: ignore[arg-type]
+        for tile in (
+            compete_tile(chip, dtype, batch, num_slots, 576, 512)  # type: ignore[arg-type]
+            for batch in (1, 8, 64, 512)
+        )
     }
     assert len(tiles) == 1
 

@@ -57,7 +57,7 @@ def check(tmp_path: Path) -> Scripted:
     return Scripted(tmp_path)
 
 
-@pytest.mark.parametrize("stage", [stages.tests, stages.kernels, stages.barrier])
+@pytest.mark.parametrize("stage", [stages.tests, stages.kernels])
 def test_only_skipped_tests_are_a_failure_on_a_gpu(check: Scripted, stage: Any) -> None:
     check.report = junit(SKIPPED, SKIPPED)
     outcome = stage(check)
@@ -76,16 +76,15 @@ def test_what_passed_is_counted_by_op_and_backend(check: Scripted) -> None:
     assert facts["failed"] == ["tests.ops.test_gpu::test_two_runs[dtype0-triton-merge]"]
 
 
-def test_files_are_named_and_barriers_are_apart(check: Scripted) -> None:
+def test_files_and_marks_are_named(check: Scripted) -> None:
     check.report = junit(PASSED)
-    for stage in (stages.tests, stages.kernels, stages.barrier):
+    for stage in (stages.tests, stages.kernels):
         assert stage(check).status == 0
-    tests, kernels, barrier = check.commands
+    tests, kernels = check.commands
     assert {"tests/ops/test_gpu.py", "tests/test_chain_gpu.py"} <= set(tests)
     assert {"tests/test_chain_triton.py", "tests/slots/test_triton.py"} <= set(kernels)
-    assert "gpu and not barrier" in tests and "interpreter and not barrier" in kernels
-    assert "-n" in tests and "-n" in kernels and "-n" not in barrier
-    assert {"tests/test_chain_gpu.py", "tests/test_chain_triton.py"} <= set(barrier)
+    assert "gpu" in tests and "interpreter" in kernels
+    assert "-n" in tests and "-n" in kernels
 
 
 def test_without_a_gpu_all_tests_may_be_skipped(tmp_path: Path) -> None:
