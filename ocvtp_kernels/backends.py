@@ -8,9 +8,10 @@ implementations register here; the op asks `choose` on the real tensors at every
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -37,6 +38,31 @@ DEVICES = {"cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
 
 _kernels: dict[str, dict[str, Kernel]] = {}
 _forced: ContextVar[str | None] = ContextVar("ocvtp_backend", default=None)
+
+
+Choices = dict[object, str]  # by the block that chose
+
+
+class _Thread(threading.local):
+    """What is forced in a thread, the last of all; its backward passes read it from another."""
+
+    def __init__(self) -> None:
+        self.choices: Choices = {}
+
+
+_thread = _Thread()
+
+
+class Remembered(NamedTuple):
+    """What an op's backward pass needs to know of its forward pass.
+
+    Attributes:
+        forced: the backend that was forced.
+        choices: of its thread; none where backward passes run in the thread that calls them.
+    """
+
+    forced: str | None
+    choices: Choices
 
 
 class BackendUnavailable(RuntimeError):
@@ -177,12 +203,43 @@ def choose(op: str, arguments: Sequence[Any], gradient: bool = False) -> Functio
     raise BackendUnavailable(f"ocvtp::{op} has no kernel for tensors on {place}")
 
 
+def remember(device: torch.device) -> Remembered:
+    """Called in the forward pass of an op on ``device``, for `in_backward`."""
+    return Remembered(_forced.get(), {} if device.type == "cpu" else _thread.choices)
+
+
+@contextmanager
+def in_backward(remembered: Remembered) -> Iterator[None]:
+    """Within the block, in an op's backward pass, the backend that `use_backend` promises."""
+    name = _forced.get() or _around_backward(remembered) or remembered.forced
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _around_backward(remembered: Remembered) -> str | None:
+    """What is forced around ``.backward()``, in a thread of autograd's own."""
+    # As torch 2.13 hands its caller's context to autograd's threads.
+    if torch._C._is_key_in_tls("context"):
+        context = torch._C._get_obj_in_tls("context")
+        if isinstance(context, Context):
+            return context.get(_forced)
+    # An older torch tells nothing of the caller, but who ran the forward pass mostly is.
+    choices = list(remembered.choices.values())
+    return choices[-1] if choices else None
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Within the block every op runs on backend ``name`` or raises with the reason.
 
     The choice belongs to the calling thread or task, so concurrent callers do not disturb one
-    another.
+    another. It holds for gradients too, on a GPU as well, where autograd runs them in a thread of
+    its own: what is forced around ``.backward()`` runs them, else what was forced around the op.
+    Before torch 2.13, on a GPU, the thread that ran the op counts as the one that calls
+    ``.backward()``.
 
     Args:
         name: one of "reference", "cpu", "triton", "cuda".
@@ -200,7 +257,10 @@ def use_backend(name: str) -> Iterator[None]:
     if needs_gpu and not torch.cuda.is_available():
         raise BackendUnavailable(f"backend {name!r}: torch {torch.__version__} sees no GPU")
     token = _forced.set(name)
+    block, choices = object(), _thread.choices
+    choices[block] = name
     try:
         yield
     finally:
+        del choices[block]
         _forced.reset(token)

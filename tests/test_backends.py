@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import contextvars
+import subprocess
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -135,3 +142,156 @@ def test_the_choice_ends_with_its_block_and_stays_in_its_thread() -> None:
         assert backends.chosen("prune", "cpu") == "reference"
         assert other.submit(backends.chosen, "prune", "cpu").result() == "cpu"
     assert backends.chosen("prune", "cpu") == "cpu"
+
+
+Calls = list[tuple[str, int]]
+
+
+@pytest.fixture
+def gradient_calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Which backends ran the gradient of Slot Attention, and in which threads."""
+    calls: Calls = []
+
+    def counted(backend: str, run: Any) -> Any:
+        def record(*args: Any) -> Any:
+            calls.append((backend, threading.get_ident()))
+            return run(*args)
+
+        return record
+
+    kernels = backends._kernels["slot_attention_backward"]
+    for backend, kernel in list(kernels.items()):
+        monkeypatch.setitem(kernels, backend, kernel._replace(run=counted(backend, kernel.run)))
+    return calls
+
+
+def attended() -> torch.Tensor:
+    q, k, v = (torch.rand(1, size, 4, requires_grad=True) for size in (2, 3, 3))
+    updates, _ = torch.ops.ocvtp.slot_attention(q, k, v, 0.5)
+    return updates.sum()
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "expected"),
+    [
+        (None, None, "cpu"),
+        (None, "reference", "reference"),
+        ("reference", None, "reference"),
+        ("reference", "cpu", "cpu"),
+        ("cpu", "reference", "reference"),
+    ],
+)
+def test_the_backend_around_backward_runs_gradients_else_that_around_the_op(
+    forward: str | None, backward: str | None, expected: str, gradient_calls: Calls
+) -> None:
+    with ocvtp.use_backend(forward) if forward else nullcontext():
+        loss = attended()
+    with ocvtp.use_backend(backward) if backward else nullcontext():
+        loss.backward()
+    assert gradient_calls == [(expected, threading.get_ident())]
+    assert backends.forced() is None
+
+
+def of_backward(remembered: backends.Remembered) -> str | None:
+    with backends.in_backward(remembered):
+        return backends.forced()
+
+
+@pytest.mark.parametrize("torch_tells", [False, True])
+def test_threads_of_autograd_go_by_their_own_caller(
+    torch_tells: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = threading.local()
+    monkeypatch.setattr(torch._C, "_is_key_in_tls", lambda _: hasattr(caller, "context"))
+    monkeypatch.setattr(torch._C, "_get_obj_in_tls", lambda _: caller.context)
+
+    def in_thread_of_autograd(
+        remembered: backends.Remembered, context: contextvars.Context
+    ) -> str | None:
+        if torch_tells:
+            caller.context = context
+        return of_backward(remembered)
+
+    def train(forward: str | None, backward: str | None) -> str | None:
+        with ocvtp.use_backend(forward) if forward else nullcontext():
+            remembered = backends.remember(torch.device("cuda"))
+        with (
+            ThreadPoolExecutor(1) as engine,
+            ocvtp.use_backend(backward) if backward else nullcontext(),
+        ):
+            both.wait()
+            context = contextvars.copy_context()
+            return engine.submit(in_thread_of_autograd, remembered, context).result()
+
+    for cases in product([(None, "cpu"), ("reference", None), ("cpu", "reference")], repeat=2):
+        both = threading.Barrier(2)
+        with ThreadPoolExecutor(2) as callers:
+            found = [callers.submit(train, *case) for case in cases]
+            assert [each.result() for each in found] == [after or before for before, after in cases]
+
+
+def test_a_block_that_ends_out_of_order_takes_only_its_own_choice() -> None:
+    remembered = backends.remember(torch.device("cuda"))
+    one, other = ocvtp.use_backend("reference"), ocvtp.use_backend("cpu")
+    contexts = [contextvars.copy_context() for _ in range(2)]
+    contexts[0].run(one.__enter__)
+    contexts[1].run(other.__enter__)
+    contexts[0].run(one.__exit__, None, None, None)
+    assert list(remembered.choices.values()) == ["cpu"]
+    contexts[1].run(other.__exit__, None, None, None)
+    assert not remembered.choices
+
+
+# On the CPU autograd goes on in a thread of its own where backward passes call one another deeply.
+# The process ends at once, since torch may not join that thread.
+DEEP = """
+import os, threading
+import torch
+import ocvtp_kernels as ocvtp
+from ocvtp_kernels import backends
+
+class Nested(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, levels):
+        ctx.levels = levels
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        with torch.enable_grad():
+            below(ctx.levels - 1).backward()
+        return grad, None
+
+def below(levels):
+    leaf = torch.rand(1, 3, 4, requires_grad=True)
+    if levels:
+        return Nested.apply(leaf, levels).sum()
+    with ocvtp.use_backend("cpu"):
+        return torch.ops.ocvtp.slot_attention(leaf, leaf, leaf, 0.5)[0].sum()
+
+ran = []
+kernels = backends._kernels["slot_attention_backward"]
+for name, kernel in list(kernels.items()):
+    def run(*args, name=name, run=kernel.run):
+        ran.append((name, threading.get_ident()))
+        return run(*args)
+    kernels[name] = kernel._replace(run=run)
+levels = 0
+while not ran or ran[-1][1] == threading.get_ident():
+    levels += 1
+    with ocvtp.use_backend("reference"):
+        below(levels).backward()
+print(levels, {name for name, _ in ran}, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
+    reason="torch 2.13 hands its caller's context to autograd's threads",
+)
+def test_the_backend_around_backward_holds_in_a_thread_of_autograds_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DEEP], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split(maxsplit=1)[1].strip() == "{'reference'}"

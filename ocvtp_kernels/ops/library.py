@@ -29,6 +29,20 @@ class Gradient(NamedTuple):
     backward: Callable[..., Any]  # of ctx and the outputs' gradients
 
 
+def _same_backend(gradient: Gradient) -> Gradient:
+    """``gradient`` on the backend that `ocvtp_kernels.backends.use_backend` promises."""
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.remembered = backends.remember(inputs[0].device)
+        gradient.save(ctx, inputs, output)
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        with backends.in_backward(ctx.remembered):
+            return gradient.backward(ctx, *grads)
+
+    return Gradient(save, backward)
+
+
 def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.mark_non_differentiable(*([output] if isinstance(output, Tensor) else output))
 
@@ -100,7 +114,7 @@ def define(
     for device in DEVICES:
         LIBRARY.impl(name, run, device)
     torch.library.register_fake(f"ocvtp::{name}", run_fake, lib=LIBRARY)
-    gradient = gradient or NO_GRADIENT
+    gradient = NO_GRADIENT if gradient is None else _same_backend(gradient)
     torch.library.register_autograd(
         f"ocvtp::{name}", gradient.backward, setup_context=gradient.save, lib=LIBRARY
     )
