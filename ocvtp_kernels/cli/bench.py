@@ -10,6 +10,7 @@ import typer
 
 from ocvtp_kernels.files import write_aside
 from ocvtp_kernels.report.drawing import require_matplotlib
+from ocvtp_kernels.report.modelled import read_model
 from ocvtp_kernels.report.page import page
 from ocvtp_kernels.report.projections import projections_page, read_counts
 from ocvtp_kernels.report.results import KINDS, read_results
@@ -22,7 +23,7 @@ FAILED = 2
 def bench(
     report: Annotated[bool, typer.Option("--report", help="Write the report page.")] = False,
     projections: Annotated[
-        bool, typer.Option("--projections", help="Write the page of roofline projections.")
+        bool, typer.Option("--projections", help="Write the page of projections.")
     ] = False,
     results: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder of <device>/<kind>.json.")
@@ -43,6 +44,10 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE", help="With --projections: JSON of counted kernel costs."),
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --projections: JSON of modelled kernel times."),
+    ] = None,
 ) -> None:
     """Report benchmark results, or project them from datasheets. It measures nothing itself.
 
@@ -55,13 +60,17 @@ def bench(
             raise ValueError("readme: goes with --report")
         if report and counts is not None:
             raise ValueError("counts: goes with --projections")
+        if report and model is not None:
+            raise ValueError("model: goes with --projections")
         if readme is not None and readme.resolve() == (output or REPORT).resolve():
             raise ValueError(f"readme: expected another file than the report's, got {readme}")
         found = read_results(results)
         texts: dict[Path, str] = {}
         if projections:
             texts[output or PROJECTIONS] = projections_page(
-                found, {} if counts is None else read_counts(counts)
+                found,
+                {} if counts is None else read_counts(counts),
+                None if model is None else read_model(model),
             )
         else:
             if not found:

@@ -29,10 +29,10 @@ CHIPS = {
     for chip in (
         Chip(80, 108, 163 * 1024, 1024),
         Chip(86, 82, 99 * 1024, 256),
-        Chip(89, 128, 99 * 1024, 512),
+        Chip(89, 128, 99 * 1024, 256),
         Chip(90, 132, 227 * 1024, 2048),
         Chip(100, 148, 227 * 1024, 4096),
-        Chip(120, 170, 99 * 1024, 512),
+        Chip(120, 170, 99 * 1024, 256),
     )
 }
 _pretended: ContextVar[Chip | None] = ContextVar("ocvtp_chip", default=None)

@@ -40,9 +40,9 @@ def _tile(dtype: torch.dtype, num_queries: int, depth: int, most_keys: int) -> R
     queries = min(64, power_of_two(num_queries))
     if dtype == torch.float32:
         # Its dots hold their operands in registers.
-        return ReceivedTile(queries, 64, 16, False, 8, 2)
+        return ReceivedTile(queries, 64, 16, False, 8, 3)
     if depth > WHOLE_DEPTH:
         return ReceivedTile(queries, 64, 32, False, 8, 3)
     if depth > 64:
-        return ReceivedTile(queries, 64, WHOLE_DEPTH, True, 8, 2)
+        return ReceivedTile(queries, 64, WHOLE_DEPTH, True, 8, 3)
     return ReceivedTile(queries, most_keys, power_of_two(depth), True, 4, 3)

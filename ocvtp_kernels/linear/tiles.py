@@ -74,7 +74,7 @@ HALF = {
     120: _LITTLE_SHARED,
 }
 # float32 multiplies outside the tensor cores, from registers: small and square.
-SINGLE = (LinearTile(64, 64, 32, 4, 2), LinearTile(32, 32, 32, 4, 2), LinearTile(16, 16, 32, 4, 2))
+SINGLE = tuple(LinearTile(side, side, 32, 4, 3) for side in (64, 32, 16))
 
 
 @lru_cache(1024)

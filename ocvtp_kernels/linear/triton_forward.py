@@ -53,16 +53,19 @@ def linear_block(
     # Blocks of the same rows run side by side.
     column_blocks = tl.cdiv(columns, COLUMNS)
     row = (program // column_blocks) * ROWS + tl.arange(0, ROWS)
-    column = (program % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    column_block = program % column_blocks
+    column = column_block * COLUMNS + tl.arange(0, COLUMNS)
     live_row = row < rows
     # In the padding other rows are read, and their products are never stored.
     near_row = tl.minimum(row, rows - 1)
     image = (near_row // rows_per_image).to(tl.int64)
     x_row = x + image * x_image_stride + (near_row % rows_per_image).to(tl.int64) * x_row_stride
     w_row = weight + tl.minimum(column, columns - 1).to(tl.int64) * depth
-    # What comes after the product is fetched while it is made, as far as registers hold it.
+    # What comes after the product is fetched while it is made, as far as registers hold it. A wide
+    # block leaves none, and its epilogue goes half by half.
+    PARTS: tl.constexpr = 1 if COLUMNS <= EARLY_COLUMNS else 2
     row_mean, row_scale = row_numbers(mean, scale, row, live_row, NORM)
-    if COLUMNS <= EARLY_COLUMNS:
+    if PARTS == 1:
         shift, weight_sum = column_numbers(bias, weight_mean, column, depth, columns, NORM)
     product = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, depth, DEPTH):
@@ -77,66 +80,25 @@ def linear_block(
             w = tl.load(w_place, mask=(inner < depth)[:, None], other=0.0)
         product = tl.dot(a, w, product, input_precision=PRECISION)
 
-    if COLUMNS <= EARLY_COLUMNS:
-        finish(
-            product,
-            shift,
-            weight_sum,
-            row_mean,
-            row_scale,
-            residual,
-            out,
-            row,
-            column,
-            live_row,
-            columns,
-            out_row_stride,
-            NORM,
-            GELU,
-            RESIDUAL,
-        )
-    else:
-        # Half by half: a wide block leaves no registers for its epilogue at once.
-        halves = tl.permute(tl.reshape(product, (ROWS, 2, COLUMNS // 2)), (0, 2, 1))
-        left, right = tl.split(halves)
-        half = (program % column_blocks) * COLUMNS + tl.arange(0, COLUMNS // 2)
-        shift, weight_sum = column_numbers(bias, weight_mean, half, depth, columns, NORM)
-        finish(
-            left,
-            shift,
-            weight_sum,
-            row_mean,
-            row_scale,
-            residual,
-            out,
-            row,
-            half,
-            live_row,
-            columns,
-            out_row_stride,
-            NORM,
-            GELU,
-            RESIDUAL,
-        )
-        half += COLUMNS // 2
-        shift, weight_sum = column_numbers(bias, weight_mean, half, depth, columns, NORM)
-        finish(
-            right,
-            shift,
-            weight_sum,
-            row_mean,
-            row_scale,
-            residual,
-            out,
-            row,
-            half,
-            live_row,
-            columns,
-            out_row_stride,
-            NORM,
-            GELU,
-            RESIDUAL,
-        )
+    parts = (product, product)
+    if PARTS == 2:
+        halves = tl.reshape(product, (ROWS, 2, COLUMNS // 2))
+        parts = tl.split(tl.permute(halves, (0, 2, 1)))
+    for part in tl.static_range(PARTS):
+        y = parts[part]
+        if PARTS == 2:
+            column = column_block * COLUMNS + part * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
+            shift, weight_sum = column_numbers(bias, weight_mean, column, depth, columns, NORM)
+        if NORM:
+            y = (y - row_mean[:, None] * weight_sum[None, :]) * row_scale[:, None]
+        y += shift[None, :]
+        if GELU:
+            y = gelu(y) if out.dtype.element_ty == tl.float32 else gelu_half(y)
+        place = row.to(tl.int64)[:, None] * out_row_stride + column[None, :]
+        live = live_row[:, None] & (column < columns)[None, :]
+        if RESIDUAL:
+            y += tl.load(residual + place, mask=live, other=0.0).to(tl.float32)
+        tl.store(out + place, y.to(out.dtype.element_ty), mask=live)
 
 
 @triton.jit
@@ -158,37 +120,6 @@ def column_numbers(bias, weight_mean, column, depth, columns, NORM: tl.constexpr
     if NORM:
         weight_sum = tl.load(weight_mean + column, mask=live, other=0.0) * depth
     return tl.load(bias + column, mask=live, other=0.0).to(tl.float32), weight_sum
-
-
-@triton.jit
-def finish(
-    product,
-    shift,
-    weight_sum,
-    row_mean,
-    row_scale,
-    residual,
-    out,
-    row,
-    column,
-    live_row,
-    columns,
-    out_row_stride,
-    NORM: tl.constexpr,
-    GELU: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-):
-    """All that comes after the product, and the store."""
-    if NORM:
-        product = (product - row_mean[:, None] * weight_sum[None, :]) * row_scale[:, None]
-    y = product + shift[None, :]
-    if GELU:
-        y = gelu(y) if out.dtype.element_ty == tl.float32 else gelu_half(y)
-    place = row.to(tl.int64)[:, None] * out_row_stride + column[None, :]
-    live = live_row[:, None] & (column < columns)[None, :]
-    if RESIDUAL:
-        y += tl.load(residual + place, mask=live, other=0.0).to(tl.float32)
-    tl.store(out + place, y.to(out.dtype.element_ty), mask=live)
 
 
 @triton.jit

@@ -1,8 +1,8 @@
-"""Roofline projections of the planned chain of GPU kernels, from datasheets and counted costs.
+"""Projections of the whole way on GPUs: a model of the compiled kernels, and a floor beside it.
 
-A stage's projected time is the larger of its FLOPs over the datasheet's matrix rate and its bytes
-over the datasheet's bandwidth, plus one launch latency per launch. The costs are formulas until
-kernels supply counted ones.
+The floor of a stage is the larger of its FLOPs over the datasheet's matrix rate and its bytes over
+the datasheet's bandwidth, plus one launch latency per launch. Its costs are formulas until kernels
+supply counted ones. The model's times come from a file (`bench/model.py` writes it).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ocvtp_kernels.report.costs import CHUNKS, HALF, ITERATIONS, ONE_TILE_SLOTS, STAGES, Cost, Size
 from ocvtp_kernels.report.fields import ResultError, load_json
+from ocvtp_kernels.report.modelled import BELIEF, Model, model_table, modelled_s
 from ocvtp_kernels.report.results import ResultFile, graph_first, whole_way
 from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
 
@@ -111,23 +112,31 @@ def measured_text(results: dict[str, list[ResultFile]], chip: Chip, size: Size) 
     return "; ".join(found) or "not measured"
 
 
-def projections_page(results: dict[str, list[ResultFile]], counts: Counts) -> str:
+def projections_page(
+    results: dict[str, list[ResultFile]], counts: Counts, model: Model | None = None
+) -> str:
     """``docs/projections.md``."""
+    model = model or {}
     chips = [[c.name, f"{c.tflops:g}", f"{c.gb_s:g}", c.source] for c in CHIPS]
     plain = Size(1, 1, 1)
     blocks = [
-        "# Roofline projections",
+        "# Projections",
         "Written by `ocvtp bench --projections`, not by hand. **Every time and share on this page "
-        "is a projection** unless its column says *measured*. Projections come from datasheets and "
-        "from the costs of kernels: *counted* on the kernels themselves ([static cost]"
-        "(static_cost.md), given by `--counts`), or by *formula*. They show what the work could "
-        "take, and where launching would take longer.",
-        "## Assumptions",
+        "is a projection** unless its column says *measured*. The *model* is computed from the "
+        "machine code that the Triton kernels compile to for a chip, given by `--model`. The "
+        "*floor* comes from datasheets and from the least that the work costs, *counted* on the "
+        "kernels ([static cost](static_cost.md), given by `--counts`) or by *formula*: the "
+        "distance to it is what could be won at most.",
+        "## How far the model is believed",
+        BELIEF,
+        "## The floor",
         "\n".join(
             f"* {line}"
             for line in (
                 "A stage takes the larger of FLOPs / datasheet matrix rate and bytes / datasheet "
-                f"bandwidth, and {LAUNCH_S * 1e6:g} µs a launch; stages run one after another.",
+                f"bandwidth, and {LAUNCH_S * 1e6:g} µs a launch, as launched one by one; in a CUDA "
+                "graph a launch takes less, so that where launches are most of it the model may "
+                "be below this floor.",
                 "Optimistic: no chip reaches its datasheet, and small matrices do not fill it. "
                 "Softmax, GELU, LayerNorm, GRU gates and the selection's sorting are free.",
                 "Pessimistic: caches hold nothing from one launch to the next.",
@@ -140,20 +149,25 @@ def projections_page(results: dict[str, list[ResultFile]], counts: Counts) -> st
                 "as slots, and final tokens as wide as reference tokens.",
             )
         ),
-        "## Ceilings",
         markdown(["chip", "dense TFLOP/s", "GB/s", "datasheet"], chips),
         "## The whole pruner",
-        _chips_table(results, counts),
+        "V100 runs CUDA C++ and no Triton, so it has a floor and no model.",
+        _chips_table(results, counts, model),
         _beside_the_paper(counts),
-        "## Stage by stage",
-        "Costs of a whole call, then what each stage is projected to take, launches included.",
+        "## Step by step",
+        "Of a whole call, launches included: the model on each chip, then the floor. Waves, bytes "
+        "asked of L2 and what is waited for are the model's, on the last of its chips.",
     ]
     for size in SIZES:
-        blocks += [f"### {size.text}", _stages_table(costs(size, counts))]
+        blocks += [f"### {size.text}"]
+        modelled = {chip.name: its for chip in CHIPS if (its := model.get((chip.name, size)))}
+        if modelled:
+            blocks += [model_table(modelled)]
+        blocks += [_stages_table(costs(size, counts))]
     return "\n\n".join(blocks) + "\n"
 
 
-def _chips_table(results: dict[str, list[ResultFile]], counts: Counts) -> str:
+def _chips_table(results: dict[str, list[ResultFile]], counts: Counts, model: Model) -> str:
     rows = []
     for chip in CHIPS:
         for size in SIZES:
@@ -167,29 +181,33 @@ def _chips_table(results: dict[str, list[ResultFile]], counts: Counts) -> str:
                 ),
                 "memory": sum(m for k in chain if (m := memory_s(k, chip)) > compute_s(k, chip)),
             }
+            steps = model.get((chip.name, size))
+            taken = modelled_s(steps) if steps else None
             rows.append(
                 [
                     chip.name,
                     size.text,
+                    "—" if taken is None else duration(taken),
+                    "—" if taken is None else duration(taken / size.batch),
                     f"{duration(total)} ({chain[0].source})",
+                    "—" if taken is None else f"{taken / total:.2f}",
                     *(f"{share / total:.0%}" for share in bounds.values()),
-                    duration(total / size.batch),
                     measured_text(results, chip, size),
                 ]
             )
-    header = ["chip", "workload", "projection (costs)", "projected share: launches", "arithmetic"]
-    return markdown([*header, "memory", "projection per image", "measured"], rows)
+    header = ["chip", "workload", "model", "model per image", "floor (costs)", "model / floor"]
+    return markdown([*header, "floor's launches", "arithmetic", "memory", "measured"], rows)
 
 
 def _beside_the_paper(counts: Counts) -> str:
-    """The published saving (arXiv 2511.20439: V100, batch 1, ms per image), and the projection."""
+    """The published saving (arXiv 2511.20439: V100, batch 1, ms per image), and the floor."""
     before, after = 811.8, 287.3
     chip, size = CHIPS[0], Size(1, 2880, 160)
     seconds = projected_s(costs(size, counts), chip)
     return (
         f"The paper reports {before} ms per image without and {after} ms with pruning on one "
         f"{chip.name} (LLaVA-NeXT, {size.num_slots} of {size.num_tokens} tokens): "
-        f"{before - after:.1f} ms less. The projected pruner, {duration(seconds)}, is "
+        f"{before - after:.1f} ms less. The pruner's floor there, {duration(seconds)}, is "
         f"{seconds / (before - after) * 1e3:.2%} of that saving."
     )
 
@@ -197,7 +215,7 @@ def _beside_the_paper(counts: Counts) -> str:
 def _stages_table(chain: Sequence[Cost]) -> str:
     source = chain[0].source
     header = ["stage", "launches", f"GFLOP ({source})", f"MB ({source})"]
-    header += [f"{chip.name} (projection)" for chip in CHIPS]
+    header += [f"{chip.name} (floor)" for chip in CHIPS]
     total = Cost(
         "all",
         sum(cost.launches for cost in chain),

@@ -28,7 +28,7 @@ def argmax_tile(chip: Chip, dtype: torch.dtype, num_slots: int) -> CompeteTile:
         return standings_tile(chip, dtype)
     slots, depth = slots_per_tile(num_slots), logits_depth(chip, dtype)
     if dtype == torch.float32:
-        return CompeteTile(slots, 16, depth, 0, 8, 2)
+        return CompeteTile(slots, 16, depth, 0, 8, 3)
     return CompeteTile(slots, 32, depth, 0, 8 if slots == ONE_TILE else 4, 3)
 
 

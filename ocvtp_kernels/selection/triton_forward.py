@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.gpu.chips import chip_of
-from ocvtp_kernels.gpu.launch import MOST_REGISTERS, launch, unit_stride
+from ocvtp_kernels.gpu.launch import launch, unit_stride
 from ocvtp_kernels.linear.tiles import ceil_div
 from ocvtp_kernels.selection.tiles import argmax_tile, best_tile, gather_parts, resolve_tile
 from ocvtp_kernels.selection.triton_argmax import argmax_kernel, best_kernel
@@ -171,7 +171,6 @@ def resolve(
         },
         num_warps=tile.warps,
         # Else ptxas may spill a little where there are few warps as well.
-        maxnreg=MOST_REGISTERS,
     )
 
 

@@ -169,7 +169,7 @@ class MergeTile(NamedTuple):
 def owners_tile(dtype: torch.dtype) -> CompeteTile:
     """The tile of the pass over all slots, block by block; it has no channels of values."""
     if dtype == torch.float32:
-        return CompeteTile(BLOCK, 16, 16, 0, 8, 2)
+        return CompeteTile(BLOCK, 16, 16, 0, 8, 3)
     return CompeteTile(BLOCK, 32, 64, 0, 8, 3)
 
 
@@ -177,7 +177,7 @@ def merge_tile(dtype: torch.dtype, num_slots: int, width: int) -> MergeTile:
     """The tile for final tokens of ``dtype``: the same for every batch, and fit for every chip."""
     slots = slots_per_tile(num_slots)
     if dtype == torch.float32:
-        return MergeTile(slots, 16, 32, 8, 2)
+        return MergeTile(slots, 16, 32, 8, 3)
     return MergeTile(slots, 64, min(64, power_of_two(width)), 8, 3)
 
 

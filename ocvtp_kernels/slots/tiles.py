@@ -45,22 +45,37 @@ def slots_per_tile(num_slots: int) -> int:
 def compete_tile(
     chip: Chip, dtype: torch.dtype, batch: int, num_slots: int, num_tokens: int, width: int
 ) -> CompeteTile:
-    """The competition's tile: chunks of channels as wide as still give the chip enough programs.
+    """The competition's tile: the chunk of channels that takes the least time by count.
 
-    Every chunk computes the logits again.
+    Every chunk computes the logits again, so a wide one has less to do and fewer programs.
     """
     slots, depth = slots_per_tile(num_slots), logits_depth(chip, dtype)
     if dtype == torch.float32:
         tokens, chunk = (32, 32) if slots < ONE_TILE else (16, 32)
-        return CompeteTile(slots, tokens, depth, chunk, 8, 2)
+        return CompeteTile(slots, tokens, depth, chunk, 8, 3)
     small = chip.shared_bytes < SMALL_SHARED
     tokens = 32 if small or slots == ONE_TILE else 64
-    widest = 128 if small else 256
+    # Older matrix instructions leave fewer registers.
+    widest = 256 if chip.capability in (90, 100) else 128
     chunk = min(widest if slots < ONE_TILE else 32 if small else 64, power_of_two(width))
-    parts = batch * ceil_div(num_slots, slots) * groups_of(ceil_div(num_tokens, tokens))[0]
-    while chunk > 64 and 4 * parts * ceil_div(width, chunk) < 3 * chip.multiprocessors:
-        chunk //= 2
-    return CompeteTile(slots, tokens, depth, chunk, 8, 4)
+    blocks, parts = ceil_div(num_tokens, tokens), batch * ceil_div(num_slots, slots)
+
+    def work(chunk: int) -> float:
+        return min(rounds(chip, parts * ceil_div(width, chunk), blocks)) * (width + chunk)
+
+    chunks = [chunk, *(each for each in (128, 64) if each < chunk)]
+    chosen = min(chunks, key=work)
+    return CompeteTile(slots, tokens, depth, chosen, 8, 4 if chosen <= 128 else 5)
+
+
+ADDING_UP = 1.5  # token blocks in whose time a group's sums are stored and added up
+
+
+def rounds(chip: Chip, parts: int, blocks: int) -> tuple[float, float]:
+    """Token blocks one after another: a program a part, or one a part and group of tokens."""
+    groups, each = groups_of(blocks)
+    apart = ceil_div(parts * groups, chip.multiprocessors) * (each + ADDING_UP)
+    return ceil_div(parts, chip.multiprocessors) * blocks, apart
 
 
 def groups_of(blocks: int) -> tuple[int, int]:
@@ -96,7 +111,7 @@ def fills(chip: Chip, programs: int) -> bool:
 _GRU_HALF = (LinearTile(64, 16, 64, 4, 6), LinearTile(64, 32, 64, 4, 4))
 _GRU_WIDE = (LinearTile(128, 32, 64, 8, 4), LinearTile(128, 64, 64, 8, 4))
 _GRU_SLIM = tuple(_GRU_HALF[0]._replace(rows=rows) for rows in (16, 32))
-_GRU_SINGLE = (LinearTile(32, 32, 16, 8, 2), LinearTile(16, 16, 16, 4, 2))
+_GRU_SINGLE = (LinearTile(32, 32, 16, 8, 3), LinearTile(16, 16, 16, 4, 3))
 
 
 @lru_cache(1024)
@@ -128,13 +143,14 @@ def compete_backward_tile(
     slots = power_of_two(num_slots) if together else min(BLOCK, power_of_two(num_slots))
     depth = logits_depth(chip, dtype)
     if dtype == torch.float32:
-        return CompeteTile(slots, 32, depth, 32, 8, 2)
+        return CompeteTile(slots, 32, depth, 32, 8, 3)
     widest = 64 if slots == ONE_TILE else 256 if together and chip.capability == 90 else 128
     chunk = min(widest, power_of_two(channels))
     parts = batch * ceil_div(num_slots, slots)
     while chunk > 64 and 4 * parts * ceil_div(channels, chunk) < 3 * chip.multiprocessors:
         chunk //= 2
-    return CompeteTile(slots, 64 if chip.capability in (90, 100) else 32, depth, chunk, 8, 2)
+    tokens = 64 if chip.capability in (90, 100) else 32
+    return CompeteTile(slots, tokens, depth, chunk, 8, 3)
 
 
 def tokens_backward_tile(chip: Chip, dtype: torch.dtype, channels: int) -> CompeteTile:

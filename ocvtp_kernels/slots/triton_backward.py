@@ -11,6 +11,7 @@ from ocvtp_kernels.gpu.chips import chip_of
 from ocvtp_kernels.gpu.launch import dot_precision, launch, unit_stride
 from ocvtp_kernels.linear.tiles import ceil_div
 from ocvtp_kernels.slots.tiles import (
+    PIECE_NUMBERS,
     CompeteTile,
     compete_backward_tile,
     fills,
@@ -235,6 +236,8 @@ def slot_attention_gradients(
             "PARKED": parked,
             "CHUNK": cut.tile.chunk,
             "PIECE": min(cut.tile.chunk, PIECE),
+            "SHARES": MOST_GROUPS if cut.shares > 1 else 0,
+            "SUM_PIECE": min(cut.tile.chunk, PIECE_NUMBERS // cut.tile.slots),
         },
         num_warps=cut.tile.warps,
         num_stages=cut.tile.stages,

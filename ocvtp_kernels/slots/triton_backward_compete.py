@@ -64,6 +64,8 @@ def compete_backward_kernel(
     PARKED: tl.constexpr,
     CHUNK: tl.constexpr,
     PIECE: tl.constexpr,
+    SHARES: tl.constexpr,
+    SUM_PIECE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Gradient of q ``[B, K, D]``; without STANDINGS also of k and v, token by token.
@@ -174,26 +176,39 @@ def compete_backward_kernel(
             # The where keeps the compiler from starting the group's sum at `total`, not at zero.
             total += tl.where(live_slot[:, None], group_sum, 0.0)
 
-    arrived = 1
     if PARKED:
         total = tl.load(parked, mask=live, other=0.0)
+    grad_q_row = grad_q + slot_place * depth
+    if SHARES == 0:
+        store_gradient(grad_q_row, total * scale, channel, live_slot, depth)
     else:
         first_part = part.to(tl.int64) * shares
-        if shares > 1:
-            tl.store(partial + (first_part + share) * SLOTS * CHUNK + tile, total, mask=live)
-            # All threads' stores come before the one thread that reports them.
-            tl.debug_barrier()
-            arrived = tl.atomic_add(arrivals + part, 1, sem="acq_rel") + 1
-        # The last to arrive adds up all shares, its own too, in their order.
-        adds_up = (shares > 1) & (arrived == shares)
-        total = tl.where(adds_up, 0.0, total)
-        for other in range(tl.where(adds_up, shares, 0)):
-            there = partial + (first_part + other) * SLOTS * CHUNK + tile
-            # Past the first cache, which other programs' stores do not reach.
-            total += tl.load(there, mask=live, cache_modifier=".cg")
-    if arrived == shares:
-        tl.store(
-            grad_q + slot_place[:, None] * depth + channel[None, :],
-            (total * scale).to(grad_q.dtype.element_ty),
-            mask=live,
-        )
+        tl.store(partial + (first_part + share) * SLOTS * CHUNK + tile, total, mask=live)
+        # All threads' stores come before the one thread that reports them.
+        tl.debug_barrier()
+        if tl.atomic_add(arrivals + part, 1, sem="acq_rel") + 1 == shares:
+            # The last to arrive adds up all shares, its own too, in their order. All loads of a
+            # piece are under way at once, past the first cache, which others' stores do not reach.
+            row = tl.arange(0, SLOTS)
+            for piece in range(0, CHUNK, SUM_PIECE):
+                inner = piece + tl.arange(0, SUM_PIECE)
+                column = first_channel + inner
+                every = tl.zeros([SLOTS, SUM_PIECE], tl.float32)
+                for other in tl.static_range(SHARES):
+                    there = live_slot & (row < tl.where(shares > other, SLOTS, 0))
+                    its = partial + (first_part + other) * SLOTS * CHUNK + row * CHUNK
+                    every += tl.load(
+                        its[:, None] + inner[None, :],
+                        mask=there[:, None] & (column < depth)[None, :],
+                        other=0.0,
+                        cache_modifier=".cg",
+                    )
+                store_gradient(grad_q_row, every * scale, column, live_slot, depth)
+
+
+@triton.jit
+def store_gradient(grad_row, gradient, channel, live_slot, depth):
+    """Stores some channels of the slots' gradient."""
+    live = live_slot[:, None] & (channel < depth)[None, :]
+    there = grad_row[:, None] + channel[None, :]
+    tl.store(there, gradient.to(grad_row.dtype.element_ty), mask=live)

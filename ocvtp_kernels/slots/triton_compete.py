@@ -132,6 +132,9 @@ def compete_kernel(
     tokens, or all groups. ``SHARES`` is the most programs that share a part, 0 if none do.
     """
     wait_for_launches_before(PDL)
+    # A wide chunk leaves no registers for what comes later, and is stored half by half.
+    EARLY: tl.constexpr = CHUNK <= 128
+    PARTS: tl.constexpr = 1 if EARLY else 2
     program = tl.program_id(0)
     shares = tl.cdiv(groups, groups_per_program)
     chunks = tl.cdiv(width, CHUNK)
@@ -158,10 +161,8 @@ def compete_kernel(
             live_token = token < num_tokens
             # Fetched while the logits are made, as far as registers hold it.
             if STANDINGS:
-                row = standings + (image * num_tokens + token) * 2
-                top = tl.load(row, mask=live_token, other=0.0)
-                others = tl.load(row + 1, mask=live_token, other=0.0)
-            if CHUNK <= 128:
+                top, others = load_standing(standings, image * num_tokens + token, live_token)
+            if EARLY:
                 v_row = v + image * v_image_stride + token.to(tl.int64) * v_row_stride
                 values = load_values(v_row, channel, live_token, live_channel)
             logits = logits_tile(
@@ -193,34 +194,39 @@ def compete_kernel(
                         a.to(attention.dtype.element_ty),
                         mask=live_slot[:, None] & live_token[None, :],
                     )
-            if CHUNK > 128:
+            if not EARLY:
                 v_row = v + image * v_image_stride + token.to(tl.int64) * v_row_stride
                 values = load_values(v_row, channel, live_token, live_channel)
             group_mass += tl.sum(a, axis=1)
             group_sum = tl.dot(a.to(values.dtype), values, group_sum, input_precision=PRECISION)
-        # The where keeps the compiler from starting the group's sum at `total` instead of zero.
-        total += tl.where(live_slot[:, None], group_sum, 0.0)
-        total_mass += group_mass
+        if SHARES == 0:
+            # The where keeps the compiler from starting the group's sum at `total`, not at zero.
+            total += tl.where(live_slot[:, None], group_sum, 0.0)
+            total_mass += group_mass
+        else:
+            # The program's only group: no registers for two sums.
+            total = group_sum
+            total_mass = group_mass
 
     updates_row = updates + slot_place * width
-    if SHARES == 0:
-        if CHUNK > 128:
-            left, right = tl.split(tl.permute(tl.reshape(total, (SLOTS, 2, CHUNK // 2)), (0, 2, 1)))
-            half = chunk * CHUNK + tl.arange(0, CHUNK // 2)
-            store_mean(updates_row, left, total_mass, half, live_slot, width, mass_eps)
-            half += CHUNK // 2
-            store_mean(updates_row, right, total_mass, half, live_slot, width, mass_eps)
+    row = tl.arange(0, SLOTS)
+    first_part = part.to(tl.int64) * shares
+    here = first_part + share
+    totals = (total, total)
+    if PARTS == 2:
+        totals = tl.split(tl.permute(tl.reshape(total, (SLOTS, 2, CHUNK // 2)), (0, 2, 1)))
+    for half in tl.static_range(PARTS):
+        of_chunk = half * (CHUNK // PARTS) + tl.arange(0, CHUNK // PARTS)
+        of_width = chunk * CHUNK + of_chunk
+        if SHARES == 0:
+            store_mean(updates_row, totals[half], total_mass, of_width, live_slot, width, mass_eps)
         else:
-            store_mean(updates_row, total, total_mass, channel, live_slot, width, mass_eps)
+            place = partial + here * SLOTS * CHUNK + row[:, None] * CHUNK + of_chunk[None, :]
+            tl.store(place, totals[half], mask=live_slot[:, None] & (of_width < width)[None, :])
+    if SHARES == 0:
         if chunk == 0:
             tl.store(mass + slot_place, total_mass.to(mass.dtype.element_ty), mask=live_slot)
     else:
-        row = tl.arange(0, SLOTS)
-        first_part = part.to(tl.int64) * shares
-        here = first_part + share
-        tile = row[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-        live = live_slot[:, None] & live_channel[None, :]
-        tl.store(partial + here * SLOTS * CHUNK + tile, total, mask=live)
         tl.store(partial_mass + here * SLOTS + row, total_mass, mask=live_slot)
         # All threads' stores come before the one thread that reports them.
         tl.debug_barrier()
@@ -250,6 +256,14 @@ def compete_kernel(
                 store_mean(updates_row, every, every_mass, column, live_slot, width, mass_eps)
             if chunk == 0:
                 tl.store(mass + slot_place, every_mass.to(mass.dtype.element_ty), mask=live_slot)
+
+
+@triton.jit
+def load_standing(standings, token_place, live_token):
+    """What `standings_kernel` stored of tokens."""
+    row = standings + token_place * 2
+    top = tl.load(row, mask=live_token, other=0.0)
+    return top, tl.load(row + 1, mask=live_token, other=0.0)
 
 
 @triton.jit

@@ -16,8 +16,8 @@ from ocvtp_kernels.slots.tiles import (
     PIECE_NUMBERS,
     CompeteTile,
     compete_tile,
-    fills,
     groups_of,
+    rounds,
     standings_tile,
 )
 from ocvtp_kernels.slots.triton_compete import compete_kernel, standings_kernel
@@ -85,7 +85,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, tile: CompeteTile, fill: bool, sizes: tuple[int, int, int, int]) -> Plan:
-        """The plan for ``(B, K, N, E)``; ``fill`` says that the parts alone fill the chip."""
+        """The plan for ``(B, K, N, E)``; ``fill`` says not to split the tokens among programs."""
         batch, num_slots, num_tokens, width = sizes
         parts = batch * ceil_div(num_slots, tile.slots) * ceil_div(width, tile.chunk)
         blocks = ceil_div(num_tokens, tile.tokens)
@@ -108,7 +108,8 @@ def plan(slots: Tensor, num_tokens: int, width: int) -> Plan:
     batch, num_slots = slots.shape[:2]
     tile = compete_tile(chip, slots.dtype, batch, num_slots, num_tokens, width)
     parts = batch * ceil_div(num_slots, tile.slots) * ceil_div(width, tile.chunk)
-    return Plan.of(tile, fills(chip, parts), (batch, num_slots, num_tokens, width))
+    alone, apart = rounds(chip, parts, ceil_div(num_tokens, tile.tokens))
+    return Plan.of(tile, alone <= apart, (batch, num_slots, num_tokens, width))
 
 
 def standings(competition: Competition, out: Tensor) -> None:
