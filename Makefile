@@ -59,6 +59,7 @@ bench: $(VENV)/.extra-test
 	$(BIN)/python -m pytest bench
 	set -e; for kind in prune compile micro e2e selectors; do $(BIN)/python -m bench.run $$kind; done
 	$(BIN)/python -m bench.attach_overhead
+	$(BIN)/python -m bench.host
 
 # Never skipped: whoever asks for the native objects gets them, or an error.
 native: $(VENV)/.tools

@@ -1,4 +1,4 @@
-"""What each launch compiles to for a chip: registers, stack, shared memory, matrix instruction.
+"""What each launch compiles to for a chip: registers, stack, shared memory, instructions.
 
 No GPU is needed: Triton compiles for the chip that it is told is there.
 """
@@ -19,6 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.errors import TritonError
 
 from bench.compiled_launches import Part, launches
+from bench.compiled_sums import sums_of
+from bench.sass import read_sass
+from bench.sass_counts import Counts, counts_of
 
 WORKERS = 2
 # An instruction that multiplies matrices, by how it reads in PTX; the older, the weaker.
@@ -39,7 +42,17 @@ class Row(NamedTuple):
     stack: int = 0  # bytes a thread
     shared: int = 0  # bytes a program
     instruction: str = "none"  # the weakest of `INSTRUCTIONS` in any binary
+    counts: Counts = Counts()  # of its instructions
+    orders: frozenset[tuple[str, ...]] = frozenset()  # of its sums, one of each binary
     failure: str = ""  # why it does not compile
+
+    def numbers(self) -> dict[str, float]:
+        """What the budget records."""
+        numbers = {"registers": self.registers, "shared": self.shared}
+        counts = self.counts
+        if counts.step:
+            numbers |= {"step": counts.step, "tensor": counts.tensor, "flying": counts.flying}
+        return {**numbers, "outside": counts.outside}
 
     @property
     def key(self) -> str:
@@ -83,26 +96,41 @@ def compile_launch(part: Part, place: int) -> Row:
         compiled = kernel.warmup(grid=grid, **arguments, **options)
     except TritonError as error:
         return row._replace(failure=str(error).strip().splitlines()[-1])
-    registers, stack = usage(compiled.asm["cubin"])
+    said = disassembled(compiled.asm["cubin"])
+    registers, stack = usage(said)
     ptx = compiled.asm["ptx"]
+    if options.get("launch_pdl") and not waits_first(ptx):
+        return row._replace(failure="it touches memory before the launch before it has ended")
     return row._replace(
         registers=registers,
         stack=stack,
         shared=compiled.metadata.shared,
         instruction=weakest(name for name, text in INSTRUCTIONS.items() if text in ptx),
+        counts=counts_of(read_sass(said), part.chip),
+        orders=frozenset([sums_of(compiled.asm["ttgir"])]),
     )
 
 
-def usage(binary: bytes) -> tuple[int, int]:
-    """Registers and stack bytes of a thread."""
+def waits_first(ptx: str) -> bool:
+    """Whether a programmatic dependent launch waits before it touches memory."""
+    before, waits, _ = ptx.partition("griddepcontrol.wait")
+    return bool(waits) and not re.search(r"\b(ld\.global|st\.global|cp\.async|atom|red)\b", before)
+
+
+def disassembled(binary: bytes) -> str:
+    """What cuobjdump says of a binary: its usage and its SASS."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(binary)
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(file)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command = [triton.knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", str(file)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def usage(said: str) -> tuple[int, int]:
+    """Registers and stack bytes of a thread."""
     found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", said)
     if found is None:
-        raise RuntimeError(f"cuobjdump -res-usage says no registers: {said!r}")
+        raise RuntimeError(f"cuobjdump -res-usage says no registers: {said[:200]!r}")
     number, stack, local = map(int, found.groups())
     return number, max(stack, local)
 
@@ -119,6 +147,8 @@ def worst(one: Row, other: Row) -> Row:
         stack=max(one.stack, other.stack),
         shared=max(one.shared, other.shared),
         instruction=weakest((one.instruction, other.instruction)),
+        counts=one.counts.worst(other.counts),
+        orders=one.orders | other.orders,
         failure=one.failure or other.failure,
     )
 

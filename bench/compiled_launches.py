@@ -36,7 +36,7 @@ from ocvtp_kernels.slots.triton_forward import slot_attention, slot_attention_wi
 from ocvtp_kernels.slots.triton_gru import gru_cell
 from ocvtp_kernels.slots.triton_gru_backward import gru_cell_gradients
 
-BATCHES = (1, 64)
+BATCHES = (1, 8, 64)
 SIZES = ((576, 64), (576, 128), (576, 192), (2880, 160))  # tokens, slots
 Launcher = Callable[[Workload], None]
 

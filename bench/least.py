@@ -18,8 +18,9 @@ class Least(NamedTuple):
 def least_of(load: Workload) -> dict[str, Least]:
     """The least cost of every step; a step that is not here is needed by no formula.
 
-    Of the folded algebra (`ocvtp_kernels.fold`), all iterations together. Biases and the constant
-    of q' count; tile padding, recomputed logits, partial sums and standings do not.
+    Of the folded algebra (`ocvtp_kernels.fold`), all iterations together. Biases count; tile
+    padding, recomputed logits, partial sums and standings do not, nor what is no product: LayerNorm
+    and the constant of q'.
     """
     size, again = load.torch_dtype.itemsize, NUM_ITER - 1
     b, n, k, t = load.batch, load.num_tokens, load.num_slots, load.budget
@@ -32,16 +33,16 @@ def least_of(load: Workload) -> dict[str, Least]:
         return (inner + 1) * columns * size
 
     logits = 2 * b * k * n * d
-    query_flops = 2 * b * k * d * (d + 1)
+    query_flops = 2 * b * k * d * d
     q = narrow + per_slot  # q' and its constant
-    query_bytes = weight(d, d + 1) + q
+    query_bytes = narrow + weight(d, d) + narrow
     # Initial slots come in the tokens' dtype, later ones in float32.
     old_slots = narrow + (again - 1) * state
     gates = 2 * weight(d, 3 * d) + 3 * d * size
     return {
         "encode_up+query": Least(
             2 * b * n * c * h + query_flops,
-            rows + weight(c, h) + hidden + narrow + query_bytes,
+            rows + weight(c, h) + hidden + query_bytes,
         ),
         "encode_down": Least(2 * b * n * h * d, hidden + weight(h, d) + encoded),
         "compete": Least(again * 2 * logits, again * (q + encoded + narrow + per_slot)),
@@ -49,12 +50,12 @@ def least_of(load: Workload) -> dict[str, Least]:
             again * 12 * b * k * d * d, again * (narrow + per_slot + gates + state) + old_slots
         ),
         "ffn_up": Least(
-            again * 2 * b * k * d * h, again * (state + weight(d, h) + b * k * h * size)
+            again * 2 * b * k * d * h, again * (narrow + weight(d, h) + b * k * h * size)
         ),
         "ffn_down": Least(
             again * 2 * b * k * d * h, again * (b * k * h * size + weight(h, d) + 2 * state)
         ),
-        "query": Least(again * query_flops, again * (state + query_bytes)),
+        "query": Least(again * query_flops, again * query_bytes),
         "argmax": Least(logits, q + encoded + picks),
         "resolve": Least(0, picks + b * n * FLOAT32 + 2 * b * t * c * size + b * t * INT64),
     }

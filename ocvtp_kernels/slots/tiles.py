@@ -68,7 +68,7 @@ def compete_tile(
     return CompeteTile(slots, tokens, depth, chosen, 8, 4 if chosen <= 128 else 5)
 
 
-ADDING_UP = 1.5  # token blocks in whose time a group's sums are stored and added up
+ADDING_UP = 1.7  # token blocks in whose time a group's sums are stored and added up
 
 
 def rounds(chip: Chip, parts: int, blocks: int) -> tuple[float, float]:
@@ -87,8 +87,8 @@ def groups_of(blocks: int) -> tuple[int, int]:
 def logits_depth(chip: Chip, dtype: torch.dtype) -> int:
     """The step along D of every kernel that computes logits.
 
-    One for all of a chip and dtype: the pivot of a token's LayerNorm is the mean of its first step,
-    and logits that are held against stored standings must be the logits that made them.
+    One for all of a chip and dtype: logits that are held against stored standings must be the
+    logits that made them.
     """
     if dtype == torch.float32:
         return 16

@@ -184,8 +184,13 @@ def compete_kernel(
             )
             if not STANDINGS:
                 top, others = standing(logits)
-            leader = 1.0 / (1.0 + others)
-            a = tl.exp(logits - top[None, :]) * leader[None, :]
+            a = tl.exp(logits - top[None, :])
+            if k.dtype.element_ty == tl.float32:
+                a = tl.div_rn(a, (1.0 + others)[None, :])
+            else:
+                # One division a token, rounded less well than the products that it goes into.
+                leader = 1.0 / (1.0 + others)
+                a *= leader[None, :]
             a = tl.where(live_slot[:, None] & live_token[None, :], a, 0.0)
             if ATTENTION:
                 if chunk == 0:

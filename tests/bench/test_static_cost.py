@@ -22,13 +22,16 @@ interpreted = pytest.mark.skipif(
 HEADLINE = square(1, 576, 64, "float16")
 SMALL = Workload(2, 40, 7, 7, 24, 16, "float16")
 MANY_SLOTS = Workload(1, 40, 130, 20, 24, 16, "float16")
-FIRST, LAST = ["encode_up+query", "encode_down"], ["argmax", "resolve"]
-ITERATION = ["compete", "gru", "ffn_up", "ffn_down", "query"]
+FIRST, LAST = ["start", "encode_up+query", "encode_down", "layer_norm"], ["argmax", "resolve"]
+ITERATION = ["compete", "gru", "layer_norm", "ffn_up", "ffn_down", "layer_norm", "query"]
 
 
 @pytest.mark.parametrize("load", [HEADLINE, SMALL, MANY_SLOTS], ids=str)
 def test_the_least_flops_are_those_of_the_folded_way(load: Workload) -> None:
-    assert least_total(load).flops == sum(work.flops for work in stages(load).values())
+    # The constant of q' is no column of a product: a row's dot, three times.
+    constants = 3 * 2 * load.batch * load.num_slots * load.slot_dim
+    products = sum(work.flops for work in stages(load).values())
+    assert least_total(load).flops == products - constants
 
 
 def test_the_least_bytes_are_inputs_and_outputs() -> None:
@@ -38,8 +41,8 @@ def test_the_least_bytes_are_inputs_and_outputs() -> None:
     least, (b, n, k, d, h) = least_of(SMALL), (2, 40, 7, 16, 64)
     slots, per_slot = tensors((b, k, d)), tensors((b, k), size=4)
     wide = tensors((b, k, d), size=4)
-    up = tensors((b, n, 24), (h, 24), (h,), (b, n, h), (b, k, d), (d + 1, d), (d + 1,), (b, k, d))
-    assert least["encode_up+query"].bytes == up + per_slot
+    up = tensors((b, n, 24), (h, 24), (h,), (b, n, h), (b, k, d), (d, d), (d,), (b, k, d))
+    assert least["encode_up+query"].bytes == up
     compete = tensors((b, k, d), (b, n, d), (b, k, d)) + 2 * per_slot
     assert least["compete"].bytes == 2 * compete
     gates = tensors((3 * d, d), (3 * d, d), (3 * d,), (3 * d,), (3 * d,))
@@ -78,8 +81,9 @@ def test_the_whole_way_keeps_to_its_budget_and_rules(headline: Any) -> None:
 @interpreted
 def test_no_step_does_less_than_the_least(headline: Any) -> None:
     least = least_of(HEADLINE)
-    assert [step.name for step in headline] == list(least)
-    for step in headline:
+    needed = [step for step in headline if step.name not in ("start", "layer_norm")]
+    assert [step.name for step in needed] == list(least)
+    for step in needed:
         assert step.flops >= least[step.name].flops
         assert step.bytes >= least[step.name].bytes
         assert step.loaded + step.stored >= step.bytes
@@ -110,15 +114,15 @@ def test_more_than_the_budget_is_said(tmp_path: Path) -> None:
 
 def test_broken_rules_are_said() -> None:
     least = least_total(HEADLINE)
-    costs = {"launches": 14, "flops": least.flops, "bytes": least.bytes}
+    costs = {"launches": 20, "flops": least.flops, "bytes": least.bytes}
     assert static_cost.broken_rules(HEADLINE, costs) == []
     broken = static_cost.broken_rules(
-        HEADLINE, {"launches": 15, "flops": 2 * least.flops, "bytes": 2 * least.bytes}
+        HEADLINE, {"launches": 21, "flops": 2 * least.flops, "bytes": 2 * least.bytes}
     )
     assert [sentence.split()[7] for sentence in broken] == ["flops,", "bytes,", "launches,"]
     many = square(1, 576, 192, "float16")
     needed = least_total(many)
-    costs = {"launches": 17, "flops": needed.flops, "bytes": needed.bytes}
+    costs = {"launches": 23, "flops": needed.flops, "bytes": needed.bytes}
     assert static_cost.broken_rules(many, costs) == []
 
 
@@ -163,5 +167,5 @@ def test_the_command(
     said = capsys.readouterr()
     assert said.out.split() == [str(page), str(counts)]
     assert "no budget in static_cost.json" in said.err and " flops, " in said.err
-    assert f"| {SMALL} | 14 |" in page.read_text(encoding="utf-8")
-    assert sum(cost.launches for cost in read_counts(counts)[Size(2, 40, 7)]) == 14
+    assert f"| {SMALL} | 20 |" in page.read_text(encoding="utf-8")
+    assert sum(cost.launches for cost in read_counts(counts)[Size(2, 40, 7)]) == 20

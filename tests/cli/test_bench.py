@@ -99,8 +99,9 @@ def test_projections_need_no_results(tmp_path: Path) -> None:
 
 def test_the_committed_projections_are_the_generated_ones(tmp_path: Path) -> None:
     page, root = tmp_path / "projections.md", Path(__file__).parents[2]
-    counts = root / "bench" / "budgets" / "counts.json"
-    done = run("--projections", "--counts", counts, "--results", tmp_path, "--output", page)
+    counts, model = (root / "bench" / "budgets" / f"{n}.json" for n in ("counts", "model"))
+    given = ("--projections", "--counts", counts, "--model", model)
+    done = run(*given, "--results", tmp_path, "--output", page)
     assert done.exit_code == 0, done.output
     committed = root / "docs" / "projections.md"
     # The last cell is the measured one, which depends on the result files at hand.
@@ -108,7 +109,7 @@ def test_the_committed_projections_are_the_generated_ones(tmp_path: Path) -> Non
         [line.rpartition(" | ")[0] or line for line in path.read_text("utf-8").splitlines()]
         for path in (page, committed)
     )
-    assert generated == kept, f"run `ocvtp bench --projections --counts {counts}` again"
+    assert generated == kept, f"run `ocvtp bench {' '.join(map(str, given))}` again"
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,7 @@ def test_the_committed_projections_are_the_generated_ones(tmp_path: Path) -> Non
         ([], "expected one of --report and --projections"),
         (["--report", "--projections"], "expected one of --report and --projections"),
         (["--report", "--counts", "c.json"], "counts: goes with --projections"),
+        (["--report", "--model", "m.json"], "model: goes with --projections"),
         (["--projections", "--readme", "r.md"], "readme: goes with --report"),
         (["--report", "--output", "a", "--readme", "a"], "readme: expected another file"),
         (

@@ -7,6 +7,7 @@ import pytest
 
 from ocvtp_kernels.report import costs
 from ocvtp_kernels.report.fields import ResultError
+from ocvtp_kernels.report.modelled import read_model
 from ocvtp_kernels.report.projections import (
     CHIPS,
     LAUNCH_S,
@@ -75,3 +76,23 @@ def test_counted_costs_replace_formulas_and_measurements_stand_beside(tmp_path: 
     path.write_text(json.dumps(counted), encoding="utf-8")
     with pytest.raises(ResultError, match=r"workloads\[0\].kernels\[0\].bytes: missing"):
         read_counts(path)
+
+
+def test_the_model_stands_beside_the_floor(tmp_path: Path) -> None:
+    step = {"launches": 2, "us": 10.0, "waves": 0.55, "l2_mb": 12.5, "bound": "latency"}
+    tables = {f"{chip} B 8 N 576 K 64": {"gru": step, "query": step} for chip in ("A100", "H100")}
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({"schema": 1, "triton": "3.9", "tables": tables}), encoding="utf-8")
+    text = projections_page({}, {}, read_model(path))
+    lines = text.splitlines()
+    (of_chip,) = (line for line in lines if line.startswith("| H100 | B 8, N 576, K 64 |"))
+    assert of_chip.startswith("| H100 | B 8, N 576, K 64 | 20.0 µs | 2.50 µs | ")
+    # V100 runs no Triton, and has the floor alone.
+    assert all("| — | — |" in line for line in lines if line.startswith("| V100 | B"))
+    assert "| gru | 2 | 10.0 µs | 10.0 µs | 0.55 | 12.5 | latency |" in lines
+    assert "| all | 4 | 20.0 µs | 20.0 µs |  |  |  |" in lines
+    assert "No GPU has run it" in text
+
+    path.write_text(json.dumps({"schema": 1, "tables": {"H100": {}}}), encoding="utf-8")
+    with pytest.raises(ResultError, match="expected a table named such as"):
+        read_model(path)

@@ -1,0 +1,129 @@
+"""How often a launch goes round each of its kernel's loops: the only table of it.
+
+A kernel's line gives its `Branch`es: programs that go one way, with the rounds of the loops with
+matrix products, from the outermost to the innermost, one nest after the other, and then those of
+the loops without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ocvtp_kernels.gpu.launch import Launch
+
+Numbers = dict[str, Any]
+Nest = tuple[int, ...]  # rounds of a loop and the loops in it, the outermost first
+
+
+class Branch(NamedTuple):
+    """Programs of a launch that go the same way.
+
+    Attributes:
+        programs: how many.
+        products: nests of loops with matrix products on their way, by address.
+        rest: nests of loops without, by address.
+        skip: nests with matrix products that stand before theirs, on the way of other programs.
+        end: which of the kernel's exits they take, by address; that of the longest way if None.
+        early: they leave as soon as they have told of their arrival.
+        moved: bytes of a step of the last of ``rest``, which tell how far it is unrolled.
+    """
+
+    programs: int
+    products: tuple[Nest, ...] = ()
+    rest: tuple[Nest, ...] = ()
+    skip: int = 0
+    end: int | None = None
+    early: bool = False
+    moved: int = 0
+
+
+def up(number: int, tile: int) -> int:
+    """``number / tile`` rounded up."""
+    return -(-number // tile)
+
+
+def _linear(n: Numbers, programs: int) -> list[Branch]:
+    return [Branch(programs, ((up(n["depth"], n["DEPTH"]),),))]
+
+
+def _first(n: Numbers, programs: int) -> list[Branch]:
+    encode = n.get("programs", programs)
+    clear = up(n.get("num_arrivals", 0), n.get("ARRIVALS", 1))
+    return [
+        Branch(encode, ((up(n["depth"], n["DEPTH"]),),)),
+        Branch(programs - encode, ((up(n["dim"], n["SLOT_DEPTH"]),),), ((clear,),), 1),
+    ]
+
+
+def _gru(n: Numbers, programs: int) -> list[Branch]:
+    return [Branch(programs, tuple((up(n[side], n["DEPTH"]),) for side in ("width", "dim")))]
+
+
+def _standings(n: Numbers, programs: int) -> list[Branch]:
+    return [Branch(programs, ((up(n["num_slots"], n["SLOTS"]), up(n["depth"], n["DEPTH"])),))]
+
+
+def _compete(n: Numbers, programs: int) -> list[Branch]:
+    shares = up(n["groups"], n["groups_per_program"])
+    blocks = n["groups_per_program"], n["blocks_per_group"], up(n["depth"], n["DEPTH"])
+    if shares == 1:
+        return [Branch(programs, (blocks,), ((0,),))]
+    # The last of a part's programs adds up all shares, one by one or piece by piece.
+    adds = up(n["CHUNK"], n["PIECE"]) if n.get("PIECE") else shares
+    last = up(programs, shares)
+    return [
+        Branch(last, (blocks,), ((adds,),)),
+        Branch(programs - last, (blocks,), ((0,),), early=True),
+    ]
+
+
+def _argmax(n: Numbers, programs: int) -> list[Branch]:
+    return [Branch(programs, ((up(n["depth"], n["DEPTH"]),),))]
+
+
+def _resolve(n: Numbers, programs: int) -> list[Branch]:
+    blocks = up(n["blocks"], n["BLOCKS"] * n["PASSES"])
+    # Of 31 bits two a round, if no count says earlier that the cut is found.
+    narrow = 16
+    gather = up(n["rows_per_part"], n["ROWS"]), up(n["width"], n["COLUMNS"])
+    moved = 2 * n["ROWS"] * n["COLUMNS"] * n["final"].element_size()
+    nests = ((up(n["num_slots"], n["SLOTS"]), blocks), (narrow,), gather)
+    return [Branch(programs, (), nests, moved=moved)]
+
+
+def _start(n: Numbers, programs: int) -> list[Branch]:
+    rows = n["token_programs"], n["weight_programs"]
+    return [
+        Branch(its, rest=((0,),), end=end) for end, its in enumerate((*rows, programs - sum(rows)))
+    ]
+
+
+def _straight(_: Numbers, programs: int) -> list[Branch]:
+    return [Branch(programs)]
+
+
+TRIPS: dict[str, Callable[[Numbers, int], list[Branch]]] = {
+    "linear": _linear,
+    "first": _first,
+    "gru": _gru,
+    "standings": _standings,
+    "compete": _compete,
+    "argmax": _argmax,
+    "resolve": _resolve,
+    "start": _start,
+    "layer_norm": _straight,
+}
+
+
+def branches(launch: Launch) -> list[Branch]:
+    """A launch's branches.
+
+    Raises:
+        KeyError: the table has no line for the kernel.
+    """
+    programs = 1
+    for axis in launch.grid:
+        programs *= axis
+    name = launch.kernel.__name__.removesuffix("_kernel")
+    return [b for b in TRIPS[name](launch.arguments, programs) if b.programs]
