@@ -46,9 +46,8 @@ def launch(
     """
     if 0 in grid:
         return
-    if options["num_warps"] >= 4:
-        # Else ptxas may spill a little to fit a second program on the multiprocessor.
-        options["maxnreg"] = min(MOST_REGISTERS, REGISTERS // (32 * options["num_warps"]))
+    # Else ptxas may spill a little to fit one more program on the multiprocessor.
+    options["maxnreg"] = min(MOST_REGISTERS, REGISTERS // (32 * options["num_warps"]))
     # Said outright because Triton's default changes between versions.
     options["enable_fp_fusion"] = True
     if "PDL" in kernel.arg_names:
