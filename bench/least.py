@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from bench.shapes import Workload
 from bench.traffic import FLOAT32, INT64, NUM_ITER
@@ -13,6 +14,19 @@ class Least(NamedTuple):
 
     flops: int
     bytes: int
+
+
+def step_of(kernel: str, numbers: Mapping[str, Any]) -> str:
+    """The step that a launch is: its kernel, and for a Linear what the numbers tell of it."""
+    if kernel == "first_kernel":
+        return "encode_up+query"
+    if kernel != "linear_kernel":
+        return kernel.removesuffix("_kernel")
+    if numbers["RESIDUAL"]:
+        return "ffn_down"
+    if numbers["GELU"]:
+        return "ffn_up"
+    return "encode_down" if numbers["depth"] > numbers["columns"] else "query"
 
 
 def least_of(load: Workload) -> dict[str, Least]:

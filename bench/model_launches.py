@@ -11,13 +11,13 @@ import triton
 from torch import Tensor
 
 from bench.compiled_binaries import StandIn, disassembled
-from bench.compiled_launches import Job, scores, slots_and_tokens, tokens, weights
+from bench.compiled_launches import Job, prune
+from bench.least import step_of
 from bench.model_time import Launched, Way
 from bench.model_trips import Branch, Nest, branches
 from bench.sass import Program, read_sass
 from bench.sass_time import Code, code_of
 from bench.shapes import Workload
-from ocvtp_kernels.chain_triton import prune_triton
 from ocvtp_kernels.gpu.chips import CHIPS, pretend
 from ocvtp_kernels.gpu.launch import Launch, watch
 
@@ -33,31 +33,8 @@ def launches_of(load: Workload, chip: int) -> list[Launch]:
     """What one call of the whole way launches."""
     recorded: list[Launch] = []
     with pretend(CHIPS[chip]), watch(recorded.append):
-        prune_triton(
-            tokens(load),
-            tokens(load),
-            weights(load.torch_dtype),
-            slots_and_tokens(load)[0],
-            scores(load),
-            load.budget,
-        )
+        prune(load)
     return recorded
-
-
-def step_name(launch: Launch) -> str:
-    """What a launch is for."""
-    name: str = launch.kernel.__name__.removesuffix("_kernel")
-    numbers = launch.arguments
-    if name == "first":
-        return "encode up + query"
-    if name != "linear":
-        return name.replace("_", " ")
-    if numbers.get("RESIDUAL"):
-        return "ffn down"
-    if numbers.get("GELU"):
-        return "ffn up"
-    # The query alone keeps the width, but for a column that it may have besides.
-    return "encode down" if numbers["depth"] > numbers["columns"] else "query"
 
 
 def tensor_bytes(launch: Launch) -> dict[tuple[Any, ...], int]:
@@ -143,7 +120,7 @@ def compiled_call(
         everything.update(own)
         found.append(
             Launched(
-                step_name(launch),
+                step_of(launch.kernel.__name__, launch.arguments),
                 job.kernel,
                 job.tile,
                 launch.options["num_warps"],

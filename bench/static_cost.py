@@ -22,7 +22,7 @@ import torch
 
 from bench.cases import CASES
 from bench.counted import Count, counting
-from bench.least import Least, least_of, least_total
+from bench.least import Least, least_of, least_total, step_of
 from bench.shapes import Workload, square
 from ocvtp_kernels.chain_triton import prune_triton
 from ocvtp_kernels.files import write_aside
@@ -62,20 +62,6 @@ class Step(NamedTuple):
         return {"launches": self.launches, "flops": self.flops, "bytes": self.bytes}
 
 
-def step_name(count: Count) -> str:
-    """What a launch is for, by its kernel and arguments."""
-    numbers = count.numbers
-    if count.kernel == "first_kernel":
-        return "encode_up+query"
-    if count.kernel != "linear_kernel":
-        return count.kernel.removesuffix("_kernel")
-    if numbers["RESIDUAL"]:
-        return "ffn_down"
-    if numbers["GELU"]:
-        return "ffn_up"
-    return "encode_down" if numbers["depth"] > numbers["columns"] else "query"
-
-
 def count_launches(load: Workload, multiply: bool = False) -> list[Count]:
     """The launches of one call of the whole way."""
     case = CASES["prune"](load, torch.device("cpu"))
@@ -91,7 +77,7 @@ def steps_of(counts: Iterable[Count]) -> list[Step]:
     """Launches by step, in the order of each step's first launch."""
     groups: dict[str, list[Count]] = {}
     for count in counts:
-        groups.setdefault(step_name(count), []).append(count)
+        groups.setdefault(step_of(count.kernel, count.numbers), []).append(count)
     return [
         Step(
             name,

@@ -19,6 +19,7 @@ from ocvtp_kernels.encode.triton_forward import EncodeSpace, encode, norm_after
 from ocvtp_kernels.fold import Folded, unpack
 from ocvtp_kernels.gpu.launch import unit_stride
 from ocvtp_kernels.gpu.prepared import prepared
+from ocvtp_kernels.gpu.recorder import ALIGNMENT
 from ocvtp_kernels.linear.triton_forward import Linear, Statistics, linear
 from ocvtp_kernels.linear.triton_norm import LayerNorm, layer_norm
 from ocvtp_kernels.selection.triton_forward import picks_of, select
@@ -26,10 +27,8 @@ from ocvtp_kernels.slots.folded import MASS_EPS
 from ocvtp_kernels.slots.triton_forward import Competition, Plan, Scratch, compete, plan
 from ocvtp_kernels.slots.triton_gru import gru
 
-ALIGNMENT = 256  # bytes, as torch's own allocations
 Sizes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-
-
+# What a workspace has by slot, and `workspace` by the same name.
 BY_SLOT = ("q", "constant", "normed", "updates", "mass", "state", "hidden", "slots")
 
 

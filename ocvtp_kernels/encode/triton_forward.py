@@ -125,7 +125,7 @@ def first(job: Linear, query: Linear) -> None:
         first_kernel,
         (programs + query.programs(slot_tile),),
         {
-            **{k: v for k, v in job.arguments(tile).items() if k.lower() != "residual"},
+            **{k: v for k, v in job.arguments(tile).items() if k not in ("residual", "RESIDUAL")},
             "slots": its["x"],
             "query_weight": its["weight"],
             "query_bias": its["bias"],

@@ -1,7 +1,7 @@
 """Projections of the whole way on GPUs: a model of the compiled kernels, and a floor beside it.
 
 The floor of a stage is the larger of its FLOPs over the datasheet's matrix rate and its bytes over
-the datasheet's bandwidth, plus one launch latency per launch. Its costs are formulas until kernels
+the datasheet's bandwidth; launches are free. Its costs are formulas until kernels
 supply counted ones. The model's times come from a file (`bench/model.py` writes it).
 """
 
@@ -16,8 +16,6 @@ from ocvtp_kernels.report.fields import ResultError, load_json
 from ocvtp_kernels.report.modelled import BELIEF, Model, model_table, modelled_s
 from ocvtp_kernels.report.results import ResultFile, graph_first, whole_way
 from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
-
-LAUNCH_S = 2.5e-6
 
 
 class Chip(NamedTuple):
@@ -57,11 +55,8 @@ def memory_s(cost: Cost, chip: Chip) -> float:
 
 
 def projected_s(chain: Sequence[Cost], chip: Chip) -> float:
-    """Projected seconds of the chain."""
-    return sum(
-        cost.launches * LAUNCH_S + max(compute_s(cost, chip), memory_s(cost, chip))
-        for cost in chain
-    )
+    """Seconds of the chain at the datasheet's rates, launches free."""
+    return sum(max(compute_s(cost, chip), memory_s(cost, chip)) for cost in chain)
 
 
 def read_counts(path: Path) -> Counts:
@@ -125,9 +120,8 @@ def projections_page(
         "Written by `ocvtp bench --projections`, not by hand. **Every time and share on this page "
         "is a projection** unless its column says *measured*. The *model* is computed from the "
         "machine code that the Triton kernels compile to for a chip, given by `--model`. The "
-        "*floor* comes from datasheets and from the least that the work costs, *counted* on the "
-        "kernels ([static cost](static_cost.md), given by `--counts`) or by *formula*: the "
-        "distance to it is what could be won at most.",
+        "*floor* is what kernels that move and multiply as much would take at a datasheet's rates: "
+        "*counted* on ours ([static cost](static_cost.md), given by `--counts`) or by *formula*.",
         "## How far the model is believed",
         BELIEF,
         "## The floor",
@@ -135,9 +129,7 @@ def projections_page(
             f"* {line}"
             for line in (
                 "A stage takes the larger of FLOPs / datasheet matrix rate and bytes / datasheet "
-                f"bandwidth, and {LAUNCH_S * 1e6:g} µs a launch, as launched one by one; in a CUDA "
-                "graph a launch takes less, so that where launches are most of it the model may "
-                "be below this floor.",
+                "bandwidth; stages run one after another, and launching costs nothing.",
                 "Optimistic: no chip reaches its datasheet, and small matrices do not fill it. "
                 "Softmax, GELU, LayerNorm, GRU gates and the selection's sorting are free.",
                 "Pessimistic: caches hold nothing from one launch to the next.",
@@ -156,7 +148,7 @@ def projections_page(
         _chips_table(results, counts, model),
         _beside_the_paper(),
         "## Step by step",
-        "Of a whole call, launches included: the model on each chip, then the floor. Waves, bytes "
+        "Of a whole call: the model on each chip, launches included, then the floor. Waves, bytes "
         "asked of L2 and what is waited for are the model's, on the last of its chips.",
     ]
     for size in SIZES:
@@ -174,9 +166,7 @@ def _chips_table(results: dict[str, list[ResultFile]], counts: Counts, model: Mo
         for size in SIZES:
             chain = costs(size, counts if chip in WITH_TRITON else {})
             total = projected_s(chain, chip)
-            launches = sum(cost.launches for cost in chain)
             bounds = {
-                "launches": launches * LAUNCH_S,
                 "arithmetic": sum(
                     c for k in chain if (c := compute_s(k, chip)) >= memory_s(k, chip)
                 ),
@@ -197,7 +187,7 @@ def _chips_table(results: dict[str, list[ResultFile]], counts: Counts, model: Mo
                 ]
             )
     header = ["chip", "workload", "model", "model per image", "floor (costs)", "model / floor"]
-    return markdown([*header, "floor's launches", "arithmetic", "memory", "measured"], rows)
+    return markdown([*header, "floor's arithmetic", "memory", "measured"], rows)
 
 
 def _beside_the_paper() -> str:

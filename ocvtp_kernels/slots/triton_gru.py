@@ -169,13 +169,12 @@ def gate_vectors(b_ih, b_hh, shift, column, live_column, dim, SHIFT: tl.constexp
         gate_vector(b_ih + 2 * dim, column, live_column),
         gate_vector(b_hh + 2 * dim, column, live_column),
     )
-    shifts = biases
+    shifts = (biases[0], biases[1], biases[2])
     if SHIFT:
         shifts = (
             gate_vector(shift, column, live_column),
             gate_vector(shift + dim, column, live_column),
             gate_vector(shift + 2 * dim, column, live_column),
-            biases[3],
         )
     return biases, shifts
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.least import least_of, least_total
+from bench.least import least_of, least_total, step_of
 from bench.shapes import Workload, square
 from bench.traffic import stages
 from ocvtp_kernels.report.costs import Size
@@ -60,7 +60,7 @@ def test_counts_do_not_depend_on_products(load: Workload) -> None:
     assert counts == static_cost.count_launches(load, multiply=True)
     many = ["standings"] if load is MANY_SLOTS else []
     expected = [*FIRST, *2 * [*many, *ITERATION], *many, *LAST]
-    assert [static_cost.step_name(count) for count in counts] == expected
+    assert [step_of(count.kernel, count.numbers) for count in counts] == expected
 
 
 @pytest.fixture(scope="module")

@@ -37,8 +37,10 @@ def apply_kernel(x, out, count, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
         result = maths.ordered(value)
     elif FUNCTION == 4:
         result = pick_token(pack_pick(value, index))
-    else:
+    elif FUNCTION == 5:
         result = pick_score(pack_pick(value, index))
+    else:
+        result = maths.gelu_half(value)
     tl.store(out + index, result, mask=live)
 
 
@@ -69,6 +71,14 @@ def test_functions_are_exact_to_rounding(
         # log1p relative to itself: an attention of almost 1 is told by its tiny logarithm.
         scale = exact(x.double()).abs() if function == 0 else x.double().abs().clamp_min(1.0)
         assert (error <= 4 * torch.finfo(torch.float32).eps * scale).all()
+
+
+def test_gelu_for_half_precision_is_as_near_as_it_says() -> None:
+    x = torch.cat([torch.linspace(-12, 12, 20001), torch.tensor([-6e4, 6e4])])
+    error = (apply(x, 6, torch.float32).double() - torch.nn.functional.gelu(x.double())).abs()
+    assert (error <= (5e-5 + 2e-7 * x.double().abs())).all()
+    nan, inf = torch.tensor([float("nan"), -float("inf")]), torch.tensor([float("inf")])
+    assert apply(nan, 6, torch.float32).isnan().all() and apply(inf, 6, torch.float32) == inf
 
 
 def test_ordered_orders_as_numbers_do_with_nan_last() -> None:
