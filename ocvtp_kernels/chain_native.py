@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-from ocvtp_kernels.encode.native import encode
+from ocvtp_kernels.encode.native import EncodeLayers, encode
 from ocvtp_kernels.fold import unpack
 from ocvtp_kernels.selection.native import pick, select
-from ocvtp_kernels.slots.native import iterate
+from ocvtp_kernels.slots.native import SlotLayers, iterate
+
+
+class Layers(NamedTuple):
+    """A list of folded weights as the native kernels read it."""
+
+    weights: tuple[Tensor, ...]  # the list that it was made of, but for the plan
+    num_iter: int
+    encode: EncodeLayers
+    slots: SlotLayers
+
+    @classmethod
+    def of(cls, weights: Sequence[Tensor]) -> Layers:
+        """What `prepare` made of this very list, or layers without packs."""
+        found: Layers | None = getattr(weights[0], "native_layers", None) if weights else None
+        if found is not None and _same(found.weights, weights[1:]):
+            return found
+        folded = unpack(weights)
+        encode, slots = EncodeLayers.of(folded), SlotLayers.of(folded.slots)
+        return cls(tuple(weights[1:]), folded.num_iter, encode, slots)
+
+
+def prepare(weights: Sequence[Tensor], slots_init: Tensor | None = None) -> list[Tensor]:
+    """A list of `ocvtp_kernels.fold.Folded.pack`, with what the native kernels make of it once.
+
+    That are packs of its matrices on the CPU and, with initial slots ``[1, K, D]``, the products
+    that the first K or fewer of them begin with. They belong to the list returned, hang on its
+    first tensor and go with it. For weights and slots that stay as they are: ``ocvtp::prune`` of
+    this list does not see later edits.
+    """
+    plan = weights[0].new_empty(weights[0].shape)
+    layers = Layers.of([plan, *weights[1:]])
+    slots = layers.slots.packed()
+    if slots_init is not None:
+        slots = slots.starting_from(slots_init)
+    plan.native_layers = layers._replace(  # type: ignore[attr-defined]
+        encode=layers.encode.packed(), slots=slots
+    )
+    return [plan, *weights[1:]]
 
 
 def prune_native(
@@ -38,7 +77,9 @@ def _compete(
     reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The last iteration's query ``[B, K, D]``, tokens ``[B, N, D]`` and constant ``[B, K]``."""
-    folded = unpack(weights)
-    x_hat = encode(reference, folded)
-    q, constant = iterate(slots_init, x_hat, folded.slots, folded.num_iter)
-    return q, x_hat, constant
+    layers = Layers.of(weights)
+    return iterate(slots_init, encode(reference, layers.encode), layers.slots, layers.num_iter)
+
+
+def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))

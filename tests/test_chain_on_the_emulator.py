@@ -11,7 +11,7 @@ from torch import Tensor
 from ocvtp_kernels import chain
 from ocvtp_kernels.chain_native import picks_native, prune_native
 from ocvtp_kernels.encode.folded import encode_folded
-from ocvtp_kernels.encode.native import encode
+from ocvtp_kernels.encode.native import EncodeLayers, encode
 from ocvtp_kernels.fold import unpack
 from ocvtp_kernels.selection.native import resolve_picks
 from ocvtp_kernels.slots.native import gru_cell
@@ -106,7 +106,8 @@ def test_encode_keeps_the_error_budget(dtype: torch.dtype, enc_ln: str | None) -
     reference, _, weights, _ = case.arguments(dtype)
     exact = encode_folded(reference.double(), unpack([w.double() for w in weights]))
     plain = encode_folded(reference, unpack(weights))
-    got = encode(on_gpu(reference), unpack(on_gpu(weights)))
+    encoded = encode(on_gpu(reference), EncodeLayers.of(unpack(on_gpu(weights))))
+    got = torch.ops.ocvtp_native.layer_norm(encoded, 1e-5)
     assert_within_budget(got, plain, exact)
 
 

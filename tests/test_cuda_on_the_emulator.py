@@ -58,19 +58,39 @@ def test_bias_gelu_keeps_the_error_budget(emulated: Any, dtype: torch.dtype, wid
         view.copy_(x)
 
 
+def statistics_of(x: Tensor, weight: Tensor) -> Tensor:
+    """Mean, deviation and the constant of slots' rows, by formula."""
+    variance, mean = torch.var_mean(x, -1, correction=0)
+    return torch.stack([mean, (variance + EPS).sqrt(), norm(x) @ weight.to(x.dtype)], -1)
+
+
 @DTYPES
 @WIDTHS
-@pytest.mark.parametrize("wide", [False, True])
-def test_add_layer_norm_keeps_the_error_budget(
-    emulated: Any, dtype: torch.dtype, width: int, wide: bool
-) -> None:
-    kept = torch.float32 if wide else dtype
-    x, y = random_tokens(2, 3, width, dtype=kept), random_tokens(2, 3, width, seed=1, dtype=dtype)
+def test_start_keeps_the_error_budget(emulated: Any, dtype: torch.dtype, width: int) -> None:
+    tokens = random_tokens(2, 3, width, dtype=dtype, outliers=True) + 3
+    slots = random_tokens(2, 5, width, seed=1, dtype=dtype)
+    weight = random_tokens(width, seed=2, dtype=dtype)
+    plain, oracle = statistics_of(slots, weight), statistics_of(slots.double(), weight)
+    for given in zip(views(tokens), views(slots), strict=True):
+        x, normed, statistics = emulated.start(*given, weight, EPS)
+        assert_within_budget(x, norm(tokens), norm(tokens.double()))
+        assert_within_budget(normed, norm(slots), norm(slots.double()))
+        assert statistics.dtype == torch.float32
+        assert_within_budget(statistics.to(dtype), plain, oracle)
+
+
+@DTYPES
+@WIDTHS
+def test_norm_slots_keeps_the_error_budget(emulated: Any, dtype: torch.dtype, width: int) -> None:
+    x, y = random_tokens(2, 3, width), random_tokens(2, 3, width, seed=1, dtype=dtype)
+    weight = random_tokens(width, seed=2, dtype=dtype)
     oracle, plain = x.double() + y.double(), x + y
     for x_view, y_view in zip(views(x), views(y), strict=True):
-        total, normed = emulated.add_layer_norm(x_view, y_view, EPS)
+        total, normed, statistics = emulated.norm_slots(x_view, y_view, weight, EPS)
         assert_within_budget(total, plain, oracle)
         assert_within_budget(normed, norm(plain).to(dtype), norm(oracle))
+        exact, rough = statistics_of(oracle, weight), statistics_of(plain.to(dtype), weight)
+        assert_within_budget(statistics.to(dtype), rough, exact)
 
 
 @DTYPES
@@ -93,11 +113,39 @@ def test_gru_gates_keep_the_error_budget(
     oracle, plain = formula(*(t.double() for t in inputs)), formula(*inputs)
     extra = (shift, mass) if shifted else (None, None)
     for given in zip(*(views(t) for t in inputs[:3]), strict=True):
-        state, normed = emulated.gru_gates(*given, *extra, EPS, True)
-        assert_within_budget(state, plain, oracle)
+        state, normed = emulated.gru_gates(*given, *extra, None, None, None, EPS, True)
+        assert state.dtype == torch.float32
+        assert_within_budget(state.to(plain.dtype), plain, oracle)
         assert_within_budget(normed, norm(plain).to(dtype), norm(oracle))
-        bare, none = emulated.gru_gates(*given, *extra, EPS, False)
-        assert torch.equal(bare, state) and none.shape == (0,)
+        bare, none = emulated.gru_gates(*given, *extra, None, None, None, EPS, False)
+        assert torch.equal(bare, state.to(h.dtype)) and none.shape == (0,)
+
+
+@DTYPES
+@pytest.mark.parametrize("wide", [False, True])
+def test_gru_gates_of_normed_states_that_images_share(
+    emulated: Any, dtype: torch.dtype, wide: bool
+) -> None:
+    rows, width = 3, 40
+    x = random_tokens(2, rows, 3 * width, dtype=dtype)
+    h = 5 + 2 * random_tokens(1, rows, width, seed=1, dtype=torch.float32 if wide else dtype)
+    weight, bias = random_tokens(3 * width, width, seed=2) / 6, random_tokens(3 * width, seed=3)
+    weight, bias = weight.to(dtype), bias.to(dtype)
+
+    def formula(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return slots.gru_gates(x, F.linear(h.to(x.dtype), weight, bias), h)
+
+    oracle, plain = (
+        formula(*(t.double() for t in (x, h, weight, bias))),
+        formula(x, h, weight, bias),
+    )
+    statistics = statistics_of(h.double(), torch.zeros(width)).float()
+    sums = weight.double().sum(1).to(dtype)
+    # As a slice of a product with more columns.
+    h_gates = F.pad(F.linear(norm(h).to(dtype), weight), (0, 8), value=torch.nan)[..., :-8]
+    state, _ = emulated.gru_gates(x, h_gates, h, None, None, statistics, sums, bias, EPS, True)
+    assert state.shape == (2, rows, width)
+    assert_within_budget(state.to(plain.dtype), plain, oracle)
 
 
 def logits_of(q: Tensor, k: Tensor, constant: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -237,13 +285,15 @@ def every_op(ops: Any, dtype: torch.dtype, images: slice) -> dict[str, Tensor]:
         t[images] for t in (case.q, case.k, case.v, case.constant, case.mask)
     )
     heads_q, heads_k = (random_tokens(4, 2, n, 16, seed=n, dtype=dtype)[images] for n in (40, 50))
+    weight = random_tokens(24, seed=8, dtype=dtype)
     activated = rows(40, 6).clone()
     ops.bias_gelu_(activated, random_tokens(40, seed=7, dtype=dtype))
     outputs = {
         "layer_norm": [ops.layer_norm(q, EPS)],
         "bias_gelu_": [activated],
-        "add_layer_norm": ops.add_layer_norm(rows(24, 1, torch.float32), rows(24, 2), EPS),
-        "gru_gates": ops.gru_gates(rows(72, 3), rows(72, 4), rows(24, 5), None, None, EPS, True),
+        "start": ops.start(q, rows(24, 1), weight, EPS),
+        "norm_slots": ops.norm_slots(rows(24, 1, torch.float32), rows(24, 2), weight, EPS),
+        "gru_gates": ops.gru_gates(rows(72, 3), rows(72, 4), rows(24, 5), *[None] * 5, EPS, True),
         "slot_attention": ops.slot_attention(q, k, v, constant, mask, 0.2, EPS, True),
         "slot_argmax": ops.slot_argmax(q, k, constant, 0.2, 2, True),
         "received": [ops.attention_received(heads_q, heads_k, row, 0.2) for row in (-1, 0)],

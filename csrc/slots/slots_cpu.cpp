@@ -1,5 +1,5 @@
 // ocvtp_native's slots parts on the CPU: the products are ATen's, what lies between them is ours.
-#include "common/binding.h"
+#include "encode/norm_tensor.h"
 
 namespace ocvtp {
 namespace {
@@ -88,25 +88,70 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(Tensor q, Tensor k, T
   return {product(grad, k), product(transposed(grad), q), product(transposed(attention), scaled)};
 }
 
+// The norm and the statistics [.., 3] of slots, or of slots + y into `sum`.
+std::tuple<Tensor, Tensor> normed_slots(const Tensor& slots, const Tensor* y, const Tensor& weight,
+                                        double eps, const Tensor* sum) {
+  const int64_t width = slots.size(slots.dim() - 1);
+  const Tensor normed = torch::stable::empty_like(slots);
+  const Tensor statistics = empty_rows(slots, 3, slots.scalar_type());
+  by_dtype(slots, [&](auto kind) {
+    using T = decltype(kind);
+    const NormSlots<T> arguments{
+        data<T>(slots), y ? data<T>(*y) : nullptr,    data<T>(weight), width,
+        T(eps),         sum ? out<T>(*sum) : nullptr, out<T>(normed),  out<T>(statistics)};
+    run(kernels<T>().norm_slots, arguments, num_rows(slots), 2 * width);
+  });
+  return {normed, statistics};
+}
+
+std::tuple<Tensor, Tensor, Tensor> start(Tensor tokens, Tensor slots, Tensor weight, double eps) {
+  const Tensor x = layer_norm(tokens, eps);
+  const auto [normed, statistics] =
+      normed_slots(dense(slots), nullptr, dense(weight), eps, nullptr);
+  return {x, normed, statistics};
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_slots(Tensor x, Tensor y, Tensor weight, double eps) {
+  x = dense(x);
+  y = dense(y);
+  const Tensor sum = torch::stable::empty_like(x);
+  const auto [normed, statistics] = normed_slots(x, &y, dense(weight), eps, &sum);
+  return {sum, normed, statistics};
+}
+
 std::tuple<Tensor, Tensor> gru_gates(Tensor x_gates, Tensor h_gates, Tensor h,
                                      std::optional<Tensor> shift, std::optional<Tensor> mass,
-                                     double eps, bool with_norm) {
+                                     std::optional<Tensor> statistics, std::optional<Tensor> sums,
+                                     std::optional<Tensor> bias, double eps, bool with_norm) {
   x_gates = dense(x_gates);
-  h_gates = dense(h_gates);
+  if (!has_one_row_stride(h_gates)) h_gates = dense(h_gates);
   h = dense(h);
   shift = dense(shift);
   mass = dense(mass);
+  statistics = dense(statistics);
+  sums = dense(sums);
+  bias = dense(bias);
   const int64_t width = h.size(h.dim() - 1);
-  const Tensor state = torch::stable::empty_like(h);
-  const Tensor normed = with_norm ? torch::stable::empty_like(h) : empty(h, {0});
+  const Tensor state = empty_rows(x_gates, width, h.scalar_type());
+  const Tensor normed = with_norm ? torch::stable::empty_like(state) : empty(h, {0});
   by_dtype(h, [&](auto kind) {
     using T = decltype(kind);
-    const GruGates<T> arguments{data<T>(x_gates), data<T>(h_gates),
-                                data<T>(h),       data<T>(shift),
-                                data<T>(mass),    width,
-                                T(eps),           T(layer_norm_eps),
-                                out<T>(state),    with_norm ? out<T>(normed) : nullptr};
-    run(kernels<T>().gru_gates, arguments, width ? h.numel() / width : 0, 16 * width);
+    const GruGates<T> arguments{data<T>(x_gates),
+                                data<T>(h_gates),
+                                data<T>(h),
+                                num_rows(h),
+                                row_stride(h_gates),
+                                data<T>(shift),
+                                data<T>(mass),
+                                data<T>(statistics),
+                                data<T>(sums),
+                                data<T>(bias),
+                                width,
+                                T(eps),
+                                T(layer_norm_eps),
+                                out<T>(state),
+                                with_norm ? out<T>(normed) : nullptr};
+    run(kernels<T>().gru_gates, arguments, num_rows(x_gates), 16 * width);
   });
   return {state, normed};
 }
@@ -115,6 +160,8 @@ STABLE_TORCH_LIBRARY_IMPL(ocvtp_native, CPU, m) {
   m.impl("slot_attention", TORCH_BOX(&slot_attention));
   m.impl("slot_attention_backward", TORCH_BOX(&slot_attention_backward));
   m.impl("gru_gates", TORCH_BOX(&gru_gates));
+  m.impl("start", TORCH_BOX(&start));
+  m.impl("norm_slots", TORCH_BOX(&norm_slots));
 }
 
 }  // namespace
