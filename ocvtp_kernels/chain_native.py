@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ocvtp_kernels.encode.native import EncodeLayers, encode
 from ocvtp_kernels.fold import unpack
+from ocvtp_kernels.linear.blas import float32_sums
 from ocvtp_kernels.selection.native import pick, select
 from ocvtp_kernels.slots.native import SlotLayers, iterate
 
@@ -78,7 +79,9 @@ def _compete(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The last iteration's query ``[B, K, D]``, tokens ``[B, N, D]`` and constant ``[B, K]``."""
     layers = Layers.of(weights)
-    return iterate(slots_init, encode(reference, layers.encode), layers.slots, layers.num_iter)
+    with float32_sums(reference.device):
+        tokens = encode(reference, layers.encode)
+        return iterate(slots_init, tokens, layers.slots, layers.num_iter)
 
 
 def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

@@ -80,6 +80,26 @@ def test_no_slot_misses_its_token(dtype: torch.dtype) -> None:
     assert case.regret(ids).max() <= max(1e-2, 2 * case.regret(plain).max())
 
 
+def test_products_sum_in_float32_whatever_torch_is_set_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, settings = PruneCase(small_config(), 1, 33, 7), torch.backends.cuda.matmul
+    allowed = []
+    plain = torch.nn.functional.linear
+
+    def linear(*arguments: Any) -> Tensor:
+        allowed.append(settings.allow_fp16_reduced_precision_reduction)
+        return plain(*arguments)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    before = settings.allow_fp16_reduced_precision_reduction
+    settings.allow_fp16_reduced_precision_reduction = True
+    try:
+        kept(case, torch.float16, None, 7)
+        assert allowed and not any(allowed)
+        assert settings.allow_fp16_reduced_precision_reduction
+    finally:
+        settings.allow_fp16_reduced_precision_reduction = before
+
+
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_picks_are_what_prune_resolves(top_k: int) -> None:
     case = PruneCase(small_config(), 2, 33, 7)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.fold import FoldedSlots
+from ocvtp_kernels.linear.blas import float32_sums
 from ocvtp_kernels.linear.native import Layer, linear
 from ocvtp_kernels.native import computed
 from ocvtp_kernels.slots.folded import MASS_EPS
@@ -83,8 +84,9 @@ def gru_cell(
     x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
 ) -> Tensor:
     """`ocvtp_kernels.slots.reference.gru_cell`, summed in float32 or wider."""
-    x_gates = torch.nn.functional.linear(computed(x), computed(w_ih), computed(b_ih))
-    h_gates = torch.nn.functional.linear(computed(h), computed(w_hh), computed(b_hh))
+    with float32_sums(h.device):
+        x_gates = torch.nn.functional.linear(computed(x), computed(w_ih), computed(b_ih))
+        h_gates = torch.nn.functional.linear(computed(h), computed(w_hh), computed(b_hh))
     state, _ = torch.ops.ocvtp_native.gru_gates(
         x_gates, h_gates, computed(h), None, None, None, None, None, 0.0, False
     )
