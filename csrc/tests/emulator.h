@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <type_traits>
 #include <vector>
 
 #include "emulator_types.h"
@@ -48,10 +49,12 @@ struct Warp {
   std::uint64_t values[2][kWarp];
 };
 
+using SharedLine = std::aligned_storage_t<128, 128>;  // aligned as OCVTP_SHARED is
+
 struct Machine {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
-  std::vector<unsigned char> shared;
+  std::vector<SharedLine> shared;
   std::size_t shared_bytes = 0;
   unsigned char* stacks = nullptr;
   std::size_t stacks_held = 0;
@@ -203,7 +206,8 @@ inline void start_block(std::size_t threads) {
     machine.stacks_held = threads;
   }
   // 0xFF bytes are NaN in every floating type: whatever is read before it is written shows.
-  machine.shared.assign(machine.shared_bytes + kCanaryBytes, 0xFF);
+  machine.shared.resize((machine.shared_bytes + kCanaryBytes) / sizeof(SharedLine));
+  std::memset(machine.shared.data(), 0xFF, machine.shared.size() * sizeof(SharedLine));
   for (std::size_t i = 0; i < threads; ++i) {
     Fiber& fiber = machine.fibers[i];
     getcontext(&fiber.context);
@@ -239,8 +243,9 @@ inline void run_block(std::size_t threads) {
     else
       fail("a barrier that not all live threads reach");
   }
-  for (std::size_t i = machine.shared_bytes; i < machine.shared.size(); ++i)
-    if (machine.shared[i] != 0xFF) fail("a write past the end of the dynamic shared memory");
+  const auto* const shared = reinterpret_cast<const unsigned char*>(machine.shared.data());
+  for (std::size_t i = machine.shared_bytes; i < machine.shared.size() * sizeof(SharedLine); ++i)
+    if (shared[i] != 0xFF) fail("a write past the end of the dynamic shared memory");
 }
 
 }  // namespace ocvtp::emulator

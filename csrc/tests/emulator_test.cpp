@@ -81,6 +81,14 @@ void shared_memory_is_poisoned() {
   });
 }
 
+void shared_memory_is_aligned() {
+  for (std::size_t bytes : {0, 4, 5000, 40000})
+    emulate(1, 1, bytes, [] {
+      OCVTP_SHARED(unsigned char, x);
+      EXPECT(reinterpret_cast<std::uintptr_t>(x) % 128 == 0, "%p", static_cast<void*>(x));
+    });
+}
+
 void integer_atomics() {
   int sum = 0, largest = -1, smallest = 1000;
   unsigned short held = 0xffff;
@@ -181,6 +189,7 @@ int main() {
   warp_words();
   early_leavers();
   shared_memory_is_poisoned();
+  shared_memory_is_aligned();
   integer_atomics();
   conversions();
   faults();
