@@ -1,8 +1,5 @@
 // The emulator itself: what is right runs, what hardware leaves undefined is caught.
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include "check.h"
+#include "expect_abort.h"
 
 namespace ocvtp::test {
 namespace {
@@ -118,21 +115,6 @@ void conversions() {
   EXPECT(__float2half_rn(65519.9f).bits == 0x7bff && __float2half_rn(65520.0f).bits == 0x7c00,
          "the largest half");
   EXPECT(std::isnan(__half2float(__float2half_rn(static_cast<float>(kNaN)))), "NaN");
-}
-
-// A child runs the faulty kernel, silently: it must end by abort.
-void expect_abort(const char* fault, unsigned threads, std::size_t shared_bytes,
-                  const std::function<void()>& kernel) {
-  std::fflush(stdout);
-  const pid_t child = fork();
-  if (child == 0) {
-    if (!std::freopen("/dev/null", "w", stderr)) _exit(1);
-    emulate(1, threads, shared_bytes, kernel);
-    _exit(0);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  EXPECT(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "not caught: %s", fault);
 }
 
 void faults() {
