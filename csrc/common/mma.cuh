@@ -7,6 +7,8 @@
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #include <mma.h>
+#else
+#include "../tests/emulated_wmma.h"
 #endif
 
 namespace ocvtp {
@@ -106,7 +108,6 @@ struct SimtTile {
   }
 };
 
-#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 template <bool TRANSPOSED>
 struct RightLayout {
   using Type = nvcuda::wmma::row_major;
@@ -156,13 +157,11 @@ struct TensorTile {
     nvcuda::wmma::mma_sync(sum.fragment, left.fragment, right.fragment, sum.fragment);
   }
 };
-#endif
 
 template <class T>
 struct WarpTileOf {
   using Type = SimtTile<T>;
 };
-#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 template <>
 struct WarpTileOf<half> {
   using Type = TensorTile<half>;
@@ -173,7 +172,6 @@ template <>
 struct WarpTileOf<bfloat16> {
   using Type = TensorTile<bfloat16>;
 };
-#endif
 #endif
 
 template <class T>

@@ -9,6 +9,11 @@ constexpr double kEps = 1e-5;
 constexpr int kFewMultiprocessors = 1;  // every batch fills the chip: blocks take all groups
 constexpr int kManyMultiprocessors = 1000;
 
+// Device memory starts where WMMA can load; a vector of floats need not.
+struct alignas(32) Aligned {
+  float x[8];
+};
+
 template <class T>
 struct Outputs {
   std::vector<T> updates, attention;
@@ -36,9 +41,11 @@ struct Case : Slots<T> {
                                   with_attention ? o.attention.data() : nullptr};
     const Cut cut = cut_of(job, multiprocessors);
     const Workspace sizes = workspace_of(job, cut);
-    std::vector<float> partial = poison<float>(sizes.partial), mass = poison<float>(sizes.mass);
+    std::vector<Aligned> partial(sizes.partial / 8);
+    std::memset(static_cast<void*>(partial.data()), 0xFF, sizes.partial * sizeof(float));  // NaN
+    std::vector<float> mass = poison<float>(sizes.mass);
     std::vector<Standing> standings(sizes.standings, Standing{NAN, NAN});
-    launch_slot_attention(Emulated{}, job, cut, partial.data(), mass.data(), standings.data());
+    launch_slot_attention(Emulated{}, job, cut, partial.data()->x, mass.data(), standings.data());
     return o;
   }
 
