@@ -1,10 +1,12 @@
 // ocvtp_native's encode parts on the CPU.
 #include "common/binding.h"
+#include "encode/checks.h"
 
 namespace ocvtp {
 namespace {
 
 Tensor layer_norm(Tensor x, double eps) {
+  check_layer_norm(x, kernel_dtypes);
   x = dense(x);
   const int64_t width = x.size(x.dim() - 1);
   Tensor normed = torch::stable::empty_like(x);
@@ -17,6 +19,7 @@ Tensor layer_norm(Tensor x, double eps) {
 }
 
 std::tuple<Tensor, Tensor> add_layer_norm(Tensor x, Tensor y, double eps) {
+  check_add_layer_norm(x, y, kernel_dtypes);
   x = dense(x);
   y = dense(y);
   const int64_t width = x.size(x.dim() - 1);
@@ -31,7 +34,8 @@ std::tuple<Tensor, Tensor> add_layer_norm(Tensor x, Tensor y, double eps) {
 }
 
 void bias_gelu_(Tensor x, Tensor bias) {
-  if (!x.is_contiguous()) throw std::invalid_argument("x: expected a dense tensor");
+  check_bias_gelu(x, bias, kernel_dtypes);
+  if (!x.is_contiguous()) refuse("x", "a dense tensor", "strides " + text_of(x.strides()));
   bias = dense(bias);
   const int64_t width = x.size(x.dim() - 1);
   by_dtype(x, [&](auto kind) {
@@ -43,7 +47,7 @@ void bias_gelu_(Tensor x, Tensor bias) {
 
 std::string isa_name(std::string wanted) {
   if (!wanted.empty() && !use_isa(wanted.c_str()))
-    throw std::invalid_argument("wanted: this CPU or this build lacks " + wanted);
+    refuse("wanted", "an instruction set of this CPU and this build", wanted);
   return isa().name;
 }
 

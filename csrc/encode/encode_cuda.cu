@@ -3,11 +3,13 @@
 
 #include "common/cuda_rows.h"
 #include "encode/bias_gelu.cuh"
+#include "encode/checks.h"
 
 namespace ocvtp {
 namespace {
 
 Tensor layer_norm(Tensor x, double eps) {
+  check_layer_norm(x, kernel_dtypes);
   const Tensor y = empty_sized(x, x.scalar_type());
   const Rows2 rows = rows_of(x, 2);
   if (rows.count == 0) return y;
@@ -24,11 +26,9 @@ Tensor layer_norm(Tensor x, double eps) {
 }
 
 void bias_gelu_(Tensor x, Tensor bias) {
+  check_bias_gelu(x, bias, kernel_dtypes);
   bias = dense(bias);
-  check_dtype(bias, x.scalar_type(), "bias");
   const Rows2 rows = rows_of(x, 2);
-  STD_TORCH_CHECK(bias.numel() == rows.width, "ocvtp_native: bias has ", bias.numel(),
-                  " elements, expected ", rows.width);
   if (rows.count == 0) return;
   const Launcher launch(x);
   by_cuda_dtype(x, [&](auto kind) {
@@ -53,11 +53,10 @@ void launch_add_layer_norm(const Launcher& launch, const Rows2& x, const Rows2& 
 }
 
 std::tuple<Tensor, Tensor> add_layer_norm(Tensor x, Tensor y, double eps) {
+  check_add_layer_norm(x, y, kernel_dtypes);
   const Tensor sum = empty_sized(x, x.scalar_type());
   const Tensor normed = empty_sized(y, y.scalar_type());
   const Rows2 x_rows = rows_of(x, 1), y_rows = rows_of(y, 1);
-  STD_TORCH_CHECK(x_rows.count == y_rows.count && x_rows.width == y_rows.width,
-                  "ocvtp_native: x and y differ in shape");
   if (x_rows.count == 0) return {sum, normed};
   const Launcher launch(x);
   by_cuda_dtype(y, [&](auto kind) {
@@ -65,7 +64,6 @@ std::tuple<Tensor, Tensor> add_layer_norm(Tensor x, Tensor y, double eps) {
     if (x.scalar_type() == y.scalar_type()) {
       launch_add_layer_norm<T, T>(launch, x_rows, y_rows, sum, normed, eps);
     } else {
-      check_dtype(x, ScalarType::Float, "x");
       launch_add_layer_norm<float, T>(launch, x_rows, y_rows, sum, normed, eps);
     }
   });

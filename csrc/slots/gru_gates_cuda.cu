@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/cuda_rows.h"
+#include "slots/checks.h"
 #include "slots/gru_gates.cuh"
 
 namespace ocvtp {
@@ -23,24 +24,13 @@ void launch_gates(const Launcher& launch, const GruArguments<T, State>& argument
 std::tuple<Tensor, Tensor> gru_gates(Tensor x_gates, Tensor h_gates, Tensor h,
                                      std::optional<Tensor> shift, std::optional<Tensor> mass,
                                      double eps, bool with_norm) {
+  check_gru_gates(x_gates, h_gates, h, shift, mass, kernel_dtypes);
   const ScalarType dtype = x_gates.scalar_type();
   const Tensor state = empty_sized(h, h.scalar_type());
   const Tensor normed = with_norm ? empty_sized(h, dtype) : empty(x_gates, {0});
   const Rows2 x = rows_of(x_gates, 1), g = rows_of(h_gates, 1), old = rows_of(h, 1);
-  STD_TORCH_CHECK(x.count == old.count && g.count == old.count && x.width == 3 * old.width &&
-                      g.width == x.width,
-                  "ocvtp_native: x_gates and h_gates are not [R, 3D] beside h [R, D]");
-  STD_TORCH_CHECK(shift.has_value() == mass.has_value(),
-                  "ocvtp_native: shift and mass come together or not at all");
   STD_TORCH_CHECK(!with_norm || old.width <= kWidestNorm, "ocvtp_native: gru_gates with_norm of ",
                   old.width, " channels, the most is ", kWidestNorm);
-  check_dtype(h_gates, dtype, "h_gates");
-  if (shift) {
-    check_dtype(*shift, dtype, "shift");
-    check_dtype(*mass, ScalarType::Float, "mass");
-    STD_TORCH_CHECK(shift->numel() == x.width && mass->numel() == old.count,
-                    "ocvtp_native: shift is not [3D] or mass not [R]");
-  }
   if (old.count == 0) return {state, normed};
   shift = dense(shift);
   mass = dense(mass);
@@ -58,7 +48,6 @@ std::tuple<Tensor, Tensor> gru_gates(Tensor x_gates, Tensor h_gates, Tensor h,
           old.count, with_norm);
     };
     if (h.scalar_type() == dtype) return run_with(T{});
-    check_dtype(h, ScalarType::Float, "h");
     run_with(float{});
   });
   return {state, normed};

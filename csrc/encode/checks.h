@@ -1,0 +1,20 @@
+// What the encode ops take, on every device; `taken` are the dtypes that its kernels have.
+#pragma once
+
+#include "common/checks.h"
+
+namespace ocvtp {
+
+inline void check_layer_norm(const Tensor& x, Dtypes taken) { require_rows("x", x, taken); }
+
+inline void check_bias_gelu(const Tensor& x, const Tensor& bias, Dtypes taken) {
+  require_rows("x", x, taken);
+  require("bias", bias, {x.size(x.dim() - 1)}, x.scalar_type(), x);
+}
+
+inline void check_add_layer_norm(const Tensor& x, const Tensor& y, Dtypes taken) {
+  require_rows("y", y, taken);
+  require("x", x, y.sizes(), {y.scalar_type(), wide(y.scalar_type())}, y);
+}
+
+}  // namespace ocvtp
