@@ -105,6 +105,24 @@ def test_what_the_cuda_kernels_cannot_hold_is_said(monkeypatch: pytest.MonkeyPat
     assert backends.why_not_these("prune", "cuda", ARGUMENTS["prune"]()) is None
 
 
+@pytest.mark.parametrize("name", ["slot_attention", "slot_attention_with_attention", "merge"])
+def test_rows_without_a_channel_are_left_to_other_backends(name: str) -> None:
+    pytest.importorskip("triton")
+    q, k, values, *rest = (
+        x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in ARGUMENTS[name]()
+    )
+    arguments = [q, k, values[..., :0], *rest]
+    with (
+        ocvtp.use_backend("triton"),
+        pytest.raises(ocvtp.BackendUnavailable, match="at least one channel, not 10 and 0"),
+    ):
+        op(name)(*arguments)
+    with ocvtp.use_backend("reference"):
+        expected = outputs(op(name)(*arguments))
+    for got, plain in zip(outputs(op(name)(*arguments)), expected, strict=True):
+        torch.testing.assert_close(got, plain)
+
+
 def test_the_cuda_kernels_serve_the_chips_that_they_were_built_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
