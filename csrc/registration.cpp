@@ -1,7 +1,7 @@
 // Every schema of torch.ops.ocvtp_native, on one page. These are the parts that
 // ocvtp_kernels/*/native.py puts together; the checked ops with fakes and gradients are
 // torch.ops.ocvtp.*, defined in ocvtp_kernels/ops. Implementations register beside their kernels,
-// for the CPU in this library, for CUDA in _C_cuda.
+// for the CPU in this library, for CUDA in _C_cuda; an op's csrc/*/checks.h says what both take.
 //
 // B images, N tokens, K slots, T kept tokens. Inputs are on one device and of one floating dtype
 // unless said; "wide" is float64 for float64 and float32 for the others.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,38 @@ CUDA_BINDINGS = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
 CPU_BINDINGS = [*sorted(ROOT.glob("csrc/*/*_cpu.cpp")), ROOT / "csrc" / "registration.cpp"]
 
 
-def run_ctest(name: str, target: str, configure: Sequence[str], *chosen: str) -> None:
-    cmake, ninja, ctest, _ = tools_or_skip("cmake", "ninja", "ctest", "c++")
+def built(name: str, target: str, configure: Sequence[str]) -> Path:
+    cmake, ninja, _ = tools_or_skip("cmake", "ninja", "c++")
     tree = ROOT / "build" / name
     options = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DOCVTP_TESTS=ON", *configure]
     said_by([cmake, "-S", ROOT, "-B", tree, *options], ROOT)
     said_by([cmake, "--build", tree, "--target", target], ROOT)
+    return tree
+
+
+def run_ctest(name: str, target: str, configure: Sequence[str], *chosen: str) -> None:
+    (ctest,) = tools_or_skip("ctest")
+    tree = built(name, target, configure)
     options = ["--output-on-failure", "--no-tests=error", "--parallel", "2", *chosen]
     assert "100% tests passed" in said_by([ctest, "--test-dir", tree, *options], ROOT)
 
 
 def test_the_cpp_tests_of_the_cpu_pass() -> None:
     run_ctest("tests", "cpu_tests", [], "--label-exclude", "device")
+
+
+def test_the_instruction_sets_share_no_code() -> None:
+    """The linker keeps one copy of a weak symbol: an old CPU must not get AVX-512's."""
+    (nm,) = tools_or_skip("nm")
+    tree, seen = built("tests", "kernels", []), Counter[str]()
+    folders = list((tree / "CMakeFiles").glob("kernels_*.dir"))
+    for folder in folders:
+        said = said_by([nm, "-C", "--defined-only", *folder.rglob("*.o")], ROOT)
+        symbols = [line.split(maxsplit=2) for line in said.splitlines()]
+        weak = {symbol[2] for symbol in symbols if len(symbol) == 3 and symbol[1] in "WVu"}
+        assert weak, folder
+        seen.update(weak)
+    assert folders and [symbol for symbol, sets in seen.items() if sets > 1] == []
 
 
 @pytest.mark.slow

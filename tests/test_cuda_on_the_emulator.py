@@ -320,18 +320,3 @@ def test_no_images_give_no_outputs(emulated: Any, dtype: torch.dtype) -> None:
     one = every_op(emulated, dtype, slice(1))
     for name, got in every_op(emulated, dtype, slice(0)).items():
         assert got.shape == (0, *one[name].shape[1:]) and got.dtype == one[name].dtype, name
-
-
-def test_what_the_kernels_cannot_take_is_refused(emulated: Any) -> None:
-    x = random_tokens(2, 9, 8)
-    picks, peak = torch.zeros(2, 3, 1, dtype=torch.int64), torch.zeros(2, 3)
-    with pytest.raises((RuntimeError, ValueError), match="float32, float16 and bfloat16"):
-        emulated.layer_norm(x.double(), EPS)
-    with pytest.raises(RuntimeError, match="k is Half, expected Float"):
-        emulated.slot_attention(x, x.half(), x, None, None, 1.0, EPS, False)
-    with pytest.raises(RuntimeError, match="top_k is 10 of 9 tokens"):
-        emulated.slot_argmax(x, x, None, 1.0, 10, False)
-    with pytest.raises(RuntimeError, match="a budget of 10 of 9 tokens"):
-        emulated.resolve_picks(picks, peak, None, 10, 9)
-    with pytest.raises(RuntimeError, match="row 9 of 9 queries"):
-        emulated.attention_received(x[None], x[None], 9, 1.0)

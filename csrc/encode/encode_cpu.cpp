@@ -5,7 +5,8 @@ namespace ocvtp {
 namespace {
 
 void bias_gelu_(Tensor x, Tensor bias) {
-  if (!x.is_contiguous()) throw std::invalid_argument("x: expected a dense tensor");
+  check_bias_gelu(x, bias, kernel_dtypes);
+  if (!x.is_contiguous()) refuse("x", "a dense tensor", "strides " + text_of(x.strides()));
   bias = dense(bias);
   const int64_t width = x.size(x.dim() - 1);
   by_dtype(x, [&](auto kind) {
@@ -17,7 +18,7 @@ void bias_gelu_(Tensor x, Tensor bias) {
 
 std::string isa_name(std::string wanted) {
   if (!wanted.empty() && !use_isa(wanted.c_str()))
-    throw std::invalid_argument("wanted: this CPU or this build lacks " + wanted);
+    refuse("wanted", "an instruction set of this CPU and this build", wanted);
   return isa().name;
 }
 

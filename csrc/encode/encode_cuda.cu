@@ -3,11 +3,13 @@
 
 #include "common/cuda_rows.h"
 #include "encode/bias_gelu.cuh"
+#include "encode/checks.h"
 
 namespace ocvtp {
 namespace {
 
 Tensor layer_norm(Tensor x, double eps) {
+  check_layer_norm(x, kernel_dtypes);
   const Tensor y = empty_sized(x, x.scalar_type());
   const Rows2 rows = rows_of(x, 2);
   if (rows.count == 0) return y;
@@ -24,11 +26,9 @@ Tensor layer_norm(Tensor x, double eps) {
 }
 
 void bias_gelu_(Tensor x, Tensor bias) {
+  check_bias_gelu(x, bias, kernel_dtypes);
   bias = dense(bias);
-  check_dtype(bias, x.scalar_type(), "bias");
   const Rows2 rows = rows_of(x, 2);
-  STD_TORCH_CHECK(bias.numel() == rows.width, "ocvtp_native: bias has ", bias.numel(),
-                  " elements, expected ", rows.width);
   if (rows.count == 0) return;
   const Launcher launch(x);
   by_cuda_dtype(x, [&](auto kind) {

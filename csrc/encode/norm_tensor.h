@@ -2,10 +2,12 @@
 #pragma once
 
 #include "common/binding.h"
+#include "encode/checks.h"
 
 namespace ocvtp {
 
 inline Tensor layer_norm(Tensor x, double eps) {
+  check_layer_norm(x, kernel_dtypes);
   x = dense(x);
   const int64_t width = x.size(x.dim() - 1);
   Tensor normed = torch::stable::empty_like(x);

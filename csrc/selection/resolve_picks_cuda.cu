@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/cuda_binding.cuh"
+#include "selection/checks.h"
 #include "selection/resolve_picks.cuh"
 
 namespace ocvtp {
@@ -38,21 +39,14 @@ struct Selection {
             const std::optional<Tensor>& given_importance, int64 budget, int64 num_tokens)
       : picks(dense(given_picks)), peak(with_unit_stride(given_peak)) {
     const int64 num_picks = picks.size(1) * picks.size(2);
-    check_dtype(picks, ScalarType::Long, "picks");
-    STD_TORCH_CHECK(num_tokens <= kResolveTokens, "ocvtp_native: resolve_picks of ", num_tokens,
-                    " tokens, the most is ", kResolveTokens);
-    STD_TORCH_CHECK(num_picks <= kResolvePicks, "ocvtp_native: resolve_picks of ", num_picks,
-                    " picks, the most is ", kResolvePicks);
-    STD_TORCH_CHECK(0 <= budget && budget <= num_tokens, "ocvtp_native: a budget of ", budget,
-                    " of ", num_tokens, " tokens");
-    STD_TORCH_CHECK(peak.size(0) == picks.size(0) && peak.size(1) == picks.size(1),
-                    "ocvtp_native: peak is not [B, K]");
+    require_range("num_tokens", num_tokens, 0, kResolveTokens);
+    if (num_picks > kResolvePicks)
+      refuse("picks", "at most " + std::to_string(kResolvePicks) + " an image",
+             std::to_string(num_picks));
     arguments.picks = data<int64>(picks);
     arguments.peak = scores_of(peak, "peak");
     if (given_importance) {
       importance = with_unit_stride(*given_importance);
-      STD_TORCH_CHECK(importance->size(0) == picks.size(0) && importance->size(1) == num_tokens,
-                      "ocvtp_native: importance is not [B, N]");
       arguments.importance = scores_of(*importance, "importance");
     }
     arguments.num_slots = static_cast<int>(picks.size(1));
@@ -65,6 +59,7 @@ struct Selection {
 
 Tensor resolve_picks(Tensor picks, Tensor peak, std::optional<Tensor> importance, int64_t budget,
                      int64_t num_tokens) {
+  check_resolve_picks(picks, peak, importance, budget, num_tokens);
   Selection selection(picks, peak, importance, budget, num_tokens);
   const Tensor ids = empty(picks, {picks.size(0), budget}, ScalarType::Long);
   if (ids.numel() == 0) return ids;
@@ -78,11 +73,10 @@ Tensor resolve_picks(Tensor picks, Tensor peak, std::optional<Tensor> importance
 std::tuple<Tensor, Tensor> resolve_gather(Tensor picks, Tensor peak,
                                           std::optional<Tensor> importance, Tensor final,
                                           int64_t budget) {
+  check_resolve_gather(picks, peak, importance, final, budget);
   final = with_unit_stride(final);
   Selection selection(picks, peak, importance, budget, final.size(1));
   const int64 batch = picks.size(0), width = final.size(2);
-  STD_TORCH_CHECK(final.size(0) == batch, "ocvtp_native: final has ", final.size(0),
-                  " images, expected ", batch);
   const Tensor tokens = empty(final, {batch, budget, width});
   const Tensor ids = empty(picks, {batch, budget}, ScalarType::Long);
   if (ids.numel() == 0) return {tokens, ids};

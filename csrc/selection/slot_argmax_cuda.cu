@@ -1,6 +1,7 @@
 // ocvtp_native::slot_argmax on CUDA.
 #include <torch/csrc/stable/library.h>
 
+#include "selection/checks.h"
 #include "selection/slot_argmax_launch.cuh"
 #include "slots/cuda_competition.h"
 
@@ -9,11 +10,10 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> slot_argmax(Tensor q, Tensor k, std::optional<Tensor> constant,
                                                double scale, int64_t top_k, bool with_evidence) {
+  check_slot_argmax(q, k, constant, top_k, kernel_dtypes);
   const Launcher launch(q);
   check_competition(launch, q, k);
   const int64 batch = q.size(0), slots = q.size(1), tokens = k.size(1);
-  STD_TORCH_CHECK(top_k >= 1 && top_k <= tokens, "ocvtp_native: top_k is ", top_k, " of ", tokens,
-                  " tokens");
   const int depth = int_size(q, 2);
   const Tensor picks = empty(q, {batch, slots, top_k}, ScalarType::Long);
   const Tensor peak = empty(q, {batch, slots}, ScalarType::Float);
@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor, Tensor> slot_argmax(Tensor q, Tensor k, std::optional
   if (batch == 0) return {picks, peak, evidence};
   q = packed(q);
   k = packed(k);
-  constant = per_slot(constant, q, ScalarType::Float, "constant");
+  constant = dense(constant);
   const Tensor tile_picks =
       empty(q, {batch, ceil_div<int64>(tokens, kTokens), slots}, ScalarType::Long);
   const Tensor best = empty(q, {batch, slots}, ScalarType::Long);

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/cuda_rows.h"
+#include "slots/checks.h"
 #include "slots/gru_gates.cuh"
 #include "slots/norm_slots.cuh"
 
@@ -17,6 +18,7 @@ void check_width(int width) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> start(Tensor tokens, Tensor slots, Tensor weight, double eps) {
+  check_start(tokens, slots, weight, kernel_dtypes);
   slots = dense(slots);
   weight = dense(weight);
   const Tensor x = empty_sized(tokens, tokens.scalar_type());
@@ -39,6 +41,7 @@ std::tuple<Tensor, Tensor, Tensor> start(Tensor tokens, Tensor slots, Tensor wei
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_slots(Tensor x, Tensor y, Tensor weight, double eps) {
+  check_norm_slots(x, y, weight, kernel_dtypes);
   weight = dense(weight);
   const Tensor sum = empty_sized(x, ScalarType::Float);
   const Tensor normed = empty_sized(y, y.scalar_type());
@@ -69,6 +72,7 @@ std::tuple<Tensor, Tensor> gru_gates(Tensor x_gates, Tensor h_gates, Tensor h,
                                      std::optional<Tensor> shift, std::optional<Tensor> mass,
                                      std::optional<Tensor> statistics, std::optional<Tensor> sums,
                                      std::optional<Tensor> bias, double eps, bool with_norm) {
+  check_gru_gates(x_gates, h_gates, h, shift, mass, statistics, sums, bias, kernel_dtypes);
   const ScalarType dtype = x_gates.scalar_type();
   const int width = int_size(h, h.dim() - 1);
   const Tensor state = empty_rows(x_gates, width, with_norm ? ScalarType::Float : h.scalar_type());

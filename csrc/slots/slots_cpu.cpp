@@ -1,5 +1,6 @@
 // ocvtp_native's slots parts on the CPU: the products are ATen's, what lies between them is ours.
 #include "encode/norm_tensor.h"
+#include "slots/checks.h"
 
 namespace ocvtp {
 namespace {
@@ -47,6 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
                                                   std::optional<Tensor> constant,
                                                   std::optional<Tensor> slot_mask, double scale,
                                                   double eps, bool with_attention) {
+  check_slot_attention(q, k, v, constant, slot_mask, kernel_dtypes);
   const Tensor attention = attention_of(q, k, dense(constant), dense(slot_mask), scale);
   const Tensor mass = mass_of(attention);
   const Tensor updates = product(attention, v);
@@ -60,6 +62,8 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(Tensor q, Tensor k, T
                                                            Tensor grad_updates, Tensor grad_mass,
                                                            std::optional<Tensor> grad_attention,
                                                            std::optional<Tensor> kept) {
+  check_slot_attention_backward(q, k, v, slot_mask, updates, grad_updates, grad_mass,
+                                grad_attention, kept, kernel_dtypes);
   updates = dense(updates);
   grad_updates = dense(grad_updates);
   grad_mass = dense(grad_mass);
@@ -105,6 +109,7 @@ std::tuple<Tensor, Tensor> normed_slots(const Tensor& slots, const Tensor* y, co
 }
 
 std::tuple<Tensor, Tensor, Tensor> start(Tensor tokens, Tensor slots, Tensor weight, double eps) {
+  check_start(tokens, slots, weight, kernel_dtypes);
   const Tensor x = layer_norm(tokens, eps);
   const auto [normed, statistics] =
       normed_slots(dense(slots), nullptr, dense(weight), eps, nullptr);
@@ -112,6 +117,7 @@ std::tuple<Tensor, Tensor, Tensor> start(Tensor tokens, Tensor slots, Tensor wei
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_slots(Tensor x, Tensor y, Tensor weight, double eps) {
+  check_norm_slots(x, y, weight, kernel_dtypes);
   x = dense(x);
   y = dense(y);
   const Tensor sum = torch::stable::empty_like(x);
@@ -123,6 +129,7 @@ std::tuple<Tensor, Tensor> gru_gates(Tensor x_gates, Tensor h_gates, Tensor h,
                                      std::optional<Tensor> shift, std::optional<Tensor> mass,
                                      std::optional<Tensor> statistics, std::optional<Tensor> sums,
                                      std::optional<Tensor> bias, double eps, bool with_norm) {
+  check_gru_gates(x_gates, h_gates, h, shift, mass, statistics, sums, bias, kernel_dtypes);
   x_gates = dense(x_gates);
   if (!has_one_row_stride(h_gates)) h_gates = dense(h_gates);
   h = dense(h);
