@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ocvtp_kernels.encode.native import EncodeLayers, encode
-from ocvtp_kernels.fold import unpack
+from ocvtp_kernels.fold import Folded, Kept, kept_with, unpack
 from ocvtp_kernels.linear.blas import float32_sums
 from ocvtp_kernels.selection.native import pick, select
 from ocvtp_kernels.slots.native import SlotLayers, iterate
@@ -17,20 +17,14 @@ from ocvtp_kernels.slots.native import SlotLayers, iterate
 class Layers(NamedTuple):
     """A list of folded weights as the native kernels read it."""
 
-    weights: tuple[Tensor, ...]  # the list that it was made of, but for the plan
     num_iter: int
     encode: EncodeLayers
     slots: SlotLayers
 
     @classmethod
-    def of(cls, weights: Sequence[Tensor]) -> Layers:
-        """What `prepare` made of this very list, or layers without packs."""
-        found: Layers | None = getattr(weights[0], "native_layers", None) if weights else None
-        if found is not None and _same(found.weights, weights[1:]):
-            return found
-        folded = unpack(weights)
-        encode, slots = EncodeLayers.of(folded), SlotLayers.of(folded.slots)
-        return cls(tuple(weights[1:]), folded.num_iter, encode, slots)
+    def of(cls, folded: Folded) -> Layers:
+        """Of folded weights, in the dtypes to compute in on their device."""
+        return cls(folded.num_iter, EncodeLayers.of(folded), SlotLayers.of(folded.slots))
 
 
 def prepare(weights: Sequence[Tensor], slots_init: Tensor | None = None) -> list[Tensor]:
@@ -41,15 +35,13 @@ def prepare(weights: Sequence[Tensor], slots_init: Tensor | None = None) -> list
     first tensor and go with it. For weights and slots that stay as they are: ``ocvtp::prune`` of
     this list does not see later edits.
     """
-    plan = weights[0].new_empty(weights[0].shape)
-    layers = Layers.of([plan, *weights[1:]])
-    slots = layers.slots.packed()
+    folded = unpack(weights)
+    layers = Layers.of(folded)
+    encode, slots = layers.encode.packed(), layers.slots.packed()
     if slots_init is not None:
         slots = slots.starting_from(slots_init)
-    plan.native_layers = layers._replace(  # type: ignore[attr-defined]
-        encode=layers.encode.packed(), slots=slots
-    )
-    return [plan, *weights[1:]]
+    kept = Kept(tuple(weights[1:]), folded, layers._replace(encode=encode, slots=slots))
+    return kept.go_with(weights[0].new_empty(weights[0].shape))
 
 
 def prune_native(
@@ -78,11 +70,8 @@ def _compete(
     reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The last iteration's query ``[B, K, D]``, tokens ``[B, N, D]`` and constant ``[B, K]``."""
-    layers = Layers.of(weights)
+    kept = kept_with(weights)
+    layers: Layers = Layers.of(unpack(weights)) if kept is None else kept.layers
     with float32_sums(reference.device):
         tokens = encode(reference, layers.encode)
         return iterate(slots_init, tokens, layers.slots, layers.num_iter)
-
-
-def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))

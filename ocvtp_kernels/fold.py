@@ -16,7 +16,7 @@ M = D^-1/2 Wq^T Wk (all exact identities):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,6 +87,28 @@ class Folded(NamedTuple):
         ]
 
 
+class Kept(NamedTuple):
+    """What the owner of a list of folded weights, who never edits it, has made of it once."""
+
+    weights: tuple[Tensor, ...]  # the list but for its plan
+    folded: Folded
+    layers: Any  # of the native kernels; see `ocvtp_kernels.chain_native.prepare`
+
+    def go_with(self, plan: Tensor) -> list[Tensor]:
+        """The list that begins with this plan, a tensor of its own, which all this hangs on."""
+        plan.kept = self  # type: ignore[attr-defined]
+        return [plan, *self.weights]
+
+
+def kept_with(weights: Sequence[Tensor]) -> Kept | None:
+    """What was made of this very list, tensor by tensor."""
+    kept: Kept | None = getattr(weights[0], "kept", None) if weights else None
+    if kept is None or len(kept.weights) + 1 != len(weights):
+        return None
+    same = all(a is b for a, b in zip(kept.weights, weights[1:], strict=True))
+    return kept if same else None
+
+
 def unpack(weights: Sequence[Tensor]) -> Folded:
     """Reads a list made by `Folded.pack`.
 
@@ -94,6 +116,9 @@ def unpack(weights: Sequence[Tensor]) -> Folded:
         ValueError, TypeError: the list was not made by `Folded.pack`: its length, a tensor's shape,
             dtype or device.
     """
+    known = kept_with(weights)
+    if known is not None:
+        return known.folded
     plan = weights[0].shape if len(weights) else torch.Size()
     if len(plan) != 4 or plan[0] != 0 or not 0 <= plan[2] < len(ENCODE_NORMS):
         raise ValueError("weights: expected the list that OCPruner.packed() returns")
@@ -134,12 +159,15 @@ def _check(weights: Sequence[Tensor], folded: Folded) -> None:
         *((3 * dim, dim), (3 * dim,), (3 * dim,), (3 * dim,)),
         *((ffn, dim), (ffn,), (dim, ffn), (dim,)),
     ]
-    for place, (weight, shape) in enumerate(zip(weights, expected, strict=True)):
-        if weight.shape != shape:
-            raise ValueError(
-                f"weights[{place}]: expected shape {list(shape)}, got {list(weight.shape)}"
-            )
-        if weight.dtype != weights[0].dtype or weight.device != weights[0].device:
+    if [weight.shape for weight in weights] != expected:
+        for place, (weight, shape) in enumerate(zip(weights, expected, strict=True)):
+            if weight.shape != shape:
+                raise ValueError(
+                    f"weights[{place}]: expected shape {list(shape)}, got {list(weight.shape)}"
+                )
+    kinds = [(weight.dtype, weight.device) for weight in weights]
+    if kinds.count(kinds[0]) != len(kinds):
+        for place, weight in enumerate(weights):
             checks.require_same_kind(f"weights[{place}]", weight, "weights[0]", weights[0])
 
 

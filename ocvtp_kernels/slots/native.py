@@ -140,7 +140,7 @@ class SlotLayers(NamedTuple):
             constant_weight=weights.constant_weight,
             gates=Layer(weights.gates_weight, weights.gates_bias),
             gates_shift=weights.gates_shift,
-            hidden_sums=weights.hidden_weight.sum(dim=1, dtype=accumulate_dtype(dtype)).to(dtype),
+            hidden_sums=weights.hidden_weight.sum(dim=1),
             hidden_bias=weights.hidden_bias,
             ffn_in=Layer(weights.ffn_w1, weights.ffn_b1),
             ffn_out=Layer(weights.ffn_w2, weights.ffn_b2),
