@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import profile
 
 from ocvtp_kernels import chain
-from ocvtp_kernels.chain_native import picks_native, prune_native
+from ocvtp_kernels.chain_native import picks_native, prepare, prune_native
 from ocvtp_kernels.encode.folded import encode_folded
 from ocvtp_kernels.encode.native import EncodeLayers, encode
 from ocvtp_kernels.fold import unpack
@@ -137,3 +139,43 @@ def test_the_gru_cell_keeps_the_error_budget(dtype: torch.dtype) -> None:
     narrow = [random_tokens(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
     exact = reference_gru_cell(*(tensor.double() for tensor in narrow))
     assert_within_budget(gru_cell(*on_gpu(narrow)), reference_gru_cell(*narrow), exact)
+
+
+# What aten runs in a prune: one launch on a GPU each, or none.
+LAUNCHED = {"aten::mm", "aten::addmm", "aten::copy_", "aten::sum", "aten::addcmul"}
+FREE = {"aten::" + name for name in (
+    "linear", "matmul", "t", "transpose", "view", "_unsafe_view", "reshape", "_reshape_alias",
+    "expand", "expand_as", "slice", "select", "split", "split_with_sizes", "narrow", "as_strided",
+    "unsqueeze", "detach", "alias", "empty", "empty_strided", "new_empty", "empty_like",
+    "resolve_conj", "resolve_neg", "to", "_to_copy", "contiguous", "clone", "is_nonzero",
+)}  # fmt: skip
+
+
+def launches(call: Callable[[], Any]) -> int:
+    """How many kernels a GPU would run."""
+    ours = torch.ops.ocvtp_emulator.launches()
+    with profile() as events:
+        call()
+    # Inside of addmm the CPU copies the bias.
+    outer = [
+        e for e in events.events() if not (e.cpu_parent and e.cpu_parent.name == "aten::addmm")
+    ]
+    names = [event.name for event in outer if event.name.startswith("aten::")]
+    assert set(names) <= LAUNCHED | FREE
+    return torch.ops.ocvtp_emulator.launches() - ours + sum(name in LAUNCHED for name in names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_prune_takes_few_launches(dtype: torch.dtype) -> None:
+    torch.use_deterministic_algorithms(False)  # which fills new memory
+    config = {"enc_in_dim": 64, "enc_dims": (64, 32), "init_dim": 32, "agg_embed_dim": 32}
+    case = PruneCase(small_config(**config), 1, 70, 7)
+    reference, final, weights, slots = on_gpu(case.arguments(dtype))
+    kept = on_gpu(slots.contiguous())
+    importance = on_gpu(random_tokens(1, 70, seed=3))
+    frozen, seeded = prepare(weights), prepare(weights, kept)
+    calls = {25: seeded, 26: frozen, 27: weights}
+    for expected, given in calls.items():
+        arguments = (reference, final, given, kept, importance, 7)
+        prune_native(*arguments)
+        assert launches(lambda arguments=arguments: prune_native(*arguments)) == expected

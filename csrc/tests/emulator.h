@@ -65,6 +65,7 @@ struct Machine {
 };
 
 inline Machine machine;
+inline std::int64_t launches = 0;
 inline uint3 thread_index, block_index;
 inline dim3 block_extent, grid_extent;
 
@@ -281,6 +282,7 @@ namespace ocvtp {
 // kernel<<<grid, block, shared_bytes>>>: `body` calls the kernel with its arguments.
 inline void emulate(dim3 grid, dim3 block, std::size_t shared_bytes,
                     const std::function<void()>& body) {
+  ++emulator::launches;
   emulator::machine.body = &body;
   emulator::machine.shared_bytes = shared_bytes;
   emulator::grid_extent = grid;
