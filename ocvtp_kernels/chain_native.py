@@ -11,7 +11,7 @@ from ocvtp_kernels.encode.native import EncodeLayers, encode
 from ocvtp_kernels.fold import Folded, Kept, kept_with, unpack
 from ocvtp_kernels.linear.blas import float32_sums
 from ocvtp_kernels.selection.native import pick, select
-from ocvtp_kernels.slots.native import SlotLayers, iterate
+from ocvtp_kernels.slots.native_chain import SlotLayers, iterate
 
 
 class Layers(NamedTuple):
