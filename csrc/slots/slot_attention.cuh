@@ -92,6 +92,49 @@ __device__ __forceinline__ void load_values(const Rows<T>& v, int image, int fir
   }
 }
 
+// The sums of several numbers over a warp, each as `warp_sum` has it, side by side.
+template <int COUNT>
+__device__ __forceinline__ void warp_sums(float (&x)[COUNT]) {
+#pragma unroll
+  for (int step = kWarpSize / 2; step > 0; step /= 2)
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) x[i] += __shfl_xor_sync(kFullWarp, x[i], step);
+}
+
+// From the logits of the thread's slots their shares, attention times share_scale, and each slot's
+// sum over the tile, which begins the slot's mass where this is the `first` tile. To be followed by
+// a barrier.
+template <class T, int SLOTS>
+__device__ __forceinline__ void make_shares(const float* logits, const Standing& stand,
+                                            bool live_token, bool first, float* mass, T* shares) {
+  using Shape = CompeteShape<T, SLOTS>;
+  constexpr int kAtOnce = 4;
+  const int warp = thread_index() / kWarpSize;
+  const int lane = thread_index() % kWarpSize;
+  const float shift = shift_of(stand.top);
+  const float weight = 1.0f / (1.0f + stand.others);
+  // Counted, not up to SLOTS: the compiler sees that all lanes stay together.
+#pragma unroll 1
+  for (int i = 0; i < SLOTS / kWarps; i += kAtOnce) {
+    const int row = warp + i * kWarps;
+    float a[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int here = row + j * kWarps;
+      a[j] = expf(logits[here * kLogitsRow + lane] - shift) * weight;
+      a[j] = live_token ? a[j] : 0.0f;
+      shares[here * Shape::kSharesRow + lane] = from_float<T>(a[j] * share_scale<T>());
+    }
+    warp_sums(a);
+    if (lane == 0)
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        float* const slot_mass = mass + row + j * kWarps;
+        *slot_mass = first ? a[j] : *slot_mass + a[j];
+      }
+  }
+}
+
 // The tile's shares as attention [B, K, N].
 template <class T, int SLOTS>
 __device__ __forceinline__ void put_attention(const Competition<T>& c, int image, int first_slot,
@@ -208,16 +251,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         stand = standing<SLOTS>(logits, scratch);
       else if (live_token)
         stand = standings[static_cast<int64>(image) * c.num_tokens + token];
-      const float shift = shift_of(stand.top);
-      const float weight = 1.0f / (1.0f + stand.others);
-#pragma unroll 4
-      for (int row = thread_index() / kWarpSize; row < SLOTS; row += kWarps) {
-        const float x = logits[row * kLogitsRow + lane];
-        const float a = live_token ? expf(x - shift) * weight : 0.0f;
-        const float tile_mass = warp_sum(a);
-        if (lane == 0) mass[row] = tile == first_tile ? tile_mass : mass[row] + tile_mass;
-        shares[row * Shape::kSharesRow + lane] = from_float<T>(a * share_scale<T>());
-      }
+      make_shares<T, SLOTS>(logits, stand, live_token, tile == first_tile, mass, shares);
       __syncthreads();
       if (attention != nullptr && chunk == 0)
         put_attention<T, SLOTS>(c, image, first_slot, first_token, shares, attention);
