@@ -165,7 +165,8 @@ __device__ __forceinline__ void find_best_picks(const ResolveArguments& a, int64
     const int64 token = picks[pick];
     if (token < 0 || token >= a.num_tokens) continue;
     const uint64 mine = a.peak.order(image, pick / a.top_k);
-    unsigned short held = best[token];
+    // A guess: the first exchange tells, where a plain read would race with those of others.
+    unsigned short held = kUnpicked;
     // The order is strict (equal picks by index), so the winner does not depend on who is first.
     while (true) {
       if (held != kUnpicked) {
