@@ -6,7 +6,7 @@
 // in order, so that an image alone has the same bits as in a batch.
 #pragma once
 
-#include "logits.cuh"
+#include "slot_mean.cuh"
 
 namespace ocvtp {
 
@@ -27,27 +27,6 @@ struct CompeteShape : LogitsShape<T, SLOTS> {
       Logits::kSharedBytes + (SLOTS + 8) * 4 +
       (kBytes > Logits::kStageBytes ? kBytes - Logits::kStageBytes : 0);
   static_assert(kSharedBytes <= 48 * 1024, "more needs an attribute of the kernel");
-};
-
-// Attention goes through T on its way to the matrix product. A power of two keeps that of a weak
-// slot off half's subnormal numbers, which end at 6e-8.
-template <class T>
-__host__ __device__ constexpr float share_scale() {
-  return 1.0f;
-}
-template <>
-__host__ __device__ constexpr float share_scale<half>() {
-  return 16384.0f;
-}
-
-// How a competition is cut into blocks.
-struct Cut {
-  int slot_blocks;
-  int chunks;
-  int groups;
-  int tiles_per_group;
-  int groups_per_block;  // one or all
-  __host__ __device__ int shares() const { return ceil_div(groups, groups_per_block); }
 };
 
 // Each token's standing over all slots, [B, N]: a block takes a tile of tokens and all slots.
@@ -267,34 +246,6 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int row = threadIdx.x / kWarpSize; row < SLOTS; row += kWarps)
         mass_out[row] = adds ? mass_out[row] + mass[row] : mass[row];
   }
-}
-
-// Adds up the shares in order: updates A v / (mass + eps) [B, K, E] and mass sum_n A [B, K]. A
-// block takes a slot of an image.
-template <class T>
-__global__ void mean_kernel(const float* partial, const float* partial_mass, const Cut cut,
-                            const int num_slots, const int slots, const int width,
-                            const int chunk_width, const float eps, T* updates, float* mass) {
-  const int shares = cut.shares();
-  const int64 image = blockIdx.x / num_slots;
-  const int slot = static_cast<int>(blockIdx.x % num_slots);
-  const int64 first_part = (image * cut.slot_blocks + slot / slots) * cut.chunks;
-  const int row = slot % slots;
-  float total_mass = 0.0f;
-  for (int share = 0; share < shares; ++share)
-    total_mass += partial_mass[(first_part * shares + share) * slots + row];
-  const float weight = 1.0f / share_scale<T>();
-  for (int column = static_cast<int>(threadIdx.x); column < width; column += blockDim.x) {
-    const int64 part = first_part + column / chunk_width;
-    const float* from =
-        partial + (part * shares * slots + row) * chunk_width + column % chunk_width;
-    float total = 0.0f;
-    for (int share = 0; share < shares; ++share)
-      total += from[static_cast<int64>(share) * slots * chunk_width];
-    updates[static_cast<int64>(blockIdx.x) * width + column] =
-        from_float<T>(total * weight / (total_mass + eps));
-  }
-  if (threadIdx.x == 0) mass[blockIdx.x] = total_mass;
 }
 
 }  // namespace ocvtp

@@ -6,8 +6,7 @@
 
 namespace ocvtp {
 
-constexpr int kOneTile = 128;    // most slots that a tile holds
-constexpr int kMostGroups = 18;  // of tokens: one tile each at 576 tokens
+constexpr int kOneTile = 128;  // most slots that a tile holds
 
 // All pointers are to device memory; outputs are contiguous.
 template <class T>
@@ -95,9 +94,9 @@ void launch_slot_attention(const Launch& launch, const SlotAttentionJob<T>& job,
   } else {
     compete(compete_kernel<T, 64, false>, CompeteShape<T, 64>::kSharedBytes);
   }
-  launch(mean_kernel<T>, job.batch * c.num_slots, 128, 0, static_cast<const float*>(partial),
-         static_cast<const float*>(partial_mass), cut, c.num_slots, sizes.slots, job.width,
-         sizes.chunk, job.eps, job.updates, job.mass);
+  launch(mean_kernel<T>, job.batch * c.num_slots, kMeanThreads, 0,
+         static_cast<const float*>(partial), static_cast<const float*>(partial_mass), cut,
+         c.num_slots, sizes.slots, job.width, sizes.chunk, job.eps, job.updates, job.mass);
 }
 
 }  // namespace ocvtp
