@@ -35,12 +35,23 @@ struct Rows {
   }
 };
 
+// Numbers [B, K], of any strides.
+struct PerSlot {
+  const float* data;
+  int64 image_stride;
+  int64 slot_stride;
+
+  __device__ __forceinline__ float of(int image, int slot) const {
+    return data[image * image_stride + slot * slot_stride];
+  }
+};
+
 // Slots and the tokens that they compete for.
 template <class T>
 struct Competition {
   Rows<T> q;              // [B, K, D]
   Rows<T> k;              // [B, N, D]
-  const float* constant;  // [B, K], added to a slot's logits; may be null
+  PerSlot constant;       // [B, K], added to a slot's logits; may have no data
   const bool* slot_mask;  // [B, K], false leaves the slot out; may be null
   int num_slots;
   int num_tokens;
@@ -163,9 +174,12 @@ __device__ __forceinline__ void load_bias(const Competition<T>& c, int image, in
                                           float* bias) {
   const int slot = first_slot + static_cast<int>(threadIdx.x);
   if (threadIdx.x >= SLOTS) return;
-  const int64 place = static_cast<int64>(image) * c.num_slots + slot;
-  const bool takes_part = slot < c.num_slots && (c.slot_mask == nullptr || c.slot_mask[place]);
-  bias[threadIdx.x] = !takes_part ? -infinity() : c.constant == nullptr ? 0.0f : c.constant[place];
+  const bool takes_part =
+      slot < c.num_slots &&
+      (c.slot_mask == nullptr || c.slot_mask[static_cast<int64>(image) * c.num_slots + slot]);
+  bias[threadIdx.x] = !takes_part                  ? -infinity()
+                      : c.constant.data == nullptr ? 0.0f
+                                                   : c.constant.of(image, slot);
 }
 
 // What to take off the logits: the top, unless no slot is live.

@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
   k = packed(k);
   v = packed(v);
   constant = per_slot(constant, q, ScalarType::Float, "constant");
-  slot_mask = per_slot(slot_mask, q, ScalarType::Bool, "slot_mask");
+  slot_mask = dense(per_slot(slot_mask, q, ScalarType::Bool, "slot_mask"));
   by_cuda_dtype(q, [&](auto kind) {
     using T = decltype(kind);
     const SlotAttentionJob<T> job{competition_of<T>(q, k, depth, constant, slot_mask, scale),
