@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const bool live_token = token < c.num_tokens;
   Standing stand = {0.0f, 0.0f};
   if (!STANDINGS)
-    stand = standing<SLOTS>(logits, scratch);
+    stand = standing<SLOTS>(logits, reinterpret_cast<float*>(stage), scratch);
   else if (live_token)
     stand = standings[static_cast<int64>(image) * c.num_tokens + token];
   const float rivals = log1pf(stand.others);

@@ -24,8 +24,8 @@ struct Cut {
   int chunks;
   int groups;
   int tiles_per_group;
-  int groups_per_block;  // one or all
-  __host__ __device__ int shares() const { return ceil_div(groups, groups_per_block); }
+  bool whole;  // a block takes all groups of tokens, else one
+  __host__ __device__ int shares() const { return whole ? 1 : groups; }
 };
 
 // A v / (mass + eps), from A v as the matrix product leaves it.
