@@ -182,6 +182,27 @@ def test_slot_argmax_picks_the_largest(
     assert torch.equal(same[0], picks) and torch.equal(same[1], got) and none.shape == (0,)
 
 
+@DTYPES
+@pytest.mark.parametrize("shape", COMPETITIONS)
+@pytest.mark.parametrize("crowd", [1, 5, None])
+def test_packed_picks_keep_the_same_tokens(
+    emulated: Any, shape: tuple[int, ...], crowd: int | None, dtype: torch.dtype
+) -> None:
+    case = Competition(shape, dtype)
+    # Few distinct tokens, so that slots collide and scores tie; some NaN.
+    k = case.k[:, :crowd].repeat(1, shape[2], 1)[:, : shape[2]].contiguous()
+    k[:, shape[2] // 2] = torch.nan
+    argmax = (case.q, k, case.constant, 1.0)
+    picks, peak, evidence = emulated.slot_argmax(*argmax, 1, True)
+    packed, again = emulated.slot_argmax_packed(*argmax, True)
+    assert torch.equal(again.nan_to_num(), evidence.nan_to_num())
+    for padding in (None, evidence, random_tokens(shape[0], shape[2], seed=5, dtype=dtype)):
+        for budget in {1, (shape[2] + 1) // 2, shape[2]}:
+            expected = emulated.resolve_gather(picks, peak, padding, case.v, budget)
+            got = emulated.resolve_gather_packed(packed, padding, case.v, budget)
+            assert all(map(torch.equal, got, expected))
+
+
 def test_slot_argmax_gives_ties_to_the_lowest_id(emulated: Any) -> None:
     q = random_tokens(2, 7, 16)
     k = random_tokens(2, 1, 16, seed=1).expand(-1, 90, -1)
@@ -265,6 +286,8 @@ def every_op(ops: Any, dtype: torch.dtype, images: slice) -> dict[str, Tensor]:
     picks, peak, evidence = outputs["slot_argmax"]
     outputs["resolve_picks"] = [ops.resolve_picks(picks, peak, evidence, 30, 200)]
     outputs["resolve_gather"] = ops.resolve_gather(picks, peak, evidence, k, 30)
+    outputs["packed"] = ops.slot_argmax_packed(q, k, constant, 0.2, True)
+    outputs["gather_packed"] = ops.resolve_gather_packed(*outputs["packed"], k, 30)
     return {f"{op} {i}": out for op, outs in outputs.items() for i, out in enumerate(outs)}
 
 
