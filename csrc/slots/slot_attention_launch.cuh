@@ -46,12 +46,12 @@ TileSizes tile_sizes(int num_slots) {
 }
 
 // Whether blocks take all groups, one block at a time on a multiprocessor, or one group each, two
-// at a time with half the warps: what ends first, in waves of blocks times tiles. The sums of a
-// group that pass through memory cost about a tile more.
+// at a time with half the warps each: whose waves of blocks end first, in tiles. The sums of a
+// group go to memory and back, which costs about two tiles more.
 inline bool takes_whole(const Cut& cut, int tiles, int64 parts, int multiprocessors) {
   const int64 whole = ceil_div<int64>(parts, multiprocessors) * tiles;
   const int64 split = ceil_div<int64>(parts * cut.groups, 2 * multiprocessors);
-  return whole <= split * 2 * (cut.tiles_per_group + 1);
+  return whole < split * 2 * (cut.tiles_per_group + 2);
 }
 
 template <class T>
