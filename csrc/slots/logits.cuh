@@ -96,8 +96,9 @@ struct alignas(16) Pack {
 // 16 bytes of a row, zero past its end; a null row is all zero.
 template <class T>
 __device__ __forceinline__ Pack load_pack(const T* row, int column, int width) {
-  if (row == nullptr || column >= width) return {{0u, 0u, 0u, 0u}};
-  return *reinterpret_cast<const Pack*>(row + column);
+  Pack pack = {{0u, 0u, 0u, 0u}};
+  if (row != nullptr && column < width) pack = *reinterpret_cast<const Pack*>(row + column);
+  return pack;
 }
 
 // q k^T of SLOTS slots and kTokens tokens into `logits`, rows of kLogitsRow. Begins and ends with a
@@ -110,6 +111,7 @@ __device__ __forceinline__ void dot_products(const Competition<T>& c, int image,
   constexpr int kThreads = Shape::kThreads;
   constexpr int kTiles = SLOTS / kTile * (kTokens / kTile);
   constexpr int kSums = ceil_div(kTiles, WARPS);  // tiles of a warp, all of the same slots
+  constexpr int kRowsAtOnce = kThreads / Shape::kPacksPerRow;
   const int warp = thread_index() / kWarpSize;
   const bool multiplies = kTiles >= WARPS || warp < kTiles;
   const int slot_tile = warp * kSums / 2;
@@ -122,12 +124,13 @@ __device__ __forceinline__ void dot_products(const Competition<T>& c, int image,
     for (int i = 0; i < Shape::kPacks; ++i) {
       const int row = (thread + i * kThreads) / Shape::kPacksPerRow;
       const int column = (thread + i * kThreads) % Shape::kPacksPerRow * Shape::kPack;
-      const int slot = first_slot + row;
-      const int token = first_token + row - SLOTS;
-      const T* from = nullptr;
-      if (row < SLOTS && slot < c.num_slots) from = c.q.row(image, slot);
-      if (row >= SLOTS && row < Shape::kRows && token < c.num_tokens) from = c.k.row(image, token);
-      into[i] = load_pack(from, step * Shape::kDepth + column, c.depth);
+      // Known without the thread, but where a pass has rows of both.
+      const bool of_q = (i + 1) * kRowsAtOnce <= SLOTS || (i * kRowsAtOnce < SLOTS && row < SLOTS);
+      const Rows<T>& rows = of_q ? c.q : c.k;
+      const int index = of_q ? first_slot + row : first_token + row - SLOTS;
+      const int count = of_q ? c.num_slots : row < Shape::kRows ? c.num_tokens : 0;
+      into[i] = load_pack(index < count ? rows.row(image, index) : nullptr,
+                          step * Shape::kDepth + column, c.depth);
     }
   };
   const auto put = [&](int step, const Pack(&from)[Shape::kPacks]) {
