@@ -49,6 +49,11 @@ OCVTP_LIBRARY(m) {
   m.def(
       "slot_argmax(Tensor q, Tensor k, Tensor? constant, float scale, int top_k,"
       " bool with_evidence) -> (Tensor picks, Tensor peak, Tensor evidence)");
+  // On a GPU. -> packed int64 [B,P,K], each slot's best pick of each of P tiles of tokens, as
+  // resolve_gather_packed takes it, and the evidence.
+  m.def(
+      "slot_argmax_packed(Tensor q, Tensor k, Tensor? constant, float scale, bool with_evidence)"
+      " -> (Tensor packed, Tensor evidence)");
   // picks int64 [B,K,top_k], peak [B,K], importance [B,N] of any floating dtypes
   // -> ids int64 [B,budget].
   m.def(
@@ -57,6 +62,9 @@ OCVTP_LIBRARY(m) {
   // The same and the gather: final [B,N,C] of any dtype -> tokens [B,budget,C], ids.
   m.def(
       "resolve_gather(Tensor picks, Tensor peak, Tensor? importance, Tensor final, int budget)"
+      " -> (Tensor tokens, Tensor ids)");
+  m.def(
+      "resolve_gather_packed(Tensor packed, Tensor? importance, Tensor final, int budget)"
       " -> (Tensor tokens, Tensor ids)");
   // q [B,H,M,d], k [B,H,N,d]; row -1 is the mean over all queries, else that query's row alone
   // -> wide [B,N], averaged over heads.

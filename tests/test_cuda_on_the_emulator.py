@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import cycle, repeat
 from typing import Any
 
@@ -31,6 +32,7 @@ COMPETITIONS = [
     (1, 64, 50, 64, 72),
     (1, 65, 100, 72, 9),
     (1, 130, 33, 9, 24),
+    (1, 33, 200, 16, 72),
 ]
 
 
@@ -174,6 +176,14 @@ class Competition:
         shares = logits_of(self.q, self.k, self.constant, self.mask).softmax(dim=1)
         return [*slots.weighted_mean(shares, self.v, EPS), shares]
 
+    def constants(self) -> Iterator[Tensor | None]:
+        """The constant in ever other layouts, one of them a column of a wider tensor."""
+        if self.constant is None:
+            return repeat(None)
+        column = torch.full((*self.constant.shape, 3), torch.nan)
+        column[..., 1] = self.constant
+        return cycle([column[..., 1], *views(self.constant)])
+
     def double(self) -> Competition:
         """The same numbers in float64."""
         wide = object.__new__(Competition)
@@ -190,31 +200,55 @@ def test_slot_attention_keeps_the_error_budget(
 ) -> None:
     case = Competition(shape, dtype, optional)
     plain, oracle = case.attention(), case.double().attention()
-    for given in zip(views(case.q), views(case.k), views(case.v), strict=True):
-        outputs = emulated.slot_attention(*given, case.constant, case.mask, case.scale, EPS, True)
+    given = zip(views(case.q), views(case.k), views(case.v), case.constants(), strict=False)
+    for q, k, v, constant in given:
+        outputs = emulated.slot_attention(q, k, v, constant, case.mask, case.scale, EPS, True)
         for got, rough, exact in zip(outputs, plain, oracle, strict=True):
             assert_within_budget(got.to(dtype), rough, exact)
-    *same, none = emulated.slot_attention(*given, case.constant, case.mask, case.scale, EPS, False)
+    *same, none = emulated.slot_attention(q, k, v, constant, case.mask, case.scale, EPS, False)
     assert none.shape == (0,)
     assert all(torch.equal(a, b) for a, b in zip(same, outputs, strict=False))
 
 
 @DTYPES
-@pytest.mark.parametrize(("shape", "top_k"), list(zip(COMPETITIONS, [1, 3, 1, 1, 3], strict=True)))
+@pytest.mark.parametrize(
+    ("shape", "top_k"), list(zip(COMPETITIONS, [1, 3, 1, 1, 3, 1], strict=True))
+)
 def test_slot_argmax_picks_the_largest(
     emulated: Any, shape: tuple[int, ...], top_k: int, dtype: torch.dtype
 ) -> None:
     case = Competition(shape, dtype)
     exact = slots.log_attention(logits_of(case.q.double(), case.k.double(), case.constant, None))
     expected, peak = selection.slot_picks(exact, top_k)
-    for q, k in zip(views(case.q), views(case.k), strict=True):
-        picks, got, evidence = emulated.slot_argmax(q, k, case.constant, case.scale, top_k, True)
+    for q, k, constant in zip(views(case.q), views(case.k), case.constants(), strict=False):
+        picks, got, evidence = emulated.slot_argmax(q, k, constant, case.scale, top_k, True)
         # Products of half numbers are exact in float32, so that no dtype has an excuse.
         assert torch.equal(picks, expected)
         torch.testing.assert_close(got.double(), peak, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(evidence.double(), exact.amax(1), rtol=1e-5, atol=1e-5)
     *same, none = emulated.slot_argmax(q, k, case.constant, case.scale, top_k, False)
     assert torch.equal(same[0], picks) and torch.equal(same[1], got) and none.shape == (0,)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", COMPETITIONS)
+@pytest.mark.parametrize("crowd", [1, 5, None])
+def test_packed_picks_keep_the_same_tokens(
+    emulated: Any, shape: tuple[int, ...], crowd: int | None, dtype: torch.dtype
+) -> None:
+    case = Competition(shape, dtype)
+    # Few distinct tokens, so that slots collide and scores tie; some NaN.
+    k = case.k[:, :crowd].repeat(1, shape[2], 1)[:, : shape[2]].contiguous()
+    k[:, shape[2] // 2] = torch.nan
+    argmax = (case.q, k, case.constant, 1.0)
+    picks, peak, evidence = emulated.slot_argmax(*argmax, 1, True)
+    packed, again = emulated.slot_argmax_packed(*argmax, True)
+    assert torch.equal(again.nan_to_num(), evidence.nan_to_num())
+    for padding in (None, evidence, random_tokens(shape[0], shape[2], seed=5, dtype=dtype)):
+        for budget in {1, (shape[2] + 1) // 2, shape[2]}:
+            expected = emulated.resolve_gather(picks, peak, padding, case.v, budget)
+            got = emulated.resolve_gather_packed(packed, padding, case.v, budget)
+            assert all(map(torch.equal, got, expected))
 
 
 def test_slot_argmax_gives_ties_to_the_lowest_id(emulated: Any) -> None:
@@ -279,7 +313,8 @@ def every_op(ops: Any, dtype: torch.dtype, images: slice) -> dict[str, Tensor]:
     def rows(width: int, seed: int, kind: torch.dtype = dtype) -> Tensor:
         return random_tokens(4, 3, width, seed=seed, dtype=kind)[images].reshape(-1, width)
 
-    case = Competition((4, 9, 70, 24, 40), dtype)
+    # One image leaves the emulated chip idle, four do not: blocks take one group of tokens, or all.
+    case = Competition((4, 9, 200, 24, 40), dtype)
     assert case.constant is not None and case.mask is not None
     q, k, v, constant, mask = (
         t[images] for t in (case.q, case.k, case.v, case.constant, case.mask)
@@ -299,8 +334,10 @@ def every_op(ops: Any, dtype: torch.dtype, images: slice) -> dict[str, Tensor]:
         "received": [ops.attention_received(heads_q, heads_k, row, 0.2) for row in (-1, 0)],
     }
     picks, peak, evidence = outputs["slot_argmax"]
-    outputs["resolve_picks"] = [ops.resolve_picks(picks, peak, evidence, 30, 70)]
+    outputs["resolve_picks"] = [ops.resolve_picks(picks, peak, evidence, 30, 200)]
     outputs["resolve_gather"] = ops.resolve_gather(picks, peak, evidence, k, 30)
+    outputs["packed"] = ops.slot_argmax_packed(q, k, constant, 0.2, True)
+    outputs["gather_packed"] = ops.resolve_gather_packed(*outputs["packed"], k, 30)
     return {f"{op} {i}": out for op, outs in outputs.items() for i, out in enumerate(outs)}
 
 

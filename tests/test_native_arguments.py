@@ -144,6 +144,26 @@ CASES = {
         {"budget": (0, N)},
         measures=("picks", "final"),
     ),
+    "slot_argmax_packed": Case(
+        competition(constant=PER_SLOT["constant"], scale=0.3, with_evidence=True),
+        {"k": ["size 1 [-+]*"], "constant": ["none"]},
+        measures=("q", "k"),
+    ),
+    "resolve_gather_packed": Case(
+        {
+            "packed": ids(B, 1, K),
+            "importance": random_tokens(B, N),
+            "final": random_tokens(B, N, E),
+            "budget": 5,
+        },
+        {
+            "packed": ["size [12] *"],
+            "importance": SCORES["importance"],
+            "final": ["size 2 *", "dtype *"],
+        },
+        {"budget": (0, N)},
+        measures=("packed", "final"),
+    ),
     "attention_received": Case(
         {
             "q": random_tokens(B, H, M, D),
@@ -289,7 +309,7 @@ def test_every_op_has_its_case(library: str) -> None:
 @pytest.mark.parametrize("op", CASES)
 def test_spoilt_arguments_are_named(library: str, op: str) -> None:
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{library}::{op}", "CPU"):
-        pytest.skip("no CUDA kernel")
+        pytest.skip("no such kernel on this device")
     case = CASES[op]
     optional = {a.name for a in schemas(library)[op].arguments if "Optional" in str(a.type)}
 

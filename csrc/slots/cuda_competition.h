@@ -45,13 +45,18 @@ Rows<T> rows(const Tensor& x) {
   return {data<T>(x), x.stride(0), x.stride(1)};
 }
 
-// The tensors stay with the caller: `packed` q and k, dense constant and mask.
+// Of a tensor [B,K].
+inline PerSlot strided(const std::optional<Tensor>& x) {
+  return x ? PerSlot{data<float>(*x), x->stride(0), x->stride(1)} : PerSlot{};
+}
+
+// The tensors stay with the caller: `packed` q and k, a constant of any strides, a dense mask.
 template <class T>
 Competition<T> competition_of(const Tensor& q, const Tensor& k, int depth,
                               const std::optional<Tensor>& constant,
                               const std::optional<Tensor>& slot_mask, double scale) {
   return {
-      rows<T>(q),     rows<T>(k), data<float>(constant),    data<bool>(slot_mask), int_size(q, 1),
+      rows<T>(q),     rows<T>(k), strided(constant),        data<bool>(slot_mask), int_size(q, 1),
       int_size(k, 1), depth,      static_cast<float>(scale)};
 }
 

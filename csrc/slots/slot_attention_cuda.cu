@@ -24,7 +24,6 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
   q = packed(q);
   k = packed(k);
   v = packed(v);
-  constant = dense(constant);
   slot_mask = dense(slot_mask);
   by_cuda_dtype(q, [&](auto kind) {
     using T = decltype(kind);

@@ -51,6 +51,8 @@ struct Padded {
   }
 };
 
+constexpr int kConstantStride = 3;  // with NaN between the slots' constants
+
 template <class T>
 struct Slots {
   Sizes in;
@@ -66,8 +68,9 @@ struct Slots {
         q(random, in.batch, in.slots, in.depth, in.outlier),
         k(random, in.batch, in.tokens, in.depth, in.outlier),
         scale(static_cast<float>(1.0 / std::sqrt(in.depth))) {
+    constant.assign(in.batch * in.slots * kConstantStride, NAN);
     for (int i = 0; i < in.batch * in.slots; ++i) {
-      constant.push_back(static_cast<float>(random.normal()));
+      constant[i * kConstantStride] = static_cast<float>(random.normal());
       mask.push_back(i % in.slots == in.slots / 2 || random.below(3) != 0);
     }
   }
@@ -77,7 +80,8 @@ struct Slots {
     const int first = first_image * in.slots;
     return {q.rows(first_image),
             k.rows(first_image),
-            in.constant ? constant.data() + first : nullptr,
+            {in.constant ? constant.data() + first * kConstantStride : nullptr,
+             in.slots * kConstantStride, kConstantStride},
             in.mask ? reinterpret_cast<const bool*>(mask.data()) + first : nullptr,
             in.slots,
             in.tokens,
@@ -92,7 +96,8 @@ struct Slots {
     std::vector<double> x(in.slots * in.tokens, -kInfinity);
     for (int slot = 0; slot < in.slots; ++slot)
       for (int token = 0; token < in.tokens && live(image, slot); ++token) {
-        const double added = in.constant ? constant[image * in.slots + slot] : 0.0;
+        const double added =
+            in.constant ? constant[(image * in.slots + slot) * kConstantStride] : 0.0;
         double dot = 0.0, size = 0.0;
         for (int i = 0; i < in.depth; ++i) {
           const double term = q.at(image, slot, i) * k.at(image, token, i);

@@ -6,8 +6,7 @@ namespace ocvtp::test {
 namespace {
 
 constexpr double kEps = 1e-5;
-constexpr int kFewMultiprocessors = 1;  // every batch fills the chip: blocks take all groups
-constexpr int kManyMultiprocessors = 1000;
+constexpr bool kWhole = true;  // blocks take all groups
 
 // Device memory starts where WMMA can load; a vector of floats need not.
 struct alignas(32) Aligned {
@@ -28,7 +27,7 @@ struct Case : Slots<T> {
   explicit Case(const Sizes& sizes)
       : Slots<T>(sizes), v(this->random, in.batch, in.tokens, in.width, in.outlier) {}
 
-  Outputs<T> run(int first_image, int images, int multiprocessors, bool with_attention) const {
+  Outputs<T> run(int first_image, int images, bool whole, bool with_attention) const {
     Outputs<T> o{poison<T>(images * in.slots * in.width), poison<T>(images * in.slots * in.tokens),
                  poison<float>(images * in.slots)};
     const SlotAttentionJob<T> job{this->competition(first_image),
@@ -39,7 +38,8 @@ struct Case : Slots<T> {
                                   o.updates.data(),
                                   o.mass.data(),
                                   with_attention ? o.attention.data() : nullptr};
-    const Cut cut = cut_of(job, multiprocessors);
+    Cut cut = cut_of(job, 1);
+    cut.whole = whole;
     const Workspace sizes = workspace_of(job, cut);
     std::vector<Aligned> partial(sizes.partial / 8);
     std::memset(static_cast<void*>(partial.data()), 0xFF, sizes.partial * sizeof(float));  // NaN
@@ -88,11 +88,11 @@ struct Case : Slots<T> {
 template <class T>
 void check(const Sizes& sizes) {
   const Case<T> c(sizes);
-  const Outputs<T> together = c.run(0, sizes.batch, kFewMultiprocessors, true);
+  const Outputs<T> together = c.run(0, sizes.batch, kWhole, true);
   for (int image = 0; image < sizes.batch; ++image) c.check_image(together, image);
   // The last image alone, its groups of tokens shared among blocks.
   const int last = sizes.batch - 1;
-  const Outputs<T> alone = c.run(last, 1, kManyMultiprocessors, false);
+  const Outputs<T> alone = c.run(last, 1, !kWhole, false);
   const std::size_t updates = sizes.slots * sizes.width;
   const bool same = std::memcmp(alone.updates.data(), together.updates.data() + last * updates,
                                 updates * sizeof(T)) == 0 &&
@@ -106,8 +106,8 @@ void check(const Sizes& sizes) {
 template <class T>
 void check_repeat() {
   const Case<T> c({2, 130, 50, 24, 72, true, true, 0});
-  const Outputs<T> a = c.run(0, 2, kManyMultiprocessors, true);
-  const Outputs<T> b = c.run(0, 2, kManyMultiprocessors, true);
+  const Outputs<T> a = c.run(0, 2, !kWhole, true);
+  const Outputs<T> b = c.run(0, 2, !kWhole, true);
   EXPECT(same_bits(a.updates, b.updates) && same_bits(a.mass, b.mass) &&
              same_bits(a.attention, b.attention),
          "%s: two runs differ", name<T>());
@@ -120,9 +120,9 @@ void check_nan() {
   c.mask.assign(7, 1);
   c.mask[3] = 0;
   c.q.x[3 * c.q.row_stride] = NAN;
-  c.check_image(c.run(0, 1, kFewMultiprocessors, true), 0);
+  c.check_image(c.run(0, 1, kWhole, true), 0);
   c.k.x[5 * c.k.row_stride] = NAN;
-  const Outputs<float> o = c.run(0, 1, kFewMultiprocessors, true);
+  const Outputs<float> o = c.run(0, 1, kWhole, true);
   for (int token = 0; token < 40; ++token)
     EXPECT(std::isnan(o.attention[token]) == (token == 5), "token %d", token);
   EXPECT(std::isnan(o.mass[0]) && std::isnan(o.updates[0]), "a NaN is lost");
