@@ -68,7 +68,8 @@ native: $(VENV)/.tools
 
 # AddressSanitizer and UndefinedBehaviorSanitizer over the CPU kernels and the emulated CUDA kernels.
 sanitize: $(VENV)/.extra-test
-	$(BIN)/python -m tests.sanitized --shapes 2000 $(OPTIONS)
+	$(BIN)/python -m tests.sanitized tests/csrc tests/test_cuda_on_the_emulator.py \
+	  --shapes 2000 $(OPTIONS)
 
 headers: $(VENV)/.tools
 	$(BIN)/python scripts/torch_headers.py

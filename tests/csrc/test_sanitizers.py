@@ -52,4 +52,4 @@ def test_a_step_past_an_array_is_seen(
 
 @pytest.mark.slow
 def test_the_sanitizers_find_nothing() -> None:
-    said_by([sys.executable, "-m", "tests.sanitized", "--shapes", "300"], ROOT)
+    said_by([sys.executable, "-m", "tests.sanitized", "tests/csrc", "--shapes", "300"], ROOT)
