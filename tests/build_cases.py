@@ -65,7 +65,7 @@ def built(name: str, target: str, *options: str) -> Path:
     return tree
 
 
-def tests_built(target: str) -> Path:
+def built_tests(target: str) -> Path:
     """The tree of csrc/tests with this target up to date."""
     pytest.importorskip("pybind11")
     return built("tests", target, "-DOCVTP_TESTS=ON")

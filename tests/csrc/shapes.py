@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 
-from tests.build_cases import tests_built
+from tests.build_cases import built_tests
 
 Array: TypeAlias = npt.NDArray[Any]
 Part: TypeAlias = Callable[[int, int], None]
@@ -42,7 +42,7 @@ def token_blocks(tokens: int) -> int:
 @cache
 def module() -> ModuleType:
     """``_csrc_tests``, built if its sources changed; see csrc/tests/module.cpp."""
-    tree = tests_built("_csrc_tests")
+    tree = built_tests("_csrc_tests")
     (path,) = (tree / "csrc" / "tests").glob("_csrc_tests*.so")
     spec = importlib.util.spec_from_file_location("_csrc_tests", path)
     assert spec is not None and spec.loader is not None
