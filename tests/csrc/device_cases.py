@@ -70,6 +70,11 @@ def assert_near(got: Tensor, want: Tensor, slack: Tensor | float) -> None:
     assert holds.all(), f"got {x[~holds]}, expected {want[~holds]}, at {(~holds).nonzero()}"
 
 
-def fuzz(test: Callable[[DeviceCase], None]) -> Callable[[], None]:
-    """The test on a twentieth of the cases that ``--shapes`` says: the emulator is slow."""
-    return settings.get_profile("device")(given(st.builds(DeviceCase, st.data()))(test))
+def fuzz(test: Callable[[DeviceCase], None], share: int = 1) -> Callable[[], None]:
+    """The test on a twentieth of the cases that ``--shapes`` says: the emulator is slow.
+
+    ``share``: of a test that is slower still, a part of them.
+    """
+    profile = settings.get_profile("device")
+    few = settings(profile, max_examples=-(-profile.max_examples // share))
+    return few(given(st.builds(DeviceCase, st.data()))(test))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -40,7 +42,7 @@ def test_slot_attention(case: DeviceCase) -> None:
     assert torch.equal(again[0], updates) and torch.equal(again[1], mass), "two runs differ"
 
 
-@fuzz
+@partial(fuzz, share=5)
 def test_groups_of_several_tiles(case: DeviceCase) -> None:
     given = Competition(case, tokens=case.pick([577, 609, 640]), slots=case.between(1, 5))
     v = case.rows(given.batch, given.tokens, 8)
