@@ -32,7 +32,7 @@ help:
 	@echo 'make lint    check style and types'
 	@echo 'make bench   run the benchmarks'
 	@echo 'make native  build the native objects; needs a C++ compiler'
-	@echo 'make sanitize  check the C++ on random shapes, under sanitizers'
+	@echo 'make sanitize  check the C++ and CUDA kernels on random shapes, under sanitizers'
 	@echo 'make headers fetch those of the oldest torch, for tests that compile beside them'
 	@echo 'make gpu-bundle  prepare what bench/gpu_check.sh takes along to a GPU (docs/gpu.md)'
 	@echo 'make renew   write the newest versions into constraints.txt'
@@ -66,12 +66,10 @@ native: $(VENV)/.tools
 	OCVTP_NATIVE=1 $(PINNED) --no-build-isolation -e '.[native]'
 	$(BIN)/ocvtp doctor
 
-# AddressSanitizer and UndefinedBehaviorSanitizer over all C++ tests.
-sanitize: $(VENV)/.tools
-	$(BIN)/cmake -S . -B build/tests-sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -DOCVTP_TESTS=ON -DOCVTP_SANITIZE=address,undefined -DOCVTP_FUZZ_SHAPES=2000
-	$(BIN)/cmake --build build/tests-sanitized
-	$(BIN)/ctest --test-dir build/tests-sanitized --output-on-failure --parallel 2
+# AddressSanitizer and UndefinedBehaviorSanitizer over the CPU kernels and the emulated CUDA kernels.
+sanitize: $(VENV)/.extra-test
+	$(BIN)/python -m tests.sanitized tests/csrc tests/test_cuda_on_the_emulator.py \
+	  --shapes 2000 $(OPTIONS)
 
 headers: $(VENV)/.tools
 	$(BIN)/python scripts/torch_headers.py
@@ -80,7 +78,7 @@ headers: $(VENV)/.tools
 gpu-bundle:
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python -m pip --disable-pip-version-check --quiet install $(GPU_VERSIONS) \
-	  'setuptools>=77' ninja 'cmake>=3.20' pytest pytest-xdist hypothesis
+	  'setuptools>=77' ninja 'cmake>=3.20' pytest pytest-xdist hypothesis 'pybind11>=3'
 	OCVTP_NATIVE=0 .venv-gpu/bin/python -m pip --disable-pip-version-check --quiet install \
 	  --no-build-isolation '.[vlm,train,triton]'
 	.venv-gpu/bin/python -m bench.gpu_check.bundle $(OPTIONS)

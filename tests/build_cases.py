@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
+SANITIZERS = "address,undefined"
+# Under `python -m tests.sanitized` what tests build has the sanitizers too.
+SANITIZED = hasattr(ctypes.CDLL(None), "__asan_init")
 
 
 def tools_or_skip(*names: str) -> list[str]:
@@ -42,12 +48,35 @@ def load_script(name: str) -> ModuleType:
     return script
 
 
+def built(name: str, target: str, *options: str) -> Path:
+    """The tree ``build/<name>`` with this target up to date; skips where that cannot be."""
+    if sys.platform != "linux":
+        pytest.skip("the emulator's fibers are Linux's")
+    cmake, ninja, _ = tools_or_skip("cmake", "ninja", "c++")
+    tree = ROOT / "build" / (f"{name}-sanitized" if SANITIZED else name)
+    sanitize = f"-DOCVTP_SANITIZE={SANITIZERS if SANITIZED else ''}"
+    configure = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", sanitize, *options]
+    tree.mkdir(parents=True, exist_ok=True)
+    # Test processes that run side by side share the tree.
+    with FileLock(tree / "lock"):
+        python = f"-DPython_EXECUTABLE={sys.executable}"
+        said_by([cmake, "-S", ROOT, "-B", tree, *configure, python], ROOT)
+        said_by([cmake, "--build", tree, "--target", target], ROOT)
+    return tree
+
+
+def built_tests(target: str) -> Path:
+    """The tree of csrc/tests with this target up to date."""
+    pytest.importorskip("pybind11")
+    return built("tests", target, "-DOCVTP_TESTS=ON")
+
+
 def said_by(command: Sequence[str | Path], cwd: Path, **environment: str) -> str:
-    """What a command prints; it has to succeed."""
+    """What a command prints; it has to succeed. Nothing is preloaded into it."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**os.environ, "LD_PRELOAD": "", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

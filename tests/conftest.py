@@ -43,6 +43,11 @@ if not gpu_is_here():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    shapes = "random cases that each test of tests/csrc tries"
+    parser.addoption("--shapes", type=int, default=200, help=shapes)
+
+
 def raise_own_deprecations(warn: Callable[..., None]) -> Callable[..., None]:
     """`warnings.warn`, which raises the deprecations that this package issues, and no others.
 

@@ -6,19 +6,15 @@ time.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor
 
-from tests.build_cases import ROOT, said_by, tools_or_skip
+from tests.build_cases import built
 
 NAN = float("nan")
 
@@ -38,28 +34,12 @@ def on_gpu(value: Any) -> Any:
     return value.as_subclass(OnGpu) if isinstance(value, Tensor) else value
 
 
-@cache
-def build() -> Path:
-    """Builds the library, if its sources changed; skips where that cannot be."""
-    if sys.platform != "linux":
-        pytest.skip("the emulator's fibers are Linux's")
-    cmake, ninja, _ = tools_or_skip("cmake", "ninja", "c++")
-    tree = ROOT / "build" / "emulated"
-    configure = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DOCVTP_EMULATED=ON"]
-    configure = [cmake, "-S", ROOT, "-B", tree, *configure]
-    tree.mkdir(parents=True, exist_ok=True)
-    # Test processes that run side by side share the tree.
-    with FileLock(tree / "lock"):
-        said_by([*configure, f"-DPython_EXECUTABLE={sys.executable}"], ROOT)
-        said_by([cmake, "--build", tree, "--target", "_C_emulated"], ROOT)
-    return tree / "_C_emulated.abi3.so"
-
-
 # A test file imports both fixtures; the session's remembers a failed build too.
 @pytest.fixture(scope="session")
 def loaded() -> None:
     """The library is loaded: ``torch.ops.ocvtp_emulated``."""
-    torch.ops.load_library(build())
+    tree = built("emulated", "_C_emulated", "-DOCVTP_EMULATED=ON")
+    torch.ops.load_library(tree / "_C_emulated.abi3.so")
 
 
 @pytest.fixture(name="emulated")

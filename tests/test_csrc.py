@@ -1,26 +1,27 @@
-"""The C++ tests: CPU kernels on random shapes, and the CUDA kernels' own code on the CPU.
+"""The bindings compile beside any torch's headers, and no instruction set has another's code.
 
-Sanitizers see all of it, and more shapes, in ``make sanitize``; here, for time, the CPU kernels.
-Builds are kept in ``build/``, so that only the first takes long.
+What they do is tested in tests/csrc.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.build_cases import ROOT, load_script, said_by, tools_or_skip
+from tests.build_cases import (
+    ROOT,
+    SANITIZED,
+    built_tests,
+    load_script,
+    said_by,
+    tools_or_skip,
+)
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator's fibers are Linux's")
-SANITIZERS = "address,undefined"
 QUICK = "resolve_picks_cuda.cu"  # compiled in every run
 INSTALLED = Path(torch.__file__).parent / "include"
 HEADERS = load_script("torch_headers")
@@ -29,31 +30,13 @@ CUDA_BINDINGS = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
 CPU_BINDINGS = [*sorted(ROOT.glob("csrc/*/*_cpu.cpp")), ROOT / "csrc" / "registration.cpp"]
 
 
-def built(name: str, target: str, configure: Sequence[str]) -> Path:
-    cmake, ninja, _ = tools_or_skip("cmake", "ninja", "c++")
-    tree = ROOT / "build" / name
-    options = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DOCVTP_TESTS=ON", *configure]
-    said_by([cmake, "-S", ROOT, "-B", tree, *options], ROOT)
-    said_by([cmake, "--build", tree, "--target", target], ROOT)
-    return tree
-
-
-def run_ctest(name: str, target: str, configure: Sequence[str], *chosen: str) -> None:
-    (ctest,) = tools_or_skip("ctest")
-    tree = built(name, target, configure)
-    options = ["--output-on-failure", "--no-tests=error", "--parallel", "2", *chosen]
-    assert "100% tests passed" in said_by([ctest, "--test-dir", tree, *options], ROOT)
-
-
-def test_the_cpp_tests_of_the_cpu_pass() -> None:
-    run_ctest("tests", "cpu_tests", [], "--label-exclude", "device")
-
-
 def test_the_instruction_sets_share_no_code() -> None:
     """The linker keeps one copy of a weak symbol: an old CPU must not get AVX-512's."""
+    if SANITIZED:
+        pytest.skip("what is compiled for sanitizers inlines less")
     (nm,) = tools_or_skip("nm")
-    tree, seen = built("tests", "kernels", []), Counter[str]()
-    folders = list((tree / "CMakeFiles").glob("kernels_*.dir"))
+    seen = Counter[str]()
+    folders = list((built_tests("kernels") / "CMakeFiles").glob("kernels_*.dir"))
     for folder in folders:
         said = said_by([nm, "-C", "--defined-only", *folder.rglob("*.o")], ROOT)
         symbols = [line.split(maxsplit=2) for line in said.splitlines()]
@@ -61,23 +44,6 @@ def test_the_instruction_sets_share_no_code() -> None:
         assert weak, folder
         seen.update(weak)
     assert folders and [symbol for symbol, sets in seen.items() if sets > 1] == []
-
-
-@pytest.mark.slow
-def test_every_cpp_test_passes() -> None:
-    run_ctest("tests", "all", [])
-
-
-@pytest.mark.slow
-def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
-    (compiler,) = tools_or_skip("c++")
-    source = tmp_path / "empty.cpp"
-    source.write_text("int main() {}\n")
-    flags = [f"-fsanitize={SANITIZERS}", "-o", str(tmp_path / "empty")]
-    if subprocess.run([compiler, str(source), *flags], capture_output=True).returncode:
-        pytest.skip(f"{compiler} has no sanitizers for {SANITIZERS}")
-    configure = [f"-DOCVTP_SANITIZE={SANITIZERS}", "-DOCVTP_FUZZ_SHAPES=300"]
-    run_ctest("tests-sanitized", "cpu_tests", configure, "--label-exclude", "device")
 
 
 def compiled_beside(includes: Path, *sources: Path) -> list[Any]:

@@ -1,0 +1,115 @@
+"""The CPU kernels of importance, and from picks to ids to rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import as_strided
+
+from ocvtp_kernels.selection import reference
+from tests.csrc.shapes import (
+    QUERY_BLOCK,
+    Array,
+    Case,
+    Divide,
+    Part,
+    ceil_div,
+    fuzz,
+    module,
+    token_blocks,
+)
+
+
+@fuzz
+def test_attention_received(case: Case) -> None:
+    batch, heads = case.between(1, 2), case.between(1, 3)
+    queries, keys = 1 if case.chance(30) else case.size(140), case.size(140)
+    width, scale = case.size(40), case.normal() * (10 if case.chance(20) else 0.5)
+    # [B, M, H, d] seen as [B, H, M, d], rows `gap` apart.
+    gap = case.between(0, 2)
+    row = width + gap
+    across = heads * row
+    q, k = (case.numbers(batch * rows * across - gap) for rows in (queries, keys))
+    parts = heads * ceil_div(queries, QUERY_BLOCK)
+
+    def of_heads(x: Array, rows: int) -> Array:
+        steps = [x.itemsize * step for step in (rows * across, row, across, 1)]
+        return as_strided(x, (batch, heads, rows, width), steps).astype(np.float64)
+
+    def body(divide: Divide) -> list[Array]:
+        received = case.unwritten(batch, parts, keys)
+
+        def part(begin: int, end: int) -> None:
+            scratch = case.unwritten(module().attention_scratch(keys, width))
+            strides = (queries * across, row, across, keys * across, row, across)
+            sizes = (heads, queries, keys, width, scale)
+            struct = (q, k, *strides, *sizes, scratch, received)
+            case.kernels.attention_received(struct, begin, end)
+
+        divide(part)
+        return [received]
+
+    # Its logits fill the registers, so that sets of instructions sum in orders of their own.
+    for (received,) in case.results(batch * parts, body, agree=False):
+        made = [case.unwritten(batch, keys)]
+        blocks = batch * token_blocks(keys)
+        for (mean,) in case.run(
+            "attention_mean",
+            blocks,
+            made,
+            lambda mean, received=received: (received, parts, keys, heads * queries, mean),
+        ):
+            if case.spoilt:
+                continue
+            q_rows = of_heads(q, queries)
+            k_rows = of_heads(k, keys) * float(case.rounded(scale))
+            logits = np.einsum("bhmd,bhnd->bhmn", q_rows, k_rows)
+            sizes = np.einsum("bhmd,bhnd->bhmn", np.abs(q_rows), np.abs(k_rows))
+            size = np.maximum(8, sizes.max((1, 2, 3)))[:, None]
+            shares = np.exp(logits - logits.max(-1, keepdims=True))
+            want = (shares / shares.sum(-1, keepdims=True)).mean((1, 2))
+            case.assert_near(mean, want, 16 * case.eps * size * want + 8 * case.tiny)
+
+
+@fuzz
+def test_resolve_picks_and_gather_rows(case: Case) -> None:
+    batch, slots, tokens = case.between(1, 3), case.size(40), case.size(140)
+    top_k, budget = case.between(1, 3), case.between(1, tokens)
+    case.dtype = np.dtype(np.float64)
+    peak, importance = case.numbers(batch, slots), case.numbers(batch, tokens)
+    # Halves and whole numbers alone: many ties.
+    if case.chance(50):
+        peak, importance = (case.exact(np.round(2 * x) / 2) for x in (peak, importance))
+    scores = importance if case.chance(60) else None
+    most = tokens if case.chance(50) else case.between(1, tokens)
+    picks = case.exact(case.random.integers(0, most, (batch, slots, top_k)), np.int64)
+
+    def in_pieces(kernel: str, struct: tuple[object, ...]) -> Part:
+        return lambda begin, end: getattr(module(), kernel)(struct, begin, end)
+
+    def resolve(divide: Divide) -> list[Array]:
+        kept, spare = case.exact(np.zeros((batch, tokens)), np.bool_), case.unwritten(batch, tokens)
+        ids, sizes = case.ids(batch, budget), (slots, top_k, tokens, budget)
+        scratch = (kept, None if scores is None else spare, case.ids(*picks.shape))
+        divide(in_pieces("resolve_picks", (picks, peak, scores, *sizes, *scratch, ids)))
+        return [ids]
+
+    width = case.size(40)
+    stride = width + case.between(0, 3)
+    final = case.random.integers(0, 100, ((batch * tokens - 1) * stride + width,))
+    flat = case.exact(final, np.int8)
+    rows = as_strided(flat, (batch, tokens, width), (tokens * stride, stride, 1))
+    for (ids,) in case.results(batch, resolve):
+        given = None if scores is None else torch.from_numpy(scores)
+        picks_of = (torch.from_numpy(picks), torch.from_numpy(peak))
+        want = reference.resolve_picks(*picks_of, given, budget, tokens)
+        assert (ids == want.numpy()).all()
+
+        def gather(divide: Divide, ids: Array = ids) -> list[Array]:
+            to = case.exact(np.full((batch, budget, width), -1), np.int8)
+            struct = (flat, tokens * stride, stride, width, ids, budget, to)
+            divide(in_pieces("gather_rows", struct))
+            return [to]
+
+        for (gathered,) in case.results(batch * budget, gather):
+            assert (gathered == np.take_along_axis(rows, ids[..., None], 1)).all()
