@@ -47,7 +47,8 @@ def prepare(weights: Sequence[Tensor], slots_init: Tensor | None = None) -> list
     encode, slots = layers.encode.packed(), layers.slots.packed()
     if slots_init is not None:
         slots = slots.starting_from(slots_init)
-    kept = Kept(tuple(weights[1:]), folded, layers._replace(encode=encode, slots=slots))
+    layers = layers._replace(encode=encode, slots=slots)
+    kept = Kept(tuple(weights[1:]), folded, layers, weights[0].device)
     return kept.go_with(weights[0].new_empty(weights[0].shape))
 
 

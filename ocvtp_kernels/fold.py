@@ -93,6 +93,7 @@ class Kept(NamedTuple):
     weights: tuple[Tensor, ...]  # the list but for its plan
     folded: Folded
     layers: Any  # of the native kernels; see `ocvtp_kernels.chain_native.prepare`
+    device: torch.device  # that they are for
 
     def go_with(self, plan: Tensor) -> list[Tensor]:
         """The list that begins with this plan, a tensor of its own, which all this hangs on."""
@@ -104,6 +105,8 @@ def kept_with(weights: Sequence[Tensor]) -> Kept | None:
     """What was made of this very list, tensor by tensor."""
     kept: Kept | None = getattr(weights[0], "kept", None) if weights else None
     if kept is None or len(kept.weights) + 1 != len(weights):
+        return None
+    if kept.device != weights[0].device:
         return None
     same = all(a is b for a, b in zip(kept.weights, weights[1:], strict=True))
     return kept if same else None
