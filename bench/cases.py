@@ -15,6 +15,7 @@ from bench.pruners import random_pruner
 from bench.shapes import Workload
 from bench.traffic import HEAD_DIM, HEADS
 from ocvtp_kernels import OCPruner, PrunerConfig
+from ocvtp_kernels.chain_native import prepare
 from ocvtp_kernels.importance import reference as importance
 from ocvtp_kernels.selection import reference as selection
 from ocvtp_kernels.slots import reference as slots
@@ -218,7 +219,7 @@ def prune(load: Workload, device: torch.device) -> Case:
         agg_ffn_dim=load.hidden_dim,
     )
     plain = random_pruner(config, dtype=load.torch_dtype).to(device).requires_grad_(False)
-    weights = plain.packed()
+    weights = prepare(plain.packed())  # as a frozen pruner passes them
     modules = {load.torch_dtype: plain, torch.float64: copy.deepcopy(plain).double()}
 
     def scores(reference: Tensor, final: Tensor, slots_init: Tensor, _: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from bench.results import commit, device_name, versions
 from bench.shapes import Workload, square
 from bench.timing import Timing, measure
 from ocvtp_kernels import backends
+from ocvtp_kernels.chain_native import prepare
 from ocvtp_kernels.files import write_aside
 from ocvtp_kernels.gpu.chips import CHIPS, pretend
 from ocvtp_kernels.gpu.launch import interpreting
@@ -47,7 +48,7 @@ def calls_of(load: Workload) -> tuple[dict[str, Call], list[Tensor]]:
     case = CASES["prune"](load, torch.device("cpu"))
     assert case.pruner is not None
     reference, final, slots_init, importance = case.inputs(0)
-    weights = case.pruner.packed()
+    weights = prepare(case.pruner.packed())
     arguments = (reference, final, weights, slots_init, importance, load.budget, 1)
     calls: dict[str, Call] = {
         "prepared": lambda: prune_triton(*arguments),

@@ -15,6 +15,7 @@ if(NOT architectures)
   endif()
 endif()
 
+list(SORT architectures COMPARE NATURAL)
 string(REPLACE "." "" cmake_architectures "${architectures}")
 list(GET cmake_architectures -1 newest)
 list(TRANSFORM cmake_architectures APPEND "-real")

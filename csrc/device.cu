@@ -4,5 +4,5 @@
 #include "importance/instances.cuh"
 #include "selection/instances.cuh"
 #include "selection/resolve_instances.cuh"
-#include "slots/gru_instances.cuh"
 #include "slots/instances.cuh"
+#include "slots/row_instances.cuh"

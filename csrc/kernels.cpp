@@ -8,6 +8,7 @@
 #include "importance/attention_received.h"
 #include "selection/slot_argmax.h"
 #include "slots/gru_gates.h"
+#include "slots/norm_slots.h"
 #include "slots/slot_softmax.h"
 
 namespace ocvtp::OCVTP_ISA {
@@ -15,7 +16,7 @@ namespace ocvtp::OCVTP_ISA {
 template <class T>
 static const Kernels<T> table = {
     layer_norm<T>,
-    add_layer_norm<T>,
+    norm_slots<T>,
     bias_gelu<T>,
     slot_softmax<T>,
     slot_mass<T>,

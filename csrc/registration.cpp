@@ -1,7 +1,7 @@
 // Every schema of torch.ops.ocvtp_native, on one page. These are the parts that
 // ocvtp_kernels/*/native.py puts together; the checked ops with fakes and gradients are
 // torch.ops.ocvtp.*, defined in ocvtp_kernels/ops. Implementations register beside their kernels,
-// for the CPU in this library, for CUDA in _C_cuda.
+// for the CPU in this library, for CUDA in _C_cuda; an op's csrc/*/checks.h says what both take.
 //
 // B images, N tokens, K slots, T kept tokens. Inputs are on one device and of one floating dtype
 // unless said; "wide" is float64 for float64 and float32 for the others.
@@ -26,19 +26,34 @@ OCVTP_LIBRARY(m) {
       " float eps, Tensor updates, Tensor grad_updates, Tensor grad_mass, Tensor? grad_attention,"
       " Tensor? attention=None)"
       " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
-  // x_gates, h_gates [R,3D] with their biases, h [R,D] of that dtype or wide, shift [3D] and wide
-  // mass [R]: x_gates + mass / (mass + eps) * shift -> state [R,D] in the dtype of h, and, if
-  // asked for, its layer_norm in the dtype of x_gates, else [0].
+  // tokens [B,N,D] and initial slots [S,K,D] -> their layer_norms, and the slots' wide statistics
+  // [S,K,3]: mean, deviation and the dot product of layer_norm(slots) and weight [D].
   m.def(
-      "gru_gates(Tensor x_gates, Tensor h_gates, Tensor h, Tensor? shift, Tensor? mass, float eps,"
-      " bool with_norm) -> (Tensor state, Tensor normed)");
-  // x [R,D], y [R,D] -> x + y in the dtype of x, and its layer_norm in the dtype of y.
-  m.def("add_layer_norm(Tensor x, Tensor y, float eps) -> (Tensor sum, Tensor normed)");
+      "start(Tensor tokens, Tensor slots, Tensor weight, float eps)"
+      " -> (Tensor x, Tensor normed, Tensor statistics)");
+  // wide x [R,D], y [R,D] -> x + y, wide; its layer_norm in the dtype of y; its statistics [R,3].
+  m.def(
+      "norm_slots(Tensor x, Tensor y, Tensor weight, float eps)"
+      " -> (Tensor sum, Tensor normed, Tensor statistics)");
+  // x_gates [R,3D], h_gates [S,3D] and h [S,D] of that dtype or wide, with row r % S of S for row
+  // r. shift [3D] and wide mass [R]: x_gates + mass / (mass + eps) * shift. statistics [S,3] of h,
+  // sums [3D] and bias [3D]: h_gates are of layer_norm(h), those of h being
+  // deviation * h_gates + mean * sums + bias. -> state [R,D] in the dtype of h, and, if asked for,
+  // its layer_norm in the dtype of x_gates, else [0]; with it the state is wide.
+  m.def(
+      "gru_gates(Tensor x_gates, Tensor h_gates, Tensor h, Tensor? shift, Tensor? mass,"
+      " Tensor? statistics, Tensor? sums, Tensor? bias, float eps, bool with_norm)"
+      " -> (Tensor state, Tensor normed)");
   // -> picks int64 [B,K,top_k] best first, wide log-attention of the best [B,K], and, if asked
   // for, each token's largest log-attention over slots, wide [B,N], else [0].
   m.def(
       "slot_argmax(Tensor q, Tensor k, Tensor? constant, float scale, int top_k,"
       " bool with_evidence) -> (Tensor picks, Tensor peak, Tensor evidence)");
+  // On a GPU. -> packed int64 [B,P,K], each slot's best pick of each of P tiles of tokens, as
+  // resolve_gather_packed takes it, and the evidence.
+  m.def(
+      "slot_argmax_packed(Tensor q, Tensor k, Tensor? constant, float scale, bool with_evidence)"
+      " -> (Tensor packed, Tensor evidence)");
   // picks int64 [B,K,top_k], peak [B,K], importance [B,N] of any floating dtypes
   // -> ids int64 [B,budget].
   m.def(
@@ -47,6 +62,9 @@ OCVTP_LIBRARY(m) {
   // The same and the gather: final [B,N,C] of any dtype -> tokens [B,budget,C], ids.
   m.def(
       "resolve_gather(Tensor picks, Tensor peak, Tensor? importance, Tensor final, int budget)"
+      " -> (Tensor tokens, Tensor ids)");
+  m.def(
+      "resolve_gather_packed(Tensor packed, Tensor? importance, Tensor final, int budget)"
       " -> (Tensor tokens, Tensor ids)");
   // q [B,H,M,d], k [B,H,N,d]; row -1 is the mean over all queries, else that query's row alone
   // -> wide [B,N], averaged over heads.

@@ -118,10 +118,14 @@ def _why_no_cuda(index: int | None) -> str | None:
         return reason
     info = native.build_info()
     if not isinstance(info, str):
-        built = [int(name.replace(".", "")) for name in info.cuda_architectures]
+        built = sorted(int(name.replace(".", "")) for name in info.cuda_architectures)
         capability = capability_of(torch.cuda.current_device() if index is None else index)
-        if built and capability < min(built):
-            return f"the CUDA kernels are built for sm_{min(built)} and newer, not sm_{capability}"
+        # Code for a chip runs on later ones of its generation; the newest is there as PTX too,
+        # which the driver compiles for anything newer.
+        runs = any(chip // 10 == capability // 10 and chip <= capability for chip in built)
+        if built and not runs and capability < built[-1]:
+            chips = ", ".join(f"sm_{chip}" for chip in built)
+            return f"the CUDA kernels are built for {chips}, which sm_{capability} does not run"
     return None
 
 

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-from ocvtp_kernels.encode.native import encode
-from ocvtp_kernels.fold import unpack
+from ocvtp_kernels.encode.native import EncodeLayers, encode
+from ocvtp_kernels.fold import Folded, Kept, kept_with, unpack
+from ocvtp_kernels.linear.blas import float32_sums
 from ocvtp_kernels.selection.native import pick, select
-from ocvtp_kernels.slots.native import iterate
+from ocvtp_kernels.slots.native_chain import SlotLayers, iterate
+
+
+class Layers(NamedTuple):
+    """A list of folded weights as the native kernels read it."""
+
+    num_iter: int
+    encode: EncodeLayers
+    slots: SlotLayers
+
+    @classmethod
+    def of(cls, folded: Folded) -> Layers:
+        """Of folded weights, in the dtypes to compute in on their device."""
+        return cls(folded.num_iter, EncodeLayers.of(folded), SlotLayers.of(folded.slots))
+
+
+def prepare(weights: Sequence[Tensor], slots_init: Tensor | None = None) -> list[Tensor]:
+    """A list of `ocvtp_kernels.fold.Folded.pack`, with what the native kernels make of it once.
+
+    That are packs of its matrices on the CPU and, with initial slots ``[1, K, D]``, the products
+    that the first K or fewer of them begin with. They belong to the list returned, hang on its
+    first tensor and go with it. For weights and slots that stay as they are: ``ocvtp::prune`` of
+    this list does not see later edits.
+    """
+    folded = unpack(weights)
+    layers = Layers.of(folded)
+    encode, slots = layers.encode.packed(), layers.slots.packed()
+    if slots_init is not None:
+        slots = slots.starting_from(slots_init)
+    kept = Kept(tuple(weights[1:]), folded, layers._replace(encode=encode, slots=slots))
+    return kept.go_with(weights[0].new_empty(weights[0].shape))
 
 
 def prune_native(
@@ -38,7 +70,8 @@ def _compete(
     reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The last iteration's query ``[B, K, D]``, tokens ``[B, N, D]`` and constant ``[B, K]``."""
-    folded = unpack(weights)
-    x_hat = encode(reference, folded)
-    q, constant = iterate(slots_init, x_hat, folded.slots, folded.num_iter)
-    return q, x_hat, constant
+    kept = kept_with(weights)
+    layers: Layers = Layers.of(unpack(weights)) if kept is None else kept.layers
+    with float32_sums(reference.device):
+        tokens = encode(reference, layers.encode)
+        return iterate(slots_init, tokens, layers.slots, layers.num_iter)

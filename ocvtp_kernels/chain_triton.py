@@ -178,10 +178,11 @@ def _compete(
 
 def _query(slots: Tensor, folded: Folded, space: Workspace) -> tuple[LayerNorm, Linear]:
     """The LayerNorm of these slots, with their constant c, and the query q' from it."""
-    weight, bias = folded.slots.query_weight, folded.slots.query_bias
+    weights = folded.slots
+    tail = (weights.constant_weight, weights.constant_bias, space.constant)
     return (
-        LayerNorm(slots, space.normed, tail=(weight[-1], bias[-1:], space.constant)),
-        Linear(space.normed, weight[:-1], bias[:-1], space.q),
+        LayerNorm(slots, space.normed, tail=tail),
+        Linear(space.normed, weights.query_weight, weights.query_bias, space.q),
     )
 
 

@@ -16,11 +16,12 @@ M = D^-1/2 Wq^T Wk (all exact identities):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ocvtp_kernels import checks
 from ocvtp_kernels.config import ENCODE_NORMS
 from ocvtp_kernels.modules import MLP, SlotAttention
 from ocvtp_kernels.slots.reference import StepWeights
@@ -29,17 +30,33 @@ from ocvtp_kernels.slots.reference import StepWeights
 class FoldedSlots(NamedTuple):
     """What the iterations read, in packed order."""
 
-    query_weight: Tensor  # [D + 1, D] rows of q', then the row of c; centred, and q' too
-    query_bias: Tensor  # [D + 1]
+    state_weight: Tensor  # [4D, D]    W_hh, then the rows of q', which can be one product
+    query_bias: Tensor  # [D]
+    constant_weight: Tensor  # [D]     the row of c
+    constant_bias: Tensor  # [1]
     gates_weight: Tensor  # [3D, D]    W_ih Wv g
     gates_shift: Tensor  # [3D]       W_ih Wv b, times m / d
     gates_bias: Tensor  # [3D]       b_ih
-    hidden_weight: Tensor  # [3D, D]    W_hh
     hidden_bias: Tensor  # [3D]       b_hh
     ffn_w1: Tensor  # [F, D]     gamma of norm_slots_1 folded in; centred
     ffn_b1: Tensor  # [F]
     ffn_w2: Tensor  # [D, F]
     ffn_b2: Tensor  # [D]
+
+    @property
+    def dim(self) -> int:
+        """The slot width D."""
+        return self.state_weight.shape[1]
+
+    @property
+    def hidden_weight(self) -> Tensor:
+        """W_hh ``[3D, D]``."""
+        return self.state_weight[: 3 * self.dim]
+
+    @property
+    def query_weight(self) -> Tensor:
+        """The rows of q' ``[D, D]``; centred, and q' too."""
+        return self.state_weight[3 * self.dim :]
 
 
 class Folded(NamedTuple):
@@ -62,7 +79,7 @@ class Folded(NamedTuple):
         slots = self.slots
         plan = (0, self.num_iter, ENCODE_NORMS.index(self.ln), len(self.encode_weights))
         return [
-            slots.query_weight.new_empty(plan),
+            slots.state_weight.new_empty(plan),
             *self.encode_weights,
             *self.encode_biases,
             *(self.post_norm or ()),
@@ -70,12 +87,38 @@ class Folded(NamedTuple):
         ]
 
 
+class Kept(NamedTuple):
+    """What the owner of a list of folded weights, who never edits it, has made of it once."""
+
+    weights: tuple[Tensor, ...]  # the list but for its plan
+    folded: Folded
+    layers: Any  # of the native kernels; see `ocvtp_kernels.chain_native.prepare`
+
+    def go_with(self, plan: Tensor) -> list[Tensor]:
+        """The list that begins with this plan, a tensor of its own, which all this hangs on."""
+        plan.kept = self  # type: ignore[attr-defined]
+        return [plan, *self.weights]
+
+
+def kept_with(weights: Sequence[Tensor]) -> Kept | None:
+    """What was made of this very list, tensor by tensor."""
+    kept: Kept | None = getattr(weights[0], "kept", None) if weights else None
+    if kept is None or len(kept.weights) + 1 != len(weights):
+        return None
+    same = all(a is b for a, b in zip(kept.weights, weights[1:], strict=True))
+    return kept if same else None
+
+
 def unpack(weights: Sequence[Tensor]) -> Folded:
     """Reads a list made by `Folded.pack`.
 
     Raises:
-        ValueError: the list was not made by `Folded.pack`.
+        ValueError, TypeError: the list was not made by `Folded.pack`: its length, a tensor's shape,
+            dtype or device.
     """
+    known = kept_with(weights)
+    if known is not None:
+        return known.folded
     plan = weights[0].shape if len(weights) else torch.Size()
     if len(plan) != 4 or plan[0] != 0 or not 0 <= plan[2] < len(ENCODE_NORMS):
         raise ValueError("weights: expected the list that OCPruner.packed() returns")
@@ -86,7 +129,7 @@ def unpack(weights: Sequence[Tensor]) -> Folded:
     expected = first_slot + len(FoldedSlots._fields)
     if len(weights) != expected:
         raise ValueError(f"weights: expected {expected} tensors, got {len(weights)}")
-    return Folded(
+    folded = Folded(
         num_iter=num_iter,
         ln=ln,
         encode_weights=list(weights[1 : 1 + depth]),
@@ -94,6 +137,38 @@ def unpack(weights: Sequence[Tensor]) -> Folded:
         post_norm=(weights[first_norm], weights[first_norm + 1]) if ln == "post" else None,
         slots=FoldedSlots(*weights[first_slot:]),
     )
+    _check(weights, folded)
+    return folded
+
+
+def _check(weights: Sequence[Tensor], folded: Folded) -> None:
+    """Raises unless all of a list's tensors fit each other: kernels trust them."""
+    slots = folded.slots
+    matrices = (folded.encode_weights[0], slots.state_weight, slots.ffn_w1)
+    if any(matrix.dim() != 2 for matrix in matrices):
+        raise ValueError("weights: expected matrices where OCPruner.packed() has them")
+    dim, ffn = slots.dim, slots.ffn_w1.shape[0]
+    inner = [bias.numel() for bias in folded.encode_biases[:-1]]
+    widths = [folded.encode_weights[0].shape[1], *inner, dim]
+    expected: list[tuple[int, ...]] = [
+        tuple(weights[0].shape),
+        *zip(widths[1:], widths, strict=False),
+        *((width,) for width in widths[1:]),
+        *((dim,) for _ in folded.post_norm or ()),
+        *((4 * dim, dim), (dim,), (dim,), (1,)),
+        *((3 * dim, dim), (3 * dim,), (3 * dim,), (3 * dim,)),
+        *((ffn, dim), (ffn,), (dim, ffn), (dim,)),
+    ]
+    if [weight.shape for weight in weights] != expected:
+        for place, (weight, shape) in enumerate(zip(weights, expected, strict=True)):
+            if weight.shape != shape:
+                raise ValueError(
+                    f"weights[{place}]: expected shape {list(shape)}, got {list(weight.shape)}"
+                )
+    kinds = [(weight.dtype, weight.device) for weight in weights]
+    if kinds.count(kinds[0]) != len(kinds):
+        for place, weight in enumerate(weights):
+            checks.require_same_kind(f"weights[{place}]", weight, "weights[0]", weights[0])
 
 
 def centred(matrix: Tensor) -> Tensor:
@@ -111,19 +186,23 @@ def fold_slots(
         w_k, w_v: ``[D, D]`` token projections.
         norm_in_weight, norm_in_bias: ``[D]`` affine of ``norm_in``.
     """
-    score = step.w_q.T @ w_k * step.w_q.shape[0] ** -0.5
+    dim = step.w_q.shape[0]
+    score = step.w_q.T @ w_k * dim**-0.5
     # Columns of `to_keys`: the D channels of q', then c.
     to_keys = torch.cat(
         [centred(score * norm_in_weight), (score @ norm_in_bias).unsqueeze(-1)], dim=-1
     )
+    query_weight = centred((step.norm_q_weight.unsqueeze(-1) * to_keys).T)
+    query_bias = step.norm_q_bias @ to_keys
     values = step.w_ih @ w_v
     return FoldedSlots(
-        query_weight=centred((step.norm_q_weight.unsqueeze(-1) * to_keys).T).contiguous(),
-        query_bias=step.norm_q_bias @ to_keys,
+        state_weight=torch.cat([step.w_hh, query_weight[:dim]]),
+        query_bias=query_bias[:dim],
+        constant_weight=query_weight[dim],
+        constant_bias=query_bias[dim:],
         gates_weight=values * norm_in_weight,
         gates_shift=values @ norm_in_bias,
         gates_bias=step.b_ih,
-        hidden_weight=step.w_hh,
         hidden_bias=step.b_hh,
         ffn_w1=centred(step.ffn_w1 * step.norm_ffn_weight),
         ffn_b1=step.ffn_b1 + step.ffn_w1 @ step.norm_ffn_bias,

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ocvtp_kernels.chain_native import prepare
+from ocvtp_kernels.config import PrunerConfig
 from ocvtp_kernels.fold import fold_modules
 from ocvtp_kernels.modules import MLP, SlotAttention, SlotPrior
 
@@ -17,9 +19,11 @@ Self = TypeVar("Self", bound="Freezable")
 class Freezable(nn.Module):
     """What an `OCPruner` may be frozen by: `freeze`, `unfreeze`, and what keeps folds up to date.
 
-    A subclass sets the three modules; ``_folded`` is None unless frozen.
+    A subclass sets the config and the three modules. While frozen, ``_folded`` is what the ops
+    take, and ``_slots`` are the first of the seed's initial slots, if there is a seed.
     """
 
+    config: PrunerConfig
     encode_project: MLP
     initializ: SlotPrior
     aggregat: SlotAttention
@@ -27,6 +31,7 @@ class Freezable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._folded: list[Tensor] | None = None
+        self._slots: Tensor | None = None
 
     @property
     def frozen(self) -> bool:
@@ -40,28 +45,54 @@ class Freezable(nn.Module):
         anew; parameters edited in place after this are not seen until the next `freeze`.
         """
         self.eval().requires_grad_(False)
-        self._folded = self._fold()
+        self._keep(self._fold())
         return self
 
     def unfreeze(self: Self) -> Self:
         """Undoes `freeze`: plain PyTorch again, parameters with gradients."""
-        self._folded = None
+        self._folded = self._slots = None
         self.requires_grad_(True)
         return self
 
     def packed(self) -> list[Tensor]:
         """The folded weights that ``torch.ops.ocvtp.prune`` takes, in the parameters' dtype.
 
-        A frozen pruner's own; otherwise folded, in float64, from the present parameters (see
-        `ocvtp_kernels.fold`).
+        Folded in float64 (see `ocvtp_kernels.fold`) when the pruner was frozen, otherwise now, from
+        the present parameters. The list is the caller's: editing it changes no pruner.
         """
-        return self._fold() if self._folded is None else list(self._folded)
+        if self._folded is None:
+            return self._fold()
+        return [weight.clone() for weight in self._folded]
 
     @torch.no_grad()
     def _fold(self) -> list[Tensor]:
         dtype = self.initializ.mean.dtype
         folded = fold_modules(self.encode_project, self.aggregat)
-        return [tensor.to(dtype).contiguous() for tensor in folded.pack()]
+        dense = torch.contiguous_format
+        return [tensor.to(dtype, copy=True, memory_format=dense) for tensor in folded.pack()]
+
+    @torch.no_grad()
+    def _keep(self, weights: list[Tensor]) -> None:
+        """Makes these weights, and the present initial slots, the frozen ones."""
+        if self.initializ.noise_seed is not None:
+            count = max(self.config.init_num, self.initializ.BLOCK)
+            self._slots = self.initializ(1, count).contiguous()
+        self._prepare(weights)
+
+    def _prepare(self, weights: list[Tensor]) -> None:
+        slots = self._slots
+        first = None if slots is None else slots[:, : self.config.init_num]
+        self._folded = prepare(weights, first)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What `prepare` adds stays in this process; `__setstate__` makes it anew.
+        folded = None if self._folded is None else self.packed()
+        return {**self.__dict__, "_folded": folded}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._folded is not None:
+            self._prepare(self._folded)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -78,5 +109,5 @@ class Freezable(nn.Module):
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         if self._folded is not None:
-            self._folded = self._fold()
+            self._keep(self._fold())
         return self

@@ -261,7 +261,10 @@ class OCPruner(Freezable):
         self, tokens: Tensor, slots_init: Tensor | None, num_slots: int | None, default: int
     ) -> Tensor:
         if slots_init is None:
-            return self.sample_slots(tokens.shape[0], default if num_slots is None else num_slots)
+            count = default if num_slots is None else num_slots
+            if self._slots is not None and 1 <= count <= self._slots.shape[1]:
+                return self._slots[:, :count].expand(tokens.shape[0], -1, -1)
+            return self.sample_slots(tokens.shape[0], count)
         checks.require_rank("slots_init", slots_init, "B, K, D")
         _require_kind("slots_init", slots_init, "reference_tokens", tokens)
         checks.require_size("slots_init", slots_init, 0, tokens.shape[0], "reference_tokens")

@@ -105,18 +105,54 @@ def test_what_the_cuda_kernels_cannot_hold_is_said(monkeypatch: pytest.MonkeyPat
     assert backends.why_not_these("prune", "cuda", ARGUMENTS["prune"]()) is None
 
 
+@pytest.mark.parametrize("name", ["slot_attention", "slot_attention_with_attention", "merge"])
+def test_rows_without_a_channel_are_left_to_other_backends(name: str) -> None:
+    pytest.importorskip("triton")
+    q, k, values, *rest = (
+        x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in ARGUMENTS[name]()
+    )
+    arguments = [q, k, values[..., :0], *rest]
+    with (
+        ocvtp.use_backend("triton"),
+        pytest.raises(ocvtp.BackendUnavailable, match="at least one channel, not 10 and 0"),
+    ):
+        op(name)(*arguments)
+    with ocvtp.use_backend("reference"):
+        expected = outputs(op(name)(*arguments))
+    for got, plain in zip(outputs(op(name)(*arguments)), expected, strict=True):
+        torch.testing.assert_close(got, plain)
+
+
 def test_the_cuda_kernels_serve_the_chips_that_they_were_built_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    info = SimpleNamespace(cuda_architectures=("7.5", "9.0"))
+    info = SimpleNamespace(cuda_architectures=())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(backends.native, "why_not", lambda _: None)
     monkeypatch.setattr(backends.native, "build_info", lambda: info)
-    for capability, reason in ((70, "sm_75 and newer, not sm_70"), (75, "None"), (86, "None")):
+    for built, capability, runs in (
+        ("7.0 9.0", 80, False),
+        ("7.0 9.0", 75, True),
+        ("7.0 9.0", 90, True),
+        ("8.0", 86, True),
+        ("8.6", 80, False),
+        ("8.6", 89, True),
+        ("8.0 9.0", 120, True),
+        ("8.0 12.0", 100, False),
+        ("8.0 12.0", 121, True),
+        ("7.5 9.0", 70, False),
+        ("7.5 9.0", 86, False),
+        ("7.5 9.0", 75, True),
+    ):
+        info.cuda_architectures = tuple(built.split())
         monkeypatch.setattr(backends, "capability_of", lambda _, here=capability: here)
         backends._why_no_cuda.cache_clear()
-        assert reason in str(backends.why_not("prune", "cuda", "cuda"))
+        reason = backends.why_not("prune", "cuda", "cuda")
+        chips = ", ".join(f"sm_{chip.replace('.', '')}" for chip in built.split())
+        said = f"the CUDA kernels are built for {chips}, which sm_{capability} does not run"
+        assert reason == (None if runs else said)
+    monkeypatch.setattr(backends, "capability_of", lambda _: 86)
     assert backends.chosen("prune", "cuda:0") == "triton"
     monkeypatch.setattr(backends, "capability_of", lambda _: 75)
     backends._why_no_triton.cache_clear()

@@ -1,8 +1,6 @@
-"""``ocvtp::prune`` on the native CPU kernels, whole, and what its Linears remember."""
+"""``ocvtp::prune`` on the native CPU kernels, whole, and its Linears."""
 
 from __future__ import annotations
-
-import gc
 
 import pytest
 import torch
@@ -11,10 +9,9 @@ from torch import Tensor
 from ocvtp_kernels import chain, native
 from ocvtp_kernels.chain_native import prune_native
 from ocvtp_kernels.encode.folded import encode_folded
-from ocvtp_kernels.encode.native import encode
+from ocvtp_kernels.encode.native import EncodeLayers, encode
 from ocvtp_kernels.fold import unpack
-from ocvtp_kernels.linear import native as linear_native
-from ocvtp_kernels.linear.native import linear, multiplies_bfloat16
+from ocvtp_kernels.linear.native import Layer, linear, multiplies_bfloat16
 from tests.cases import (
     ISAS,
     PruneCase,
@@ -123,8 +120,9 @@ def test_encode_keeps_the_error_budget(shape: tuple[int, int], dtype: torch.dtyp
     reference, _, weights, _ = case.arguments(dtype)
     exact = encode_folded(reference.double(), unpack([w.double() for w in weights]))
     plain = encode_folded(reference, unpack(weights))
-    got = encode(reference, unpack(weights))
-    assert got.dtype == torch.float32
+    encoded = encode(reference, EncodeLayers.of(unpack(weights)))
+    assert encoded.dtype == torch.float32
+    got = torch.ops.ocvtp_native.layer_norm(encoded, 1e-5)
     assert_within_budget(got.to(dtype), plain, exact)
 
 
@@ -140,38 +138,24 @@ def test_bfloat16_products_are_as_good_as_plain_ones() -> None:
         )
         if gelu:
             exact, plain = (torch.nn.functional.gelu(value) for value in (exact, plain))
-        assert_within_budget(linear(x, weight, bias, gelu), plain, exact)
+        assert_within_budget(linear(x, Layer(weight, bias), gelu), plain, exact)
 
 
-def test_a_changed_weight_is_packed_anew() -> None:
-    x, weight, bias = random_tokens(80, 24), random_tokens(9, 24, seed=1), torch.zeros(9)
-    linear(x, weight, bias)
-    weight.mul_(2)
-    torch.testing.assert_close(linear(x, weight, bias), x @ weight.T)
-    weight.data = random_tokens(9, 24, seed=2)
-    torch.testing.assert_close(linear(x, weight, bias), x @ weight.T)
-
-
-def test_packs_go_with_their_weights() -> None:
-    gc.collect()
-    before = len(linear_native._packs)
-    weight = random_tokens(9, 24)
-    linear(random_tokens(80, 24), weight, torch.zeros(9))
-    assert len(linear_native._packs) == before + 1
-    del weight
-    gc.collect()
-    assert len(linear_native._packs) == before
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_weights_made_in_inference_mode_serve_too(dtype: torch.dtype) -> None:
-    with torch.inference_mode():
-        x, weight = random_tokens(80, 24, dtype=dtype), random_tokens(9, 24, seed=1, dtype=dtype)
-        bias = torch.ones(9, dtype=dtype)
-        plain = torch.nn.functional.linear(x, weight, bias)
-        torch.testing.assert_close(linear(x, weight, bias), plain)
-        with_gelu = torch.nn.functional.gelu(plain)
-        torch.testing.assert_close(linear(x, weight, bias, gelu=True), with_gelu)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float32])
+def test_a_layer_is_a_linear_with_its_pack_and_without(dtype: torch.dtype) -> None:
+    x, weight = random_tokens(80, 24, dtype=dtype), random_tokens(9, 24, seed=1, dtype=dtype)
+    bias = torch.ones(9, dtype=dtype)
+    layer = Layer.of(weight, bias, dtype)
+    functional = torch.nn.functional
+    exact = functional.linear(x.double(), weight.double(), bias.double())
+    plain = functional.linear(x, weight, bias)
+    for either in (layer, layer.packed()):
+        assert_within_budget(linear(x, either), plain, exact)
+        got = linear(x, either, gelu=True)
+        assert_within_budget(got, functional.gelu(plain), functional.gelu(exact))
+        assert linear(x[:0], either).shape == (0, 9)
+        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+            assert_within_budget(linear(x, either), plain, exact)
 
 
 def test_wide_vectors_of_any_instruction_set_compute_the_same_bits() -> None:
@@ -183,7 +167,7 @@ def test_wide_vectors_of_any_instruction_set_compute_the_same_bits() -> None:
         # Products of one-hot rows are exact, whatever sums them.
         eye = torch.eye(77).expand(2, 77, 77)
         return [
-            *ops.gru_gates(*gates, None, None, 0.0, True),
+            *ops.gru_gates(*gates, None, None, None, None, None, 0.0, True),
             ops.layer_norm(gates[0], 1e-5),
             *ops.slot_attention(logits[0] @ logits[1].mT, eye, eye, None, None, 0.3, 1e-5, True),
         ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import profile
 
 from ocvtp_kernels import chain
-from ocvtp_kernels.chain_native import picks_native, prune_native
+from ocvtp_kernels.chain_native import picks_native, prepare, prune_native
 from ocvtp_kernels.encode.folded import encode_folded
-from ocvtp_kernels.encode.native import encode
+from ocvtp_kernels.encode.native import EncodeLayers, encode
 from ocvtp_kernels.fold import unpack
 from ocvtp_kernels.selection.native import resolve_picks
 from ocvtp_kernels.slots.native import gru_cell
@@ -80,6 +82,26 @@ def test_no_slot_misses_its_token(dtype: torch.dtype) -> None:
     assert case.regret(ids).max() <= max(1e-2, 2 * case.regret(plain).max())
 
 
+def test_products_sum_in_float32_whatever_torch_is_set_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, settings = PruneCase(small_config(), 1, 33, 7), torch.backends.cuda.matmul
+    allowed = []
+    plain = torch.nn.functional.linear
+
+    def linear(*arguments: Any) -> Tensor:
+        allowed.append(settings.allow_fp16_reduced_precision_reduction)
+        return plain(*arguments)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    before = settings.allow_fp16_reduced_precision_reduction
+    settings.allow_fp16_reduced_precision_reduction = True
+    try:
+        kept(case, torch.float16, None, 7)
+        assert allowed and not any(allowed)
+        assert settings.allow_fp16_reduced_precision_reduction
+    finally:
+        settings.allow_fp16_reduced_precision_reduction = before
+
+
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_picks_are_what_prune_resolves(top_k: int) -> None:
     case = PruneCase(small_config(), 2, 33, 7)
@@ -106,7 +128,8 @@ def test_encode_keeps_the_error_budget(dtype: torch.dtype, enc_ln: str | None) -
     reference, _, weights, _ = case.arguments(dtype)
     exact = encode_folded(reference.double(), unpack([w.double() for w in weights]))
     plain = encode_folded(reference, unpack(weights))
-    got = encode(on_gpu(reference), unpack(on_gpu(weights)))
+    encoded = encode(on_gpu(reference), EncodeLayers.of(unpack(on_gpu(weights))))
+    got = torch.ops.ocvtp_native.layer_norm(encoded, 1e-5)
     assert_within_budget(got, plain, exact)
 
 
@@ -116,3 +139,43 @@ def test_the_gru_cell_keeps_the_error_budget(dtype: torch.dtype) -> None:
     narrow = [random_tokens(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
     exact = reference_gru_cell(*(tensor.double() for tensor in narrow))
     assert_within_budget(gru_cell(*on_gpu(narrow)), reference_gru_cell(*narrow), exact)
+
+
+# What aten runs in a prune: one launch on a GPU each, or none.
+LAUNCHED = {"aten::mm", "aten::addmm", "aten::copy_", "aten::sum", "aten::addcmul"}
+FREE = {"aten::" + name for name in (
+    "linear", "matmul", "t", "transpose", "view", "_unsafe_view", "reshape", "_reshape_alias",
+    "expand", "expand_as", "slice", "select", "split", "split_with_sizes", "narrow", "as_strided",
+    "unsqueeze", "detach", "alias", "empty", "empty_strided", "new_empty", "empty_like",
+    "resolve_conj", "resolve_neg", "to", "_to_copy", "contiguous", "clone", "is_nonzero",
+)}  # fmt: skip
+
+
+def launches(call: Callable[[], Any]) -> int:
+    """How many kernels a GPU would run."""
+    ours = torch.ops.ocvtp_emulator.launches()
+    with profile() as events:
+        call()
+    # Inside of addmm the CPU copies the bias.
+    outer = [
+        e for e in events.events() if not (e.cpu_parent and e.cpu_parent.name == "aten::addmm")
+    ]
+    names = [event.name for event in outer if event.name.startswith("aten::")]
+    assert set(names) <= LAUNCHED | FREE
+    return torch.ops.ocvtp_emulator.launches() - ours + sum(name in LAUNCHED for name in names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_prune_takes_few_launches(dtype: torch.dtype) -> None:
+    torch.use_deterministic_algorithms(False)  # which fills new memory
+    config = {"enc_in_dim": 64, "enc_dims": (64, 32), "init_dim": 32, "agg_embed_dim": 32}
+    case = PruneCase(small_config(**config), 1, 70, 7)
+    reference, final, weights, slots = on_gpu(case.arguments(dtype))
+    kept = on_gpu(slots.contiguous())
+    importance = on_gpu(random_tokens(1, 70, seed=3))
+    frozen, seeded = prepare(weights), prepare(weights, kept)
+    calls = {25: seeded, 26: frozen, 27: weights}
+    for expected, given in calls.items():
+        arguments = (reference, final, given, kept, importance, 7)
+        prune_native(*arguments)
+        assert launches(lambda arguments=arguments: prune_native(*arguments)) == expected

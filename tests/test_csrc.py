@@ -1,15 +1,19 @@
-"""The bindings compile beside the headers of any torch. What they do is tested in tests/csrc."""
+"""How native code compiles: beside any torch, and apart for each instruction set.
+
+What it does is tested in tests/csrc.
+"""
 
 from __future__ import annotations
 
 import sysconfig
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.build_cases import ROOT, load_script, said_by, tools_or_skip
+from tests.build_cases import ROOT, built_tests, load_script, said_by, tools_or_skip
 
 QUICK = "resolve_picks_cuda.cu"  # compiled in every run
 INSTALLED = Path(torch.__file__).parent / "include"
@@ -17,6 +21,20 @@ HEADERS = load_script("torch_headers")
 OLDEST = HEADERS.FOLDER / HEADERS.oldest_torch()  # where `make headers` leaves them
 CUDA_BINDINGS = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
 CPU_BINDINGS = [*sorted(ROOT.glob("csrc/*/*_cpu.cpp")), ROOT / "csrc" / "registration.cpp"]
+
+
+def test_the_instruction_sets_share_no_code() -> None:
+    """The linker keeps one copy of a weak symbol: an old CPU must not get AVX-512's."""
+    (nm,) = tools_or_skip("nm")
+    tree, seen = built_tests("kernels"), Counter[str]()
+    folders = list((tree / "CMakeFiles").glob("kernels_*.dir"))
+    for folder in folders:
+        said = said_by([nm, "-C", "--defined-only", *folder.rglob("*.o")], ROOT)
+        symbols = [line.split(maxsplit=2) for line in said.splitlines()]
+        weak = {symbol[2] for symbol in symbols if len(symbol) == 3 and symbol[1] in "WVu"}
+        assert weak, folder
+        seen.update(weak)
+    assert folders and [symbol for symbol, sets in seen.items() if sets > 1] == []
 
 
 def compiled_beside(includes: Path, *sources: Path) -> list[Any]:

@@ -7,7 +7,8 @@ import torch
 
 from ocvtp_kernels import PrunerConfig
 from ocvtp_kernels.chain import attention_logits
-from ocvtp_kernels.fold import unpack
+from ocvtp_kernels.chain_native import prepare
+from ocvtp_kernels.fold import kept_with, unpack
 from tests.cases import random_pruner, random_tokens, small_config
 
 CONFIGS = {
@@ -56,3 +57,31 @@ def test_other_lists_are_refused() -> None:
     for wrong in ([], packed[1:], packed[:-1], [packed[1]]):
         with pytest.raises(ValueError, match="weights: expected"):
             unpack(wrong)
+
+
+@pytest.mark.parametrize("name", ["small", "no norm", "norm after", "three layers"])
+def test_every_tensor_of_a_list_has_to_fit(name: str) -> None:
+    pruner = random_pruner(CONFIGS[name])
+    packed = pruner.packed()
+    tokens = random_tokens(2, 9, pruner.config.enc_in_dim)
+    slots = pruner.sample_slots(2, 3)
+    for place, weight in enumerate(packed):
+        spoilt = [weight.double(), weight.unsqueeze(0), weight.to("meta")]
+        if place:
+            spoilt += [weight[:-1], torch.cat([weight, weight[:1]])]
+        for other in spoilt:
+            wrong = [*packed[:place], other, *packed[place + 1 :]]
+            with pytest.raises((ValueError, TypeError), match=r"^weights(\[\d+\])?: "):
+                unpack(wrong)
+            with pytest.raises((ValueError, TypeError), match="weights"):
+                torch.ops.ocvtp.prune(tokens, tokens, wrong, slots, None, 3)
+
+
+def test_what_a_list_keeps_is_for_that_list_alone() -> None:
+    packed = random_pruner().packed()
+    kept = prepare(packed)
+    assert unpack(kept) is unpack(kept) and unpack(packed) is not unpack(packed)
+    for place in range(1, len(kept)):
+        other = [*kept[:place], kept[place].clone(), *kept[place + 1 :]]
+        assert kept_with(other) is None and unpack(other) is not unpack(kept)
+    assert kept_with(packed) is None and kept_with(kept[:-1]) is None

@@ -7,10 +7,13 @@
 #include <string>
 #include <tuple>
 
+#include "common/checks.h"
 #include "common/kernels.h"
 #include "common/tensors.h"
 
 namespace ocvtp {
+
+inline constexpr Dtypes kernel_dtypes{ScalarType::Float, ScalarType::Double};
 
 // Runs body(float{}) or body(double{}) by the tensor's dtype.
 template <class Body>
@@ -18,6 +21,15 @@ auto by_dtype(const Tensor& tensor, const Body& body) {
   if (tensor.scalar_type() == ScalarType::Float) return body(float{});
   if (tensor.scalar_type() == ScalarType::Double) return body(double{});
   throw std::invalid_argument("ocvtp_native on the CPU takes float32 and float64");
+}
+
+// Dense ids are of tokens: only on the CPU can values be read without a wait.
+inline void require_ids(const char* name, const Tensor& ids, int64_t num_tokens) {
+  const int64_t* id = data<int64_t>(ids);
+  const int64_t* const end = id + ids.numel();
+  for (; id < end; ++id)
+    if (*id < 0 || *id >= num_tokens)
+      refuse(name, "ids of tokens, 0 to " + std::to_string(num_tokens - 1), std::to_string(*id));
 }
 
 // Elements that are worth waking a thread for.

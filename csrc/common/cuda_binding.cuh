@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/checks.h"
 #include "common/device.cuh"
 #include "common/namespace.h"
 #include "common/tensors.h"
@@ -72,6 +73,12 @@ class Launcher {
   cudaStream_t stream_ = nullptr;
 };
 
+#if OCVTP_BF16
+inline constexpr Dtypes kernel_dtypes{ScalarType::Float, ScalarType::Half, ScalarType::BFloat16};
+#else
+inline constexpr Dtypes kernel_dtypes{ScalarType::Float, ScalarType::Half};
+#endif
+
 // Runs body(float{}), body(half{}) or body(bfloat16{}) by the tensor's dtype.
 template <class Body>
 auto by_cuda_dtype(const Tensor& tensor, const Body& body) {
@@ -88,12 +95,6 @@ auto by_cuda_dtype(const Tensor& tensor, const Body& body) {
       break;
   }
   throw std::invalid_argument("ocvtp_native on CUDA takes float32, float16 and bfloat16");
-}
-
-inline void check_dtype(const Tensor& tensor, ScalarType dtype, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == dtype, "ocvtp_native: ", name, " is ",
-                  torch::headeronly::toString(tensor.scalar_type()), ", expected ",
-                  torch::headeronly::toString(dtype));
 }
 
 inline Tensor empty_sized(const Tensor& sized, ScalarType dtype) {

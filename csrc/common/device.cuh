@@ -16,10 +16,10 @@
 #include <cuda_bf16.h>
 #endif
 
-// Dynamic shared memory, aligned to 16 bytes: OCVTP_SHARED(float, tile) declares `float* tile`.
+// Dynamic shared memory, aligned to 128 bytes: OCVTP_SHARED(float, tile) declares `float* tile`.
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-#define OCVTP_SHARED(type, name)                                      \
-  extern __shared__ __align__(16) unsigned char ocvtp_shared_bytes[]; \
+#define OCVTP_SHARED(type, name)                                       \
+  extern __shared__ __align__(128) unsigned char ocvtp_shared_bytes[]; \
   type* const name = reinterpret_cast<type*>(ocvtp_shared_bytes)
 #else
 #define OCVTP_SHARED(type, name) \

@@ -18,13 +18,16 @@ struct LayerNorm {
   T* out;  // [rows, width]
 };
 
-// Part: rows. sum = x + y, normed = layer_norm(sum).
+// Part: rows. normed = layer_norm(x), or, where y is given, of sum = x + y. A row's statistics are
+// its mean, its deviation and the dot product of normed and weight.
 template <class T>
-struct AddLayerNorm {
-  const T *x, *y;  // [rows, width]
+struct NormSlots {
+  const T *x, *y;   // [rows, width]; y may be null
+  const T* weight;  // [width]
   int64_t width;
   T eps;
-  T *sum, *normed;  // [rows, width]
+  T *sum, *normed;  // [rows, width]; sum with y only
+  T* statistics;    // [rows, 3]
 };
 
 // Part: rows. x = gelu(x + bias).
@@ -79,13 +82,19 @@ struct SlotSoftmaxBackward {
   T* grad;  // [B, K, N]
 };
 
-// Part: rows. The gates of the GRU, and, where wanted, the layer_norm of the new state.
+// Part: rows. The gates of the GRU, and, where wanted, the layer_norm of the new state. Row r has
+// the state number r % states. With statistics h_gates are of layer_norm(h), those of h being
+// deviation * h_gates + mean * sums + bias.
 template <class T>
 struct GruGates {
-  const T *x_gates, *h_gates;  // [rows, 3 * width]
-  const T* h;                  // [rows, width]
-  const T* shift;              // [3 * width] or null: x_gates + mass / (mass + eps) * shift
-  const T* mass;               // [rows]
+  const T* x_gates;  // [rows, 3 * width]
+  const T* h_gates;  // [states, 3 * width], rows `stride` apart
+  const T* h;        // [states, width]
+  int64_t states, stride;
+  const T* shift;        // [3 * width] or null: x_gates + mass / (mass + eps) * shift
+  const T* mass;         // [rows]
+  const T* statistics;   // [states, 3], as NormSlots has them, or null
+  const T *sums, *bias;  // [3 * width]
   int64_t width;
   T eps, norm_eps;
   T* state;   // [rows, width]
@@ -129,7 +138,7 @@ struct AttentionMean {
 template <class T>
 struct Kernels {
   void (*layer_norm)(const LayerNorm<T>&, int64_t begin, int64_t end);
-  void (*add_layer_norm)(const AddLayerNorm<T>&, int64_t begin, int64_t end);
+  void (*norm_slots)(const NormSlots<T>&, int64_t begin, int64_t end);
   void (*bias_gelu)(const BiasGelu<T>&, int64_t begin, int64_t end);
   void (*slot_softmax)(const SlotSoftmax<T>&, int64_t begin, int64_t end);
   void (*slot_mass)(const SlotMass<T>&, int64_t begin, int64_t end);

@@ -7,6 +7,8 @@
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #include <mma.h>
+#else
+#include "../tests/emulated_wmma.h"
 #endif
 
 namespace ocvtp {
@@ -54,14 +56,9 @@ struct SimtTile {
 #pragma unroll
       for (int i = 0; i < 8; ++i) x[i / 4][i % 4] = 0.0f;
     }
-    // Adds what is at `from`; the lane that stored a number reads it.
-    __device__ __forceinline__ void add(const float* from, int row_stride) {
+    __device__ __forceinline__ void add(const Sum& other) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const Four four = load_four(from + place(i, row_stride));
-#pragma unroll
-        for (int j = 0; j < 4; ++j) x[i][j] = four.x[j] + x[i][j];
-      }
+      for (int i = 0; i < 8; ++i) x[i / 4][i % 4] += other.x[i / 4][i % 4];
     }
     __device__ __forceinline__ void store(float* to, int row_stride) const {
 #pragma unroll
@@ -106,7 +103,6 @@ struct SimtTile {
   }
 };
 
-#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 template <bool TRANSPOSED>
 struct RightLayout {
   using Type = nvcuda::wmma::row_major;
@@ -139,11 +135,9 @@ struct TensorTile {
     nvcuda::wmma::fragment<nvcuda::wmma::accumulator, kTile, kTile, kTile, float> fragment;
 
     __device__ __forceinline__ void zero() { nvcuda::wmma::fill_fragment(fragment, 0.0f); }
-    __device__ __forceinline__ void add(const float* from, int row_stride) {
-      decltype(fragment) other;
-      nvcuda::wmma::load_matrix_sync(other, from, row_stride, nvcuda::wmma::mem_row_major);
+    __device__ __forceinline__ void add(const Sum& other) {
 #pragma unroll
-      for (int i = 0; i < fragment.num_elements; ++i) fragment.x[i] = other.x[i] + fragment.x[i];
+      for (int i = 0; i < fragment.num_elements; ++i) fragment.x[i] += other.fragment.x[i];
     }
     __device__ __forceinline__ void store(float* to, int row_stride) const {
       nvcuda::wmma::store_matrix_sync(to, fragment, row_stride, nvcuda::wmma::mem_row_major);
@@ -156,13 +150,11 @@ struct TensorTile {
     nvcuda::wmma::mma_sync(sum.fragment, left.fragment, right.fragment, sum.fragment);
   }
 };
-#endif
 
 template <class T>
 struct WarpTileOf {
   using Type = SimtTile<T>;
 };
-#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 template <>
 struct WarpTileOf<half> {
   using Type = TensorTile<half>;
@@ -173,7 +165,6 @@ template <>
 struct WarpTileOf<bfloat16> {
   using Type = TensorTile<bfloat16>;
 };
-#endif
 #endif
 
 template <class T>

@@ -1,37 +1,12 @@
 // ocvtp_native's encode parts on the CPU.
-#include "common/binding.h"
+#include "encode/norm_tensor.h"
 
 namespace ocvtp {
 namespace {
 
-Tensor layer_norm(Tensor x, double eps) {
-  x = dense(x);
-  const int64_t width = x.size(x.dim() - 1);
-  Tensor normed = torch::stable::empty_like(x);
-  by_dtype(x, [&](auto kind) {
-    using T = decltype(kind);
-    const LayerNorm<T> arguments{data<T>(x), width, width, T(eps), out<T>(normed)};
-    run(kernels<T>().layer_norm, arguments, width ? x.numel() / width : 0, width);
-  });
-  return normed;
-}
-
-std::tuple<Tensor, Tensor> add_layer_norm(Tensor x, Tensor y, double eps) {
-  x = dense(x);
-  y = dense(y);
-  const int64_t width = x.size(x.dim() - 1);
-  Tensor sum = torch::stable::empty_like(x), normed = torch::stable::empty_like(y);
-  by_dtype(x, [&](auto kind) {
-    using T = decltype(kind);
-    const AddLayerNorm<T> arguments{data<T>(x), data<T>(y),  width,
-                                    T(eps),     out<T>(sum), out<T>(normed)};
-    run(kernels<T>().add_layer_norm, arguments, width ? x.numel() / width : 0, width);
-  });
-  return {sum, normed};
-}
-
 void bias_gelu_(Tensor x, Tensor bias) {
-  if (!x.is_contiguous()) throw std::invalid_argument("x: expected a dense tensor");
+  check_bias_gelu(x, bias, kernel_dtypes);
+  if (!x.is_contiguous()) refuse("x", "a dense tensor", "strides " + text_of(x.strides()));
   bias = dense(bias);
   const int64_t width = x.size(x.dim() - 1);
   by_dtype(x, [&](auto kind) {
@@ -43,13 +18,12 @@ void bias_gelu_(Tensor x, Tensor bias) {
 
 std::string isa_name(std::string wanted) {
   if (!wanted.empty() && !use_isa(wanted.c_str()))
-    throw std::invalid_argument("wanted: this CPU or this build lacks " + wanted);
+    refuse("wanted", "an instruction set of this CPU and this build", wanted);
   return isa().name;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ocvtp_native, CPU, m) {
   m.impl("layer_norm", TORCH_BOX(&layer_norm));
-  m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm));
   m.impl("bias_gelu_", TORCH_BOX(&bias_gelu_));
 }
 

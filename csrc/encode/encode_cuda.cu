@@ -3,11 +3,13 @@
 
 #include "common/cuda_rows.h"
 #include "encode/bias_gelu.cuh"
+#include "encode/checks.h"
 
 namespace ocvtp {
 namespace {
 
 Tensor layer_norm(Tensor x, double eps) {
+  check_layer_norm(x, kernel_dtypes);
   const Tensor y = empty_sized(x, x.scalar_type());
   const Rows2 rows = rows_of(x, 2);
   if (rows.count == 0) return y;
@@ -24,11 +26,9 @@ Tensor layer_norm(Tensor x, double eps) {
 }
 
 void bias_gelu_(Tensor x, Tensor bias) {
+  check_bias_gelu(x, bias, kernel_dtypes);
   bias = dense(bias);
-  check_dtype(bias, x.scalar_type(), "bias");
   const Rows2 rows = rows_of(x, 2);
-  STD_TORCH_CHECK(bias.numel() == rows.width, "ocvtp_native: bias has ", bias.numel(),
-                  " elements, expected ", rows.width);
   if (rows.count == 0) return;
   const Launcher launch(x);
   by_cuda_dtype(x, [&](auto kind) {
@@ -42,40 +42,9 @@ void bias_gelu_(Tensor x, Tensor bias) {
   if (rows.copied) torch::stable::copy_(x, rows.tensor);
 }
 
-template <class Wide, class T>
-void launch_add_layer_norm(const Launcher& launch, const Rows2& x, const Rows2& y,
-                           const Tensor& sum, const Tensor& normed, double eps) {
-  constexpr int kPack = kMostElements<Wide>;
-  const bool packs = x.in_packs_of(kPack, sizeof(Wide)) && y.in_packs_of(kPack, sizeof(T));
-  launch(packs ? add_layer_norm_kernel<Wide, T, kPack> : add_layer_norm_kernel<Wide, T, 1>, x.count,
-         kNormThreads, 0, data<Wide>(x.tensor), data<T>(y.tensor), out<Wide>(sum), out<T>(normed),
-         x.layout.inner_stride, y.layout.inner_stride, x.width, static_cast<float>(eps));
-}
-
-std::tuple<Tensor, Tensor> add_layer_norm(Tensor x, Tensor y, double eps) {
-  const Tensor sum = empty_sized(x, x.scalar_type());
-  const Tensor normed = empty_sized(y, y.scalar_type());
-  const Rows2 x_rows = rows_of(x, 1), y_rows = rows_of(y, 1);
-  STD_TORCH_CHECK(x_rows.count == y_rows.count && x_rows.width == y_rows.width,
-                  "ocvtp_native: x and y differ in shape");
-  if (x_rows.count == 0) return {sum, normed};
-  const Launcher launch(x);
-  by_cuda_dtype(y, [&](auto kind) {
-    using T = decltype(kind);
-    if (x.scalar_type() == y.scalar_type()) {
-      launch_add_layer_norm<T, T>(launch, x_rows, y_rows, sum, normed, eps);
-    } else {
-      check_dtype(x, ScalarType::Float, "x");
-      launch_add_layer_norm<float, T>(launch, x_rows, y_rows, sum, normed, eps);
-    }
-  });
-  return {sum, normed};
-}
-
 STABLE_TORCH_LIBRARY_IMPL(OCVTP_NAMESPACE, OCVTP_CUDA_KEY, m) {
   m.impl("layer_norm", TORCH_BOX(&layer_norm));
   m.impl("bias_gelu_", TORCH_BOX(&bias_gelu_));
-  m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Rows to mean 0 and deviation 1, and the same of a sum of two rows. One block a row.
+// Rows to mean 0 and deviation 1. One block a row.
 #pragma once
 
 #include "../common/device.cuh"
@@ -73,17 +73,13 @@ __device__ __forceinline__ RowStatistics row_statistics(int width, float eps, fl
   return statistics;
 }
 
-// y = (x - mean) / sqrt(variance + eps) for every row: x `layout` [R,width] -> y [R,width].
-// Grid R, block kNormThreads. V divides width and every row start.
+// One row of `width`, by a block: V divides width and the rows' starts.
 template <class T, int V>
-__global__ void __launch_bounds__(kNormThreads)
-    layer_norm_kernel(const T* __restrict__ x, T* __restrict__ y, RowLayout layout, int width,
-                      float eps) {
-  __shared__ float scratch[kNormThreads / kWarpSize];
+__device__ __forceinline__ RowStatistics normalise_row(const T* x, T* y, int width, float eps,
+                                                       float* scratch) {
   using Word = Elements<T, V>;
-  const int64 row = blockIdx.x;
-  const Word* source = reinterpret_cast<const Word*>(x + layout.start(row));
-  Word* target = reinterpret_cast<Word*>(y + row * width);
+  const Word* source = reinterpret_cast<const Word*>(x);
+  Word* target = reinterpret_cast<Word*>(y);
   const auto read = [=](int i, float* values) {
     const Word word = source[i];
 #pragma unroll
@@ -98,44 +94,18 @@ __global__ void __launch_bounds__(kNormThreads)
     for (int j = 0; j < V; ++j) word.element[j] = from_float<T>(statistics.normalise(values[j]));
     target[i] = word;
   }
+  return statistics;
 }
 
-// sum = x + y in the dtype of x, and its layer_norm, of the unrounded sum, in the dtype of y:
-// x [R,width] and y [R,width] with row strides -> sum, normed [R,width].
-// Grid R, block kNormThreads. V divides width and both strides.
-template <class Wide, class T, int V>
+// y = (x - mean) / sqrt(variance + eps) for every row: x `layout` [R,width] -> y [R,width].
+// Grid R, block kNormThreads. V divides width and every row start.
+template <class T, int V>
 __global__ void __launch_bounds__(kNormThreads)
-    add_layer_norm_kernel(const Wide* __restrict__ x, const T* __restrict__ y,
-                          Wide* __restrict__ sum, T* __restrict__ normed, int64 x_stride,
-                          int64 y_stride, int width, float eps) {
+    layer_norm_kernel(const T* __restrict__ x, T* __restrict__ y, RowLayout layout, int width,
+                      float eps) {
   __shared__ float scratch[kNormThreads / kWarpSize];
-  using WideWord = Elements<Wide, V>;
-  using Word = Elements<T, V>;
   const int64 row = blockIdx.x;
-  const WideWord* left = reinterpret_cast<const WideWord*>(x + row * x_stride);
-  const Word* right = reinterpret_cast<const Word*>(y + row * y_stride);
-  WideWord* total = reinterpret_cast<WideWord*>(sum + row * width);
-  Word* target = reinterpret_cast<Word*>(normed + row * width);
-  const auto read = [=](int i, float* values) {
-    const WideWord a = left[i];
-    const Word b = right[i];
-#pragma unroll
-    for (int j = 0; j < V; ++j) values[j] = to_float(a.element[j]) + to_float(b.element[j]);
-  };
-  const RowStatistics statistics = row_statistics<V>(width, eps, scratch, read);
-  for (int i = threadIdx.x; i < width / V; i += kNormThreads) {
-    float values[V];
-    read(i, values);
-    WideWord rounded;
-    Word word;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      rounded.element[j] = from_float<Wide>(values[j]);
-      word.element[j] = from_float<T>(statistics.normalise(values[j]));
-    }
-    total[i] = rounded;
-    target[i] = word;
-  }
+  normalise_row<T, V>(x + layout.start(row), y + row * width, width, eps, scratch);
 }
 
 }  // namespace ocvtp

@@ -1,4 +1,4 @@
-// Un-affined LayerNorm of rows (Ba et al. 2016), alone and after a sum.
+// Un-affined LayerNorm of rows (Ba et al. 2016).
 #pragma once
 
 #include <cmath>
@@ -15,38 +15,32 @@ inline T row_sum(const T* x, int64_t size) {
   return sum_lanes<T>(sum);
 }
 
+template <class T>
+struct RowStatistics {
+  T mean, deviation;
+};
+
 // The mean first: a large one must not drown the deviation.
 template <class T>
-inline void normalize_row(const T* x, int64_t size, T eps, T* out) {
+inline RowStatistics<T> normalize_row(const T* x, int64_t size, T eps, T* out) {
   const T mean = row_sum(x, size) / T(size);
   Vector<T> squares{};
   for_each_vector<T>(size, [&](int64_t at, int64_t lanes) {
     const Vector<T> off = load_lanes(x + at, lanes, mean) - mean;
     squares += off * off;
   });
-  const T scale = T(1) / std::sqrt(sum_lanes<T>(squares) / T(size) + eps);
+  const T deviation = std::sqrt(sum_lanes<T>(squares) / T(size) + eps);
+  const T scale = T(1) / deviation;
   for_each_vector<T>(size, [&](int64_t at, int64_t lanes) {
     store_lanes<T>(out + at, (load_lanes(x + at, lanes) - mean) * scale, lanes);
   });
+  return {mean, deviation};
 }
 
 template <class T>
 void layer_norm(const LayerNorm<T>& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row)
     normalize_row(a.x + row * a.stride, a.width, a.eps, a.out + row * a.width);
-}
-
-template <class T>
-void add_layer_norm(const AddLayerNorm<T>& a, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t start = row * a.width;
-    for_each_vector<T>(a.width, [&](int64_t at, int64_t lanes) {
-      const Vector<T> sum =
-          load_lanes(a.x + start + at, lanes) + load_lanes(a.y + start + at, lanes);
-      store_lanes<T>(a.sum + start + at, sum, lanes);
-    });
-    normalize_row(a.sum + start, a.width, a.eps, a.normed + start);
-  }
 }
 
 }  // namespace ocvtp::OCVTP_ISA

@@ -91,7 +91,8 @@ struct Expansion {
     if (count > room) {
       sort_descending(merit, accepted, count);
       count = room;
-      std::sort(accepted, accepted + count);
+      // A comparison of its own: without one the instruction sets would share the sort's code.
+      std::sort(accepted, accepted + count, [](int64_t i, int64_t j) { return i < j; });
     }
     for (int64_t i = 0; i < count; ++i) pick(ranking[accepted[i]]);
   }

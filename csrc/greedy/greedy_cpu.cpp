@@ -1,5 +1,6 @@
 // ocvtp_native's greedy selections on the CPU.
 #include "common/binding.h"
+#include "greedy/checks.h"
 
 namespace ocvtp {
 namespace {
@@ -7,20 +8,6 @@ namespace {
 template <class T>
 Rows<T> rows(const Tensor& tensor) {
   return {data<T>(tensor), tensor.stride(0), tensor.stride(1)};
-}
-
-void require_ids(const char* name, const Tensor& ids, int64_t num_tokens) {
-  if (ids.scalar_type() != ScalarType::Long)
-    throw std::invalid_argument(std::string(name) + ": expected int64 ids");
-  const int64_t* first = data<int64_t>(ids);
-  const bool within = std::all_of(first, first + ids.numel(),
-                                  [&](int64_t id) { return id >= 0 && id < num_tokens; });
-  if (!within) throw std::invalid_argument(std::string(name) + ": expected ids of tokens");
-}
-
-void require_alike(const Tensor& tensor, const Tensor& other) {
-  if (tensor.scalar_type() != other.scalar_type())
-    throw std::invalid_argument("expected floating tensors of one dtype");
 }
 
 // Steps of an image wait for each other: threads take images of about `elements` elements, or,
@@ -49,6 +36,7 @@ void run_share(const Kernel& kernel, const Arguments& arguments, int64_t image, 
 
 Tensor farthest_select(Tensor distances, std::optional<Tensor> first, int64_t budget,
                        bool distinct) {
+  check_farthest(distances, first, budget, kernel_dtypes);
   distances = with_unit_stride(distances);
   first = dense(first);
   const int64_t batch = distances.size(0), tokens = distances.size(1);
@@ -69,6 +57,7 @@ Tensor farthest_select(Tensor distances, std::optional<Tensor> first, int64_t bu
 }
 
 Tensor pivot_select(Tensor points, int64_t budget) {
+  check_pivot(points, budget, kernel_dtypes);
   points = with_unit_stride(points);
   const int64_t batch = points.size(0), tokens = points.size(1), width = points.size(2);
   const Tensor running = empty(points, {batch, tokens});
@@ -90,7 +79,7 @@ Tensor pivot_select(Tensor points, int64_t budget) {
 }
 
 Tensor dpp_select(Tensor similarity, Tensor quality, int64_t budget) {
-  require_alike(similarity, quality);
+  check_scored(similarity, "quality", quality, budget, kernel_dtypes);
   similarity = with_unit_stride(similarity);
   quality = dense(quality);
   const int64_t batch = similarity.size(0), tokens = similarity.size(1);
@@ -119,7 +108,7 @@ Tensor dpp_select(Tensor similarity, Tensor quality, int64_t budget) {
 }
 
 Tensor facility_select(Tensor similarity, Tensor saliency, int64_t budget) {
-  require_alike(similarity, saliency);
+  check_scored(similarity, "saliency", saliency, budget, kernel_dtypes);
   similarity = with_unit_stride(similarity);
   saliency = dense(saliency);
   const int64_t batch = similarity.size(0), tokens = similarity.size(1);
@@ -146,6 +135,7 @@ Tensor facility_select(Tensor similarity, Tensor saliency, int64_t budget) {
 }
 
 Tensor match_select(Tensor similarity, Tensor ranked, int64_t budget, int64_t drop) {
+  check_match(similarity, ranked, budget, drop, kernel_dtypes);
   similarity = with_unit_stride(similarity);
   ranked = dense(ranked);
   const int64_t batch = similarity.size(0), tokens = similarity.size(1), places = ranked.size(1);
@@ -178,11 +168,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> centrifugal_select(Tensor similarity,
                                                               int64_t budget, double spread,
                                                               double threshold, double step,
                                                               int64_t chunk, bool pad) {
+  check_centrifugal(similarity, pivots, height, width, budget, chunk, kernel_dtypes);
   similarity = with_unit_stride(similarity);
   pivots = dense(pivots);
   const int64_t batch = similarity.size(0), tokens = similarity.size(1);
-  if (height * width != tokens)
-    throw std::invalid_argument("height, width: expected a grid of all tokens");
   require_ids("pivots", pivots, tokens);
   const Tensor closeness = empty(similarity, {batch, tokens});
   const Tensor place = empty(similarity, {batch, tokens});
@@ -221,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> centrifugal_select(Tensor similarity,
 
 std::tuple<Tensor, Tensor> scatter_merge(Tensor tokens, Tensor weight, Tensor owner,
                                          int64_t num_owners) {
-  require_alike(tokens, weight);
+  check_scatter_merge(tokens, weight, owner, num_owners, kernel_dtypes);
   tokens = with_unit_stride(tokens);
   weight = dense(weight);
   owner = dense(owner);
@@ -243,6 +232,7 @@ std::tuple<Tensor, Tensor> scatter_merge(Tensor tokens, Tensor weight, Tensor ow
 }
 
 Tensor channel_variance(Tensor tokens) {
+  check_channel_variance(tokens, kernel_dtypes);
   tokens = with_unit_stride(tokens);
   const int64_t batch = tokens.size(0), num_tokens = tokens.size(1), width = tokens.size(2);
   const Tensor variance = empty(tokens, {batch, width});

@@ -1,10 +1,12 @@
 // ocvtp_native's importance part on the CPU.
 #include "common/binding.h"
+#include "importance/checks.h"
 
 namespace ocvtp {
 namespace {
 
 Tensor attention_received(Tensor q, Tensor k, int64_t row, double scale) {
+  check_attention_received(q, k, row, kernel_dtypes);
   q = with_unit_stride(q);
   k = with_unit_stride(k);
   const int64_t batch = q.size(0), heads = q.size(1), width = q.size(3), keys = k.size(2);

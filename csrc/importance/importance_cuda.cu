@@ -3,6 +3,7 @@
 
 #include "common/cuda_binding.cuh"
 #include "importance/attention_received.cuh"
+#include "importance/checks.h"
 
 namespace ocvtp {
 namespace {
@@ -17,15 +18,11 @@ HeadRows<T> head_rows(const Tensor& x, int64 first_row, int64 rows) {
 }
 
 Tensor attention_received(Tensor q, Tensor k, int64_t row, double scale) {
+  check_attention_received(q, k, row, kernel_dtypes);
   q = with_unit_stride(q);
   k = with_unit_stride(k);
   const int64 batch = q.size(0), heads = q.size(1);
   const int queries = int_size(q, 2), keys = int_size(k, 2), width = int_size(q, 3);
-  check_dtype(k, q.scalar_type(), "k");
-  STD_TORCH_CHECK(k.size(0) == batch && k.size(1) == heads && k.size(3) == width,
-                  "ocvtp_native: k is not [B, H, N, d] beside q [B, H, M, d]");
-  STD_TORCH_CHECK(-1 <= row && row < queries, "ocvtp_native: row ", row, " of ", queries,
-                  " queries");
   const Tensor received = empty(q, {batch, keys}, ScalarType::Float);
   if (received.numel() == 0) return received;
   const bool all = row == -1;

@@ -3,5 +3,6 @@
 
 #include "resolve_picks.cuh"
 
-template __global__ void ocvtp::resolve_kernel<false>(ocvtp::ResolveArguments);
-template __global__ void ocvtp::resolve_kernel<true>(ocvtp::ResolveArguments);
+template __global__ void ocvtp::resolve_kernel<false, false>(ocvtp::ResolveArguments);
+template __global__ void ocvtp::resolve_kernel<true, false>(ocvtp::ResolveArguments);
+template __global__ void ocvtp::resolve_kernel<true, true>(ocvtp::ResolveArguments);

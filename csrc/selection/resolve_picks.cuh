@@ -3,20 +3,22 @@
 // of ocvtp_kernels/selection/reference.py::resolve_picks, in integers: nothing here rounds.
 #pragma once
 
-#include "ordered_scores.cuh"
+#include "contest.cuh"
 
 namespace ocvtp {
 
-constexpr int kResolveThreads = 512;
 constexpr int kResolveTokens = 16384;  // two 16-bit counts share an int below
 constexpr int kResolvePicks = 65535;   // a pick's index has 16 bits, the last value is kUnpicked
-constexpr unsigned short kUnpicked = 0xffff;
+
+constexpr int kPackedSlots = 2048;  // the picks of more would not fit beside the most tokens
 
 struct ResolveArguments {
-  const int64* picks;  // [B,K,top_k], a slot's best first
-  Scores peak;         // [B,K]
-  Scores importance;   // [B,N], or no data
-  int64* ids;          // [B,budget]
+  const int64* picks;    // [B,K,top_k], a slot's best first
+  Scores peak;           // [B,K]
+  const uint64* packed;  // [B,tiles,K] with PACKED, in place of both: a slot's best of each tile
+  Scores importance;     // [B,N], or no data
+  int64* ids;            // [B,budget]
+  int tiles;
   int num_slots, top_k, num_tokens, budget;
   int parts;  // blocks an image
   // For the gather alone, in bytes; `unit` divides every one of them.
@@ -30,146 +32,54 @@ __host__ __device__ constexpr int rows_per_part(int budget, int parts) {
   return ceil_div(budget, parts);
 }
 
-// Shared memory: the best pick of each token, and the rows that the block copies.
-__host__ __device__ constexpr int resolve_shared_bytes(int num_tokens, int rows) {
-  return ceil_div(num_tokens * 2, 4) * 4 + rows * 4;
+// Shared memory: packed picks, the best pick of each token, and the rows that the block copies.
+__host__ __device__ constexpr int resolve_shared_bytes(int num_tokens, int rows,
+                                                       int packed_slots = 0) {
+  return packed_slots * 8 + ceil_div(num_tokens * 2, 4) * 4 + rows * 4;
 }
 
-// The order of tokens that compete for the last places: `major` first, then `minor`, then the id.
-struct Contest {
-  const unsigned short* best;
-  Scores scores;
-  int64 image;
-  int top_k;
-  bool among_picked;  // else among the unpicked
-
-  __device__ __forceinline__ bool joins(int token) const {
-    return (best[token] != kUnpicked) == among_picked;
-  }
-  __device__ __forceinline__ uint64 major(int token) const {
-    return scores.data ? scores.order(image, among_picked ? best[token] / top_k : token) : 0;
-  }
-  // A slot's weaker picks go first; among the unpicked all are alike.
-  __device__ __forceinline__ unsigned minor(int token) const {
-    return among_picked ? static_cast<unsigned>(top_k - 1 - best[token] % top_k) : 0u;
-  }
-  __device__ __forceinline__ int major_digits() const { return scores.data ? scores.bytes : 0; }
-  __device__ __forceinline__ int minor_digits() const { return among_picked && top_k > 1 ? 2 : 0; }
-};
-
-// The last place: those above it are in, and the first `ties` of its equals.
-struct Threshold {
-  uint64 major;
-  unsigned minor;
-  int ties;
-};
-
-struct Selector {
-  int histogram[256];
-  int digit, left;
-  int warp_total[kResolveThreads / kWarpSize];
-};
-
-// The sum over lower threads, and over all of them in `total`, of two 16-bit counts at once.
-__device__ __forceinline__ int exclusive_scan(int value, Selector& shared, int& total) {
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  int upto = value;
+// Each slot's best pick over the tiles of tokens. To be followed by a barrier.
+__device__ __forceinline__ void find_slot_picks(const ResolveArguments& a, int64 image,
+                                                uint64* slot_picks) {
+  constexpr int kAtOnce = 6;  // loads on their way
+  for (int slot = threadIdx.x; slot < a.num_slots; slot += kResolveThreads) {
+    const uint64* const from = a.packed + image * a.tiles * a.num_slots + slot;
+    uint64 best = 0;
+    for (int tile = 0; tile < a.tiles; tile += kAtOnce) {
+      uint64 pick[kAtOnce];
 #pragma unroll
-  for (int step = 1; step < kWarpSize; step *= 2) {
-    const int other = __shfl_up_sync(kFullWarp, upto, step);
-    if (lane >= step) upto += other;
-  }
-  if (lane == kWarpSize - 1) shared.warp_total[warp] = upto;
-  __syncthreads();
-  int before = 0;
-  total = 0;
-  for (int i = 0; i < kResolveThreads / kWarpSize; ++i) {
-    if (i < warp) before += shared.warp_total[i];
-    total += shared.warp_total[i];
-  }
-  __syncthreads();
-  return before + upto - value;
-}
-
-// Finds, in the histogram of one digit, the digit at which `wanted` is reached from the top, and
-// how many of it are wanted. By one warp: a lane has eight digits, lane 0 the largest.
-__device__ __forceinline__ void find_digit(Selector& shared, int wanted) {
-  const int lane = threadIdx.x;
-  int mine = 0;
+      for (int i = 0; i < kAtOnce; ++i)
+        pick[i] = tile + i < a.tiles ? from[static_cast<int64>(tile + i) * a.num_slots] : 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) mine += shared.histogram[255 - 8 * lane - i];
-  int upto = mine;
-#pragma unroll
-  for (int step = 1; step < kWarpSize; step *= 2) {
-    const int other = __shfl_up_sync(kFullWarp, upto, step);
-    if (lane >= step) upto += other;
-  }
-  int left = wanted - (upto - mine);
-  if (left <= 0 || left > mine) return;
-  for (int i = 0; i < 8; ++i) {
-    const int digit = 255 - 8 * lane - i;
-    if (left <= shared.histogram[digit]) {
-      shared.digit = digit;
-      shared.left = left;
-      return;
+      for (int i = 0; i < kAtOnce; ++i) best = pick[i] > best ? pick[i] : best;
     }
-    left -= shared.histogram[digit];
+    slot_picks[slot] = best;
   }
-}
-
-// The threshold that lets `wanted` >= 1 tokens in: a radix selection from the highest byte down.
-__device__ __forceinline__ Threshold find_threshold(const Contest& contest, int num_tokens,
-                                                    int wanted, Selector& shared) {
-  Threshold threshold = {0, 0, wanted};
-  uint64 major_known = 0;
-  unsigned minor_known = 0;
-  const int majors = contest.major_digits(), digits = majors + contest.minor_digits();
-  for (int step = 0; step < digits; ++step) {
-    const bool in_major = step < majors;
-    const int shift = 8 * ((in_major ? majors : digits) - 1 - step);
-    for (int i = threadIdx.x; i < 256; i += kResolveThreads) shared.histogram[i] = 0;
-    __syncthreads();
-    for (int token = threadIdx.x; token < num_tokens; token += kResolveThreads) {
-      if (!contest.joins(token)) continue;
-      const uint64 major = contest.major(token);
-      const unsigned minor = contest.minor(token);
-      if ((major ^ threshold.major) & major_known) continue;
-      if ((minor ^ threshold.minor) & minor_known) continue;
-      const unsigned digit = in_major ? static_cast<unsigned>(major >> shift) : minor >> shift;
-      atomicAdd(&shared.histogram[digit & 255u], 1);
-    }
-    __syncthreads();
-    if (threadIdx.x < kWarpSize) find_digit(shared, threshold.ties);
-    __syncthreads();
-    if (in_major) {
-      threshold.major |= static_cast<uint64>(shared.digit) << shift;
-      major_known |= static_cast<uint64>(255) << shift;
-    } else {
-      threshold.minor |= static_cast<unsigned>(shared.digit) << shift;
-      minor_known |= 255u << shift;
-    }
-    threshold.ties = shared.left;
-  }
-  return threshold;
 }
 
 // best[token] = the pick of it that stands first: by peak, then rank within the slot.
+template <bool PACKED>
 __device__ __forceinline__ void find_best_picks(const ResolveArguments& a, int64 image,
-                                                unsigned short* best) {
+                                                uint64* slot_picks, unsigned short* best) {
+  if (PACKED) find_slot_picks(a, image, slot_picks);
   for (int token = threadIdx.x; token < a.num_tokens; token += kResolveThreads)
     best[token] = kUnpicked;
   __syncthreads();
   const int num_picks = a.num_slots * a.top_k;
   const int64* picks = a.picks + image * num_picks;
+  const auto order = [&](int pick) -> uint64 {
+    return PACKED ? pick_order(slot_picks[pick]) : a.peak.order(image, pick / a.top_k);
+  };
   for (int pick = threadIdx.x; pick < num_picks; pick += kResolveThreads) {
-    const int64 token = picks[pick];
+    const int64 token = PACKED ? pick_token(slot_picks[pick]) : picks[pick];
+    const uint64 mine = order(pick);
     if (token < 0 || token >= a.num_tokens) continue;
-    const uint64 mine = a.peak.order(image, pick / a.top_k);
-    unsigned short held = best[token];
+    // A guess: the first exchange tells, where a plain read would race with those of others.
+    unsigned short held = kUnpicked;
     // The order is strict (equal picks by index), so the winner does not depend on who is first.
     while (true) {
       if (held != kUnpicked) {
-        const uint64 other = a.peak.order(image, held / a.top_k);
+        const uint64 other = order(held);
         if (other > mine) break;
         const int rank = pick % a.top_k, other_rank = held % a.top_k;
         if (other == mine && (other_rank < rank || (other_rank == rank && held < pick))) break;
@@ -208,17 +118,19 @@ __device__ __forceinline__ void copy_rows(const unsigned char* from, unsigned ch
 
 // Ids [B,budget] ascending and, with GATHER, the rows of `final` that they name.
 // Grid B * parts, block kResolveThreads, `resolve_shared_bytes` of dynamic shared memory.
-// 1 <= budget <= N <= kResolveTokens, K * top_k <= kResolvePicks.
-template <bool GATHER>
+// 1 <= budget <= N <= kResolveTokens, K * top_k <= kResolvePicks; with PACKED top_k is 1 and K at
+// most kPackedSlots.
+template <bool GATHER, bool PACKED = false>
 __global__ void __launch_bounds__(kResolveThreads, 2) resolve_kernel(ResolveArguments a) {
   __shared__ Selector shared;
-  OCVTP_SHARED(unsigned short, best);
+  OCVTP_SHARED(uint64, slot_picks);
+  unsigned short* best = reinterpret_cast<unsigned short*>(slot_picks + (PACKED ? a.num_slots : 0));
   const int64 image = blockIdx.x / a.parts;
   const int part = blockIdx.x % a.parts;
   const int first_row = part * rows_per_part(a.budget, a.parts);
   const int last_row = min(first_row + rows_per_part(a.budget, a.parts), a.budget);
   int* kept = reinterpret_cast<int*>(best + ceil_div(a.num_tokens, 2) * 2);
-  find_best_picks(a, image, best);
+  find_best_picks<PACKED>(a, image, slot_picks, best);
 
   const int per_thread = ceil_div(a.num_tokens, kResolveThreads);
   const int first = static_cast<int>(threadIdx.x) * per_thread;
@@ -228,7 +140,9 @@ __global__ void __launch_bounds__(kResolveThreads, 2) resolve_kernel(ResolveArgu
   exclusive_scan(picked, shared, distinct);
 
   const bool too_many = distinct >= a.budget;
-  const Contest contest = {best, too_many ? a.peak : a.importance, image, a.top_k, too_many};
+  const Contest contest = {
+      best,    PACKED ? slot_picks : nullptr, too_many ? a.peak : a.importance, image, a.top_k,
+      too_many};
   const Threshold threshold =
       find_threshold(contest, a.num_tokens, too_many ? a.budget : a.budget - distinct, shared);
 

@@ -1,5 +1,6 @@
 // ocvtp_native's selection parts on the CPU.
 #include "common/binding.h"
+#include "selection/checks.h"
 #include "selection/resolve_picks.h"
 
 namespace ocvtp {
@@ -7,6 +8,7 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> slot_argmax(Tensor q, Tensor k, std::optional<Tensor> constant,
                                                double scale, int64_t top_k, bool with_evidence) {
+  check_slot_argmax(q, k, constant, top_k, kernel_dtypes);
   constant = dense(constant);
   const Tensor dots = product(q, transposed(k));
   const int64_t batch = dots.size(0), slots = dots.size(1), tokens = dots.size(2);
@@ -41,19 +43,11 @@ std::optional<Tensor> in_double(const std::optional<Tensor>& tensor) {
   return dense(torch::stable::to(*tensor, ScalarType::Double));
 }
 
-void require_tokens(const Tensor& picks, int64_t budget, int64_t num_tokens) {
-  if (budget > num_tokens)
-    throw std::invalid_argument("budget: expected at most the number of tokens");
-  const int64_t* first = data<int64_t>(picks);
-  const bool within = std::all_of(first, first + picks.numel(),
-                                  [&](int64_t id) { return id >= 0 && id < num_tokens; });
-  if (!within) throw std::invalid_argument("picks: expected ids of tokens");
-}
-
 Tensor resolve_picks(Tensor picks, Tensor peak, std::optional<Tensor> importance, int64_t budget,
                      int64_t num_tokens) {
+  check_resolve_picks(picks, peak, importance, budget, num_tokens);
   picks = dense(picks);
-  require_tokens(picks, budget, num_tokens);
+  require_ids("picks", picks, num_tokens);
   const std::optional<Tensor> peaks = in_double(peak), scores = in_double(importance);
   const int64_t batch = picks.size(0), slots = picks.size(1), top_k = picks.size(2);
   const Tensor kept = empty(picks, {batch, num_tokens}, ScalarType::Bool);
@@ -77,6 +71,7 @@ Tensor resolve_picks(Tensor picks, Tensor peak, std::optional<Tensor> importance
 std::tuple<Tensor, Tensor> resolve_gather(Tensor picks, Tensor peak,
                                           std::optional<Tensor> importance, Tensor final,
                                           int64_t budget) {
+  check_resolve_gather(picks, peak, importance, final, budget);
   const int64_t batch = final.size(0), width = final.size(2);
   const Tensor ids = resolve_picks(picks, peak, importance, budget, final.size(1));
   if (final.stride(2) != 1) final = dense(final);

@@ -1,39 +1,22 @@
 // Each slot's best token: logits, softmax over slots and argmax over tokens in one pass, attention
 // never stored. The score is the log-attention of ocvtp_kernels/slots/reference.py.
-//
-// A pick travels as one integer that orders as the reference does, higher score first and then
-// lower id, so that taking a maximum depends on no order. No pick is 0.
 #pragma once
 
 #include "../slots/logits.cuh"
+#include "packed_picks.cuh"
 
 namespace ocvtp {
 
-// A NaN counts as -inf: it never beats a number.
-__device__ __forceinline__ uint64 pack_pick(float score, int token) {
-  // -0 + 0 is 0, with which it ties.
-  const float number = score == score ? score + 0.0f : -infinity();
-  const unsigned bits = __float_as_uint(number);
-  const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return static_cast<uint64>(ordered) << 32 | (0xffffffffu - static_cast<unsigned>(token));
-}
-
-__device__ __forceinline__ int pick_token(uint64 pick) {
-  return static_cast<int>(0xffffffffu - static_cast<unsigned>(pick));
-}
-
-__device__ __forceinline__ float pick_score(uint64 pick) {
-  const unsigned ordered = static_cast<unsigned>(pick >> 32);
-  return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
-}
-
-__device__ __forceinline__ uint64 warp_best(uint64 pick) {
+// The best of each pick over a warp, in every lane.
+template <int COUNT>
+__device__ __forceinline__ void warp_best(uint64 (&pick)[COUNT]) {
 #pragma unroll
-  for (int step = kWarpSize / 2; step > 0; step /= 2) {
-    const uint64 other = __shfl_xor_sync(kFullWarp, pick, step);
-    pick = other > pick ? other : pick;
-  }
-  return pick;
+  for (int step = kWarpSize / 2; step > 0; step /= 2)
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      const uint64 other = __shfl_xor_sync(kFullWarp, pick[i], step);
+      pick[i] = other > pick[i] ? other : pick[i];
+    }
 }
 
 // The best pick of each slot among a tile of tokens, [B, token tiles, K], and each token's highest
@@ -64,26 +47,37 @@ __global__ void __launch_bounds__(kThreads, 2)
   const bool live_token = token < c.num_tokens;
   Standing stand = {0.0f, 0.0f};
   if (!STANDINGS)
-    stand = standing<SLOTS>(logits, scratch);
+    stand = standing<SLOTS>(logits, reinterpret_cast<float*>(stage), scratch);
   else if (live_token)
     stand = standings[static_cast<int64>(image) * c.num_tokens + token];
   const float rivals = log1pf(stand.others);
   // top - top is 0, and NaN where the leading logit is infinite, as the leader's score is then.
   if (evidence != nullptr && first_slot == 0 && warp == 0 && live_token)
     evidence[static_cast<int64>(image) * c.num_tokens + token] = stand.top - stand.top - rivals;
-#pragma unroll 2
-  for (int row = warp; row < SLOTS; row += kWarps) {
-    const int slot = first_slot + row;
-    const bool live_slot = slot < c.num_slots;
-    const float score = logits[row * kLogitsRow + lane] - stand.top - rivals;
-    uint64 pick = live_token ? pack_pick(score, token) : 0;
-    if (below != nullptr && live_slot) {
-      const uint64 limit = below[static_cast<int64>(image) * c.num_slots + slot];
-      pick = pick < limit ? pick : 0;
+  constexpr int kAtOnce = 4;
+  // Counted, not up to SLOTS: the compiler sees that all lanes stay together.
+#pragma unroll 1
+  for (int i = 0; i < SLOTS / kWarps; i += kAtOnce) {
+    const int row = warp + i * kWarps;
+    uint64 pick[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int slot = first_slot + row + j * kWarps;
+      const float score = logits[(row + j * kWarps) * kLogitsRow + lane] - stand.top - rivals;
+      pick[j] = live_token ? pack_pick(score, token) : 0;
+      if (below != nullptr && slot < c.num_slots) {
+        const uint64 limit = below[static_cast<int64>(image) * c.num_slots + slot];
+        pick[j] = pick[j] < limit ? pick[j] : 0;
+      }
     }
-    pick = warp_best(pick);
-    if (lane == 0 && live_slot)
-      picks[(static_cast<int64>(image) * tiles + tile) * c.num_slots + slot] = pick;
+    warp_best(pick);
+    if (lane == 0)
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int slot = first_slot + row + j * kWarps;
+        if (slot < c.num_slots)
+          picks[(static_cast<int64>(image) * tiles + tile) * c.num_slots + slot] = pick[j];
+      }
   }
 }
 

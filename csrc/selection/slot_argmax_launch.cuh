@@ -15,7 +15,7 @@ struct SlotArgmaxJob {
   Competition<T> competition;
   int64 batch;
   int top_k;
-  int64* ids;           // [B, K, top_k]
+  int64* ids;           // [B, K, top_k]; null leaves it at the best pick of each tile, in `picks`
   float* peak;          // [B, K]
   float* evidence;      // [B, N] or null
   uint64* picks;        // workspace [B, token tiles, K]
@@ -23,7 +23,8 @@ struct SlotArgmaxJob {
   Standing* standings;  // workspace [B, N], for more slots than a tile holds
 };
 
-// Two launches for each of the top_k ranks, and one before them for many slots.
+// Two launches for each of the top_k ranks, or one for picks by tile, and one before them for many
+// slots.
 template <class T, class Launch>
 void launch_slot_argmax(const Launch& launch, const SlotArgmaxJob<T>& job) {
   const Competition<T>& c = job.competition;
@@ -45,6 +46,7 @@ void launch_slot_argmax(const Launch& launch, const SlotArgmaxJob<T>& job) {
       argmax(argmax_kernel<T, kOneTile, false>, LogitsShape<T, kOneTile>::kSharedBytes);
     else
       argmax(argmax_kernel<T, 64, false>, LogitsShape<T, 64>::kSharedBytes);
+    if (job.ids == nullptr) return;
     launch(best_kernel<kBestThreads>, ceil_div<int64>(rows, kBestThreads), kBestThreads, 0,
            static_cast<const uint64*>(job.picks), rows, c.num_slots, tiles, rank, job.top_k,
            job.best, job.ids, job.peak);

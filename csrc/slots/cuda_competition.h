@@ -2,17 +2,21 @@
 #pragma once
 
 #include "common/cuda_binding.cuh"
+#include "slots/checks.h"
 #include "slots/logits.cuh"
 
 namespace ocvtp {
 
-// Checks q [B,K,D] and k [B,N,D] of a dtype that the chip multiplies.
+// Rows of images that the kernels read: one and one channel at least.
+inline void require_some(const char* name, const Tensor& x) {
+  if (x.size(1) < 1 || x.size(2) < 1)
+    refuse(name, "at least one row and channel", text_of(x.sizes()));
+}
+
+// Checks what only these kernels ask of q and k.
 inline void check_competition(const Launcher& launch, const Tensor& q, const Tensor& k) {
-  check_dtype(k, q.scalar_type(), "k");
-  STD_TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && q.size(0) == k.size(0) && q.size(2) == k.size(2),
-                  "ocvtp_native: q is not [B, K, D] or k not [B, N, D]");
-  STD_TORCH_CHECK(q.size(1) > 0 && k.size(1) > 0 && q.size(2) > 0,
-                  "ocvtp_native: no slots, tokens or channels");
+  require_some("q", q);
+  require_some("k", k);
   STD_TORCH_CHECK(q.scalar_type() != ScalarType::BFloat16 ||
                       launch.attribute(cudaDevAttrComputeCapabilityMajor) >= 8,
                   "ocvtp_native: bfloat16 matrix products need compute capability 8.0");
@@ -41,25 +45,19 @@ Rows<T> rows(const Tensor& x) {
   return {data<T>(x), x.stride(0), x.stride(1)};
 }
 
-// The tensors stay with the caller: `packed` q and k, dense constant and mask.
+// Of a tensor [B,K].
+inline PerSlot strided(const std::optional<Tensor>& x) {
+  return x ? PerSlot{data<float>(*x), x->stride(0), x->stride(1)} : PerSlot{};
+}
+
+// The tensors stay with the caller: `packed` q and k, a constant of any strides, a dense mask.
 template <class T>
 Competition<T> competition_of(const Tensor& q, const Tensor& k, int depth,
                               const std::optional<Tensor>& constant,
                               const std::optional<Tensor>& slot_mask, double scale) {
   return {
-      rows<T>(q),     rows<T>(k), data<float>(constant),    data<bool>(slot_mask), int_size(q, 1),
+      rows<T>(q),     rows<T>(k), strided(constant),        data<bool>(slot_mask), int_size(q, 1),
       int_size(k, 1), depth,      static_cast<float>(scale)};
-}
-
-// The constant or mask [B,K] as the kernels read it.
-inline std::optional<Tensor> per_slot(const std::optional<Tensor>& tensor, const Tensor& q,
-                                      ScalarType dtype, const char* name) {
-  if (!tensor) return std::nullopt;
-  check_dtype(*tensor, dtype, name);
-  STD_TORCH_CHECK(
-      tensor->dim() == 2 && tensor->size(0) == q.size(0) && tensor->size(1) == q.size(1),
-      "ocvtp_native: ", name, " is not [B, K]");
-  return dense(*tensor);
 }
 
 }  // namespace ocvtp

@@ -12,8 +12,10 @@ template <class T>
 void gru_gates(const GruGates<T>& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const T* i = a.x_gates + row * 3 * a.width;
-    const T* h = a.h_gates + row * 3 * a.width;
-    const T* old = a.h + row * a.width;
+    const int64_t own = row % a.states;
+    const T* h = a.h_gates + own * a.stride;
+    const T* old = a.h + own * a.width;
+    const T* statistics = a.statistics ? a.statistics + 3 * own : nullptr;
     T* state = a.state + row * a.width;
     const T factor = a.shift ? a.mass[row] / (a.mass[row] + a.eps) : T(0);
     for_each_vector<T>(a.width, [&](int64_t at, int64_t lanes) {
@@ -23,6 +25,10 @@ void gru_gates(const GruGates<T>& a, int64_t begin, int64_t end) {
         input[gate] = load_lanes(i + place, lanes);
         if (a.shift) input[gate] += load_lanes(a.shift + place, lanes) * factor;
         hidden[gate] = load_lanes(h + place, lanes);
+        if (statistics)
+          hidden[gate] = hidden[gate] * statistics[1] +
+                         load_lanes(a.sums + place, lanes) * statistics[0] +
+                         load_lanes(a.bias + place, lanes);
       }
       const Vector<T> reset = sigmoid<T>(input[0] + hidden[0]);
       const Vector<T> update = sigmoid<T>(input[1] + hidden[1]);

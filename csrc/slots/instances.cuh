@@ -2,42 +2,30 @@
 #pragma once
 
 #include "slot_attention.cuh"
+#include "standings.cuh"
 
-namespace ocvtp {
+#define OCVTP_COMPETE(T, SLOTS, STANDINGS)                                            \
+  template __global__ void ocvtp::compete_kernel<T, SLOTS, STANDINGS, false>(         \
+      ocvtp::Competition<T>, ocvtp::Rows<T>, int, ocvtp::Cut, const ocvtp::Standing*, \
+      ocvtp::CompeteOutputs<T>);                                                      \
+  template __global__ void ocvtp::compete_kernel<T, SLOTS, STANDINGS, true>(          \
+      ocvtp::Competition<T>, ocvtp::Rows<T>, int, ocvtp::Cut, const ocvtp::Standing*, \
+      ocvtp::CompeteOutputs<T>);
 
-template __global__ void standings_kernel<half, 128>(Competition<half>, Standing*);
-template __global__ void standings_kernel<float, 128>(Competition<float>, Standing*);
-template __global__ void compete_kernel<half, 64, false>(Competition<half>, Rows<half>, int, Cut,
-                                                         const Standing*, float*, float*, half*);
-template __global__ void compete_kernel<half, 128, false>(Competition<half>, Rows<half>, int, Cut,
-                                                          const Standing*, float*, float*, half*);
-template __global__ void compete_kernel<half, 128, true>(Competition<half>, Rows<half>, int, Cut,
-                                                         const Standing*, float*, float*, half*);
-template __global__ void compete_kernel<float, 64, false>(Competition<float>, Rows<float>, int, Cut,
-                                                          const Standing*, float*, float*, float*);
-template __global__ void compete_kernel<float, 128, false>(Competition<float>, Rows<float>, int,
-                                                           Cut, const Standing*, float*, float*,
-                                                           float*);
-template __global__ void compete_kernel<float, 128, true>(Competition<float>, Rows<float>, int, Cut,
-                                                          const Standing*, float*, float*, float*);
-template __global__ void mean_kernel<half>(const float*, const float*, Cut, int, int, int, int,
-                                           float, half*, float*);
-template __global__ void mean_kernel<float>(const float*, const float*, Cut, int, int, int, int,
-                                            float, float*, float*);
+#define OCVTP_SLOTS(T)                                                                             \
+  template __global__ void ocvtp::standings_kernel<T, 128>(ocvtp::Competition<T>,                  \
+                                                           ocvtp::Standing*);                      \
+  OCVTP_COMPETE(T, 64, false)                                                                      \
+  OCVTP_COMPETE(T, 128, false)                                                                     \
+  OCVTP_COMPETE(T, 128, true)                                                                      \
+  template __global__ void ocvtp::mean_kernel<T>(const float*, const float*, ocvtp::Cut, int, int, \
+                                                 int, int, float, T*, float*);
 
+OCVTP_SLOTS(float)
+OCVTP_SLOTS(ocvtp::half)
 #if OCVTP_BF16
-template __global__ void standings_kernel<bfloat16, 128>(Competition<bfloat16>, Standing*);
-template __global__ void compete_kernel<bfloat16, 64, false>(Competition<bfloat16>, Rows<bfloat16>,
-                                                             int, Cut, const Standing*, float*,
-                                                             float*, bfloat16*);
-template __global__ void compete_kernel<bfloat16, 128, false>(Competition<bfloat16>, Rows<bfloat16>,
-                                                              int, Cut, const Standing*, float*,
-                                                              float*, bfloat16*);
-template __global__ void compete_kernel<bfloat16, 128, true>(Competition<bfloat16>, Rows<bfloat16>,
-                                                             int, Cut, const Standing*, float*,
-                                                             float*, bfloat16*);
-template __global__ void mean_kernel<bfloat16>(const float*, const float*, Cut, int, int, int, int,
-                                               float, bfloat16*, float*);
+OCVTP_SLOTS(ocvtp::bfloat16)
 #endif
 
-}  // namespace ocvtp
+#undef OCVTP_SLOTS
+#undef OCVTP_COMPETE

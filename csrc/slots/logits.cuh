@@ -1,6 +1,7 @@
 // Where every slot kernel begins: a tile of logits, all slots of a block by 32 tokens, and each
-// token's standing in the competition among slots. A block is 256 threads; in the softmax the
-// thread (warp, lane) has the slots warp, warp + 8, ... of the token `lane`.
+// token's standing in the competition among slots. A block is kWarps warps, or twice as many, with
+// the same sums; in the softmax the thread (warp, lane) has the slots warp, warp + WARPS, ... of
+// the token `lane`.
 #pragma once
 
 #include "../common/mma.cuh"
@@ -10,6 +11,7 @@ namespace ocvtp {
 constexpr int kTokens = 32;  // of a tile, one a lane
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarpSize;
+constexpr int kParts = 2 * kWarps;  // of the slots, in which the softmax sums them
 constexpr int kLogitsRow = kTokens + 4;
 
 // The number itself, opaque to the compiler: it would keep all that follows from it in registers
@@ -35,12 +37,23 @@ struct Rows {
   }
 };
 
+// Numbers [B, K], of any strides.
+struct PerSlot {
+  const float* data;
+  int64 image_stride;
+  int64 slot_stride;
+
+  __device__ __forceinline__ float of(int image, int slot) const {
+    return data[image * image_stride + slot * slot_stride];
+  }
+};
+
 // Slots and the tokens that they compete for.
 template <class T>
 struct Competition {
   Rows<T> q;              // [B, K, D]
   Rows<T> k;              // [B, N, D]
-  const float* constant;  // [B, K], added to a slot's logits; may be null
+  PerSlot constant;       // [B, K], added to a slot's logits; may have no data
   const bool* slot_mask;  // [B, K], false leaves the slot out; may be null
   int num_slots;
   int num_tokens;
@@ -57,18 +70,19 @@ struct alignas(8) Standing {
 };
 
 // Sizes of a tile of SLOTS by kTokens. Both sizes fit two blocks into 96 KiB of shared memory.
-template <class T, int SLOTS>
+template <class T, int SLOTS, int WARPS = kWarps>
 struct LogitsShape {
+  static constexpr int kThreads = WARPS * kWarpSize;
   static constexpr int kPack = 16 / sizeof(T);
   static constexpr int kDepth = 8192 / SLOTS / static_cast<int>(sizeof(T));  // of a step
   static constexpr int kRow = kDepth + kPack;  // padded: rows start at different banks
   static constexpr int kRows = SLOTS + kTokens;
   static constexpr int kStep = kRows * kRow;
   static constexpr int kPacksPerRow = kDepth / kPack;
-  static constexpr int kPacks = (kRows * kPacksPerRow + kThreads - 1) / kThreads;  // of a thread
-  // Shared memory: logits, scratch of `standing`, bias, two steps of q and k.
+  static constexpr int kPacks = ceil_div(kRows * kPacksPerRow, kThreads);  // of a thread
+  // Shared memory: logits, sums of `standing`, bias, two steps of q and k, later its tops.
   static constexpr int kLogits = SLOTS * kLogitsRow;
-  static constexpr int kScratch = 2 * kWarps * kTokens;
+  static constexpr int kScratch = kParts * kTokens;
   static constexpr int kBias = SLOTS;
   static constexpr int kStageBytes = 2 * kStep * static_cast<int>(sizeof(T));
   static constexpr int kSharedBytes = (kLogits + kScratch + kBias) * 4 + kStageBytes;
@@ -82,44 +96,51 @@ struct alignas(16) Pack {
 // 16 bytes of a row, zero past its end; a null row is all zero.
 template <class T>
 __device__ __forceinline__ Pack load_pack(const T* row, int column, int width) {
-  if (row == nullptr || column >= width) return {{0u, 0u, 0u, 0u}};
-  return *reinterpret_cast<const Pack*>(row + column);
+  Pack pack = {{0u, 0u, 0u, 0u}};
+  if (row != nullptr && column < width) pack = *reinterpret_cast<const Pack*>(row + column);
+  return pack;
 }
 
 // q k^T of SLOTS slots and kTokens tokens into `logits`, rows of kLogitsRow. Begins and ends with a
-// barrier.
-template <class T, int SLOTS>
+// barrier. AHEAD steps are on their way from memory.
+template <class T, int SLOTS, int WARPS = kWarps, int AHEAD = 2>
 __device__ __forceinline__ void dot_products(const Competition<T>& c, int image, int first_slot,
                                              int first_token, float* logits, T* stage) {
-  using Shape = LogitsShape<T, SLOTS>;
+  using Shape = LogitsShape<T, SLOTS, WARPS>;
   using Tile = WarpTile<T>;
-  constexpr int kSums = SLOTS / 64;  // 16 x 16 tiles of a warp, all of the same slots
+  constexpr int kThreads = Shape::kThreads;
+  constexpr int kTiles = SLOTS / kTile * (kTokens / kTile);
+  constexpr int kSums = ceil_div(kTiles, WARPS);  // tiles of a warp, all of the same slots
+  constexpr int kRowsAtOnce = kThreads / Shape::kPacksPerRow;
   const int warp = thread_index() / kWarpSize;
+  const bool multiplies = kTiles >= WARPS || warp < kTiles;
   const int slot_tile = warp * kSums / 2;
   const int token_tile = warp * kSums % 2;
 
-  Pack next[Shape::kPacks];
-  const auto fetch = [&](int step) {
+  Pack next[AHEAD][Shape::kPacks];
+  const auto fetch = [&](int step, Pack(&into)[Shape::kPacks]) {
     const int thread = thread_index();
 #pragma unroll
     for (int i = 0; i < Shape::kPacks; ++i) {
       const int row = (thread + i * kThreads) / Shape::kPacksPerRow;
       const int column = (thread + i * kThreads) % Shape::kPacksPerRow * Shape::kPack;
-      const int slot = first_slot + row;
-      const int token = first_token + row - SLOTS;
-      const T* from = nullptr;
-      if (row < SLOTS && slot < c.num_slots) from = c.q.row(image, slot);
-      if (row >= SLOTS && row < Shape::kRows && token < c.num_tokens) from = c.k.row(image, token);
-      next[i] = load_pack(from, step * Shape::kDepth + column, c.depth);
+      // Known without the thread, but where a pass has rows of both.
+      const bool of_q = (i + 1) * kRowsAtOnce <= SLOTS || (i * kRowsAtOnce < SLOTS && row < SLOTS);
+      const Rows<T>& rows = of_q ? c.q : c.k;
+      const int index = of_q ? first_slot + row : first_token + row - SLOTS;
+      const int count = of_q ? c.num_slots : row < Shape::kRows ? c.num_tokens : 0;
+      into[i] = load_pack(index < count ? rows.row(image, index) : nullptr,
+                          step * Shape::kDepth + column, c.depth);
     }
   };
-  const auto put = [&](T* to) {
+  const auto put = [&](int step, const Pack(&from)[Shape::kPacks]) {
+    T* const to = stage + (step & 1) * Shape::kStep;
     const int thread = thread_index();
 #pragma unroll
     for (int i = 0; i < Shape::kPacks; ++i) {
       const int row = (thread + i * kThreads) / Shape::kPacksPerRow;
       const int column = (thread + i * kThreads) % Shape::kPacksPerRow * Shape::kPack;
-      if (row < Shape::kRows) *reinterpret_cast<Pack*>(to + row * Shape::kRow + column) = next[i];
+      if (row < Shape::kRows) *reinterpret_cast<Pack*>(to + row * Shape::kRow + column) = from[i];
     }
   };
 
@@ -127,32 +148,40 @@ __device__ __forceinline__ void dot_products(const Competition<T>& c, int image,
 #pragma unroll
   for (int i = 0; i < kSums; ++i) sum[i].zero();
   const int steps = ceil_div(c.depth, Shape::kDepth);
-  fetch(0);
+#pragma unroll
+  for (int i = 0; i < AHEAD; ++i) fetch(i, next[i]);
   __syncthreads();
-  put(stage);
+  put(0, next[0]);
   __syncthreads();
-  for (int step = 0; step < steps; ++step) {
-    if (step + 1 < steps) fetch(step + 1);
-    const T* const here = stage + (step & 1) * Shape::kStep;
-    const T* const q = here + slot_tile * kTile * Shape::kRow;
-    const T* const k = here + (SLOTS + token_tile * kTile) * Shape::kRow;
+  for (int first = 0; first < steps; first += AHEAD) {
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+      const int step = first + i;
+      if (AHEAD > 1 && step >= steps) break;
+      if (step + AHEAD < steps) fetch(step + AHEAD, next[i]);
+      const T* const here = stage + (step & 1) * Shape::kStep;
+      const T* const q = here + slot_tile * kTile * Shape::kRow;
+      const T* const k = here + (SLOTS + token_tile * kTile) * Shape::kRow;
+      if (multiplies)
 #pragma unroll 1
-    for (int depth = 0; depth < Shape::kDepth; depth += kTile) {
-      typename Tile::Left left;
-      left.load(q + depth, Shape::kRow);
+        for (int depth = 0; depth < Shape::kDepth; depth += kTile) {
+          typename Tile::Left left;
+          left.load(q + depth, Shape::kRow);
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) {
-        typename Tile::template Right<true> right;
-        right.load(k + i * kTile * Shape::kRow + depth, Shape::kRow);
-        Tile::multiply(sum[i], left, right);
-      }
+          for (int j = 0; j < kSums; ++j) {
+            typename Tile::template Right<true> right;
+            right.load(k + j * kTile * Shape::kRow + depth, Shape::kRow);
+            Tile::multiply(sum[j], left, right);
+          }
+        }
+      if (step + 1 < steps) put(step + 1, next[(i + 1) % AHEAD]);
+      __syncthreads();
     }
-    if (step + 1 < steps) put(stage + ((step + 1) & 1) * Shape::kStep);
-    __syncthreads();
   }
+  if (multiplies)
 #pragma unroll
-  for (int i = 0; i < kSums; ++i)
-    sum[i].store(logits + slot_tile * kTile * kLogitsRow + (token_tile + i) * kTile, kLogitsRow);
+    for (int i = 0; i < kSums; ++i)
+      sum[i].store(logits + slot_tile * kTile * kLogitsRow + (token_tile + i) * kTile, kLogitsRow);
   __syncthreads();
 }
 
@@ -163,9 +192,12 @@ __device__ __forceinline__ void load_bias(const Competition<T>& c, int image, in
                                           float* bias) {
   const int slot = first_slot + static_cast<int>(threadIdx.x);
   if (threadIdx.x >= SLOTS) return;
-  const int64 place = static_cast<int64>(image) * c.num_slots + slot;
-  const bool takes_part = slot < c.num_slots && (c.slot_mask == nullptr || c.slot_mask[place]);
-  bias[threadIdx.x] = !takes_part ? -infinity() : c.constant == nullptr ? 0.0f : c.constant[place];
+  const bool takes_part =
+      slot < c.num_slots &&
+      (c.slot_mask == nullptr || c.slot_mask[static_cast<int64>(image) * c.num_slots + slot]);
+  bias[threadIdx.x] = !takes_part                  ? -infinity()
+                      : c.constant.data == nullptr ? 0.0f
+                                                   : c.constant.of(image, slot);
 }
 
 // What to take off the logits: the top, unless no slot is live.
@@ -173,60 +205,68 @@ __device__ __forceinline__ float shift_of(float top) { return top == -infinity()
 
 // Turns the dot products of the thread's slots into logits, in their place. No other thread reads
 // them, so no barrier follows.
-template <int SLOTS>
+template <int SLOTS, int WARPS = kWarps>
 __device__ __forceinline__ void make_logits(const float* bias, float scale, float* logits) {
   const int warp = thread_index() / kWarpSize;
   float* const mine = logits + warp * kLogitsRow + thread_index() % kWarpSize;
 #pragma unroll 4
-  for (int i = 0; i < SLOTS / kWarps; ++i) {
-    const float added = bias[warp + i * kWarps];
-    float* const here = mine + i * kWarps * kLogitsRow;
+  for (int i = 0; i < SLOTS / WARPS; ++i) {
+    const float added = bias[warp + i * WARPS];
+    float* const here = mine + i * WARPS * kLogitsRow;
     // A masked slot stays out whatever its query.
     *here = added == -infinity() ? added : fmaf(*here, scale, added);
   }
 }
 
-// The standing of the thread's token among the tile's slots, summed in a fixed order. `scratch`,
-// kScratch floats, may be used again after a barrier.
-template <int SLOTS>
-__device__ __forceinline__ Standing standing(const float* logits, float* scratch) {
+// The standing of the thread's token among the tile's slots, summed in a fixed order: 16 parts of
+// the slots, each alike modulo 16, whichever warps have them. `tops` and `sums`, kParts * kTokens
+// floats each, may be used again after a barrier.
+template <int SLOTS, int WARPS = kWarps>
+__device__ __forceinline__ Standing standing(const float* logits, float* tops, float* sums) {
+  constexpr int kOwn = kParts / WARPS;
+  constexpr int kStride = kParts * kLogitsRow;
   const int warp = thread_index() / kWarpSize;
   const int lane = thread_index() % kWarpSize;
   const float* const mine = logits + warp * kLogitsRow + lane;
-  constexpr int kStride = kWarps * kLogitsRow;
-  // A NaN leads nothing, but stays in the sum.
-  float top = -infinity();
-  int leader = -1;
-#pragma unroll 4
-  for (int i = 0; i < SLOTS / kWarps; ++i) {
-    const float x = mine[i * kStride];
-    leader = x > top ? i : leader;
-    top = x > top ? x : top;
-  }
-  scratch[warp * kTokens + lane] = top;
-  __syncthreads();
-  top = -infinity();
-  int leading_warp = -1;
+  int leader[kOwn];
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    const float other = scratch[w * kTokens + lane];
-    leading_warp = other > top ? w : leading_warp;
+  for (int own = 0; own < kOwn; ++own) {
+    // A NaN leads nothing, but stays in the sum.
+    float top = -infinity();
+    leader[own] = -1;
+#pragma unroll 4
+    for (int i = 0; i < SLOTS / kParts; ++i) {
+      const float x = mine[own * WARPS * kLogitsRow + i * kStride];
+      leader[own] = x > top ? i : leader[own];
+      top = x > top ? x : top;
+    }
+    tops[(warp + own * WARPS) * kTokens + lane] = top;
+  }
+  __syncthreads();
+  float top = -infinity();
+  int leading_part = -1;
+#pragma unroll 8
+  for (int part = 0; part < kParts; ++part) {
+    const float other = tops[part * kTokens + lane];
+    leading_part = other > top ? part : leading_part;
     top = other > top ? other : top;
   }
-  if (leading_warp != warp) leader = -1;
   const float shift = shift_of(top);
-  float sum = 0.0f;
+#pragma unroll
+  for (int own = 0; own < kOwn; ++own) {
+    const int part = warp + own * WARPS;
+    float sum = 0.0f;
 #pragma unroll 4
-  for (int i = 0; i < SLOTS / kWarps; ++i) {
-    const float rival = expf(mine[i * kStride] - shift);
-    sum += i == leader ? 0.0f : rival;
+    for (int i = 0; i < SLOTS / kParts; ++i) {
+      const float rival = expf(mine[own * WARPS * kLogitsRow + i * kStride] - shift);
+      sum += part == leading_part && i == leader[own] ? 0.0f : rival;
+    }
+    sums[part * kTokens + lane] = sum;
   }
-  float* const sums = scratch + kWarps * kTokens;
-  sums[warp * kTokens + lane] = sum;
   __syncthreads();
   float others = 0.0f;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) others += sums[w * kTokens + lane];
+#pragma unroll 8
+  for (int part = 0; part < kParts; ++part) others += sums[part * kTokens + lane];
   return {top, others};
 }
 

@@ -6,112 +6,124 @@
 // in order, so that an image alone has the same bits as in a batch.
 #pragma once
 
-#include "logits.cuh"
+#include "slot_mean.cuh"
 
 namespace ocvtp {
 
-template <class T, int SLOTS>
-struct CompeteShape : LogitsShape<T, SLOTS> {
-  using Logits = LogitsShape<T, SLOTS>;
+template <class T, int SLOTS, int WARPS = kWarps>
+struct CompeteShape : LogitsShape<T, SLOTS, WARPS> {
+  using Logits = LogitsShape<T, SLOTS, WARPS>;
   static constexpr int kChunk = 32768 / SLOTS / static_cast<int>(sizeof(T));  // channels of v
   static constexpr int kSharesRow = kTokens + Logits::kPack;
   static constexpr int kShares = SLOTS * kSharesRow;
   static constexpr int kValuesRow = kChunk + Logits::kPack;
   static constexpr int kPacksPerValue = kChunk / Logits::kPack;
-  static constexpr int kValuePacks = kTokens * kPacksPerValue / kThreads;
+  static constexpr int kValuePacks = kTokens * kPacksPerValue / Logits::kThreads;
   // A warp's part of the sums: 32 slots by kColumns tiles.
-  static constexpr int kColumns = kChunk / kTile / (kWarps / (SLOTS / 32));
+  static constexpr int kColumns = kChunk / kTile / (WARPS / (SLOTS / 32));
   // Shares and values take the place of the steps of q and k.
   static constexpr int kBytes = (kShares + kTokens * kValuesRow) * static_cast<int>(sizeof(T));
   static constexpr int kSharedBytes =
       Logits::kSharedBytes + (SLOTS + 8) * 4 +
       (kBytes > Logits::kStageBytes ? kBytes - Logits::kStageBytes : 0);
   static_assert(kSharedBytes <= 48 * 1024, "more needs an attribute of the kernel");
+  // At the end each warp's sums pass through its own tile in their place, a padded one.
+  static constexpr int kMeanRow = kTile + 4;
+  static_assert(WARPS * kTile * kMeanRow * 4 <= Logits::kStageBytes);
 };
 
-// Attention goes through T on its way to the matrix product. A power of two keeps that of a weak
-// slot off half's subnormal numbers, which end at 6e-8.
+__host__ __device__ constexpr int compete_warps(bool whole) { return whole ? 2 * kWarps : kWarps; }
+
+// Steps of q and k on their way from memory; sm_70 would spill with two.
 template <class T>
-__host__ __device__ constexpr float share_scale() {
-  return 1.0f;
-}
-template <>
-__host__ __device__ constexpr float share_scale<half>() {
-  return 16384.0f;
-}
-
-// How a competition is cut into blocks.
-struct Cut {
-  int slot_blocks;
-  int chunks;
-  int groups;
-  int tiles_per_group;
-  int groups_per_block;  // one or all
-  __host__ __device__ int shares() const { return ceil_div(groups, groups_per_block); }
-};
-
-// Each token's standing over all slots, [B, N]: a block takes a tile of tokens and all slots.
-template <class T, int SLOTS>
-__global__ void __launch_bounds__(kThreads, 2)
-    standings_kernel(const Competition<T> c, Standing* standings) {
-  using Shape = LogitsShape<T, SLOTS>;
-  OCVTP_SHARED(float, logits);
-  float* const scratch = logits + Shape::kLogits;
-  float* const bias = scratch + Shape::kScratch;
-  T* const stage = reinterpret_cast<T*>(bias + Shape::kBias);
-  const int tiles = ceil_div(c.num_tokens, kTokens);
-  const int image = static_cast<int>(blockIdx.x / tiles);
-  const int first_token = static_cast<int>(blockIdx.x % tiles) * kTokens;
-  Standing whole = {-infinity(), 0.0f};
-  for (int first_slot = 0; first_slot < c.num_slots; first_slot += SLOTS) {
-    __syncthreads();
-    load_bias<T, SLOTS>(c, image, first_slot, bias);
-    dot_products<T, SLOTS>(c, image, first_slot, first_token, logits, stage);
-    make_logits<SLOTS>(bias, c.scale, logits);
-    whole = join(whole, standing<SLOTS>(logits, scratch));
-  }
-  const int token = first_token + static_cast<int>(threadIdx.x);
-  if (threadIdx.x < kTokens && token < c.num_tokens)
-    standings[static_cast<int64>(image) * c.num_tokens + token] = whole;
+__host__ __device__ constexpr int compete_ahead(bool whole) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
+  return 2;
+#else
+  return whole || sizeof(T) == 4 ? 2 : 1;
+#endif
 }
 
 // v's rows of the tile's tokens, kChunk channels from first_channel.
-template <class T, int SLOTS>
+template <class T, int SLOTS, int WARPS>
 __device__ __forceinline__ void load_values(const Rows<T>& v, int image, int first_token,
                                             int num_tokens, int first_channel, int width,
                                             T* values) {
-  using Shape = CompeteShape<T, SLOTS>;
+  using Shape = CompeteShape<T, SLOTS, WARPS>;
   const int thread = thread_index();
 #pragma unroll
   for (int i = 0; i < Shape::kValuePacks; ++i) {
-    const int row = (thread + i * kThreads) / Shape::kPacksPerValue;
-    const int column = (thread + i * kThreads) % Shape::kPacksPerValue * Shape::kPack;
+    const int row = (thread + i * Shape::kThreads) / Shape::kPacksPerValue;
+    const int column = (thread + i * Shape::kThreads) % Shape::kPacksPerValue * Shape::kPack;
     const int token = first_token + row;
     *reinterpret_cast<Pack*>(values + row * Shape::kValuesRow + column) = load_pack(
         token < num_tokens ? v.row(image, token) : nullptr, first_channel + column, width);
   }
 }
 
+// The sums of several numbers over a warp, each as `warp_sum` has it, side by side.
+template <int COUNT>
+__device__ __forceinline__ void warp_sums(float (&x)[COUNT]) {
+#pragma unroll
+  for (int step = kWarpSize / 2; step > 0; step /= 2)
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) x[i] += __shfl_xor_sync(kFullWarp, x[i], step);
+}
+
+// From the logits of the thread's slots their shares, attention times share_scale, and each slot's
+// sum over the tile, which begins the slot's mass where this is the `first` tile. To be followed by
+// a barrier.
+template <class T, int SLOTS, int WARPS>
+__device__ __forceinline__ void make_shares(const float* logits, const Standing& stand,
+                                            bool live_token, bool first, float* mass, T* shares) {
+  using Shape = CompeteShape<T, SLOTS, WARPS>;
+  constexpr int kAtOnce = 4;
+  const int warp = thread_index() / kWarpSize;
+  const int lane = thread_index() % kWarpSize;
+  const float shift = shift_of(stand.top);
+  const float weight = 1.0f / (1.0f + stand.others);
+  // Counted, not up to SLOTS: the compiler sees that all lanes stay together.
+#pragma unroll 1
+  for (int i = 0; i < SLOTS / WARPS; i += kAtOnce) {
+    const int row = warp + i * WARPS;
+    float a[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int here = row + j * WARPS;
+      a[j] = expf(logits[here * kLogitsRow + lane] - shift) * weight;
+      a[j] = live_token ? a[j] : 0.0f;
+      shares[here * Shape::kSharesRow + lane] = from_float<T>(a[j] * share_scale<T>());
+    }
+    warp_sums(a);
+    if (lane == 0)
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        float* const slot_mass = mass + row + j * WARPS;
+        *slot_mass = first ? a[j] : *slot_mass + a[j];
+      }
+  }
+}
+
 // The tile's shares as attention [B, K, N].
-template <class T, int SLOTS>
+template <class T, int SLOTS, int WARPS>
 __device__ __forceinline__ void put_attention(const Competition<T>& c, int image, int first_slot,
                                               int first_token, const T* shares, T* attention) {
   const int lane = thread_index() % kWarpSize;
   if (first_token + lane >= c.num_tokens) return;
   const int last_row = min(SLOTS, c.num_slots - first_slot);
   const int64 first_row = static_cast<int64>(image) * c.num_slots + first_slot;
-  for (int row = thread_index() / kWarpSize; row < last_row; row += kWarps)
+  for (int row = thread_index() / kWarpSize; row < last_row; row += WARPS)
     attention[(first_row + row) * c.num_tokens + first_token + lane] =
-        from_float<T>(to_float(shares[row * CompeteShape<T, SLOTS>::kSharesRow + lane]) *
+        from_float<T>(to_float(shares[row * CompeteShape<T, SLOTS, WARPS>::kSharesRow + lane]) *
                       (1.0f / share_scale<T>()));
 }
 
 // sum += shares values: the warp's 32 slots by kColumns tiles.
-template <class T, int SLOTS>
+template <class T, int SLOTS, int WARPS>
 __device__ __forceinline__ void add_weighted(
     const T* shares, const T* values,
-    typename WarpTile<T>::Sum (&sum)[2][CompeteShape<T, SLOTS>::kColumns]) {
-  using Shape = CompeteShape<T, SLOTS>;
+    typename WarpTile<T>::Sum (&sum)[2][CompeteShape<T, SLOTS, WARPS>::kColumns]) {
+  using Shape = CompeteShape<T, SLOTS, WARPS>;
   using Tile = WarpTile<T>;
   const int warp = thread_index() / kWarpSize;
   shares += warp % (SLOTS / 32) * 2 * kTile * Shape::kSharesRow;
@@ -131,34 +143,72 @@ __device__ __forceinline__ void add_weighted(
   }
 }
 
-// Stores a group's sums, or adds them to those that are there.
-template <class T, int SLOTS>
+// What compete_kernel writes. Blocks that take one group of tokens leave its sums to mean_kernel:
+// A v and sum_n A, [parts, groups, SLOTS, kChunk] and [.., SLOTS], parts being images, blocks of
+// slots and chunks. Blocks that take all groups write what mean_kernel would, to the bit.
+template <class T>
+struct CompeteOutputs {
+  float* partial;
+  float* partial_mass;
+  T* updates;    // [B, K, E]
+  float* mass;   // [B, K]
+  T* attention;  // [B, K, N] or null
+  float eps;
+};
+
+// Stores a group's sums.
+template <class T, int SLOTS, int WARPS>
 __device__ __forceinline__ void put_sums(
-    typename WarpTile<T>::Sum (&sum)[2][CompeteShape<T, SLOTS>::kColumns], bool adds, float* to) {
-  using Shape = CompeteShape<T, SLOTS>;
+    const typename WarpTile<T>::Sum (&sum)[2][CompeteShape<T, SLOTS, WARPS>::kColumns], float* to) {
+  using Shape = CompeteShape<T, SLOTS, WARPS>;
   const int warp = thread_index() / kWarpSize;
   to += warp % (SLOTS / 32) * 2 * kTile * Shape::kChunk;
   to += warp / (SLOTS / 32) * Shape::kColumns * kTile;
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
+    for (int j = 0; j < Shape::kColumns; ++j)
+      sum[i][j].store(to + i * kTile * Shape::kChunk + j * kTile, Shape::kChunk);
+}
+
+// Divides the sums of all groups by the mass, by way of the warp's tile in `stage`.
+template <class T, int SLOTS, int WARPS>
+__device__ __forceinline__ void put_means(
+    const typename WarpTile<T>::Sum (&sum)[2][CompeteShape<T, SLOTS, WARPS>::kColumns],
+    const float* mass, int64 first_row, int last_slot, int first_channel, int width,
+    const CompeteOutputs<T>& out, float* stage) {
+  using Shape = CompeteShape<T, SLOTS, WARPS>;
+  const int warp = thread_index() / kWarpSize;
+  const int lane = thread_index() % kWarpSize;
+  float* const tile = stage + warp * kTile * Shape::kMeanRow;
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
     for (int j = 0; j < Shape::kColumns; ++j) {
-      float* const there = to + i * kTile * Shape::kChunk + j * kTile;
-      if (adds) sum[i][j].add(there, Shape::kChunk);
-      sum[i][j].store(there, Shape::kChunk);
-      // Keeps the compiler from loading all sums at once, which would spill.
+      sum[i][j].store(tile, Shape::kMeanRow);
+      __syncwarp();
+      const int channel =
+          first_channel + (warp / (SLOTS / 32) * Shape::kColumns + j) * kTile + lane % kTile;
+#pragma unroll 1
+      for (int row = lane / kTile; row < kTile; row += kWarpSize / kTile) {
+        const int slot = (warp % (SLOTS / 32) * 2 + i) * kTile + row;
+        if (slot < last_slot && channel < width)
+          out.updates[(first_row + slot) * width + channel] = from_float<T>(
+              mean_of<T>(tile[row * Shape::kMeanRow + lane % kTile], mass[slot], out.eps));
+      }
       __syncwarp();
     }
 }
 
-// A block's part of A v and sum_n A, [parts, shares, SLOTS, kChunk] and [.., SLOTS], parts being
-// images, blocks of slots and chunks; attention [B, K, N] unless null. STANDINGS: the slots are
-// more than a tile, and `standings` has been filled.
-template <class T, int SLOTS, bool STANDINGS>
-__global__ void __launch_bounds__(kThreads, 2)
+// STANDINGS: the slots are more than a tile, and `standings` has been filled. WHOLE: a block takes
+// all groups, of twice the warps, the sums of one group and of all before it in registers: that
+// leaves room for one block on a multiprocessor, with as many warps as two others.
+template <class T, int SLOTS, bool STANDINGS, bool WHOLE>
+__global__ void __launch_bounds__(compete_warps(WHOLE) * kWarpSize, WHOLE ? 1 : 2)
     compete_kernel(const Competition<T> c, const Rows<T> v, const int width, const Cut cut,
-                   const Standing* standings, float* partial, float* partial_mass, T* attention) {
-  using Shape = CompeteShape<T, SLOTS>;
+                   const Standing* standings, const CompeteOutputs<T> out) {
+  constexpr int WARPS = compete_warps(WHOLE);
+  using Shape = CompeteShape<T, SLOTS, WARPS>;
   using Tile = WarpTile<T>;
   OCVTP_SHARED(float, logits);
   float* const scratch = logits + Shape::kLogits;
@@ -176,8 +226,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int block_image = static_cast<int>(part / cut.chunks / cut.slot_blocks);
   const int tiles = ceil_div(c.num_tokens, kTokens);
 
-  const int first_group = share * cut.groups_per_block;
-  const int last_group = min(first_group + cut.groups_per_block, cut.groups);
+  const int last_group = WHOLE ? cut.groups : share + 1;
   load_bias<T, SLOTS>(c, block_image, block_slot, bias);
   // In shared memory, out of the registers' way.
   if (threadIdx.x == 0) {
@@ -185,82 +234,62 @@ __global__ void __launch_bounds__(kThreads, 2)
     place[1] = block_slot;
     place[2] = block_chunk;
   }
+  typename Tile::Sum total[2][Shape::kColumns];
+#pragma unroll
+  for (int i = 0; i < 2 * Shape::kColumns; ++i)
+    total[i / Shape::kColumns][i % Shape::kColumns].zero();
+  float total_mass = 0.0f;  // of the thread's slot
   __syncthreads();
-  for (int group = first_group; group < last_group; ++group) {
+  for (int group = share; group < last_group; ++group) {
     typename Tile::Sum sum[2][Shape::kColumns];
 #pragma unroll
     for (int i = 0; i < 2 * Shape::kColumns; ++i)
       sum[i / Shape::kColumns][i % Shape::kColumns].zero();
     const int first_tile = group * cut.tiles_per_group;
-    const int last_tile = min((group + 1) * cut.tiles_per_group, tiles);
+    const int last_tile = min(first_tile + cut.tiles_per_group, tiles);
     for (int tile = first_tile; tile < last_tile; ++tile) {
       const int first_token = tile * kTokens;
       const int image = place[0], first_slot = place[1], chunk = place[2];
-      dot_products<T, SLOTS>(c, image, first_slot, first_token, logits, stage);
-      load_values<T, SLOTS>(v, image, first_token, c.num_tokens, chunk * Shape::kChunk, width,
-                            values);
-      make_logits<SLOTS>(bias, c.scale, logits);
+      dot_products<T, SLOTS, WARPS, compete_ahead<T>(WHOLE)>(c, image, first_slot, first_token,
+                                                             logits, stage);
+      load_values<T, SLOTS, WARPS>(v, image, first_token, c.num_tokens, chunk * Shape::kChunk,
+                                   width, values);
+      make_logits<SLOTS, WARPS>(bias, c.scale, logits);
       const int lane = thread_index() % kWarpSize;
       const int token = first_token + lane;
       const bool live_token = token < c.num_tokens;
       Standing stand = {0.0f, 0.0f};
       if (!STANDINGS)
-        stand = standing<SLOTS>(logits, scratch);
+        stand = standing<SLOTS, WARPS>(logits, reinterpret_cast<float*>(shares), scratch);
       else if (live_token)
         stand = standings[static_cast<int64>(image) * c.num_tokens + token];
-      const float shift = shift_of(stand.top);
-      const float weight = 1.0f / (1.0f + stand.others);
-#pragma unroll 4
-      for (int row = thread_index() / kWarpSize; row < SLOTS; row += kWarps) {
-        const float x = logits[row * kLogitsRow + lane];
-        const float a = live_token ? expf(x - shift) * weight : 0.0f;
-        const float tile_mass = warp_sum(a);
-        if (lane == 0) mass[row] = tile == first_tile ? tile_mass : mass[row] + tile_mass;
-        shares[row * Shape::kSharesRow + lane] = from_float<T>(a * share_scale<T>());
-      }
+      make_shares<T, SLOTS, WARPS>(logits, stand, live_token, tile == first_tile, mass, shares);
       __syncthreads();
-      if (attention != nullptr && chunk == 0)
-        put_attention<T, SLOTS>(c, image, first_slot, first_token, shares, attention);
-      add_weighted<T, SLOTS>(shares, values, sum);
+      if (out.attention != nullptr && chunk == 0)
+        put_attention<T, SLOTS, WARPS>(c, image, first_slot, first_token, shares, out.attention);
+      add_weighted<T, SLOTS, WARPS>(shares, values, sum);
     }
-
-    const bool adds = group != first_group;
-    const int64 first_row = static_cast<int64>(computed_anew(blockIdx.x)) * SLOTS;
-    float* const mass_out = partial_mass + first_row;
-    put_sums<T, SLOTS>(sum, adds, partial + first_row * Shape::kChunk);
-    if (threadIdx.x % kWarpSize == 0)
-#pragma unroll 1
-      for (int row = threadIdx.x / kWarpSize; row < SLOTS; row += kWarps)
-        mass_out[row] = adds ? mass_out[row] + mass[row] : mass[row];
+    if (!WHOLE) {
+      const int64 first_row = static_cast<int64>(computed_anew(blockIdx.x)) * SLOTS;
+      put_sums<T, SLOTS, WARPS>(sum, out.partial + first_row * Shape::kChunk);
+      if (threadIdx.x < SLOTS) out.partial_mass[first_row + threadIdx.x] = mass[threadIdx.x];
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * Shape::kColumns; ++i)
+      total[i / Shape::kColumns][i % Shape::kColumns].add(
+          sum[i / Shape::kColumns][i % Shape::kColumns]);
+    if (threadIdx.x < SLOTS) total_mass += mass[threadIdx.x];
   }
-}
-
-// Adds up the shares in order: updates A v / (mass + eps) [B, K, E] and mass sum_n A [B, K]. A
-// block takes a slot of an image.
-template <class T>
-__global__ void mean_kernel(const float* partial, const float* partial_mass, const Cut cut,
-                            const int num_slots, const int slots, const int width,
-                            const int chunk_width, const float eps, T* updates, float* mass) {
-  const int shares = cut.shares();
-  const int64 image = blockIdx.x / num_slots;
-  const int slot = static_cast<int>(blockIdx.x % num_slots);
-  const int64 first_part = (image * cut.slot_blocks + slot / slots) * cut.chunks;
-  const int row = slot % slots;
-  float total_mass = 0.0f;
-  for (int share = 0; share < shares; ++share)
-    total_mass += partial_mass[(first_part * shares + share) * slots + row];
-  const float weight = 1.0f / share_scale<T>();
-  for (int column = static_cast<int>(threadIdx.x); column < width; column += blockDim.x) {
-    const int64 part = first_part + column / chunk_width;
-    const float* from =
-        partial + (part * shares * slots + row) * chunk_width + column % chunk_width;
-    float total = 0.0f;
-    for (int share = 0; share < shares; ++share)
-      total += from[static_cast<int64>(share) * slots * chunk_width];
-    updates[static_cast<int64>(blockIdx.x) * width + column] =
-        from_float<T>(total * weight / (total_mass + eps));
-  }
-  if (threadIdx.x == 0) mass[blockIdx.x] = total_mass;
+  if (threadIdx.x < SLOTS) mass[threadIdx.x] = total_mass;
+  __syncthreads();
+  const int image = place[0], first_slot = place[1], chunk = place[2];
+  const int64 first_row = static_cast<int64>(image) * c.num_slots + first_slot;
+  const int last_slot = min(SLOTS, c.num_slots - first_slot);
+  if (chunk == 0 && static_cast<int>(threadIdx.x) < last_slot)
+    out.mass[first_row + threadIdx.x] = total_mass;
+  put_means<T, SLOTS, WARPS>(total, mass, first_row, last_slot, chunk * Shape::kChunk, width, out,
+                             reinterpret_cast<float*>(stage));
 }
 
 }  // namespace ocvtp

@@ -11,11 +11,10 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
                                                   std::optional<Tensor> constant,
                                                   std::optional<Tensor> slot_mask, double scale,
                                                   double eps, bool with_attention) {
+  check_slot_attention(q, k, v, constant, slot_mask, kernel_dtypes);
   const Launcher launch(q);
   check_competition(launch, q, k);
-  check_dtype(v, q.scalar_type(), "v");
-  STD_TORCH_CHECK(v.dim() == 3 && v.size(0) == q.size(0) && v.size(1) == k.size(1) && v.size(2) > 0,
-                  "ocvtp_native: v is not [B, N, E]");
+  require_some("v", v);
   const int64 batch = q.size(0), slots = q.size(1), tokens = k.size(1);
   const int depth = int_size(q, 2), width = int_size(v, 2);
   const Tensor updates = empty(q, {batch, slots, width});
@@ -25,8 +24,7 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
   q = packed(q);
   k = packed(k);
   v = packed(v);
-  constant = per_slot(constant, q, ScalarType::Float, "constant");
-  slot_mask = per_slot(slot_mask, q, ScalarType::Bool, "slot_mask");
+  slot_mask = dense(slot_mask);
   by_cuda_dtype(q, [&](auto kind) {
     using T = decltype(kind);
     const SlotAttentionJob<T> job{competition_of<T>(q, k, depth, constant, slot_mask, scale),

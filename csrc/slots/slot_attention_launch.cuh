@@ -2,12 +2,14 @@
 // Host code; `launch(kernel, blocks, threads, shared_bytes, arguments...)`.
 #pragma once
 
+#include <type_traits>
+
 #include "slot_attention.cuh"
+#include "standings.cuh"
 
 namespace ocvtp {
 
-constexpr int kOneTile = 128;    // most slots that a tile holds
-constexpr int kMostGroups = 18;  // of tokens: one tile each at 576 tokens
+constexpr int kOneTile = 128;  // most slots that a tile holds
 
 // All pointers are to device memory; outputs are contiguous.
 template <class T>
@@ -43,8 +45,15 @@ TileSizes tile_sizes(int num_slots) {
                                      : TileSizes{kOneTile, CompeteShape<T, kOneTile>::kChunk};
 }
 
-// Blocks take all groups of tokens where images, slots and channels alone fill the chip: the sums
-// are the same, and the workspace is not multiplied by the groups.
+// Whether blocks take all groups, one block at a time on a multiprocessor, or one group each, two
+// at a time with half the warps each: whose waves of blocks end first, in tiles. The sums of a
+// group go to memory and back, which costs about two tiles more.
+inline bool takes_whole(const Cut& cut, int tiles, int64 parts, int multiprocessors) {
+  const int64 whole = ceil_div<int64>(parts, multiprocessors) * tiles;
+  const int64 split = ceil_div<int64>(parts * cut.groups, 2 * multiprocessors);
+  return whole < split * 2 * (cut.tiles_per_group + 2);
+}
+
 template <class T>
 Cut cut_of(const SlotAttentionJob<T>& job, int multiprocessors) {
   const TileSizes sizes = tile_sizes<T>(job.competition.num_slots);
@@ -54,18 +63,17 @@ Cut cut_of(const SlotAttentionJob<T>& job, int multiprocessors) {
   const int tiles = ceil_div(job.competition.num_tokens, kTokens);
   cut.tiles_per_group = ceil_div(tiles, kMostGroups);
   cut.groups = ceil_div(tiles, cut.tiles_per_group);
-  const bool fills = job.batch * cut.slot_blocks * cut.chunks >= multiprocessors;
-  cut.groups_per_block = fills ? cut.groups : 1;
+  cut.whole = takes_whole(cut, tiles, job.batch * cut.slot_blocks * cut.chunks, multiprocessors);
   return cut;
 }
 
 template <class T>
 Workspace workspace_of(const SlotAttentionJob<T>& job, const Cut& cut) {
   const TileSizes sizes = tile_sizes<T>(job.competition.num_slots);
-  const int64 blocks = job.batch * cut.slot_blocks * cut.chunks * cut.shares();
+  const int64 rows =
+      cut.whole ? 0 : job.batch * cut.slot_blocks * cut.chunks * cut.groups * sizes.slots;
   const bool standings = job.competition.num_slots > kOneTile;
-  return {blocks * sizes.slots * sizes.chunk, blocks * sizes.slots,
-          standings ? job.batch * job.competition.num_tokens : 0};
+  return {rows * sizes.chunk, rows, standings ? job.batch * job.competition.num_tokens : 0};
 }
 
 // Each token's standing [B, N], for more slots than a tile holds.
@@ -76,28 +84,40 @@ void launch_standings(const Launch& launch, const Competition<T>& competition, i
          LogitsShape<T, kOneTile>::kSharedBytes, competition, standings);
 }
 
-// The competition in two launches, or three. The workspace has the sizes of `workspace_of`.
+template <class T, int SLOTS, bool STANDINGS, bool WHOLE, class Launch>
+void launch_compete(const Launch& launch, const SlotAttentionJob<T>& job, const Cut& cut,
+                    const Standing* standings, const CompeteOutputs<T>& outputs) {
+  constexpr int kWarpsHere = compete_warps(WHOLE);
+  launch(compete_kernel<T, SLOTS, STANDINGS, WHOLE>,
+         job.batch * cut.slot_blocks * cut.chunks * cut.shares(), kWarpsHere * kWarpSize,
+         CompeteShape<T, SLOTS, kWarpsHere>::kSharedBytes, job.competition, job.v, job.width, cut,
+         standings, outputs);
+}
+
+// The competition: one launch, another before it for more slots than a tile holds, and another
+// behind it where blocks take one group. The workspace has the sizes of `workspace_of`.
 template <class T, class Launch>
 void launch_slot_attention(const Launch& launch, const SlotAttentionJob<T>& job, const Cut& cut,
                            float* partial, float* partial_mass, Standing* standings) {
   const Competition<T>& c = job.competition;
   const TileSizes sizes = tile_sizes<T>(c.num_slots);
-  const int64 blocks = job.batch * cut.slot_blocks * cut.chunks * cut.shares();
-  const auto compete = [&](auto kernel, int shared_bytes) {
-    launch(kernel, blocks, kThreads, shared_bytes, c, job.v, job.width, cut,
-           static_cast<const Standing*>(standings), partial, partial_mass, job.attention);
+  const CompeteOutputs<T> outputs{partial,  partial_mass,  job.updates,
+                                  job.mass, job.attention, job.eps};
+  const auto compete = [&](auto whole) {
+    constexpr bool kWhole = decltype(whole)::value;
+    if (c.num_slots > kOneTile)
+      launch_compete<T, kOneTile, true, kWhole>(launch, job, cut, standings, outputs);
+    else if (sizes.slots == kOneTile)
+      launch_compete<T, kOneTile, false, kWhole>(launch, job, cut, standings, outputs);
+    else
+      launch_compete<T, 64, false, kWhole>(launch, job, cut, standings, outputs);
   };
-  if (c.num_slots > kOneTile) {
-    launch_standings(launch, c, job.batch, standings);
-    compete(compete_kernel<T, kOneTile, true>, CompeteShape<T, kOneTile>::kSharedBytes);
-  } else if (sizes.slots == kOneTile) {
-    compete(compete_kernel<T, kOneTile, false>, CompeteShape<T, kOneTile>::kSharedBytes);
-  } else {
-    compete(compete_kernel<T, 64, false>, CompeteShape<T, 64>::kSharedBytes);
-  }
-  launch(mean_kernel<T>, job.batch * c.num_slots, 128, 0, static_cast<const float*>(partial),
-         static_cast<const float*>(partial_mass), cut, c.num_slots, sizes.slots, job.width,
-         sizes.chunk, job.eps, job.updates, job.mass);
+  if (c.num_slots > kOneTile) launch_standings(launch, c, job.batch, standings);
+  if (cut.whole) return compete(std::true_type{});
+  compete(std::false_type{});
+  launch(mean_kernel<T>, job.batch * c.num_slots, kMeanThreads, 0,
+         static_cast<const float*>(partial), static_cast<const float*>(partial_mass), cut,
+         c.num_slots, sizes.slots, job.width, sizes.chunk, job.eps, job.updates, job.mass);
 }
 
 }  // namespace ocvtp

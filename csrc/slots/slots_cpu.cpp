@@ -1,5 +1,6 @@
 // ocvtp_native's slots parts on the CPU: the products are ATen's, what lies between them is ours.
-#include "common/binding.h"
+#include "encode/norm_tensor.h"
+#include "slots/checks.h"
 
 namespace ocvtp {
 namespace {
@@ -47,6 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
                                                   std::optional<Tensor> constant,
                                                   std::optional<Tensor> slot_mask, double scale,
                                                   double eps, bool with_attention) {
+  check_slot_attention(q, k, v, constant, slot_mask, kernel_dtypes);
   const Tensor attention = attention_of(q, k, dense(constant), dense(slot_mask), scale);
   const Tensor mass = mass_of(attention);
   const Tensor updates = product(attention, v);
@@ -60,6 +62,8 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(Tensor q, Tensor k, T
                                                            Tensor grad_updates, Tensor grad_mass,
                                                            std::optional<Tensor> grad_attention,
                                                            std::optional<Tensor> kept) {
+  check_slot_attention_backward(q, k, v, slot_mask, updates, grad_updates, grad_mass,
+                                grad_attention, kept, kernel_dtypes);
   updates = dense(updates);
   grad_updates = dense(grad_updates);
   grad_mass = dense(grad_mass);
@@ -88,25 +92,73 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(Tensor q, Tensor k, T
   return {product(grad, k), product(transposed(grad), q), product(transposed(attention), scaled)};
 }
 
+// The norm and the statistics [.., 3] of slots, or of slots + y into `sum`.
+std::tuple<Tensor, Tensor> normed_slots(const Tensor& slots, const Tensor* y, const Tensor& weight,
+                                        double eps, const Tensor* sum) {
+  const int64_t width = slots.size(slots.dim() - 1);
+  const Tensor normed = torch::stable::empty_like(slots);
+  const Tensor statistics = empty_rows(slots, 3, slots.scalar_type());
+  by_dtype(slots, [&](auto kind) {
+    using T = decltype(kind);
+    const NormSlots<T> arguments{
+        data<T>(slots), y ? data<T>(*y) : nullptr,    data<T>(weight), width,
+        T(eps),         sum ? out<T>(*sum) : nullptr, out<T>(normed),  out<T>(statistics)};
+    run(kernels<T>().norm_slots, arguments, num_rows(slots), 2 * width);
+  });
+  return {normed, statistics};
+}
+
+std::tuple<Tensor, Tensor, Tensor> start(Tensor tokens, Tensor slots, Tensor weight, double eps) {
+  check_start(tokens, slots, weight, kernel_dtypes);
+  const Tensor x = layer_norm(tokens, eps);
+  const auto [normed, statistics] =
+      normed_slots(dense(slots), nullptr, dense(weight), eps, nullptr);
+  return {x, normed, statistics};
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_slots(Tensor x, Tensor y, Tensor weight, double eps) {
+  check_norm_slots(x, y, weight, kernel_dtypes);
+  x = dense(x);
+  y = dense(y);
+  const Tensor sum = torch::stable::empty_like(x);
+  const auto [normed, statistics] = normed_slots(x, &y, dense(weight), eps, &sum);
+  return {sum, normed, statistics};
+}
+
 std::tuple<Tensor, Tensor> gru_gates(Tensor x_gates, Tensor h_gates, Tensor h,
                                      std::optional<Tensor> shift, std::optional<Tensor> mass,
-                                     double eps, bool with_norm) {
+                                     std::optional<Tensor> statistics, std::optional<Tensor> sums,
+                                     std::optional<Tensor> bias, double eps, bool with_norm) {
+  check_gru_gates(x_gates, h_gates, h, shift, mass, statistics, sums, bias, kernel_dtypes);
   x_gates = dense(x_gates);
-  h_gates = dense(h_gates);
+  if (!has_one_row_stride(h_gates)) h_gates = dense(h_gates);
   h = dense(h);
   shift = dense(shift);
   mass = dense(mass);
+  statistics = dense(statistics);
+  sums = dense(sums);
+  bias = dense(bias);
   const int64_t width = h.size(h.dim() - 1);
-  const Tensor state = torch::stable::empty_like(h);
-  const Tensor normed = with_norm ? torch::stable::empty_like(h) : empty(h, {0});
+  const Tensor state = empty_rows(x_gates, width, h.scalar_type());
+  const Tensor normed = with_norm ? torch::stable::empty_like(state) : empty(h, {0});
   by_dtype(h, [&](auto kind) {
     using T = decltype(kind);
-    const GruGates<T> arguments{data<T>(x_gates), data<T>(h_gates),
-                                data<T>(h),       data<T>(shift),
-                                data<T>(mass),    width,
-                                T(eps),           T(layer_norm_eps),
-                                out<T>(state),    with_norm ? out<T>(normed) : nullptr};
-    run(kernels<T>().gru_gates, arguments, width ? h.numel() / width : 0, 16 * width);
+    const GruGates<T> arguments{data<T>(x_gates),
+                                data<T>(h_gates),
+                                data<T>(h),
+                                num_rows(h),
+                                row_stride(h_gates),
+                                data<T>(shift),
+                                data<T>(mass),
+                                data<T>(statistics),
+                                data<T>(sums),
+                                data<T>(bias),
+                                width,
+                                T(eps),
+                                T(layer_norm_eps),
+                                out<T>(state),
+                                with_norm ? out<T>(normed) : nullptr};
+    run(kernels<T>().gru_gates, arguments, num_rows(x_gates), 16 * width);
   });
   return {state, normed};
 }
@@ -115,6 +167,8 @@ STABLE_TORCH_LIBRARY_IMPL(ocvtp_native, CPU, m) {
   m.impl("slot_attention", TORCH_BOX(&slot_attention));
   m.impl("slot_attention_backward", TORCH_BOX(&slot_attention_backward));
   m.impl("gru_gates", TORCH_BOX(&gru_gates));
+  m.impl("start", TORCH_BOX(&start));
+  m.impl("norm_slots", TORCH_BOX(&norm_slots));
 }
 
 }  // namespace

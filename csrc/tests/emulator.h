@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <type_traits>
 #include <vector>
 
 #include "emulator_types.h"
@@ -39,8 +40,8 @@ struct Fiber {
   unsigned mask;
   const char* place;  // of the barrier it waits at, for the message and to tell barriers apart
   int line;
-  unsigned exchanges;
-  unsigned x, y, z;
+  std::uint64_t matrix_calls;  // a digest of WMMA's loads and stores, which all lanes make alike
+  unsigned exchanges, x, y, z;
 };
 
 struct Warp {
@@ -48,10 +49,12 @@ struct Warp {
   std::uint64_t values[2][kWarp];
 };
 
+using SharedLine = std::aligned_storage_t<128, 128>;  // aligned as OCVTP_SHARED is
+
 struct Machine {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
-  std::vector<unsigned char> shared;
+  std::vector<SharedLine> shared;
   std::size_t shared_bytes = 0;
   unsigned char* stacks = nullptr;
   std::size_t stacks_held = 0;
@@ -62,6 +65,7 @@ struct Machine {
 };
 
 inline Machine machine;
+inline std::int64_t launches = 0;
 inline uint3 thread_index, block_index;
 inline dim3 block_extent, grid_extent;
 
@@ -104,6 +108,12 @@ inline void yield() {
     _longjmp(machine.scheduler_resume, 1);
 }
 
+inline void compare_matrix_calls(std::size_t first, std::size_t last) {
+  for (std::size_t i = first; i < last; ++i)
+    if (machine.fibers[i].matrix_calls != machine.fibers[i / kWarp * kWarp].matrix_calls)
+      fail("lanes of a warp differ in what matrices they have loaded or stored");
+}
+
 inline void release_block_barrier_if_complete() {
   const Fiber* first = nullptr;
   for (const Fiber& fiber : machine.fibers) {
@@ -141,6 +151,7 @@ inline void sync_warp(unsigned mask, const char* place, int line) {
     if (other.state != State::at_warp_barrier) return yield();
     if (other.mask != mask || other.line != line) fail("lanes of a warp wait at different places");
   }
+  if (mask == 0xffffffffu) compare_matrix_calls(first, first + kWarp);
   for (unsigned lane = 0; lane < kWarp; ++lane)
     if (mask >> lane & 1u) machine.fibers[first + lane].state = State::ready;
 }
@@ -203,7 +214,8 @@ inline void start_block(std::size_t threads) {
     machine.stacks_held = threads;
   }
   // 0xFF bytes are NaN in every floating type: whatever is read before it is written shows.
-  machine.shared.assign(machine.shared_bytes + kCanaryBytes, 0xFF);
+  machine.shared.resize((machine.shared_bytes + kCanaryBytes) / sizeof(SharedLine));
+  std::memset(machine.shared.data(), 0xFF, machine.shared.size() * sizeof(SharedLine));
   for (std::size_t i = 0; i < threads; ++i) {
     Fiber& fiber = machine.fibers[i];
     getcontext(&fiber.context);
@@ -239,8 +251,10 @@ inline void run_block(std::size_t threads) {
     else
       fail("a barrier that not all live threads reach");
   }
-  for (std::size_t i = machine.shared_bytes; i < machine.shared.size(); ++i)
-    if (machine.shared[i] != 0xFF) fail("a write past the end of the dynamic shared memory");
+  compare_matrix_calls(0, threads);
+  const auto* const shared = reinterpret_cast<const unsigned char*>(machine.shared.data());
+  for (std::size_t i = machine.shared_bytes; i < machine.shared.size() * sizeof(SharedLine); ++i)
+    if (shared[i] != 0xFF) fail("a write past the end of the dynamic shared memory");
 }
 
 }  // namespace ocvtp::emulator
@@ -268,6 +282,7 @@ namespace ocvtp {
 // kernel<<<grid, block, shared_bytes>>>: `body` calls the kernel with its arguments.
 inline void emulate(dim3 grid, dim3 block, std::size_t shared_bytes,
                     const std::function<void()>& body) {
+  ++emulator::launches;
   emulator::machine.body = &body;
   emulator::machine.shared_bytes = shared_bytes;
   emulator::grid_extent = grid;

@@ -1,8 +1,5 @@
 // The emulator itself: what is right runs, what hardware leaves undefined is caught.
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include "check.h"
+#include "expect_abort.h"
 
 namespace ocvtp::test {
 namespace {
@@ -81,6 +78,14 @@ void shared_memory_is_poisoned() {
   });
 }
 
+void shared_memory_is_aligned() {
+  for (std::size_t bytes : {0, 4, 5000, 40000})
+    emulate(1, 1, bytes, [] {
+      OCVTP_SHARED(unsigned char, x);
+      EXPECT(reinterpret_cast<std::uintptr_t>(x) % 128 == 0, "%p", static_cast<void*>(x));
+    });
+}
+
 void integer_atomics() {
   int sum = 0, largest = -1, smallest = 1000;
   unsigned short held = 0xffff;
@@ -110,21 +115,6 @@ void conversions() {
   EXPECT(__float2half_rn(65519.9f).bits == 0x7bff && __float2half_rn(65520.0f).bits == 0x7c00,
          "the largest half");
   EXPECT(std::isnan(__half2float(__float2half_rn(static_cast<float>(kNaN)))), "NaN");
-}
-
-// A child runs the faulty kernel, silently: it must end by abort.
-void expect_abort(const char* fault, unsigned threads, std::size_t shared_bytes,
-                  const std::function<void()>& kernel) {
-  std::fflush(stdout);
-  const pid_t child = fork();
-  if (child == 0) {
-    if (!std::freopen("/dev/null", "w", stderr)) _exit(1);
-    emulate(1, threads, shared_bytes, kernel);
-    _exit(0);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  EXPECT(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "not caught: %s", fault);
 }
 
 void faults() {
@@ -181,6 +171,7 @@ int main() {
   warp_words();
   early_leavers();
   shared_memory_is_poisoned();
+  shared_memory_is_aligned();
   integer_atomics();
   conversions();
   faults();

@@ -98,7 +98,7 @@ void add_kernels(py::module_ module) {
 #define OCVTP_GREEDY(name) \
   add(module, #name, kernels<T>().greedy->name, [] { return kernels<T>().greedy->name; })
   OCVTP_KERNEL(layer_norm);
-  OCVTP_KERNEL(add_layer_norm);
+  OCVTP_KERNEL(norm_slots);
   OCVTP_KERNEL(bias_gelu);
   OCVTP_KERNEL(slot_softmax);
   OCVTP_KERNEL(slot_mass);

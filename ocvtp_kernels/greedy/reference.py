@@ -187,6 +187,11 @@ def match_select(similarity: Tensor, ranked: Tensor, budget: int, drop: int = 8)
     return ranked
 
 
+def is_owned(owner: Tensor, num_owners: int) -> Tensor:
+    """Whether a token's owner is one of 0 to ``num_owners - 1``."""
+    return (owner >= 0) & (owner < num_owners)
+
+
 def scatter_merge(
     tokens: Tensor, owner: Tensor, weight: Tensor, num_owners: int
 ) -> tuple[Tensor, Tensor]:
@@ -195,7 +200,8 @@ def scatter_merge(
     ``sum_t = sum_{n: owner_n = t} weight_n tokens_n``, ``mass_t = sum_{n: owner_n = t} weight_n``.
 
     Args:
-        tokens: ``[B, N, C]``; owner: int64 ``[B, N]``, 0 to num_owners - 1, or -1 for none.
+        tokens: ``[B, N, C]``; owner: int64 ``[B, N]``, 0 to num_owners - 1; anything else, such as
+            -1, is none: such a token is in no sum and has no gradient.
         weight: ``[B, N]``.
         num_owners: T.
 
@@ -206,8 +212,7 @@ def scatter_merge(
     places = torch.arange(num_owners, device=owner.device)
     shares = torch.where(owner[:, None] == places[:, None], weight[:, None], 0.0).to(wide)
     # A share of 0 would make NaN of a token that is NaN.
-    is_owned = (owner >= 0) & (owner < num_owners)
-    rows = tokens.to(wide).masked_fill(~is_owned[..., None], 0)
+    rows = tokens.to(wide).masked_fill(~is_owned(owner, num_owners)[..., None], 0)
     return torch.matmul(shares, rows), shares.sum(dim=2)
 
 

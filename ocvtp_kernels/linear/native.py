@@ -1,43 +1,62 @@
 """A Linear of the native chain: a BLAS product, with bias and GELU fused where they can be.
 
-On the CPU the product is oneDNN's, by ATen, where torch has it: its weights are packed once and
-remembered while the weight tensor lives and is unchanged.
+On the CPU the product is oneDNN's, by ATen, where torch has it. It is faster on weights that it
+has packed. Packing pays, and is right, for weights that stay as they are: whoever owns such makes
+`Layer.packed` of them.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ocvtp_kernels.dtypes import accumulate_dtype
-
-# By weight: the version and address it was packed at, and its pack by dtype.
-_packs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 # A hint for the layout of a pack: the fewest rows that are worth its blocks.
 ROWS = 64
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
-    """``x W^T + b``, then the exact GELU if asked for.
+class Layer(NamedTuple):
+    """A Linear's weights in the dtype to compute in."""
+
+    weight: Tensor  # [O, I]
+    bias: Tensor | None  # [O]
+    pack: Tensor | None = None  # the weight as oneDNN has packed it
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Layer:
+        """These weights, cast to ``dtype``."""
+        return cls(weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    def packed(self) -> Layer:
+        """The same with a pack, where oneDNN multiplies: it does not see the weight's edits."""
+        weight = self.weight
+        if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+            return self
+        if not torch.backends.mkldnn.is_available():
+            return self
+        dense = weight.detach().contiguous()
+        return self._replace(pack=torch.ops.mkldnn._reorder_linear_weight(dense, ROWS))
+
+
+def linear(x: Tensor, layer: Layer, gelu: bool = False) -> Tensor:
+    """``x W^T + b``, then the exact GELU if asked for; only then a layer needs a bias.
 
     Args:
-        x: ``[..., I]`` in the dtype to compute in.
-        weight: ``[O, I]``; bias: ``[O]``; any floating dtype.
+        x: ``[..., I]`` in the dtype of the layer.
 
     Returns:
         ``[..., O]`` in the dtype of ``x``.
     """
-    bias = bias.to(x.dtype)
-    pack = _pack(weight, x.dtype) if _can_pack(x, weight) else None
-    if pack is not None:
+    weight, bias, pack = layer
+    if pack is not None and x.numel() and torch.backends.mkldnn.enabled:
         post, algorithm = ("gelu", "none") if gelu else ("none", "")
         rows = x.reshape(-1, x.shape[-1])
         out = torch.ops.mkldnn._linear_pointwise(rows, pack, bias, post, [], algorithm)
         return out.view(*x.shape[:-1], -1)
-    weight = weight.to(x.dtype)
     if not gelu:
         return F.linear(x, weight, bias)
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
@@ -63,27 +82,3 @@ def multiplies_bfloat16() -> bool:
 
 def _has_onednn() -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
-
-
-def _can_pack(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and x.numel() > 0
-        and _has_onednn()
-        # Without a version counter nobody could tell that a weight was changed.
-        and not weight.is_inference()
-    )
-
-
-def _pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    place = (weight._version, weight.data_ptr())
-    found = _packs.get(weight)
-    if found is None or found[0] != place:
-        found = (place, {})
-        _packs[weight] = found
-    packs: dict[torch.dtype, Tensor] = found[1]
-    if dtype not in packs:
-        dense = weight.detach().to(dtype).contiguous()
-        packs[dtype] = torch.ops.mkldnn._reorder_linear_weight(dense, ROWS)
-    return packs[dtype]

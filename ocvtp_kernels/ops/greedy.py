@@ -216,7 +216,7 @@ def _fake_merge(
 
 
 def _save_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    tokens, owner, weight, _ = inputs
+    tokens, owner, weight, ctx.num_owners = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(owner, weight)
     ctx.dtype = tokens.dtype
@@ -225,9 +225,11 @@ def _save_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
 def _merge_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     # In the tokens alone: weights and owners are decisions.
     owner, weight = ctx.saved_tensors
-    rows = owner.clamp_min(0).unsqueeze(-1).expand(-1, -1, grad.shape[2])
-    share = weight.masked_fill(owner < 0, 0).unsqueeze(-1)
-    return (grad.gather(1, rows) * share).to(ctx.dtype), None, None, None
+    is_owned = reference.is_owned(owner, ctx.num_owners).unsqueeze(-1)
+    rows = owner.unsqueeze(-1).masked_fill(~is_owned, 0).expand(-1, -1, grad.shape[2])
+    # A share of 0 would make NaN of a gradient that is not finite.
+    grads = (grad.gather(1, rows) * weight.unsqueeze(-1)).masked_fill(~is_owned, 0)
+    return grads.to(ctx.dtype), None, None, None
 
 
 define(

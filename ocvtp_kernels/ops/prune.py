@@ -48,11 +48,11 @@ def _check_picks(
     checks.require_floating("reference", reference)
     checks.require_some("reference", reference, 1, "token")
     checks.require_size("reference", reference, 2, folded.encode_weights[0].shape[1], "weights")
-    checks.require_same_kind("reference", reference, "weights", folded.slots.query_weight)
+    checks.require_same_kind("reference", reference, "weights", weights[0])
     checks.require_rank("slots_init", slots_init, "B, K, D")
     checks.require_same_kind("slots_init", slots_init, "reference", reference)
     checks.require_size("slots_init", slots_init, 0, reference.shape[0], "reference")
-    checks.require_size("slots_init", slots_init, 2, folded.slots.query_weight.shape[1], "weights")
+    checks.require_size("slots_init", slots_init, 2, folded.slots.dim, "weights")
     checks.require_some("slots_init", slots_init, 1, "slot")
     checks.require_top_k(top_k, reference.shape[1])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ocvtp_kernels import checks
 from ocvtp_kernels.native import if_built
 from ocvtp_kernels.ops.library import Gradient, define, lazy
-from ocvtp_kernels.ops.slots import check_queries_and_keys
+from ocvtp_kernels.ops.slots import check_queries_and_keys, refuse_no_channels
 from ocvtp_kernels.selection import cpu, native, reference
 from ocvtp_kernels.selection.tiles import MOST_RANKS, MOST_TOKENS
 
@@ -248,6 +248,7 @@ define(
         "cpu": cpu.merge,
         "triton": lazy("selection.triton_merge", "merge"),
     },
+    refuse={"triton": refuse_no_channels},
     keep=("final",),
     gradient=Gradient(save=_save_merge, backward=_merge_backward),
 )

@@ -30,6 +30,16 @@ def check_queries_and_keys(q: Tensor, k: Tensor) -> None:
     checks.require_some("k", k, 1, "token")
 
 
+def refuse_no_channels(q: Tensor, k: Tensor, values: Tensor, *_: Any) -> str | None:
+    """The sentence why GPU kernels do not take rows without a channel, or None."""
+    if min(q.shape[2], values.shape[2]) > 0:
+        return None
+    return f"the GPU kernels take at least one channel, not {q.shape[2]} and {values.shape[2]}"
+
+
+_REFUSE = {"triton": refuse_no_channels, "cuda": refuse_no_channels}
+
+
 def _check_slot_attention(
     q: Tensor,
     k: Tensor,
@@ -143,6 +153,7 @@ define(
         # Nothing as large as the attention is read.
         "triton": lambda *args: _triton_gradients(*args[:11]),
     },
+    refuse=_REFUSE,
     is_gradient=True,
 )
 
@@ -158,6 +169,7 @@ define(
         "triton": lazy("slots.triton_forward", "slot_attention"),
         "cuda": native.slot_attention,
     },
+    refuse=_REFUSE,
     gradient=_GRADIENT,
 )
 define(
@@ -170,6 +182,7 @@ define(
         "triton": lazy("slots.triton_forward", "slot_attention_with_attention"),
         "cuda": native.slot_attention_with_attention,
     },
+    refuse=_REFUSE,
     gradient=_GRADIENT,
 )
 
@@ -178,7 +191,7 @@ def _check_gru_cell(
     x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
 ) -> None:
     checks.require_floating("h", h)
-    if h.dim() < 1 or x.shape[:-1] != h.shape[:-1]:
+    if min(x.dim(), h.dim()) < 1 or x.shape[:-1] != h.shape[:-1]:
         raise ValueError(
             "x, h: expected shapes [..., E] and [..., D] with the same leading sizes, "
             f"got {list(x.shape)} and {list(h.shape)}"

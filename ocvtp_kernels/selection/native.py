@@ -8,6 +8,7 @@ from torch import Tensor
 from ocvtp_kernels.native import computed, dense_rows
 
 MOST_PICKS = 65535  # of an image, on a GPU: a pick's place is 16 bits
+MOST_PACKED_SLOTS = 2048  # on a GPU: their packed picks are in shared memory
 
 
 def _scale_of(q: Tensor, scale: float | None) -> float:
@@ -63,11 +64,16 @@ def select(
     top_k: int,
 ) -> tuple[Tensor, Tensor]:
     """Kept tokens ``[B, T, C]`` and ids ``[B, T]`` by ``logits = scale q k^T + constant``."""
+    native, final = torch.ops.ocvtp_native, dense_rows(final)
+    # On a GPU the kernel that resolves takes the best over the tiles of tokens too: a launch less.
+    if q.device.type == "cuda" and top_k == 1 and q.shape[1] <= MOST_PACKED_SLOTS:
+        packed, evidence = native.slot_argmax_packed(q, k, constant, scale, importance is None)
+        padding = evidence if importance is None else importance
+        tokens, ids = native.resolve_gather_packed(packed, padding, final, budget)
+        return tokens, ids
     picks, peak, evidence = pick(q, k, constant, scale, top_k, importance is None)
     padding = evidence if importance is None else importance
-    tokens, ids = torch.ops.ocvtp_native.resolve_gather(
-        picks, peak, padding, dense_rows(final), budget
-    )
+    tokens, ids = native.resolve_gather(picks, peak, padding, final, budget)
     return tokens, ids
 
 

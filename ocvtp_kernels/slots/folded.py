@@ -16,7 +16,8 @@ def folded_logits(slots: Tensor, x_hat: Tensor, weights: FoldedSlots) -> Tensor:
     """The scaled logits of slots ``[B, K, D]`` on x^ ``[B, N, D]``: ``[B, K, N]``."""
     normed = F.layer_norm(slots, slots.shape[-1:], eps=LN_EPS)
     q = F.linear(normed, weights.query_weight, weights.query_bias)
-    return torch.baddbmm(q[..., -1:], q[..., :-1], x_hat.transpose(1, 2))
+    constant = F.linear(normed, weights.constant_weight.unsqueeze(0), weights.constant_bias)
+    return torch.baddbmm(constant, q, x_hat.transpose(1, 2))
 
 
 def folded_step(slots: Tensor, x_hat: Tensor, weights: FoldedSlots) -> Tensor:

@@ -8,12 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype
-from ocvtp_kernels.fold import FoldedSlots
-from ocvtp_kernels.linear.native import linear
+from ocvtp_kernels.linear.blas import float32_sums
 from ocvtp_kernels.native import computed
-from ocvtp_kernels.slots.folded import MASS_EPS
-from ocvtp_kernels.slots.reference import LN_EPS
 
 MOST_WIDTH = 8192  # of a slot, on a GPU: its new state waits in shared memory for its norm
 
@@ -81,45 +77,10 @@ def gru_cell(
     x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
 ) -> Tensor:
     """`ocvtp_kernels.slots.reference.gru_cell`, summed in float32 or wider."""
-    x_gates = torch.nn.functional.linear(computed(x), computed(w_ih), computed(b_ih))
-    h_gates = torch.nn.functional.linear(computed(h), computed(w_hh), computed(b_hh))
+    with float32_sums(h.device):
+        x_gates = torch.nn.functional.linear(computed(x), computed(w_ih), computed(b_ih))
+        h_gates = torch.nn.functional.linear(computed(h), computed(w_hh), computed(b_hh))
     state, _ = torch.ops.ocvtp_native.gru_gates(
-        x_gates, h_gates, computed(h), None, None, 0.0, False
+        x_gates, h_gates, computed(h), None, None, None, None, None, 0.0, False
     )
     return state.view(h.shape).to(h.dtype)
-
-
-def query(normed: Tensor, weights: FoldedSlots) -> tuple[Tensor, Tensor]:
-    """Q' ``[B, K, D]`` and its constant ``[B, K]``, float32 or wider, of s^ ``[B, K, D]``."""
-    q = linear(normed, weights.query_weight, weights.query_bias)
-    return q[..., :-1], q[..., -1].to(accumulate_dtype(q.dtype))
-
-
-def iterate(
-    slots: Tensor, x_hat: Tensor, weights: FoldedSlots, num_iter: int
-) -> tuple[Tensor, Tensor]:
-    """The last iteration's queries and constants, after ``num_iter - 1`` whole iterations.
-
-    Args:
-        slots: ``[B, K, D]`` initial slots; x_hat: ``[B, N, D]``, what `encode` returns.
-
-    Returns:
-        q' ``[B, K, D]`` and c ``[B, K]``: ``logits = q' x^T + c``.
-    """
-    native = torch.ops.ocvtp_native
-    # Slots are summed over iterations in float32 or wider, products take the dtype of the tokens.
-    slots = slots.to(accumulate_dtype(slots.dtype))
-    shift = weights.gates_shift.to(x_hat.dtype)
-    normed = native.layer_norm(slots, LN_EPS).to(x_hat.dtype)
-    for _ in range(num_iter - 1):
-        q, constant = query(normed, weights)
-        updates, mass, _ = native.slot_attention(
-            q, x_hat, x_hat, constant, None, 1.0, MASS_EPS, False
-        )
-        x_gates = linear(updates, weights.gates_weight, weights.gates_bias)
-        h_gates = linear(slots.to(x_hat.dtype), weights.hidden_weight, weights.hidden_bias)
-        state, normed = native.gru_gates(x_gates, h_gates, slots, shift, mass, MASS_EPS, True)
-        hidden = linear(normed, weights.ffn_w1, weights.ffn_b1, gelu=True)
-        out = linear(hidden, weights.ffn_w2, weights.ffn_b2)
-        slots, normed = native.add_layer_norm(state, out, LN_EPS)
-    return query(normed, weights)

@@ -40,6 +40,7 @@ JOBS = [
 UNREHEARSED = {
     "chain_gpu and an_image_alone and not (64 and dtype2)": "64 images in half precision, or with "
     "160 slots, take minutes; in float32 with 64 they do not",
+    "the_cuda_kernels_give and not dtype2": "the raw ops' CPU kernels take no half precision",
     "chain_gpu and no_slot_misses and 2880 and not dtype2": "2880 tokens in half precision are "
     "slow; in float32 they are not",
 }

@@ -60,18 +60,44 @@ def test_layer_norm(case: DeviceCase) -> None:
     assert torch.equal(alone, ops.layer_norm(dense, EPS)[-1:]), "an image alone differs"
 
 
+def assert_statistics(got: Tensor, exact: Tensor, weight: Tensor, slack: Tensor) -> None:
+    """Of rows whose normalized values may be off by ``slack``."""
+    mean, deviation = exact.mean(-1, keepdim=True), 1 / norm_scale(exact)
+    terms, weight = norm(exact) * weight.double(), weight.double().abs()
+    want = torch.cat([mean, deviation, terms.sum(-1, keepdim=True)], -1)
+    dot = (slack * weight + 2**-22 * terms.abs()).sum(-1, keepdim=True)
+    of_row = slack.amax(-1, keepdim=True)
+    allowed = torch.cat([of_row * deviation, (of_row + 2**-21) * deviation, dot], -1)
+    assert got.dtype == torch.float32
+    assert_near(got, want, allowed)
+
+
 @fuzz
-def test_add_layer_norm(case: DeviceCase) -> None:
-    wide = case.pick([case.dtype, torch.float32])
-    shape = (case.between(1, 2), case.between(1, 3), case.pick(WIDTHS))
+def test_start(case: DeviceCase) -> None:
+    width, mean, outlier = case.pick(WIDTHS), case.pick([0.0, 300.0]), case.pick([0, 64])
+    tokens = case.rows(case.between(1, 2), case.between(1, 3), width, mean=mean, outlier=outlier)
+    slots = case.rows(case.between(1, 2), case.between(1, 3), width, mean=mean, outlier=outlier)
+    weight = case.rows(width)
+    x, normed, statistics = ops.start(tokens, slots, weight, EPS)
+    for rows, got in ((tokens.double(), x), (slots.double(), normed)):
+        assert_near(got, norm(rows), norm_slack(rows, False))
+    exact = slots.double()
+    assert_statistics(statistics, exact, weight, norm_slack(exact, False))
+
+
+@fuzz
+def test_norm_slots(case: DeviceCase) -> None:
+    shape = (case.between(1, 2), case.between(1, 3), case.pick([*WIDTHS, 8192]))
     outlier, mean = case.pick([0, 64]), case.pick([0.0, 300.0])
-    x = case.rows(*shape, dtype=wide, mean=mean, outlier=outlier)
-    y = case.rows(*shape, outlier=outlier)
-    total, normed = ops.add_layer_norm(x, y, EPS)
+    x = case.rows(*shape, dtype=torch.float32, mean=mean, outlier=outlier)
+    y, weight = case.rows(*shape, outlier=outlier), case.rows(shape[-1])
+    total, normed, statistics = ops.norm_slots(x, y, weight, EPS)
     exact = x.double() + y.double()
-    assert total.dtype == wide and normed.dtype == case.dtype
+    slack = norm_slack(exact, True)
+    assert total.dtype == torch.float32 and normed.dtype == case.dtype
     assert_near(total, exact, 2**-23 * exact.abs())
-    assert_near(normed, norm(exact), norm_slack(exact, True))
+    assert_near(normed, norm(exact), slack)
+    assert_statistics(statistics, exact, weight, slack)
 
 
 @fuzz
@@ -96,28 +122,38 @@ def test_special_rows(dtype: torch.dtype) -> None:
 @fuzz
 def test_gru_gates(case: DeviceCase) -> None:
     kept = case.pick([case.dtype, torch.float32])
-    rows, width = case.between(1, 5), case.pick([*WIDTHS, 8192])
-    size, shifted = case.pick([1.0, 2.0, 8.0]), case.flag()
-    x, h_gates = (case.rows(1, rows, 3 * width, deviation=size) for _ in range(2))
-    h = case.rows(1, rows, width, dtype=kept, outlier=50 if width > 64 else 0)
-    shift = case.rows(3 * width)
+    images, rows, width = case.between(1, 2), case.between(1, 5), case.pick([*WIDTHS, 8192])
+    states = case.pick([1, images])
+    size, shifted, of_normed = case.pick([1.0, 2.0, 8.0]), case.flag(), case.flag()
+    x = case.rows(images, rows, 3 * width, deviation=size)
+    h_gates = case.rows(states, rows, 3 * width, deviation=size)
+    h = case.rows(states, rows, width, dtype=kept, outlier=50 if width > 64 else 0)
+    shift, sums, bias = (case.rows(3 * width) for _ in range(3))
+    statistics = case.rows(states, rows, 3, dtype=torch.float32)
     # Some so small that eps counts.
-    mass = 20 * torch.rand(1, rows, generator=case.random) ** case.pick([1, 8])
+    mass = 20 * torch.rand(images, rows, generator=case.random) ** case.pick([1, 8])
     mass[0, 0] = 0
-    extra = (shift, mass) if shifted else (None, None)
-    state, normed = ops.gru_gates(x, h_gates, h, *extra, EPS, True)
+    of_x = (shift, mass) if shifted else (None, None)
+    of_h = (statistics, sums, bias) if of_normed else (None, None, None)
+    state, normed = ops.gru_gates(x, h_gates, h, *of_x, *of_h, EPS, True)
     share = (mass / (mass.double() + EPS)).unsqueeze(-1) if shifted else 0
-    want = slots.gru_gates(x.double() + share * shift.double(), h_gates.double(), h.double())
+    hidden = h_gates.double()
+    if of_normed:
+        mean, deviation, _ = statistics.double().split(1, -1)
+        hidden = deviation * hidden + mean * sums.double() + bias.double()
+        size += hidden.abs().max().item()
+    want = slots.gru_gates(x.double() + share * shift.double(), hidden, h.double())
     # A gate's argument of size s is known to s ulp, and slopes are at most 1 but for z (n - h).
     mean = want.mean(-1, keepdim=True)
     largest = (want.abs() + mean.abs()).amax(-1, keepdim=True)
     slack = 2**-22 * (1 + size) * (1 + largest)
+    assert state.dtype == torch.float32 and normed.dtype == case.dtype
     assert_near(state, want, slack)
     assert_near(normed, norm(want), 2 * slack * norm_scale(want) * (1 + norm(want).abs()))
-    bare, _ = ops.gru_gates(x, h_gates, h, *extra, EPS, False)
-    assert torch.equal(bare, state), "the norm changes the state"
-    last = [None if t is None else t[:, -1:] for t in (x, h_gates, h, extra[1])]
-    alone, _ = ops.gru_gates(*last[:3], extra[0], last[3], EPS, False)
+    bare, _ = ops.gru_gates(x, h_gates, h, *of_x, *of_h, EPS, False)
+    assert torch.equal(bare, state.to(kept)), "the norm changes the state"
+    last = [t if t is None or t.dim() == 1 else t[:, -1:] for t in (x, h_gates, h, *of_x, *of_h)]
+    alone, _ = ops.gru_gates(*last, EPS, True)
     assert torch.equal(alone, state[:, -1:]), "a row alone differs"
 
 
@@ -126,7 +162,7 @@ def test_gru_gates(case: DeviceCase) -> None:
 def test_saturated_gates_are_no_nan(update: float, fresh: float) -> None:
     x = torch.tensor([[[-1e4, update, fresh]]])
     h_gates, h = torch.tensor([[[0.0, 0.0, 3.0]]]), torch.tensor([[[0.25]]])
-    state, _ = ops.gru_gates(x, h_gates, h, None, None, EPS, False)
+    state, _ = ops.gru_gates(x, h_gates, h, *[None] * 5, EPS, False)
     assert state.item() == (0.25 if update > 0 else 1 if fresh > 0 else -1)
 
 

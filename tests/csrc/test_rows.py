@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from tests.csrc.shapes import Array, Case, fuzz, wide
 from tests.csrc.special import erfc, sigmoid
@@ -32,15 +33,34 @@ def test_layer_norm(case: Case) -> None:
 
 
 @fuzz
-def test_add_layer_norm(case: Case) -> None:
-    rows, width = case.size(9), case.size(140)
+def test_norm_slots(case: Case) -> None:
+    rows, width, with_y = case.size(9), case.size(140), case.chance(50)
     x, y = case.numbers(rows, width, deviation=2, mean=3), case.numbers(rows, width)
-    out = [case.unwritten(rows, width), case.unwritten(rows, width)]
-    for total, normed in case.run(
-        "add_layer_norm", rows, out, lambda *out: (x, y, width, NORM_EPS, *out)
+    weight = case.numbers(width)
+    out = [case.unwritten(rows, width), case.unwritten(rows, 3), case.unwritten(rows, width)]
+    for normed, statistics, *total in case.run(
+        "norm_slots",
+        rows,
+        out[: 2 + with_y],
+        lambda normed, statistics, total=None: (
+            *(x, y if with_y else None, weight, width, NORM_EPS),
+            *(total, normed, statistics),
+        ),
     ):
-        case.assert_near(total, x + y, 0)
-        assert_normed(case, total, normed)
+        for added in total:
+            case.assert_near(added, x + y, 0)
+        slots = total[0] if total else x
+        assert_normed(case, slots, normed)
+        exact = wide(slots)
+        mean = exact.mean(-1)
+        deviation = np.sqrt(exact.var(-1) + case.rounded(NORM_EPS))
+        largest = np.abs(exact).max(-1)
+        lost = (16 + width / 16) * case.eps
+        case.assert_near(statistics[:, 0], mean, lost * largest)
+        case.assert_near(statistics[:, 1], deviation, lost * (largest + deviation))
+        terms = wide(normed) * weight
+        dots = statistics[:, 2]
+        case.assert_near(dots, terms.sum(-1), 32 * case.eps * np.abs(terms).sum(-1))
 
 
 @fuzz
@@ -83,22 +103,37 @@ def test_per_mass(case: Case) -> None:
 
 @fuzz
 def test_gru_gates(case: Case) -> None:
-    rows, width = case.size(9), case.size(140)
-    with_shift, with_norm = case.chance(50), case.chance(50)
-    x = case.numbers(rows, 3, width, deviation=2)
-    h_gates = case.numbers(rows, 3, width, deviation=2)
-    h, shift, mass = case.numbers(rows, width), case.numbers(3, width), case.positive(rows)
-    given = (x, h_gates, h, *((shift, mass) if with_shift else (None, None)), width, EPS, NORM_EPS)
+    images, states, width = case.between(1, 3), case.size(9), case.size(140)
+    rows, stride = images * states, 3 * width + case.between(0, 3)
+    with_shift, with_norm, of_normed = (case.chance(50) for _ in range(3))
+    x, mass = case.numbers(rows, 3, width, deviation=2), case.positive(rows)
+    flat = case.numbers((states - 1) * stride + 3 * width, deviation=2)
+    h, shift = case.numbers(states, width), case.numbers(3, width)
+    statistics, sums, bias = (
+        case.numbers(*shape) for shape in ((states, 3), (3, width), (3, width))
+    )
+    given = (x, flat, h, states, stride, *((shift, mass) if with_shift else (None, None)))
+    given = (*given, *((statistics, sums, bias) if of_normed else (None, None, None)))
     out = [case.unwritten(rows, width), case.unwritten(rows, width)][: 1 + with_norm]
     for state, *normed in case.run(
-        "gru_gates", rows, out, lambda state, normed=None: (*given, state, normed)
+        "gru_gates",
+        rows,
+        out,
+        lambda state, normed=None: (*given, width, EPS, NORM_EPS, state, normed),
     ):
         share = wide(mass) / (wide(mass) + case.rounded(EPS)) if with_shift else np.zeros(rows)
-        inputs, hidden = wide(x) + share[:, None, None] * wide(shift), wide(h_gates)
-        size = 1 + (np.abs(inputs) + np.abs(hidden) + np.abs(shift)).sum(1)
+        steps = [step * flat.itemsize for step in (stride, width, 1)]
+        terms = [wide(as_strided(flat, (states, 3, width), steps))]
+        if of_normed:
+            mean, deviation = (wide(statistics[:, i, None, None]) for i in range(2))
+            terms = [deviation * terms[0], mean * sums, wide(bias)[None] + 0 * terms[0]]
+        terms = [np.tile(term, (images, 1, 1)) for term in terms]
+        inputs, hidden = wide(x) + share[:, None, None] * wide(shift), sum(terms[1:], terms[0])
+        parts = sum(map(np.abs, terms), np.abs(inputs) + np.abs(shift))
         reset, update = (sigmoid(inputs[:, i] + hidden[:, i]) for i in range(2))
         fresh = np.tanh(inputs[:, 2] + reset * hidden[:, 2])
-        allowed = 8 * case.eps * size * (1 + np.abs(wide(h)))
-        case.assert_near(state, fresh + update * (wide(h) - fresh), allowed)
+        kept = np.tile(wide(h), (images, 1))
+        allowed = 8 * case.eps * (1 + parts.sum(1)) * (1 + np.abs(kept))
+        case.assert_near(state, fresh + update * (kept - fresh), allowed)
         for rows_of in normed:
             assert_normed(case, state, rows_of)

@@ -49,6 +49,8 @@ def test_bad_input_is_named() -> None:
     gru_cell = torch.ops.ocvtp.gru_cell
     with pytest.raises(ValueError, match="x, h: expected"):
         gru_cell(x[:3], h, w_ih, w_hh, b_ih, b_hh)
+    with pytest.raises(ValueError, match=r"x, h: expected .+, got \[\] and \[5\]"):
+        gru_cell(x[0, 0], h[0], w_ih, w_hh, b_ih, b_hh)
     with pytest.raises(ValueError, match="w_ih: expected size 15"):
         gru_cell(x, h, w_ih[:14], w_hh, b_ih, b_hh)
     with pytest.raises(ValueError, match="w_hh: expected size 5 in dimension 1"):

@@ -1,0 +1,374 @@
+"""Raw native ops refuse, by name, what their kernels would read or write out of bounds.
+
+Each argument of each op is spoilt in every way, on the CPU kernels and on the emulated CUDA ones.
+What is no error is listed, and has to run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import native
+from tests.cases import random_tokens
+from tests.emulated import loaded  # noqa: F401
+
+B, K, N, D, E, H, M = 2, 3, 12, 8, 5, 2, 4
+EPS = 1e-5
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32]
+DTYPES += [torch.bool]
+FLOATING = ["dtype float*", "dtype bfloat16"]
+ROWS = ["rank *", "size *", "empty", "dtype taken"]
+
+
+class Case(NamedTuple):
+    """A valid call.
+
+    Attributes:
+        arguments: in the schema's order.
+        valid: by argument, patterns of what may be done to it, see `spoilt`.
+        ranges: least and most of the ints.
+        measures: arguments by which others are measured, so that these may be named for them.
+    """
+
+    arguments: Mapping[str, Any]
+    valid: Mapping[str, list[str]] = {}
+    ranges: Mapping[str, tuple[int, int | None]] = {}
+    measures: tuple[str, ...] = ()
+
+
+def ids(*shape: int) -> Tensor:
+    return torch.arange(torch.Size(shape).numel()).reshape(shape) % N
+
+
+def competition(**others: Any) -> dict[str, Any]:
+    q, k = random_tokens(B, K, D), random_tokens(B, N, D, seed=1)
+    return {"q": q, "k": k, **others}
+
+
+def selection(name: str, **others: Any) -> dict[str, Any]:
+    return {name: random_tokens(B, N, N).abs(), **others}
+
+
+def resolve(**others: Any) -> dict[str, Any]:
+    scores = {"peak": random_tokens(B, K), "importance": random_tokens(B, N)}
+    return {"picks": ids(B, K, 2), **scores, **others}
+
+
+PER_SLOT = {"constant": random_tokens(B, K, seed=2), "slot_mask": torch.ones(B, K) > 0}
+V = random_tokens(B, N, E, seed=3)
+SCALARS = {"scale": 0.3, "eps": EPS}
+SCORES = {"peak": FLOATING, "importance": [*FLOATING, "none"]}
+
+CASES = {
+    "layer_norm": Case({"x": random_tokens(B, D), "eps": EPS}, {"x": ROWS}),
+    "bias_gelu_": Case(
+        {"x": random_tokens(B, D), "bias": random_tokens(D)},
+        {"x": ["rank *", "size 0 *"]},
+        measures=("x",),
+    ),
+    "slot_attention": Case(
+        competition(v=V, **PER_SLOT, **SCALARS, with_attention=True),
+        {"v": ["size 2 [-+]*", "cpu: size 2 =0"], "constant": ["none"], "slot_mask": ["none"]},
+        measures=("q", "k"),
+    ),
+    "slot_attention_backward": Case(
+        competition(
+            v=V,
+            slot_mask=PER_SLOT["slot_mask"],
+            **SCALARS,
+            updates=random_tokens(B, K, E),
+            grad_updates=random_tokens(B, K, E),
+            grad_mass=random_tokens(B, K),
+            grad_attention=random_tokens(B, K, N),
+            attention=random_tokens(B, K, N).softmax(1),
+        ),
+        {name: ["none"] for name in ("slot_mask", "grad_attention", "attention")},
+        measures=("q", "k", "v"),
+    ),
+    "start": Case(
+        {
+            "tokens": random_tokens(B, N, D),
+            "slots": random_tokens(1, K, D, seed=1),
+            "weight": random_tokens(D),
+            "eps": EPS,
+        },
+        {"tokens": ["rank *", "size [01] *"], "slots": ["rank *", "size [01] *"]},
+        measures=("tokens",),
+    ),
+    "norm_slots": Case(
+        {
+            "x": random_tokens(B, D),
+            "y": random_tokens(B, D),
+            "weight": random_tokens(D),
+            "eps": EPS,
+        },
+        measures=("y",),
+    ),
+    "gru_gates": Case(
+        {
+            "x_gates": random_tokens(B, K, 3 * D),
+            "h_gates": random_tokens(B, K, 3 * D),
+            "h": random_tokens(B, K, D),
+            "shift": random_tokens(3 * D),
+            "mass": torch.rand(B, K),
+            "statistics": random_tokens(B, K, 3).abs(),
+            "sums": random_tokens(3 * D),
+            "bias": random_tokens(3 * D),
+            "eps": EPS,
+            "with_norm": True,
+        },
+        measures=("x_gates", "h"),
+    ),
+    "slot_argmax": Case(
+        competition(constant=PER_SLOT["constant"], scale=0.3, top_k=2, with_evidence=True),
+        {"k": ["size 1 [-+]*"], "constant": ["none"]},
+        {"top_k": (1, N)},
+        measures=("q", "k"),
+    ),
+    "resolve_picks": Case(
+        resolve(budget=5, num_tokens=N),
+        {"picks": ["size 2 *"], **SCORES},
+        {"budget": (0, N), "num_tokens": (N, N)},
+        measures=("picks", "num_tokens"),
+    ),
+    "resolve_gather": Case(
+        resolve(final=random_tokens(B, N, E), budget=5),
+        {"picks": ["size 2 *"], "final": ["size 2 *", "dtype *"], **SCORES},
+        {"budget": (0, N)},
+        measures=("picks", "final"),
+    ),
+    "slot_argmax_packed": Case(
+        competition(constant=PER_SLOT["constant"], scale=0.3, with_evidence=True),
+        {"k": ["size 1 [-+]*"], "constant": ["none"]},
+        measures=("q", "k"),
+    ),
+    "resolve_gather_packed": Case(
+        {
+            "packed": ids(B, 1, K),
+            "importance": random_tokens(B, N),
+            "final": random_tokens(B, N, E),
+            "budget": 5,
+        },
+        {
+            "packed": ["size [12] *"],
+            "importance": SCORES["importance"],
+            "final": ["size 2 *", "dtype *"],
+        },
+        {"budget": (0, N)},
+        measures=("packed", "final"),
+    ),
+    "attention_received": Case(
+        {
+            "q": random_tokens(B, H, M, D),
+            "k": random_tokens(B, H, N, D),
+            "row": 1,
+            "scale": 0.3,
+        },
+        {"q": ["size 2 [-+]*"], "k": ["size 2 *"]},
+        {"row": (-1, M - 1)},
+        measures=("q",),
+    ),
+    "farthest_select": Case(
+        selection("distances", first=ids(B), budget=5, distinct=True),
+        {"distances": ["dtype taken"], "first": ["none"]},
+        {"budget": (1, N)},
+        measures=("distances",),
+    ),
+    "pivot_select": Case(
+        {"points": random_tokens(B, N, D), "budget": 5},
+        {"points": ["size 0 *", "size 1 [-+]*", "size 2 *", "dtype taken"]},
+        {"budget": (0, N)},
+        measures=("points",),
+    ),
+    "dpp_select": Case(
+        selection("similarity", quality=random_tokens(B, N), budget=5),
+        ranges={"budget": (0, N)},
+        measures=("similarity",),
+    ),
+    "facility_select": Case(
+        selection("similarity", saliency=random_tokens(B, N), budget=5),
+        ranges={"budget": (0, N)},
+        measures=("similarity",),
+    ),
+    "match_select": Case(
+        selection("similarity", ranked=ids(B, N), budget=5, drop=2),
+        {"similarity": ["dtype taken"], "ranked": ["size 1 [-+]*"]},
+        {"budget": (0, N), "drop": (1, None)},
+        measures=("similarity", "ranked"),
+    ),
+    "centrifugal_select": Case(
+        selection(
+            "similarity",
+            pivots=ids(B, 3),
+            height=3,
+            width=4,
+            budget=8,
+            spread=0.5,
+            threshold=0.8,
+            step=0.1,
+            chunk=4,
+            pad=True,
+        ),
+        {"similarity": ["dtype taken"], "pivots": ["size 1 *"]},
+        {"height": (3, 3), "width": (4, 4), "budget": (0, N), "chunk": (1, None)},
+        measures=("similarity",),
+    ),
+    "scatter_merge": Case(
+        {
+            "tokens": random_tokens(B, N, D),
+            "weight": random_tokens(B, N),
+            "owner": ids(B, N),
+            "num_owners": 5,
+        },
+        {"tokens": ["size 2 *"]},
+        {"num_owners": (0, None)},
+        measures=("tokens",),
+    ),
+    "channel_variance": Case(
+        {"tokens": random_tokens(B, N, D)}, {"tokens": ["size *", "dtype taken"]}
+    ),
+    "isa": Case({"wanted": ""}),
+}
+# The dtypes that the kernels have, as messages list them.
+LIBRARIES = {
+    "ocvtp_native": ["float32", "float64"],
+    "ocvtp_emulated": ["float16", "float32", "bfloat16"],
+}
+
+
+def spoilt(tensor: Tensor) -> Iterator[tuple[str, Any]]:
+    """What may be wrong with a tensor."""
+    yield "rank +1", tensor.unsqueeze(0)
+    yield "rank -1", tensor[0]
+    yield "empty", tensor.new_empty(0)
+    for dim, size in enumerate(tensor.shape):
+        yield f"size {dim} -1", tensor.narrow(dim, 0, size - 1)
+        yield f"size {dim} +1", torch.cat([tensor, tensor.narrow(dim, 0, 1)], dim)
+        yield f"size {dim} =0", tensor.narrow(dim, 0, 0)
+    for dtype in DTYPES:
+        if dtype != tensor.dtype:
+            yield f"dtype {dtype}".replace("torch.", ""), tensor.to(dtype)
+    yield "none", None
+
+
+def outside(least: int, most: int | None) -> Iterator[int]:
+    yield from (least - 1, -(2**63))
+    if most is not None:
+        yield from (most + 1, 2**63 - 1)
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if name == "ocvtp_native":
+        reason = native.why_not("cpu")
+        if reason is not None:
+            pytest.skip(reason)
+    else:
+        request.getfixturevalue("loaded")
+    return name
+
+
+def call(library: str, op: str, arguments: Mapping[str, Any], **changed: Any) -> Any:
+    """The op on copies: one writes into its argument."""
+    given = {**arguments, **changed}
+    values = [x.clone() if isinstance(x, Tensor) else x for x in given.values()]
+    return getattr(getattr(torch.ops, library), op)(*values)
+
+
+def schemas(library: str) -> dict[str, Any]:
+    prefix = f"{library}::"
+    found = (s for s in torch._C._jit_get_all_schemas() if s.name.startswith(prefix))
+    return {schema.name.removeprefix(prefix): schema for schema in found}
+
+
+def patterns(library: str, case: Case, name: str) -> Iterator[str]:
+    taken = [f"dtype {dtype}" for dtype in LIBRARIES[library]]
+    for pattern in case.valid.get(name, []):
+        if library == "ocvtp_native":
+            pattern = pattern.removeprefix("cpu: ")
+        yield from taken if pattern == "dtype taken" else [pattern]
+
+
+def test_every_op_has_its_case(library: str) -> None:
+    found = schemas(library)
+    assert found.keys() == CASES.keys()
+    for op, schema in found.items():
+        assert [a.name for a in schema.arguments] == list(CASES[op].arguments), op
+        ints = {a.name for a in schema.arguments if str(a.type) == "int"}
+        assert ints == CASES[op].ranges.keys(), op
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_spoilt_arguments_are_named(library: str, op: str) -> None:
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{library}::{op}", "CPU"):
+        pytest.skip("no such kernel on this device")
+    case = CASES[op]
+    optional = {a.name for a in schemas(library)[op].arguments if "Optional" in str(a.type)}
+
+    def refused(name: str, value: Any, what: str) -> None:
+        with pytest.raises(ValueError) as caught:
+            call(library, op, case.arguments, **{name: value})
+            pytest.fail(f"{name}: {what} was taken")
+        said = re.fullmatch(r"(.+?): expected .+, got .+", str(caught.value))
+        assert said, caught.value
+        names = said[1].split(", ")
+        assert case.arguments.keys() >= set(names), said[0]
+        assert name in (*names, *case.measures), (what, said[0])
+
+    call(library, op, case.arguments)
+    for name, value in case.arguments.items():
+        if isinstance(value, Tensor):
+            for what, other in spoilt(value):
+                if what == "none" and name not in optional:
+                    continue
+                if any(fnmatch(what, pattern) for pattern in patterns(library, case, name)):
+                    call(library, op, case.arguments, **{name: other})
+                else:
+                    refused(name, other, what)
+    for name, (least, most) in case.ranges.items():
+        for number in {least, least if most is None else most}:
+            call(library, op, case.arguments, **{name: number})
+        for number in outside(least, most):
+            refused(name, number, str(number))
+
+
+def test_a_sentence_says_what_came_and_what_was_expected(library: str) -> None:
+    x, kinds = random_tokens(2, 9, 8), " or ".join(LIBRARIES[library])
+    sentences = {
+        "bias: expected [8] float32, got [4] float64": ("bias_gelu_", x, torch.ones(4).double()),
+        f"x: expected [..., any] {kinds}, got [2, 9, 8] int32": ("layer_norm", x.int(), EPS),
+        "k: expected [2, any, 8] float32, got [2, 9, 8] float16": (
+            *("slot_argmax", x, x.half(), None, 1.0, 1, False),
+        ),
+        "top_k: expected 1 to 9, got 10": ("slot_argmax", x, x, None, 1.0, 10, False),
+        "row: expected -1 to 8, got 9": ("attention_received", x[None], x[None], 9, 1.0),
+    }
+    for sentence, (op, *arguments) in sentences.items():
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            getattr(getattr(torch.ops, library), op)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "value"),
+    [
+        ("bias_gelu_", "x", random_tokens(D, B).mT),
+        ("resolve_picks", "picks", ids(B, K, 2) - 1),
+        ("resolve_gather", "picks", ids(B, K, 2) + 7),
+        ("farthest_select", "first", torch.tensor([0, N])),
+        ("match_select", "ranked", ids(B, N) + 1),
+        ("centrifugal_select", "pivots", ids(B, 3) - 1),
+        ("isa", "wanted", "sse9"),
+    ],
+)
+def test_values_are_checked_on_the_cpu(op: str, name: str, value: Any) -> None:
+    arguments = {**CASES[op].arguments, name: value}
+    with pytest.raises(ValueError, match=f"^{name}: expected .+, got .+"):
+        getattr(torch.ops.ocvtp_native, op)(*arguments.values())
