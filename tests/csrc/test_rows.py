@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from numpy.lib.stride_tricks import as_strided
 
 from tests.csrc.shapes import Array, Case, fuzz, wide
 from tests.csrc.special import erfc, sigmoid
+
+pytestmark = pytest.mark.usefixtures("kernels")
 
 EPS, NORM_EPS = 1e-3, 1e-5
 
