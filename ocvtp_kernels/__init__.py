@@ -5,6 +5,7 @@ Importing this package registers ``torch.ops.ocvtp.*``.
 
 from ocvtp_kernels import ops
 from ocvtp_kernels.backends import BackendUnavailable, use_backend
+from ocvtp_kernels.chain_native import prepare
 from ocvtp_kernels.config import PrunerConfig
 from ocvtp_kernels.pruner import OCPruner, Pruned
 from ocvtp_kernels.selection.coverage import coverage
@@ -21,6 +22,7 @@ __all__ = [
     "attach",
     "coverage",
     "ops",
+    "prepare",
     "select",
     "use_backend",
 ]

@@ -28,12 +28,19 @@ class Layers(NamedTuple):
 
 
 def prepare(weights: Sequence[Tensor], slots_init: Tensor | None = None) -> list[Tensor]:
-    """A list of `ocvtp_kernels.fold.Folded.pack`, with what the native kernels make of it once.
+    """A list of folded weights for ``ocvtp::prune``, with what it makes of them once.
 
-    That are packs of its matrices on the CPU and, with initial slots ``[1, K, D]``, the products
-    that the first K or fewer of them begin with. They belong to the list returned, hang on its
-    first tensor and go with it. For weights and slots that stay as they are: ``ocvtp::prune`` of
-    this list does not see later edits.
+    That are packs of the matrices on the CPU and, with initial slots, the product that the first
+    iteration begins with. They hang on the first tensor of the list returned and go with it. For
+    weights and slots that stay as they are: later edits may or may not be seen.
+
+    Args:
+        weights: what `OCPruner.packed` gives, shared with the list returned.
+        slots_init: ``[1, K, D]`` in their dtype; calls whose slots are the first K or fewer of
+            these, in this memory, skip that product.
+
+    Raises:
+        ValueError, TypeError: the list is no list of folded weights.
     """
     folded = unpack(weights)
     layers = Layers.of(folded)

@@ -20,7 +20,8 @@ class Freezable(nn.Module):
     """What an `OCPruner` may be frozen by: `freeze`, `unfreeze`, and what keeps folds up to date.
 
     A subclass sets the config and the three modules. While frozen, ``_folded`` is what the ops
-    take, and ``_slots`` are the first of the seed's initial slots, if there is a seed.
+    take, ``_slots`` the first of the seed's initial slots, if there is a seed, and ``_given`` what
+    `packed` gave.
     """
 
     config: PrunerConfig
@@ -32,6 +33,7 @@ class Freezable(nn.Module):
         super().__init__()
         self._folded: list[Tensor] | None = None
         self._slots: Tensor | None = None
+        self._given: list[Tensor] | None = None
 
     @property
     def frozen(self) -> bool:
@@ -50,19 +52,22 @@ class Freezable(nn.Module):
 
     def unfreeze(self: Self) -> Self:
         """Undoes `freeze`: plain PyTorch again, parameters with gradients."""
-        self._folded = self._slots = None
+        self._folded = self._slots = self._given = None
         self.requires_grad_(True)
         return self
 
     def packed(self) -> list[Tensor]:
         """The folded weights that ``torch.ops.ocvtp.prune`` takes, in the parameters' dtype.
 
-        Folded in float64 (see `ocvtp_kernels.fold`) when the pruner was frozen, otherwise now, from
-        the present parameters. The list is the caller's: editing it changes no pruner.
+        Folded in float64 (see `ocvtp_kernels.fold`) now, from the present parameters; a frozen
+        pruner's are those of `freeze`, in the same tensors each time. They are the caller's: edits
+        change no pruner. `ocvtp_kernels.prepare` makes the list as fast as the pruner's own.
         """
         if self._folded is None:
             return self._fold()
-        return [weight.clone() for weight in self._folded]
+        if self._given is None:
+            self._given = [weight.clone() for weight in self._folded]
+        return list(self._given)
 
     @torch.no_grad()
     def _fold(self) -> list[Tensor]:
@@ -82,12 +87,12 @@ class Freezable(nn.Module):
     def _prepare(self, weights: list[Tensor]) -> None:
         slots = self._slots
         first = None if slots is None else slots[:, : self.config.init_num]
-        self._folded = prepare(weights, first)
+        self._folded, self._given = prepare(weights, first), None
 
     def __getstate__(self) -> dict[str, Any]:
         # What `prepare` adds stays in this process; `__setstate__` makes it anew.
-        folded = None if self._folded is None else self.packed()
-        return {**self.__dict__, "_folded": folded}
+        folded = self._folded and [weight.clone() for weight in self._folded]
+        return {**self.__dict__, "_folded": folded, "_given": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -131,6 +131,8 @@ def test_edits_of_a_frozen_pruners_list_change_no_pruner() -> None:
     pruner = made().freeze()
     before = pruner(TOKENS, TOKENS, BUDGET).ids
     weights = pruner.packed()
+    # The same tensors each time: launches are prepared by address.
+    assert all(a is b for a, b in zip(weights, pruner.packed(), strict=True))
     slots = pruner.sample_slots(2, BUDGET)
     assert torch.equal(prune(weights, slots), before)
     for weight in weights:

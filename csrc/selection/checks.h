@@ -6,10 +6,10 @@
 namespace ocvtp {
 
 inline void check_slot_argmax(const Tensor& q, const Tensor& k,
-                              const std::optional<Tensor>& constant, int64_t top_k, Dtypes taken) {
+                              const std::optional<Tensor>& constant, Dtypes taken) {
   check_queries_and_keys(q, k, taken);
   require("constant", constant, {q.size(0), q.size(1)}, wide(q.scalar_type()), q);
-  require_range("top_k", top_k, 1, k.size(1));
+  if (k.size(1) < 1) refuse("k", "at least one token", text_of(k));
 }
 
 inline void check_importance(const std::optional<Tensor>& importance, int64_t batch,

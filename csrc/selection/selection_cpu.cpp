@@ -8,7 +8,8 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> slot_argmax(Tensor q, Tensor k, std::optional<Tensor> constant,
                                                double scale, int64_t top_k, bool with_evidence) {
-  check_slot_argmax(q, k, constant, top_k, kernel_dtypes);
+  check_slot_argmax(q, k, constant, kernel_dtypes);
+  require_range("top_k", top_k, 1, k.size(1));
   constant = dense(constant);
   const Tensor dots = product(q, transposed(k));
   const int64_t batch = dots.size(0), slots = dots.size(1), tokens = dots.size(2);

@@ -24,7 +24,7 @@ __device__ __forceinline__ void warp_best(uint64 (&pick)[COUNT]) {
 // not null: the next best. STANDINGS: the slots are more than a tile, and `standings` has been
 // filled. A block takes one image, one block of slots and one tile of tokens.
 template <class T, int SLOTS, bool STANDINGS>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     argmax_kernel(const Competition<T> c, const Standing* standings, const uint64* below,
                   uint64* picks, float* evidence) {
   using Shape = LogitsShape<T, SLOTS>;

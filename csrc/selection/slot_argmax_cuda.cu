@@ -49,14 +49,15 @@ Picks pick(Tensor q, Tensor k, std::optional<Tensor> constant, double scale, int
 
 std::tuple<Tensor, Tensor, Tensor> slot_argmax(Tensor q, Tensor k, std::optional<Tensor> constant,
                                                double scale, int64_t top_k, bool with_evidence) {
-  check_slot_argmax(q, k, constant, top_k, kernel_dtypes);
+  check_slot_argmax(q, k, constant, kernel_dtypes);
+  require_range("top_k", top_k, 1, k.size(1));
   const Picks picks = pick(q, k, constant, scale, top_k, with_evidence, false);
   return {picks.ids, picks.peak, picks.evidence};
 }
 
 std::tuple<Tensor, Tensor> slot_argmax_packed(Tensor q, Tensor k, std::optional<Tensor> constant,
                                               double scale, bool with_evidence) {
-  check_slot_argmax(q, k, constant, 1, kernel_dtypes);
+  check_slot_argmax(q, k, constant, kernel_dtypes);
   const Picks picks = pick(q, k, constant, scale, 1, with_evidence, true);
   return {picks.packed, picks.evidence};
 }

@@ -1,7 +1,6 @@
 // Where every slot kernel begins: a tile of logits, all slots of a block by 32 tokens, and each
-// token's standing in the competition among slots. A block is kWarps warps, or twice as many, with
-// the same sums; in the softmax the thread (warp, lane) has the slots warp, warp + WARPS, ... of
-// the token `lane`.
+// token's standing in the competition among slots. A block is 16 warps; in the softmax the thread
+// (warp, lane) has the slots warp, warp + 16, ... of the token `lane`.
 #pragma once
 
 #include "../common/mma.cuh"
@@ -9,10 +8,17 @@
 namespace ocvtp {
 
 constexpr int kTokens = 32;  // of a tile, one a lane
-constexpr int kWarps = 8;
+constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * kWarpSize;
-constexpr int kParts = 2 * kWarps;  // of the slots, in which the softmax sums them
 constexpr int kLogitsRow = kTokens + 4;
+// Blocks on a multiprocessor of kernels that hold no more than logits, as many as do not spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750
+template <class T>
+constexpr int kBlocks = 1;
+#else
+template <class T>
+constexpr int kBlocks = sizeof(T) == 2 ? 2 : 1;
+#endif
 
 // The number itself, opaque to the compiler: it would keep all that follows from it in registers
 // from one tile to the next, and spill.
@@ -69,10 +75,9 @@ struct alignas(8) Standing {
   float others;
 };
 
-// Sizes of a tile of SLOTS by kTokens. Both sizes fit two blocks into 96 KiB of shared memory.
-template <class T, int SLOTS, int WARPS = kWarps>
+// Sizes of a tile of SLOTS by kTokens.
+template <class T, int SLOTS>
 struct LogitsShape {
-  static constexpr int kThreads = WARPS * kWarpSize;
   static constexpr int kPack = 16 / sizeof(T);
   static constexpr int kDepth = 8192 / SLOTS / static_cast<int>(sizeof(T));  // of a step
   static constexpr int kRow = kDepth + kPack;  // padded: rows start at different banks
@@ -82,7 +87,7 @@ struct LogitsShape {
   static constexpr int kPacks = ceil_div(kRows * kPacksPerRow, kThreads);  // of a thread
   // Shared memory: logits, sums of `standing`, bias, two steps of q and k, later its tops.
   static constexpr int kLogits = SLOTS * kLogitsRow;
-  static constexpr int kScratch = kParts * kTokens;
+  static constexpr int kScratch = kWarps * kTokens;
   static constexpr int kBias = SLOTS;
   static constexpr int kStageBytes = 2 * kStep * static_cast<int>(sizeof(T));
   static constexpr int kSharedBytes = (kLogits + kScratch + kBias) * 4 + kStageBytes;
@@ -102,22 +107,22 @@ __device__ __forceinline__ Pack load_pack(const T* row, int column, int width) {
 }
 
 // q k^T of SLOTS slots and kTokens tokens into `logits`, rows of kLogitsRow. Begins and ends with a
-// barrier. AHEAD steps are on their way from memory.
-template <class T, int SLOTS, int WARPS = kWarps, int AHEAD = 2>
+// barrier. Two steps are on their way from memory.
+template <class T, int SLOTS>
 __device__ __forceinline__ void dot_products(const Competition<T>& c, int image, int first_slot,
                                              int first_token, float* logits, T* stage) {
-  using Shape = LogitsShape<T, SLOTS, WARPS>;
+  using Shape = LogitsShape<T, SLOTS>;
   using Tile = WarpTile<T>;
-  constexpr int kThreads = Shape::kThreads;
   constexpr int kTiles = SLOTS / kTile * (kTokens / kTile);
-  constexpr int kSums = ceil_div(kTiles, WARPS);  // tiles of a warp, all of the same slots
+  constexpr int kSums = ceil_div(kTiles, kWarps);  // tiles of a warp, all of the same slots
   constexpr int kRowsAtOnce = kThreads / Shape::kPacksPerRow;
+  constexpr int kAhead = 2;
   const int warp = thread_index() / kWarpSize;
-  const bool multiplies = kTiles >= WARPS || warp < kTiles;
+  const bool multiplies = kTiles >= kWarps || warp < kTiles;
   const int slot_tile = warp * kSums / 2;
   const int token_tile = warp * kSums % 2;
 
-  Pack next[AHEAD][Shape::kPacks];
+  Pack next[kAhead][Shape::kPacks];
   const auto fetch = [&](int step, Pack(&into)[Shape::kPacks]) {
     const int thread = thread_index();
 #pragma unroll
@@ -149,16 +154,16 @@ __device__ __forceinline__ void dot_products(const Competition<T>& c, int image,
   for (int i = 0; i < kSums; ++i) sum[i].zero();
   const int steps = ceil_div(c.depth, Shape::kDepth);
 #pragma unroll
-  for (int i = 0; i < AHEAD; ++i) fetch(i, next[i]);
+  for (int i = 0; i < kAhead; ++i) fetch(i, next[i]);
   __syncthreads();
   put(0, next[0]);
   __syncthreads();
-  for (int first = 0; first < steps; first += AHEAD) {
+  for (int first = 0; first < steps; first += kAhead) {
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) {
+    for (int i = 0; i < kAhead; ++i) {
       const int step = first + i;
-      if (AHEAD > 1 && step >= steps) break;
-      if (step + AHEAD < steps) fetch(step + AHEAD, next[i]);
+      if (step >= steps) break;
+      if (step + kAhead < steps) fetch(step + kAhead, next[i]);
       const T* const here = stage + (step & 1) * Shape::kStep;
       const T* const q = here + slot_tile * kTile * Shape::kRow;
       const T* const k = here + (SLOTS + token_tile * kTile) * Shape::kRow;
@@ -174,7 +179,7 @@ __device__ __forceinline__ void dot_products(const Competition<T>& c, int image,
             Tile::multiply(sum[j], left, right);
           }
         }
-      if (step + 1 < steps) put(step + 1, next[(i + 1) % AHEAD]);
+      if (step + 1 < steps) put(step + 1, next[(i + 1) % kAhead]);
       __syncthreads();
     }
   }
@@ -205,68 +210,59 @@ __device__ __forceinline__ float shift_of(float top) { return top == -infinity()
 
 // Turns the dot products of the thread's slots into logits, in their place. No other thread reads
 // them, so no barrier follows.
-template <int SLOTS, int WARPS = kWarps>
+template <int SLOTS>
 __device__ __forceinline__ void make_logits(const float* bias, float scale, float* logits) {
   const int warp = thread_index() / kWarpSize;
   float* const mine = logits + warp * kLogitsRow + thread_index() % kWarpSize;
 #pragma unroll 4
-  for (int i = 0; i < SLOTS / WARPS; ++i) {
-    const float added = bias[warp + i * WARPS];
-    float* const here = mine + i * WARPS * kLogitsRow;
+  for (int i = 0; i < SLOTS / kWarps; ++i) {
+    const float added = bias[warp + i * kWarps];
+    float* const here = mine + i * kWarps * kLogitsRow;
     // A masked slot stays out whatever its query.
     *here = added == -infinity() ? added : fmaf(*here, scale, added);
   }
 }
 
-// The standing of the thread's token among the tile's slots, summed in a fixed order: 16 parts of
-// the slots, each alike modulo 16, whichever warps have them. `tops` and `sums`, kParts * kTokens
-// floats each, may be used again after a barrier.
-template <int SLOTS, int WARPS = kWarps>
+// The standing of the thread's token among the tile's slots, summed in a fixed order: first those
+// of a warp. `tops` and `sums`, kWarps * kTokens floats each, may be used again after a barrier.
+template <int SLOTS>
 __device__ __forceinline__ Standing standing(const float* logits, float* tops, float* sums) {
-  constexpr int kOwn = kParts / WARPS;
-  constexpr int kStride = kParts * kLogitsRow;
+  constexpr int kStride = kWarps * kLogitsRow;
   const int warp = thread_index() / kWarpSize;
   const int lane = thread_index() % kWarpSize;
   const float* const mine = logits + warp * kLogitsRow + lane;
-  int leader[kOwn];
-#pragma unroll
-  for (int own = 0; own < kOwn; ++own) {
-    // A NaN leads nothing, but stays in the sum.
-    float top = -infinity();
-    leader[own] = -1;
-#pragma unroll 4
-    for (int i = 0; i < SLOTS / kParts; ++i) {
-      const float x = mine[own * WARPS * kLogitsRow + i * kStride];
-      leader[own] = x > top ? i : leader[own];
-      top = x > top ? x : top;
-    }
-    tops[(warp + own * WARPS) * kTokens + lane] = top;
-  }
-  __syncthreads();
+  // A NaN leads nothing, but stays in the sum.
   float top = -infinity();
-  int leading_part = -1;
+  int leader = -1;
+#pragma unroll 4
+  for (int i = 0; i < SLOTS / kWarps; ++i) {
+    const float x = mine[i * kStride];
+    leader = x > top ? i : leader;
+    top = x > top ? x : top;
+  }
+  tops[warp * kTokens + lane] = top;
+  __syncthreads();
+  top = -infinity();
+  int leading_warp = -1;
 #pragma unroll 8
-  for (int part = 0; part < kParts; ++part) {
-    const float other = tops[part * kTokens + lane];
-    leading_part = other > top ? part : leading_part;
+  for (int w = 0; w < kWarps; ++w) {
+    const float other = tops[w * kTokens + lane];
+    leading_warp = other > top ? w : leading_warp;
     top = other > top ? other : top;
   }
+  if (leading_warp != warp) leader = -1;
   const float shift = shift_of(top);
-#pragma unroll
-  for (int own = 0; own < kOwn; ++own) {
-    const int part = warp + own * WARPS;
-    float sum = 0.0f;
+  float sum = 0.0f;
 #pragma unroll 4
-    for (int i = 0; i < SLOTS / kParts; ++i) {
-      const float rival = expf(mine[own * WARPS * kLogitsRow + i * kStride] - shift);
-      sum += part == leading_part && i == leader[own] ? 0.0f : rival;
-    }
-    sums[part * kTokens + lane] = sum;
+  for (int i = 0; i < SLOTS / kWarps; ++i) {
+    const float rival = expf(mine[i * kStride] - shift);
+    sum += i == leader ? 0.0f : rival;
   }
+  sums[warp * kTokens + lane] = sum;
   __syncthreads();
   float others = 0.0f;
 #pragma unroll 8
-  for (int part = 0; part < kParts; ++part) others += sums[part * kTokens + lane];
+  for (int w = 0; w < kWarps; ++w) others += sums[w * kTokens + lane];
   return {top, others};
 }
 

@@ -17,6 +17,7 @@ __device__ __forceinline__ void put_statistics(const RowStatistics& of, const T*
                                                float* scratch, SlotStatistics* to,
                                                const Read& read) {
   float dot = 0.0f;
+#pragma unroll 2
   for (int i = threadIdx.x; i < width; i += kNormThreads)
     dot = fmaf(of.normalise(read(i)), to_float(weight[i]), dot);
   dot = block_sum(dot, scratch);

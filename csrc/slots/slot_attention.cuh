@@ -10,17 +10,17 @@
 
 namespace ocvtp {
 
-template <class T, int SLOTS, int WARPS = kWarps>
-struct CompeteShape : LogitsShape<T, SLOTS, WARPS> {
-  using Logits = LogitsShape<T, SLOTS, WARPS>;
+template <class T, int SLOTS>
+struct CompeteShape : LogitsShape<T, SLOTS> {
+  using Logits = LogitsShape<T, SLOTS>;
   static constexpr int kChunk = 32768 / SLOTS / static_cast<int>(sizeof(T));  // channels of v
   static constexpr int kSharesRow = kTokens + Logits::kPack;
   static constexpr int kShares = SLOTS * kSharesRow;
   static constexpr int kValuesRow = kChunk + Logits::kPack;
   static constexpr int kPacksPerValue = kChunk / Logits::kPack;
-  static constexpr int kValuePacks = kTokens * kPacksPerValue / Logits::kThreads;
+  static constexpr int kValuePacks = kTokens * kPacksPerValue / kThreads;
   // A warp's part of the sums: 32 slots by kColumns tiles.
-  static constexpr int kColumns = kChunk / kTile / (WARPS / (SLOTS / 32));
+  static constexpr int kColumns = kChunk / kTile / (kWarps / (SLOTS / 32));
   // Shares and values take the place of the steps of q and k.
   static constexpr int kBytes = (kShares + kTokens * kValuesRow) * static_cast<int>(sizeof(T));
   static constexpr int kSharedBytes =
@@ -29,32 +29,20 @@ struct CompeteShape : LogitsShape<T, SLOTS, WARPS> {
   static_assert(kSharedBytes <= 48 * 1024, "more needs an attribute of the kernel");
   // At the end each warp's sums pass through its own tile in their place, a padded one.
   static constexpr int kMeanRow = kTile + 4;
-  static_assert(WARPS * kTile * kMeanRow * 4 <= Logits::kStageBytes);
+  static_assert(kWarps * kTile * kMeanRow * 4 <= Logits::kStageBytes);
 };
 
-__host__ __device__ constexpr int compete_warps(bool whole) { return whole ? 2 * kWarps : kWarps; }
-
-// Steps of q and k on their way from memory; sm_70 would spill with two.
-template <class T>
-__host__ __device__ constexpr int compete_ahead(bool whole) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
-  return 2;
-#else
-  return whole || sizeof(T) == 4 ? 2 : 1;
-#endif
-}
-
 // v's rows of the tile's tokens, kChunk channels from first_channel.
-template <class T, int SLOTS, int WARPS>
+template <class T, int SLOTS>
 __device__ __forceinline__ void load_values(const Rows<T>& v, int image, int first_token,
                                             int num_tokens, int first_channel, int width,
                                             T* values) {
-  using Shape = CompeteShape<T, SLOTS, WARPS>;
+  using Shape = CompeteShape<T, SLOTS>;
   const int thread = thread_index();
 #pragma unroll
   for (int i = 0; i < Shape::kValuePacks; ++i) {
-    const int row = (thread + i * Shape::kThreads) / Shape::kPacksPerValue;
-    const int column = (thread + i * Shape::kThreads) % Shape::kPacksPerValue * Shape::kPack;
+    const int row = (thread + i * kThreads) / Shape::kPacksPerValue;
+    const int column = (thread + i * kThreads) % Shape::kPacksPerValue * Shape::kPack;
     const int token = first_token + row;
     *reinterpret_cast<Pack*>(values + row * Shape::kValuesRow + column) = load_pack(
         token < num_tokens ? v.row(image, token) : nullptr, first_channel + column, width);
@@ -73,10 +61,10 @@ __device__ __forceinline__ void warp_sums(float (&x)[COUNT]) {
 // From the logits of the thread's slots their shares, attention times share_scale, and each slot's
 // sum over the tile, which begins the slot's mass where this is the `first` tile. To be followed by
 // a barrier.
-template <class T, int SLOTS, int WARPS>
+template <class T, int SLOTS>
 __device__ __forceinline__ void make_shares(const float* logits, const Standing& stand,
                                             bool live_token, bool first, float* mass, T* shares) {
-  using Shape = CompeteShape<T, SLOTS, WARPS>;
+  using Shape = CompeteShape<T, SLOTS>;
   constexpr int kAtOnce = 4;
   const int warp = thread_index() / kWarpSize;
   const int lane = thread_index() % kWarpSize;
@@ -84,12 +72,12 @@ __device__ __forceinline__ void make_shares(const float* logits, const Standing&
   const float weight = 1.0f / (1.0f + stand.others);
   // Counted, not up to SLOTS: the compiler sees that all lanes stay together.
 #pragma unroll 1
-  for (int i = 0; i < SLOTS / WARPS; i += kAtOnce) {
-    const int row = warp + i * WARPS;
+  for (int i = 0; i < SLOTS / kWarps; i += kAtOnce) {
+    const int row = warp + i * kWarps;
     float a[kAtOnce];
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
-      const int here = row + j * WARPS;
+      const int here = row + j * kWarps;
       a[j] = expf(logits[here * kLogitsRow + lane] - shift) * weight;
       a[j] = live_token ? a[j] : 0.0f;
       shares[here * Shape::kSharesRow + lane] = from_float<T>(a[j] * share_scale<T>());
@@ -98,32 +86,32 @@ __device__ __forceinline__ void make_shares(const float* logits, const Standing&
     if (lane == 0)
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        float* const slot_mass = mass + row + j * WARPS;
+        float* const slot_mass = mass + row + j * kWarps;
         *slot_mass = first ? a[j] : *slot_mass + a[j];
       }
   }
 }
 
 // The tile's shares as attention [B, K, N].
-template <class T, int SLOTS, int WARPS>
+template <class T, int SLOTS>
 __device__ __forceinline__ void put_attention(const Competition<T>& c, int image, int first_slot,
                                               int first_token, const T* shares, T* attention) {
   const int lane = thread_index() % kWarpSize;
   if (first_token + lane >= c.num_tokens) return;
   const int last_row = min(SLOTS, c.num_slots - first_slot);
   const int64 first_row = static_cast<int64>(image) * c.num_slots + first_slot;
-  for (int row = thread_index() / kWarpSize; row < last_row; row += WARPS)
+  for (int row = thread_index() / kWarpSize; row < last_row; row += kWarps)
     attention[(first_row + row) * c.num_tokens + first_token + lane] =
-        from_float<T>(to_float(shares[row * CompeteShape<T, SLOTS, WARPS>::kSharesRow + lane]) *
+        from_float<T>(to_float(shares[row * CompeteShape<T, SLOTS>::kSharesRow + lane]) *
                       (1.0f / share_scale<T>()));
 }
 
 // sum += shares values: the warp's 32 slots by kColumns tiles.
-template <class T, int SLOTS, int WARPS>
+template <class T, int SLOTS>
 __device__ __forceinline__ void add_weighted(
     const T* shares, const T* values,
-    typename WarpTile<T>::Sum (&sum)[2][CompeteShape<T, SLOTS, WARPS>::kColumns]) {
-  using Shape = CompeteShape<T, SLOTS, WARPS>;
+    typename WarpTile<T>::Sum (&sum)[2][CompeteShape<T, SLOTS>::kColumns]) {
+  using Shape = CompeteShape<T, SLOTS>;
   using Tile = WarpTile<T>;
   const int warp = thread_index() / kWarpSize;
   shares += warp % (SLOTS / 32) * 2 * kTile * Shape::kSharesRow;
@@ -157,10 +145,10 @@ struct CompeteOutputs {
 };
 
 // Stores a group's sums.
-template <class T, int SLOTS, int WARPS>
+template <class T, int SLOTS>
 __device__ __forceinline__ void put_sums(
-    const typename WarpTile<T>::Sum (&sum)[2][CompeteShape<T, SLOTS, WARPS>::kColumns], float* to) {
-  using Shape = CompeteShape<T, SLOTS, WARPS>;
+    const typename WarpTile<T>::Sum (&sum)[2][CompeteShape<T, SLOTS>::kColumns], float* to) {
+  using Shape = CompeteShape<T, SLOTS>;
   const int warp = thread_index() / kWarpSize;
   to += warp % (SLOTS / 32) * 2 * kTile * Shape::kChunk;
   to += warp / (SLOTS / 32) * Shape::kColumns * kTile;
@@ -172,12 +160,12 @@ __device__ __forceinline__ void put_sums(
 }
 
 // Divides the sums of all groups by the mass, by way of the warp's tile in `stage`.
-template <class T, int SLOTS, int WARPS>
+template <class T, int SLOTS>
 __device__ __forceinline__ void put_means(
-    const typename WarpTile<T>::Sum (&sum)[2][CompeteShape<T, SLOTS, WARPS>::kColumns],
-    const float* mass, int64 first_row, int last_slot, int first_channel, int width,
-    const CompeteOutputs<T>& out, float* stage) {
-  using Shape = CompeteShape<T, SLOTS, WARPS>;
+    const typename WarpTile<T>::Sum (&sum)[2][CompeteShape<T, SLOTS>::kColumns], const float* mass,
+    int64 first_row, int last_slot, int first_channel, int width, const CompeteOutputs<T>& out,
+    float* stage) {
+  using Shape = CompeteShape<T, SLOTS>;
   const int warp = thread_index() / kWarpSize;
   const int lane = thread_index() % kWarpSize;
   float* const tile = stage + warp * kTile * Shape::kMeanRow;
@@ -201,14 +189,12 @@ __device__ __forceinline__ void put_means(
 }
 
 // STANDINGS: the slots are more than a tile, and `standings` has been filled. WHOLE: a block takes
-// all groups, of twice the warps, the sums of one group and of all before it in registers: that
-// leaves room for one block on a multiprocessor, with as many warps as two others.
+// all groups, the sums of one and of all before it in registers.
 template <class T, int SLOTS, bool STANDINGS, bool WHOLE>
-__global__ void __launch_bounds__(compete_warps(WHOLE) * kWarpSize, WHOLE ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, 1)
     compete_kernel(const Competition<T> c, const Rows<T> v, const int width, const Cut cut,
                    const Standing* standings, const CompeteOutputs<T> out) {
-  constexpr int WARPS = compete_warps(WHOLE);
-  using Shape = CompeteShape<T, SLOTS, WARPS>;
+  using Shape = CompeteShape<T, SLOTS>;
   using Tile = WarpTile<T>;
   OCVTP_SHARED(float, logits);
   float* const scratch = logits + Shape::kLogits;
@@ -250,28 +236,27 @@ __global__ void __launch_bounds__(compete_warps(WHOLE) * kWarpSize, WHOLE ? 1 : 
     for (int tile = first_tile; tile < last_tile; ++tile) {
       const int first_token = tile * kTokens;
       const int image = place[0], first_slot = place[1], chunk = place[2];
-      dot_products<T, SLOTS, WARPS, compete_ahead<T>(WHOLE)>(c, image, first_slot, first_token,
-                                                             logits, stage);
-      load_values<T, SLOTS, WARPS>(v, image, first_token, c.num_tokens, chunk * Shape::kChunk,
-                                   width, values);
-      make_logits<SLOTS, WARPS>(bias, c.scale, logits);
+      dot_products<T, SLOTS>(c, image, first_slot, first_token, logits, stage);
+      load_values<T, SLOTS>(v, image, first_token, c.num_tokens, chunk * Shape::kChunk, width,
+                            values);
+      make_logits<SLOTS>(bias, c.scale, logits);
       const int lane = thread_index() % kWarpSize;
       const int token = first_token + lane;
       const bool live_token = token < c.num_tokens;
       Standing stand = {0.0f, 0.0f};
       if (!STANDINGS)
-        stand = standing<SLOTS, WARPS>(logits, reinterpret_cast<float*>(shares), scratch);
+        stand = standing<SLOTS>(logits, reinterpret_cast<float*>(shares), scratch);
       else if (live_token)
         stand = standings[static_cast<int64>(image) * c.num_tokens + token];
-      make_shares<T, SLOTS, WARPS>(logits, stand, live_token, tile == first_tile, mass, shares);
+      make_shares<T, SLOTS>(logits, stand, live_token, tile == first_tile, mass, shares);
       __syncthreads();
       if (out.attention != nullptr && chunk == 0)
-        put_attention<T, SLOTS, WARPS>(c, image, first_slot, first_token, shares, out.attention);
-      add_weighted<T, SLOTS, WARPS>(shares, values, sum);
+        put_attention<T, SLOTS>(c, image, first_slot, first_token, shares, out.attention);
+      add_weighted<T, SLOTS>(shares, values, sum);
     }
     if (!WHOLE) {
       const int64 first_row = static_cast<int64>(computed_anew(blockIdx.x)) * SLOTS;
-      put_sums<T, SLOTS, WARPS>(sum, out.partial + first_row * Shape::kChunk);
+      put_sums<T, SLOTS>(sum, out.partial + first_row * Shape::kChunk);
       if (threadIdx.x < SLOTS) out.partial_mass[first_row + threadIdx.x] = mass[threadIdx.x];
       return;
     }
@@ -288,8 +273,8 @@ __global__ void __launch_bounds__(compete_warps(WHOLE) * kWarpSize, WHOLE ? 1 : 
   const int last_slot = min(SLOTS, c.num_slots - first_slot);
   if (chunk == 0 && static_cast<int>(threadIdx.x) < last_slot)
     out.mass[first_row + threadIdx.x] = total_mass;
-  put_means<T, SLOTS, WARPS>(total, mass, first_row, last_slot, chunk * Shape::kChunk, width, out,
-                             reinterpret_cast<float*>(stage));
+  put_means<T, SLOTS>(total, mass, first_row, last_slot, chunk * Shape::kChunk, width, out,
+                      reinterpret_cast<float*>(stage));
 }
 
 }  // namespace ocvtp

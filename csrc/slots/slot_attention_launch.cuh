@@ -50,8 +50,8 @@ TileSizes tile_sizes(int num_slots) {
 // group go to memory and back, which costs about two tiles more.
 inline bool takes_whole(const Cut& cut, int tiles, int64 parts, int multiprocessors) {
   const int64 whole = ceil_div<int64>(parts, multiprocessors) * tiles;
-  const int64 split = ceil_div<int64>(parts * cut.groups, 2 * multiprocessors);
-  return whole < split * 2 * (cut.tiles_per_group + 2);
+  const int64 split = ceil_div<int64>(parts * cut.groups, multiprocessors);
+  return whole < split * (cut.tiles_per_group + 2);
 }
 
 template <class T>
@@ -87,11 +87,10 @@ void launch_standings(const Launch& launch, const Competition<T>& competition, i
 template <class T, int SLOTS, bool STANDINGS, bool WHOLE, class Launch>
 void launch_compete(const Launch& launch, const SlotAttentionJob<T>& job, const Cut& cut,
                     const Standing* standings, const CompeteOutputs<T>& outputs) {
-  constexpr int kWarpsHere = compete_warps(WHOLE);
   launch(compete_kernel<T, SLOTS, STANDINGS, WHOLE>,
-         job.batch * cut.slot_blocks * cut.chunks * cut.shares(), kWarpsHere * kWarpSize,
-         CompeteShape<T, SLOTS, kWarpsHere>::kSharedBytes, job.competition, job.v, job.width, cut,
-         standings, outputs);
+         job.batch * cut.slot_blocks * cut.chunks * cut.shares(), kThreads,
+         CompeteShape<T, SLOTS>::kSharedBytes, job.competition, job.v, job.width, cut, standings,
+         outputs);
 }
 
 // The competition: one launch, another before it for more slots than a tile holds, and another

@@ -7,7 +7,7 @@ namespace ocvtp {
 
 // Each token's standing over all slots, [B, N]: a block takes a tile of tokens and all slots.
 template <class T, int SLOTS>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     standings_kernel(const Competition<T> c, Standing* standings) {
   using Shape = LogitsShape<T, SLOTS>;
   OCVTP_SHARED(float, logits);

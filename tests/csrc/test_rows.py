@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from numpy.lib.stride_tricks import as_strided
 
 from tests.csrc.shapes import Array, Case, fuzz, wide
 from tests.csrc.special import erfc, sigmoid
@@ -37,33 +38,28 @@ def test_layer_norm(case: Case) -> None:
 
 @fuzz
 def test_norm_slots(case: Case) -> None:
-    rows, width, with_y = case.size(9), case.size(140), case.chance(50)
+    rows, width, with_sum = case.size(9), case.size(140), case.chance(50)
     x, y = case.numbers(rows, width, deviation=2, mean=3), case.numbers(rows, width)
     weight = case.numbers(width)
+    slots = x + y if with_sum else x
     out = [case.unwritten(rows, width), case.unwritten(rows, 3), case.unwritten(rows, width)]
-    for normed, statistics, *total in case.run(
-        "norm_slots",
-        rows,
-        out[: 2 + with_y],
-        lambda normed, statistics, total=None: (
-            *(x, y if with_y else None, weight, width, NORM_EPS),
-            *(total, normed, statistics),
-        ),
-    ):
-        for added in total:
-            case.assert_near(added, x + y, 0)
-        slots = total[0] if total else x
+
+    def fields(normed: Array, statistics: Array, total: Array | None = None) -> tuple[Any, ...]:
+        given = (x, y if with_sum else None, weight, width, NORM_EPS)
+        return (*given, total, normed, statistics)
+
+    for normed, statistics, *total in case.run("norm_slots", rows, out[: 2 + with_sum], fields):
+        for sums in total:
+            case.assert_near(sums, slots, 0)
         assert_normed(case, slots, normed)
-        exact = wide(slots)
-        mean = exact.mean(-1)
-        deviation = np.sqrt(exact.var(-1) + case.rounded(NORM_EPS))
-        largest = np.abs(exact).max(-1)
-        lost = (16 + width / 16) * case.eps
-        case.assert_near(statistics[:, 0], mean, lost * largest)
-        case.assert_near(statistics[:, 1], deviation, lost * (largest + deviation))
-        terms = wide(normed) * weight
-        dots = statistics[:, 2]
-        case.assert_near(dots, terms.sum(-1), 32 * case.eps * np.abs(terms).sum(-1))
+        mean, deviation, constant = statistics.T
+        lost = (16 + width / 16) * case.eps * np.abs(wide(slots)).max(1)
+        case.assert_near(mean, wide(slots).mean(1), lost)
+        off = wide(slots) - wide(slots).mean(1)[:, None]
+        variance = np.square(off).mean(1) + case.rounded(NORM_EPS)
+        case.assert_near(deviation, np.sqrt(variance), lost + 4 * case.eps * np.sqrt(variance))
+        dots = wide(normed) * wide(weight)
+        case.assert_near(constant, dots.sum(1), 16 * case.eps * np.abs(dots).sum(1))
 
 
 @fuzz
@@ -106,37 +102,37 @@ def test_per_mass(case: Case) -> None:
 
 @fuzz
 def test_gru_gates(case: Case) -> None:
-    images, states, width = case.between(1, 3), case.size(9), case.size(140)
-    rows, stride = images * states, 3 * width + case.between(0, 3)
-    with_shift, with_norm, of_normed = (case.chance(50) for _ in range(3))
-    x, mass = case.numbers(rows, 3, width, deviation=2), case.positive(rows)
-    flat = case.numbers((states - 1) * stride + 3 * width, deviation=2)
-    h, shift = case.numbers(states, width), case.numbers(3, width)
-    statistics, sums, bias = (
-        case.numbers(*shape) for shape in ((states, 3), (3, width), (3, width))
+    states, width = case.size(9), case.size(140)
+    rows = states * case.between(1, 2)
+    with_shift, with_norm, of_normed = case.chance(50), case.chance(50), case.chance(50)
+    x = case.numbers(rows, 3, width, deviation=2)
+    h_gates = case.rows(1, states, 3 * width)
+    h, shift, mass = case.numbers(states, width), case.numbers(3, width), case.positive(rows)
+    statistics, sums, bias = case.numbers(states, 3), case.numbers(3, width), case.numbers(3, width)
+    given = (
+        *(x, h_gates.field[0], h, states, h_gates.field[2]),
+        *((shift, mass) if with_shift else (None, None)),
+        *((statistics, sums, bias) if of_normed else (None, None, None)),
+        *(width, EPS, NORM_EPS),
     )
-    given = (x, flat, h, states, stride, *((shift, mass) if with_shift else (None, None)))
-    given = (*given, *((statistics, sums, bias) if of_normed else (None, None, None)))
     out = [case.unwritten(rows, width), case.unwritten(rows, width)][: 1 + with_norm]
+    own = np.arange(rows) % states
     for state, *normed in case.run(
-        "gru_gates",
-        rows,
-        out,
-        lambda state, normed=None: (*given, width, EPS, NORM_EPS, state, normed),
+        "gru_gates", rows, out, lambda state, normed=None: (*given, state, normed)
     ):
         share = wide(mass) / (wide(mass) + case.rounded(EPS)) if with_shift else np.zeros(rows)
-        steps = [step * flat.itemsize for step in (stride, width, 1)]
-        terms = [wide(as_strided(flat, (states, 3, width), steps))]
+        inputs, old = wide(x) + share[:, None, None] * wide(shift), wide(h)[own]
+        hidden = wide(h_gates.x[0]).reshape(states, 3, width)
+        size = np.abs(hidden)
         if of_normed:
-            mean, deviation = (wide(statistics[:, i, None, None]) for i in range(2))
-            terms = [deviation * terms[0], mean * sums, wide(bias)[None] + 0 * terms[0]]
-        terms = [np.tile(term, (images, 1, 1)) for term in terms]
-        inputs, hidden = wide(x) + share[:, None, None] * wide(shift), sum(terms[1:], terms[0])
-        parts = sum(map(np.abs, terms), np.abs(inputs) + np.abs(shift))
+            mean, deviation = (wide(statistics)[:, i, None, None] for i in range(2))
+            terms = (deviation * hidden, mean * wide(sums), np.broadcast_to(bias, hidden.shape))
+            hidden, size = sum(terms), sum(np.abs(term) for term in terms)
+        hidden, size = hidden[own], size[own]
+        allowed = 1 + (np.abs(inputs) + size + np.abs(shift)).sum(1)
         reset, update = (sigmoid(inputs[:, i] + hidden[:, i]) for i in range(2))
         fresh = np.tanh(inputs[:, 2] + reset * hidden[:, 2])
-        kept = np.tile(wide(h), (images, 1))
-        allowed = 8 * case.eps * (1 + parts.sum(1)) * (1 + np.abs(kept))
-        case.assert_near(state, fresh + update * (kept - fresh), allowed)
+        want = fresh + update * (old - fresh)
+        case.assert_near(state, want, 8 * case.eps * allowed * (1 + np.abs(old)))
         for rows_of in normed:
             assert_normed(case, state, rows_of)
