@@ -83,7 +83,7 @@ A struct_of(const py::tuple& fields) {
   return filled<A>(fields, std::make_index_sequence<count>{});
 }
 
-// `kernel` finds the function when called: that of the instruction set then in use.
+// `find` gives the function when it is called: that of the instruction set then in use.
 template <class A, class Find>
 void add(py::module_& module, const char* name, void (*)(const A&, int64_t, int64_t),
          const Find& find) {

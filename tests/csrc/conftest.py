@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.csrc.shapes import module
 from tests.emulated import loaded  # noqa: F401
 
 
@@ -19,3 +20,10 @@ def pytest_configure(config: pytest.Config) -> None:
             deadline=None,
             suppress_health_check=list(HealthCheck),
         )
+
+
+# The session remembers a failed build too.
+@pytest.fixture(scope="session")
+def kernels() -> None:
+    """The CPU kernels are built, for `module`."""
+    module()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -34,7 +36,7 @@ def test_slot_argmax(case: DeviceCase) -> None:
         assert torch.equal(again, got), "two runs differ"
 
 
-@fuzz
+@partial(fuzz, share=5)
 def test_ties_go_to_the_lowest_id(case: DeviceCase) -> None:
     """Every token three times; outliers would make other scores equal too, 0."""
     given = Competition(case, tokens=96, slots=case.pick([9, 140]), outliers=False)
@@ -46,7 +48,7 @@ def test_ties_go_to_the_lowest_id(case: DeviceCase) -> None:
     assert torch.equal(picks[..., 3:], fourth + torch.tensor([0, 32]))
 
 
-@fuzz
+@partial(fuzz, share=5)
 def test_a_nan_token_wins_nothing(case: DeviceCase) -> None:
     """Where all are NaN the lowest ids do, at -inf."""
     given = Competition(case, tokens=6, slots=case.pick([9, 140]))

@@ -86,7 +86,7 @@ def test_start(case: DeviceCase) -> None:
 
 @fuzz
 def test_norm_slots(case: DeviceCase) -> None:
-    shape = (case.between(1, 2), case.between(1, 3), case.pick(WIDTHS))
+    shape = (case.between(1, 2), case.between(1, 3), case.pick([*WIDTHS, 8192]))
     outlier, mean = case.pick([0, 64]), case.pick([0.0, 300.0])
     x = case.rows(*shape, dtype=torch.float32, mean=mean, outlier=outlier)
     y, weight = case.rows(*shape, outlier=outlier), case.rows(shape[-1])
@@ -121,29 +121,38 @@ def test_special_rows(dtype: torch.dtype) -> None:
 @fuzz
 def test_gru_gates(case: DeviceCase) -> None:
     kept = case.pick([case.dtype, torch.float32])
-    rows, width = case.between(1, 5), case.pick([*WIDTHS, 8192])
-    size, shifted = case.pick([1.0, 2.0, 8.0]), case.flag()
-    x, h_gates = (case.rows(1, rows, 3 * width, deviation=size) for _ in range(2))
-    h = case.rows(1, rows, width, dtype=kept, outlier=50 if width > 64 else 0)
-    shift = case.rows(3 * width)
+    images, rows, width = case.between(1, 2), case.between(1, 5), case.pick([*WIDTHS, 8192])
+    states = case.pick([1, images])
+    size, shifted, of_normed = case.pick([1.0, 2.0, 8.0]), case.flag(), case.flag()
+    x = case.rows(images, rows, 3 * width, deviation=size)
+    h_gates = case.rows(states, rows, 3 * width, deviation=size)
+    h = case.rows(states, rows, width, dtype=kept, outlier=50 if width > 64 else 0)
+    shift, sums, bias = (case.rows(3 * width) for _ in range(3))
+    statistics = case.rows(states, rows, 3, dtype=torch.float32)
     # Some so small that eps counts.
-    mass = 20 * torch.rand(1, rows, generator=case.random) ** case.pick([1, 8])
+    mass = 20 * torch.rand(images, rows, generator=case.random) ** case.pick([1, 8])
     mass[0, 0] = 0
-    extra = (shift, mass) if shifted else (None, None)
-    of_h = (None, None, None)  # statistics
-    state, normed = ops.gru_gates(x, h_gates, h, *extra, *of_h, EPS, True)
+    of_x = (shift, mass) if shifted else (None, None)
+    of_h = (statistics, sums, bias) if of_normed else (None, None, None)
+    state, normed = ops.gru_gates(x, h_gates, h, *of_x, *of_h, EPS, True)
     share = (mass / (mass.double() + EPS)).unsqueeze(-1) if shifted else 0
-    want = slots.gru_gates(x.double() + share * shift.double(), h_gates.double(), h.double())
+    hidden = h_gates.double()
+    if of_normed:
+        mean, deviation, _ = statistics.double().split(1, -1)
+        hidden = deviation * hidden + mean * sums.double() + bias.double()
+        size += hidden.abs().max().item()
+    want = slots.gru_gates(x.double() + share * shift.double(), hidden, h.double())
     # A gate's argument of size s is known to s ulp, and slopes are at most 1 but for z (n - h).
     mean = want.mean(-1, keepdim=True)
     largest = (want.abs() + mean.abs()).amax(-1, keepdim=True)
     slack = 2**-22 * (1 + size) * (1 + largest)
+    assert state.dtype == torch.float32 and normed.dtype == case.dtype
     assert_near(state, want, slack)
     assert_near(normed, norm(want), 2 * slack * norm_scale(want) * (1 + norm(want).abs()))
-    bare, _ = ops.gru_gates(x, h_gates, h, *extra, *of_h, EPS, False)
+    bare, _ = ops.gru_gates(x, h_gates, h, *of_x, *of_h, EPS, False)
     assert torch.equal(bare, state.to(kept)), "the norm changes the state"
-    last = [None if t is None else t[:, -1:] for t in (x, h_gates, h, extra[1])]
-    alone, _ = ops.gru_gates(*last[:3], extra[0], last[3], *of_h, EPS, True)
+    last = [t if t is None or t.dim() == 1 else t[:, -1:] for t in (x, h_gates, h, *of_x, *of_h)]
+    alone, _ = ops.gru_gates(*last, EPS, True)
     assert torch.equal(alone, state[:, -1:]), "a row alone differs"
 
 

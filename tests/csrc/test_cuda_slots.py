@@ -52,7 +52,7 @@ def test_groups_of_several_tiles(case: DeviceCase) -> None:
         assert torch.equal(a, b[:1]), "an image alone differs"
 
 
-@fuzz
+@partial(fuzz, share=5)
 def test_nan_among_keys_and_masked_slots(case: DeviceCase) -> None:
     """One spoils its token's shares, as a softmax does; that of a masked slot spoils nothing."""
     given = Competition(case, slots=case.pick([7, 70, 140]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from tests.csrc.shapes import (
     token_blocks,
     wide,
 )
+
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def tensor(x: Array) -> Tensor:

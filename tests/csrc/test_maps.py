@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from tests.csrc.shapes import Array, Case, Divide, fuzz, token_blocks, wide
+
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def any_shape(case: Case) -> tuple[int, int, int]:

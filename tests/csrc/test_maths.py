@@ -11,6 +11,7 @@ import pytest
 from tests.csrc.shapes import Array, module, on_every_isa, wide
 from tests.csrc.special import erfc, sigmoid
 
+pytestmark = pytest.mark.usefixtures("kernels")
 STEPS = 100000
 LANES = 16
 INF, NAN = float("inf"), float("nan")

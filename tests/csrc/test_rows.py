@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.csrc.shapes import Array, Case, fuzz, wide
 from tests.csrc.special import erfc, sigmoid
+
+pytestmark = pytest.mark.usefixtures("kernels")
 
 EPS, NORM_EPS = 1e-3, 1e-5
 

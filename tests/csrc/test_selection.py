@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from numpy.lib.stride_tricks import as_strided
 
@@ -18,6 +19,8 @@ from tests.csrc.shapes import (
     module,
     token_blocks,
 )
+
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @fuzz
