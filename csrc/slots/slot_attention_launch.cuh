@@ -45,9 +45,8 @@ TileSizes tile_sizes(int num_slots) {
                                      : TileSizes{kOneTile, CompeteShape<T, kOneTile>::kChunk};
 }
 
-// Whether blocks take all groups, one block at a time on a multiprocessor, or one group each, two
-// at a time with half the warps each: whose waves of blocks end first, in tiles. The sums of a
-// group go to memory and back, which costs about two tiles more.
+// Whether blocks take all groups, or one each: whose waves of blocks, one on a multiprocessor at a
+// time, end first, in tiles. The sums of a group go to memory and back, which costs about two more.
 inline bool takes_whole(const Cut& cut, int tiles, int64 parts, int multiprocessors) {
   const int64 whole = ceil_div<int64>(parts, multiprocessors) * tiles;
   const int64 split = ceil_div<int64>(parts * cut.groups, multiprocessors);
