@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.native import why_not
 
 # A hint for the layout of a pack: the fewest rows that are worth its blocks.
 ROWS = 64
@@ -32,11 +33,11 @@ class Layer(NamedTuple):
         return cls(weight.to(dtype), None if bias is None else bias.to(dtype))
 
     def packed(self) -> Layer:
-        """The same with a pack, where oneDNN multiplies: it does not see the weight's edits."""
+        """The same with a pack, where our kernels and oneDNN are: it sees no edits of the weight."""
         weight = self.weight
         if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
             return self
-        if not torch.backends.mkldnn.is_available():
+        if why_not("cpu") is not None or not torch.backends.mkldnn.is_available():
             return self
         dense = weight.detach().contiguous()
         return self._replace(pack=torch.ops.mkldnn._reorder_linear_weight(dense, ROWS))
