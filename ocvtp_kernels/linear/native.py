@@ -33,7 +33,7 @@ class Layer(NamedTuple):
         return cls(weight.to(dtype), None if bias is None else bias.to(dtype))
 
     def packed(self) -> Layer:
-        """The same with a pack, where our kernels and oneDNN are: it sees no edits of the weight."""
+        """The same with a pack, where there is one to be had: it sees no edits of the weight."""
         weight = self.weight
         if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
             return self
