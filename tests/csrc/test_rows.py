@@ -127,7 +127,7 @@ def test_gru_gates(case: Case) -> None:
         if of_normed:
             mean, deviation = (wide(statistics)[:, i, None, None] for i in range(2))
             terms = (deviation * hidden, mean * wide(sums), np.broadcast_to(bias, hidden.shape))
-            hidden, size = sum(terms), sum(np.abs(term) for term in terms)
+            hidden, size = np.sum(terms, 0), np.abs(terms).sum(0)
         hidden, size = hidden[own], size[own]
         allowed = 1 + (np.abs(inputs) + size + np.abs(shift)).sum(1)
         reset, update = (sigmoid(inputs[:, i] + hidden[:, i]) for i in range(2))
