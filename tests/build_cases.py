@@ -49,10 +49,12 @@ def load_script(name: str) -> ModuleType:
 
 
 def built(name: str, target: str, *options: str) -> Path:
-    """The tree ``build/<name>`` with this target up to date; skips where that cannot be."""
+    """The tree ``build/<name>-<Python>`` with this target up to date; skips where none can be."""
     if sys.platform != "linux":
         pytest.skip("the emulator's fibers are Linux's")
     cmake, ninja, _ = tools_or_skip("cmake", "ninja", "c++")
+    # CMake keeps what it found of one Python, so each has a tree.
+    name = f"{name}-{sys.implementation.cache_tag}"
     tree = ROOT / "build" / (f"{name}-sanitized" if SANITIZED else name)
     sanitize = f"-DOCVTP_SANITIZE={SANITIZERS if SANITIZED else ''}"
     configure = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", sanitize, *options]

@@ -1,6 +1,6 @@
 """The CUDA bindings without a GPU: compiled for the CPU, their kernels run in the emulator.
 
-See csrc/tests/emulator.h. The build is kept in ``build/emulated``, so that only the first takes its
+See csrc/tests/emulator.h. The build is kept in ``build/``, so that only the first takes its
 time.
 """
 
