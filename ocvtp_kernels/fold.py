@@ -123,7 +123,8 @@ def unpack(weights: Sequence[Tensor]) -> Folded:
     if known is not None:
         return known.folded
     plan = weights[0].shape if len(weights) else torch.Size()
-    if len(plan) != 4 or plan[0] != 0 or not 0 <= plan[2] < len(ENCODE_NORMS):
+    whole = len(plan) == 4 and plan[0] == 0 and plan[1] >= 1 and plan[3] >= 1
+    if not whole or plan[2] >= len(ENCODE_NORMS):
         raise ValueError("weights: expected the list that OCPruner.packed() returns")
     _, num_iter, ln_code, depth = plan
     ln = ENCODE_NORMS[ln_code]

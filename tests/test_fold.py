@@ -54,7 +54,8 @@ def test_a_packed_list_is_read_back_whole() -> None:
 
 def test_other_lists_are_refused() -> None:
     packed = random_pruner().packed()
-    for wrong in ([], packed[1:], packed[:-1], [packed[1]]):
+    plans = [torch.empty(0, 0, 1, 2), torch.empty(0, 3, 3, 2), torch.empty(0, 3, 1, 0)]
+    for wrong in ([], packed[1:], packed[:-1], [packed[1]], *([p, *packed[1:]] for p in plans)):
         with pytest.raises(ValueError, match="weights: expected"):
             unpack(wrong)
 
