@@ -94,6 +94,7 @@ class Kept(NamedTuple):
     folded: Folded
     layers: Any  # of the native kernels; see `ocvtp_kernels.chain_native.prepare`
     device: torch.device  # that they are for
+    casts: dict[torch.dtype, list[Tensor]]  # the list in other dtypes, prepared too
 
     def go_with(self, plan: Tensor) -> list[Tensor]:
         """The list that begins with this plan, a tensor of its own, which all this hangs on."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import ocvtp_kernels
-from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.dtypes import accumulate_dtype, product_dtype
 
 MODULE = "ocvtp_kernels._build_info"
 # What the kernels of a device need, in the order of loading: the schemas are in _C.
@@ -93,6 +93,16 @@ def computed(tensor: Tensor) -> Tensor:
     if tensor.device.type == "cpu":
         return tensor.to(accumulate_dtype(tensor.dtype))
     return dense_rows(tensor)
+
+
+def multiplied(tensor: Tensor) -> Tensor:
+    """As `computed`, for kernels beside products: bfloat16 stays where the CPU multiplies it."""
+    if not tensor.is_cpu:
+        return dense_rows(tensor)
+    dtype = tensor.dtype
+    if dtype is torch.float32 or dtype is torch.float64:
+        return tensor
+    return tensor.to(product_dtype(dtype, tensor.device))
 
 
 def dense_rows(tensor: Tensor) -> Tensor:

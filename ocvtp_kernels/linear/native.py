@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.native import why_not
 
 # A hint for the layout of a pack: the fewest rows that are worth its blocks.
@@ -65,21 +64,3 @@ def linear(x: Tensor, layer: Layer, gelu: bool = False) -> Tensor:
     out = F.linear(x, weight)
     torch.ops.ocvtp_native.bias_gelu_(out, bias)
     return out
-
-
-def encode_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What tokens of ``dtype`` are encoded in: wide on the CPU, unless it multiplies bfloat16."""
-    if device.type != "cpu":
-        return dtype
-    if dtype == torch.bfloat16 and _has_onednn() and multiplies_bfloat16():
-        return dtype
-    return accumulate_dtype(dtype)
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU has AVX-512 BF16 or AMX, whose products of bfloat16 sum in float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _has_onednn() -> bool:
-    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
