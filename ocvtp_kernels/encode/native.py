@@ -10,7 +10,7 @@ from torch import Tensor
 from ocvtp_kernels.dtypes import product_dtype
 from ocvtp_kernels.encode.reference import EPS
 from ocvtp_kernels.fold import Folded
-from ocvtp_kernels.linear.native import Layer, linear
+from ocvtp_kernels.linear.native import Layer, linear, padded
 
 
 class EncodeLayers(NamedTuple):
@@ -47,9 +47,13 @@ def encode(tokens: Tensor, layers: EncodeLayers) -> Tensor:
     x = tokens.to(layers.linears[0].weight.dtype)
     if layers.ln == "pre":
         x = native.layer_norm(x, EPS)
+    x = x.flatten(0, -2)
+    if layers.linears[0].pack is not None:
+        x = padded(x)  # once for all layers
     last = len(layers.linears) - 1
     for depth, layer in enumerate(layers.linears):
         x = linear(x, layer, gelu=depth < last)
+    x = x[: tokens.shape[:-1].numel()].view(*tokens.shape[:-1], x.shape[-1])
     if layers.post_norm is not None:
         gamma, beta = layers.post_norm
         x = torch.addcmul(beta, native.layer_norm(x, EPS), gamma)
