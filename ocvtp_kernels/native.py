@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 import ocvtp_kernels
-from ocvtp_kernels.dtypes import accumulate_dtype, product_dtype
+from ocvtp_kernels.dtypes import product_dtype
 
 MODULE = "ocvtp_kernels._build_info"
 # What the kernels of a device need, in the order of loading: the schemas are in _C.
 LIBRARIES = {"cpu": ("_C",), "cuda": ("_C", "_C_cuda")}
+WIDE = (torch.float32, torch.float64)  # what the CPU kernels compute in
 
 
 @dataclass(frozen=True)
@@ -90,19 +91,19 @@ def cpu_kernels() -> str:
 
 def computed(tensor: Tensor) -> Tensor:
     """The tensor as the kernels of its device take it: wide on the CPU, rows dense on a GPU."""
-    if tensor.device.type == "cpu":
-        return tensor.to(accumulate_dtype(tensor.dtype))
-    return dense_rows(tensor)
+    if not tensor.is_cpu:
+        return dense_rows(tensor)
+    # A cast that does nothing is not free.
+    return tensor if tensor.dtype in WIDE else tensor.float()
 
 
 def multiplied(tensor: Tensor) -> Tensor:
     """As `computed`, for kernels beside products: bfloat16 stays where the CPU multiplies it."""
     if not tensor.is_cpu:
         return dense_rows(tensor)
-    dtype = tensor.dtype
-    if dtype is torch.float32 or dtype is torch.float64:
+    if tensor.dtype in WIDE:
         return tensor
-    return tensor.to(product_dtype(dtype, tensor.device))
+    return tensor.to(product_dtype(tensor.dtype, tensor.device))
 
 
 def dense_rows(tensor: Tensor) -> Tensor:

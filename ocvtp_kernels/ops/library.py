@@ -21,6 +21,7 @@ from ocvtp_kernels.dtypes import product_dtype
 LIBRARY = torch.library.Library("ocvtp", "DEF")
 TAGS = (torch.Tag.pt2_compliant_tag,)
 DEVICES = ("CPU", "CUDA")
+_REAL = (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
@@ -95,24 +96,30 @@ def define(
     LIBRARY.define(schema, tags=TAGS)
 
     def run(*args: Any) -> Any:
-        with _BelowAutograd():
-            check(*args)
-            kernel = backends.choose(name, args, is_gradient)
-            index = args[0].device.index
-            if index is None or index == torch.cuda.current_device():
-                return kernel(*args)
-            # Kernels launch on the current device.
-            with torch.cuda.device(index):
-                return kernel(*args)
+        check(*args)
+        kernel = backends.choose(name, args, is_gradient)
+        index = args[0].device.index
+        if index is None or index == torch.cuda.current_device():
+            return kernel(*args)
+        # Kernels launch on the current device.
+        with torch.cuda.device(index):
+            return kernel(*args)
 
     def run_fake(*args: Any) -> Any:
         check(*args)
         return fake(*args)
 
+    def run_without_gradient(*args: Any) -> Any:
+        with _BelowAutograd():
+            return run(*args)
+
     for device in DEVICES:
-        LIBRARY.impl(name, run, device)
+        LIBRARY.impl(name, run if gradient else run_without_gradient, device)
     torch.library.register_fake(f"ocvtp::{name}", run_fake, lib=LIBRARY)
-    _register_autograd(name, gradient)
+    if gradient:
+        _register_autograd(name, gradient, run)
+    else:
+        LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
     _register_autocast(name, autocast)
 
 
@@ -130,15 +137,16 @@ def compose(schema: str, function: Callable[..., Any], parts: str) -> None:
     LIBRARY.impl(name, function, "CompositeImplicitAutograd")
 
 
-def _register_autograd(name: str, gradient: Gradient | None) -> None:
-    """As `torch.library.register_autograd`, with less of the host's time where none is asked for.
+def _register_autograd(name: str, gradient: Gradient, run: Callable[..., Any]) -> None:
+    """As `torch.library.register_autograd`, with less of the host's time where none is to come.
 
     No gradient comes to tensors of a list.
+
+    Args:
+        name: the op's.
+        gradient: how it is differentiated.
+        run: the op on real tensors, below autograd.
     """
-    if gradient is None:
-        # The kernels run below autograd, so their outputs carry no gradient.
-        LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
-        return
     op = getattr(torch.ops.ocvtp, name).default
     defaults = tuple(argument.default_value for argument in op._schema.arguments)
     on_cpu, save, grads_of = gradient.on_cpu, gradient.save, gradient.backward
@@ -159,15 +167,18 @@ def _register_autograd(name: str, gradient: Gradient | None) -> None:
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     differentiable: Any = type(f"Ocvtp_{name}", (torch.autograd.Function,), methods)
 
-    def run(keyset: Any, *args: Any) -> Any:
+    def run_autograd(keyset: Any, *args: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             if on_cpu and args[0].is_cpu and backends.forced() in (None, "cpu"):
                 return on_cpu(*args)
             return differentiable.apply(keyset, *args)
+        below = keyset & torch._C._after_autograd_keyset
         with _BelowAutograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+            if below.highestPriorityTypeId() in _REAL:
+                return run(*args)  # the dispatcher would call just that
+            return op.redispatch(below, *args)
 
-    LIBRARY.impl(name, run, "Autograd", with_keyset=True)
+    LIBRARY.impl(name, run_autograd, "Autograd", with_keyset=True)
 
 
 def _register_autocast(name: str, autocast: Autocast) -> None:

@@ -241,7 +241,7 @@ define(
     fake=_fake_merge,
     kernels={
         "reference": reference.merge,
-        "cpu": cpu.merge,
+        "cpu": if_built(native.merge, cpu.merge),
         "triton": lazy("selection.triton_merge", "merge"),
     },
     refuse={"triton": refuse_no_channels},

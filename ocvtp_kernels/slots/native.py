@@ -28,7 +28,10 @@ def slot_attention_with_attention(
     updates, mass, attention = torch.ops.ocvtp_native.slot_attention(
         multiplied(q), multiplied(k), multiplied(v), None, slot_mask, scale, eps, with_attention
     )
-    return updates.to(q.dtype), mass.to(q.dtype), attention.to(q.dtype)
+    dtype = q.dtype
+    if updates.dtype == dtype == mass.dtype:
+        return updates, mass, attention
+    return updates.to(dtype), mass.to(dtype), attention.to(dtype)
 
 
 def slot_attention(
@@ -84,4 +87,4 @@ def gru_cell(
     state, _ = torch.ops.ocvtp_native.gru_gates(
         x_gates, h_gates, multiplied(h), None, None, None, None, None, 0.0, False
     )
-    return state.view(h.shape).to(h.dtype)
+    return state if state.dtype == h.dtype else state.to(h.dtype)
