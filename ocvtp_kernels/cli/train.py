@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ocvtp_kernels.training import loop
 from ocvtp_kernels.training.config import (
     PRECISIONS,
     STARTS,
@@ -115,6 +114,8 @@ def train(
         for name, value in locals().items()
         if name in {field.name for field in dataclasses.fields(TrainConfig)} and value is not None
     }
+    from ocvtp_kernels.training import loop
+
     try:
         _require_packages()
         if slots is not None:
