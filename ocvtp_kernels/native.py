@@ -21,6 +21,7 @@ from torch import Tensor
 
 import ocvtp_kernels
 from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.installing import install_command
 
 MODULE = "ocvtp_kernels._build_info"
 WHY_FILE = "why_not_native.json"  # setup.py's, where it builds nothing native
@@ -129,22 +130,15 @@ def dense_rows(tensor: Tensor) -> Tensor:
 
 def _sentence(name: str, error: Exception) -> str:
     """Why a native object does not load."""
+    mend = install_command(setting="OCVTP_NATIVE=1")
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     if not isinstance(error, ModuleNotFoundError):
-        return f"built, but {name} does not load with {versions}: {error}; {_mend()}"
+        return f"built, but {name} does not load with {versions}: {error}; run {mend}"
     folders = [Path(folder) for folder in ocvtp_kernels.__path__]
     others = sorted(path.name for folder in folders for path in folder.glob(f"{name}.*"))
     if others:
-        return f"not built for {versions}, only: {', '.join(others)}; {_mend()}"
+        return f"not built for {versions}, only: {', '.join(others)}; run {mend}"
     told = _told_by_the_build()
     if not told:
-        return f"not built: nothing was ever built here; {_mend()}"
+        return f"not built: nothing was ever built here; run {mend}"
     return f"not built: {told['why']}; {told['mend']}"
-
-
-def _mend() -> str:
-    """What to do where the build did not say it."""
-    root = Path(ocvtp_kernels.__path__[0]).parent
-    if (root / "setup.py").exists():
-        return f"run `OCVTP_NATIVE=1 pip install -e .` in {root}"
-    return "run `OCVTP_NATIVE=1 pip install .` in a checkout"

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ocvtp_kernels.installing import install_command
 from ocvtp_kernels.training.config import (
     PRECISIONS,
     STARTS,
@@ -21,7 +22,7 @@ from ocvtp_kernels.training.features import FeatureFolder
 from ocvtp_kernels.training.loss import CHANNEL_REDUCTIONS, NORM_MODES
 
 FAILED, MISUSED = 1, 2
-MISSING = "accelerate runs the training and is not installed: pip install 'ocvtp-kernels[train]'"
+MISSING = "accelerate runs the training and is not installed: run {}"
 PUBLISHED = TrainConfig()
 
 
@@ -158,4 +159,4 @@ def _require_packages() -> None:
     try:
         import accelerate  # noqa: F401
     except ImportError as error:
-        raise ImportError(MISSING) from error
+        raise ImportError(MISSING.format(install_command("train"))) from error
