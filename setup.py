@@ -1,7 +1,8 @@
 """Drives CMakeLists.txt for the optional native objects; the metadata lives in pyproject.toml.
 
 OCVTP_NATIVE at build time: "auto" (default) builds them if the tools are there and goes on in pure
-Python otherwise, with one sentence; "0" never builds them; "1" makes anything missing an error.
+Python otherwise, with one sentence, which the package keeps; "0" never builds them; "1" makes
+anything missing an error. scripts/native_tools.py looks for the tools and for torch.
 The CUDA object is built too where torch has CUDA and nvcc is of the same major version; "cuda" is
 "1" and makes a missing CUDA object an error. OCVTP_CUDA_ARCHITECTURES, such as "8.0 9.0", chooses
 its chips; unset, csrc/cuda_architectures.cmake does.

@@ -127,12 +127,27 @@ def test_without_a_compiler_a_wheel_is_pure_python(tmp_path: Path) -> None:
     )
 
 
-def test_a_wheel_that_does_not_compile_says_why(tmp_path: Path) -> None:
+@pytest.fixture
+def failing(tmp_path: Path) -> dict[str, str]:
+    """The settings of a build whose compiler compiles nothing."""
     tools_or_skip("cmake", "ninja", "c++")
     compiler = tmp_path / "compiler"
     compiler.write_text("#!/bin/sh\necho 'x.cpp:1: fatal error: nothing compiles'\nexit 1\n")
     compiler.chmod(0o755)
-    wheel = build_wheel(tmp_path, OCVTP_NATIVE="auto", CXX=str(compiler))
+    return {"OCVTP_NATIVE": "auto", "CXX": str(compiler)}
+
+
+def test_an_editable_build_that_fails_says_why(tmp_path: Path, failing: dict[str, str]) -> None:
+    source = copy_sources(tmp_path)
+    said_by([sys.executable, "-c", BUILD_EDITABLE], source, **failing)
+    told = json.loads((source / WHY).read_text())
+    assert told["why"] == "the native build failed: x.cpp:1: fatal error: nothing compiles"
+    assert "`OCVTP_NATIVE=1 pip install -e .`" in told["mend"] and not told["is_chosen"]
+
+
+@pytest.mark.slow
+def test_a_wheel_that_does_not_compile_says_why(tmp_path: Path, failing: dict[str, str]) -> None:
+    wheel = build_wheel(tmp_path, **failing)
     assert wheel.name.endswith("-py3-none-any.whl")
     said = what_it_imports(wheel, tmp_path)
     assert "not built: the native build failed: x.cpp:1: fatal error: nothing compiles; " in said
