@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.dtypes import accumulate_dtype, product_dtype
 from ocvtp_kernels.encode.folded import encode_folded
 from ocvtp_kernels.fold import unpack
 from ocvtp_kernels.selection.reference import gather_tokens, select_ids, slot_picks
@@ -17,20 +18,26 @@ from ocvtp_kernels.slots.folded import folded_attention_logits
 from ocvtp_kernels.slots.reference import log_attention
 
 
-def attention_logits(reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor) -> Tensor:
+def attention_logits(
+    reference: Tensor,
+    weights: Sequence[Tensor],
+    slots_init: Tensor,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """The last iteration's logits.
 
     Args:
         reference: reference tokens ``[B, N, C]``.
         weights: the list of `ocvtp_kernels.fold.Folded.pack`.
         slots_init: ``[B, K, D]``.
+        dtype: of the logits; that of ``reference`` if None.
 
     Returns:
-        ``[B, K, N]`` in the dtype of ``reference``; its softmax over slots is the attention.
+        ``[B, K, N]``; its softmax over slots is the attention.
     """
     folded = unpack(weights)
     x_hat = encode_folded(reference, folded)
-    return folded_attention_logits(slots_init, x_hat, folded.slots, folded.num_iter)
+    return folded_attention_logits(slots_init, x_hat, folded.slots, folded.num_iter, dtype)
 
 
 def prune_reference(
@@ -70,17 +77,10 @@ def prune_cpu(
     budget: int,
     top_k: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """`prune_reference` in float32 or wider."""
-    wide = accumulate_dtype(reference.dtype)
-    return prune_reference(
-        reference.to(wide),
-        final,
-        [weight.to(wide) for weight in weights],
-        slots_init.to(wide),
-        importance,
-        budget,
-        top_k,
-    )
+    """`prune_reference` in what the CPU multiplies, its scores in float32 or wider."""
+    scores = _scores(reference, weights, slots_init)
+    ids = select_ids(scores, importance, budget, top_k)
+    return gather_tokens(final, ids), ids
 
 
 def picks_reference(
@@ -97,16 +97,30 @@ def picks_reference(
         is no importance. Floats in float32 or wider.
     """
     scores = log_attention(attention_logits(reference, weights, slots_init))
-    picks, peak = slot_picks(scores, top_k)
-    wide = accumulate_dtype(reference.dtype)
-    return picks, peak.to(wide), scores.amax(dim=1).to(wide)
+    return _picks(scores, top_k)
 
 
 def picks_cpu(
     reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor, top_k: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`picks_reference` in float32 or wider."""
-    wide = accumulate_dtype(reference.dtype)
-    return picks_reference(
-        reference.to(wide), [weight.to(wide) for weight in weights], slots_init.to(wide), top_k
+    """`picks_reference` in what the CPU multiplies, its scores in float32 or wider."""
+    return _picks(_scores(reference, weights, slots_init), top_k)
+
+
+def _scores(reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor) -> Tensor:
+    """The log-attention ``[B, K, N]`` in float32 or wider: that of half precision would tie."""
+    dtype, wide = reference.dtype, accumulate_dtype(reference.dtype)
+    multiplied = product_dtype(dtype, reference.device)
+    logits = attention_logits(
+        reference.to(multiplied),
+        [weight.to(multiplied) for weight in weights],
+        slots_init.to(multiplied),
+        wide,
     )
+    return log_attention(logits)
+
+
+def _picks(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    picks, peak = slot_picks(scores, top_k)
+    wide = accumulate_dtype(scores.dtype)
+    return picks, peak.to(wide), scores.amax(dim=1).to(wide)

@@ -47,7 +47,7 @@ def encode(tokens: Tensor, layers: EncodeLayers) -> Tensor:
     x = tokens.to(layers.linears[0].weight.dtype)
     if layers.ln == "pre":
         x = native.layer_norm(x, EPS)
-    x = x.flatten(0, -2)
+    x = x.reshape(-1, x.shape[-1])
     if layers.linears[0].pack is not None:
         x = padded(x)  # once for all layers
     last = len(layers.linears) - 1

@@ -1,10 +1,10 @@
-"""Slot Attention on the CPU: float32 sums for the half dtypes, GEMMs through ATen."""
+"""Slot Attention in plain PyTorch on the CPU, in the dtype that it multiplies in."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.dtypes import product_dtype
 from ocvtp_kernels.slots import reference
 
 
@@ -16,10 +16,10 @@ def slot_attention_with_attention(
     eps: float = 1e-5,
     slot_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`reference.slot_attention`, accumulated in float32 or wider, returned in the input dtype."""
-    wide = accumulate_dtype(q.dtype)
+    """`reference.slot_attention`, returned in the input dtype."""
+    dtype = product_dtype(q.dtype, q.device)
     updates, mass, attention = reference.slot_attention(
-        q.to(wide), k.to(wide), v.to(wide), scale, eps, slot_mask
+        q.to(dtype), k.to(dtype), v.to(dtype), scale, eps, slot_mask
     )
     return updates.to(q.dtype), mass.to(q.dtype), attention.to(q.dtype)
 
@@ -39,6 +39,6 @@ def slot_attention(
 def gru_cell(
     x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
 ) -> Tensor:
-    """`reference.gru_cell`, accumulated in float32 or wider, returned in the input dtype."""
-    wide = accumulate_dtype(h.dtype)
-    return reference.gru_cell(*(t.to(wide) for t in (x, h, w_ih, w_hh, b_ih, b_hh))).to(h.dtype)
+    """`reference.gru_cell`, returned in the input dtype."""
+    dtype = product_dtype(h.dtype, h.device)
+    return reference.gru_cell(*(t.to(dtype) for t in (x, h, w_ih, w_hh, b_ih, b_hh))).to(h.dtype)

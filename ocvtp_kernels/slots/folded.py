@@ -12,12 +12,15 @@ from ocvtp_kernels.slots.reference import LN_EPS, gru_gates
 MASS_EPS = 1e-5
 
 
-def folded_logits(slots: Tensor, x_hat: Tensor, weights: FoldedSlots) -> Tensor:
-    """The scaled logits of slots ``[B, K, D]`` on x^ ``[B, N, D]``: ``[B, K, N]``."""
+def folded_logits(
+    slots: Tensor, x_hat: Tensor, weights: FoldedSlots, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The scaled logits of slots ``[B, K, D]`` on x^ ``[B, N, D]``: ``[B, K, N]``, in ``dtype``."""
+    dtype = slots.dtype if dtype is None else dtype
     normed = F.layer_norm(slots, slots.shape[-1:], eps=LN_EPS)
     q = F.linear(normed, weights.query_weight, weights.query_bias)
     constant = F.linear(normed, weights.constant_weight.unsqueeze(0), weights.constant_bias)
-    return torch.baddbmm(constant, q, x_hat.transpose(1, 2))
+    return torch.baddbmm(constant.to(dtype), q.to(dtype), x_hat.to(dtype).transpose(1, 2))
 
 
 def folded_step(slots: Tensor, x_hat: Tensor, weights: FoldedSlots) -> Tensor:
@@ -35,12 +38,16 @@ def folded_step(slots: Tensor, x_hat: Tensor, weights: FoldedSlots) -> Tensor:
 
 
 def folded_attention_logits(
-    slots: Tensor, x_hat: Tensor, weights: FoldedSlots, num_iter: int
+    slots: Tensor,
+    x_hat: Tensor,
+    weights: FoldedSlots,
+    num_iter: int,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The last of ``num_iter`` iterations' logits ``[B, K, N]``.
+    """The last of ``num_iter`` iterations' logits ``[B, K, N]``, in ``dtype`` or the slots' own.
 
     The last iteration's mean, GRU and FFN feed nothing that selects, so they are not computed.
     """
     for _ in range(num_iter - 1):
         slots = folded_step(slots, x_hat, weights)
-    return folded_logits(slots, x_hat, weights)
+    return folded_logits(slots, x_hat, weights, dtype)
