@@ -119,11 +119,12 @@ class OCPruner(Freezable):
     def sample_slots(self, batch: int, num_slots: int) -> Tensor:
         """Initial slots ``mean + noise * exp(logstd)``: [batch, num_slots, D].
 
-        With a noise seed, all images start from the same slots.
+        With a noise seed, all images start from the same slots. Mean and logstd of a frozen pruner
+        are those of `freeze`.
         """
         if num_slots < 1:
             raise ValueError(f"num_slots: expected at least 1, got {num_slots}")
-        slots: Tensor = self.initializ(batch, num_slots)
+        slots: Tensor = self.initializ(batch, num_slots, self._prior)
         return slots
 
     def attend(
