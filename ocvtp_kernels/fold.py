@@ -16,19 +16,17 @@ M = D^-1/2 Wq^T Wk (all exact identities):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.config import ENCODE_NORMS
+from ocvtp_kernels.kept import Kept as Kept
+from ocvtp_kernels.kept import kept_with as kept_with
 from ocvtp_kernels.modules import MLP, SlotAttention
 from ocvtp_kernels.slots.reference import StepWeights
-
-PLAIN = (Tensor, torch.nn.Parameter)  # no subclass, which may be anything
 
 
 class FoldedSlots(NamedTuple):
@@ -89,58 +87,6 @@ class Folded(NamedTuple):
             *(self.post_norm or ()),
             *slots,
         ]
-
-
-@dataclass(eq=False)
-class Kept:
-    """What the owner of a list of folded weights, who never edits it, has made of it once."""
-
-    weights: tuple[Tensor, ...]  # the list but for its plan
-    folded: Folded
-    layers: Any  # of the native kernels; see `ocvtp_kernels.chain_native.prepare`
-    device: torch.device  # that they are for
-    memory: Tensor | None = None  # of the plan, which is told by it
-
-    def go_with(self, plan: Tensor) -> list[Tensor]:
-        """The list that begins with such a plan, of its own, which all this hangs on."""
-        with torch.inference_mode(False), torch.no_grad():
-            self.memory = plan.new_empty(1)
-            plan = self.memory.as_strided(plan.shape, plan.stride())
-        plan.kept = self  # type: ignore[attr-defined]
-        _KEPT[_address(plan)] = self
-        return [plan, *self.weights]
-
-
-# By the memory of the plan, since views have no attributes. Nothing here holds a list.
-_KEPT: WeakValueDictionary[int, Kept] = WeakValueDictionary()
-
-
-def kept_with(weights: Sequence[Tensor]) -> Kept | None:
-    """What was made of this very list: its tensors, or others of the same memory."""
-    if not weights:
-        return None
-    plan: Tensor = weights[0]
-    kept: Kept | None = getattr(plan, "kept", None) or _KEPT.get(_address(plan) or -1)
-    if kept is None or len(kept.weights) + 1 != len(weights) or kept.device != plan.device:
-        return None
-    pairs = list(zip(kept.weights, weights[1:], strict=True))
-    if all(a is b for a, b in pairs):
-        return kept
-    return kept if all(a is b or _same_memory(a, b) for a, b in pairs) else None
-
-
-def _address(tensor: Tensor) -> int:
-    """Where a tensor's memory begins; 0 for what has none, such as a tracer's tensors."""
-    try:
-        return tensor.untyped_storage().data_ptr() if type(tensor) in PLAIN else 0
-    except RuntimeError:
-        return 0
-
-
-def _same_memory(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or one.stride() != other.stride() or one.dtype != other.dtype:
-        return False
-    return one.storage_offset() == other.storage_offset() and _address(one) == _address(other) != 0
 
 
 def unpack(weights: Sequence[Tensor]) -> Folded:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.fold import PLAIN, Unfolded
+from ocvtp_kernels.fold import Unfolded
+from ocvtp_kernels.kept import PLAIN
 
 
 class Copy(NamedTuple):

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import PrunerConfig
+from ocvtp_kernels import kept as kept_lists
 from ocvtp_kernels.chain import attention_logits
 from ocvtp_kernels.chain_native import prepare
-from ocvtp_kernels.fold import kept_with, unpack
+from ocvtp_kernels.fold import unpack
+from ocvtp_kernels.kept import kept_with
 from tests.cases import random_pruner, random_tokens, small_config
 
 CONFIGS = {
@@ -111,7 +113,7 @@ def test_other_tensors_are_another_list() -> None:
     packed = random_pruner().packed()
     weights, again = prepare(packed), prepare(packed)
     views = [weight.detach() for weight in weights]
-    assert kept_with(views) is kept_with(weights) is not kept_with(again)
+    assert kept_with(views) is kept_with(weights) is not kept_with(again) is not None
     # The list that was prepared shares its memory, and is still seen edited.
     assert kept_with([weight.detach() for weight in packed]) is None
     assert kept_with(copy.deepcopy(packed)) is None
@@ -155,3 +157,16 @@ def test_nothing_of_a_dropped_list_is_kept() -> None:
     del kept, weights
     gc.collect()
     assert told() is None and kept_with(views) is None
+    address = views[1].data_ptr()
+    prepare(random_pruner().packed())
+    assert address not in kept_lists._KEPT
+
+
+def test_of_two_lists_of_the_same_weights_either_may_go() -> None:
+    packed = random_pruner().packed()
+    for place in (0, 1):
+        lists = [prepare(packed), prepare(packed)]
+        views = [[weight.detach() for weight in weights] for weights in lists]
+        lists[place] = []
+        gc.collect()
+        assert all(kept_with(view) is kept_with(lists[1 - place]) is not None for view in views)
