@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.checkpoint import (
@@ -38,6 +39,11 @@ class Picks(NamedTuple):
     picks: Tensor  # [B, K, top_k] int64, a slot's best first
     peak: Tensor  # [B, K], each slot's highest log-attention
     evidence: Tensor  # [B, N], each token's highest log-attention: fills gaps without importance
+
+
+for _kind in (Pruned, Picks):
+    # So that an exported pruner can be saved.
+    _register_namedtuple(_kind, serialized_type_name=f"ocvtp_kernels.{_kind.__name__}")
 
 
 class OCPruner(Freezable):
