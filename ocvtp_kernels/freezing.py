@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -39,6 +40,12 @@ class Freezable(nn.Module):
         self._prior: tuple[Tensor, Tensor] | None = None
         self._given: list[Tensor] | None = None
         self._last: LastFold | None = None
+        self._changes = 0
+
+    @property
+    def changes(self) -> int:
+        """How often it was frozen or not any more, moved, cast or loaded."""
+        return self._changes
 
     @property
     def frozen(self) -> bool:
@@ -58,8 +65,15 @@ class Freezable(nn.Module):
     def unfreeze(self: Self) -> Self:
         """Undoes `freeze`: plain PyTorch again, parameters with gradients."""
         self._folded = self._slots = self._prior = self._given = None
+        self._changes += 1
         self.requires_grad_(True)
         return self
+
+    @torch.inference_mode(False)
+    def frozen_copy(self: Self) -> Self:
+        """A frozen copy; this one stays as it is. Hooks on it are on both, now and later."""
+        hooks = {id(value): value for name, value in vars(self).items() if "_hooks" in name}
+        return copy.deepcopy(self, hooks).freeze()
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -97,6 +111,7 @@ class Freezable(nn.Module):
     def _keep(self) -> None:
         """Makes the present weights, and the present initial slots, the frozen ones."""
         self._last = None
+        self._changes += 1
         self._prior = (self.initializ.mean.clone(), self.initializ.logstd.clone())
         if self.initializ.noise_seed is not None:
             count = max(self.config.init_num, BLOCK)
@@ -130,6 +145,7 @@ class Freezable(nn.Module):
         if assign:
             # The parameters may have changed dtype, or come from the meta device.
             self.initializ.draw()
+        self._changes += 1
         if self._folded is not None:
             self.freeze()
         return result
@@ -137,6 +153,7 @@ class Freezable(nn.Module):
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         self._last = None
+        self._changes += 1
         if self._folded is not None:
             self._keep()
         return self
