@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,10 @@ class Kept:
     layers: Any  # of the native kernels; see `ocvtp_kernels.chain_native.prepare`
     device: torch.device  # that they are for
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        # Copies and files of the list go without, and may hold nothing but what every reader takes.
+        return OrderedDict, ()
+
     def go_with(self, plan: Tensor) -> list[Tensor]:
         """The list that begins with such a plan, of its own, which all this hangs on."""
         with torch.inference_mode(False), torch.no_grad():
@@ -48,7 +53,7 @@ def kept_with(weights: Sequence[Tensor]) -> Kept | None:
     if not weights:
         return None
     kept: Kept | None = getattr(weights[0], "kept", None)
-    if kept is not None:
+    if kept:
         return kept if _is_of(kept, weights) else None
     if len(weights) < 2 or weights[0].stride() != MARK:
         return None

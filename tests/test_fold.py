@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import weakref
 from typing import Any
 
@@ -127,6 +128,20 @@ def test_other_tensors_are_another_list() -> None:
             assert kept_with([*views[:place], other, *views[place + 1 :]]) is None
     assert kept_with([packed[0].detach(), *views[1:]]) is None
     assert kept_with(views[:-1]) is None and kept_with([*views, views[-1]]) is None
+
+
+def test_a_prepared_list_is_copied_and_saved_as_any_other() -> None:
+    pruner = random_pruner()
+    weights = prepare(pruner.packed())
+    file = io.BytesIO()
+    torch.save(weights, file)
+    file.seek(0)
+    for other in (torch.load(file), copy.deepcopy(weights)):
+        assert kept_with(other) is None and kept_with(prepare(other)) is not None
+        assert all(map(torch.equal, other, weights)) and other[0].shape == weights[0].shape
+        tokens, slots = random_tokens(2, 40, 12), pruner.sample_slots(2, 7)
+        ids = torch.ops.ocvtp.prune(tokens, tokens, other, slots, None, 7)[1]
+        assert torch.equal(ids, torch.ops.ocvtp.prune(tokens, tokens, weights, slots, None, 7)[1])
 
 
 def test_tensors_without_memory_are_another_list() -> None:
