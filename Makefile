@@ -96,7 +96,7 @@ $(VENV)/.extra-%: $(VENV)/.tools pyproject.toml setup.py
 	$(PINNED) --no-build-isolation -e '.[$*]'
 	@touch $@
 
-# What pyproject.toml requires of a build, as --no-build-isolation leaves it to us.
+# What the build requires, as --no-build-isolation leaves it to us.
 $(VENV)/.tools: Makefile constraints.txt scripts/constraints.py $(if $(NEWEST),FORCE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(if $(NEWEST),--clear) $(VENV)
@@ -107,4 +107,4 @@ $(VENV)/.tools: Makefile constraints.txt scripts/constraints.py $(if $(NEWEST),F
 
 clean:
 	rm -rf .venv .venv-newest .venv-gpu .gpu build demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	rm -f ocvtp_kernels/*.so ocvtp_kernels/*.so.new
+	rm -f ocvtp_kernels/*.so ocvtp_kernels/*.so.new ocvtp_kernels/why_not_native.json*

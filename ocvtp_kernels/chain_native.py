@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ocvtp_kernels.encode.native import EncodeLayers, encode
@@ -48,8 +49,22 @@ def prepare(weights: Sequence[Tensor], slots_init: Tensor | None = None) -> list
     if slots_init is not None:
         slots = slots.starting_from(slots_init)
     layers = layers._replace(encode=encode, slots=slots)
-    kept = Kept(tuple(weights[1:]), folded, layers, weights[0].device)
+    kept = Kept(tuple(weights[1:]), folded, layers, weights[0].device, {})
     return kept.go_with(weights[0].new_empty(weights[0].shape))
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def prepared_in(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """A list of folded weights in another dtype: cast and prepared once, if it is prepared."""
+    if weights[0].dtype == dtype:
+        return list(weights)
+    kept = kept_with(weights)
+    if kept is None:
+        return [weight.to(dtype) for weight in weights]
+    if dtype not in kept.casts:
+        kept.casts[dtype] = prepare([weight.to(dtype) for weight in weights])
+    return kept.casts[dtype]
 
 
 def prune_native(

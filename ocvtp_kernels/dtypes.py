@@ -1,4 +1,4 @@
-"""The dtype sums are taken in."""
+"""The dtypes that sums are taken in, and that products are made in."""
 
 from __future__ import annotations
 
@@ -8,3 +8,23 @@ import torch
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for every narrower floating dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What a device multiplies tensors of ``dtype`` in: on a CPU float32 is often the faster.
+
+    A CPU that multiplies bfloat16 does so, with sums in float32; for every other half precision it
+    would cast each number there and back.
+    """
+    if device.type != "cpu" or (dtype == torch.bfloat16 and _has_onednn() and _has_bfloat16()):
+        return dtype
+    return accumulate_dtype(dtype)
+
+
+def _has_bfloat16() -> bool:
+    """Whether this CPU has AVX-512 BF16 or AMX."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)

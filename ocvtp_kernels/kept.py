@@ -27,6 +27,7 @@ class Kept:
     folded: Folded
     layers: Any  # of the native kernels; see `ocvtp_kernels.chain_native.prepare`
     device: torch.device  # that they are for
+    casts: dict[torch.dtype, list[Tensor]]  # the list in other dtypes, prepared too
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         # Copies and files of the list go without, and may hold nothing but what every reader takes.

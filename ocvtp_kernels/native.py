@@ -7,10 +7,12 @@ of ``torch.ops.ocvtp_native``; see csrc/registration.cpp.
 from __future__ import annotations
 
 import importlib
+import json
 import platform
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ import torch
 from torch import Tensor
 
 import ocvtp_kernels
-from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.dtypes import product_dtype
+from ocvtp_kernels.installing import install_command
 
 MODULE = "ocvtp_kernels._build_info"
+WHY_FILE = "why_not_native.json"  # setup.py's, where it builds nothing native
 # What the kernels of a device need, in the order of loading: the schemas are in _C.
 LIBRARIES = {"cpu": ("_C",), "cuda": ("_C", "_C_cuda")}
+WIDE = (torch.float32, torch.float64)  # what the CPU kernels compute in
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,33 @@ def if_built(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[
     """The CPU kernel where the native objects load, else its plain PyTorch stand-in."""
 
     def run(*args: Any) -> Any:
-        return (kernel if why_not("cpu") is None else plain)(*args)
+        if why_not("cpu") is None:
+            return kernel(*args)
+        _warn_once()
+        return plain(*args)
 
     return run
+
+
+@lru_cache(maxsize=1)
+def _warn_once() -> None:
+    """Says that the CPU goes the slow way, unless whoever installed the package chose that."""
+    if not _told_by_the_build().get("is_chosen"):
+        warnings.warn(
+            f"ops on the CPU run plain PyTorch, which is slower: {why_not('cpu')}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _told_by_the_build() -> dict[str, Any]:
+    """What `setup.py` left where it built nothing native: why, and how to mend that."""
+    for folder in ocvtp_kernels.__path__:
+        path = Path(folder) / WHY_FILE
+        if path.exists():
+            told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return told
+    return {}
 
 
 def cpu_kernels() -> str:
@@ -90,9 +119,19 @@ def cpu_kernels() -> str:
 
 def computed(tensor: Tensor) -> Tensor:
     """The tensor as the kernels of its device take it: wide on the CPU, rows dense on a GPU."""
-    if tensor.device.type == "cpu":
-        return tensor.to(accumulate_dtype(tensor.dtype))
-    return dense_rows(tensor)
+    if not tensor.is_cpu:
+        return dense_rows(tensor)
+    # A cast that does nothing is not free.
+    return tensor if tensor.dtype in WIDE else tensor.float()
+
+
+def multiplied(tensor: Tensor) -> Tensor:
+    """As `computed`, for kernels beside products: bfloat16 stays where the CPU multiplies it."""
+    if not tensor.is_cpu:
+        return dense_rows(tensor)
+    if tensor.dtype in WIDE:
+        return tensor
+    return tensor.to(product_dtype(tensor.dtype, tensor.device))
 
 
 def dense_rows(tensor: Tensor) -> Tensor:
@@ -102,11 +141,15 @@ def dense_rows(tensor: Tensor) -> Tensor:
 
 def _sentence(name: str, error: Exception) -> str:
     """Why a native object does not load."""
+    mend = install_command(setting="OCVTP_NATIVE=1")
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     if not isinstance(error, ModuleNotFoundError):
-        return f"built, but {name} does not load with {versions}: {error}; run `make native`"
+        return f"built, but {name} does not load with {versions}: {error}; run {mend}"
     folders = [Path(folder) for folder in ocvtp_kernels.__path__]
     others = sorted(path.name for folder in folders for path in folder.glob(f"{name}.*"))
     if others:
-        return f"not built for {versions}, only: {', '.join(others)}; run `make native`"
-    return "not built: install a C++ compiler and run `make native`"
+        return f"not built for {versions}, only: {', '.join(others)}; run {mend}"
+    told = _told_by_the_build()
+    if not told:
+        return f"not built: nothing was ever built here; run {mend}"
+    return f"not built: {told['why']}; {told['mend']}"

@@ -20,8 +20,8 @@ WHEEL = ("--only-binary", ":all:", "--python-version", "3.12", "--platform", "ma
 
 
 def oldest_torch() -> str:
-    """The version that setup.py asks for at least."""
-    text = (ROOT / "setup.py").read_text(encoding="utf-8")
+    """The version that the native build asks for at least."""
+    text = (ROOT / "scripts" / "native_tools.py").read_text(encoding="utf-8")
     found = re.search(r"^OLDEST_TORCH = \((\d+), (\d+)\)", text, re.M)
     assert found is not None
     return f"{found[1]}.{found[2]}.0"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
@@ -28,6 +30,14 @@ def package_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
     for name in names:
         sys.modules.pop(name, None)
     sys.modules.update(loaded)
+
+
+MEND = "run `OCVTP_NATIVE=1 pip install .` in a checkout"
+
+
+def leave_why(folder: Path, is_chosen: bool = False) -> None:
+    told = {"why": "it rained", "mend": "wait", "is_chosen": is_chosen}
+    (folder / native.WHY_FILE).write_text(json.dumps(told))
 
 
 def why_not(device_type: str) -> str:
@@ -65,7 +75,13 @@ def test_cpu_capability_agrees_with_the_system(facts: BuildInfo) -> None:
 
 @pytest.mark.usefixtures("package_folder")
 def test_absent_binary_says_what_to_do() -> None:
-    assert build_info() == "not built: install a C++ compiler and run `make native`"
+    assert build_info() == f"not built: nothing was ever built here; {MEND}"
+
+
+def test_the_reason_that_the_build_left_is_told(package_folder: Path) -> None:
+    leave_why(package_folder)
+    assert build_info() == "not built: it rained; wait"
+    assert why_not("cpu") == "the cpu kernels are not built: it rained; wait"
 
 
 def test_binary_of_another_python_is_named(package_folder: Path) -> None:
@@ -95,7 +111,7 @@ def test_older_binary_is_reported(package_folder: Path) -> None:
 def test_absent_kernels_say_what_to_do() -> None:
     for device_type in ("cpu", "cuda"):
         assert why_not(device_type) == (
-            f"the {device_type} kernels are not built: install a C++ compiler and run `make native`"
+            f"the {device_type} kernels are not built: nothing was ever built here; {MEND}"
         )
 
 
@@ -123,5 +139,26 @@ def test_without_kernels_the_cpu_runs_plain_pytorch(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(native, "why_not", lambda _: None)
     assert run() == "native"
     monkeypatch.setattr(native, "why_not", lambda _: "not built")
-    assert run() == "plain"
+    native._warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="plain PyTorch, which is slower: not built"):
+        assert run() == "plain"
     assert native.cpu_kernels() == "plain PyTorch: not built"
+
+
+@pytest.mark.parametrize("is_chosen", [False, True])
+def test_plain_pytorch_is_told_of_once_unless_it_was_chosen(
+    package_folder: Path, monkeypatch: pytest.MonkeyPatch, is_chosen: bool
+) -> None:
+    leave_why(package_folder, is_chosen)
+    monkeypatch.setattr(native, "why_not", native.why_not.__wrapped__)
+    run = native.if_built(lambda: "native", lambda: "plain")
+    native._warn_once.cache_clear()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert [run(), run()] == ["plain", "plain"]
+    finally:
+        native._warn_once.cache_clear()
+    said = [str(one.message) for one in caught]
+    assert len(said) == (0 if is_chosen else 1)
+    assert all(one.endswith("the cpu kernels are not built: it rained; wait") for one in said)

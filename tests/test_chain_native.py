@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
 from ocvtp_kernels import chain, native
 from ocvtp_kernels.chain_native import prune_native
+from ocvtp_kernels.dtypes import product_dtype
 from ocvtp_kernels.encode.folded import encode_folded
 from ocvtp_kernels.encode.native import EncodeLayers, encode
 from ocvtp_kernels.fold import unpack
-from ocvtp_kernels.linear.native import Layer, linear, multiplies_bfloat16
+from ocvtp_kernels.linear.native import Layer, linear, padded
 from tests.cases import (
     ISAS,
     PruneCase,
@@ -121,12 +125,15 @@ def test_encode_keeps_the_error_budget(shape: tuple[int, int], dtype: torch.dtyp
     exact = encode_folded(reference.double(), unpack([w.double() for w in weights]))
     plain = encode_folded(reference, unpack(weights))
     encoded = encode(reference, EncodeLayers.of(unpack(weights)))
-    assert encoded.dtype == torch.float32
+    assert encoded.dtype == product_dtype(dtype, encoded.device)
     got = torch.ops.ocvtp_native.layer_norm(encoded, 1e-5)
     assert_within_budget(got.to(dtype), plain, exact)
 
 
-@pytest.mark.skipif(not multiplies_bfloat16(), reason="neither AVX-512 BF16 nor AMX here")
+@pytest.mark.skipif(
+    product_dtype(torch.bfloat16, torch.device("cpu")) == torch.float32,
+    reason="neither AVX-512 BF16 nor AMX here",
+)
 def test_bfloat16_products_are_as_good_as_plain_ones() -> None:
     x = random_tokens(70, 200, dtype=torch.bfloat16, outliers=True)
     weight = random_tokens(33, 200, seed=1, dtype=torch.bfloat16)
@@ -177,3 +184,53 @@ def test_wide_vectors_of_any_instruction_set_compute_the_same_bits() -> None:
     with instructions("avx512"):
         wide = compute()
     assert all(torch.equal(a, b) for a, b in zip(narrow, wide, strict=True))
+
+
+def test_rows_are_padded_to_few_counts_and_by_little() -> None:
+    counts = {}
+    for rows in range(5000):
+        counts[rows] = len(padded(torch.empty(rows, 1)))
+        assert rows <= counts[rows] <= rows * 33 / 32
+    assert len(set(counts.values())) < 64 + 32 * 7
+    assert all(counts[rows] == rows for rows in (49, 196, 256, 576, 1024, 2880, 8 * 576))
+
+
+def test_padding_is_never_seen() -> None:
+    layer = Layer(random_tokens(9, 24), random_tokens(9, seed=1)).packed()
+    x = random_tokens(3, 23, 24, seed=2)  # 69 rows, of which 70 are made
+    assert len(padded(x.flatten(0, 1))) == 70
+    out = linear(x, layer)
+    assert out.shape == (3, 23, 9)
+    assert out.is_contiguous()
+    torch.testing.assert_close(out, linear(x, layer._replace(pack=None)))
+
+
+GROWTH = """
+import torch
+from ocvtp_kernels.linear.native import Layer, linear, padded
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 1e6
+
+
+layer = Layer(torch.randn(512, 256), torch.randn(512)).packed()
+assert layer.pack is not None
+for rows in (64, 1063):
+    linear(torch.randn(rows, 256), layer)
+before = resident()
+for rows in torch.randperm(1000)[:400].tolist():
+    linear(torch.randn(64 + rows, 256), layer)
+print(resident() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_photos_of_many_sizes_take_little_memory() -> None:
+    # Of a fresh process: what this one has freed would be taken first.
+    grown = subprocess.run(
+        [sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True
+    )
+    assert float(grown.stdout) < 150  # without padding 275

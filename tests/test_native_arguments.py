@@ -24,7 +24,7 @@ EPS = 1e-5
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32]
 DTYPES += [torch.bool]
 FLOATING = ["dtype float*", "dtype bfloat16"]
-ROWS = ["rank *", "size *", "empty", "dtype taken"]
+ROWS = ["rank *", "size *", "empty", "dtype multiplied"]
 
 
 class Case(NamedTuple):
@@ -241,6 +241,8 @@ LIBRARIES = {
     "ocvtp_native": ["float32", "float64"],
     "ocvtp_emulated": ["float16", "float32", "bfloat16"],
 }
+# Those of the ops beside products, too.
+MULTIPLIED = {**LIBRARIES, "ocvtp_native": ["float32", "float64", "bfloat16"]}
 
 
 def spoilt(tensor: Tensor) -> Iterator[tuple[str, Any]]:
@@ -290,11 +292,13 @@ def schemas(library: str) -> dict[str, Any]:
 
 
 def patterns(library: str, case: Case, name: str) -> Iterator[str]:
-    taken = [f"dtype {dtype}" for dtype in LIBRARIES[library]]
+    dtypes = {"dtype taken": LIBRARIES[library], "dtype multiplied": MULTIPLIED[library]}
     for pattern in case.valid.get(name, []):
         if library == "ocvtp_native":
             pattern = pattern.removeprefix("cpu: ")
-        yield from taken if pattern == "dtype taken" else [pattern]
+        yield from (
+            [f"dtype {dtype}" for dtype in dtypes[pattern]] if pattern in dtypes else [pattern]
+        )
 
 
 def test_every_op_has_its_case(library: str) -> None:
@@ -341,7 +345,7 @@ def test_spoilt_arguments_are_named(library: str, op: str) -> None:
 
 
 def test_a_sentence_says_what_came_and_what_was_expected(library: str) -> None:
-    x, kinds = random_tokens(2, 9, 8), " or ".join(LIBRARIES[library])
+    x, kinds = random_tokens(2, 9, 8), " or ".join(MULTIPLIED[library])
     sentences = {
         "bias: expected [8] float32, got [4] float64": ("bias_gelu_", x, torch.ones(4).double()),
         f"x: expected [..., any] {kinds}, got [2, 9, 8] int32": ("layer_norm", x.int(), EPS),

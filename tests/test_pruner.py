@@ -6,12 +6,24 @@ import shutil
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ocvtp_kernels as ocvtp
+from ocvtp_kernels.dtypes import product_dtype
 from tests.cases import assert_kept, random_pruner, random_tokens, small_config
 
 FROZEN = pytest.mark.parametrize("frozen", [False, True], ids=["plain", "frozen"])
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+class Casts(TorchDispatchMode):
+    """Counts the matrices that are cast."""
+
+    of_matrices = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.of_matrices += func is torch.ops.aten._to_copy.default and args[0].dim() == 2
+        return func(*args, **(kwargs or {}))
 
 
 def make(frozen: bool, dtype: torch.dtype = torch.float32) -> ocvtp.OCPruner:
@@ -269,6 +281,24 @@ def test_autocast_takes_tokens_of_another_dtype(frozen: bool) -> None:
     assert_kept(out.ids, 9, 40)
     assert out.tokens.dtype == torch.bfloat16
     if frozen:
-        # Decisions are made in float32, whatever the autocast dtype.
-        rounded = tokens.bfloat16().float()
-        assert torch.equal(out.ids, pruner(rounded, rounded, budget=9).ids)
+        # In what the CPU multiplies of it.
+        dtype = product_dtype(torch.bfloat16, torch.device("cpu"))
+        rounded = tokens.bfloat16().to(dtype)
+        weights = ocvtp.prepare([weight.to(dtype) for weight in pruner.packed()])
+        slots = pruner.sample_slots(2, 9).to(dtype)
+        kept = torch.ops.ocvtp.prune(rounded, rounded, weights, slots, None, 9)
+        assert torch.equal(out.ids, kept[1])
+
+
+def test_autocast_casts_the_weights_of_a_frozen_pruner_once() -> None:
+    pruner = make(True)
+    tokens = random_tokens(2, 40, 12)
+
+    def run() -> int:
+        with Casts() as casts, torch.autocast("cpu", dtype=torch.bfloat16):
+            pruner(tokens, tokens, budget=9)
+        return casts.of_matrices
+
+    first, second = run(), run()
+    expected = 0 if product_dtype(torch.bfloat16, torch.device("cpu")) == torch.float32 else 6
+    assert (first, second) == (expected, 0)

@@ -5,6 +5,7 @@ Editable installs: what they load is replaced whole, or stays.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -20,7 +21,8 @@ import pytest
 
 from tests.build_cases import ROOT, said_by, tools_or_skip
 
-SOURCES = ("csrc", "ocvtp_kernels", "CMakeLists.txt", "setup.py", "pyproject.toml", "MANIFEST.in")
+SOURCES = ("csrc", "ocvtp_kernels", "scripts", "CMakeLists.txt", "setup.py", "pyproject.toml")
+WHY = "ocvtp_kernels/why_not_native.json"
 OWN_LIBRARIES = {"libtorch_cpu.so", "libtorch.so", "libc10.so"}
 IMPORT = """
 import sys
@@ -33,6 +35,16 @@ print(native.why_not("cpu") or "native")
 """
 
 
+# As pip isolates a build: its Python stays, but the packages of its environment are out of sight.
+ISOLATED = """
+import sys, sysconfig
+hidden = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+sys.path[:] = [sys.argv[1], "scripts", *(path for path in sys.path if path not in hidden)]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import importlib.util
+assert importlib.util.find_spec("torch") is None
+import build_backend
+"""
 BUILD_EDITABLE = "from setuptools import build_meta; build_meta.build_editable('wheels')"
 OLD = {"_C.abi3.so", "_C_cuda.abi3.so", "_build_info.abi3.so"}
 
@@ -41,8 +53,8 @@ def copy_sources(folder: Path) -> Path:
     """A copy that no earlier build has left anything in."""
     source = folder / "source"
     source.mkdir()
-    ignore = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in (*SOURCES, "README.md", "LICENSE"):
+    ignore = shutil.ignore_patterns("*.so", "__pycache__", Path(WHY).name)
+    for name in (*SOURCES, "MANIFEST.in", "README.md", "LICENSE"):
         path = ROOT / name
         if path.is_dir():
             shutil.copytree(path, source / name, ignore=ignore)
@@ -81,6 +93,7 @@ def test_a_wheel_is_for_every_python(native_wheel: Path, tmp_path: Path) -> None
     inside = zipfile.ZipFile(native_wheel).namelist()
     binaries = {name for name in inside if name.endswith(".so")}
     assert binaries == {f"ocvtp_kernels/{name}.abi3.so" for name in ("_C", "_build_info")}
+    assert WHY not in inside
     assert what_it_imports(native_wheel, tmp_path) == "native"
 
 
@@ -108,7 +121,74 @@ def test_without_a_compiler_a_wheel_is_pure_python(tmp_path: Path) -> None:
     wheel = build_wheel(tmp_path, OCVTP_NATIVE="auto", CXX="/nonexistent")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
-    assert what_it_imports(wheel, tmp_path).startswith("the cpu kernels are not built")
+    assert what_it_imports(wheel, tmp_path) == (
+        "the cpu kernels are not built: the build found no C++ compiler (CXX=/nonexistent); install"
+        " a C++ compiler and run `OCVTP_NATIVE=1 pip install .` in a checkout"
+    )
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> dict[str, str]:
+    """The settings of a build whose compiler compiles nothing."""
+    tools_or_skip("cmake", "ninja", "c++")
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\necho 'x.cpp:1: fatal error: nothing compiles'\nexit 1\n")
+    compiler.chmod(0o755)
+    return {"OCVTP_NATIVE": "auto", "CXX": str(compiler)}
+
+
+def test_an_editable_build_that_fails_says_why(tmp_path: Path, failing: dict[str, str]) -> None:
+    source = copy_sources(tmp_path)
+    said_by([sys.executable, "-c", BUILD_EDITABLE], source, **failing)
+    told = json.loads((source / WHY).read_text())
+    assert told["why"] == "the native build failed: x.cpp:1: fatal error: nothing compiles"
+    assert "`OCVTP_NATIVE=1 pip install -e .`" in told["mend"] and not told["is_chosen"]
+
+
+@pytest.mark.slow
+def test_a_wheel_that_does_not_compile_says_why(tmp_path: Path, failing: dict[str, str]) -> None:
+    wheel = build_wheel(tmp_path, **failing)
+    assert wheel.name.endswith("-py3-none-any.whl")
+    said = what_it_imports(wheel, tmp_path)
+    assert "not built: the native build failed: x.cpp:1: fatal error: nothing compiles; " in said
+    assert said.endswith("`OCVTP_NATIVE=1 pip install .` in a checkout shows all messages")
+
+
+def run_isolated(source: Path, script: str, **environment: str) -> str:
+    """What lines behind `ISOLATED` print, in a copy of the sources; setuptools is there."""
+    seen = source.parent / "seen"
+    seen.mkdir()
+    found = importlib.util.find_spec("setuptools")
+    assert found is not None and found.origin is not None
+    packages = Path(found.origin).parents[1]
+    for pattern in ("setuptools", "setuptools-*", "_distutils_hack"):
+        for path in packages.glob(pattern):
+            (seen / path.name).symlink_to(path)
+    command = [sys.executable, "-c", ISOLATED + script, seen]
+    return said_by(command, source, CUDACXX="/nonexistent", **environment)
+
+
+@pytest.mark.parametrize("compiler", ["", "/nonexistent"])
+def test_torch_is_not_fetched_where_it_is_installed_or_of_no_use(
+    tmp_path: Path, compiler: str
+) -> None:
+    ask = "".join(
+        f"print(build_backend.get_requires_for_build_{kind}())\n"
+        for kind in ("wheel", "editable", "sdist")
+    )
+    source = copy_sources(tmp_path)
+    said = run_isolated(source, ask, OCVTP_NATIVE="auto", CXX=compiler).splitlines()
+    asked = [line for line in said if line.startswith("[")]
+    assert len(asked) == 3 and "torch" not in "".join(asked)
+
+
+@pytest.mark.slow
+def test_an_isolated_build_takes_the_torch_beside_it(tmp_path: Path) -> None:
+    tools_or_skip("cmake", "ninja", "c++")
+    build = f"print(build_backend.build_wheel({str(tmp_path)!r}))"
+    run_isolated(copy_sources(tmp_path), build, OCVTP_NATIVE="1")
+    (wheel,) = tmp_path.glob("*-abi3-*.whl")
+    assert what_it_imports(wheel, tmp_path) == "native"
 
 
 def leave_old_objects(source: Path) -> Path:
@@ -159,12 +239,14 @@ def test_a_pure_editable_install_has_no_objects(tmp_path: Path) -> None:
     package = leave_old_objects(source)
     said_by([sys.executable, "-c", BUILD_EDITABLE], source, OCVTP_NATIVE="0")
     assert objects_in(package) == {}
+    assert "OCVTP_NATIVE=0" in (source / WHY).read_text()
 
 
 @pytest.mark.slow
 def test_new_objects_take_the_place_of_the_old_by_a_rename(native_wheel: Path) -> None:
     source = native_wheel.parent / "source"
     package = leave_old_objects(source)
+    (source / WHY).write_text("of an earlier build")
     with (package / "_C.abi3.so").open() as in_use:
         settings = {"OCVTP_NATIVE": "1", "CUDACXX": "/nonexistent"}
         said_by([sys.executable, "-c", BUILD_EDITABLE], source, **settings)
@@ -172,3 +254,4 @@ def test_new_objects_take_the_place_of_the_old_by_a_rename(native_wheel: Path) -
     found = objects_in(package)
     assert set(found) == {"_C.abi3.so", "_build_info.abi3.so"}
     assert "old" not in found.values()
+    assert not (source / WHY).exists()

@@ -14,6 +14,8 @@
 namespace ocvtp {
 
 inline constexpr Dtypes kernel_dtypes{ScalarType::Float, ScalarType::Double};
+// Of ops between products, which may be of bfloat16; what lies between them is float32.
+inline constexpr Dtypes chain_dtypes{ScalarType::BFloat16, ScalarType::Float, ScalarType::Double};
 
 // Runs body(float{}) or body(double{}) by the tensor's dtype.
 template <class Body>
@@ -50,6 +52,20 @@ inline Tensor product(const Tensor& left, const Tensor& right) {
                                     torch::stable::detail::from(right)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "", stack.data(), TORCH_ABI_VERSION));
   return dense(torch::stable::detail::to<Tensor>(stack[0]));
+}
+
+// The same tensor in another dtype, which it may be in already.
+inline Tensor in_dtype(const Tensor& tensor, ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+}
+
+inline Tensor widened(const Tensor& tensor) { return in_dtype(tensor, wide(tensor.scalar_type())); }
+
+// As the kernels take it, wide and dense.
+inline Tensor computed(const Tensor& tensor) { return dense(widened(tensor)); }
+
+inline std::optional<Tensor> computed(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional(computed(*tensor)) : std::nullopt;
 }
 
 inline Tensor transposed(const Tensor& tensor) { return torch::stable::transpose(tensor, 1, 2); }

@@ -7,8 +7,9 @@
 namespace ocvtp {
 
 inline Tensor layer_norm(Tensor x, double eps) {
-  check_layer_norm(x, kernel_dtypes);
-  x = dense(x);
+  check_layer_norm(x, chain_dtypes);
+  const ScalarType dtype = x.scalar_type();
+  x = computed(x);
   const int64_t width = x.size(x.dim() - 1);
   Tensor normed = torch::stable::empty_like(x);
   by_dtype(x, [&](auto kind) {
@@ -16,7 +17,7 @@ inline Tensor layer_norm(Tensor x, double eps) {
     const LayerNorm<T> arguments{data<T>(x), width, width, T(eps), out<T>(normed)};
     run(kernels<T>().layer_norm, arguments, width ? x.numel() / width : 0, width);
   });
-  return normed;
+  return in_dtype(normed, dtype);
 }
 
 }  // namespace ocvtp

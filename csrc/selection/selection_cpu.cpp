@@ -8,10 +8,11 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> slot_argmax(Tensor q, Tensor k, std::optional<Tensor> constant,
                                                double scale, int64_t top_k, bool with_evidence) {
-  check_slot_argmax(q, k, constant, kernel_dtypes);
+  check_slot_argmax(q, k, constant, chain_dtypes);
   require_range("top_k", top_k, 1, k.size(1));
   constant = dense(constant);
-  const Tensor dots = product(q, transposed(k));
+  // In float32 at least: logits of bfloat16 would tie.
+  const Tensor dots = product(widened(q), transposed(widened(k)));
   const int64_t batch = dots.size(0), slots = dots.size(1), tokens = dots.size(2);
   const Tensor picks = empty(dots, {batch, slots, top_k}, ScalarType::Long);
   const Tensor peak = empty(dots, {batch, slots});

@@ -1,4 +1,5 @@
 // ocvtp_native's slots parts on the CPU: the products are ATen's, what lies between them is ours.
+// Products are in the dtype of the arguments, the rest is float32 or wider.
 #include "encode/norm_tensor.h"
 #include "slots/checks.h"
 
@@ -8,9 +9,9 @@ namespace {
 // The attention [B, K, N], from dot products made here.
 Tensor attention_of(const Tensor& q, const Tensor& k, const std::optional<Tensor>& constant,
                     const std::optional<Tensor>& slot_mask, double scale) {
-  Tensor attention = product(q, transposed(k));
+  Tensor attention = computed(product(q, transposed(k)));
   const int64_t slots = attention.size(1), tokens = attention.size(2);
-  by_dtype(q, [&](auto kind) {
+  by_dtype(attention, [&](auto kind) {
     using T = decltype(kind);
     const SlotSoftmax<T> arguments{
         out<T>(attention), data<T>(constant), data<bool>(slot_mask), slots, tokens, T(scale)};
@@ -48,12 +49,13 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
                                                   std::optional<Tensor> constant,
                                                   std::optional<Tensor> slot_mask, double scale,
                                                   double eps, bool with_attention) {
-  check_slot_attention(q, k, v, constant, slot_mask, kernel_dtypes);
+  check_slot_attention(q, k, v, constant, slot_mask, chain_dtypes);
+  const ScalarType dtype = q.scalar_type();
   const Tensor attention = attention_of(q, k, dense(constant), dense(slot_mask), scale);
-  const Tensor mass = mass_of(attention);
-  const Tensor updates = product(attention, v);
+  const Tensor mass = mass_of(attention), factor = in_dtype(attention, dtype);
+  const Tensor updates = computed(product(factor, v));
   per_mass(updates, nullptr, mass, eps, updates, nullptr);
-  return {updates, mass, with_attention ? attention : empty(q, {0})};
+  return {in_dtype(updates, dtype), mass, with_attention ? factor : empty(q, {0})};
 }
 
 std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(Tensor q, Tensor k, Tensor v,
@@ -63,20 +65,22 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(Tensor q, Tensor k, T
                                                            std::optional<Tensor> grad_attention,
                                                            std::optional<Tensor> kept) {
   check_slot_attention_backward(q, k, v, slot_mask, updates, grad_updates, grad_mass,
-                                grad_attention, kept, kernel_dtypes);
-  updates = dense(updates);
-  grad_updates = dense(grad_updates);
+                                grad_attention, kept, chain_dtypes);
+  const ScalarType dtype = q.scalar_type();
+  updates = computed(updates);
+  grad_updates = computed(grad_updates);
   grad_mass = dense(grad_mass);
-  grad_attention = dense(grad_attention);
-  kept = dense(kept);
+  grad_attention = computed(grad_attention);
+  kept = computed(kept);
   const Tensor attention = kept ? *kept : attention_of(q, k, std::nullopt, dense(slot_mask), scale);
   const Tensor mass = mass_of(attention);
   const Tensor scaled = torch::stable::empty_like(grad_updates),
                delta = empty(mass, {mass.size(0), mass.size(1)});
   per_mass(grad_updates, &updates, mass, eps, scaled, &delta);
-  const Tensor grad = product(scaled, transposed(v));
+  const Tensor factor = in_dtype(scaled, dtype);
+  const Tensor grad = computed(product(factor, transposed(v)));
   const int64_t slots = grad.size(1), tokens = grad.size(2);
-  by_dtype(q, [&](auto kind) {
+  by_dtype(grad, [&](auto kind) {
     using T = decltype(kind);
     const SlotSoftmaxBackward<T> arguments{data<T>(attention),
                                            data<T>(delta),
@@ -89,7 +93,9 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(Tensor q, Tensor k, T
     run(kernels<T>().slot_softmax_backward, arguments, q.size(0) * token_blocks(tokens),
         slots * token_block);
   });
-  return {product(grad, k), product(transposed(grad), q), product(transposed(attention), scaled)};
+  const Tensor by_logit = in_dtype(grad, dtype), by_value = in_dtype(attention, dtype);
+  return {product(by_logit, k), product(transposed(by_logit), q),
+          product(transposed(by_value), factor)};
 }
 
 // The norm and the statistics [.., 3] of slots, or of slots + y into `sum`.
@@ -109,35 +115,37 @@ std::tuple<Tensor, Tensor> normed_slots(const Tensor& slots, const Tensor* y, co
 }
 
 std::tuple<Tensor, Tensor, Tensor> start(Tensor tokens, Tensor slots, Tensor weight, double eps) {
-  check_start(tokens, slots, weight, kernel_dtypes);
+  check_start(tokens, slots, weight, chain_dtypes);
   const Tensor x = layer_norm(tokens, eps);
   const auto [normed, statistics] =
-      normed_slots(dense(slots), nullptr, dense(weight), eps, nullptr);
-  return {x, normed, statistics};
+      normed_slots(computed(slots), nullptr, computed(weight), eps, nullptr);
+  return {x, in_dtype(normed, tokens.scalar_type()), statistics};
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_slots(Tensor x, Tensor y, Tensor weight, double eps) {
-  check_norm_slots(x, y, weight, kernel_dtypes);
+  check_norm_slots(x, y, weight, chain_dtypes);
+  const ScalarType dtype = y.scalar_type();
   x = dense(x);
-  y = dense(y);
+  y = computed(y);
   const Tensor sum = torch::stable::empty_like(x);
-  const auto [normed, statistics] = normed_slots(x, &y, dense(weight), eps, &sum);
-  return {sum, normed, statistics};
+  const auto [normed, statistics] = normed_slots(x, &y, computed(weight), eps, &sum);
+  return {sum, in_dtype(normed, dtype), statistics};
 }
 
 std::tuple<Tensor, Tensor> gru_gates(Tensor x_gates, Tensor h_gates, Tensor h,
                                      std::optional<Tensor> shift, std::optional<Tensor> mass,
                                      std::optional<Tensor> statistics, std::optional<Tensor> sums,
                                      std::optional<Tensor> bias, double eps, bool with_norm) {
-  check_gru_gates(x_gates, h_gates, h, shift, mass, statistics, sums, bias, kernel_dtypes);
-  x_gates = dense(x_gates);
-  if (!has_one_row_stride(h_gates)) h_gates = dense(h_gates);
-  h = dense(h);
-  shift = dense(shift);
+  check_gru_gates(x_gates, h_gates, h, shift, mass, statistics, sums, bias, chain_dtypes);
+  const ScalarType dtype = x_gates.scalar_type(), dtype_of_h = h.scalar_type();
+  x_gates = computed(x_gates);
+  if (dtype != wide(dtype) || !has_one_row_stride(h_gates)) h_gates = computed(h_gates);
+  h = computed(h);
+  shift = computed(shift);
   mass = dense(mass);
   statistics = dense(statistics);
-  sums = dense(sums);
-  bias = dense(bias);
+  sums = computed(sums);
+  bias = computed(bias);
   const int64_t width = h.size(h.dim() - 1);
   const Tensor state = empty_rows(x_gates, width, h.scalar_type());
   const Tensor normed = with_norm ? torch::stable::empty_like(state) : empty(h, {0});
@@ -160,7 +168,7 @@ std::tuple<Tensor, Tensor> gru_gates(Tensor x_gates, Tensor h_gates, Tensor h,
                                 with_norm ? out<T>(normed) : nullptr};
     run(kernels<T>().gru_gates, arguments, num_rows(x_gates), 16 * width);
   });
-  return {state, normed};
+  return {with_norm ? state : in_dtype(state, dtype_of_h), in_dtype(normed, dtype)};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ocvtp_native, CPU, m) {

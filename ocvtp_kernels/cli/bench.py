@@ -9,12 +9,6 @@ from typing import Annotated
 import typer
 
 from ocvtp_kernels.files import write_aside
-from ocvtp_kernels.report.drawing import require_matplotlib
-from ocvtp_kernels.report.modelled import read_model
-from ocvtp_kernels.report.page import page
-from ocvtp_kernels.report.projections import projections_page, read_counts
-from ocvtp_kernels.report.results import KINDS, read_results
-from ocvtp_kernels.report.tables import readme_tables, rewrite_between_markers
 
 REPORT, PROJECTIONS = Path("bench/report.html"), Path("docs/projections.md")
 FAILED = 2
@@ -53,6 +47,13 @@ def bench(
 
     Exit code: 0, written; 2, an option or a file is wrong and nothing was written.
     """
+    from ocvtp_kernels.report.drawing import require_matplotlib
+    from ocvtp_kernels.report.modelled import read_model
+    from ocvtp_kernels.report.page import page
+    from ocvtp_kernels.report.projections import projections_page, read_counts
+    from ocvtp_kernels.report.results import KINDS, read_results
+    from ocvtp_kernels.report.tables import readme_tables
+
     try:
         if report == projections:
             raise ValueError("expected one of --report and --projections (`make bench` measures)")
@@ -89,6 +90,8 @@ def bench(
 
 
 def _with_tables(readme: Path, tables: str) -> str:
+    from ocvtp_kernels.report.tables import rewrite_between_markers
+
     try:
         return rewrite_between_markers(readme.read_text(encoding="utf-8"), tables)
     except ValueError as error:

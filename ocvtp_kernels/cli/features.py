@@ -7,17 +7,8 @@ from typing import Annotated
 
 import torch
 import typer
-from tqdm import tqdm
 
-from ocvtp_kernels.cli.photo import open_photo
 from ocvtp_kernels.cli.prune import FAILED, MISUSED, load_encoder
-from ocvtp_kernels.training.feature_encoders import make_reference_encoder
-from ocvtp_kernels.training.feature_writer import (
-    FeatureWriter,
-    find_images,
-    printable,
-    write_features,
-)
 
 
 def features(
@@ -55,6 +46,17 @@ def features(
 
     Exit code: 0, all images encoded; 1, some were skipped; 2, an option or a folder is wrong.
     """
+    from tqdm import tqdm
+
+    from ocvtp_kernels.cli.photo import open_photo
+    from ocvtp_kernels.training.feature_encoders import make_reference_encoder
+    from ocvtp_kernels.training.feature_writer import (
+        FeatureWriter,
+        find_images,
+        printable,
+        write_features,
+    )
+
     try:
         for name, number in (
             ("batch_size", batch_size),

@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from tqdm import tqdm
 
-from ocvtp_kernels.cli.methods import Comparison, compare_methods
-from ocvtp_kernels.cli.photo import open_photo
-from ocvtp_kernels.cli.report import Report, prune_encoded
 from ocvtp_kernels.config import PrunerConfig
 from ocvtp_kernels.files import write_aside
 from ocvtp_kernels.pruner import PADDINGS, OCPruner
 from ocvtp_kernels.selectors.interface import Selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.selectors.registry import METHODS, make_selector
-from ocvtp_kernels.vlm.encoder import DescriptorEncoder, Encoder
-from ocvtp_kernels.vlm.tower_encoder import load_tower_encoder
+
+if TYPE_CHECKING:
+    from ocvtp_kernels.cli.methods import Comparison
+    from ocvtp_kernels.cli.report import Report
+    from ocvtp_kernels.vlm.encoder import Encoder
 
 DEMO_CHECKPOINT = "demo_pruner.safetensors"
 OC_PRUNER, ALL = "oc-pruner", "all"
@@ -79,6 +78,12 @@ def prune(
     Exit code: 0, all photos pruned; 1, some were not; 2, an option is wrong and nothing was
     written.
     """
+    from tqdm import tqdm
+
+    from ocvtp_kernels.cli.methods import compare_methods
+    from ocvtp_kernels.cli.photo import open_photo
+    from ocvtp_kernels.cli.report import prune_encoded
+
     try:
         methods = choose_methods(method)
         # The packaged pruner is trained for the descriptor's tokens alone.
@@ -160,9 +165,13 @@ def load_encoder(model: str | None, reference_layer: int | None) -> Encoder:
         ValueError: it cannot be loaded, or the options do not go together.
     """
     if model is not None:
+        from ocvtp_kernels.vlm.tower_encoder import load_tower_encoder
+
         return load_tower_encoder(model, reference_layer)
     if reference_layer is not None:
         raise ValueError("reference_layer: expected a model along with it")
+    from ocvtp_kernels.vlm.encoder import DescriptorEncoder
+
     return DescriptorEncoder()
 
 

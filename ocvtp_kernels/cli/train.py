@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ocvtp_kernels.training import loop
+from ocvtp_kernels.installing import install_command
 from ocvtp_kernels.training.config import (
     PRECISIONS,
     STARTS,
@@ -22,7 +22,7 @@ from ocvtp_kernels.training.features import FeatureFolder
 from ocvtp_kernels.training.loss import CHANNEL_REDUCTIONS, NORM_MODES
 
 FAILED, MISUSED = 1, 2
-MISSING = "accelerate runs the training and is not installed: pip install 'ocvtp-kernels[train]'"
+MISSING = "accelerate runs the training and is not installed: run {}"
 PUBLISHED = TrainConfig()
 
 
@@ -115,6 +115,8 @@ def train(
         for name, value in locals().items()
         if name in {field.name for field in dataclasses.fields(TrainConfig)} and value is not None
     }
+    from ocvtp_kernels.training import loop
+
     try:
         _require_packages()
         if slots is not None:
@@ -157,4 +159,4 @@ def _require_packages() -> None:
     try:
         import accelerate  # noqa: F401
     except ImportError as error:
-        raise ImportError(MISSING) from error
+        raise ImportError(MISSING.format(install_command("train"))) from error

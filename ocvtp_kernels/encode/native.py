@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.dtypes import product_dtype
 from ocvtp_kernels.encode.reference import EPS
 from ocvtp_kernels.fold import Folded
-from ocvtp_kernels.linear.native import Layer, encode_dtype, linear
+from ocvtp_kernels.linear.native import Layer, linear, padded
 
 
 class EncodeLayers(NamedTuple):
@@ -24,10 +24,9 @@ class EncodeLayers(NamedTuple):
     def of(cls, folded: Folded) -> EncodeLayers:
         """Of folded weights, in the dtypes to compute in on their device."""
         first = folded.encode_weights[0]
-        dtype = encode_dtype(first.dtype, first.device)
+        dtype = product_dtype(first.dtype, first.device)
         pairs = zip(folded.encode_weights, folded.encode_biases, strict=True)
-        wide = _wide(first)
-        norm = folded.post_norm and (folded.post_norm[0].to(wide), folded.post_norm[1].to(wide))
+        norm = folded.post_norm and (folded.post_norm[0].to(dtype), folded.post_norm[1].to(dtype))
         return cls(folded.ln, tuple(Layer.of(*pair, dtype) for pair in pairs), norm)
 
     def packed(self) -> EncodeLayers:
@@ -42,23 +41,20 @@ def encode(tokens: Tensor, layers: EncodeLayers) -> Tensor:
         tokens: reference tokens ``[B, N, C]``.
 
     Returns:
-        ``[B, N, D]``, on the CPU in float32 or wider, else in the dtype of ``tokens``.
+        ``[B, N, D]``, in the dtype of the layers.
     """
     native = torch.ops.ocvtp_native
-    wide = _wide(tokens)
-    x = tokens
+    x = tokens.to(layers.linears[0].weight.dtype)
     if layers.ln == "pre":
-        x = native.layer_norm(tokens.to(wide), EPS)
+        x = native.layer_norm(x, EPS)
+    x = x.flatten(0, -2)
+    if layers.linears[0].pack is not None:
+        x = padded(x)  # once for all layers
     last = len(layers.linears) - 1
     for depth, layer in enumerate(layers.linears):
-        x = linear(x.to(layer.weight.dtype), layer, gelu=depth < last)
-    x = x.to(wide)
+        x = linear(x, layer, gelu=depth < last)
+    x = x[: tokens.shape[:-1].numel()].view(*tokens.shape[:-1], x.shape[-1])
     if layers.post_norm is not None:
         gamma, beta = layers.post_norm
         x = torch.addcmul(beta, native.layer_norm(x, EPS), gamma)
     return x
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    """What lies between products: float32 or wider on the CPU."""
-    return accumulate_dtype(tensor.dtype) if tensor.device.type == "cpu" else tensor.dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,17 +17,18 @@ _inside = 0  # blocks that have been entered and not left, in all threads
 _kept: dict[str, Any] = {}
 
 
-@contextmanager
-def float32_sums(device: torch.device) -> Iterator[None]:
+def float32_sums(device: torch.device) -> AbstractContextManager[None]:
     """Within the block products on this device sum in float32, partial sums of split-K too.
 
     Torch has one setting for all threads: it is as it was again when the last of them has left.
     Does nothing on the CPU.
     """
+    return _float32_sums() if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _float32_sums() -> Iterator[None]:
     global _inside
-    if device.type != "cuda":
-        yield
-        return
     settings = torch.backends.cuda.matmul
     with _lock:
         if _inside == 0:

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.native import why_not
 
 # A hint for the layout of a pack: the fewest rows that are worth its blocks.
@@ -56,8 +55,8 @@ def linear(x: Tensor, layer: Layer, gelu: bool = False) -> Tensor:
     if pack is not None and x.numel() and torch.backends.mkldnn.enabled:
         post, algorithm = ("gelu", "none") if gelu else ("none", "")
         rows = x.reshape(-1, x.shape[-1])
-        out = torch.ops.mkldnn._linear_pointwise(rows, pack, bias, post, [], algorithm)
-        return out.view(*x.shape[:-1], -1)
+        out = torch.ops.mkldnn._linear_pointwise(padded(rows), pack, bias, post, [], algorithm)
+        return out[: len(rows)].view(*x.shape[:-1], -1)
     if not gelu:
         return F.linear(x, weight, bias)
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
@@ -67,19 +66,13 @@ def linear(x: Tensor, layer: Layer, gelu: bool = False) -> Tensor:
     return out
 
 
-def encode_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What tokens of ``dtype`` are encoded in: wide on the CPU, unless it multiplies bfloat16."""
-    if device.type != "cpu":
-        return dtype
-    if dtype == torch.bfloat16 and _has_onednn() and multiplies_bfloat16():
-        return dtype
-    return accumulate_dtype(dtype)
+def padded(rows: Tensor) -> Tensor:
+    """Rows ``[R, C]`` with as many of zeros behind them as make a usual count, at most 3 % more.
 
-
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU has AVX-512 BF16 or AMX, whose products of bfloat16 sum in float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _has_onednn() -> bool:
-    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+    For each count of rows that it meets oneDNN keeps a program of about a megabyte, a thousand of
+    them: photos of many sizes would fill the memory. Usual are 32 counts an octave.
+    """
+    count = len(rows)
+    step = 1 << max(0, count.bit_length() - 6)
+    more = -count % step
+    return F.pad(rows, (0, 0, 0, more)) if more else rows

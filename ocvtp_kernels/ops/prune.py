@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import chain, checks
-from ocvtp_kernels.chain_native import picks_native, prune_native
+from ocvtp_kernels.chain_native import picks_native, prepared_in, prune_native
 from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.fold import unpack
 from ocvtp_kernels.native import if_built
-from ocvtp_kernels.ops.library import define, lazy
+from ocvtp_kernels.ops.library import Autocast, define, lazy
 from ocvtp_kernels.ops.selection import (
     check_final,
     check_importance,
@@ -108,7 +108,7 @@ define(
         "cuda": prune_native,
     },
     refuse={"triton": _refuse, "cuda": _refuse_cuda},
-    keep=("final",),
+    autocast=Autocast(multiplies=True, keep=("final", "importance"), cast={"weights": prepared_in}),
     gradient=kept_gradient(final=1),
 )
 
@@ -124,4 +124,5 @@ define(
         "cuda": picks_native,
     },
     refuse={"triton": _refuse_picks, "cuda": _refuse_picks_cuda},
+    autocast=Autocast(multiplies=True, cast={"weights": prepared_in}),
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.native import if_built
-from ocvtp_kernels.ops.library import Gradient, define, lazy
+from ocvtp_kernels.ops.library import Autocast, Gradient, define, lazy
 from ocvtp_kernels.ops.slots import check_queries_and_keys, refuse_no_channels
 from ocvtp_kernels.selection import cpu, native, reference
 from ocvtp_kernels.selection.tiles import MOST_RANKS, MOST_TOKENS
@@ -181,16 +181,12 @@ def kept_gradient(final: int) -> Gradient:
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
-        ctx.shape = inputs[final].shape
+        ctx.shape, ctx.inputs = inputs[final].shape, len(inputs)
 
     def backward(ctx: Any, grad_tokens: Tensor, _: Any) -> tuple[Any, ...]:
         (ids,) = ctx.saved_tensors
         rows = ids.unsqueeze(-1).expand(-1, -1, ctx.shape[2])
-        # The structure of the inputs as they were passed: a list of None for a list.
-        grads: list[Any] = [
-            [None] * len(needs) if isinstance(needs, (list, tuple)) else None
-            for needs in ctx.needs_input_grad
-        ]
+        grads: list[Tensor | None] = [None] * ctx.inputs
         grads[final] = grad_tokens.new_zeros(ctx.shape).scatter(1, rows, grad_tokens)
         return tuple(grads)
 
@@ -209,7 +205,7 @@ define(
         "cuda": native.argmax_gather,
     },
     refuse={"triton": _refuse_argmax_gather, "cuda": _refuse_argmax_gather_cuda},
-    keep=("final",),
+    autocast=Autocast(keep=("final",)),
     gradient=kept_gradient(final=2),
 )
 
@@ -245,10 +241,10 @@ define(
     fake=_fake_merge,
     kernels={
         "reference": reference.merge,
-        "cpu": cpu.merge,
+        "cpu": if_built(native.merge, cpu.merge),
         "triton": lazy("selection.triton_merge", "merge"),
     },
     refuse={"triton": refuse_no_channels},
-    keep=("final",),
+    autocast=Autocast(keep=("final",)),
     gradient=Gradient(save=_save_merge, backward=_merge_backward),
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.native import if_built
-from ocvtp_kernels.ops.library import Gradient, compose, define, lazy
+from ocvtp_kernels.ops.library import Autocast, Gradient, compose, define, lazy
 from ocvtp_kernels.slots import cpu, gradients, gru_cpu, native, reference
 from ocvtp_kernels.slots.step import iterate
 
@@ -79,7 +79,9 @@ def _save_slot_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
     q, k, v, ctx.scale, ctx.eps, slot_mask = inputs
     # An output without a gradient must not cost a tensor of zeros, [B, K, N] for the attention.
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, slot_mask, *output[:2])
+    # A GPU makes the attention again; a CPU would pay more for that than its memory is worth.
+    attention = output[2] if q.is_cpu and len(output) == 3 else None
+    ctx.save_for_backward(q, k, v, slot_mask, *output[:2], attention)
 
 
 def _slot_attention_backward(
@@ -88,7 +90,7 @@ def _slot_attention_backward(
     grad_mass: Tensor | None,
     grad_attention: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    q, k, v, slot_mask, updates, mass = ctx.saved_tensors
+    q, k, v, slot_mask, updates, mass, attention = ctx.saved_tensors
     grad_updates = torch.zeros_like(updates) if grad_updates is None else grad_updates
     grad_mass = torch.zeros_like(mass) if grad_mass is None else grad_mass
     # Where the gradients are to be differentiated again, they are made of plain torch ops.
@@ -97,7 +99,7 @@ def _slot_attention_backward(
         if torch.is_grad_enabled()
         else torch.ops.ocvtp.slot_attention_backward
     )
-    given = (grad_updates, grad_mass, grad_attention, mass)
+    given = (grad_updates, grad_mass, grad_attention, mass, attention)
     grads = gradients_of(q, k, v, ctx.scale, ctx.eps, slot_mask, updates, *given)
     return *grads, None, None, None
 
@@ -154,8 +156,15 @@ define(
         "triton": lambda *args: _triton_gradients(*args[:11]),
     },
     refuse=_REFUSE,
+    autocast=Autocast(multiplies=True),
     is_gradient=True,
 )
+
+
+def _slot_attention_on_cpu(*args: Any) -> tuple[Tensor, Tensor]:
+    updates, mass, _ = torch.ops.ocvtp.slot_attention_with_attention(*args)
+    return updates, mass
+
 
 _GRADIENT = Gradient(save=_save_slot_attention, backward=_slot_attention_backward)
 
@@ -170,7 +179,8 @@ define(
         "cuda": native.slot_attention,
     },
     refuse=_REFUSE,
-    gradient=_GRADIENT,
+    autocast=Autocast(multiplies=True),
+    gradient=_GRADIENT._replace(on_cpu=_slot_attention_on_cpu),
 )
 define(
     f"slot_attention_with_attention{_ARGUMENTS} -> (Tensor updates, Tensor mass, Tensor attention)",
@@ -183,6 +193,7 @@ define(
         "cuda": native.slot_attention_with_attention,
     },
     refuse=_REFUSE,
+    autocast=Autocast(multiplies=True),
     gradient=_GRADIENT,
 )
 
@@ -232,6 +243,7 @@ define(
         "cpu": gru_cpu.gru_cell_gradients,
         "triton": lazy("slots.triton_gru_backward", "gru_cell_gradients"),
     },
+    autocast=Autocast(multiplies=True),
     is_gradient=True,
 )
 
@@ -260,7 +272,10 @@ define(
         "triton": lazy("slots.triton_gru", "gru_cell"),
         "cuda": native.gru_cell,
     },
-    gradient=Gradient(save=_save_gru_cell, backward=_gru_cell_backward),
+    autocast=Autocast(multiplies=True),
+    gradient=Gradient(
+        save=_save_gru_cell, backward=_gru_cell_backward, on_cpu=gru_cpu.KeptGates.apply
+    ),
 )
 
 

@@ -36,13 +36,15 @@ class RandomSelector:
     def _draw(self, num_tokens: int, device: torch.device) -> Tensor:
         key = (num_tokens, device)
         if key not in self._scores:
-            self._scores[key] = _rank(self.seed, num_tokens).to(device)
+            rank = draw_rank
+            if torch.compiler.is_compiling():
+                # Imported while it traces: the decorator there would bring the compiler along.
+                from ocvtp_kernels.selectors.constant_rank import constant_rank as rank
+            self._scores[key] = rank(self.seed, num_tokens).to(device)
         return self._scores[key]
 
 
-# A compiler cannot trace a generator, and need not: the ranks are a constant.
-@torch.compiler.assume_constant_result
-def _rank(seed: int, num_tokens: int) -> Tensor:
+def draw_rank(seed: int, num_tokens: int) -> Tensor:
     """A rank for each token, float32 ``[N]``, without ties."""
     # Drawn on the CPU, so that every device keeps the same tokens.
     generator = torch.Generator().manual_seed(seed)

@@ -1,11 +1,18 @@
-"""The GRU's gradients on the CPU, from gates that the forward pass kept, or from new ones."""
+"""The GRU on the CPU with its gates kept for the gradient, and its gradient.
+
+Gates are float32 or wider, products in the dtype that the CPU multiplies in.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.dtypes import accumulate_dtype, product_dtype
+from ocvtp_kernels.slots import gradients
 
 
 def forward_rows(
@@ -20,17 +27,21 @@ def forward_rows(
 
     Returns:
         the new state ``[R, D]``; gates ``[R, 4D]``: r, z, n and ``h_n``, the hidden product of the
-        new gate.
+        new gate; both in float32 or wider.
     """
     dim = h.shape[1]
-    gates = h.new_empty((h.shape[0], 4 * dim))
-    torch.addmm(b_ih, x, w_ih.T, out=gates[:, : 3 * dim])
+    gates = h.new_empty((h.shape[0], 4 * dim), dtype=accumulate_dtype(h.dtype))
+    by_input = gates[:, : 3 * dim]
+    if gates.dtype == h.dtype:
+        torch.addmm(b_ih, x, w_ih.T, out=by_input)
+    else:
+        by_input.copy_(torch.addmm(b_ih, x, w_ih.T))
     by_hidden = torch.addmm(b_hh, h, w_hh.T)
     gates[:, : 2 * dim].add_(by_hidden[:, : 2 * dim]).sigmoid_()
     gates[:, 3 * dim :].copy_(by_hidden[:, 2 * dim :])
     reset, update, new, hidden = gates.split(dim, dim=1)
     new.addcmul_(reset, hidden).tanh_()
-    return torch.lerp(new, h, update), gates
+    return torch.lerp(new, h.to(gates.dtype), update), gates
 
 
 def backward_rows(
@@ -42,6 +53,7 @@ def backward_rows(
         grad: ``[R, D]``, of the new state.
     """
     rows, dim = h.shape
+    grad, state = grad.to(gates.dtype), h.to(gates.dtype)
     reset, update, new, hidden = gates.split(dim, dim=1)
     # Columns of r, z and n, by the input's products and by the state's, which differ in n.
     by_input, by_hidden = gates.new_empty((2, rows, 3 * dim)).unbind(0)
@@ -49,31 +61,58 @@ def backward_rows(
     grad_h = grad * update
     aten = torch.ops.aten
     aten.tanh_backward.grad_input(grad - grad_h, new, grad_input=of_new)
-    aten.sigmoid_backward.grad_input((h - new).mul_(grad), update, grad_input=of_update)
+    aten.sigmoid_backward.grad_input((state - new).mul_(grad), update, grad_input=of_update)
     aten.sigmoid_backward.grad_input(of_new * hidden, reset, grad_input=of_reset)
     by_hidden[:, : 2 * dim].copy_(by_input[:, : 2 * dim])
     torch.mul(of_new, reset, out=by_hidden[:, 2 * dim :])
+    by_bias = by_input.sum(dim=0), by_hidden.sum(dim=0)
+    by_input, by_hidden = by_input.to(x.dtype), by_hidden.to(x.dtype)
     return (
         torch.mm(by_input, w_ih),
-        grad_h.addmm_(by_hidden, w_hh),
+        grad_h.add_(torch.mm(by_hidden, w_hh)),
         torch.mm(by_input.T, x),
         torch.mm(by_hidden.T, h),
-        by_input.sum(dim=0),
-        by_hidden.sum(dim=0),
+        *by_bias,
     )
+
+
+class KeptGates(torch.autograd.Function):
+    """``ocvtp::gru_cell`` where a gradient is to come: making the gates again would cost more."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        h = inputs[1]
+        state, gates = forward_rows(*_rows(inputs))
+        ctx.save_for_backward(*inputs, gates)
+        return state.to(h.dtype).view(h.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        x, h, w_ih, w_hh, b_ih, b_hh, gates = ctx.saved_tensors
+        inputs = (x, h, w_ih, w_hh, b_ih, b_hh)
+        if torch.is_grad_enabled():
+            # Of plain torch ops: these may be differentiated again.
+            return gradients.gru_cell_gradients(*inputs, grad)
+        return _gradients(inputs, gates, grad)
 
 
 def gru_cell_gradients(
     x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """`ocvtp_kernels.slots.gradients.gru_cell_gradients`, with fewer passes over the rows."""
     inputs = (x, h, w_ih, w_hh, b_ih, b_hh)
-    wide = accumulate_dtype(h.dtype)
-    rows_x, rows_h, *weights, grad = (tensor.to(wide) for tensor in (*inputs, grad))
-    rows_x, rows_h = rows_x.reshape(-1, x.shape[-1]), rows_h.reshape(-1, h.shape[-1])
-    _, gates = forward_rows(rows_x, rows_h, *weights)
-    found = backward_rows(rows_x, rows_h, weights[0], weights[1], gates, grad.reshape(rows_h.shape))
-    g_x, g_h, g_w_ih, g_w_hh, g_b_ih, g_b_hh = (
-        g.view(t.shape).to(t.dtype) for g, t in zip(found, inputs, strict=True)
-    )
-    return g_x, g_h, g_w_ih, g_w_hh, g_b_ih, g_b_hh
+    return _gradients(inputs, forward_rows(*_rows(inputs))[1], grad)
+
+
+def _rows(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The op's inputs, x and h as rows, in the dtype to multiply in."""
+    x, h, *weights = inputs
+    dtype = product_dtype(h.dtype, h.device)
+    rows = (x.reshape(-1, x.shape[-1]), h.reshape(-1, h.shape[-1]), *weights)
+    return [tensor.to(dtype) for tensor in rows]
+
+
+def _gradients(inputs: Sequence[Tensor], gates: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    x, h, w_ih, w_hh, *_ = _rows(inputs)
+    grads = backward_rows(x, h, w_ih, w_hh, gates, grad.reshape(h.shape))
+    return tuple(g.view(t.shape).to(t.dtype) for g, t in zip(grads, inputs, strict=True))

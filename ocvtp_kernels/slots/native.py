@@ -1,6 +1,6 @@
 """Slot Attention on the native kernels: C++ on the CPU, CUDA C++ on a GPU.
 
-On the CPU half precision is computed, and kept between kernels, in float32.
+On the CPU half precision is multiplied, and kept between kernels, in float32.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.linear.blas import float32_sums
-from ocvtp_kernels.native import computed
+from ocvtp_kernels.native import multiplied
 
 MOST_WIDTH = 8192  # of a slot, on a GPU: its new state waits in shared memory for its norm
 
@@ -25,9 +26,12 @@ def slot_attention_with_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`ocvtp_kernels.slots.reference.slot_attention`, summed in float32 or wider."""
     updates, mass, attention = torch.ops.ocvtp_native.slot_attention(
-        computed(q), computed(k), computed(v), None, slot_mask, scale, eps, with_attention
+        multiplied(q), multiplied(k), multiplied(v), None, slot_mask, scale, eps, with_attention
     )
-    return updates.to(q.dtype), mass.to(q.dtype), attention.to(q.dtype)
+    dtype = q.dtype
+    if updates.dtype == dtype == mass.dtype:
+        return updates, mass, attention
+    return updates.to(dtype), mass.to(dtype), attention.to(dtype)
 
 
 def slot_attention(
@@ -57,17 +61,17 @@ def slot_attention_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`ocvtp_kernels.slots.gradients.slot_attention_gradients`, on the CPU."""
     grads = torch.ops.ocvtp_native.slot_attention_backward(
-        computed(q),
-        computed(k),
-        computed(v),
+        multiplied(q),
+        multiplied(k),
+        multiplied(v),
         slot_mask,
         scale,
         eps,
-        computed(updates),
-        computed(grad_updates),
-        computed(grad_mass),
-        None if grad_attention is None else computed(grad_attention),
-        None if attention is None else computed(attention),
+        multiplied(updates),
+        multiplied(grad_updates),
+        grad_mass.to(accumulate_dtype(q.dtype)),
+        None if grad_attention is None else multiplied(grad_attention),
+        None if attention is None else multiplied(attention),
     )
     grad_q, grad_k, grad_v = (grad.to(q.dtype) for grad in grads)
     return grad_q, grad_k, grad_v
@@ -78,9 +82,9 @@ def gru_cell(
 ) -> Tensor:
     """`ocvtp_kernels.slots.reference.gru_cell`, summed in float32 or wider."""
     with float32_sums(h.device):
-        x_gates = torch.nn.functional.linear(computed(x), computed(w_ih), computed(b_ih))
-        h_gates = torch.nn.functional.linear(computed(h), computed(w_hh), computed(b_hh))
+        x_gates = torch.nn.functional.linear(multiplied(x), multiplied(w_ih), multiplied(b_ih))
+        h_gates = torch.nn.functional.linear(multiplied(h), multiplied(w_hh), multiplied(b_hh))
     state, _ = torch.ops.ocvtp_native.gru_gates(
-        x_gates, h_gates, computed(h), None, None, None, None, None, 0.0, False
+        x_gates, h_gates, multiplied(h), None, None, None, None, None, 0.0, False
     )
-    return state.view(h.shape).to(h.dtype)
+    return state if state.dtype == h.dtype else state.to(h.dtype)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.dtypes import accumulate_dtype, product_dtype
 from ocvtp_kernels.fold import FoldedSlots
 from ocvtp_kernels.linear.native import Layer, linear
 from ocvtp_kernels.slots.folded import MASS_EPS
@@ -51,8 +51,7 @@ class SlotLayers(NamedTuple):
     @classmethod
     def of(cls, folded: FoldedSlots) -> SlotLayers:
         """Of folded weights, in the dtype to compute in on their device."""
-        of, on_cpu = folded.state_weight.dtype, folded.state_weight.device.type == "cpu"
-        dtype = accumulate_dtype(of) if on_cpu else of
+        dtype = product_dtype(folded.state_weight.dtype, folded.state_weight.device)
         weights = FoldedSlots(*(weight.to(dtype) for weight in folded))
         return cls(
             # The bias of q' moves all logits of a token alike, which a softmax over slots undoes.

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.installing import install_command
 
 HEADER = ("step", "epoch", "K", "loss", "lr", "val_loss", "seconds")
 INK, TRAINING, VALIDATION, GRID = "#1b1d22", "#b9c4d4", "#d9480f", "#dcdee2"
-MISSING = "matplotlib draws the curves and is not installed: pip install 'ocvtp-kernels[train]'"
+MISSING = "matplotlib draws the curves and is not installed: run {}"
 
 
 class Row(NamedTuple):
@@ -95,7 +96,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError(MISSING) from error
+        raise ImportError(MISSING.format(install_command("train"))) from error
 
 
 def draw_curve(rows: Sequence[Row], path: Path) -> None:

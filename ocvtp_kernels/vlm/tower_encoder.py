@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ocvtp_kernels.installing import install_command
 from ocvtp_kernels.selectors.interface import Evidence
 from ocvtp_kernels.vlm.encoder import Encoded, Encoder
 from ocvtp_kernels.vlm.qwen_encoder import merge_units
@@ -182,13 +183,14 @@ def load_tower_encoder(source: str | Path, reference_layer: int | None = None) -
     try:
         from transformers import AutoModel
     except ImportError as error:
-        raise ValueError(
-            "model: transformers is needed, install it with pip install 'ocvtp-kernels[vlm]'"
-        ) from error
+        needed = f"model: transformers is needed and is not installed: run {install_command('vlm')}"
+        raise ValueError(needed) from error
     try:
         model = AutoModel.from_pretrained(source, dtype="auto")
     except _NOT_LOADED as error:
-        raise ValueError(f"model: cannot load {str(source)!r}: {error}") from error
+        # Of a hub that cannot be reached, transformers says so, but not that there is another way.
+        way = "" if Path(source).is_dir() else " (a folder that has the model's files will do too)"
+        raise ValueError(f"model: cannot load {str(source)!r}{way}: {error}") from error
     config, name = model.config, str(source)
     if config.model_type == QWEN:
         return QwenTowerEncoder(

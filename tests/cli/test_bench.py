@@ -145,4 +145,4 @@ def test_without_matplotlib_a_sentence_says_what_to_install(
 
     monkeypatch.setattr(builtins, "__import__", without)
     done = run("--report", "--results", results, "--output", tmp_path / "report.html")
-    assert done.exit_code == 2 and "pip install 'ocvtp-kernels[demo]'" in done.stderr
+    assert done.exit_code == 2 and "'.[train]'` in " in done.stderr

@@ -10,7 +10,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ocvtp_kernels import backends
+from ocvtp_kernels.dtypes import product_dtype
 from ocvtp_kernels.ops.library import COMPOSED
+from ocvtp_kernels.slots.reference import slot_attention_step
+from tests.cases import assert_within_budget
 from tests.ops.cases import ARGUMENTS, op, outputs
 
 EVERY_OP = pytest.mark.parametrize("name", ARGUMENTS)
@@ -99,23 +102,58 @@ def test_strided_inputs_equal_dense_ones(name: str) -> None:
         torch.testing.assert_close(a, b)
 
 
-@EVERY_OP
-def test_autocast_computes_in_float32(name: str) -> None:
+MULTIPLY = [
+    "prune",
+    "prune_picks",
+    "slot_attention",
+    "slot_attention_with_attention",
+    "slot_attention_backward",
+    "gru_cell",
+    "gru_cell_backward",
+]
+# What is copied only, and so stays in its own dtype.
+COPIED = {"prune": [1], "argmax_gather": [2], "merge": [2]}
+
+
+@pytest.mark.parametrize("name", sorted(backends.registered_ops()))
+def test_autocast_leaves_half_precision_as_it_is(name: str) -> None:
     narrow = ARGUMENTS[name](dtype=torch.bfloat16)
-    wide = map_tensors(lambda t: t.float() if t.is_floating_point() else t, narrow)
+    expected = outputs(op(name)(*narrow))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = outputs(op(name)(*narrow))
-    for a, b in zip(mixed, outputs(op(name)(*wide)), strict=True):
-        # Kept final tokens stay in their own dtype, and so do their means.
-        assert torch.equal(a, b.to(a.dtype))
-        assert a.dtype == b.dtype or name in ("prune", "argmax_gather", "merge")
+    for a, b in zip(mixed, expected, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["prune", "argmax_gather", "merge"])
-def test_autocast_leaves_final_tokens_alone(name: str) -> None:
-    narrow = ARGUMENTS[name](dtype=torch.bfloat16)
+@pytest.mark.parametrize("name", sorted(backends.registered_ops()))
+@pytest.mark.parametrize("mixed", [False, True])
+def test_autocast_multiplies_in_its_dtype_where_the_cpu_does(name: str, mixed: bool) -> None:
+    half = torch.bfloat16
+    wide = list(ARGUMENTS[name](dtype=torch.float32))
+    if mixed:
+        wide[-1] = map_tensors(lambda t: t.to(half) if t.is_floating_point() else t, wide[-1])
+    multiplied = product_dtype(half, torch.device("cpu")) if name in MULTIPLY else torch.float32
+    cast = [
+        argument
+        if place in COPIED.get(name, ())
+        else map_tensors(lambda t: t.to(multiplied) if t.is_floating_point() else t, argument)
+        for place, argument in enumerate(wide)
+    ]
+    with torch.autocast("cpu", dtype=half):
+        got = outputs(op(name)(*wide))
+    for a, b in zip(got, outputs(op(name)(*cast)), strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+def test_autocast_of_a_whole_iteration_keeps_the_error_budget() -> None:
+    arguments = ARGUMENTS["slot_attention_step"](dtype=torch.float32)
+    exact, _ = slot_attention_step(*map_tensors(Tensor.double, arguments))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert op(name)(*narrow)[0].dtype == torch.bfloat16
+        got = torch.ops.ocvtp.slot_attention_step(*arguments)
+        plain, _ = slot_attention_step(*arguments)
+    assert_within_budget(got, plain, exact)
 
 
 @EVERY_OP

@@ -63,5 +63,5 @@ def test_a_processor_of_another_size(tmp_path: Path, kind: str) -> None:
 
 def test_without_transformers_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"pip install 'ocvtp-kernels\[vlm\]'"):
+    with pytest.raises(ValueError, match=r"run `pip install .*'\.\[vlm\]'` in "):
         load_tower_encoder("some/model")
