@@ -23,6 +23,8 @@ from torch import Tensor
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.config import ENCODE_NORMS
+from ocvtp_kernels.kept import Kept as Kept
+from ocvtp_kernels.kept import kept_with as kept_with
 from ocvtp_kernels.modules import MLP, SlotAttention
 from ocvtp_kernels.slots.reference import StepWeights
 
@@ -85,32 +87,6 @@ class Folded(NamedTuple):
             *(self.post_norm or ()),
             *slots,
         ]
-
-
-class Kept(NamedTuple):
-    """What the owner of a list of folded weights, who never edits it, has made of it once."""
-
-    weights: tuple[Tensor, ...]  # the list but for its plan
-    folded: Folded
-    layers: Any  # of the native kernels; see `ocvtp_kernels.chain_native.prepare`
-    device: torch.device  # that they are for
-    casts: dict[torch.dtype, list[Tensor]]  # the list in other dtypes, prepared too
-
-    def go_with(self, plan: Tensor) -> list[Tensor]:
-        """The list that begins with this plan, a tensor of its own, which all this hangs on."""
-        plan.kept = self  # type: ignore[attr-defined]
-        return [plan, *self.weights]
-
-
-def kept_with(weights: Sequence[Tensor]) -> Kept | None:
-    """What was made of this very list, tensor by tensor."""
-    kept: Kept | None = getattr(weights[0], "kept", None) if weights else None
-    if kept is None or len(kept.weights) + 1 != len(weights):
-        return None
-    if kept.device != weights[0].device:
-        return None
-    same = all(a is b for a, b in zip(kept.weights, weights[1:], strict=True))
-    return kept if same else None
 
 
 def unpack(weights: Sequence[Tensor]) -> Folded:
@@ -184,73 +160,86 @@ def centred(matrix: Tensor) -> Tensor:
 def fold_slots(
     step: StepWeights, w_k: Tensor, w_v: Tensor, norm_in_weight: Tensor, norm_in_bias: Tensor
 ) -> FoldedSlots:
-    """Folds one iteration's weights; exact in the dtype given, so give float64.
+    """Folds one iteration's weights, in float64; what stays as it is keeps its dtype.
 
     Args:
-        step: the iteration's weights.
-        w_k, w_v: ``[D, D]`` token projections.
+        step: the iteration's weights; w_k, w_v: ``[D, D]`` token projections.
         norm_in_weight, norm_in_bias: ``[D]`` affine of ``norm_in``.
     """
     dim = step.w_q.shape[0]
-    score = step.w_q.T @ w_k * dim**-0.5
+    norm_weight, norm_bias = norm_in_weight.double(), norm_in_bias.double()
+    score = step.w_q.double().T @ w_k.double() * dim**-0.5
     # Columns of `to_keys`: the D channels of q', then c.
-    to_keys = torch.cat(
-        [centred(score * norm_in_weight), (score @ norm_in_bias).unsqueeze(-1)], dim=-1
-    )
-    query_weight = centred((step.norm_q_weight.unsqueeze(-1) * to_keys).T)
-    query_bias = step.norm_q_bias @ to_keys
-    values = step.w_ih @ w_v
+    to_keys = torch.cat([centred(score * norm_weight), (score @ norm_bias).unsqueeze(-1)], dim=-1)
+    query_weight = centred((step.norm_q_weight.double().unsqueeze(-1) * to_keys).T)
+    query_bias = step.norm_q_bias.double() @ to_keys
+    values = step.w_ih.double() @ w_v.double()
+    ffn_w1 = step.ffn_w1.double()
     return FoldedSlots(
-        state_weight=torch.cat([step.w_hh, query_weight[:dim]]),
+        state_weight=torch.cat([step.w_hh, query_weight[:dim].to(step.w_hh.dtype)]),
         query_bias=query_bias[:dim],
         constant_weight=query_weight[dim],
         constant_bias=query_bias[dim:],
-        gates_weight=values * norm_in_weight,
-        gates_shift=values @ norm_in_bias,
+        gates_weight=values * norm_weight,
+        gates_shift=values @ norm_bias,
         gates_bias=step.b_ih,
         hidden_bias=step.b_hh,
-        ffn_w1=centred(step.ffn_w1 * step.norm_ffn_weight),
-        ffn_b1=step.ffn_b1 + step.ffn_w1 @ step.norm_ffn_bias,
+        ffn_w1=centred(ffn_w1 * step.norm_ffn_weight.double()),
+        ffn_b1=step.ffn_b1 + ffn_w1 @ step.norm_ffn_bias.double(),
         ffn_w2=step.ffn_w2,
         ffn_b2=step.ffn_b2,
     )
 
 
-def fold_encode(
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    ln: str | None,
-    norm: tuple[Tensor, Tensor] | None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Folds a "pre" LayerNorm (its affine gamma, beta ``[C]``) into the first Linear."""
-    folded_weights, folded_biases = list(weights), list(biases)
-    if ln == "pre" and norm is not None:
-        gamma, beta = norm
-        folded_weights[0] = centred(weights[0] * gamma)
-        folded_biases[0] = biases[0] + weights[0] @ beta
-    return folded_weights, folded_biases
+class Unfolded(NamedTuple):
+    """What a pruner is folded of."""
 
+    num_iter: int
+    ln: str | None
+    encode_weights: list[Tensor]
+    encode_biases: list[Tensor]
+    norm: list[Tensor]  # gamma, beta of the encode LayerNorm, if there is one
+    slots: list[Tensor]  # what `fold_slots` takes, the step's weights one by one
 
-def fold_modules(encode: MLP, slots: SlotAttention) -> Folded:
-    """Folds a pruner's two stages, in float64 whatever the dtype of their parameters."""
-    norm = encode.norm and (encode.norm[0].double(), encode.norm[1].double())
-    weights, biases = fold_encode(
-        [linear.weight.double() for linear in encode.linears],
-        [linear.bias.double() for linear in encode.linears],
-        encode.ln,
-        norm,
-    )
-    return Folded(
-        num_iter=slots.num_iter,
-        ln=encode.ln,
-        encode_weights=weights,
-        encode_biases=biases,
-        post_norm=norm if encode.ln == "post" else None,
-        slots=fold_slots(
-            StepWeights(*(weight.double() for weight in slots.step_weights())),
-            slots.proj_k.weight.double(),
-            slots.proj_v.weight.double(),
-            slots.norm_in.weight.double(),
-            slots.norm_in.bias.double(),
-        ),
-    )
+    @classmethod
+    def of(cls, encode: MLP, slots: SlotAttention) -> Unfolded:
+        """The present weights of a pruner's two stages, themselves."""
+        return cls(
+            num_iter=slots.num_iter,
+            ln=encode.ln,
+            encode_weights=[linear.weight for linear in encode.linears],
+            encode_biases=[linear.bias for linear in encode.linears],
+            norm=list(encode.norm or ()),
+            slots=[
+                *(*slots.step_weights(), slots.proj_k.weight, slots.proj_v.weight),
+                *(slots.norm_in.weight, slots.norm_in.bias),
+            ],
+        )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors."""
+        return [*self.encode_weights, *self.encode_biases, *self.norm, *self.slots]
+
+    @property
+    def rules(self) -> tuple[Any, ...]:
+        """All else."""
+        return self.num_iter, self.ln, len(self.encode_weights)
+
+    def fold(self) -> Folded:
+        """Folds them, in float64 whatever their dtype; what stays as it is keeps its dtype."""
+        weights, biases = list(self.encode_weights), list(self.encode_biases)
+        if self.ln == "pre":
+            # The affine goes into the first Linear.
+            gamma, beta = (tensor.double() for tensor in self.norm)
+            first = weights[0].double()
+            weights[0], biases[0] = centred(first * gamma), biases[0] + first @ beta
+        step, rest = self.slots[:-4], self.slots[-4:]
+        return Folded(
+            num_iter=self.num_iter,
+            ln=self.ln,
+            encode_weights=weights,
+            encode_biases=biases,
+            post_norm=(self.norm[0], self.norm[1]) if self.ln == "post" else None,
+            slots=fold_slots(StepWeights(*step), *rest),
+        )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ocvtp_kernels import seeded
 from ocvtp_kernels.slots.reference import StepWeights, slot_attention_step
 from ocvtp_kernels.slots.step import iterate
 
@@ -57,9 +58,6 @@ class SlotPrior(nn.Module):
         noise_seed: fixes the noise; None draws it afresh at every call.
     """
 
-    # Noise is drawn in blocks of this many slots, so that more slots never change the first.
-    BLOCK = 1024
-
     _noise: Tensor
 
     def __init__(self, dim: int, noise_seed: int | None) -> None:
@@ -71,36 +69,38 @@ class SlotPrior(nn.Module):
         nn.init.xavier_uniform_(self.logstd)
         self.draw()
 
-    def forward(self, batch: int, num_slots: int) -> Tensor:
-        """``mean + noise * exp(logstd)`` ``[batch, num_slots, D]``; by a seed, one for all."""
-        dim = self.mean.shape[-1]
+    def forward(
+        self, batch: int, num_slots: int, prior: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """``mean + noise * exp(logstd)`` ``[batch, num_slots, D]``; by a seed, one for all.
+
+        Args:
+            prior: another mean and logstd.
+        """
+        mean, logstd = (self.mean, self.logstd) if prior is None else prior
+        dim = mean.shape[-1]
         if self.noise_seed is None:
-            noise = self.mean.new_empty(batch, num_slots, dim).normal_()
-            return self.mean + noise * self.logstd.exp()
-        if num_slots > self._noise.shape[0]:
-            self.draw(num_slots)
-        slots = self.mean + self._noise[:num_slots].unsqueeze(0) * self.logstd.exp()
+            noise = mean.new_empty(batch, num_slots, dim).normal_()
+            return mean + noise * logstd.exp()
+        noise = seeded.noise(self._noise, self.noise_seed, num_slots)
+        slots = mean + noise.unsqueeze(0) * logstd.exp()
         return slots.expand(batch, -1, -1)
 
     def scores(self, batch: int, num_tokens: int) -> Tensor:
         """A random score per token: [batch, num_tokens]; by a seed, alike for all images."""
         if self.noise_seed is None:
             return self.mean.new_empty(batch, num_tokens).normal_()
-        if num_tokens > self._noise.numel():
-            self.draw(-(-num_tokens // self.mean.shape[-1]))
-        return self._noise.flatten()[:num_tokens].expand(batch, -1)
+        rows = -(-num_tokens // self.mean.shape[-1])
+        noise = seeded.noise(self._noise, self.noise_seed, rows)
+        return noise.flatten()[:num_tokens].expand(batch, -1)
 
-    def draw(self, num_slots: int = BLOCK) -> None:
+    def draw(self) -> None:
         """Draws the seed's noise, always alike, and brings it to where the parameters are now."""
         if self.noise_seed is None:
             return
-        generator = torch.Generator().manual_seed(self.noise_seed)
-        shape = (self.BLOCK, self.mean.shape[-1])
-        blocks = [
-            torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-            for _ in range(-(-num_slots // self.BLOCK))
-        ]
-        self._noise = torch.cat(blocks).to(self.mean)
+        noise = seeded.draw(self.noise_seed, seeded.BLOCK, self.mean.shape[-1])
+        with torch.inference_mode(False), torch.no_grad():
+            self._noise = noise.to(self.mean)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SlotPrior:
         super()._apply(fn, recurse)

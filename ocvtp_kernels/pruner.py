@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.checkpoint import (
@@ -38,6 +39,11 @@ class Picks(NamedTuple):
     picks: Tensor  # [B, K, top_k] int64, a slot's best first
     peak: Tensor  # [B, K], each slot's highest log-attention
     evidence: Tensor  # [B, N], each token's highest log-attention: fills gaps without importance
+
+
+for _kind in (Pruned, Picks):
+    # So that an exported pruner can be saved.
+    _register_namedtuple(_kind, serialized_type_name=f"ocvtp_kernels.{_kind.__name__}")
 
 
 class OCPruner(Freezable):
@@ -119,11 +125,12 @@ class OCPruner(Freezable):
     def sample_slots(self, batch: int, num_slots: int) -> Tensor:
         """Initial slots ``mean + noise * exp(logstd)``: [batch, num_slots, D].
 
-        With a noise seed, all images start from the same slots.
+        With a noise seed, all images start from the same slots. Mean and logstd of a frozen pruner
+        are those of `freeze`.
         """
         if num_slots < 1:
             raise ValueError(f"num_slots: expected at least 1, got {num_slots}")
-        slots: Tensor = self.initializ(batch, num_slots)
+        slots: Tensor = self.initializ(batch, num_slots, self._prior)
         return slots
 
     def attend(

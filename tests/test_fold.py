@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import io
+import weakref
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from ocvtp_kernels import PrunerConfig
+from ocvtp_kernels import kept as kept_lists
 from ocvtp_kernels.chain import attention_logits
 from ocvtp_kernels.chain_native import prepare
-from ocvtp_kernels.fold import kept_with, unpack
+from ocvtp_kernels.fold import unpack
+from ocvtp_kernels.kept import kept_with
 from tests.cases import random_pruner, random_tokens, small_config
 
 CONFIGS = {
@@ -86,3 +95,93 @@ def test_what_a_list_keeps_is_for_that_list_alone() -> None:
         other = [*kept[:place], kept[place].clone(), *kept[place + 1 :]]
         assert kept_with(other) is None and unpack(other) is not unpack(kept)
     assert kept_with(packed) is None and kept_with(kept[:-1]) is None
+
+
+@pytest.mark.parametrize("view", ["view_as", "detach", "slice"])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_views_of_a_prepared_list_are_that_list(view: str, mode: Any) -> None:
+    with mode():
+        weights = prepare(random_pruner().packed())
+        views = {
+            "view_as": lambda: [weight.view_as(weight) for weight in weights],
+            "detach": lambda: [weight.detach() for weight in weights],
+            "slice": lambda: [weight[:] for weight in weights],
+        }[view]()
+        assert kept_with(views) is kept_with(weights) is not None
+
+
+def test_other_tensors_are_another_list() -> None:
+    packed = random_pruner().packed()
+    weights, again = prepare(packed), prepare(packed)
+    views = [weight.detach() for weight in weights]
+    assert kept_with(views) is kept_with(weights) is not kept_with(again) is not None
+    # The list that was prepared shares its memory, and is still seen edited.
+    assert kept_with([weight.detach() for weight in packed]) is None
+    assert kept_with(copy.deepcopy(packed)) is None
+    for place in range(1, len(weights)):
+        weight = weights[place]
+        others = [weight.clone(), weight.double(), weight.to("meta"), weight[:0], weight[:-1]]
+        others += [weight.unsqueeze(0), weight.flip(0)]
+        if weight.dim() == 2 and weight.shape[0] == weight.shape[1]:
+            others.append(weight.T)
+        for other in others:
+            assert kept_with([*views[:place], other, *views[place + 1 :]]) is None
+    assert kept_with([packed[0].detach(), *views[1:]]) is None
+    assert kept_with(views[:-1]) is None and kept_with([*views, views[-1]]) is None
+
+
+def test_a_prepared_list_is_copied_and_saved_as_any_other() -> None:
+    pruner = random_pruner()
+    weights = prepare(pruner.packed())
+    file = io.BytesIO()
+    torch.save(weights, file)
+    file.seek(0)
+    for other in (torch.load(file), copy.deepcopy(weights)):
+        assert kept_with(other) is None and kept_with(prepare(other)) is not None
+        assert all(map(torch.equal, other, weights)) and other[0].shape == weights[0].shape
+        tokens, slots = random_tokens(2, 40, 12), pruner.sample_slots(2, 7)
+        ids = torch.ops.ocvtp.prune(tokens, tokens, other, slots, None, 7)[1]
+        assert torch.equal(ids, torch.ops.ocvtp.prune(tokens, tokens, weights, slots, None, 7)[1])
+
+
+def test_tensors_without_memory_are_another_list() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    weights = prepare(random_pruner().packed())
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(weight) for weight in weights]
+        assert kept_with(fakes) is None
+        assert kept_with([weight.detach() for weight in fakes]) is None
+
+    def wrapped(*inner: Tensor) -> Tensor:
+        assert kept_with(inner) is None
+        return inner[1] * 2
+
+    torch.func.functionalize(wrapped)(*weights)
+    torch.func.vmap(wrapped)(*(torch.stack([weight] * 2) for weight in weights))
+    meta = prepare([weight.to("meta") for weight in weights])
+    assert kept_with([weight.detach() for weight in meta]) is None
+
+
+def test_nothing_of_a_dropped_list_is_kept() -> None:
+    weights = prepare(random_pruner().packed())
+    views = [weight.detach() for weight in weights]
+    kept = kept_with(weights)
+    assert kept is not None
+    told = weakref.ref(kept)
+    del kept, weights
+    gc.collect()
+    assert told() is None and kept_with(views) is None
+    address = views[1].data_ptr()
+    prepare(random_pruner().packed())
+    assert address not in kept_lists._KEPT
+
+
+def test_of_two_lists_of_the_same_weights_either_may_go() -> None:
+    packed = random_pruner().packed()
+    for place in (0, 1):
+        lists = [prepare(packed), prepare(packed)]
+        views = [[weight.detach() for weight in weights] for weights in lists]
+        lists[place] = []
+        gc.collect()
+        assert all(kept_with(view) is kept_with(lists[1 - place]) is not None for view in views)

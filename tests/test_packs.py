@@ -164,6 +164,17 @@ def test_packs_serve_no_list_but_their_own() -> None:
     assert torch.equal(prune(mixed, slots), expected)
 
 
+def test_packs_serve_views_of_their_list() -> None:
+    pruner = made()
+    weights, slots = prepare(pruner.packed()), pruner.sample_slots(2, BUDGET)
+    expected = prune(weights, slots)
+    for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with mode():
+            for views in ([w.view_as(w) for w in weights], [w.detach() for w in weights]):
+                assert packed_products(lambda views=views: prune(views, slots)) == PRODUCTS
+                assert torch.equal(prune(views, slots), expected)
+
+
 def test_the_weights_that_were_used_can_be_swapped() -> None:
     pruner = made()
     weights = pruner.packed()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.selection.reference import gather_tokens
@@ -69,6 +70,10 @@ class Selected(NamedTuple):
         """The kept tokens ``[B, T, C]``: merged rows, or the rows of ``final_tokens``."""
         return gather_tokens(final_tokens, self.ids) if self.tokens is None else self.tokens
 
+
+for _kind in (Evidence, Selected):
+    # So that an exported selector can be saved.
+    _register_namedtuple(_kind, serialized_type_name=f"ocvtp_kernels.{_kind.__name__}")
 
 # The rest of a choice. None is enough where a selector `chooses_early`.
 Finish = Callable[[Evidence | None], Selected]

@@ -8,12 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from ocvtp_kernels import checks
+from ocvtp_kernels.modules import MLP, SlotAttention, SlotPrior
 from ocvtp_kernels.pruner import OCPruner
 from ocvtp_kernels.selectors.interface import Evidence, Finish, Selected, Selector, place_of
+
+# Of which a pruner is made, and no subclass.
+PARTS = (
+    *(MLP, SlotPrior, SlotAttention),
+    *(nn.Sequential, nn.Linear, nn.LayerNorm, nn.GELU, nn.Dropout, nn.GRUCell),
+)
 
 
 class PrunerSelector:
     """The object-centric pruner of arXiv 2511.20439.
+
+    What runs is frozen: the pruner while it is, else a frozen copy of it, in ``eval``. The copy is
+    taken here, and anew where the pruner is moved, cast, loaded or unfrozen; other changes of it
+    are not seen. The pruner itself is left as it is. One with a ``forward`` or ``pick``, parts, or
+    hooks on parts, that are not `OCPruner`'s own runs as it is.
 
     Args:
         pruner: casts nothing itself, so reference tokens are cast to the dtype of its parameters.
@@ -29,6 +41,8 @@ class PrunerSelector:
         if not isinstance(pruner, OCPruner):
             raise TypeError(f"pruner: expected an OCPruner, got {type(pruner).__name__}")
         self.pruner = pruner
+        self._copy, self._changes = pruner, -1
+        self._running()
         self.wants = frozenset({"importance"} if importance else ())
 
     def __call__(self, evidence: Evidence, budget: int) -> Selected:
@@ -55,7 +69,8 @@ class PrunerSelector:
     def begin(self, reference_tokens: Tensor, budget: int) -> Finish:
         """All but filling the gaps, which waits for importance; every token is valid."""
         checks.require_budget(budget, reference_tokens.shape[1])
-        picks, peak, own = self.pruner.pick(self._cast(reference_tokens), budget)
+        pruner = self._running()
+        picks, peak, own = pruner.pick(_cast(reference_tokens, pruner), budget)
 
         def finish(evidence: Evidence | None) -> Selected:
             importance = None if evidence is None else evidence.importance
@@ -64,14 +79,36 @@ class PrunerSelector:
 
         return finish
 
-    def _cast(self, reference_tokens: Tensor) -> Tensor:
-        return reference_tokens.to(self.pruner.initializ.mean.dtype)
-
     def _select(self, reference_tokens: Tensor, importance: Tensor | None, budget: int) -> Tensor:
-        tokens = self._cast(reference_tokens)
+        pruner = self._running()
+        tokens = _cast(reference_tokens, pruner)
         # Only ids are wanted: one channel is all that the pruner has to gather.
-        ids: Tensor = self.pruner(tokens, tokens[..., :1], budget, importance).ids
+        ids: Tensor = pruner(tokens, tokens[..., :1], budget, importance).ids
         return ids
+
+    def _running(self) -> OCPruner:
+        pruner = self.pruner
+        if self._changes != pruner.changes:
+            runs = pruner.frozen or not _is_ordinary(pruner)
+            self._copy = pruner if runs else pruner.frozen_copy()
+            self._changes = pruner.changes
+        return self._copy
+
+
+def _cast(reference_tokens: Tensor, pruner: OCPruner) -> Tensor:
+    return reference_tokens.to(pruner.initializ.mean.dtype)
+
+
+def _is_ordinary(pruner: OCPruner) -> bool:
+    """Whether a pruner computes, frozen, all that it does when it is not."""
+    for name in ("forward", "pick"):
+        if name in vars(pruner) or getattr(type(pruner), name) is not getattr(OCPruner, name):
+            return False
+    return all(
+        type(part) in PARTS and not part._forward_hooks and not part._forward_pre_hooks
+        for part in pruner.modules()
+        if part is not pruner
+    )
 
 
 def as_selector(pruner: Any) -> Selector:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
@@ -14,7 +15,7 @@ from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.cdpruner import CDPruner
 from ocvtp_kernels.selectors.divprune import DivPrune
 from ocvtp_kernels.selectors.hiprune import HiPrune
-from ocvtp_kernels.selectors.interface import Evidence, Selected, Selector, ask
+from ocvtp_kernels.selectors.interface import Evidence, Selected, Selector, ask, reads_of
 from ocvtp_kernels.selectors.prumerge import PruMerge
 from ocvtp_kernels.selectors.scope import SCOPE
 from ocvtp_kernels.selectors.trim import TRIM
@@ -128,7 +129,7 @@ def select(
         shallow_importance=shallow_importance,
         keys=keys,
         cls_token=cls_token,
-        grid=_square(tokens.shape[1]) if grid is None else grid,
+        grid=_square(tokens.shape[1], selector) if grid is None else grid,
         text=text,
         text_tokens=text_tokens,
     )
@@ -138,8 +139,15 @@ def select(
     return Selected(**selected._asdict() | {"tokens": selected.gather(tokens)})
 
 
-def _square(num_tokens: int) -> tuple[int, int] | None:
-    side = math.isqrt(num_tokens)
+def _square(num_tokens: int, selector: Selector) -> tuple[int, int] | None:
+    if not torch.compiler.is_compiling():
+        side = math.isqrt(num_tokens)
+    elif "grid" in reads_of(selector):
+        # Traced where the number of tokens varies, which isqrt is not; exact for squares.
+        side = int(num_tokens**0.5)
+    else:
+        # A graph that asks whether N is a square is made anew where the answer changes.
+        return None
     return (side, side) if side * side == num_tokens else None
 
 

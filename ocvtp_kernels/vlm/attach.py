@@ -36,7 +36,9 @@ def attach(
     Args:
         model: a LLaVA-1.5, LLaVA-NeXT or Qwen2.5-VL of transformers.
         processor: the model's own.
-        pruner: an `OCPruner`, or any selector (see `ocvtp_kernels.selectors`). Where its place is
+        pruner: an `OCPruner`, or any selector (see `ocvtp_kernels.selectors`). A pruner that is
+            not frozen stays as it is, and a frozen copy runs: later changes are not seen but for
+            moving, casting and ``load_state_dict``; attach again. Where a selector's place is
             "decoder", the prompt keeps all placeholders and the language model drops the tokens.
         budget: tokens kept of an image, at least 1.
         reference_layer: vision layer the decision is made on; a third of the depth if None, which

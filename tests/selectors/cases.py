@@ -32,10 +32,14 @@ def on(way: str) -> Iterator[None]:
 
 @dataclass
 class Images:
-    """A batch of images of ``grid`` tokens, and a budget, all drawn from the seed."""
+    """A batch of images of ``grid`` tokens, and a budget, all drawn from the seed.
+
+    ``sizes`` are the batch, the rows and columns of the grid, and the width, where not drawn.
+    """
 
     seed: int
     dtype: torch.dtype = torch.float64
+    sizes: tuple[int, int, int, int] | None = None
     grid: tuple[int, int] = field(init=False)
     budget: int = field(init=False)
     tokens: Tensor = field(init=False)
@@ -49,6 +53,9 @@ class Images:
         self.budget = draw.randint(1, num_tokens)
         # More channels than tokens: their similarities have full rank.
         width = num_tokens + draw.randint(1, 20)
+        if self.sizes is not None:
+            batch, *grid, width = self.sizes
+            self.grid, num_tokens = (grid[0], grid[1]), grid[0] * grid[1]
 
         def normal(*shape: int) -> Tensor:
             values = torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.profiler import profile
 
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.vlm.attach import attach
@@ -94,6 +95,21 @@ def test_attaching_twice_is_refused() -> None:
             attach(fresh, processor, make_pruner(), BUDGET)
         assert "get_image_features" not in vars(fresh.model)
     assert isinstance(attach(model, processor, make_pruner(), BUDGET), Handle)
+
+
+def test_a_pruner_that_is_not_frozen_is_attached_as_a_frozen_copy() -> None:
+    model, processor = make_llava(), make_llava_processor()
+    pruner = make_pruner().train()
+    with attach(model, processor, pruner, BUDGET) as handle:
+        with profile() as events:
+            generate(model, prepare(processor))
+        kept = handle.last.ids
+    assert not pruner.frozen and pruner.training
+    ops = {event.name for event in events.events()}
+    assert ops & {"ocvtp::prune", "ocvtp::prune_picks"}
+    with attach(model, processor, make_pruner().freeze(), BUDGET) as handle:
+        generate(model, prepare(processor))
+        assert torch.equal(handle.last.ids, kept)
 
 
 def test_bad_arguments_are_named() -> None:
