@@ -1,9 +1,11 @@
-"""What is drawn from a seed, as an op: a compiler cannot trace a generator, and need not.
+"""What is drawn from a seed, as ops: a compiler cannot trace a generator, and need not.
 
-The op is a helper of this package, without backends, and not one of ``torch.ops.ocvtp``.
+They are helpers of this package, without backends, and none of ``torch.ops.ocvtp``.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,10 +14,9 @@ from torch import Tensor
 BLOCK = 1024
 
 _LIBRARY = torch.library.Library("ocvtp_seeded", "DEF")
-_LIBRARY.define(
-    "more_noise(Tensor first, int seed, SymInt rows) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+_LIBRARY.define("more_noise(Tensor first, int seed, SymInt rows) -> Tensor", tags=_TAGS)
+_LIBRARY.define("rank(Tensor like, int seed, SymInt tokens) -> Tensor", tags=_TAGS)
 
 
 def draw(seed: int, rows: int, width: int) -> Tensor:
@@ -57,5 +58,32 @@ _LIBRARY.impl("more_noise", _more_noise, "CompositeExplicitAutograd")
 torch.library.register_fake(
     "ocvtp_seeded::more_noise",
     lambda first, seed, rows: first.new_empty(rows, first.shape[1]),
+    lib=_LIBRARY,
+)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _rank(seed: int, tokens: int, device: torch.device) -> Tensor:
+    # Drawn on the CPU, so that every device keeps the same tokens.
+    generator = torch.Generator().manual_seed(seed)
+    ranks = torch.randperm(tokens, generator=generator, device="cpu")
+    return ranks.to(device, torch.float32)
+
+
+def rank(like: Tensor, seed: int, tokens: int) -> Tensor:
+    """A rank for each token, float32 ``[tokens]``, without ties, on the device of ``like``."""
+    ranks: Tensor = torch.ops.ocvtp_seeded.rank(like, seed, tokens)
+    return ranks
+
+
+_LIBRARY.impl(
+    "rank",
+    lambda like, seed, tokens: _rank(seed, tokens, like.device).clone(),
+    "CompositeExplicitAutograd",
+)
+torch.library.register_fake(
+    "ocvtp_seeded::rank",
+    lambda like, seed, tokens: like.new_empty(tokens, dtype=torch.float32),
     lib=_LIBRARY,
 )

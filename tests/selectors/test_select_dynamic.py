@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import Selected, needs_of
 from ocvtp_kernels.selectors.registry import make_selector, select
 from tests.selectors.cases import Images
-from tests.selectors.test_select import VARIANTS, assert_alike
+from tests.selectors.test_select import EVERY_VARIANT, assert_alike
 
-# The ranks of "random" are a constant of the graph.
-VARYING = [(method, options) for method, options in VARIANTS if method != "random"]
 GRIDS = ((6, 6), (7, 7), (9, 9))
 
 
-@pytest.mark.parametrize(("method", "options"), VARYING)
+@EVERY_VARIANT
 def test_one_graph_serves_every_number_of_tokens(method: str, options: dict[str, Any]) -> None:
     # Where the grid is not told, a square is one; 55 tokens are none, and most methods need none.
     sizes = [rows * columns for rows, columns in GRIDS]
