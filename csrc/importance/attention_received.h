@@ -122,25 +122,36 @@ template <class E, int64_t vectors, class T = Wide<E>>
 inline void logits_tile(const T* queries, const T* panel, int64_t places, T scale, T* logits,
                         int64_t stride) {
   constexpr int64_t lanes = register_bytes / int64_t(sizeof(T));
-  Part<T> sum[tile_rows][vectors] = {};
-  for (int64_t i = 0; i < places; ++i) {
-    Part<T> key[vectors];
+  // Longer sums would round more than a BLAS does.
+  constexpr int64_t block = 256;
+  for (int64_t first = 0; first == 0 || first < places; first += block) {
+    const int64_t last = std::min(first + block, places);
+    Part<T> sum[tile_rows][vectors] = {};
+    for (int64_t i = first; i < last; ++i) {
+      Part<T> key[vectors];
 #pragma GCC unroll 3
-    for (int64_t c = 0; c < vectors; ++c)
-      std::memcpy(&key[c], panel + i * tile_columns<T> + c * lanes, sizeof key[c]);
+      for (int64_t c = 0; c < vectors; ++c)
+        std::memcpy(&key[c], panel + i * tile_columns<T> + c * lanes, sizeof key[c]);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < tile_rows; ++r)
+#pragma GCC unroll 3
+        for (int64_t c = 0; c < vectors; ++c)
+          sum[r][c] = add_product<E>(sum[r][c], key[c], queries[r * places + i]);
+    }
 #pragma GCC unroll 8
     for (int64_t r = 0; r < tile_rows; ++r)
 #pragma GCC unroll 3
-      for (int64_t c = 0; c < vectors; ++c)
-        sum[r][c] = add_product<E>(sum[r][c], key[c], queries[r * places + i]);
+      for (int64_t c = 0; c < vectors; ++c) {
+        T* to = logits + r * stride + c * lanes;
+        Part<T> x = sum[r][c] * scale;
+        if (first > 0) {
+          Part<T> before;
+          std::memcpy(&before, to, sizeof before);
+          x += before;
+        }
+        std::memcpy(to, &x, sizeof x);
+      }
   }
-#pragma GCC unroll 8
-  for (int64_t r = 0; r < tile_rows; ++r)
-#pragma GCC unroll 3
-    for (int64_t c = 0; c < vectors; ++c) {
-      const Part<T> x = sum[r][c] * scale;
-      std::memcpy(logits + r * stride + c * lanes, &x, sizeof x);
-    }
 }
 
 // A row of logits, filled up to whole vectors with -inf, becomes exp(x - max); the factor that

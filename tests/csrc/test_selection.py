@@ -30,7 +30,8 @@ pytestmark = pytest.mark.usefixtures("kernels")
 def test_attention_received(case: Case) -> None:
     batch, heads = case.between(1, 2), case.between(1, 3)
     queries, keys = 1 if case.chance(30) else case.size(140), case.size(140)
-    width, scale = case.size(40), case.normal() * (10 if case.chance(20) else 0.5)
+    width = case.size(40) if case.chance(90) else case.between(200, 700)
+    scale = case.normal() * (10 if case.chance(20) else 0.5)
     # [B, M, H, d] seen as [B, H, M, d], rows `gap` apart.
     gap = case.between(0, 2)
     row = width + gap

@@ -13,6 +13,7 @@ from tests.cases import CPU_WAYS, ISAS, assert_within_budget, peak_bytes, random
 MODES = ["meanq", "cls", "last"]
 HALF = [torch.float16, torch.bfloat16]
 # The last multiplies bfloat16, and is AVX-512 otherwise.
+NATIVE = (*ISAS, "avx512_bf16")
 WAYS = (*CPU_WAYS, "avx512_bf16")
 
 
@@ -51,6 +52,35 @@ def test_error_budget(
     assert_within_budget(got, plain, reference.attention_received(q.double(), k.double(), mode))
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+def test_error_budget_of_a_wide_head(way: str, dtype: torch.dtype) -> None:
+    q, k = (random_tokens(4, 1, 49, 1024, seed=seed, dtype=dtype) for seed in (0, 1))
+    with running(way):
+        got = torch.ops.ocvtp.attention_received(q, k, "meanq")
+    plain = reference.attention_received(q, k, "meanq")
+    assert_within_budget(got, plain, reference.attention_received(q.double(), k.double(), "meanq"))
+
+
+@pytest.mark.parametrize("isa", NATIVE)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+def test_any_threads_and_an_image_alone_give_the_same_bits(
+    isa: str, mode: str, dtype: torch.dtype
+) -> None:
+    q, k = inputs(300, dtype)
+    threads = torch.get_num_threads()
+    try:
+        with running(isa):
+            torch.set_num_threads(1)
+            one = torch.ops.ocvtp.attention_received(q, k, mode)
+            torch.set_num_threads(3)
+            assert torch.equal(torch.ops.ocvtp.attention_received(q, k, mode), one)
+            assert torch.equal(torch.ops.ocvtp.attention_received(q[1:], k[1:], mode), one[1:])
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_other_queries_than_keys_and_a_given_scale() -> None:
     q, k = inputs(11, torch.float64)
     got = torch.ops.ocvtp.attention_received(q[:, :, :4], k, "meanq", 0.5)
@@ -82,7 +112,7 @@ def test_half_precision_gives_the_bits_of_its_numbers_in_float32(
     assert torch.equal(got, wide)
 
 
-@pytest.mark.parametrize("isa", [*ISAS, "avx512_bf16"])
+@pytest.mark.parametrize("isa", NATIVE)
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan])
 def test_infinities_and_nan_of_half_precision(isa: str, dtype: torch.dtype, odd: float) -> None:
