@@ -202,6 +202,14 @@ inline void query_logits(const Wide<E>* query, const E* k, int64_t stride, int64
     // One after another, as they lie in memory.
     for (int64_t j = 0; j < 4; ++j) {
       const E* key = k + std::min(n + j, keys - 1) * stride;
+      if (stride > width) {
+        // Other heads lie between, often pages of them: the CPU does not look that far ahead, but
+        // within a row it does.
+        constexpr int64_t line = 64 / int64_t(sizeof(E));
+        const E* later = k + std::min(n + j + 8, keys - 1) * stride;
+        for (int64_t at = 0; at < std::min(width, 4 * line); at += line)
+          __builtin_prefetch(later + at);
+      }
       for_each_vector<T>(width, [&](int64_t at, int64_t lanes) {
         sum[j] += load_lanes(query + at, lanes) * load_wide(key + at, lanes);
       });
