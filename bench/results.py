@@ -140,6 +140,24 @@ class SelectorRow:
     gate: Verdict
 
 
+@dataclass(frozen=True)
+class SettingRow:
+    """One way to use the package, beside plain PyTorch in the same; see `bench.settings`."""
+
+    setting: str
+    what: str  # the op and its sizes
+    threads: int
+    unit: str  # of the figures: "s", of CPU time where there is one thread, or "bytes"
+    median: float | None  # None where the gate refused it
+    p20: float | None
+    p80: float | None
+    plain_median: float | None
+    plain_p20: float | None
+    plain_p80: float | None
+    rounds: int
+    gate: Verdict
+
+
 @dataclass
 class Result:
     """A result file."""
@@ -153,7 +171,9 @@ class Result:
     date: str = field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
     )
-    rows: list[Row] | list[EndToEnd] | list[SelectorRow] = field(default_factory=list)
+    rows: list[Row] | list[EndToEnd] | list[SelectorRow] | list[SettingRow] = field(
+        default_factory=list
+    )
     schema: int = SCHEMA
 
     def save(self, folder: Path) -> Path:

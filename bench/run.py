@@ -1,9 +1,9 @@
-"""The bench's command: ``python -m bench.run prune|compile|micro|e2e|selectors|ceilings``.
+"""The bench's command: ``python -m bench.run prune|compile|micro|settings|e2e|selectors|ceilings``.
 
 "prune" is the whole way beside every baseline but torch.compile, "compile" the whole way beside
-that, "micro" every other op. Ceilings first, then every variant through the gate, then the timings,
-then the gate once more. A variant that the gate refuses gets no time, and the command ends with
-status 1.
+that, "micro" every other op, "settings" the CPU as people use it. Ceilings first, then every
+variant through the gate, then the timings, then the gate once more. A variant that the gate refuses
+gets no time, and the command ends with status 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from bench import llava, selectors
+from bench import llava, selectors, settings
 from bench.cases import CASES, FORWARD_ONLY, Case, Outputs
 from bench.gate import Verdict, fresh, judge
 from bench.results import Result, Row, default_folder, device_name, driver, read_ceilings, row
@@ -36,7 +36,7 @@ from bench.traffic import Ceilings, measure_ceilings, tensor_bytes, work_of
 from bench.variants import Run, Variant, variants_of
 
 SEEDS = (11, 71)  # before and after the timing
-KINDS = ("prune", "compile", "micro", "e2e", "selectors", "ceilings")
+KINDS = ("prune", "compile", "micro", "settings", "e2e", "selectors", "ceilings")
 COMPILE_S = 20.0  # what torch.compile may take; with less time left it does not begin
 
 
@@ -250,6 +250,7 @@ def run(
             "ceilings": lambda: 0,
             "e2e": lambda: llava.run(result, folder, device, short, deadline),
             "selectors": lambda: selectors.run(result, folder, device, short, deadline),
+            "settings": lambda: settings.run(result, folder, short, deadline),
         }
         timed = kinds.get(kind, lambda: time_jobs(result, folder, todo, device, deadline))
         refused = timed()

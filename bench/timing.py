@@ -69,6 +69,7 @@ def measure(
     slow: Collection[str] = (),
     seconds: float = 2.0,
     rounds: tuple[int, int] = (5, 40),
+    cpu_time: bool = False,
 ) -> dict[str, Timing]:
     """Times each variant, taking turns round by round, so that all see the same weather.
 
@@ -81,6 +82,7 @@ def measure(
         slow: names whose sample is one call: a rotation of theirs would take seconds.
         seconds: about how long all of it may take.
         rounds: fewest and most rounds.
+        cpu_time: of this process on the CPU, which others that run meanwhile do not lengthen.
 
     Raises:
         StaleReplay: a graph's replay left poisoned outputs, or other ones than the eager call.
@@ -100,7 +102,7 @@ def measure(
                 kept[name] = eager, graph
             else:
                 samples[name], kept[name] = graph, ("graph", "")
-    clock = _event_clock if device.type == "cuda" else _host_clock
+    clock = _event_clock if device.type == "cuda" else _cpu_clock if cpu_time else _host_clock
     once = sum(clock(sample) for sample in samples.values())
     count = int(min(max(seconds / max(once, 1e-9), rounds[0]), rounds[1]))
     times: dict[str, list[float]] = {name: [] for name in samples}
@@ -132,6 +134,12 @@ def _host_clock(call: Call) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def _cpu_clock(call: Call) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 def _event_clock(call: Call) -> float:

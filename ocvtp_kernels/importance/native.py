@@ -21,5 +21,5 @@ def attention_received(q: Tensor, k: Tensor, mode: str, scale: float | None = No
 
 
 def _taken(x: Tensor) -> Tensor:
-    """The tensor as the kernels take it: they read half precision as it is."""
-    return x if x.dtype in HALF else computed(x)
+    """The tensor as the kernels take it: those of the CPU read half precision as it is."""
+    return x if x.is_cpu and x.dtype in HALF else computed(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ocvtp_kernels.report import end_to_end, pictures, selectors
+from ocvtp_kernels.report import end_to_end, pictures, selectors, settings
 from ocvtp_kernels.report.drawing import MARKERS, SERIES, STAND_INS, Picture
 from ocvtp_kernels.report.results import (
     KINDS,
@@ -20,10 +20,9 @@ from ocvtp_kernels.report.style import CSS
 from ocvtp_kernels.report.tables import (
     CLOCK_LEGEND,
     Comparison,
+    all_losses,
     clock_text,
     compare,
-    loss_text,
-    losses,
     provenance,
     ratio_text,
     share_text,
@@ -37,6 +36,7 @@ KIND_NAMES = {
     "prune": "The whole way",
     "compile": "The whole way beside torch.compile",
     "micro": "Micro-benchmarks",
+    "settings": "Settings",
     "e2e": "End to end",
     "selectors": "Selectors",
 }
@@ -77,11 +77,12 @@ def _device(slug: str, files: Sequence[ResultFile]) -> str:
     kinds = {file.kind for file in files}
     if ops := [file for file in files if file.kind in OP_KINDS]:
         comparisons = [c for file in ops for c in compare(file.micro)]
-        parts += [_tiles(ops, comparisons), _where_we_lose(ops, comparisons)]
+        used = [row for file in files for row in file.settings]
+        parts += [_tiles(ops, comparisons), _where_we_lose(ops, comparisons, used)]
         # In older files these two variants of the whole way stand among the single ops.
         held = {row.variant for file in ops for row in file.micro if row.is_whole_way}
         kinds |= held & {"prune", "compile"}
-    section = {"e2e": _end_to_end, "selectors": _selectors}
+    section = {"settings": _settings, "e2e": _end_to_end, "selectors": _selectors}
     for file in files:
         parts += section.get(file.kind, _ops)(file)
     for kind, name in KIND_NAMES.items():
@@ -162,11 +163,15 @@ def _sizes(row: MicroRow) -> tuple[int, int, int]:
     return row.workload.batch, row.workload.num_tokens, row.workload.num_slots or 0
 
 
-def _where_we_lose(files: Sequence[ResultFile], comparisons: Sequence[Comparison]) -> str:
+def _where_we_lose(
+    files: Sequence[ResultFile],
+    comparisons: Sequence[Comparison],
+    used: Sequence[settings.SettingRow],
+) -> str:
     rows = [row for file in files for row in file.micro]
-    text = f"<h3>Where we lose</h3><p>{escape(summary(rows, comparisons))}</p>"
-    if lost := losses(comparisons):
-        items = "".join(f"<li>{escape(loss_text(c))}</li>" for c in lost)
+    text = f"<h3>Where we lose</h3><p>{escape(summary(rows, comparisons, used))}</p>"
+    if lost := all_losses(comparisons, used):
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in lost)
         text += f'<ol class="losses">{items}</ol>'
     if alone := [place for file in files for place in without_ours(file.micro)]:
         items = "".join(f"<li>{escape(f'{op} {d}, {workload_text(w)}')}</li>" for op, d, w in alone)
@@ -221,6 +226,15 @@ def _end_to_end(file: ResultFile) -> list[str]:
     for model, mine in end_to_end.models_of(rows).items():
         noted = [(*end_to_end.cells(row, rows), row.note if row.times else "") for row in mine]
         parts += [f"<h4>{escape(model)}</h4>", _table((*end_to_end.HEADER, "note"), noted)]
+    return parts
+
+
+def _settings(file: ResultFile) -> list[str]:
+    parts = ["<h3>Settings</h3>", f"<p>{escape(settings.LEGEND)}</p>"]
+    parts.append(_table(settings.HEADER, settings.table(file.settings)))
+    if refused := settings.refusals(file.settings):
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in refused)
+        parts.append(f"<h4>Refused</h4><ul>{items}</ul>")
     return parts
 
 

@@ -12,12 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from ocvtp_kernels.report import selectors, settings
 from ocvtp_kernels.report.fields import Field, ResultError, Times, load_json, read_times
-from ocvtp_kernels.report.selectors import SelectorRow, read_row
+from ocvtp_kernels.report.selectors import SelectorRow
+from ocvtp_kernels.report.settings import SettingRow
 
 SCHEMA = 1
 OP_KINDS = ("prune", "compile", "micro")  # files of rows of ops
-KINDS = (*OP_KINDS, "e2e", "selectors")  # in the order of the report
+KINDS = (*OP_KINDS, "settings", "e2e", "selectors")  # in the order of the report
 WHOLE_WAY = ("prune", "forward")
 DIRECTIONS = ("forward", "backward")
 STAGES = ("encoder", "pruner", "projector", "prefill")
@@ -120,6 +122,7 @@ class ResultFile:
     micro: tuple[MicroRow, ...] = ()
     e2e: tuple[EndToEndRow, ...] = ()
     selectors: tuple[SelectorRow, ...] = ()
+    settings: tuple[SettingRow, ...] = ()
 
     @property
     def place(self) -> str:
@@ -168,10 +171,12 @@ def read_result(path: Path) -> ResultFile:
     ceilings = top.get("ceilings") if kind in OP_KINDS else None
     micro = tuple(_micro_row(row) for row in rows) if kind in OP_KINDS else ()
     e2e = tuple(_end_to_end_row(row) for row in rows) if kind == "e2e" else ()
-    selectors = tuple(read_row(row) for row in rows) if kind == "selectors" else ()
+    by_method = tuple(map(selectors.read_row, rows)) if kind == "selectors" else ()
+    by_setting = tuple(map(settings.read_row, rows)) if kind == "settings" else ()
     keys: list[tuple[object, ...]] = [row.place for row in micro]
     keys += [row[:6] for row in e2e]
-    keys += [row.place for row in selectors]
+    keys += [row.place for row in by_method]
+    keys += [row.place for row in by_setting]
     seen: dict[tuple[object, ...], int] = {}
     for index, key in enumerate(keys):
         if (first := seen.setdefault(key, index)) != index:
@@ -194,7 +199,8 @@ def read_result(path: Path) -> ResultFile:
         },
         micro=micro,
         e2e=e2e,
-        selectors=selectors,
+        selectors=by_method,
+        settings=by_setting,
     )
 
 

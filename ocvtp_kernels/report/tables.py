@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ocvtp_kernels.report import end_to_end, selectors
+from ocvtp_kernels.report import end_to_end, selectors, settings
 from ocvtp_kernels.report.drawing import KNOWN_VARIANTS
 from ocvtp_kernels.report.fields import Times
 from ocvtp_kernels.report.results import (
@@ -177,19 +177,31 @@ def width_text(workload: Workload) -> str:
     return " · ".join(f"{name} {size}" for name, size, usual in named if size not in (None, usual))
 
 
-def summary(rows: Sequence[MicroRow], comparisons: Sequence[Comparison]) -> str:
+def summary(
+    rows: Sequence[MicroRow],
+    comparisons: Sequence[Comparison],
+    used: Sequence[settings.SettingRow] = (),
+) -> str:
     """How often we lose, and how much was refused, in a sentence or two."""
-    lost = sum(c.is_loss for c in comparisons)
-    if not comparisons:
+    lost = len(all_losses(comparisons, used))
+    count = len(comparisons) + sum(row.ours is not None for row in used)
+    if not count:
         said = "No baseline has a time beside ours."
     elif lost == 0:
-        said = f"Nowhere; no baseline is faster in any comparison ({len(comparisons)})."
+        said = f"Nowhere; no baseline is faster in any comparison ({count})."
     else:
-        said = f"A baseline is faster in {lost} of {len(comparisons)} comparisons."
-    refused = sum(row.times is None for row in rows)
+        said = f"A baseline is faster in {lost} of {count} comparisons."
+    refused = sum(row.times is None for row in rows) + sum(row.ours is None for row in used)
+    total = len(rows) + len(used)
     return said + (
-        f" {refused} of {len(rows)} rows were refused by the correctness gate." if refused else ""
+        f" {refused} of {total} rows were refused by the correctness gate." if refused else ""
     )
+
+
+def all_losses(comparisons: Iterable[Comparison], used: Sequence[settings.SettingRow]) -> list[str]:
+    """Where a baseline is faster than ours, at any size and in any setting, worst first."""
+    lost = [(c.ratio, loss_text(c)) for c in losses(comparisons)] + settings.losses(used)
+    return [sentence for _, sentence in sorted(lost, key=lambda pair: pair[0])]
 
 
 def provenance(file: ResultFile) -> str:
@@ -207,10 +219,15 @@ def readme_tables(results: dict[str, list[ResultFile]]) -> str:
         blocks.append(f"**{files[0].device}**")
         ordered = sorted(files, key=lambda file: KINDS.index(file.kind))
         if ops := [file for file in ordered if file.kind in OP_KINDS]:
-            blocks += [*_readme_ops(ops), *map(_footer, ops)]
+            used = [row for file in files for row in file.settings]
+            blocks += [*_readme_ops(ops, used), *map(_footer, ops)]
         for file in ordered[len(ops) :]:
-            is_e2e = file.kind == "e2e"
-            blocks += end_to_end.readme(file.e2e) if is_e2e else selectors.readme(file.selectors)
+            if file.kind == "settings":
+                blocks += settings.readme(file.settings)
+            elif file.kind == "e2e":
+                blocks += end_to_end.readme(file.e2e)
+            else:
+                blocks += selectors.readme(file.selectors)
             blocks.append(_footer(file))
         kinds = {file.kind for file in files}
         blocks += [sentence for kind, sentence in UNMEASURED.items() if kind not in kinds]
@@ -221,15 +238,15 @@ def _footer(file: ResultFile) -> str:
     return f"<sub>{file.kind}: {provenance(file)}</sub>"
 
 
-def _readme_ops(files: Sequence[ResultFile]) -> list[str]:
+def _readme_ops(files: Sequence[ResultFile], used: Sequence[settings.SettingRow]) -> list[str]:
     main = whole_way(files)
     blocks = [] if main is None else _readme_whole_way(main, files)
     comparisons = [c for file in files for c in compare(file.micro)]
-    said = summary([row for file in files for row in file.micro], comparisons)
-    blocks.append("Where we lose, over all ops and sizes: " + said)
-    if lost := losses(comparisons):
+    said = summary([row for file in files for row in file.micro], comparisons, used)
+    blocks.append("Where we lose, over all ops, sizes and settings: " + said)
+    if lost := all_losses(comparisons, used):
         title = f"The worst {README_LOSSES}" if len(lost) > README_LOSSES else "All of them"
-        listed = "\n".join(f"* {loss_text(c)}" for c in lost[:README_LOSSES])
+        listed = "\n".join(f"* {sentence}" for sentence in lost[:README_LOSSES])
         blocks.append(f"{title}:\n\n{listed}")
     return blocks
 
