@@ -7,6 +7,7 @@
 #include "greedy/table.h"
 #include "importance/attention_received.h"
 #include "selection/slot_argmax.h"
+#include "selection/slot_owners.h"
 #include "slots/gru_gates.h"
 #include "slots/norm_slots.h"
 #include "slots/slot_softmax.h"
@@ -25,6 +26,7 @@ static const Kernels<T> table = {
     gru_gates<T>,
     slot_scores<T>,
     slot_best<T>,
+    slot_owners<T>,
     attention_received<T>,
     attention_mean<T>,
     merge_lists<T>,

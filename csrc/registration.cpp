@@ -66,6 +66,9 @@ OCVTP_LIBRARY(m) {
   m.def(
       "resolve_gather_packed(Tensor packed, Tensor? importance, Tensor final, int budget)"
       " -> (Tensor tokens, Tensor ids)");
+  // q and k of one floating dtype, final [B,N,C] of any -> merged [B,K,C] in the dtype of final,
+  // mass [B,K] in that of q.
+  m.def("merge(Tensor q, Tensor k, Tensor final, float scale) -> (Tensor merged, Tensor mass)");
   // q [B,H,M,d], k [B,H,N,d]; row -1 is the mean over all queries, else that query's row alone
   // -> wide [B,N], averaged over heads.
   m.def("attention_received(Tensor q, Tensor k, int row, float scale) -> Tensor");

@@ -132,6 +132,11 @@ CASES = {
         {"top_k": (1, N)},
         measures=("q", "k"),
     ),
+    "merge": Case(
+        competition(final=random_tokens(B, N, E), scale=0.3),
+        {"q": ["size 1 *"], "final": ["size 2 *", *FLOATING]},
+        measures=("q", "k"),
+    ),
     "resolve_picks": Case(
         resolve(budget=5, num_tokens=N),
         {"picks": ["size 2 *"], **SCORES},

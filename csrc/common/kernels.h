@@ -141,6 +141,15 @@ struct SlotArgmax {
   T* peak;         // [B, K]
 };
 
+// Part: blocks of tokens of images. A token's largest attention, and the first slot that has it.
+template <class T>
+struct SlotOwners {
+  const T* attention;  // [B, K, N]
+  int64_t slots, tokens;
+  T* share;        // [B, N]
+  int64_t* owner;  // [B, N]
+};
+
 // Part: blocks of queries of heads of images. Each key's sum of softmax(scale * q k^T).
 template <class E>
 struct AttentionReceived {
@@ -172,6 +181,7 @@ struct Kernels {
   void (*gru_gates)(const GruGates<T>&, int64_t begin, int64_t end);
   void (*slot_scores)(const SlotArgmax<T>&, int64_t begin, int64_t end);
   void (*slot_best)(const SlotArgmax<T>&, int64_t begin, int64_t end);
+  void (*slot_owners)(const SlotOwners<T>&, int64_t begin, int64_t end);
   void (*attention_received)(const AttentionReceived<T>&, int64_t begin, int64_t end);
   void (*attention_mean)(const AttentionMean<T>&, int64_t begin, int64_t end);
   void (*merge_lists)(const ScatterMerge<T>&, int64_t begin, int64_t end);

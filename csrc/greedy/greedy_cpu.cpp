@@ -1,14 +1,9 @@
 // ocvtp_native's greedy selections on the CPU.
-#include "common/binding.h"
 #include "greedy/checks.h"
+#include "greedy/merge_tensor.h"
 
 namespace ocvtp {
 namespace {
-
-template <class T>
-Rows<T> rows(const Tensor& tensor) {
-  return {data<T>(tensor), tensor.stride(0), tensor.stride(1)};
-}
 
 // Steps of an image wait for each other: threads take images of about `elements` elements, or,
 // where images are fewer than they, share each step. body(image) does an image's steps by
@@ -211,24 +206,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> centrifugal_select(Tensor similarity,
 std::tuple<Tensor, Tensor> scatter_merge(Tensor tokens, Tensor weight, Tensor owner,
                                          int64_t num_owners) {
   check_scatter_merge(tokens, weight, owner, num_owners, kernel_dtypes);
-  tokens = with_unit_stride(tokens);
-  weight = dense(weight);
-  owner = dense(owner);
-  const int64_t batch = tokens.size(0), num_tokens = tokens.size(1), width = tokens.size(2);
-  const Tensor starts = empty(owner, {batch, num_owners + 1});
-  const Tensor members = empty(owner, {batch, num_tokens});
-  const Tensor sums = empty(tokens, {batch, num_owners, width});
-  const Tensor mass = empty(tokens, {batch, num_owners});
-  by_dtype(tokens, [&](auto kind) {
-    using T = decltype(kind);
-    const ScatterMerge<T> arguments{
-        rows<T>(tokens), data<T>(weight),      data<int64_t>(owner),  num_tokens,   width,
-        num_owners,      out<int64_t>(starts), out<int64_t>(members), out<T>(sums), out<T>(mass)};
-    run(kernels<T>().merge_lists, arguments, batch, 2 * num_tokens);
-    run(kernels<T>().merge_sums, arguments, batch * num_owners,
-        num_tokens * width / std::max<int64_t>(1, num_owners));
-  });
-  return {sums, mass};
+  return sums_of_owners(with_unit_stride(tokens), dense(weight), dense(owner), num_owners);
 }
 
 Tensor channel_variance(Tensor tokens) {

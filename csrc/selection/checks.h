@@ -12,6 +12,12 @@ inline void check_slot_argmax(const Tensor& q, const Tensor& k,
   if (k.size(1) < 1) refuse("k", "at least one token", text_of(k));
 }
 
+// Of any floating dtypes: they are computed wide.
+inline void check_merge(const Tensor& q, const Tensor& k, const Tensor& final) {
+  check_queries_and_keys(q, k, floating);
+  require("final", final, {q.size(0), k.size(1), any}, floating, q);
+}
+
 inline void check_importance(const std::optional<Tensor>& importance, int64_t batch,
                              int64_t num_tokens, int64_t budget, const Tensor& picks) {
   require("importance", importance, {batch, num_tokens}, floating, picks);

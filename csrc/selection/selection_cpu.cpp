@@ -1,7 +1,11 @@
 // ocvtp_native's selection parts on the CPU.
+#include <limits>
+
 #include "common/binding.h"
+#include "greedy/merge_tensor.h"
 #include "selection/checks.h"
 #include "selection/resolve_picks.h"
+#include "slots/attention_tensor.h"
 
 namespace ocvtp {
 namespace {
@@ -86,10 +90,33 @@ std::tuple<Tensor, Tensor> resolve_gather(Tensor picks, Tensor peak,
   return {tokens, ids};
 }
 
+std::tuple<Tensor, Tensor> merge(Tensor q, Tensor k, Tensor final, double scale) {
+  check_merge(q, k, final);
+  const Tensor attention = attention_of(widened(q), widened(k), std::nullopt, std::nullopt, scale);
+  const int64_t batch = attention.size(0), slots = attention.size(1), tokens = attention.size(2);
+  const Tensor share = empty(attention, {batch, tokens});
+  const Tensor owner = empty(attention, {batch, tokens}, ScalarType::Long);
+  by_dtype(attention, [&](auto kind) {
+    using T = decltype(kind);
+    const SlotOwners<T> arguments{data<T>(attention), slots, tokens, out<T>(share),
+                                  out<int64_t>(owner)};
+    run(kernels<T>().slot_owners, arguments, batch * token_blocks(tokens), slots * token_block);
+  });
+  // The wider of both.
+  const ScalarType dtype =
+      final.scalar_type() == ScalarType::Double ? ScalarType::Double : share.scalar_type();
+  const auto [sums, mass] = sums_of_owners(with_unit_stride(in_dtype(final, dtype)),
+                                           in_dtype(share, dtype), owner, slots);
+  // A share is no less than 1 / K: this changes the division by 0 alone, whose result is 0.
+  per_mass(sums, nullptr, mass, std::numeric_limits<float>::min(), sums, nullptr);
+  return {in_dtype(sums, final.scalar_type()), in_dtype(mass, q.scalar_type())};
+}
+
 STABLE_TORCH_LIBRARY_IMPL(ocvtp_native, CPU, m) {
   m.impl("slot_argmax", TORCH_BOX(&slot_argmax));
   m.impl("resolve_picks", TORCH_BOX(&resolve_picks));
   m.impl("resolve_gather", TORCH_BOX(&resolve_gather));
+  m.impl("merge", TORCH_BOX(&merge));
 }
 
 }  // namespace

@@ -1,25 +1,11 @@
 // ocvtp_native's slots parts on the CPU: the products are ATen's, what lies between them is ours.
 // Products are in the dtype of the arguments, the rest is float32 or wider.
 #include "encode/norm_tensor.h"
+#include "slots/attention_tensor.h"
 #include "slots/checks.h"
 
 namespace ocvtp {
 namespace {
-
-// The attention [B, K, N], from dot products made here.
-Tensor attention_of(const Tensor& q, const Tensor& k, const std::optional<Tensor>& constant,
-                    const std::optional<Tensor>& slot_mask, double scale) {
-  Tensor attention = computed(product(q, transposed(k)));
-  const int64_t slots = attention.size(1), tokens = attention.size(2);
-  by_dtype(attention, [&](auto kind) {
-    using T = decltype(kind);
-    const SlotSoftmax<T> arguments{
-        out<T>(attention), data<T>(constant), data<bool>(slot_mask), slots, tokens, T(scale)};
-    run(kernels<T>().slot_softmax, arguments, q.size(0) * token_blocks(tokens),
-        4 * slots * token_block);
-  });
-  return attention;
-}
 
 Tensor mass_of(const Tensor& attention) {
   const int64_t rows = attention.size(0) * attention.size(1), tokens = attention.size(2);
@@ -30,19 +16,6 @@ Tensor mass_of(const Tensor& attention) {
         tokens);
   });
   return mass;
-}
-
-// x / (mass + eps) into `to`, and the rows' dot products with y, where both are given.
-void per_mass(const Tensor& x, const Tensor* y, const Tensor& mass, double eps, const Tensor& to,
-              const Tensor* dot) {
-  const int64_t width = x.size(2);
-  by_dtype(x, [&](auto kind) {
-    using T = decltype(kind);
-    const PerMass<T> arguments{
-        data<T>(x), y ? data<T>(*y) : nullptr,   data<T>(mass), width, T(eps),
-        out<T>(to), dot ? out<T>(*dot) : nullptr};
-    run(kernels<T>().per_mass, arguments, x.size(0) * x.size(1), width);
-  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,

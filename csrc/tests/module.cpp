@@ -118,6 +118,7 @@ void add_kernels(py::module_ module) {
   OCVTP_KERNEL(gru_gates);
   OCVTP_KERNEL(slot_scores);
   OCVTP_KERNEL(slot_best);
+  OCVTP_KERNEL(slot_owners);
   OCVTP_KERNEL(attention_received);
   OCVTP_KERNEL(attention_mean);
   OCVTP_KERNEL(merge_lists);

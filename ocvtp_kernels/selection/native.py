@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.native import computed, dense_rows
-from ocvtp_kernels.slots.reference import slot_logits
 
 MOST_PICKS = 65535  # of an image, on a GPU: a pick's place is 16 bits
 MOST_PACKED_SLOTS = 2048  # on a GPU: their packed picks are in shared memory
@@ -80,14 +79,8 @@ def select(
 
 def merge(q: Tensor, k: Tensor, final: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
     """`ocvtp_kernels.selection.reference.merge`, a slot's own tokens summed alone."""
-    attention = slot_logits(computed(q), computed(k), scale).softmax(dim=1)
-    share, owner = attention.max(dim=1)
-    tokens = computed(final)
-    wide = torch.promote_types(tokens.dtype, share.dtype)
-    tokens, share = tokens.to(wide), share.to(wide)
-    sums, mass = torch.ops.ocvtp_native.scatter_merge(tokens, share, owner, q.shape[1])
-    merged = sums / mass.clamp_min(torch.finfo(wide).tiny).unsqueeze(-1)
-    return merged.to(final.dtype), mass.to(q.dtype)
+    merged, mass = torch.ops.ocvtp_native.merge(q, k, final, _scale_of(q, scale))
+    return merged, mass
 
 
 def argmax_gather(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.csrc.shapes import Array, Case, Divide, fuzz, token_blocks, wide
+from tests.csrc.shapes import Array, Case, Divide, fuzz, is_alike, token_blocks, wide
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -60,6 +60,23 @@ def test_slot_softmax_backward(case: Case) -> None:
         factor = case.rounded(scale) * attention
         allowed = 16 * case.eps * size * np.abs(factor)
         case.assert_near(got, factor * (whole - shared), allowed)
+
+
+@fuzz
+def test_slot_owners(case: Case) -> None:
+    batch, slots, tokens = shape = any_shape(case)
+    # Whole numbers: many ties, which go to the first.
+    attention = case.numbers(*shape, whole=case.chance(60))
+    for share, owner in case.run(
+        "slot_owners",
+        batch * token_blocks(tokens),
+        [case.unwritten(batch, tokens), case.ids(batch, tokens)],
+        lambda share, owner: (attention, slots, tokens, share, owner),
+    ):
+        # NumPy's first maximum is a NaN where there is one, as PyTorch's.
+        want = attention.argmax(1)
+        assert (owner == want).all()
+        assert is_alike(share, np.take_along_axis(attention, want[:, None], 1)[:, 0])
 
 
 def log_attention(logits: Array) -> Array:

@@ -145,6 +145,50 @@ def test_merge_error_budget(way: str, dtype: torch.dtype) -> None:
     assert_within_budget(merged, plain, merged_by_hand(q, k, final)[0])
 
 
+@EVERY_WAY
+@pytest.mark.parametrize(
+    ("narrow", "wide"), [(torch.float32, torch.float64), (torch.float16, torch.float32)], ids=str
+)
+def test_merge_takes_final_tokens_of_another_dtype(
+    way: str, narrow: torch.dtype, wide: torch.dtype
+) -> None:
+    for dtype, of_final in ((narrow, wide), (wide, narrow)):
+        q, k, _ = inputs(7, 70, dtype)
+        # Rows that stand apart, and whose channels do.
+        final = random_tokens(3, 6, 70, seed=2, dtype=of_final).mT[..., 1:]
+        with running(way):
+            got = torch.ops.ocvtp.merge(q, k, final)
+        with use_backend("reference"):
+            plain = torch.ops.ocvtp.merge(q, k, final)
+        assert [x.dtype for x in got] == [of_final, dtype]
+        for ours, theirs, exact in zip(got, plain, merged_by_hand(q, k, final), strict=True):
+            assert_within_budget(ours, theirs, exact)
+
+
+@EVERY_WAY
+def test_merge_gives_ties_and_nan_to_the_first_slot(way: str) -> None:
+    q, k, final = inputs(7, 70)
+    # Products of whole numbers do not round.
+    q, k = q.round(), k.round()
+    q[:, 5] = q[:, 3]
+    k[0, 20] = 0
+    k[1, 40] = torch.nan
+    with running(way):
+        merged, mass = torch.ops.ocvtp.merge(q, k, final)
+    attention = slot_logits(q, k, None).softmax(dim=1)
+    assert (mass[:, 5] == 0).all() and (mass[:, 3] > 0).all()
+    owned = attention.argmax(1)[..., None] == torch.arange(7)
+    assert owned[0, 20, 0] and owned[1, 40, 0]
+    shares = attention.where(owned.mT, 0)
+    torch.testing.assert_close(mass, shares.sum(-1), equal_nan=True)
+    spoilt = torch.zeros(3, 7, dtype=torch.bool)
+    spoilt[1, 0] = True
+    assert torch.equal(mass.isnan(), spoilt)
+    assert torch.equal(merged.isnan().all(-1), spoilt) and torch.equal(
+        merged.isnan().any(-1), spoilt
+    )
+
+
 def test_merge_gradient_in_final() -> None:
     q, k, final = inputs(4, 9, torch.float64)
     final.requires_grad_()

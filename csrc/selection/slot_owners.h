@@ -1,0 +1,36 @@
+// Each token's slot in a hard assignment (ocvtp_kernels/selection/reference.py::merge_weights):
+// that of its largest attention, ties to the lowest slot; a NaN is larger than any number.
+#pragma once
+
+#include "common/kernels.h"
+#include "slots/slot_softmax.h"
+
+namespace ocvtp::OCVTP_ISA {
+
+template <class T>
+void slot_owners(const SlotOwners<T>& a, int64_t begin, int64_t end) {
+  const auto leads = [](Part<T> x, Part<T> top) { return (x > top) | ((x != x) & (top == top)); };
+  for_each_block(a.tokens, begin, end, [&](int64_t image, int64_t first, int64_t count) {
+    const T* block = a.attention + image * a.slots * a.tokens + first;
+    const int64_t token = image * a.tokens + first;
+    for_each_vector<T>(count, [&](int64_t at, int64_t lanes) {
+      Vector<T> top = splat(-std::numeric_limits<T>::infinity()), leader = splat(T(0));
+      for (int64_t slot = 0; slot < a.slots; ++slot) {
+        const Vector<T> x = load_lanes(block + slot * a.tokens + at, lanes);
+        leader = by_parts<T>(
+            [&](Part<T> x, Part<T> top, Part<T> old) -> Part<T> {
+              return leads(x, top) ? parts::splat(T(slot)) : old;
+            },
+            x, top, leader);
+        top = by_parts<T>(
+            [&](Part<T> x, Part<T> top) -> Part<T> { return leads(x, top) ? x : top; }, x, top);
+      }
+      T owners[width<T>];
+      store(owners, leader);
+      store_lanes<T>(a.share + token + at, top, lanes);
+      for (int64_t i = 0; i < lanes; ++i) a.owner[token + at + i] = static_cast<int64_t>(owners[i]);
+    });
+  });
+}
+
+}  // namespace ocvtp::OCVTP_ISA
