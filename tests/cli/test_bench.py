@@ -123,8 +123,8 @@ def test_the_committed_projections_are_the_generated_ones(tmp_path: Path) -> Non
         (["--report", "--output", "a", "--readme", "a"], "readme: expected another file"),
         (
             ["--report", "--results", "nowhere"],
-            "results: expected any of */prune.json, */compile.json, */micro.json, */settings.json, */e2e.json, "
-            "*/selectors.json in nowhere, found none",
+            "results: expected any of */prune.json, */compile.json, */micro.json, "
+            "*/settings.json, */e2e.json, */selectors.json in nowhere, found none",
         ),
     ],
 )
