@@ -57,7 +57,7 @@ lint: $(VENV)/.extra-lint
 
 bench: $(VENV)/.extra-test
 	$(BIN)/python -m pytest bench
-	set -e; for kind in prune compile micro e2e selectors; do $(BIN)/python -m bench.run $$kind; done
+	set -e; for kind in prune compile micro settings e2e selectors; do $(BIN)/python -m bench.run $$kind; done
 	$(BIN)/python -m bench.attach_overhead
 	$(BIN)/python -m bench.host
 

@@ -1,4 +1,4 @@
-"""The table of settings: the package as people use it, beside plain PyTorch used in the same way."""
+"""The table of settings: the package as people use it, plain PyTorch used alike beside it."""
 
 from __future__ import annotations
 

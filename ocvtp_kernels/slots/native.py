@@ -6,11 +6,12 @@ On the CPU half precision is multiplied, and kept between kernels, in float32.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.linear.blas import float32_sums
-from ocvtp_kernels.native import multiplied
+from ocvtp_kernels.native import WIDE, multiplied
 
 MOST_WIDTH = 8192  # of a slot, on a GPU: its new state waits in shared memory for its norm
 
@@ -81,10 +82,12 @@ def gru_cell(
     x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
 ) -> Tensor:
     """`ocvtp_kernels.slots.reference.gru_cell`, summed in float32 or wider."""
+    dtype = h.dtype
+    if not (h.is_cpu and dtype in WIDE):
+        x, h, w_ih, w_hh, b_ih, b_hh = map(multiplied, (x, h, w_ih, w_hh, b_ih, b_hh))
     with float32_sums(h.device):
-        x_gates = torch.nn.functional.linear(multiplied(x), multiplied(w_ih), multiplied(b_ih))
-        h_gates = torch.nn.functional.linear(multiplied(h), multiplied(w_hh), multiplied(b_hh))
-    state, _ = torch.ops.ocvtp_native.gru_gates(
-        x_gates, h_gates, multiplied(h), None, None, None, None, None, 0.0, False
-    )
-    return state if state.dtype == h.dtype else state.to(h.dtype)
+        x_gates, h_gates = F.linear(x, w_ih, b_ih), F.linear(h, w_hh, b_hh)
+    state: Tensor = torch.ops.ocvtp_native.gru_gates(
+        x_gates, h_gates, h, None, None, None, None, None, 0.0, False
+    )[0]
+    return state if state.dtype == dtype else state.to(dtype)
