@@ -32,7 +32,12 @@ static const Kernels<T> table = {
     &GreedyTable<T>::kernels,
 };
 
+template <class E>
+static const Kernels<E> half_table = {{attention_received<E>}};
+
 const Kernels<float>* single() { return &table<float>; }
 const Kernels<double>* wide() { return &table<double>; }
+const Kernels<Float16>* half() { return &half_table<Float16>; }
+const Kernels<BFloat16>* bfloat16() { return &half_table<BFloat16>; }
 
 }  // namespace ocvtp::OCVTP_ISA

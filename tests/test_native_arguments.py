@@ -344,6 +344,19 @@ def test_spoilt_arguments_are_named(library: str, op: str) -> None:
             refused(name, number, str(number))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_attention_received_takes_half_precision_if_both_have_it(
+    library: str, dtype: torch.dtype
+) -> None:
+    given = CASES["attention_received"].arguments
+    halves = {name: given[name].to(dtype) for name in "qk"}
+    got = call(library, "attention_received", given, **halves)
+    assert got.shape == (B, N) and got.dtype == torch.float32
+    for name, half in halves.items():
+        with pytest.raises(ValueError, match=r"k: expected \[2, 2, any, 8\] .*, got "):
+            call(library, "attention_received", given, **{name: half})
+
+
 def test_a_sentence_says_what_came_and_what_was_expected(library: str) -> None:
     x, kinds = random_tokens(2, 9, 8), " or ".join(MULTIPLIED[library])
     sentences = {

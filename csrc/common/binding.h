@@ -25,6 +25,14 @@ auto by_dtype(const Tensor& tensor, const Body& body) {
   throw std::invalid_argument("ocvtp_native on the CPU takes float32 and float64");
 }
 
+// The same, and body(Float16{}) or body(BFloat16{}).
+template <class Body>
+auto by_floating_dtype(const Tensor& tensor, const Body& body) {
+  if (tensor.scalar_type() == ScalarType::Half) return body(Float16{});
+  if (tensor.scalar_type() == ScalarType::BFloat16) return body(BFloat16{});
+  return by_dtype(tensor, body);
+}
+
 // Dense ids are of tokens: only on the CPU can values be read without a wait.
 inline void require_ids(const char* name, const Tensor& ids, int64_t num_tokens) {
   const int64_t* id = data<int64_t>(ids);

@@ -4,10 +4,35 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "greedy/kernels.h"
 
 namespace ocvtp {
+
+// Half precision, of which the kernels know bits alone.
+struct Float16 {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The dtype that elements are summed in.
+template <class E>
+struct Widened {
+  using Type = E;
+};
+template <>
+struct Widened<Float16> {
+  using Type = float;
+};
+template <>
+struct Widened<BFloat16> {
+  using Type = float;
+};
+template <class E>
+using Wide = typename Widened<E>::Type;
 
 // Part: rows. out = (x - mean) / sqrt(variance + eps).
 template <class T>
@@ -117,14 +142,14 @@ struct SlotArgmax {
 };
 
 // Part: blocks of queries of heads of images. Each key's sum of softmax(scale * q k^T).
-template <class T>
+template <class E>
 struct AttentionReceived {
-  const T *q, *k;  // [B, H, M, d], [B, H, N, d]
+  const E *q, *k;  // [B, H, M, d], [B, H, N, d]
   int64_t q_strides[3], k_strides[3];
   int64_t heads, queries, keys, width;
-  T scale;
-  T* scratch;   // attention_scratch elements, one thread's own
-  T* received;  // [B, H, query blocks, N]
+  Wide<E> scale;
+  Wide<E>* scratch;   // attention_scratch elements, one thread's own
+  Wide<E>* received;  // [B, H, query blocks, N]
 };
 
 // Part: blocks of tokens of images. mean = sum of parts / rows.
@@ -154,6 +179,16 @@ struct Kernels {
   const GreedyKernels<T>* greedy;
 };
 
+// What reads half precision as it is; for the other kernels it is made float first.
+template <class E>
+struct HalfKernels {
+  void (*attention_received)(const AttentionReceived<E>&, int64_t begin, int64_t end);
+};
+template <>
+struct Kernels<Float16> : HalfKernels<Float16> {};
+template <>
+struct Kernels<BFloat16> : HalfKernels<BFloat16> {};
+
 // Tokens in a block of SlotSoftmax and the like: a block's column of K slots stays in cache.
 inline constexpr int64_t token_block = 64;
 inline int64_t token_blocks(int64_t tokens) { return (tokens + token_block - 1) / token_block; }
@@ -165,16 +200,19 @@ inline int64_t whole_vectors(int64_t tokens) { return (tokens + 15) / 16 * 16; }
 inline constexpr int64_t query_block = 128, attention_rows = 8, attention_columns = 48;
 inline int64_t query_blocks(int64_t queries) { return (queries + query_block - 1) / query_block; }
 
-// Room for packed keys, a tile's logits and its queries, in whole cache lines.
-inline int64_t attention_scratch(int64_t keys, int64_t width) {
-  const int64_t size = (keys + attention_columns) * (width + attention_rows);
-  return (size + attention_rows * width + 15) / 16 * 16;
+// Room for a tile's logits, its queries and, of more queries than one, packed keys, in whole cache
+// lines.
+inline int64_t attention_scratch(int64_t queries, int64_t keys, int64_t width) {
+  const int64_t rows = attention_rows + (queries > 1 ? width : 0);
+  return ((keys + attention_columns) * rows + attention_rows * width + 15) / 16 * 16;
 }
 
 struct Isa {
   const char* name;
   const Kernels<float>* single;
   const Kernels<double>* wide;
+  const Kernels<Float16>* half;
+  const Kernels<BFloat16>* bfloat16;
 };
 
 // The widest instruction set of this CPU, or the one that `use_isa` named.
@@ -183,9 +221,13 @@ const Isa& isa();
 // False where this CPU or this build lacks it.
 bool use_isa(const char* name);
 
-template <class T>
-inline const Kernels<T>& kernels() {
-  if constexpr (sizeof(T) == sizeof(float))
+template <class E>
+inline const Kernels<E>& kernels() {
+  if constexpr (std::is_same_v<E, Float16>)
+    return *isa().half;
+  else if constexpr (std::is_same_v<E, BFloat16>)
+    return *isa().bfloat16;
+  else if constexpr (sizeof(E) == sizeof(float))
     return *isa().single;
   else
     return *isa().wide;

@@ -29,12 +29,14 @@ template <>
 struct Simd<float> {
   using Part = float __attribute__((vector_size(register_bytes)));
   using PartIntegers = int32_t __attribute__((vector_size(register_bytes)));
+  using Quad = float __attribute__((vector_size(16)));
 };
 
 template <>
 struct Simd<double> {
   using Part = double __attribute__((vector_size(register_bytes)));
   using PartIntegers = int64_t __attribute__((vector_size(register_bytes)));
+  using Quad = double __attribute__((vector_size(32)));
 };
 
 // What one register holds.

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "common/kernels.h"
+#include "common/half.h"
 #include "common/maths.h"
 #include "slots/slot_softmax.h"
 
@@ -39,46 +39,119 @@ inline void transpose_square(const T* from, int64_t stride, T* to, int64_t to_st
     std::memcpy(to + row * to_stride, turned[row], sizeof turned[row]);
 }
 
-// Keys [N, d] become panels [d, tile_columns], the last filled up with zeros.
-template <class T>
-inline void pack_keys(const T* k, int64_t stride, int64_t keys, int64_t width, T* panels) {
-  constexpr int64_t columns = tile_columns<T>;
-  for (int64_t first = 0; first < keys; first += columns, panels += width * columns) {
-    const int64_t count = std::min(columns, keys - first);
-    if (count < columns) std::fill(panels, panels + width * columns, T(0));
-    const int64_t squares = count / 4 * 4, square_width = width / 4 * 4;
-    for (int64_t j = 0; j < squares; j += 4)
-      for (int64_t i = 0; i < square_width; i += 4)
-        transpose_square(k + (first + j) * stride + i, stride, panels + i * columns + j, columns);
-    for (int64_t j = 0; j < count; ++j)
-      for (int64_t i = j < squares ? square_width : 0; i < width; ++i)
-        panels[i * columns + j] = k[(first + j) * stride + i];
+// A row in the dtype that it is summed in.
+template <class E>
+inline void widen_row(const E* from, int64_t width, Wide<E>* to) {
+  using T = Wide<E>;
+  for_each_vector<T>(width, [&](int64_t at, int64_t lanes) {
+    store_lanes<T>(to + at, load_wide(from + at, lanes), lanes);
+  });
+}
+
+// What a tile multiplies: rows in the dtype of their sums, or, where the CPU multiplies bfloat16,
+// rows as they are, two elements in the place of one float.
+#if defined(__AVX512BF16__)
+template <class E>
+inline constexpr int64_t elements_a_place = std::is_same_v<E, BFloat16> ? 2 : 1;
+#else
+template <class E>
+inline constexpr int64_t elements_a_place = 1;
+#endif
+
+template <class E>
+inline int64_t places_of(int64_t width) {
+  return (width + elements_a_place<E> - 1) / elements_a_place<E>;
+}
+
+template <class E>
+inline void lay_row(const E* from, int64_t width, Wide<E>* to) {
+  if constexpr (elements_a_place<E> == 2) {
+    if (width % 2) to[width / 2] = 0;
+    std::memcpy(to, from, static_cast<size_t>(width) * sizeof(E));
+  } else {
+    widen_row(from, width, to);
   }
 }
 
-// Logits [tile_rows, `vectors` of lanes] of queries [tile_rows, d] and a panel.
-template <class T, int64_t vectors>
-inline void logits_tile(const T* queries, const T* panel, int64_t width, T scale, T* logits,
+template <class E>
+inline Part<Wide<E>> add_product(Part<Wide<E>> sum, Part<Wide<E>> key, Wide<E> query) {
+#if defined(__AVX512BF16__)
+  if constexpr (elements_a_place<E> == 2) {
+    const Part<float> queries = query - Part<float>{};
+    return _mm512_dpbf16_ps(sum, __m512bh(key), __m512bh(queries));
+  }
+#endif
+  return sum + key * query;
+}
+
+// Keys [N, d] become panels [places, tile_columns], the last filled up with zeros. `rows` has room
+// for four keys.
+template <class E>
+inline void pack_keys(const E* k, int64_t stride, int64_t keys, int64_t width, Wide<E>* rows,
+                      Wide<E>* panels) {
+  using T = Wide<E>;
+  constexpr int64_t columns = tile_columns<T>;
+  const int64_t places = places_of<E>(width);
+  for (int64_t first = 0; first < keys; first += columns, panels += places * columns) {
+    const int64_t count = std::min(columns, keys - first);
+    if (count < columns) std::fill(panels, panels + places * columns, T(0));
+    for (int64_t j = 0; j < count; j += 4) {
+      const E* from = k + (first + j) * stride;
+      const int64_t some = std::min<int64_t>(4, count - j);
+      const T* laid;
+      int64_t laid_stride = places;
+      if constexpr (std::is_same_v<E, T>) {
+        laid = from, laid_stride = stride;
+      } else {
+        for (int64_t row = 0; row < some; ++row)
+          lay_row(from + row * stride, width, rows + row * places);
+        laid = rows;
+      }
+      const int64_t turned = some == 4 ? places / 4 * 4 : 0;
+      for (int64_t i = 0; i < turned; i += 4)
+        transpose_square(laid + i, laid_stride, panels + i * columns + j, columns);
+      for (int64_t row = 0; row < some; ++row)
+        for (int64_t i = turned; i < places; ++i)
+          panels[i * columns + j + row] = laid[row * laid_stride + i];
+    }
+  }
+}
+
+// Logits [tile_rows, `vectors` of lanes] of queries [tile_rows, places] and a panel.
+template <class E, int64_t vectors, class T = Wide<E>>
+inline void logits_tile(const T* queries, const T* panel, int64_t places, T scale, T* logits,
                         int64_t stride) {
   constexpr int64_t lanes = register_bytes / int64_t(sizeof(T));
-  Part<T> sum[tile_rows][vectors] = {};
-  for (int64_t i = 0; i < width; ++i) {
-    Part<T> key[vectors];
+  // Longer sums would round more than a BLAS does.
+  constexpr int64_t block = 256;
+  for (int64_t first = 0; first == 0 || first < places; first += block) {
+    const int64_t last = std::min(first + block, places);
+    Part<T> sum[tile_rows][vectors] = {};
+    for (int64_t i = first; i < last; ++i) {
+      Part<T> key[vectors];
 #pragma GCC unroll 3
-    for (int64_t c = 0; c < vectors; ++c)
-      std::memcpy(&key[c], panel + i * tile_columns<T> + c * lanes, sizeof key[c]);
+      for (int64_t c = 0; c < vectors; ++c)
+        std::memcpy(&key[c], panel + i * tile_columns<T> + c * lanes, sizeof key[c]);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < tile_rows; ++r)
+#pragma GCC unroll 3
+        for (int64_t c = 0; c < vectors; ++c)
+          sum[r][c] = add_product<E>(sum[r][c], key[c], queries[r * places + i]);
+    }
 #pragma GCC unroll 8
     for (int64_t r = 0; r < tile_rows; ++r)
 #pragma GCC unroll 3
-      for (int64_t c = 0; c < vectors; ++c) sum[r][c] += key[c] * queries[r * width + i];
+      for (int64_t c = 0; c < vectors; ++c) {
+        T* to = logits + r * stride + c * lanes;
+        Part<T> x = sum[r][c] * scale;
+        if (first > 0) {
+          Part<T> before;
+          std::memcpy(&before, to, sizeof before);
+          x += before;
+        }
+        std::memcpy(to, &x, sizeof x);
+      }
   }
-#pragma GCC unroll 8
-  for (int64_t r = 0; r < tile_rows; ++r)
-#pragma GCC unroll 3
-    for (int64_t c = 0; c < vectors; ++c) {
-      const Part<T> x = sum[r][c] * scale;
-      std::memcpy(logits + r * stride + c * lanes, &x, sizeof x);
-    }
 }
 
 // A row of logits, filled up to whole vectors with -inf, becomes exp(x - max); the factor that
@@ -96,61 +169,94 @@ inline T softmax_row(T* row, int64_t keys) {
   return T(1) / sum_lanes<T>(total);
 }
 
+// sum_lanes of four vectors, side by side.
 template <class T>
-inline void query_logits(const T* query, const T* k, int64_t stride, int64_t keys, int64_t width,
-                         T scale, T* logits) {
-  for (int64_t n = 0; n < keys; ++n) {
-    Vector<T> sum{};
-    for_each_vector<T>(width, [&](int64_t at, int64_t lanes) {
-      sum += load_lanes(query + at, lanes) * load_lanes(k + n * stride + at, lanes);
-    });
-    logits[n] = sum_lanes<T>(sum) * scale;
+inline void sums_of_lanes(const Vector<T> (&values)[4], T* sums) {
+  using Quad = typename Simd<T>::Quad;
+  constexpr int64_t quads = width<T> / 4;
+  T folded[4][4], turned[4][4];
+#pragma GCC unroll 4
+  for (int64_t v = 0; v < 4; ++v) {
+    Quad quad[quads];
+    std::memcpy(quad, values[v].part, sizeof quad);
+#pragma GCC unroll 2
+    for (int64_t half = quads / 2; half > 0; half /= 2)
+#pragma GCC unroll 2
+      for (int64_t i = 0; i < half; ++i) quad[i] += quad[i + half];
+    std::memcpy(folded[v], quad, sizeof folded[v]);
+  }
+  transpose_square(folded[0], 4, turned[0], 4);
+  Quad lane[4];
+  std::memcpy(lane, turned, sizeof lane);
+  const Quad sum = (lane[0] + lane[2]) + (lane[1] + lane[3]);
+  std::memcpy(sums, &sum, sizeof sum);
+}
+
+// The logits of one query, four keys at a time; keys too many repeat the last.
+template <class E>
+inline void query_logits(const Wide<E>* query, const E* k, int64_t stride, int64_t keys,
+                         int64_t width, Wide<E> scale, Wide<E>* logits) {
+  using T = Wide<E>;
+  for (int64_t n = 0; n < keys; n += 4) {
+    Vector<T> sum[4] = {};
+    // One after another, as they lie in memory.
+    for (int64_t j = 0; j < 4; ++j) {
+      const E* key = k + std::min(n + j, keys - 1) * stride;
+      for_each_vector<T>(width, [&](int64_t at, int64_t lanes) {
+        sum[j] += load_lanes(query + at, lanes) * load_wide(key + at, lanes);
+      });
+    }
+    T sums[4];
+    sums_of_lanes(sum, sums);
+    for (int64_t j = 0; j < 4; ++j) logits[n + j] = sums[j] * scale;
   }
 }
 
-template <class T>
-void attention_received(const AttentionReceived<T>& a, int64_t begin, int64_t end) {
+template <class E>
+void attention_received(const AttentionReceived<E>& a, int64_t begin, int64_t end) {
+  using T = Wide<E>;
   constexpr int64_t columns = tile_columns<T>;
-  const int64_t blocks = query_blocks(a.queries);
+  const int64_t blocks = query_blocks(a.queries), places = places_of<E>(a.width);
   // Of a row of logits: whole tiles, and whole vectors.
   constexpr int64_t unit = std::max(columns, width<T>);
   static_assert(unit % columns == 0 && unit % width<T> == 0);
   const int64_t padded = (a.keys + unit - 1) / unit * unit;
   const T none = -std::numeric_limits<T>::infinity();
   T* panels = a.scratch;
-  T* logits = panels + padded * a.width;
+  T* logits = panels + (a.queries > 1 ? padded * places : 0);
   T* tile = logits + padded * tile_rows;
   int64_t packed = -1;
   for (int64_t part = begin; part < end; ++part) {
     const int64_t head = part / blocks;
-    const T* q = a.q + head / a.heads * a.q_strides[0] + head % a.heads * a.q_strides[1];
-    const T* k = a.k + head / a.heads * a.k_strides[0] + head % a.heads * a.k_strides[1];
+    const E* q = a.q + head / a.heads * a.q_strides[0] + head % a.heads * a.q_strides[1];
+    const E* k = a.k + head / a.heads * a.k_strides[0] + head % a.heads * a.k_strides[1];
     T* received = a.received + part * a.keys;
     const int64_t first = part % blocks * query_block;
     const int64_t last = std::min(first + query_block, a.queries);
     // Panels would cost a lone query more than its logits do.
-    if (a.queries > 1 && packed != head) pack_keys(k, a.k_strides[2], a.keys, a.width, panels);
+    if (a.queries > 1 && packed != head)
+      pack_keys(k, a.k_strides[2], a.keys, a.width, tile, panels);
     packed = head;
     for (int64_t row = first; row < last; row += tile_rows) {
       const int64_t rows = std::min(tile_rows, last - row);
       if (a.queries == 1) {
-        query_logits(q, k, a.k_strides[2], a.keys, a.width, a.scale, logits);
+        widen_row(q, a.width, tile);
+        query_logits(tile, k, a.k_strides[2], a.keys, a.width, a.scale, logits);
       } else {
         // A row too many repeats the last.
         for (int64_t r = 0; r < tile_rows; ++r)
-          std::memcpy(tile + r * a.width, q + (row + std::min(r, rows - 1)) * a.q_strides[2],
-                      static_cast<size_t>(a.width) * sizeof(T));
+          lay_row(q + (row + std::min(r, rows - 1)) * a.q_strides[2], a.width, tile + r * places);
         int64_t n = 0;
         for (; n + columns <= a.keys; n += columns)
-          logits_tile<T, tile_vectors>(tile, panels + n * a.width, a.width, a.scale, logits + n,
+          logits_tile<E, tile_vectors>(tile, panels + n * places, places, a.scale, logits + n,
                                        padded);
         // What is left is often the one key that a CLS token adds.
         constexpr int64_t lanes = columns / tile_vectors;
-        const T* rest = panels + n * a.width;
+        const T* rest = panels + n * places;
         if (a.keys - n > lanes)
-          logits_tile<T, tile_vectors>(tile, rest, a.width, a.scale, logits + n, padded);
+          logits_tile<E, tile_vectors>(tile, rest, places, a.scale, logits + n, padded);
         else if (a.keys > n)
-          logits_tile<T, 1>(tile, rest, a.width, a.scale, logits + n, padded);
+          logits_tile<E, 1>(tile, rest, places, a.scale, logits + n, padded);
       }
       T share[tile_rows];
       for (int64_t r = 0; r < rows; ++r) {

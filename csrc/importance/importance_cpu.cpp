@@ -6,7 +6,7 @@ namespace ocvtp {
 namespace {
 
 Tensor attention_received(Tensor q, Tensor k, int64_t row, double scale) {
-  check_attention_received(q, k, row, kernel_dtypes);
+  check_attention_received(q, k, row, floating);
   q = with_unit_stride(q);
   k = with_unit_stride(k);
   const int64_t batch = q.size(0), heads = q.size(1), width = q.size(3), keys = k.size(2);
@@ -14,13 +14,16 @@ Tensor attention_received(Tensor q, Tensor k, int64_t row, double scale) {
   const int64_t parts = heads * query_blocks(queries), units = batch * parts;
   // Each thread has a scratch and a run of parts, of which neighbours share their packed keys.
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), units);
-  const int64_t room = attention_scratch(keys, width);
-  const Tensor scratch = empty(q, {threads * room}), received = empty(q, {units * keys});
-  const Tensor mean = empty(q, {batch, keys});
-  by_dtype(q, [&](auto kind) {
-    using T = decltype(kind);
-    const AttentionReceived<T> arguments{data<T>(q) + std::max<int64_t>(row, 0) * q.stride(2),
-                                         data<T>(k),
+  const int64_t room = attention_scratch(queries, keys, width);
+  const ScalarType sums = wide(q.scalar_type());
+  const Tensor scratch = empty(q, {threads * room}, sums),
+               received = empty(q, {units * keys}, sums);
+  const Tensor mean = empty(q, {batch, keys}, sums);
+  by_floating_dtype(q, [&](auto kind) {
+    using E = decltype(kind);
+    using T = Wide<E>;
+    const AttentionReceived<E> arguments{data<E>(q) + std::max<int64_t>(row, 0) * q.stride(2),
+                                         data<E>(k),
                                          {q.stride(0), q.stride(1), q.stride(2)},
                                          {k.stride(0), k.stride(1), k.stride(2)},
                                          heads,
@@ -30,11 +33,11 @@ Tensor attention_received(Tensor q, Tensor k, int64_t row, double scale) {
                                          T(scale),
                                          out<T>(scratch),
                                          out<T>(received)};
-    const auto run_of_parts = [&](const AttentionReceived<T>& shared, int64_t begin, int64_t end) {
+    const auto run_of_parts = [&](const AttentionReceived<E>& shared, int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) {
-        AttentionReceived<T> own = shared;
+        AttentionReceived<E> own = shared;
         own.scratch += thread * room;
-        kernels<T>().attention_received(own, units * thread / threads,
+        kernels<E>().attention_received(own, units * thread / threads,
                                         units * (thread + 1) / threads);
       }
     };

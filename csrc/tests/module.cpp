@@ -32,6 +32,11 @@ namespace ocvtp::test {
 template <class A>
 A struct_of(const py::tuple& fields);
 
+// NumPy has no bfloat16: half precision comes as its bits.
+template <class E>
+using Stored =
+    std::conditional_t<std::is_same_v<E, Float16> || std::is_same_v<E, BFloat16>, uint16_t, E>;
+
 // A Python value on its way to be whatever field of a struct it stands for.
 struct Field {
   py::handle value;
@@ -41,13 +46,13 @@ struct Field {
     if constexpr (std::is_pointer_v<F>) {
       using Element = std::remove_const_t<std::remove_pointer_t<F>>;
       if (value.is_none()) return nullptr;
-      using Array = py::array_t<Element, py::array::c_style>;
+      using Array = py::array_t<Stored<Element>, py::array::c_style>;
       if (!Array::check_(value)) throw py::type_error("an array of another dtype, or not dense");
       auto array = py::reinterpret_borrow<Array>(value);
       if constexpr (std::is_same_v<F, const Element*>)
-        return array.data();
+        return reinterpret_cast<F>(array.data());
       else
-        return array.mutable_data();
+        return reinterpret_cast<F>(array.mutable_data());
     } else if constexpr (std::is_arithmetic_v<F>) {
       return value.cast<F>();
     } else {
@@ -92,6 +97,12 @@ void add(py::module_& module, const char* name, void (*)(const A&, int64_t, int6
   });
 }
 
+template <class E>
+void add_half(py::module_ module) {
+  add(module, "attention_received", kernels<E>().attention_received,
+      [] { return kernels<E>().attention_received; });
+}
+
 template <class T>
 void add_kernels(py::module_ module) {
 #define OCVTP_KERNEL(name) add(module, #name, kernels<T>().name, [] { return kernels<T>().name; })
@@ -130,7 +141,7 @@ void add_kernels(py::module_ module) {
     auto maths = static_cast<void (*)(const char*, const T*, T*, int64_t)>(portable::maths);
 #ifdef OCVTP_X86
     if (std::strcmp(isa().name, "avx2") == 0) maths = avx2::maths;
-    if (std::strcmp(isa().name, "avx512") == 0) maths = avx512::maths;
+    if (std::strncmp(isa().name, "avx512", 6) == 0) maths = avx512::maths;
 #endif
     maths(name, x.data(), out.mutable_data(), x.size());
     return out;
@@ -158,6 +169,8 @@ PYBIND11_MODULE(_csrc_tests, module) {
   module.def("attention_scratch", &attention_scratch);
   test::add_kernels<float>(module.def_submodule("float32"));
   test::add_kernels<double>(module.def_submodule("float64"));
+  test::add_half<Float16>(module.def_submodule("float16"));
+  test::add_half<BFloat16>(module.def_submodule("bfloat16"));
   test::add(module, "resolve_picks", resolve_picks, [] { return resolve_picks; });
   test::add(module, "gather_rows", gather_rows, [] { return gather_rows; });
 }

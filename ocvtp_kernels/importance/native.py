@@ -9,13 +9,17 @@ from ocvtp_kernels.importance.reference import QUERY_ROW
 from ocvtp_kernels.native import computed
 
 EVERY_ROW = -1
+HALF = (torch.float16, torch.bfloat16)
 
 
 def attention_received(q: Tensor, k: Tensor, mode: str, scale: float | None = None) -> Tensor:
     """`ocvtp_kernels.importance.reference.attention_received`, never ``[B, H, M, N]`` in memory."""
     scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
     row = QUERY_ROW[mode] % q.shape[2] if mode in QUERY_ROW else EVERY_ROW
-    received: Tensor = torch.ops.ocvtp_native.attention_received(
-        computed(q), computed(k), row, scale
-    )
+    received: Tensor = torch.ops.ocvtp_native.attention_received(_taken(q), _taken(k), row, scale)
     return received
+
+
+def _taken(x: Tensor) -> Tensor:
+    """The tensor as the kernels take it: they read half precision as it is."""
+    return x if x.dtype in HALF else computed(x)

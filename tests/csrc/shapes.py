@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
@@ -51,9 +52,9 @@ def module() -> ModuleType:
     return loaded
 
 
-def on_every_isa() -> Iterator[str]:
-    """The instruction sets of this CPU, each while the kernels run on it."""
-    for isa in ISAS:
+def on_every_isa(isas: Sequence[str] = ISAS) -> Iterator[str]:
+    """Those of the instruction sets that this CPU has, each while the kernels run on it."""
+    for isa in isas:
         if module().use_isa(isa):
             yield isa
 
@@ -148,7 +149,11 @@ class Case:
         return RandomRows((flat, tokens * stride, stride), x)
 
     def results(
-        self, count: int, body: Callable[[Divide], Sequence[Array]], agree: bool = True
+        self,
+        count: int,
+        body: Callable[[Divide], Sequence[Array]],
+        agree: bool = True,
+        isas: Sequence[str] = ISAS,
     ) -> Iterator[Sequence[Array]]:
         """What ``body(divide)`` returns on each instruction set.
 
@@ -166,7 +171,7 @@ class Case:
                 part(*piece)
 
         before: tuple[str, Sequence[Array]] = ("portable", ())
-        for isa in on_every_isa():
+        for isa in on_every_isa(isas):
             whole = body(lambda part: part(0, count))
             for a, b in zip(whole, body(in_pieces), strict=True):
                 assert is_alike(a, b), f"{isa}: other bits in pieces {pieces}"
@@ -205,6 +210,18 @@ class Case:
 def wide(x: Array) -> Array:
     """In the oracles' numbers."""
     return x.astype(np.longdouble)
+
+
+def half_bits(x: Array, kind: str) -> Array:
+    """float32 in half precision, as uint16: NumPy has no bfloat16."""
+    bits: Array = torch.from_numpy(x).to(getattr(torch, kind)).view(torch.uint16).numpy()
+    return bits
+
+
+def of_half_bits(bits: Array, kind: str) -> Array:
+    """The float32 that `half_bits` stands for."""
+    x: Array = torch.from_numpy(bits).view(getattr(torch, kind)).float().numpy()
+    return x
 
 
 def fuzz(test: Callable[[Case], None]) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from ocvtp_kernels.selection import reference
 from tests.csrc.shapes import (
+    ISAS,
     QUERY_BLOCK,
     Array,
     Case,
@@ -16,7 +17,9 @@ from tests.csrc.shapes import (
     Part,
     ceil_div,
     fuzz,
+    half_bits,
     module,
+    of_half_bits,
     token_blocks,
 )
 
@@ -27,15 +30,23 @@ pytestmark = pytest.mark.usefixtures("kernels")
 def test_attention_received(case: Case) -> None:
     batch, heads = case.between(1, 2), case.between(1, 3)
     queries, keys = 1 if case.chance(30) else case.size(140), case.size(140)
-    width, scale = case.size(40), case.normal() * (10 if case.chance(20) else 0.5)
+    width = case.size(40) if case.chance(90) else case.between(200, 700)
+    scale = case.normal() * (10 if case.chance(20) else 0.5)
     # [B, M, H, d] seen as [B, H, M, d], rows `gap` apart.
     gap = case.between(0, 2)
     row = width + gap
     across = heads * row
     q, k = (case.numbers(batch * rows * across - gap) for rows in (queries, keys))
+    kind, isas = case.dtype.name, ISAS
+    if kind == "float32" and case.chance(60):
+        kind = "float16" if case.chance(50) else "bfloat16"
+        q, k = (case.exact(half_bits(x, kind), np.uint16) for x in (q, k))
+        isas = (*ISAS, "avx512_bf16") if kind == "bfloat16" else ISAS
+    received_kernel = getattr(module(), kind).attention_received
     parts = heads * ceil_div(queries, QUERY_BLOCK)
 
     def of_heads(x: Array, rows: int) -> Array:
+        x = x if x.dtype == case.dtype else of_half_bits(x, kind)
         steps = [x.itemsize * step for step in (rows * across, row, across, 1)]
         return as_strided(x, (batch, heads, rows, width), steps).astype(np.float64)
 
@@ -43,17 +54,17 @@ def test_attention_received(case: Case) -> None:
         received = case.unwritten(batch, parts, keys)
 
         def part(begin: int, end: int) -> None:
-            scratch = case.unwritten(module().attention_scratch(keys, width))
+            scratch = case.unwritten(module().attention_scratch(queries, keys, width))
             strides = (queries * across, row, across, keys * across, row, across)
             sizes = (heads, queries, keys, width, scale)
             struct = (q, k, *strides, *sizes, scratch, received)
-            case.kernels.attention_received(struct, begin, end)
+            received_kernel(struct, begin, end)
 
         divide(part)
         return [received]
 
     # Its logits fill the registers, so that sets of instructions sum in orders of their own.
-    for (received,) in case.results(batch * parts, body, agree=False):
+    for (received,) in case.results(batch * parts, body, agree=False, isas=isas):
         made = [case.unwritten(batch, keys)]
         blocks = batch * token_blocks(keys)
         for (mean,) in case.run(

@@ -1,0 +1,73 @@
+// Half precision as the CPU kernels read it: widened in registers.
+#pragma once
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "common/kernels.h"
+#include "common/simd.h"
+
+namespace ocvtp::OCVTP_ISA {
+
+using PartBits = uint32_t __attribute__((vector_size(register_bytes)));
+
+// One register of floats from its bits, and from as many elements.
+inline Part<float> with_bits(PartBits bits) {
+  Part<float> value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <class E>
+inline PartBits read_bits(const E* from) {
+  // Unrolled, this is one instruction; `__builtin_convertvector` is four.
+  uint32_t lanes[part_width<float>];
+#pragma GCC unroll 16
+  for (int64_t lane = 0; lane < part_width<float>; ++lane) lanes[lane] = from[lane].bits;
+  PartBits bits;
+  std::memcpy(&bits, lanes, sizeof bits);
+  return bits;
+}
+
+inline Part<float> widened(const BFloat16* from) { return with_bits(read_bits(from) << 16); }
+
+inline Part<float> widened(const Float16* from) {
+#if defined(__AVX512F__)
+  __m256i halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return _mm512_cvtph_ps(halves);
+#elif defined(__F16C__)
+  __m128i halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return _mm256_cvtph_ps(halves);
+#else
+  const PartBits bits = read_bits(from), sign = (bits & 0x8000) << 16;
+  // Exponents count from -15 there, from -127 here; the largest means infinity or NaN.
+  const Part<float> size = with_bits((bits & 0x7fff) << 13) * 0x1p112F;
+  const PartBits endless = size >= 0x1p16F ? PartBits{} + 0x7f800000 : PartBits{};
+  PartBits finite;
+  std::memcpy(&finite, &size, sizeof finite);
+  return with_bits(finite | endless | sign);
+#endif
+}
+
+// `lanes` elements in the dtype that they are summed in, zeros in the other lanes.
+template <class E>
+inline Vector<Wide<E>> load_wide(const E* from, int64_t lanes) {
+  if constexpr (std::is_same_v<E, Wide<E>>) {
+    return load_lanes(from, lanes);
+  } else {
+    E some[width<float>] = {};
+    if (lanes < width<float>) {
+      std::memcpy(some, from, static_cast<size_t>(lanes) * sizeof(E));
+      from = some;
+    }
+    Vector<float> value;
+    Vector<float>::for_each_part(
+        [&](auto i) { value.part[i] = widened(from + i * part_width<float>); });
+    return value;
+  }
+}
+
+}  // namespace ocvtp::OCVTP_ISA
