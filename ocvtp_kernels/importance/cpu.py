@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.dtypes import accumulate_dtype, product_dtype
 from ocvtp_kernels.importance.reference import QUERY_ROW
-from ocvtp_kernels.linear.native import encode_dtype
 
 SMALL = 1 << 18  # elements of maps that are not worth a call for each
 
@@ -19,7 +18,7 @@ def attention_received(q: Tensor, k: Tensor, mode: str, scale: float | None = No
         # The maps are a row each, and no copy of all keys is worth a wider product.
         row = QUERY_ROW[mode] % q.shape[2]
         return _shares(q[:, :, row : row + 1], k, scale).mean((1, 2))
-    dtype = encode_dtype(q.dtype, q.device)
+    dtype = product_dtype(q.dtype, q.device)
     heads = max(1, SMALL // max(1, q.shape[0] * q.shape[2] * k.shape[2]))
     sums = [
         _shares(some_q.to(dtype), some_k.to(dtype), scale).sum((1, 2))
