@@ -3,15 +3,17 @@
 
 #include <cmath>
 
+#include "common/half.h"
 #include "common/kernels.h"
 #include "common/simd.h"
 
 namespace ocvtp::OCVTP_ISA {
 
-template <class T>
-inline T row_sum(const T* x, int64_t size) {
+template <class E>
+inline Wide<E> row_sum(const E* x, int64_t size) {
+  using T = Wide<E>;
   Vector<T> sum{};
-  for_each_vector<T>(size, [&](int64_t at, int64_t lanes) { sum += load_lanes(x + at, lanes); });
+  for_each_vector<T>(size, [&](int64_t at, int64_t lanes) { sum += load_wide(x + at, lanes); });
   return sum_lanes<T>(sum);
 }
 
