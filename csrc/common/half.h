@@ -64,11 +64,11 @@ inline void narrow(BFloat16* to, Part<float> value) {
   std::memcpy(to, &halves, sizeof halves);
 }
 
-// `lanes` elements in the dtype that they are summed in, zeros in the other lanes.
+// `lanes` elements in the dtype that they are summed in, `fill` in the other lanes.
 template <class E>
-inline Vector<Wide<E>> load_wide(const E* from, int64_t lanes) {
+inline Vector<Wide<E>> load_wide(const E* from, int64_t lanes, Wide<E> fill = 0) {
   if constexpr (std::is_same_v<E, Wide<E>>) {
-    return load_lanes(from, lanes);
+    return load_lanes(from, lanes, fill);
   } else {
     E some[width<float>] = {};
     if (lanes < width<float>) {
@@ -78,7 +78,10 @@ inline Vector<Wide<E>> load_wide(const E* from, int64_t lanes) {
     Vector<float> value;
     Vector<float>::for_each_part(
         [&](auto i) { value.part[i] = widened(from + i * part_width<float>); });
-    return value;
+    if (lanes == width<float> || fill == 0) return value;
+    float filled[width<float>];
+    store(filled, value);
+    return load_part(filled, lanes, fill);
   }
 }
 

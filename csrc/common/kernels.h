@@ -35,12 +35,12 @@ template <class E>
 using Wide = typename Widened<E>::Type;
 
 // Part: rows. out = (x - mean) / sqrt(variance + eps).
-template <class T>
+template <class E>
 struct LayerNorm {
-  const T* x;  // [rows, width], rows `stride` apart
+  const E* x;  // [rows, width], rows `stride` apart
   int64_t stride, width;
-  T eps;
-  T* out;  // [rows, width]
+  Wide<E> eps;
+  E* out;  // [rows, width]
 };
 
 // Part: rows. normed = layer_norm(x), or, where y is given, of sum = x + y. A row's statistics are
@@ -187,8 +187,10 @@ struct HalfKernels {
 };
 template <>
 struct Kernels<Float16> : HalfKernels<Float16> {};
+// What lies between products of bfloat16 writes it too.
 template <>
 struct Kernels<BFloat16> : HalfKernels<BFloat16> {
+  void (*layer_norm)(const LayerNorm<BFloat16>&, int64_t begin, int64_t end);
   void (*slot_softmax)(const SlotSoftmax<BFloat16>&, int64_t begin, int64_t end);
   void (*slot_mass)(const SlotMass<BFloat16>&, int64_t begin, int64_t end);
   void (*per_mass)(const PerMass<BFloat16>&, int64_t begin, int64_t end);

@@ -103,6 +103,7 @@ template <class T>
 void add_half(py::module_ module) {
   OCVTP_KERNEL(attention_received);
   if constexpr (std::is_same_v<T, BFloat16>) {
+    OCVTP_KERNEL(layer_norm);
     OCVTP_KERNEL(slot_softmax);
     OCVTP_KERNEL(slot_mass);
     OCVTP_KERNEL(per_mass);
