@@ -1,11 +1,8 @@
 // The CPU kernels of bfloat16 alone, for an instruction set that multiplies it.
-#include "importance/attention_received.h"
+#include "bfloat16.h"
 
 namespace ocvtp::OCVTP_ISA {
 
-const Kernels<BFloat16>* bfloat16() {
-  static const Kernels<BFloat16> table = {{attention_received<BFloat16>}};
-  return &table;
-}
+const Kernels<BFloat16>* bfloat16() { return &bfloat16_table; }
 
 }  // namespace ocvtp::OCVTP_ISA

@@ -1,6 +1,7 @@
 // Every CPU kernel for one instruction set, OCVTP_ISA: compiled once for each.
 #include "common/kernels.h"
 
+#include "bfloat16.h"
 #include "encode/bias_gelu.h"
 #include "encode/layer_norm.h"
 #include "greedy/merge.h"
@@ -34,12 +35,11 @@ static const Kernels<T> table = {
     &GreedyTable<T>::kernels,
 };
 
-template <class E>
-static const Kernels<E> half_table = {{attention_received<E>}};
+static const Kernels<Float16> half_table = {{attention_received<Float16>}};
 
 const Kernels<float>* single() { return &table<float>; }
 const Kernels<double>* wide() { return &table<double>; }
-const Kernels<Float16>* half() { return &half_table<Float16>; }
-const Kernels<BFloat16>* bfloat16() { return &half_table<BFloat16>; }
+const Kernels<Float16>* half() { return &half_table; }
+const Kernels<BFloat16>* bfloat16() { return &bfloat16_table; }
 
 }  // namespace ocvtp::OCVTP_ISA

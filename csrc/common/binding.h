@@ -25,12 +25,18 @@ auto by_dtype(const Tensor& tensor, const Body& body) {
   throw std::invalid_argument("ocvtp_native on the CPU takes float32 and float64");
 }
 
-// The same, and body(Float16{}) or body(BFloat16{}).
+// The same, and body(BFloat16{}): of `chain_dtypes`.
+template <class Body>
+auto by_chain_dtype(const Tensor& tensor, const Body& body) {
+  if (tensor.scalar_type() == ScalarType::BFloat16) return body(BFloat16{});
+  return by_dtype(tensor, body);
+}
+
+// The same, and body(Float16{}).
 template <class Body>
 auto by_floating_dtype(const Tensor& tensor, const Body& body) {
   if (tensor.scalar_type() == ScalarType::Half) return body(Float16{});
-  if (tensor.scalar_type() == ScalarType::BFloat16) return body(BFloat16{});
-  return by_dtype(tensor, body);
+  return by_chain_dtype(tensor, body);
 }
 
 // Dense ids are of tokens: only on the CPU can values be read without a wait.

@@ -1,4 +1,4 @@
-// Half precision as the CPU kernels read it: widened in registers.
+// Half precision as the CPU kernels read and write it: wide in registers.
 #pragma once
 
 #if defined(__F16C__)
@@ -11,6 +11,7 @@
 namespace ocvtp::OCVTP_ISA {
 
 using PartBits = uint32_t __attribute__((vector_size(register_bytes)));
+using PartHalves = uint16_t __attribute__((vector_size(register_bytes / 2)));
 
 // One register of floats from its bits, and from as many elements.
 inline Part<float> with_bits(PartBits bits) {
@@ -52,11 +53,22 @@ inline Part<float> widened(const Float16* from) {
 #endif
 }
 
-// `lanes` elements in the dtype that they are summed in, zeros in the other lanes.
+// One register of floats as bfloat16, to the nearest and of two such to the even one. In integers:
+// the instruction for it takes subnormal numbers for zero.
+inline void narrow(BFloat16* to, Part<float> value) {
+  PartBits bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  bits = value == value ? bits : PartBits{} + 0x7fc0;
+  const auto halves = __builtin_convertvector(bits, PartHalves);
+  std::memcpy(to, &halves, sizeof halves);
+}
+
+// `lanes` elements in the dtype that they are summed in, `fill` in the other lanes.
 template <class E>
-inline Vector<Wide<E>> load_wide(const E* from, int64_t lanes) {
+inline Vector<Wide<E>> load_wide(const E* from, int64_t lanes, Wide<E> fill = 0) {
   if constexpr (std::is_same_v<E, Wide<E>>) {
-    return load_lanes(from, lanes);
+    return load_lanes(from, lanes, fill);
   } else {
     E some[width<float>] = {};
     if (lanes < width<float>) {
@@ -66,7 +78,23 @@ inline Vector<Wide<E>> load_wide(const E* from, int64_t lanes) {
     Vector<float> value;
     Vector<float>::for_each_part(
         [&](auto i) { value.part[i] = widened(from + i * part_width<float>); });
-    return value;
+    if (lanes == width<float> || fill == 0) return value;
+    float filled[width<float>];
+    store(filled, value);
+    return load_part(filled, lanes, fill);
+  }
+}
+
+template <class E>
+inline void store_wide(E* to, const Vector<Wide<E>>& value, int64_t lanes) {
+  if constexpr (std::is_same_v<E, Wide<E>>) {
+    store_lanes(to, value, lanes);
+  } else {
+    E some[width<float>];
+    E* const whole = lanes < width<float> ? some : to;
+    Vector<float>::for_each_part(
+        [&](auto i) { narrow(whole + i * part_width<float>, value.part[i]); });
+    if (whole == some) std::memcpy(to, some, static_cast<size_t>(lanes) * sizeof(E));
   }
 }
 

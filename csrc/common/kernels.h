@@ -35,12 +35,12 @@ template <class E>
 using Wide = typename Widened<E>::Type;
 
 // Part: rows. out = (x - mean) / sqrt(variance + eps).
-template <class T>
+template <class E>
 struct LayerNorm {
-  const T* x;  // [rows, width], rows `stride` apart
+  const E* x;  // [rows, width], rows `stride` apart
   int64_t stride, width;
-  T eps;
-  T* out;  // [rows, width]
+  Wide<E> eps;
+  E* out;  // [rows, width]
 };
 
 // Part: rows. normed = layer_norm(x), or, where y is given, of sum = x + y. A row's statistics are
@@ -65,46 +65,47 @@ struct BiasGelu {
 
 // Part: blocks of tokens of images (`token_blocks` an image). Dot products become the attention,
 // the softmax over slots of scale * x + constant, -inf where masked.
-template <class T>
+template <class E>
 struct SlotSoftmax {
-  T* x;               // [B, K, N]
-  const T* constant;  // [B, K] or null
-  const bool* mask;   // [B, K] or null
+  E* x;                     // [B, K, N]
+  const Wide<E>* constant;  // [B, K] or null
+  const bool* mask;         // [B, K] or null
   int64_t slots, tokens;
-  T scale;
+  Wide<E> scale;
+  Wide<E>* scratch;  // softmax_scratch elements, one thread's own
 };
 
 // Part: rows. mass = sum of a row.
-template <class T>
+template <class E>
 struct SlotMass {
-  const T* attention;  // [rows, tokens]
+  const E* attention;  // [rows, tokens]
   int64_t tokens;
-  T* mass;  // [rows]
+  Wide<E>* mass;  // [rows]
 };
 
 // Part: rows. out = x / (mass + eps); dot, where wanted, is sum(out * y).
-template <class T>
+template <class E>
 struct PerMass {
-  const T* x;     // [rows, width]
-  const T* y;     // [rows, width] or null
-  const T* mass;  // [rows]
+  const E* x;           // [rows, width]
+  const E* y;           // [rows, width] or null
+  const Wide<E>* mass;  // [rows]
   int64_t width;
-  T eps;
-  T* out;  // [rows, width]
-  T* dot;  // [rows] or null
+  Wide<E> eps;
+  E* out;        // [rows, width]
+  Wide<E>* dot;  // [rows] or null
 };
 
 // Part: blocks of tokens of images. grad, the gradient of A / (mass + eps) by v's side, becomes the
 // gradient of the dot products: scale * A * (g - sum_k A g), g = grad - delta + grad_mass + given.
-template <class T>
+template <class E>
 struct SlotSoftmaxBackward {
-  const T* attention;  // [B, K, N]
-  const T* delta;      // [B, K]
-  const T* grad_mass;  // [B, K]
-  const T* given;      // [B, K, N] or null
+  const E* attention;        // [B, K, N]
+  const Wide<E>* delta;      // [B, K]
+  const Wide<E>* grad_mass;  // [B, K]
+  const E* given;            // [B, K, N] or null
   int64_t slots, tokens;
-  T scale;
-  T* grad;  // [B, K, N]
+  Wide<E> scale;
+  E* grad;  // [B, K, N]
 };
 
 // Part: rows. The gates of the GRU, and, where wanted, the layer_norm of the new state. Row r has
@@ -196,12 +197,25 @@ struct HalfKernels {
 };
 template <>
 struct Kernels<Float16> : HalfKernels<Float16> {};
+// What lies between products of bfloat16 writes it too.
 template <>
-struct Kernels<BFloat16> : HalfKernels<BFloat16> {};
+struct Kernels<BFloat16> : HalfKernels<BFloat16> {
+  void (*layer_norm)(const LayerNorm<BFloat16>&, int64_t begin, int64_t end);
+  void (*slot_softmax)(const SlotSoftmax<BFloat16>&, int64_t begin, int64_t end);
+  void (*slot_mass)(const SlotMass<BFloat16>&, int64_t begin, int64_t end);
+  void (*per_mass)(const PerMass<BFloat16>&, int64_t begin, int64_t end);
+  void (*slot_softmax_backward)(const SlotSoftmaxBackward<BFloat16>&, int64_t begin, int64_t end);
+};
 
 // Tokens in a block of SlotSoftmax and the like: a block's column of K slots stays in cache.
 inline constexpr int64_t token_block = 64;
 inline int64_t token_blocks(int64_t tokens) { return (tokens + token_block - 1) / token_block; }
+
+// Room for a block's logits where they are not as wide as what SlotSoftmax makes of them.
+template <class E>
+inline int64_t softmax_scratch(int64_t slots) {
+  return std::is_same_v<E, Wide<E>> ? 0 : slots * token_block;
+}
 
 // Room for a row of tokens in whole vectors, of any dtype.
 inline int64_t whole_vectors(int64_t tokens) { return (tokens + 15) / 16 * 16; }

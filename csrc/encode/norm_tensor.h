@@ -8,16 +8,15 @@ namespace ocvtp {
 
 inline Tensor layer_norm(Tensor x, double eps) {
   check_layer_norm(x, chain_dtypes);
-  const ScalarType dtype = x.scalar_type();
-  x = computed(x);
+  x = dense(x);
   const int64_t width = x.size(x.dim() - 1);
   Tensor normed = torch::stable::empty_like(x);
-  by_dtype(x, [&](auto kind) {
-    using T = decltype(kind);
-    const LayerNorm<T> arguments{data<T>(x), width, width, T(eps), out<T>(normed)};
-    run(kernels<T>().layer_norm, arguments, width ? x.numel() / width : 0, width);
+  by_chain_dtype(x, [&](auto kind) {
+    using E = decltype(kind);
+    const LayerNorm<E> arguments{data<E>(x), width, width, Wide<E>(eps), out<E>(normed)};
+    run(kernels<E>().layer_norm, arguments, width ? x.numel() / width : 0, width);
   });
-  return in_dtype(normed, dtype);
+  return normed;
 }
 
 }  // namespace ocvtp

@@ -2,6 +2,8 @@
 // stage.
 #pragma once
 
+#include <vector>
+
 #include "common/binding.h"
 
 namespace ocvtp {
@@ -9,14 +11,25 @@ namespace ocvtp {
 // The attention [B, K, N], from dot products made here.
 inline Tensor attention_of(const Tensor& q, const Tensor& k, const std::optional<Tensor>& constant,
                            const std::optional<Tensor>& slot_mask, double scale) {
-  Tensor attention = computed(product(q, transposed(k)));
+  Tensor attention = product(q, transposed(k));
   const int64_t slots = attention.size(1), tokens = attention.size(2);
-  by_dtype(attention, [&](auto kind) {
-    using T = decltype(kind);
-    const SlotSoftmax<T> arguments{
-        out<T>(attention), data<T>(constant), data<bool>(slot_mask), slots, tokens, T(scale)};
-    run(kernels<T>().slot_softmax, arguments, q.size(0) * token_blocks(tokens),
-        4 * slots * token_block);
+  by_chain_dtype(attention, [&](auto kind) {
+    using E = decltype(kind);
+    using T = Wide<E>;
+    const SlotSoftmax<E> arguments{out<E>(attention),
+                                   data<T>(constant),
+                                   data<bool>(slot_mask),
+                                   slots,
+                                   tokens,
+                                   T(scale),
+                                   nullptr};
+    const auto kernel = [&](const SlotSoftmax<E>& shared, int64_t begin, int64_t end) {
+      std::vector<T> scratch(static_cast<size_t>(softmax_scratch<E>(slots)));
+      SlotSoftmax<E> own = shared;
+      own.scratch = scratch.data();
+      kernels<E>().slot_softmax(own, begin, end);
+    };
+    run(kernel, arguments, q.size(0) * token_blocks(tokens), 4 * slots * token_block);
   });
   return attention;
 }
@@ -25,12 +38,13 @@ inline Tensor attention_of(const Tensor& q, const Tensor& k, const std::optional
 inline void per_mass(const Tensor& x, const Tensor* y, const Tensor& mass, double eps,
                      const Tensor& to, const Tensor* dot) {
   const int64_t width = x.size(2);
-  by_dtype(x, [&](auto kind) {
-    using T = decltype(kind);
-    const PerMass<T> arguments{
-        data<T>(x), y ? data<T>(*y) : nullptr,   data<T>(mass), width, T(eps),
-        out<T>(to), dot ? out<T>(*dot) : nullptr};
-    run(kernels<T>().per_mass, arguments, x.size(0) * x.size(1), width);
+  by_chain_dtype(x, [&](auto kind) {
+    using E = decltype(kind);
+    using T = Wide<E>;
+    const PerMass<E> arguments{
+        data<E>(x), y ? data<E>(*y) : nullptr,   data<T>(mass), width, T(eps),
+        out<E>(to), dot ? out<T>(*dot) : nullptr};
+    run(kernels<E>().per_mass, arguments, x.size(0) * x.size(1), width);
   });
 }
 

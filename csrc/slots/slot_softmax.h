@@ -5,6 +5,7 @@
 
 #include <limits>
 
+#include "common/half.h"
 #include "common/kernels.h"
 #include "common/maths.h"
 #include "encode/layer_norm.h"
@@ -21,27 +22,37 @@ inline void for_each_block(int64_t tokens, int64_t begin, int64_t end, const Bod
   }
 }
 
-template <class T>
-void slot_softmax(const SlotSoftmax<T>& a, int64_t begin, int64_t end) {
+template <class E>
+void slot_softmax(const SlotSoftmax<E>& a, int64_t begin, int64_t end) {
+  using T = Wide<E>;
+  constexpr bool in_place = std::is_same_v<E, T>;
   const T none = -std::numeric_limits<T>::infinity();
   for_each_block(a.tokens, begin, end, [&](int64_t image, int64_t first, int64_t count) {
-    T* block = a.x + image * a.slots * a.tokens + first;
+    E* block = a.x + image * a.slots * a.tokens + first;
+    // Nothing is rounded to E before it is a share.
+    const auto wide_row = [&](int64_t slot) {
+      if constexpr (in_place)
+        return block + slot * a.tokens;
+      else
+        return a.scratch + slot * token_block;
+    };
     const T* constant = a.constant ? a.constant + image * a.slots : nullptr;
     const bool* mask = a.mask ? a.mask + image * a.slots : nullptr;
     T top[token_block], total[token_block];
     for (int64_t i = 0; i < token_block; ++i) top[i] = none, total[i] = T(0);
     for (int64_t slot = 0; slot < a.slots; ++slot) {
-      T* row = block + slot * a.tokens;
+      const E* given = block + slot * a.tokens;
+      T* row = wide_row(slot);
       const bool live = !mask || mask[slot];
       const T shift = constant ? constant[slot] : T(0);
       for_each_vector<T>(count, [&](int64_t at, int64_t lanes) {
-        const Vector<T> x = live ? load_lanes(row + at, lanes) * a.scale + shift : splat(none);
+        const Vector<T> x = live ? load_wide(given + at, lanes) * a.scale + shift : splat(none);
         store_lanes<T>(row + at, x, lanes);
         store<T>(top + at, larger<T>(x, load(top + at)));
       });
     }
     for (int64_t slot = 0; slot < a.slots; ++slot) {
-      T* row = block + slot * a.tokens;
+      T* row = wide_row(slot);
       for_each_vector<T>(count, [&](int64_t at, int64_t lanes) {
         const Vector<T> share = decay<T>(load_lanes(row + at, lanes) - load(top + at));
         store_lanes<T>(row + at, share, lanes);
@@ -50,57 +61,63 @@ void slot_softmax(const SlotSoftmax<T>& a, int64_t begin, int64_t end) {
     }
     for (int64_t i = 0; i < count; ++i) total[i] = T(1) / total[i];
     for (int64_t slot = 0; slot < a.slots; ++slot) {
-      T* row = block + slot * a.tokens;
+      const T* row = wide_row(slot);
+      E* shares = block + slot * a.tokens;
       for_each_vector<T>(count, [&](int64_t at, int64_t lanes) {
-        store_lanes<T>(row + at, load_lanes(row + at, lanes) * load(total + at), lanes);
+        store_wide(shares + at, load_lanes(row + at, lanes) * load(total + at), lanes);
       });
     }
   });
 }
 
-template <class T>
-void slot_mass(const SlotMass<T>& a, int64_t begin, int64_t end) {
+template <class E>
+void slot_mass(const SlotMass<E>& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row)
     a.mass[row] = row_sum(a.attention + row * a.tokens, a.tokens);
 }
 
-template <class T>
-void per_mass(const PerMass<T>& a, int64_t begin, int64_t end) {
+template <class E>
+void per_mass(const PerMass<E>& a, int64_t begin, int64_t end) {
+  using T = Wide<E>;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t start = row * a.width;
     const T factor = T(1) / (a.mass[row] + a.eps);
     Vector<T> dot{};
     for_each_vector<T>(a.width, [&](int64_t at, int64_t lanes) {
-      const Vector<T> x = load_lanes(a.x + start + at, lanes) * factor;
-      store_lanes<T>(a.out + start + at, x, lanes);
-      if (a.y) dot += x * load_lanes(a.y + start + at, lanes);
+      const Vector<T> x = load_wide(a.x + start + at, lanes) * factor;
+      store_wide(a.out + start + at, x, lanes);
+      if (a.y) dot += x * load_wide(a.y + start + at, lanes);
     });
     if (a.dot) a.dot[row] = sum_lanes<T>(dot);
   }
 }
 
-template <class T>
-void slot_softmax_backward(const SlotSoftmaxBackward<T>& a, int64_t begin, int64_t end) {
+template <class E>
+void slot_softmax_backward(const SlotSoftmaxBackward<E>& a, int64_t begin, int64_t end) {
+  using T = Wide<E>;
   for_each_block(a.tokens, begin, end, [&](int64_t image, int64_t first, int64_t count) {
+    // The gradient of a slot's share, which is made twice: kept, it would be rounded to E.
+    const auto by_share = [&](int64_t slot, int64_t place, int64_t lanes) {
+      const T shift = a.grad_mass[image * a.slots + slot] - a.delta[image * a.slots + slot];
+      const Vector<T> grad = load_wide(a.grad + place, lanes) + shift;
+      return a.given ? grad + load_wide(a.given + place, lanes) : grad;
+    };
     const int64_t start = image * a.slots * a.tokens + first;
     T shared[token_block] = {};
     for (int64_t slot = 0; slot < a.slots; ++slot) {
       const int64_t row = start + slot * a.tokens;
-      const T shift = a.grad_mass[image * a.slots + slot] - a.delta[image * a.slots + slot];
       for_each_vector<T>(count, [&](int64_t at, int64_t lanes) {
-        Vector<T> grad = load_lanes(a.grad + row + at, lanes) + shift;
-        if (a.given) grad += load_lanes(a.given + row + at, lanes);
-        store_lanes<T>(a.grad + row + at, grad, lanes);
-        const Vector<T> share = load_lanes(a.attention + row + at, lanes) * grad;
+        const Vector<T> grad = by_share(slot, row + at, lanes);
+        const Vector<T> share = load_wide(a.attention + row + at, lanes) * grad;
         store<T>(shared + at, load(shared + at) + share);
       });
     }
     for (int64_t slot = 0; slot < a.slots; ++slot) {
       const int64_t row = start + slot * a.tokens;
       for_each_vector<T>(count, [&](int64_t at, int64_t lanes) {
-        const Vector<T> grad = load_lanes(a.grad + row + at, lanes) - load(shared + at);
-        const Vector<T> share = load_lanes(a.attention + row + at, lanes) * a.scale;
-        store_lanes<T>(a.grad + row + at, share * grad, lanes);
+        const Vector<T> grad = by_share(slot, row + at, lanes) - load(shared + at);
+        const Vector<T> share = load_wide(a.attention + row + at, lanes) * a.scale;
+        store_wide(a.grad + row + at, share * grad, lanes);
       });
     }
   });

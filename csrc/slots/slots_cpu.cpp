@@ -1,5 +1,6 @@
 // ocvtp_native's slots parts on the CPU: the products are ATen's, what lies between them is ours.
-// Products are in the dtype of the arguments, the rest is float32 or wider.
+// Products are in the dtype of the arguments, sums float32 or wider. What is of bfloat16 between
+// products stays so in the competition; for other kernels it is made float32 first.
 #include "encode/norm_tensor.h"
 #include "slots/attention_tensor.h"
 #include "slots/checks.h"
@@ -7,12 +8,14 @@
 namespace ocvtp {
 namespace {
 
+// Wide, of the attention as it is multiplied.
 Tensor mass_of(const Tensor& attention) {
   const int64_t rows = attention.size(0) * attention.size(1), tokens = attention.size(2);
-  Tensor mass = empty(attention, {attention.size(0), attention.size(1)});
-  by_dtype(attention, [&](auto kind) {
-    using T = decltype(kind);
-    run(kernels<T>().slot_mass, SlotMass<T>{data<T>(attention), tokens, out<T>(mass)}, rows,
+  Tensor mass =
+      empty(attention, {attention.size(0), attention.size(1)}, wide(attention.scalar_type()));
+  by_chain_dtype(attention, [&](auto kind) {
+    using E = decltype(kind);
+    run(kernels<E>().slot_mass, SlotMass<E>{data<E>(attention), tokens, out<Wide<E>>(mass)}, rows,
         tokens);
   });
   return mass;
@@ -23,12 +26,10 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
                                                   std::optional<Tensor> slot_mask, double scale,
                                                   double eps, bool with_attention) {
   check_slot_attention(q, k, v, constant, slot_mask, chain_dtypes);
-  const ScalarType dtype = q.scalar_type();
   const Tensor attention = attention_of(q, k, dense(constant), dense(slot_mask), scale);
-  const Tensor mass = mass_of(attention), factor = in_dtype(attention, dtype);
-  const Tensor updates = computed(product(factor, v));
+  const Tensor mass = mass_of(attention), updates = product(attention, v);
   per_mass(updates, nullptr, mass, eps, updates, nullptr);
-  return {in_dtype(updates, dtype), mass, with_attention ? factor : empty(q, {0})};
+  return {updates, mass, with_attention ? attention : empty(q, {0})};
 }
 
 std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(Tensor q, Tensor k, Tensor v,
@@ -39,36 +40,33 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(Tensor q, Tensor k, T
                                                            std::optional<Tensor> kept) {
   check_slot_attention_backward(q, k, v, slot_mask, updates, grad_updates, grad_mass,
                                 grad_attention, kept, chain_dtypes);
-  const ScalarType dtype = q.scalar_type();
-  updates = computed(updates);
-  grad_updates = computed(grad_updates);
+  updates = dense(updates);
+  grad_updates = dense(grad_updates);
   grad_mass = dense(grad_mass);
-  grad_attention = computed(grad_attention);
-  kept = computed(kept);
-  const Tensor attention = kept ? *kept : attention_of(q, k, std::nullopt, dense(slot_mask), scale);
+  grad_attention = dense(grad_attention);
+  const Tensor attention =
+      kept ? dense(*kept) : attention_of(q, k, std::nullopt, dense(slot_mask), scale);
   const Tensor mass = mass_of(attention);
   const Tensor scaled = torch::stable::empty_like(grad_updates),
-               delta = empty(mass, {mass.size(0), mass.size(1)});
+               delta = torch::stable::empty_like(mass);
   per_mass(grad_updates, &updates, mass, eps, scaled, &delta);
-  const Tensor factor = in_dtype(scaled, dtype);
-  const Tensor grad = computed(product(factor, transposed(v)));
+  const Tensor grad = product(scaled, transposed(v));
   const int64_t slots = grad.size(1), tokens = grad.size(2);
-  by_dtype(grad, [&](auto kind) {
-    using T = decltype(kind);
-    const SlotSoftmaxBackward<T> arguments{data<T>(attention),
+  by_chain_dtype(grad, [&](auto kind) {
+    using E = decltype(kind);
+    using T = Wide<E>;
+    const SlotSoftmaxBackward<E> arguments{data<E>(attention),
                                            data<T>(delta),
                                            data<T>(grad_mass),
-                                           data<T>(grad_attention),
+                                           data<E>(grad_attention),
                                            slots,
                                            tokens,
                                            T(scale),
-                                           out<T>(grad)};
-    run(kernels<T>().slot_softmax_backward, arguments, q.size(0) * token_blocks(tokens),
+                                           out<E>(grad)};
+    run(kernels<E>().slot_softmax_backward, arguments, q.size(0) * token_blocks(tokens),
         slots * token_block);
   });
-  const Tensor by_logit = in_dtype(grad, dtype), by_value = in_dtype(attention, dtype);
-  return {product(by_logit, k), product(transposed(by_logit), q),
-          product(transposed(by_value), factor)};
+  return {product(grad, k), product(transposed(grad), q), product(transposed(attention), scaled)};
 }
 
 // The norm and the statistics [.., 3] of slots, or of slots + y into `sum`.

@@ -97,15 +97,22 @@ void add(py::module_& module, const char* name, void (*)(const A&, int64_t, int6
   });
 }
 
-template <class E>
+#define OCVTP_KERNEL(name) add(module, #name, kernels<T>().name, [] { return kernels<T>().name; })
+
+template <class T>
 void add_half(py::module_ module) {
-  add(module, "attention_received", kernels<E>().attention_received,
-      [] { return kernels<E>().attention_received; });
+  OCVTP_KERNEL(attention_received);
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    OCVTP_KERNEL(layer_norm);
+    OCVTP_KERNEL(slot_softmax);
+    OCVTP_KERNEL(slot_mass);
+    OCVTP_KERNEL(per_mass);
+    OCVTP_KERNEL(slot_softmax_backward);
+  }
 }
 
 template <class T>
 void add_kernels(py::module_ module) {
-#define OCVTP_KERNEL(name) add(module, #name, kernels<T>().name, [] { return kernels<T>().name; })
 #define OCVTP_GREEDY(name) \
   add(module, #name, kernels<T>().greedy->name, [] { return kernels<T>().greedy->name; })
   OCVTP_KERNEL(layer_norm);
@@ -168,6 +175,7 @@ PYBIND11_MODULE(_csrc_tests, module) {
   module.def("use_isa", &use_isa);
   module.def("exact", &test::exact);
   module.def("attention_scratch", &attention_scratch);
+  module.def("softmax_scratch", &softmax_scratch<BFloat16>);
   test::add_kernels<float>(module.def_submodule("float32"));
   test::add_kernels<double>(module.def_submodule("float64"));
   test::add_half<Float16>(module.def_submodule("float16"));

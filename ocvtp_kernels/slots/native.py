@@ -1,6 +1,7 @@
 """Slot Attention on the native kernels: C++ on the CPU, CUDA C++ on a GPU.
 
-On the CPU half precision is multiplied, and kept between kernels, in float32.
+On the CPU float16 is multiplied, and kept between kernels, in float32; so is bfloat16 where the CPU
+does not multiply it.
 """
 
 from __future__ import annotations

@@ -87,7 +87,26 @@ class Case:
         self.spoilt = self.chance(25)
         self.eps = np.longdouble(np.finfo(self.dtype).eps)
         self.tiny = np.longdouble(np.finfo(self.dtype).tiny)
-        self.kernels = getattr(module(), self.dtype.name)
+        self.kernels, self.isas, self.kind = (
+            getattr(module(), self.dtype.name),
+            ISAS,
+            self.dtype.name,
+        )
+        self.lost = np.longdouble(0)  # by storing a number, of its size
+
+    def may_be_of_bfloat16(self) -> None:
+        """Of float32 every other case becomes one of a kernel's bfloat16 form, see `stored`."""
+        if self.kind == "float32" and self.chance(50):
+            self.kind, self.isas = "bfloat16", (*ISAS, "avx512_bf16")
+            self.kernels, self.lost = module().bfloat16, np.longdouble(2**-8)
+
+    def stored(self, x: Array) -> Array:
+        """Numbers as the kernel reads and writes them: bfloat16 is rounded to and comes as bits."""
+        return self.exact(half_bits(x, self.kind), np.uint16) if self.kind == "bfloat16" else x
+
+    def seen(self, x: Array) -> Array:
+        """The numbers that `stored` stands for."""
+        return of_half_bits(x, self.kind) if self.kind == "bfloat16" else x
 
     def size(self, most: int) -> int:
         return self._data.draw(_sizes(most))
@@ -197,7 +216,7 @@ class Case:
             divide(lambda begin, end: getattr(self.kernels, kernel)(struct, begin, end))
             return made
 
-        return self.results(count, body, agree)
+        return self.results(count, body, agree, self.isas)
 
     def assert_near(self, got: Array, want: Array, allowed: Array | float) -> None:
         """Within what rounding may do; of spoilt numbers nothing is asked."""
