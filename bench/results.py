@@ -158,6 +158,24 @@ class SettingRow:
     gate: Verdict
 
 
+def setting_row(
+    name: str,
+    what: str,
+    threads: int,
+    unit: str,
+    ours: Timing | None,
+    plain: Timing | None,
+    verdict: Verdict,
+) -> SettingRow:
+    """A row; a refused one has no figures."""
+    mine, theirs = (
+        (None, None, None) if one is None else (one.median_s, one.p20_s, one.p80_s)
+        for one in (ours, plain)
+    )
+    rounds = 0 if ours is None else ours.rounds
+    return SettingRow(name, what, threads, unit, *mine, *theirs, rounds, verdict)
+
+
 @dataclass
 class Result:
     """A result file."""

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import settings
+from bench import settings, settings_processes
 from bench.gate import Verdict
-from bench.results import Result
-from bench.settings import Pair, Setting, describe, floats, imports, memories, row_of, timed
+from bench.results import Result, setting_row
+from bench.settings import Setting, describe, timed
+from bench.settings_ops import floats
+from bench.settings_processes import imports, memories
+from bench.settings_prune import Pair
 from bench.timing import summary
 from bench.traffic import Ceilings
 from ocvtp_kernels.report.results import read_result
@@ -67,7 +70,7 @@ def test_the_report_reads_what_is_written(tmp_path: Path) -> None:
     pair = Pair(call, call, lambda: Verdict(True, "right"))
     rows = [timed(Setting("some", "ones", lambda: pair), threads, 0.01) for threads in (1, 2)]
     grown = summary([3e6], "host")
-    rows.append(row_of("some", "memory", 2, "bytes", grown, grown, Verdict(True, "measured")))
+    rows.append(setting_row("some", "memory", 2, "bytes", grown, grown, Verdict(True, "measured")))
     result = Result("settings", "a CPU", None, Ceilings(1.0, {"float32": 1.0}), rows=rows)
     read = read_result(result.save(tmp_path)).settings
     assert [row.place for row in read] == [
@@ -80,8 +83,8 @@ def test_the_report_reads_what_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_of_their_own_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "SIZES", 4)
-    monkeypatch.setattr(settings, "PROCESSES", 1)
+    monkeypatch.setattr(settings_processes, "SIZES", 4)
+    monkeypatch.setattr(settings_processes, "PROCESSES", 1)
     rows = [make() for make in (*memories(), *imports())]
     assert [row.unit for row in rows] == ["bytes", "bytes", "s", "s"]
     assert all(row.median and row.plain_median for row in rows)
