@@ -1,7 +1,6 @@
-// Every CPU kernel for one instruction set, OCVTP_ISA: compiled once for each.
+// The CPU kernels, but for those of bfloat16, for one instruction set: compiled once for each.
 #include "common/kernels.h"
 
-#include "bfloat16.h"
 #include "encode/bias_gelu.h"
 #include "encode/layer_norm.h"
 #include "greedy/merge.h"
@@ -40,6 +39,5 @@ static const Kernels<Float16> half_table = {{attention_received<Float16>}};
 const Kernels<float>* single() { return &table<float>; }
 const Kernels<double>* wide() { return &table<double>; }
 const Kernels<Float16>* half() { return &half_table; }
-const Kernels<BFloat16>* bfloat16() { return &bfloat16_table; }
 
 }  // namespace ocvtp::OCVTP_ISA
