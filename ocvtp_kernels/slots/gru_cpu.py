@@ -1,6 +1,6 @@
 """The GRU on the CPU with its gates kept for the gradient, and its gradient.
 
-Gates are float32 or wider, products in the dtype that the CPU multiplies in.
+All in the dtype that the CPU multiplies in, as plain PyTorch has it, with fewer passes and numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype, product_dtype
+from ocvtp_kernels.dtypes import product_dtype
 from ocvtp_kernels.slots import gradients
 
 
@@ -27,21 +27,17 @@ def forward_rows(
 
     Returns:
         the new state ``[R, D]``; gates ``[R, 4D]``: r, z, n and ``h_n``, the hidden product of the
-        new gate; both in float32 or wider.
+        new gate.
     """
     dim = h.shape[1]
-    gates = h.new_empty((h.shape[0], 4 * dim), dtype=accumulate_dtype(h.dtype))
-    by_input = gates[:, : 3 * dim]
-    if gates.dtype == h.dtype:
-        torch.addmm(b_ih, x, w_ih.T, out=by_input)
-    else:
-        by_input.copy_(torch.addmm(b_ih, x, w_ih.T))
+    gates = h.new_empty((h.shape[0], 4 * dim))
+    torch.addmm(b_ih, x, w_ih.T, out=gates[:, : 3 * dim])
     by_hidden = torch.addmm(b_hh, h, w_hh.T)
     gates[:, : 2 * dim].add_(by_hidden[:, : 2 * dim]).sigmoid_()
     gates[:, 3 * dim :].copy_(by_hidden[:, 2 * dim :])
     reset, update, new, hidden = gates.split(dim, dim=1)
     new.addcmul_(reset, hidden).tanh_()
-    return torch.lerp(new, h.to(gates.dtype), update), gates
+    return torch.lerp(new, h, update), gates
 
 
 def backward_rows(
@@ -53,7 +49,6 @@ def backward_rows(
         grad: ``[R, D]``, of the new state.
     """
     rows, dim = h.shape
-    grad, state = grad.to(gates.dtype), h.to(gates.dtype)
     reset, update, new, hidden = gates.split(dim, dim=1)
     # Columns of r, z and n, by the input's products and by the state's, which differ in n.
     by_input, by_hidden = gates.new_empty((2, rows, 3 * dim)).unbind(0)
@@ -61,18 +56,17 @@ def backward_rows(
     grad_h = grad * update
     aten = torch.ops.aten
     aten.tanh_backward.grad_input(grad - grad_h, new, grad_input=of_new)
-    aten.sigmoid_backward.grad_input((state - new).mul_(grad), update, grad_input=of_update)
+    aten.sigmoid_backward.grad_input((h - new).mul_(grad), update, grad_input=of_update)
     aten.sigmoid_backward.grad_input(of_new * hidden, reset, grad_input=of_reset)
     by_hidden[:, : 2 * dim].copy_(by_input[:, : 2 * dim])
     torch.mul(of_new, reset, out=by_hidden[:, 2 * dim :])
-    by_bias = by_input.sum(dim=0), by_hidden.sum(dim=0)
-    by_input, by_hidden = by_input.to(x.dtype), by_hidden.to(x.dtype)
     return (
         torch.mm(by_input, w_ih),
-        grad_h.add_(torch.mm(by_hidden, w_hh)),
+        grad_h.addmm_(by_hidden, w_hh),
         torch.mm(by_input.T, x),
         torch.mm(by_hidden.T, h),
-        *by_bias,
+        by_input.sum(dim=0),
+        by_hidden.sum(dim=0),
     )
 
 
@@ -114,5 +108,5 @@ def _rows(inputs: Sequence[Tensor]) -> list[Tensor]:
 
 def _gradients(inputs: Sequence[Tensor], gates: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
     x, h, w_ih, w_hh, *_ = _rows(inputs)
-    grads = backward_rows(x, h, w_ih, w_hh, gates, grad.reshape(h.shape))
+    grads = backward_rows(x, h, w_ih, w_hh, gates, grad.reshape(h.shape).to(h.dtype))
     return tuple(g.view(t.shape).to(t.dtype) for g, t in zip(grads, inputs, strict=True))
