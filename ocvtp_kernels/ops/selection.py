@@ -185,9 +185,9 @@ def kept_gradient(final: int) -> Gradient:
 
     def backward(ctx: Any, grad_tokens: Tensor, _: Any) -> tuple[Any, ...]:
         (ids,) = ctx.saved_tensors
-        rows = ids.unsqueeze(-1).expand(-1, -1, ctx.shape[2])
+        rows = (torch.arange(len(ids), device=ids.device)[:, None], ids)
         grads: list[Tensor | None] = [None] * ctx.inputs
-        grads[final] = grad_tokens.new_zeros(ctx.shape).scatter(1, rows, grad_tokens)
+        grads[final] = grad_tokens.new_zeros(ctx.shape).index_put_(rows, grad_tokens)
         return tuple(grads)
 
     return Gradient(save, backward)
