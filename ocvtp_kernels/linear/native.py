@@ -17,6 +17,8 @@ from ocvtp_kernels.native import why_not
 
 # A hint for the layout of a pack: the fewest rows that are worth its blocks.
 ROWS = 64
+# Multiplications that are worth a call of oneDNN, which takes the host 25 µs longer.
+FEWEST = 1 << 20
 
 
 class Layer(NamedTuple):
@@ -52,7 +54,8 @@ def linear(x: Tensor, layer: Layer, gelu: bool = False) -> Tensor:
         ``[..., O]`` in the dtype of ``x``.
     """
     weight, bias, pack = layer
-    if pack is not None and x.numel() and torch.backends.mkldnn.enabled:
+    products = x.numel() * weight.shape[0]
+    if pack is not None and products >= FEWEST and torch.backends.mkldnn.enabled:
         post, algorithm = ("gelu", "none") if gelu else ("none", "")
         rows = x.reshape(-1, x.shape[-1])
         out = torch.ops.mkldnn._linear_pointwise(padded(rows), pack, bias, post, [], algorithm)
