@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from bench.gpu_check import checkout
+from bench.gpu_check.__main__ import KINDS
 from bench.gpu_check.screen import LINES
-from ocvtp_kernels.report.results import KINDS, read_result
+from ocvtp_kernels.report.results import read_result
 
 pytestmark = pytest.mark.slow
 
