@@ -83,7 +83,8 @@ def table(rows: Sequence[SettingRow]) -> list[tuple[str, ...]]:
 
 def readme(rows: Sequence[SettingRow]) -> list[str]:
     """The blocks for the README."""
-    return ["Settings. " + LEGEND, markdown(HEADER, table(rows))]
+    folded = ("<details><summary>All settings</summary>", "</details>")
+    return ["Settings. " + LEGEND, folded[0], markdown(HEADER, table(rows)), folded[1]]
 
 
 def _cells(row: SettingRow) -> tuple[str, ...]:
