@@ -70,7 +70,7 @@ def prunings() -> Iterator[Setting]:
     """`prune`, however it is called."""
 
     def setting(name: str, ours: Any, dtype: torch.dtype, sizes: Any = BIG, **more: Any) -> Setting:
-        return Setting(name, text(sizes), lambda: pruning(ours, dtype, sizes=sizes, **more), (1, 2))
+        return Setting(name, text(sizes), lambda: pruning(ours, dtype, sizes=sizes, **more))
 
     for name, dtype in DTYPES.items():
         yield setting(f"{name}, without native kernels", without_native_kernels, dtype)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.encode.native import EncodeLayers, encode
-from ocvtp_kernels.fold import Folded, Kept, kept_with, unpack
+from ocvtp_kernels.fold import Folded, unpack
+from ocvtp_kernels.kept import Kept, kept_with
 from ocvtp_kernels.linear.blas import float32_sums
 from ocvtp_kernels.selection.native import pick, select
 from ocvtp_kernels.slots.native_chain import SlotLayers, iterate

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.config import ENCODE_NORMS
-from ocvtp_kernels.kept import Kept as Kept
-from ocvtp_kernels.kept import kept_with as kept_with
+from ocvtp_kernels.kept import kept_with
 from ocvtp_kernels.modules import MLP, SlotAttention
 from ocvtp_kernels.slots.reference import StepWeights
 
