@@ -15,6 +15,7 @@ from torch.profiler import profile
 
 from ocvtp_kernels import OCPruner, chain, native
 from ocvtp_kernels.chain_native import prepare
+from ocvtp_kernels.linear import native as linear_native
 from tests.cases import random_pruner, random_tokens, small_config
 
 REASON = native.why_not("cpu")
@@ -28,6 +29,12 @@ PRODUCTS = 2 + 1 + 2 * 4  # encode; the first query; two iterations of gates, FF
 KEPT = PRODUCTS - 1  # for the slots of a seed, whose first query the pruner has kept
 TOKENS = random_tokens(2, 40, 24)
 BUDGET = 7
+
+
+@pytest.fixture(autouse=True)
+def products_of_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pruners here are small: all their products are below what is worth a pack."""
+    monkeypatch.setattr(linear_native, "FEWEST", 0)
 
 
 def made(**changes: Any) -> OCPruner:
@@ -173,6 +180,14 @@ def test_packs_serve_views_of_their_list() -> None:
             for views in ([w.view_as(w) for w in weights], [w.detach() for w in weights]):
                 assert packed_products(lambda views=views: prune(views, slots)) == PRODUCTS
                 assert torch.equal(prune(views, slots), expected)
+
+
+def test_small_products_go_without_a_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.randn(6, 8), torch.randn(5, 8)
+    layer = linear_native.Layer.of(weight, None, x.dtype).packed()
+    for fewest, expected in ((6 * 8 * 5, 1), (6 * 8 * 5 + 1, 0)):
+        monkeypatch.setattr(linear_native, "FEWEST", fewest)
+        assert packed_products(lambda: linear_native.linear(x, layer)) == expected
 
 
 def test_the_weights_that_were_used_can_be_swapped() -> None:
