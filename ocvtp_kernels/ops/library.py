@@ -30,7 +30,8 @@ class Gradient(NamedTuple):
 
     save: Callable[[Any, tuple[Any, ...], Any], None]  # of ctx, inputs, output
     backward: Callable[..., Any]  # of ctx and the outputs' gradients
-    # The op where a gradient is to come, on a CPU: it keeps what it would cost to make again.
+    # The op where a gradient is to come, on a CPU: it keeps what it would cost to make again. Or
+    # NotImplemented, which goes the way of all devices.
     on_cpu: Callable[..., Any] | None = None
 
 
@@ -117,7 +118,7 @@ def define(
         LIBRARY.impl(name, run if gradient else run_without_gradient, device)
     torch.library.register_fake(f"ocvtp::{name}", run_fake, lib=LIBRARY)
     if gradient:
-        _register_autograd(name, gradient, run)
+        _register_autograd(name, gradient, check, run)
     else:
         LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
     _register_autocast(name, autocast)
@@ -137,7 +138,9 @@ def compose(schema: str, function: Callable[..., Any], parts: str) -> None:
     LIBRARY.impl(name, function, "CompositeImplicitAutograd")
 
 
-def _register_autograd(name: str, gradient: Gradient, run: Callable[..., Any]) -> None:
+def _register_autograd(
+    name: str, gradient: Gradient, check: Callable[..., None], run: Callable[..., Any]
+) -> None:
     """As `torch.library.register_autograd`, with less of the host's time where none is to come.
 
     No gradient comes to tensors of a list.
@@ -145,6 +148,7 @@ def _register_autograd(name: str, gradient: Gradient, run: Callable[..., Any]) -
     Args:
         name: the op's.
         gradient: how it is differentiated.
+        check: of its arguments.
         run: the op on real tensors, below autograd.
     """
     op = getattr(torch.ops.ocvtp, name).default
@@ -170,7 +174,10 @@ def _register_autograd(name: str, gradient: Gradient, run: Callable[..., Any]) -
     def run_autograd(keyset: Any, *args: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             if on_cpu and args[0].is_cpu and backends.forced() in (None, "cpu"):
-                return on_cpu(*args)
+                check(*args)
+                output = on_cpu(*args)
+                if output is not NotImplemented:
+                    return output
             return differentiable.apply(keyset, *args)
         below = keyset & torch._C._after_autograd_keyset
         with _BelowAutograd():

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import checks
+from ocvtp_kernels import backends, checks
+from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.native import if_built
 from ocvtp_kernels.ops.library import Autocast, Gradient, define, lazy
 from ocvtp_kernels.ops.slots import check_queries_and_keys, refuse_no_channels
@@ -221,18 +222,20 @@ def _fake_merge(q: Tensor, k: Tensor, final: Tensor, *_: Any) -> tuple[Tensor, T
 
 
 def _save_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, final, ctx.scale = inputs
+    q, k, _, ctx.scale = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, k)
-    ctx.dtype = final.dtype
+    ctx.save_for_backward(q, k, output[1])
 
 
 def _merge_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    # In final alone: the weights come from a hard assignment.
-    q, k = ctx.saved_tensors
-    weights, _ = reference.merge_weights(q, k, ctx.scale)
-    grad_final = torch.matmul(weights.transpose(1, 2).to(grad.dtype), grad)
-    return None, None, grad_final.to(ctx.dtype), None
+    # In final alone: the weights come from a hard assignment, which is that of the forward pass.
+    q, k, mass = (tensor.detach() for tensor in ctx.saved_tensors)
+    dtype = q.dtype if backends.forced() == "reference" else accumulate_dtype(q.dtype)
+    share, owner = reference.slot_owners(q.to(dtype), k.to(dtype), ctx.scale)
+    weight = (share / mass.to(dtype).gather(1, owner)).to(grad.dtype)
+    first = torch.arange(0, mass.numel(), mass.shape[1], device=owner.device)
+    rows = grad.flatten(0, 1).index_select(0, (owner + first[:, None]).flatten())
+    return None, None, rows.unflatten(0, owner.shape).mul_(weight.unsqueeze(-1)), None
 
 
 define(

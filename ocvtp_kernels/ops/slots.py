@@ -161,7 +161,7 @@ define(
 )
 
 
-def _slot_attention_on_cpu(*args: Any) -> tuple[Tensor, Tensor]:
+def _keep_attention(*args: Any) -> tuple[Tensor, Tensor]:
     updates, mass, _ = torch.ops.ocvtp.slot_attention_with_attention(*args)
     return updates, mass
 
@@ -180,7 +180,7 @@ define(
     },
     refuse=_REFUSE,
     autocast=Autocast(multiplies=True),
-    gradient=_GRADIENT._replace(on_cpu=_slot_attention_on_cpu),
+    gradient=_GRADIENT._replace(on_cpu=if_built(_keep_attention, cpu.slot_attention)),
 )
 define(
     f"slot_attention_with_attention{_ARGUMENTS} -> (Tensor updates, Tensor mass, Tensor attention)",
@@ -194,7 +194,10 @@ define(
     },
     refuse=_REFUSE,
     autocast=Autocast(multiplies=True),
-    gradient=_GRADIENT,
+    # Plain PyTorch is differentiated as it is: nothing is quicker.
+    gradient=_GRADIENT._replace(
+        on_cpu=if_built(lambda *_: NotImplemented, cpu.slot_attention_with_attention)
+    ),
 )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.dtypes import accumulate_dtype, product_dtype
 from ocvtp_kernels.selection import reference
 
 
@@ -30,9 +31,9 @@ def argmax_gather(
 
 
 def merge(q: Tensor, k: Tensor, final: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
-    """`reference.merge`, returned in the input dtypes."""
+    """`reference.merge`, whose slots and weights are those of scores in float32 or wider."""
     wide = accumulate_dtype(q.dtype)
-    merged, mass = reference.merge(
-        q.to(wide), k.to(wide), final.to(accumulate_dtype(final.dtype)), scale
-    )
+    weights, mass = reference.merge_weights(q.to(wide), k.to(wide), scale)
+    dtype = product_dtype(final.dtype, final.device)
+    merged = torch.matmul(weights.to(dtype), final.to(dtype))
     return merged.to(final.dtype), mass.to(q.dtype)

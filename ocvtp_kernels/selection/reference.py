@@ -174,8 +174,13 @@ def merge(q: Tensor, k: Tensor, final: Tensor, scale: float | None = None) -> tu
 
 def merge_weights(q: Tensor, k: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
     """The weights of `merge`: ``w_kn / sum_n w_kn`` ``[B, K, N]``, and mass ``[B, K]``."""
-    attention = slots.slot_logits(q, k, scale).softmax(dim=1)
-    share, owner = attention.max(dim=1)
-    weights = torch.zeros_like(attention).scatter_(1, owner.unsqueeze(1), share.unsqueeze(1))
-    mass = weights.sum(dim=-1)
+    share, owner = slot_owners(q, k, scale)
+    weights = share.new_zeros((q.shape[0], q.shape[1], k.shape[1]))
+    mass = weights.scatter_(1, owner.unsqueeze(1), share.unsqueeze(1)).sum(dim=-1)
     return weights / mass.clamp_min(torch.finfo(mass.dtype).tiny).unsqueeze(-1), mass
+
+
+def slot_owners(q: Tensor, k: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    """Each token's largest share of attention ``[B, N]``, and the slot that has it, int64."""
+    share, owner = slots.slot_logits(q, k, scale).softmax(dim=1).max(dim=1)
+    return share, owner

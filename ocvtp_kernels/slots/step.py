@@ -26,7 +26,6 @@ def iterate(
     Returns:
         the new slots ``[B, K, D]``, and the attention ``[B, K, N]`` if it is needed.
     """
-    gru = (weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh)
     arguments = (query(slots, weights), k, v, scale, eps, slot_mask)
     attention = None
     if need_attention:

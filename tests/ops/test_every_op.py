@@ -168,6 +168,33 @@ def test_bad_kinds_are_named(name: str) -> None:
         op(name)(*arguments)
 
 
+@EVERY_OP
+def test_bad_arguments_are_the_same_error_where_a_gradient_is_to_come(name: str) -> None:
+    arguments = ARGUMENTS[name](dtype=torch.float64)
+    tensors = [place for place, value in enumerate(arguments) if isinstance(value, Tensor)]
+    for place in tensors:
+        for cut in (lambda t: t[0], lambda t: t[..., 1:], lambda t: t[:, None]):
+            bad = list(arguments)
+            bad[place] = cut(bad[place])
+            assert error_of(name, with_gradients(bad)) == error_of(name, bad)
+
+
+def error_of(name: str, arguments: Any) -> str | None:
+    """The sentence that these arguments are refused with, or None."""
+    try:
+        op(name)(*arguments)
+    except (ValueError, TypeError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
+def with_gradients(arguments: Any) -> Any:
+    """The same arguments, of which every floating tensor asks for a gradient."""
+    return map_tensors(
+        lambda t: t.clone().requires_grad_() if t.is_floating_point() else t, arguments
+    )
+
+
 def map_tensors(function: Any, value: Any) -> Any:
     """Applies ``function`` to every tensor in nested tuples and lists."""
     if isinstance(value, Tensor):
