@@ -146,8 +146,9 @@ def work_of(op: str, load: Workload, direction: str) -> Work:
     if op == "argmax_gather":
         return scatter if backward else pick + gathered
     if op == "merge":
-        product = Work(2 * b * k * n * c, b * n * c * size + b * k * c * size + b * k * size)
-        return pick + product
+        # Backward each token has its slot's gradient: rows are copied.
+        product = 0 if backward else 2 * b * k * n * c
+        return pick + Work(product, b * n * c * size + b * k * c * size + b * k * size)
     if op == "attention_received":
         width = b * HEADS * n * HEAD_DIM
         return Work(2 * width * n, 2 * width * size + importance)
