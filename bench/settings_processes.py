@@ -16,7 +16,7 @@ from bench.results import SettingRow, setting_row
 from bench.timing import summary
 
 SIZES = 500  # of images, where each has its own
-PROCESSES = 5  # that are started to time an import
+PROCESSES = 11  # that are started to time an import
 
 GROWTH = """
 import sys

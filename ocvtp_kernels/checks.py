@@ -12,7 +12,7 @@ from torch import Tensor
 
 def require_rank(name: str, tensor: Tensor, layout: str) -> None:
     """Raises ValueError unless ``tensor`` has as many dimensions as ``layout`` names."""
-    if tensor.dim() != len(layout.split(",")):
+    if tensor.dim() != layout.count(",") + 1:
         raise ValueError(f"{name}: expected shape [{layout}], got {list(tensor.shape)}")
 
 
@@ -23,6 +23,12 @@ def require_size(name: str, tensor: Tensor, dim: int, size: int, owner: str) -> 
             f"{name}: expected size {size} in dimension {dim} to match {owner}, "
             f"got shape {list(tensor.shape)}"
         )
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless ``tensor`` has this shape."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
 
 
 def require_floating(name: str, tensor: Tensor) -> None:

@@ -132,8 +132,7 @@ def _check_slot_attention_backward(
         if tensor is None:
             continue
         checks.require_same_kind(name, tensor, "q", q)
-        if tensor.shape != shape:
-            raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+        checks.require_shape(name, tensor, shape)
 
 
 _triton_gradients = lazy("slots.triton_backward", "slot_attention_gradients")
@@ -210,15 +209,16 @@ def _check_gru_cell(
             "x, h: expected shapes [..., E] and [..., D] with the same leading sizes, "
             f"got {list(x.shape)} and {list(h.shape)}"
         )
-    dim = h.shape[-1]
-    named = {"w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh}
-    for name, tensor in {"x": x, **named}.items():
+    checks.require_same_kind("x", x, "h", h)
+    width, dim = x.shape[-1], h.shape[-1]
+    for name, tensor, shape in (
+        ("w_ih", w_ih, (3 * dim, width)),
+        ("w_hh", w_hh, (3 * dim, dim)),
+        ("b_ih", b_ih, (3 * dim,)),
+        ("b_hh", b_hh, (3 * dim,)),
+    ):
         checks.require_same_kind(name, tensor, "h", h)
-    for name, tensor in named.items():
-        checks.require_rank(name, tensor, "3D, width" if name.startswith("w") else "3D")
-        checks.require_size(name, tensor, 0, 3 * dim, "3 * h.shape[-1]")
-    checks.require_size("w_ih", w_ih, 1, x.shape[-1], "x")
-    checks.require_size("w_hh", w_hh, 1, dim, "h")
+        checks.require_shape(name, tensor, shape)
 
 
 def _check_gru_cell_backward(
@@ -232,8 +232,7 @@ def _check_gru_cell_backward(
 ) -> None:
     _check_gru_cell(x, h, w_ih, w_hh, b_ih, b_hh)
     checks.require_same_kind("grad", grad, "h", h)
-    if grad.shape != h.shape:
-        raise ValueError(f"grad: expected shape {list(h.shape)}, got {list(grad.shape)}")
+    checks.require_shape("grad", grad, h.shape)
 
 
 define(
