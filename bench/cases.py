@@ -15,10 +15,10 @@ from bench.pruners import random_pruner
 from bench.shapes import Workload
 from bench.traffic import HEAD_DIM, HEADS
 from ocvtp_kernels import OCPruner, PrunerConfig
-from ocvtp_kernels.chain_native import prepare
-from ocvtp_kernels.importance import reference as importance
-from ocvtp_kernels.selection import reference as selection
-from ocvtp_kernels.slots import reference as slots
+from ocvtp_kernels.ops.argmax_gather import reference as selection
+from ocvtp_kernels.ops.attention_received import reference as importance
+from ocvtp_kernels.ops.prune.native.pipeline import prepare
+from ocvtp_kernels.ops.slot_attention import reference as slots
 
 Inputs = tuple[Tensor, ...]
 Outputs = tuple[Tensor, ...]

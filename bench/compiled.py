@@ -20,8 +20,8 @@ from bench.compiled_launches import plan
 from bench.growth import add_options
 from bench.results import ROOT
 from ocvtp_kernels.files import write_aside
-from ocvtp_kernels.gpu.chips import CHIPS
-from ocvtp_kernels.gpu.launch import interpreting
+from ocvtp_kernels.triton_common.archs import CHIPS
+from ocvtp_kernels.triton_common.launch import interpreting
 
 BUDGET = ROOT / "bench" / "budgets" / "compiled.json"
 COLUMNS = (

@@ -13,7 +13,7 @@ from bench.compiled_binaries import STRENGTH, Row
 from bench.compiled_sums import size_of
 from bench.growth import Slack, renewed, worse
 from ocvtp_kernels.files import write_aside
-from ocvtp_kernels.gpu.chips import CHIPS
+from ocvtp_kernels.triton_common.archs import CHIPS
 
 Entries = dict[str, dict[str, dict[str, float]]]
 

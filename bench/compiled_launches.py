@@ -16,25 +16,26 @@ from torch import Tensor
 from bench.shapes import Workload, square
 from bench.traffic import HEAD_DIM, HEADS
 from ocvtp_kernels import OCPruner, PrunerConfig
-from ocvtp_kernels.chain_triton import picks_triton, prune_triton
-from ocvtp_kernels.gpu.chips import CHIPS, pretend
-from ocvtp_kernels.gpu.launch import Launch, watch
-from ocvtp_kernels.greedy.triton_centrifugal import centrifugal_select
-from ocvtp_kernels.greedy.triton_forward import (
-    dpp_select,
-    facility_select,
-    farthest_select,
-    pivot_select,
+from ocvtp_kernels.ops.argmax_gather.triton import argmax_gather, resolve_picks, slot_argmax
+from ocvtp_kernels.ops.attention_received.triton import attention_received
+from ocvtp_kernels.ops.centrifugal_select.triton import centrifugal_select
+from ocvtp_kernels.ops.dpp_select.triton import dpp_select
+from ocvtp_kernels.ops.facility_select.triton import facility_select
+from ocvtp_kernels.ops.farthest_select.triton import farthest_select
+from ocvtp_kernels.ops.gru_cell.triton.backward import gru_cell_gradients
+from ocvtp_kernels.ops.gru_cell.triton.forward import gru_cell
+from ocvtp_kernels.ops.match_select.triton import match_select
+from ocvtp_kernels.ops.merge.triton import merge
+from ocvtp_kernels.ops.pivot_select.triton import pivot_select
+from ocvtp_kernels.ops.prune.triton.pipeline import picks_triton, prune_triton
+from ocvtp_kernels.ops.scatter_merge.triton import scatter_merge
+from ocvtp_kernels.ops.slot_attention.triton.backward import slot_attention_gradients
+from ocvtp_kernels.ops.slot_attention.triton.forward import (
+    slot_attention,
+    slot_attention_with_attention,
 )
-from ocvtp_kernels.greedy.triton_match import match_select
-from ocvtp_kernels.greedy.triton_merge import scatter_merge
-from ocvtp_kernels.importance.triton_forward import attention_received
-from ocvtp_kernels.selection.triton_forward import argmax_gather, resolve_picks, slot_argmax
-from ocvtp_kernels.selection.triton_merge import merge
-from ocvtp_kernels.slots.triton_backward import slot_attention_gradients
-from ocvtp_kernels.slots.triton_forward import slot_attention, slot_attention_with_attention
-from ocvtp_kernels.slots.triton_gru import gru_cell
-from ocvtp_kernels.slots.triton_gru_backward import gru_cell_gradients
+from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.launch import Launch, watch
 
 BATCHES = (1, 8, 64)
 SIZES = ((576, 64), (576, 128), (576, 192), (2880, 160))  # tokens, slots

@@ -19,7 +19,7 @@ from triton.language import core
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, interpreter_builder
 
-from ocvtp_kernels.gpu.launch import Launch, interpreting, watch
+from ocvtp_kernels.triton_common.launch import Launch, interpreting, watch
 
 WIDEST = 8  # bytes of the widest element
 # A touched element is written whole, one byte of ones for each of its bytes.

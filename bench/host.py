@@ -28,10 +28,10 @@ from bench.results import commit, device_name, versions
 from bench.shapes import Workload, square
 from bench.timing import Timing, measure
 from ocvtp_kernels import backends
-from ocvtp_kernels.chain_native import prepare
 from ocvtp_kernels.files import write_aside
-from ocvtp_kernels.gpu.chips import CHIPS, pretend
-from ocvtp_kernels.gpu.launch import interpreting
+from ocvtp_kernels.ops.prune.native.pipeline import prepare
+from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.launch import interpreting
 
 CHIP = 90
 LOAD = square(1, 576, 64, "bfloat16")
@@ -43,7 +43,7 @@ Call = Callable[[], Any]
 
 def calls_of(load: Workload) -> tuple[dict[str, Call], list[Tensor]]:
     """The same call in every way, by name, and its tensors."""
-    from ocvtp_kernels.chain_triton import prune_triton
+    from ocvtp_kernels.ops.prune.triton.pipeline import prune_triton
 
     case = CASES["prune"](load, torch.device("cpu"))
     assert case.pruner is not None

@@ -32,7 +32,7 @@ def step_of(kernel: str, numbers: Mapping[str, Any]) -> str:
 def least_of(load: Workload) -> dict[str, Least]:
     """The least cost of every step; a step that is not here is needed by no formula.
 
-    Of the folded algebra (`ocvtp_kernels.fold`), all iterations together. Biases count; tile
+    Of the folded algebra (`ocvtp_kernels.pruner.fold`), all iterations together. Biases count; tile
     padding, recomputed logits, partial sums and standings do not, nor what is no product: LayerNorm
     and the constant of q'.
     """

@@ -23,8 +23,8 @@ from bench.model_time import SILICON, Silicon, Time, time_of
 from bench.results import ROOT
 from bench.shapes import Workload, square
 from ocvtp_kernels.files import write_aside
-from ocvtp_kernels.gpu.launch import interpreting
 from ocvtp_kernels.report.text import markdown, three_digits
+from ocvtp_kernels.triton_common.launch import interpreting
 
 BUDGET = ROOT / "bench" / "budgets" / "model.json"
 LOADS = tuple(square(b, n, k, "bfloat16") for n, k in ((576, 64), (2880, 160)) for b in (1, 8, 64))

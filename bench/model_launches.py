@@ -18,8 +18,8 @@ from bench.model_trips import Branch, Nest, branches
 from bench.sass import Program, read_sass
 from bench.sass_time import Code, code_of
 from bench.shapes import Workload
-from ocvtp_kernels.gpu.chips import CHIPS, pretend
-from ocvtp_kernels.gpu.launch import Launch, watch
+from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.launch import Launch, watch
 
 
 class Call(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ocvtp_kernels.gpu.launch import Launch
+from ocvtp_kernels.triton_common.launch import Launch
 
 Numbers = dict[str, Any]
 Nest = tuple[int, ...]  # rounds of a loop and the loops in it, the outermost first

@@ -132,7 +132,7 @@ class SelectorRow:
     graph_median_s: float | None  # of a CUDA graph's replay, where it can be captured
     graph_p20_s: float | None
     graph_p80_s: float | None
-    coverage: float | None  # see `ocvtp_kernels.selection.coverage`, mean over images
+    coverage: float | None  # see `ocvtp_kernels.selectors.coverage`, mean over images
     duplicates: int | None  # tokens kept again, over all images
     exact: bool | None  # whether every image keeps exactly the budget
     published: Beside | None  # the whole method

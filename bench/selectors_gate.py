@@ -26,7 +26,7 @@ from bench.selectors_inputs import (
 )
 from bench.timing import first_line, poison
 from ocvtp_kernels import use_backend
-from ocvtp_kernels.selection.coverage import coverage
+from ocvtp_kernels.selectors.coverage import coverage
 from ocvtp_kernels.selectors.interface import Evidence, Selected, Selector, ask
 
 ROUNDING = 8.0  # units in the last place by which an input is moved

@@ -14,10 +14,10 @@ from torch import Tensor
 from bench import published_selectors as published
 from bench.pruners import random_pruner
 from ocvtp_kernels import PrunerConfig
-from ocvtp_kernels.greedy.similarity import cosine
 from ocvtp_kernels.selectors.interface import Evidence, Selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.selectors.registry import METHODS, make_selector
+from ocvtp_kernels.selectors.similarity import cosine
 from ocvtp_kernels.selectors.vlm_pruner import EPS, VLMPruner, screen_channels
 
 OC_PRUNER = "oc-pruner"

@@ -41,9 +41,9 @@ from bench.settings_prune import (
     without_native_kernels,
 )
 from bench.timing import Timing, measure
-from ocvtp_kernels.greedy import reference as greedy
-from ocvtp_kernels.selection import reference as selection
-from ocvtp_kernels.slots import reference as slots
+from ocvtp_kernels.ops import greedy
+from ocvtp_kernels.ops.argmax_gather import reference as selection
+from ocvtp_kernels.ops.slot_attention import reference as slots
 
 SECONDS = 4.0  # of a row
 ROUNDS = (7, 60)

@@ -16,9 +16,9 @@ from bench.pruners import random_pruner
 from bench.settings_prune import HALF, Pair
 from bench.timing import Call, tensors_of
 from ocvtp_kernels import PrunerConfig, prepare
-from ocvtp_kernels.importance import reference as importance
-from ocvtp_kernels.selection import reference as selection
-from ocvtp_kernels.slots import reference as slots
+from ocvtp_kernels.ops.argmax_gather import reference as selection
+from ocvtp_kernels.ops.attention_received import reference as importance
+from ocvtp_kernels.ops.slot_attention import reference as slots
 from ocvtp_kernels.training.autoencoder import OCAutoencoder
 
 OPS = torch.ops.ocvtp

@@ -24,12 +24,12 @@ from bench.cases import CASES
 from bench.counted import Count, counting
 from bench.least import Least, least_of, least_total, step_of
 from bench.shapes import Workload, square
-from ocvtp_kernels.chain_triton import prune_triton
 from ocvtp_kernels.files import write_aside
-from ocvtp_kernels.gpu.chips import CHIPS, pretend
-from ocvtp_kernels.gpu.launch import interpreting
+from ocvtp_kernels.ops.prune.triton.pipeline import prune_triton
+from ocvtp_kernels.ops.slot_attention.tiles import ONE_TILE
 from ocvtp_kernels.report.text import markdown, three_digits
-from ocvtp_kernels.slots.tiles import ONE_TILE
+from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.launch import interpreting
 
 CHIP = CHIPS[90]  # of an H200
 BUDGET = Path(__file__).parent / "budgets" / "static_cost.json"

@@ -1,6 +1,6 @@
 """What has to be done: FLOPs and least bytes, and the ceilings that they are held against.
 
-FLOPs are those of the matrix products of the folded way (`ocvtp_kernels.fold`), a multiply and an
+FLOPs are those of the matrix products of the folded way (`ocvtp_kernels.pruner.fold`), a multiply and an
 add being two; bytes are each input read once and each output written once. Both belong to the
 work and not to who does it, so every variant of a row has the same, and what a variant does beyond
 them shows as a smaller share of the ceilings.

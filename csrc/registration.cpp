@@ -72,7 +72,7 @@ OCVTP_LIBRARY(m) {
   // q [B,H,M,d], k [B,H,N,d]; row -1 is the mean over all queries, else that query's row alone
   // -> wide [B,N], averaged over heads.
   m.def("attention_received(Tensor q, Tensor k, int row, float scale) -> Tensor");
-  // Greedy selections, ocvtp_kernels/greedy/reference.py: matrices [B,N,N] and scores [B,N] are
+  // Greedy selections, ocvtp_kernels/ops/page_greedy.py: matrices [B,N,N] and scores [B,N] are
   // wide and of one dtype, ids int64; what comes back stands in the order picked, [B,budget].
   m.def("farthest_select(Tensor distances, Tensor? first, int budget, bool distinct) -> Tensor");
   m.def("pivot_select(Tensor points, int budget) -> Tensor");

@@ -5,10 +5,10 @@ Importing this package registers ``torch.ops.ocvtp.*``.
 
 from ocvtp_kernels import ops
 from ocvtp_kernels.backends import BackendUnavailable, use_backend
-from ocvtp_kernels.chain_native import prepare
-from ocvtp_kernels.config import PrunerConfig
-from ocvtp_kernels.pruner import OCPruner, Pruned
-from ocvtp_kernels.selection.coverage import coverage
+from ocvtp_kernels.ops.prune.native.pipeline import prepare
+from ocvtp_kernels.pruner.config import PrunerConfig
+from ocvtp_kernels.pruner.pruner import OCPruner, Pruned
+from ocvtp_kernels.selectors.coverage import coverage
 from ocvtp_kernels.selectors.registry import select
 from ocvtp_kernels.version import __version__
 from ocvtp_kernels.vlm.attach import attach

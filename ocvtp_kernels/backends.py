@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ocvtp_kernels import native
-from ocvtp_kernels.gpu.chips import OLDEST, capability_of
+from ocvtp_kernels.triton_common.archs import OLDEST, capability_of
 
 Function = Callable[..., Any]
 
@@ -153,7 +153,7 @@ def interpreting() -> bool:
     """Whether Triton is installed and runs kernels in its interpreter, on the CPU."""
     if importlib.util.find_spec("triton") is None:
         return False
-    from ocvtp_kernels.gpu import launch
+    from ocvtp_kernels.triton_common import launch
 
     return launch.interpreting()
 

@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.pruners import random_pruner as random_pruner
 from bench.pruners import small_config as small_config
-from ocvtp_kernels import PrunerConfig, chain, native, use_backend
+from ocvtp_kernels import PrunerConfig, native, use_backend
+from ocvtp_kernels.ops.prune import reference as chain
 
 # Where Triton's kernels run: on the GPU, or in Triton's interpreter.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

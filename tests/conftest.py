@@ -80,7 +80,7 @@ def quick_launches(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     from bench.counted import run_quickly
-    from ocvtp_kernels.gpu.launch import interpreting, watch
+    from ocvtp_kernels.triton_common.launch import interpreting, watch
 
     with watch(run_quickly) if interpreting() else nullcontext():
         yield

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
 from ocvtp_kernels import backends
-from ocvtp_kernels.gpu import chips
+from ocvtp_kernels.triton_common import archs as chips
 from tests import evaluated
 
 META = torch.device("meta")

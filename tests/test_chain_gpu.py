@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import OCPruner, PrunerConfig, backends, chain, use_backend
+from ocvtp_kernels import OCPruner, PrunerConfig, backends, use_backend
+from ocvtp_kernels.ops.prune import reference as chain
 from tests.cases import assert_kept, random_pruner, random_tokens, to_device
 
 pytestmark = [

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import chain, native
-from ocvtp_kernels.chain_native import prune_native
+from ocvtp_kernels import native
 from ocvtp_kernels.dtypes import product_dtype
-from ocvtp_kernels.encode.folded import encode_folded
-from ocvtp_kernels.encode.native import EncodeLayers, encode
-from ocvtp_kernels.fold import unpack
-from ocvtp_kernels.linear.native import Layer, linear, padded
+from ocvtp_kernels.ops.prune import reference as chain
+from ocvtp_kernels.ops.prune.folded_encode import encode_folded
+from ocvtp_kernels.ops.prune.native.encode import EncodeLayers, encode
+from ocvtp_kernels.ops.prune.native.linear import Layer, linear, padded
+from ocvtp_kernels.ops.prune.native.pipeline import prune_native
+from ocvtp_kernels.ops.prune.weights import unpack
 from tests.cases import (
     ISAS,
     PruneCase,
@@ -207,7 +208,7 @@ def test_padding_is_never_seen() -> None:
 
 GROWTH = """
 import torch
-from ocvtp_kernels.linear.native import Layer, linear, padded
+from ocvtp_kernels.ops.prune.native.linear import Layer, linear, padded
 
 
 def resident():

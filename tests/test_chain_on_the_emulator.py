@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.profiler import profile
 
-from ocvtp_kernels import chain
-from ocvtp_kernels.chain_native import picks_native, prepare, prune_native
-from ocvtp_kernels.encode.folded import encode_folded
-from ocvtp_kernels.encode.native import EncodeLayers, encode
-from ocvtp_kernels.fold import unpack
-from ocvtp_kernels.selection.native import resolve_picks
-from ocvtp_kernels.slots.native import gru_cell
-from ocvtp_kernels.slots.reference import gru_cell as reference_gru_cell
+from ocvtp_kernels.ops.argmax_gather.native import resolve_picks
+from ocvtp_kernels.ops.prune import reference as chain
+from ocvtp_kernels.ops.prune.folded_encode import encode_folded
+from ocvtp_kernels.ops.prune.native.encode import EncodeLayers, encode
+from ocvtp_kernels.ops.prune.native.pipeline import picks_native, prepare, prune_native
+from ocvtp_kernels.ops.prune.weights import unpack
+from ocvtp_kernels.ops.slot_attention.native import gru_cell
+from ocvtp_kernels.ops.slot_attention.reference import gru_cell as reference_gru_cell
 from tests.cases import (
     PruneCase,
     assert_kept,

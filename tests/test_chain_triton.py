@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import chain, use_backend
+from ocvtp_kernels import use_backend
+from ocvtp_kernels.ops.prune import reference as chain
 from tests.cases import (
     DEVICE,
     PruneCase,
@@ -21,9 +22,9 @@ from tests.cases import (
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.chain_triton import prune_triton
-from ocvtp_kernels.gpu.chips import CHIPS, Chip, chip_of, pretend
-from ocvtp_kernels.gpu.launch import Launch, watch
+from ocvtp_kernels.ops.prune.triton.pipeline import prune_triton
+from ocvtp_kernels.triton_common.archs import CHIPS, Chip, chip_of, pretend
+from ocvtp_kernels.triton_common.launch import Launch, watch
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocvtp_kernels.importance import reference as importance
-from ocvtp_kernels.importance.native import attention_received
-from ocvtp_kernels.selection import reference as selection
-from ocvtp_kernels.slots import reference as slots
+from ocvtp_kernels.ops.argmax_gather import reference as selection
+from ocvtp_kernels.ops.attention_received import reference as importance
+from ocvtp_kernels.ops.attention_received.native import attention_received
+from ocvtp_kernels.ops.slot_attention import reference as slots
 from tests.cases import assert_within_budget, random_tokens
 from tests.emulated import emulated_ops, loaded, on_gpu, views  # noqa: F401
 

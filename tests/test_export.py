@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ocvtp_kernels import OCPruner, select
-from ocvtp_kernels.pruner import Picks, Pruned
+from ocvtp_kernels.pruner.pruner import Picks, Pruned
 from ocvtp_kernels.selectors.interface import Selected
 from tests.build_cases import ROOT
 from tests.cases import random_pruner, random_tokens

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import PrunerConfig
-from ocvtp_kernels import kept as kept_lists
-from ocvtp_kernels.chain import attention_logits
-from ocvtp_kernels.chain_native import prepare
-from ocvtp_kernels.fold import unpack
-from ocvtp_kernels.kept import kept_with
+from ocvtp_kernels.ops.prune import weights as kept_lists
+from ocvtp_kernels.ops.prune.native.pipeline import prepare
+from ocvtp_kernels.ops.prune.reference import attention_logits
+from ocvtp_kernels.ops.prune.weights import kept_with, unpack
 from tests.cases import random_pruner, random_tokens, small_config
 
 CONFIGS = {

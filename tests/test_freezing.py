@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import OCPruner, chain, seeded
+from ocvtp_kernels import OCPruner
+from ocvtp_kernels.ops.prune import reference as chain
+from ocvtp_kernels.pruner import seeded
 from tests.cases import random_pruner, random_tokens, small_config
 
 TOKENS = random_tokens(2, 40, 12)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.profiler import profile
 
-from ocvtp_kernels import OCPruner, chain, native
-from ocvtp_kernels.chain_native import prepare
-from ocvtp_kernels.linear import native as linear_native
+from ocvtp_kernels import OCPruner, native
+from ocvtp_kernels.ops.prune import reference as chain
+from ocvtp_kernels.ops.prune.native import linear as linear_native
+from ocvtp_kernels.ops.prune.native.pipeline import prepare
 from tests.cases import random_pruner, random_tokens, small_config
 
 REASON = native.why_not("cpu")

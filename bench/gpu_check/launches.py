@@ -25,7 +25,7 @@ from bench.cases import CASES, outputs_of
 from bench.compiled_binaries import StandIn
 from bench.gpu_check.binaries import ALIGNMENT, Binary, write, written
 from ocvtp_kernels import backends
-from ocvtp_kernels.gpu.chips import CHIPS, pretend
+from ocvtp_kernels.triton_common.archs import CHIPS, pretend
 
 EMPTIES = ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (Tensor, "new_empty"))
 

@@ -11,7 +11,7 @@ import sys
 import torch
 
 from ocvtp_kernels import native
-from ocvtp_kernels.gpu.chips import capability_of
+from ocvtp_kernels.triton_common.archs import capability_of
 
 NO_DEVICE = 2
 

@@ -1,4 +1,4 @@
-// VLM-Pruner's centrifugal expansion (ocvtp_kernels/greedy/centrifugal.py). A token's redundancy is
+// VLM-Pruner's centrifugal expansion (ocvtp_kernels/ops/centrifugal_select/reference.py). A token's redundancy is
 // the reference's arithmetic, step for step, so its roundings are too.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Greedy inference of a determinantal point process (ocvtp_kernels/greedy/reference.py), a pick at
+// Greedy inference of a determinantal point process (ocvtp_kernels/ops/page_greedy.py), a pick at
 // a time. Each token's arithmetic is the reference's, step for step, so its roundings are too.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Greedy facility location (ocvtp_kernels/greedy/reference.py), lazily (Minoux 1978): what is
+// Greedy facility location (ocvtp_kernels/ops/page_greedy.py), lazily (Minoux 1978): what is
 // covered only grows, so a gain known from an earlier step bounds today's. That holds to the bit,
 // since each operation rounds monotonically and sums have one order.
 #pragma once

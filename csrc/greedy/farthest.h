@@ -1,4 +1,4 @@
-// Farthest-point greedy on a matrix of distances (ocvtp_kernels/greedy/reference.py).
+// Farthest-point greedy on a matrix of distances (ocvtp_kernels/ops/page_greedy.py).
 #pragma once
 
 #include <iterator>

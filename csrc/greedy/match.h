@@ -1,4 +1,4 @@
-// Rounds of bipartite matching (ocvtp_kernels/greedy/reference.py). A whole row against a mask is
+// Rounds of bipartite matching (ocvtp_kernels/ops/page_greedy.py). A whole row against a mask is
 // read sooner than the tokens of b are gathered from it.
 #pragma once
 

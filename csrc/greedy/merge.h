@@ -1,4 +1,4 @@
-// Weighted sums of tokens by owner (ocvtp_kernels/greedy/reference.py), each in the order of ids.
+// Weighted sums of tokens by owner (ocvtp_kernels/ops/page_greedy.py), each in the order of ids.
 #pragma once
 
 #include <algorithm>

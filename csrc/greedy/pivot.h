@@ -1,4 +1,4 @@
-// Farthest-point greedy on points (ocvtp_kernels/greedy/reference.py), a pick at a time.
+// Farthest-point greedy on points (ocvtp_kernels/ops/page_greedy.py), a pick at a time.
 #pragma once
 
 #include "greedy/scores.h"

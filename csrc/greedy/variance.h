@@ -1,4 +1,4 @@
-// Variance of channels over an image's tokens (ocvtp_kernels/greedy/reference.py), summed in double
+// Variance of channels over an image's tokens (ocvtp_kernels/ops/page_greedy.py), summed in double
 // in the order of tokens, twice: a mean that is not exact would cost digits of a small variance.
 #pragma once
 

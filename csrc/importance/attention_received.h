@@ -1,4 +1,4 @@
-// The attention that keys receive (ocvtp_kernels/importance/reference.py), a few queries at a time:
+// The attention that keys receive (ocvtp_kernels/ops/attention_received/reference.py), a few queries at a time:
 // logits of a register tile, softmax over keys while they are in cache, their sum per key. No map
 // of queries by keys is ever in memory.
 #pragma once

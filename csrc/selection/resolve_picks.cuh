@@ -1,6 +1,6 @@
 // From picks to exactly `budget` ascending ids and their rows, in one launch: every block of an
 // image resolves by itself, in shared memory, and copies its share of the rows. The rule is that
-// of ocvtp_kernels/selection/reference.py::resolve_picks, in integers: nothing here rounds.
+// of ocvtp_kernels/ops/argmax_gather/reference.py::resolve_picks, in integers: nothing here rounds.
 #pragma once
 
 #include "contest.cuh"

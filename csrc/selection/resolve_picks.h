@@ -1,5 +1,5 @@
 // From picks to exactly `budget` ascending ids, and their rows
-// (ocvtp_kernels/selection/reference.py::resolve_picks). Comparisons and copies alone, so this is
+// (ocvtp_kernels/ops/argmax_gather/reference.py::resolve_picks). Comparisons and copies alone, so this is
 // compiled once, for any CPU.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Each slot's best token: logits, softmax over slots and argmax over tokens in one pass, attention
-// never stored. The score is the log-attention of ocvtp_kernels/slots/reference.py.
+// never stored. The score is the log-attention of ocvtp_kernels/ops/slot_attention/reference.py.
 #pragma once
 
 #include "../slots/logits.cuh"

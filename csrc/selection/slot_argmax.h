@@ -1,4 +1,4 @@
-// Each slot's best tokens under the log-attention (ocvtp_kernels/selection/reference.py), which
+// Each slot's best tokens under the log-attention (ocvtp_kernels/ops/argmax_gather/reference.py), which
 // resolves tokens whose attention rounds to 1. Only its sums over slots need every dot product, so
 // for one pick a slot the scores themselves are never written.
 #pragma once

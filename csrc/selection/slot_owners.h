@@ -1,4 +1,4 @@
-// Each token's slot in a hard assignment (ocvtp_kernels/selection/reference.py::merge_weights):
+// Each token's slot in a hard assignment (ocvtp_kernels/ops/argmax_gather/reference.py::merge_weights):
 // that of its largest attention, ties to the lowest slot; a NaN is larger than any number.
 #pragma once
 

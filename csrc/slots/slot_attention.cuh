@@ -1,5 +1,5 @@
 // The competition: softmax over slots and weighted mean over tokens, the matrix of attention never
-// stored unless asked for. Locatello et al. 2020, as in ocvtp_kernels/slots/reference.py.
+// stored unless asked for. Locatello et al. 2020, as in ocvtp_kernels/ops/slot_attention/reference.py.
 //
 // A block takes one image, one block of slots, one chunk of v's channels and one group of tokens,
 // or all groups in order. Groups depend on N alone, a group's sum starts at zero and groups add up

@@ -1,5 +1,5 @@
 // The competition between the products with keys and with values: softmax over slots of each
-// token, forward and backward (ocvtp_kernels/slots/reference.py, gradients.py). A block's tokens
+// token, forward and backward (ocvtp_kernels/ops/slot_attention/reference.py, gradients.py). A block's tokens
 // stand in lanes, so the slots of a token are summed from the first to the last.
 #pragma once
 

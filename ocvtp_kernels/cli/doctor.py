@@ -12,7 +12,7 @@ import torch
 import typer
 
 from ocvtp_kernels import backends, native
-from ocvtp_kernels.ops.library import COMPOSED
+from ocvtp_kernels.ops.registry import COMPOSED
 from ocvtp_kernels.version import __version__
 
 PACKAGES = ("triton", "transformers", "safetensors", "numpy", "pillow")

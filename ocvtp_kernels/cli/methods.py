@@ -11,7 +11,7 @@ from PIL import Image
 
 from ocvtp_kernels.cli.report import RANDOM_SEEDS, require_finite
 from ocvtp_kernels.cli.sheet import Panel, draw_sheet
-from ocvtp_kernels.selection.coverage import coverage, random_coverage
+from ocvtp_kernels.selectors.coverage import coverage, random_coverage
 from ocvtp_kernels.selectors.interface import Selector, ask
 from ocvtp_kernels.version import __version__
 from ocvtp_kernels.vlm.encoder import Encoded

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ocvtp_kernels.config import PrunerConfig
 from ocvtp_kernels.files import write_aside
-from ocvtp_kernels.pruner import PADDINGS, OCPruner
+from ocvtp_kernels.pruner.config import PrunerConfig
+from ocvtp_kernels.pruner.pruner import PADDINGS, OCPruner
 from ocvtp_kernels.selectors.interface import Selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.selectors.registry import METHODS, make_selector

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ocvtp_kernels.chain import attention_logits
 from ocvtp_kernels.cli.picture import draw_selection
-from ocvtp_kernels.pruner import OCPruner
-from ocvtp_kernels.selection.coverage import coverage, random_coverage
-from ocvtp_kernels.selection.reference import slot_picks
-from ocvtp_kernels.slots.reference import log_attention
+from ocvtp_kernels.ops.argmax_gather.reference import slot_picks
+from ocvtp_kernels.ops.prune.reference import attention_logits
+from ocvtp_kernels.ops.slot_attention.reference import log_attention
+from ocvtp_kernels.pruner.pruner import OCPruner
+from ocvtp_kernels.selectors.coverage import coverage, random_coverage
 from ocvtp_kernels.version import __version__
 from ocvtp_kernels.vlm.encoder import Encoded
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ocvtp_kernels.config import PrunerConfig
 from ocvtp_kernels.cost.models import LanguageModel, VisionLanguageModel, VisionTower
+from ocvtp_kernels.pruner.config import PrunerConfig
 
 TEXT_TOKENS = 32  # arXiv 2511.20439, figure 1
 FP16_BYTES = 2
@@ -137,7 +137,7 @@ def pruner_folded(config: PrunerConfig, tokens: int, slots: int) -> int:
 
     ``encode + I (2 K D (D + 1) + 2 K N D) + (I - 1) (2 K N D + 12 K D^2 + 4 K D F)``: key and
     value projections vanish, the query gains a row for the per-slot constant, and the last
-    iteration stops at its logits. Source: `ocvtp_kernels.fold`. Folding, once per pruner, is not
+    iteration stops at its logits. Source: `ocvtp_kernels.pruner.fold`. Folding, once per pruner, is not
     counted.
 
     Args:

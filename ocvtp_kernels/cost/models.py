@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ocvtp_kernels.config import PrunerConfig
+from ocvtp_kernels.pruner.config import PrunerConfig
 
 # The shares of the tokens that the paper keeps on LLaVA-1.5 (arXiv 2511.20439).
 LLAVA_TOKENS = 576

@@ -3,6 +3,6 @@
 `library` says how an op is made; importing this package registers them all.
 """
 
-from ocvtp_kernels.ops import greedy, importance, prune, selection, slots
+from ocvtp_kernels.ops import page_greedy, page_importance, page_prune, page_selection, page_slots
 
-__all__ = ["greedy", "importance", "prune", "selection", "slots"]
+__all__ = ["page_greedy", "page_importance", "page_prune", "page_selection", "page_slots"]

@@ -1,265 +1,228 @@
-"""Ops of the greedy selections that the training-free pruners share."""
+"""Greedy selection in plain PyTorch: the oracle of the greedy kernels.
+
+Every selection reads a matrix of similarities or distances, ``[B, N, N]``, of which a step needs
+one row: that of the token picked last. Ties go to the lowest id; a NaN never beats a number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import checks
-from ocvtp_kernels.dtypes import accumulate_dtype
-from ocvtp_kernels.greedy import centrifugal, native, reference
-from ocvtp_kernels.greedy.cpu import widened
-from ocvtp_kernels.greedy.tiles import MOST_TOKENS
-from ocvtp_kernels.native import if_built
-from ocvtp_kernels.ops.library import Gradient, define, lazy
+TINY = 1e-12  # of a variance that nothing is left of
 
 
-def _kernels(name: str, module: str, plain: Callable[..., Any]) -> Mapping[str, Callable[..., Any]]:
-    plain = widened(plain)
-    return {
-        "reference": plain,
-        "cpu": if_built(getattr(native, name), plain),
-        "triton": lazy(f"greedy.{module}", name),
-    }
+def nan_last(scores: Tensor) -> Tensor:
+    """A NaN counts as -inf."""
+    return scores.masked_fill(scores.isnan(), -math.inf)
 
 
-def _refuse(tokens: Tensor, *_: Any) -> str | None:
-    if tokens.shape[1] > MOST_TOKENS:
-        most = f"the triton greedy selections hold at most {MOST_TOKENS} tokens an image"
-        return f"{most}, not {tokens.shape[1]}"
-    return None
+def take_row(matrix: Tensor, ids: Tensor) -> Tensor:
+    """Row ``ids[b]`` of each image: ``[B, N, M]``, ``[B]`` -> ``[B, M]``."""
+    return matrix[torch.arange(len(ids), device=ids.device), ids]
 
 
-def _check_square(name: str, matrix: Tensor) -> None:
-    checks.require_rank(name, matrix, "B, N, N")
-    checks.require_floating(name, matrix)
-    checks.require_size(name, matrix, 2, matrix.shape[1], "dimension 1")
-    checks.require_some(name, matrix, 1, "token")
+def first_of_highest(scores: Tensor, taken: Tensor) -> Tensor:
+    """The lowest id of the highest score, ``[B]``, among tokens not taken yet."""
+    # Argmax may name any of the highest: the first comes from a comparison. Taken tokens stand
+    # behind those whose score is -inf.
+    scores = nan_last(scores)
+    best = scores.masked_fill(taken, -math.inf).amax(dim=1, keepdim=True)
+    return ((scores == best) & ~taken).to(torch.uint8).argmax(dim=1)
 
 
-def _check_beside(name: str, scores: Tensor, owner: str, like: Tensor) -> None:
-    """Scores ``[B, N]`` beside ``like`` ``[B, N, ...]``."""
-    checks.require_rank(name, scores, "B, N")
-    checks.require_floating(name, scores)
-    checks.require_same_device(name, scores, owner, like)
-    checks.require_size(name, scores, 0, like.shape[0], owner)
-    checks.require_size(name, scores, 1, like.shape[1], owner)
-
-
-def _check_ids(name: str, ids: Tensor, layout: str, owner: str, like: Tensor) -> None:
-    checks.require_rank(name, ids, layout)
-    if ids.dtype != torch.int64:
-        raise TypeError(f"{name}: expected dtype torch.int64, got {ids.dtype}")
-    checks.require_same_device(name, ids, owner, like)
-    checks.require_size(name, ids, 0, like.shape[0], owner)
-
-
-def _fake_order(matrix: Tensor, _: Any, budget: int, *__: Any) -> Tensor:
-    return matrix.new_empty((matrix.shape[0], budget), dtype=torch.int64)
-
-
-def _check_farthest(
+def farthest_select(
     distances: Tensor, first: Tensor | None, budget: int, distinct: bool = True
-) -> None:
-    _check_square("distances", distances)
-    if first is not None:
-        _check_ids("first", first, "B", "distances", distances)
-    checks.require_budget(budget, distances.shape[1])
+) -> Tensor:
+    """Farthest-point greedy: each pick is the token farthest from its nearest pick.
+
+    ``j_t = argmax_j min_{s < t} distances[j_s, j]``; source: DivPrune, arXiv 2503.02175.
+
+    Args:
+        distances: ``[B, N, N]``.
+        first: int64 ``[B]`` first picks; None takes the token whose nearest other is farthest:
+            the argmax over columns of a column's second smallest distance.
+        budget: T, 1 to N.
+        distinct: whether a token is picked once only; the published code relies on a token's
+            distance to itself being the smallest, and picks duplicates twice.
+
+    Returns:
+        int64 ``[B, T]``, in the order picked.
+    """
+    batch, num_tokens, _ = distances.shape
+    distances = nan_last(distances)
+    taken = torch.zeros(batch, num_tokens, dtype=torch.bool, device=distances.device)
+    if first is None:
+        # A single token has no second distance.
+        rank = min(2, num_tokens)
+        nearest = distances.topk(rank, dim=1, largest=False).values[:, rank - 1]
+        first = first_of_highest(nearest, taken)
+    order, pick = [first], first
+    running = distances.new_full((batch, num_tokens), math.inf)
+    for _ in range(budget - 1):
+        running = torch.minimum(running, take_row(distances, pick))
+        if distinct:
+            taken = taken.scatter(1, pick[:, None], True)
+        pick = first_of_highest(running, taken)
+        order.append(pick)
+    return torch.stack(order, dim=1)
 
 
-define(
-    "farthest_select(Tensor distances, Tensor? first, SymInt budget, bool distinct=True) -> Tensor",
-    check=_check_farthest,
-    fake=_fake_order,
-    kernels=_kernels("farthest_select", "triton_forward", reference.farthest_select),
-    refuse={"triton": _refuse},
-)
+def pivot_select(points: Tensor, budget: int) -> Tensor:
+    """Farthest-point greedy by Euclidean distance, from the point of largest L1 norm.
+
+    Source: VLM-Pruner, arXiv 2512.02700, stage 1. Squared distances order alike and are summed
+    over differences, which do not cancel.
+
+    Args:
+        points: ``[B, N, D]``, keys.
+        budget: 1 to N.
+
+    Returns:
+        int64 ``[B, budget]``, in the order picked, distinct.
+    """
+    taken = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
+    pick = first_of_highest(points.abs().sum(-1), taken)
+    order = [pick]
+    running = points.new_full(points.shape[:2], math.inf)
+    for _ in range(budget - 1):
+        offsets = points - take_row(points, pick)[:, None]
+        running = torch.minimum(running, nan_last(offsets.square().sum(-1)))
+        taken = taken.scatter(1, pick[:, None], True)
+        pick = first_of_highest(running, taken)
+        order.append(pick)
+    return torch.stack(order, dim=1)
 
 
-def _check_pivots(points: Tensor, budget: int) -> None:
-    checks.require_rank("points", points, "B, N, D")
-    checks.require_floating("points", points)
-    checks.require_some("points", points, 1, "token")
-    checks.require_budget(budget, points.shape[1])
+def dpp_select(similarity: Tensor, quality: Tensor, budget: int) -> Tensor:
+    """Greedy MAP inference of a determinantal point process ``L = q_i S_ij q_j``.
+
+    With ``v = diag(L)``: pick ``j = argmax v``; ``C_t = (L_j - sum_{s<t} C_sj C_s) / sqrt(v_j)``;
+    ``v -= C_t^2``. Source: CDPruner, arXiv 2506.10967, by Chen et al. 2018. Where ``v_j`` is at
+    most 1e-12 of the image's largest ``L_ii`` nothing is left to explain, and ``C_t`` is 0: the
+    published code divides by it all the same.
+
+    Args:
+        similarity: ``[B, N, N]``; quality: ``[B, N]``.
+        budget: T, 1 to N.
+
+    Returns:
+        int64 ``[B, T]``, in the order picked, distinct.
+    """
+    batch, num_tokens, _ = similarity.shape
+    quality = quality.to(similarity.dtype)
+    left = quality.square() * similarity.diagonal(dim1=1, dim2=2)
+    least = TINY * nan_last(left).amax(dim=1, keepdim=True).clamp_min(0)
+    taken = torch.zeros(batch, num_tokens, dtype=torch.bool, device=similarity.device)
+    order: list[Tensor] = []
+    components: list[Tensor] = []
+    for _ in range(budget):
+        pick = first_of_highest(left, taken)
+        order.append(pick)
+        place = pick[:, None]
+        rest = quality.gather(1, place) * take_row(similarity, pick) * quality
+        for component in components:
+            rest = rest - component.gather(1, place) * component
+        variance = left.gather(1, place)
+        explained = rest / variance.clamp_min(torch.finfo(left.dtype).tiny).sqrt()
+        explained = explained.where(variance > least, torch.zeros_like(explained))
+        components.append(explained)
+        left = left - explained.square()
+        taken = taken.scatter(1, place, True)
+    return torch.stack(order, dim=1)
 
 
-define(
-    "pivot_select(Tensor points, SymInt budget) -> Tensor",
-    check=_check_pivots,
-    fake=lambda points, budget: _fake_order(points, None, budget),
-    kernels=_kernels("pivot_select", "triton_forward", reference.pivot_select),
-    refuse={"triton": _refuse},
-)
+def facility_select(similarity: Tensor, saliency: Tensor, budget: int) -> Tensor:
+    """Greedy facility location, weighted by saliency.
+
+    ``gain_j = saliency_j * sum_i max(0, similarity_ji - covered_i)``, pick the largest, then
+    ``covered = max(covered, similarity_j)`` from 0. Source: SCOPE, arXiv 2510.24214.
+
+    Args:
+        similarity: ``[B, N, N]``; saliency: ``[B, N]``, not negative.
+        budget: T, 1 to N.
+
+    Returns:
+        int64 ``[B, T]``, in the order picked, distinct.
+    """
+    batch, num_tokens, _ = similarity.shape
+    covered = similarity.new_zeros((batch, num_tokens))
+    taken = torch.zeros(batch, num_tokens, dtype=torch.bool, device=similarity.device)
+    order: list[Tensor] = []
+    for _ in range(budget):
+        gain = (similarity - covered[:, None]).clamp_min(0).sum(dim=2) * saliency
+        pick = first_of_highest(gain, taken)
+        order.append(pick)
+        taken = taken.scatter(1, pick[:, None], True)
+        covered = torch.maximum(covered, take_row(similarity, pick))
+    return torch.stack(order, dim=1)
 
 
-def _check_centrifugal(
-    similarity: Tensor,
-    pivots: Tensor,
-    height: int,
-    width: int,
-    budget: int,
-    spread: float = 0.5,
-    threshold: float = 0.8,
-    step: float = 0.1,
-    chunk: int = 16,
-    pad: bool = True,
-) -> None:
-    _check_square("similarity", similarity)
-    _check_ids("pivots", pivots, "B, P", "similarity", similarity)
-    checks.require_some("pivots", pivots, 1, "pivot")
-    if height < 1 or width < 1 or height * width != similarity.shape[1]:
-        raise ValueError(
-            f"height, width: expected a grid of {similarity.shape[1]} tokens, got {height}, {width}"
-        )
-    checks.require_budget(budget, similarity.shape[1])
-    for name, value in (("spread", spread), ("step", step)):
-        if not value >= 0:
-            raise ValueError(f"{name}: expected at least 0, got {value}")
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1, got {chunk}")
+def match_select(similarity: Tensor, ranked: Tensor, budget: int, drop: int = 8) -> Tensor:
+    """Rounds of bipartite matching, each dropping the tokens most like another.
+
+    While more than ``budget`` are left: even places a, odd places b; the ``drop`` (or as many as
+    are too many, or all) tokens of a with the largest ``max_b similarity_ab`` go; a's survivors,
+    most similar first, then b make the next list. Source: VisPruner, ICCV 2025.
+
+    Args:
+        similarity: ``[B, N, N]``.
+        ranked: int64 ``[B, R]`` distinct ids, R at least ``budget``; equal similarities go to the
+            earlier place.
+        budget: tokens left at the end, 1 to R.
+        drop: most tokens dropped in a round, at least 1.
+
+    Returns:
+        int64 ``[B, budget]``, in the order of the last list.
+    """
+    image = torch.arange(len(ranked), device=ranked.device)[:, None]
+    while ranked.shape[1] > budget:
+        a, b = ranked[:, 0::2], ranked[:, 1::2]
+        gone = min(drop, ranked.shape[1] - budget, a.shape[1])
+        likeness = nan_last(similarity[image[:, None], a[:, :, None], b[:, None, :]]).amax(dim=2)
+        by_likeness = likeness.argsort(dim=1, descending=True, stable=True)
+        ranked = torch.cat([a.gather(1, by_likeness[:, gone:]), b], dim=1)
+    return ranked
 
 
-def _fake_centrifugal(
-    similarity: Tensor, pivots: Tensor, height: int, width: int, budget: int, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, num_tokens, _n = similarity.shape
-    return (
-        pivots.new_empty((batch, budget)),
-        pivots.new_empty((batch,)),
-        pivots.new_empty((batch, num_tokens)),
-        similarity.new_empty((batch, num_tokens), dtype=accumulate_dtype(similarity.dtype)),
-    )
+def is_owned(owner: Tensor, num_owners: int) -> Tensor:
+    """Whether a token's owner is one of 0 to ``num_owners - 1``."""
+    return (owner >= 0) & (owner < num_owners)
 
 
-define(
-    "centrifugal_select(Tensor similarity, Tensor pivots, SymInt height, SymInt width,"
-    " SymInt budget, float spread=0.5, float threshold=0.8, float step=0.1, SymInt chunk=16,"
-    " bool pad=True) -> (Tensor order, Tensor count, Tensor owner, Tensor closeness)",
-    check=_check_centrifugal,
-    fake=_fake_centrifugal,
-    kernels=_kernels("centrifugal_select", "triton_centrifugal", centrifugal.centrifugal_select),
-    refuse={"triton": _refuse},
-)
-
-
-def _check_scored(name: str) -> Callable[[Tensor, Tensor, int], None]:
-    """The check of a selection that has a score a token, called ``name``, beside similarity."""
-
-    def check(similarity: Tensor, scores: Tensor, budget: int) -> None:
-        _check_square("similarity", similarity)
-        _check_beside(name, scores, "similarity", similarity)
-        checks.require_budget(budget, similarity.shape[1])
-
-    return check
-
-
-define(
-    "dpp_select(Tensor similarity, Tensor quality, SymInt budget) -> Tensor",
-    check=_check_scored("quality"),
-    fake=_fake_order,
-    kernels=_kernels("dpp_select", "triton_forward", reference.dpp_select),
-    refuse={"triton": _refuse},
-)
-
-define(
-    "facility_select(Tensor similarity, Tensor saliency, SymInt budget) -> Tensor",
-    check=_check_scored("saliency"),
-    fake=_fake_order,
-    kernels=_kernels("facility_select", "triton_forward", reference.facility_select),
-    refuse={"triton": _refuse},
-)
-
-
-def _check_match(similarity: Tensor, ranked: Tensor, budget: int, drop: int = 8) -> None:
-    _check_square("similarity", similarity)
-    _check_ids("ranked", ranked, "B, R", "similarity", similarity)
-    checks.require_budget(budget, ranked.shape[1])
-    if drop < 1:
-        raise ValueError(f"drop: expected at least 1, got {drop}")
-
-
-define(
-    "match_select(Tensor similarity, Tensor ranked, SymInt budget, SymInt drop=8) -> Tensor",
-    check=_check_match,
-    fake=_fake_order,
-    kernels=_kernels("match_select", "triton_match", reference.match_select),
-    refuse={"triton": _refuse},
-)
-
-
-def _check_merge(tokens: Tensor, owner: Tensor, weight: Tensor, num_owners: int) -> None:
-    checks.require_rank("tokens", tokens, "B, N, C")
-    checks.require_floating("tokens", tokens)
-    _check_ids("owner", owner, "B, N", "tokens", tokens)
-    checks.require_size("owner", owner, 1, tokens.shape[1], "tokens")
-    _check_beside("weight", weight, "tokens", tokens)
-    if num_owners < 1:
-        raise ValueError(f"num_owners: expected at least 1, got {num_owners}")
-
-
-def _merged_dtype(tokens: Tensor, weight: Tensor) -> torch.dtype:
-    return torch.promote_types(accumulate_dtype(tokens.dtype), accumulate_dtype(weight.dtype))
-
-
-def _fake_merge(
+def scatter_merge(
     tokens: Tensor, owner: Tensor, weight: Tensor, num_owners: int
 ) -> tuple[Tensor, Tensor]:
-    batch, _, width = tokens.shape
-    wide = _merged_dtype(tokens, weight)
-    return (
-        tokens.new_empty((batch, num_owners, width), dtype=wide),
-        tokens.new_empty((batch, num_owners), dtype=wide),
-    )
+    """Weighted sums of the tokens by owner.
+
+    ``sum_t = sum_{n: owner_n = t} weight_n tokens_n``, ``mass_t = sum_{n: owner_n = t} weight_n``.
+
+    Args:
+        tokens: ``[B, N, C]``; owner: int64 ``[B, N]``, 0 to num_owners - 1; anything else, such as
+            -1, is none: such a token is in no sum and has no gradient.
+        weight: ``[B, N]``.
+        num_owners: T.
+
+    Returns:
+        sums ``[B, T, C]`` and mass ``[B, T]``, in the wider of both dtypes.
+    """
+    wide = torch.promote_types(tokens.dtype, weight.dtype)
+    places = torch.arange(num_owners, device=owner.device)
+    shares = torch.where(owner[:, None] == places[:, None], weight[:, None], 0.0).to(wide)
+    # A share of 0 would make NaN of a token that is NaN.
+    rows = tokens.to(wide).masked_fill(~is_owned(owner, num_owners)[..., None], 0)
+    return torch.matmul(shares, rows), shares.sum(dim=2)
 
 
-def _save_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    tokens, owner, weight, ctx.num_owners = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(owner, weight)
-    ctx.dtype = tokens.dtype
+def channel_variance(tokens: Tensor) -> Tensor:
+    """Each channel's unbiased variance over the tokens of an image.
 
+    Args:
+        tokens: ``[B, N, C]``.
 
-def _merge_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    # In the tokens alone: weights and owners are decisions.
-    owner, weight = ctx.saved_tensors
-    is_owned = reference.is_owned(owner, ctx.num_owners).unsqueeze(-1)
-    rows = owner.unsqueeze(-1).masked_fill(~is_owned, 0).expand(-1, -1, grad.shape[2])
-    # A share of 0 would make NaN of a gradient that is not finite.
-    grads = (grad.gather(1, rows) * weight.unsqueeze(-1)).masked_fill(~is_owned, 0)
-    return grads.to(ctx.dtype), None, None, None
-
-
-define(
-    "scatter_merge(Tensor tokens, Tensor owner, Tensor weight, SymInt num_owners)"
-    " -> (Tensor sums, Tensor mass)",
-    check=_check_merge,
-    fake=_fake_merge,
-    kernels=_kernels("scatter_merge", "triton_merge", reference.scatter_merge),
-    gradient=Gradient(save=_save_merge, backward=_merge_backward),
-)
-
-
-def _check_variance(tokens: Tensor) -> None:
-    checks.require_rank("tokens", tokens, "B, N, C")
-    checks.require_floating("tokens", tokens)
-    checks.require_some("tokens", tokens, 1, "token")
-
-
-def _fake_variance(tokens: Tensor) -> Tensor:
-    batch, _, width = tokens.shape
-    return tokens.new_empty((batch, width), dtype=accumulate_dtype(tokens.dtype))
-
-
-# On a GPU torch's own reduction, which is as fast as memory.
-define(
-    "channel_variance(Tensor tokens) -> Tensor",
-    check=_check_variance,
-    fake=_fake_variance,
-    kernels={
-        "reference": widened(reference.channel_variance),
-        "cpu": if_built(native.channel_variance, widened(reference.channel_variance)),
-    },
-)
+    Returns:
+        ``[B, C]``; NaN of a single token.
+    """
+    return tokens.var(dim=1)

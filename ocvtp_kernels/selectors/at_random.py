@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ocvtp_kernels.seeded import rank
+from ocvtp_kernels.pruner.seeded import rank
 from ocvtp_kernels.selectors.interface import Evidence, Selected
 
 

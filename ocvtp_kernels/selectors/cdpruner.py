@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.greedy.similarity import cosine
 from ocvtp_kernels.selectors.interface import Evidence, Selected
 from ocvtp_kernels.selectors.ranking import EPS, directions
+from ocvtp_kernels.selectors.similarity import cosine
 
 LEAST = 1e-6  # of the published code: quality of the least relevant token, times the range
 
@@ -21,7 +21,7 @@ class CDPruner:
     2. Quality: ``q = (r - min + 1e-6) / (max - min)`` over the image's tokens; 1 if there is no
        text, or if relevance is the same everywhere.
     3. Greedy MAP inference on ``q_i cos(tokens_i, tokens_j) q_j``
-       (`ocvtp_kernels.greedy.reference.dpp_select`).
+       (`ocvtp_kernels.ops.greedy.dpp_select`).
 
     Published between projector and language model, relevance in the space of CLIP.
 

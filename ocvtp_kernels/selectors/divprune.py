@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ocvtp_kernels.greedy.similarity import cosine
 from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.similarity import cosine
 
 
 class DivPrune:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.modules import MLP, SlotAttention, SlotPrior
-from ocvtp_kernels.pruner import OCPruner
+from ocvtp_kernels.pruner.modules import MLP, SlotAttention, SlotPrior
+from ocvtp_kernels.pruner.pruner import OCPruner
 from ocvtp_kernels.selectors.interface import Evidence, Finish, Selected, Selector, place_of
 
 # Of which a pruner is made, and no subclass.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.selection.reference import gather_tokens
+from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens
 from ocvtp_kernels.selectors.interface import Evidence, Selected
 from ocvtp_kernels.selectors.ranking import cosine_with, top, widen
 from ocvtp_kernels.selectors.trim import merge_dropped

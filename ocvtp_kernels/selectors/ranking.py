@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.dtypes import accumulate_dtype
-from ocvtp_kernels.greedy.reference import nan_last
-from ocvtp_kernels.selection.reference import gather_tokens
+from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens
+from ocvtp_kernels.ops.greedy import nan_last
 
 EPS = 1e-8  # least norm of a cosine: a token of zeros is similar to nothing, not NaN
 

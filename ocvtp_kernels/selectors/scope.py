@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ocvtp_kernels.greedy.similarity import cosine
 from ocvtp_kernels.selectors.interface import Evidence, Selected
 from ocvtp_kernels.selectors.ranking import EPS, widen
+from ocvtp_kernels.selectors.similarity import cosine
 
 
 class SCOPE:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.greedy.reference import nan_last
-from ocvtp_kernels.selection.reference import gather_tokens
+from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens
+from ocvtp_kernels.ops.greedy import nan_last
 from ocvtp_kernels.selectors.interface import Evidence, Selected
 from ocvtp_kernels.selectors.ranking import cosine_with, others, top, widen
 

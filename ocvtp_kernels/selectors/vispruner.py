@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.greedy.similarity import cosine
 from ocvtp_kernels.selectors.interface import Evidence, Selected
 from ocvtp_kernels.selectors.ranking import EPS, ranking, top
+from ocvtp_kernels.selectors.similarity import cosine
 
 
 class FasterVLM:
@@ -27,7 +27,7 @@ class VisPruner:
 
     1. ``int(budget * important_share)`` tokens of most attention.
     2. The rest, in attention order, goes through rounds of bipartite matching that each drop up to
-       ``drop`` tokens most like another (`ocvtp_kernels.greedy.reference.match_select`), until as
+       ``drop`` tokens most like another (`ocvtp_kernels.ops.greedy.match_select`), until as
        many are left as the budget still has room for.
 
     The published code needs an even number of tokens in step 2; here it may be odd.

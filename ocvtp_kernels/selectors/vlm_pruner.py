@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.greedy.similarity import cosine
-from ocvtp_kernels.selection.reference import gather_tokens
+from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens
 from ocvtp_kernels.selectors.interface import Evidence, Selected, place_of
+from ocvtp_kernels.selectors.similarity import cosine
 
 EPS = 1e-8  # least norm of a cosine, and least sum of weights, of the published code
 
@@ -17,7 +17,7 @@ class VLMPruner:
     """VLM-Pruner, CVPR 2026, arXiv 2512.02700: pivots, centrifugal expansion, recovery.
 
     1. Pivots, in key space: the token of largest L1 norm, then farthest-point greedy.
-    2. Expansion (`ocvtp_kernels.greedy.centrifugal`) on the cosine of the ``channels`` channels of
+    2. Expansion (`ocvtp_kernels.ops.centrifugal_select.reference`) on the cosine of the ``channels`` channels of
        largest variance.
     3. Recovery: each token left over goes to the kept token most similar to it, by its similarity
        as weight: ``kept <- own_share * kept + (1 - own_share) * mean``.

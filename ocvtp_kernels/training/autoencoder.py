@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.checkpoint import (
+from ocvtp_kernels.pruner.checkpoint import (
     DECODER_PREFIX,
     check_state,
     read_checkpoint,
     write_checkpoint,
 )
-from ocvtp_kernels.config import PrunerConfig
-from ocvtp_kernels.pruner import OCPruner
+from ocvtp_kernels.pruner.config import PrunerConfig
+from ocvtp_kernels.pruner.pruner import OCPruner
 from ocvtp_kernels.training.decoder import RandomDecoder, draw_visible
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ocvtp_kernels.config import PrunerConfig
+from ocvtp_kernels.pruner.config import PrunerConfig
 from ocvtp_kernels.training.loss import CHANNEL_REDUCTIONS, NORM_MODES, AreaWeightedMSE
 
 PRECISIONS = ("no", "bf16")

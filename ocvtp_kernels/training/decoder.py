@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.config import PrunerConfig
+from ocvtp_kernels.pruner.config import PrunerConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 # Half of the images show this many tokens, so the slots have to tell nearly everything.

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.pruner import OCPruner
-from ocvtp_kernels.selection.coverage import coverage
-from ocvtp_kernels.selection.reference import gather_tokens
+from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens
+from ocvtp_kernels.pruner.pruner import OCPruner
+from ocvtp_kernels.selectors.coverage import coverage
 from ocvtp_kernels.training.autoencoder import OCAutoencoder
 from ocvtp_kernels.training.data import keyed_generator, prefetch
 from ocvtp_kernels.training.features import FeatureFolder

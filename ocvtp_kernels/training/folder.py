@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ocvtp_kernels.config import PrunerConfig
 from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.pruner.config import PrunerConfig
 from ocvtp_kernels.report.text import markdown
 from ocvtp_kernels.training.autoencoder import OCAutoencoder
 from ocvtp_kernels.training.config import FREE_KEYS

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ocvtp_kernels.config import PrunerConfig
+from ocvtp_kernels.pruner.config import PrunerConfig
 from ocvtp_kernels.training import checkpoints
 from ocvtp_kernels.training.autoencoder import OCAutoencoder
 from ocvtp_kernels.training.config import SHARES, TrainConfig

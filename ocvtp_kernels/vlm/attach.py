@@ -6,7 +6,7 @@ import importlib
 from typing import Any, cast
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.pruner import OCPruner
+from ocvtp_kernels.pruner.pruner import OCPruner
 from ocvtp_kernels.selectors.interface import Selector, is_exact, place_of
 from ocvtp_kernels.selectors.oc_pruner import as_selector
 from ocvtp_kernels.vlm.handle import NEWLINES, Handle, Options

@@ -27,7 +27,7 @@ from bench.compiled_budget import Budget, Rules, expected_instruction, violation
 from bench.compiled_launches import TWINS, Part, launches, plan, prune
 from bench.results import ROOT
 from bench.sass_counts import Counts
-from ocvtp_kernels.gpu.chips import CHIPS
+from ocvtp_kernels.triton_common.archs import CHIPS
 
 PAGE = ROOT / "docs" / "compiled.md"
 COUNTS = Counts(97, 4, 48.5, 6, 4, 400)

@@ -8,7 +8,7 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 tl = pytest.importorskip("triton.language", reason="Triton is not installed")
 counted: Any = pytest.importorskip("bench.counted")
-gpu_launch: Any = pytest.importorskip("ocvtp_kernels.gpu.launch")
+gpu_launch: Any = pytest.importorskip("ocvtp_kernels.triton_common.launch")
 
 pytestmark = [
     pytest.mark.interpreter,

@@ -14,7 +14,7 @@ from bench.shapes import Plan, Workload
 from bench.traffic import Ceilings
 from bench.variants import Variant, flashslice_variant
 from ocvtp_kernels import backends
-from ocvtp_kernels.slots import cpu
+from ocvtp_kernels.ops.slot_attention import cpu
 
 TINY = Workload(2, 40, 7, 7, 24, 16)
 

@@ -20,7 +20,7 @@ from bench.selectors_inputs import NAMES, PUBLISHED, Job, draw, plan
 from bench.timing import StaleReplay, Timing, side_stream
 from bench.traffic import Ceilings
 from ocvtp_kernels import backends
-from ocvtp_kernels.greedy import reference
+from ocvtp_kernels.ops import greedy as reference
 from ocvtp_kernels.report.results import read_result
 from ocvtp_kernels.selectors.registry import METHODS
 from tests.bench.selector_cases import CPU, JOB, ONE, Changed, set_id

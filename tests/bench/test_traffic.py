@@ -14,8 +14,8 @@ from bench.shapes import CPU, CPU_SHORT, CUDA, CUDA_SHORT, HEADLINE, Plan, Workl
 from bench.traffic import Ceilings, Work, measure_ceilings, stages, tensor_bytes, work_of
 from bench.variants import Variant
 from ocvtp_kernels.backends import use_backend
-from ocvtp_kernels.chain import prune_reference
-from ocvtp_kernels.slots.gradients import gru_cell_gradients, slot_attention_gradients
+from ocvtp_kernels.ops.prune.reference import prune_reference
+from ocvtp_kernels.ops.slot_attention.gradients import gru_cell_gradients, slot_attention_gradients
 
 LOAD = Workload(2, 40, 7, 7, 24, 16)
 JOBS = [

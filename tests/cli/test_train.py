@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ocvtp_kernels import OCPruner
 from ocvtp_kernels.cli import app
-from ocvtp_kernels.selection.coverage import coverage, random_coverage
+from ocvtp_kernels.selectors.coverage import coverage, random_coverage
 from ocvtp_kernels.training.config import TrainConfig, pruner_config, read_config
 from ocvtp_kernels.training.features import FeatureFolder
 from ocvtp_kernels.training.folder import RunFolder

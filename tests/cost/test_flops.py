@@ -8,7 +8,6 @@ import torch
 from transformers import CLIPVisionModel, DynamicCache, LlavaConfig, Qwen2_5_VLConfig
 
 from ocvtp_kernels import OCPruner, PrunerConfig
-from ocvtp_kernels.chain import attention_logits
 from ocvtp_kernels.cost import flops
 from ocvtp_kernels.cost.models import (
     LLAVA_7B,
@@ -18,7 +17,8 @@ from ocvtp_kernels.cost.models import (
     QWEN_7B,
     VisionLanguageModel,
 )
-from ocvtp_kernels.importance.reference import attention_received
+from ocvtp_kernels.ops.attention_received.reference import attention_received
+from ocvtp_kernels.ops.prune.reference import attention_logits
 from ocvtp_kernels.vlm.layer_call import cache_name
 from tests.cost.cases import (
     SMALL,

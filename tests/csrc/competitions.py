@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.slots import reference as slots
+from ocvtp_kernels.ops.slot_attention import reference as slots
 from tests.csrc.device_cases import EPS, INF, NAN, DeviceCase
 
 ops = torch.ops.ocvtp_emulated

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from ocvtp_kernels.slots import reference as slots
+from ocvtp_kernels.ops.slot_attention import reference as slots
 from tests.csrc.competitions import Competition
 from tests.csrc.device_cases import DTYPES, INF, NAN, DeviceCase, fuzz
 

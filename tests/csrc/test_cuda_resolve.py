@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selection import reference
+from ocvtp_kernels.ops.argmax_gather import reference
 from tests.csrc.device_cases import DTYPES, INF, NAN, DeviceCase, fuzz
 
 pytestmark = pytest.mark.usefixtures("loaded", "poisoned")

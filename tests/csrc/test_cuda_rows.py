@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocvtp_kernels.importance import reference as importance
-from ocvtp_kernels.slots import reference as slots
+from ocvtp_kernels.ops.attention_received import reference as importance
+from ocvtp_kernels.ops.slot_attention import reference as slots
 from tests.csrc.device_cases import (
     DTYPES,
     EPS,

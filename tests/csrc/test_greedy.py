@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.greedy import centrifugal, reference
+from ocvtp_kernels.ops import greedy as reference
+from ocvtp_kernels.ops.centrifugal_select import reference as centrifugal
 from tests.csrc.shapes import (
     CHANNEL_BLOCK,
     Array,

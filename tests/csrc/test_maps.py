@@ -87,7 +87,7 @@ def test_slot_owners(case: Case) -> None:
 
 
 def log_attention(logits: Array) -> Array:
-    """As ocvtp_kernels/slots/reference.py has it."""
+    """As ocvtp_kernels/ops/slot_attention/reference.py has it."""
     shifted = logits - logits.max(1, keepdims=True)
     others = np.exp(shifted)
     np.put_along_axis(others, logits.argmax(1, keepdims=True), 0, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.lib.stride_tricks import as_strided
 
-from ocvtp_kernels.selection import reference
+from ocvtp_kernels.ops.argmax_gather import reference
 from tests.csrc.shapes import (
     ISAS,
     QUERY_BLOCK,

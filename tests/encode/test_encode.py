@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from ocvtp_kernels.encode.reference import encode
-from ocvtp_kernels.modules import MLP
+from ocvtp_kernels.ops.prune.encode import encode
+from ocvtp_kernels.pruner.modules import MLP
 from tests.cases import random_tokens
 
 

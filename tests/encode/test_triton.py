@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ocvtp_kernels.encode.folded import encode_folded
-from ocvtp_kernels.fold import unpack
+from ocvtp_kernels.ops.prune.folded_encode import encode_folded
+from ocvtp_kernels.ops.prune.weights import unpack
 from tests.cases import DEVICE, PruneCase, assert_within_budget, small_config, triton_dtypes
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels import chain_triton
-from ocvtp_kernels.slots.triton_forward import plan
+from ocvtp_kernels.ops.prune.triton import pipeline as chain_triton
+from ocvtp_kernels.ops.slot_attention.triton.forward import plan
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 

@@ -18,10 +18,10 @@ from torch._subclasses import FakeTensorMode
 from triton.runtime.jit import JITFunction
 
 from bench.host_driver import Driver, difference, standing_in
-from ocvtp_kernels.gpu.chips import CHIPS, pretend
-from ocvtp_kernels.gpu.launch import Launch, launch, watch
-from ocvtp_kernels.gpu.prepared import MOST, Prepared, prepared
-from ocvtp_kernels.gpu.recipe import Recipe
+from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.launch import Launch, launch, watch
+from ocvtp_kernels.triton_common.prepared import MOST, Prepared, prepared
+from ocvtp_kernels.triton_common.recipe import Recipe
 
 
 @triton.jit

@@ -14,25 +14,29 @@ import ocvtp_kernels
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.gpu.prepared import Prepared
+from ocvtp_kernels.triton_common.prepared import Prepared
 
 # By device, of which there are few, or of no argument.
 FEW = {
     "ocvtp_kernels.backends._why_no_cuda",
     "ocvtp_kernels.backends._why_no_triton",
-    "ocvtp_kernels.gpu.chips._chip",
-    "ocvtp_kernels.gpu.chips.capability_of",
+    "ocvtp_kernels.triton_common.archs._chip",
+    "ocvtp_kernels.triton_common.archs.capability_of",
     "ocvtp_kernels.native.why_not",
 }
-PACKAGES = ("encode", "gpu", "greedy", "importance", "linear", "ops", "selection", "slots", "vlm")
+PACKAGES = ("triton_common", "ops", "vlm")
 
 
 def functions() -> Iterator[tuple[str, Any]]:
     """What a launch, and what stands around it, may call."""
-    names = ["ocvtp_kernels.native", "ocvtp_kernels.backends", "ocvtp_kernels.chain_triton"]
+    names = [
+        "ocvtp_kernels.native",
+        "ocvtp_kernels.backends",
+        "ocvtp_kernels.ops.prune.triton.pipeline",
+    ]
     for package in PACKAGES:
         path = [f"{ocvtp_kernels.__path__[0]}/{package}"]
-        names += [one.name for one in pkgutil.iter_modules(path, f"ocvtp_kernels.{package}.")]
+        names += [one.name for one in pkgutil.walk_packages(path, f"ocvtp_kernels.{package}.")]
     for name in names:
         module = importlib.import_module(name)
         for called, value in vars(module).items():
@@ -49,6 +53,6 @@ def test_every_cache_has_a_bound() -> None:
 
 def test_every_prepared_function_forgets() -> None:
     found = {name: value for name, value in functions() if isinstance(value, Prepared)}
-    assert "ocvtp_kernels.chain_triton.prune_triton" in found
+    assert "ocvtp_kernels.ops.prune.triton.pipeline.prune_triton" in found
     for one in found.values():
         assert one._entries.cache_info().maxsize == 128

@@ -16,8 +16,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton
 import triton.language as tl
 
-from ocvtp_kernels.gpu import maths
-from ocvtp_kernels.selection.triton_argmax import pack_pick, pick_score, pick_token
+from ocvtp_kernels.ops.slot_argmax.triton import pack_pick, pick_score, pick_token
+from ocvtp_kernels.triton_common import maths
 
 pytestmark = pytest.mark.interpreter
 

@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 
 from bench.results import ROOT
-from ocvtp_kernels.gpu.launch import Launch, interpreting, launch, watch
-from ocvtp_kernels.gpu.prepared import prepared
+from ocvtp_kernels.triton_common.launch import Launch, interpreting, launch, watch
+from ocvtp_kernels.triton_common.prepared import prepared
 
 INTERPRETED = pytest.mark.skipif(not interpreting(), reason="Triton compiles here")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 from ocvtp_kernels import OCPruner, PrunerConfig, backends, use_backend
-from ocvtp_kernels.chain_triton import prune_triton
+from ocvtp_kernels.ops.prune.triton.pipeline import prune_triton
 from tests.cases import random_pruner, random_tokens
 
 pytestmark = [

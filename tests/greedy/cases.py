@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.greedy.cpu import widened
-from ocvtp_kernels.greedy.similarity import cosine
+from ocvtp_kernels.ops.greedy_cpu import widened
+from ocvtp_kernels.selectors.similarity import cosine
 from tests.cases import random_tokens, to_device
 
 Function = Callable[..., Any]

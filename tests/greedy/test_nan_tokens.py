@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.greedy import centrifugal, native
-from ocvtp_kernels.greedy.similarity import cosine
+from ocvtp_kernels.ops import greedy_native as native
+from ocvtp_kernels.ops.centrifugal_select import reference as centrifugal
+from ocvtp_kernels.selectors.similarity import cosine
 from tests.cases import ISAS, instructions, random_tokens
 
 Function = Callable[..., tuple[Tensor, ...]]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.greedy import native, reference
+from ocvtp_kernels.ops import greedy as reference
+from ocvtp_kernels.ops import greedy_native as native
 from tests.cases import ISAS, assert_within_budget, instructions, random_tokens
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

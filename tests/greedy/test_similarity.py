@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ocvtp_kernels.greedy.similarity import LEAST_HALVED, cosine
+from ocvtp_kernels.selectors.similarity import LEAST_HALVED, cosine
 from tests.cases import assert_within_budget, random_tokens
 
 SIZES = (1, 3, LEAST_HALVED - 1, LEAST_HALVED, LEAST_HALVED + 1, 577)

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from ocvtp_kernels.greedy import centrifugal, reference
-from ocvtp_kernels.greedy.cpu import widened
-from ocvtp_kernels.greedy.similarity import cosine
+from ocvtp_kernels.ops import greedy as reference
+from ocvtp_kernels.ops.centrifugal_select import reference as centrifugal
+from ocvtp_kernels.ops.greedy_cpu import widened
+from ocvtp_kernels.selectors.similarity import cosine
 from tests.cases import DEVICE, assert_within_budget, random_tokens, triton_dtypes
 from tests.greedy.cases import (
     EVERY_SIZE,
@@ -23,10 +24,13 @@ from tests.greedy.cases import (
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.greedy import triton_forward as kernels
-from ocvtp_kernels.greedy.triton_centrifugal import centrifugal_select
-from ocvtp_kernels.greedy.triton_match import match_select
-from ocvtp_kernels.greedy.triton_merge import scatter_merge
+from ocvtp_kernels.ops.centrifugal_select.triton import centrifugal_select
+from ocvtp_kernels.ops.dpp_select.triton import dpp_select
+from ocvtp_kernels.ops.facility_select.triton import facility_select
+from ocvtp_kernels.ops.farthest_select.triton import farthest_select
+from ocvtp_kernels.ops.match_select.triton import match_select
+from ocvtp_kernels.ops.pivot_select.triton import pivot_select
+from ocvtp_kernels.ops.scatter_merge.triton import scatter_merge
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 
@@ -41,13 +45,13 @@ def test_farthest_select(num_tokens: int, budget: int, distinct: bool, dtype: to
     first = torch.arange(3) % num_tokens
     for start in (None, first):
         arguments = (distances, start, budget, distinct)
-        agree(kernels.farthest_select, reference.farthest_select, *arguments)
+        agree(farthest_select, reference.farthest_select, *arguments)
 
 
 def test_both_smallest_distances_of_a_column_may_come_from_one_lane() -> None:
     distances = torch.full((1, 130, 130), 9.0)
     distances[:, 1], distances[:, 65] = 0.0, torch.arange(130.0) % 7
-    agree(kernels.farthest_select, reference.farthest_select, distances, None, 3)
+    agree(farthest_select, reference.farthest_select, distances, None, 3)
 
 
 @EVERY_DTYPE
@@ -56,7 +60,7 @@ def test_both_smallest_distances_of_a_column_may_come_from_one_lane() -> None:
 )
 def test_pivot_select(num_tokens: int, budget: int, dim: int, dtype: torch.dtype) -> None:
     points = random_tokens(2, num_tokens + 1, dim, dtype=dtype)[:, 1:]
-    agree(kernels.pivot_select, reference.pivot_select, points, budget)
+    agree(pivot_select, reference.pivot_select, points, budget)
 
 
 @EVERY_DTYPE
@@ -65,14 +69,14 @@ def test_dpp_select(num_tokens: int, budget: int, dtype: torch.dtype) -> None:
     # As many channels as tokens: there is something left to explain to the end.
     matrix = cosine(random_tokens(3, num_tokens, num_tokens)).to(dtype)
     arguments = (matrix, scores(3, num_tokens).to(dtype), budget)
-    agree(kernels.dpp_select, reference.dpp_select, *arguments)
+    agree(dpp_select, reference.dpp_select, *arguments)
 
 
 @EVERY_DTYPE
 @EVERY_SIZE
 def test_facility_select(num_tokens: int, budget: int, dtype: torch.dtype) -> None:
     arguments = (similarity(3, num_tokens, dtype), scores(3, num_tokens), budget)
-    agree(kernels.facility_select, reference.facility_select, *arguments)
+    agree(facility_select, reference.facility_select, *arguments)
 
 
 @EVERY_DTYPE
@@ -124,13 +128,13 @@ def test_what_nobody_owns_is_never_read() -> None:
 def test_ties_go_to_the_lowest_id(num_tokens: int, budget: int) -> None:
     matrix = whole_numbers(2, num_tokens, num_tokens)
     weight = whole_numbers(2, num_tokens, most=3, seed=1)
-    agree(kernels.farthest_select, reference.farthest_select, matrix, None, budget)
-    agree(kernels.farthest_select, reference.farthest_select, matrix, None, budget, False)
-    agree(kernels.facility_select, reference.facility_select, matrix, weight, budget)
-    agree(kernels.facility_select, reference.facility_select, -matrix, weight, budget)
-    agree(kernels.dpp_select, reference.dpp_select, matrix, weight, budget)
+    agree(farthest_select, reference.farthest_select, matrix, None, budget)
+    agree(farthest_select, reference.farthest_select, matrix, None, budget, False)
+    agree(facility_select, reference.facility_select, matrix, weight, budget)
+    agree(facility_select, reference.facility_select, -matrix, weight, budget)
+    agree(dpp_select, reference.dpp_select, matrix, weight, budget)
     points = whole_numbers(2, num_tokens, 2)
-    agree(kernels.pivot_select, reference.pivot_select, points, min(budget, 5))
+    agree(pivot_select, reference.pivot_select, points, min(budget, 5))
     agree(match_select, reference.match_select, matrix, ranking(2, num_tokens, 99), budget, 3)
 
 
@@ -139,10 +143,10 @@ def test_all_tokens_alike(num_tokens: int, budget: int) -> None:
     for value in (0.0, 1.0, float("nan"), math.inf, -math.inf):
         matrix, weight = torch.full((1, num_tokens, num_tokens), value), torch.ones(1, num_tokens)
         for arguments in ((matrix, None, budget), (matrix, None, budget, False)):
-            agree(kernels.farthest_select, reference.farthest_select, *arguments)
-        agree(kernels.pivot_select, reference.pivot_select, matrix, budget)
-        agree(kernels.dpp_select, reference.dpp_select, matrix, weight, budget)
-        agree(kernels.facility_select, reference.facility_select, matrix, weight, budget)
+            agree(farthest_select, reference.farthest_select, *arguments)
+        agree(pivot_select, reference.pivot_select, matrix, budget)
+        agree(dpp_select, reference.dpp_select, matrix, weight, budget)
+        agree(facility_select, reference.facility_select, matrix, weight, budget)
 
 
 @EVERY_SIZE
@@ -150,40 +154,40 @@ def test_a_nan_never_beats_a_number(num_tokens: int, budget: int) -> None:
     matrix, weight = similarity(2, num_tokens), scores(2, num_tokens)
     matrix[0, ::3], matrix[1, :, ::5] = float("nan"), float("nan")
     weight[:, ::4] = float("nan")
-    agree(kernels.farthest_select, reference.farthest_select, 1 - matrix, None, budget)
-    agree(kernels.facility_select, reference.facility_select, matrix, weight, budget)
+    agree(farthest_select, reference.farthest_select, 1 - matrix, None, budget)
+    agree(facility_select, reference.facility_select, matrix, weight, budget)
     agree(match_select, reference.match_select, matrix, ranking(2, num_tokens, 99), budget)
     full = cosine(random_tokens(2, num_tokens, num_tokens))
     full[0, ::3], full[1, :, ::5] = float("nan"), float("nan")
-    agree(kernels.dpp_select, reference.dpp_select, full, weight, budget)
+    agree(dpp_select, reference.dpp_select, full, weight, budget)
     points = random_tokens(2, num_tokens, 40)
     points[0, ::3], points[1, :, 7] = float("nan"), float("nan")
-    agree(kernels.pivot_select, reference.pivot_select, points, min(budget, 5))
+    agree(pivot_select, reference.pivot_select, points, min(budget, 5))
 
 
 def test_duplicates_are_explained_at_once() -> None:
     matrix = cosine(random_tokens(2, 20, 15).repeat_interleave(2, dim=1))
     weight = torch.ones(2, 40)
-    agree(kernels.dpp_select, reference.dpp_select, matrix, weight, 15)
-    agree(kernels.facility_select, reference.facility_select, matrix, weight, 40)
-    agree(kernels.farthest_select, reference.farthest_select, 1 - matrix, None, 40)
-    agree(kernels.pivot_select, reference.pivot_select, matrix, 6)
+    agree(dpp_select, reference.dpp_select, matrix, weight, 15)
+    agree(facility_select, reference.facility_select, matrix, weight, 40)
+    agree(farthest_select, reference.farthest_select, 1 - matrix, None, 40)
+    agree(pivot_select, reference.pivot_select, matrix, 6)
 
 
 def test_what_is_next_to_nothing_explains_nothing() -> None:
     matrix = torch.eye(4)[None]
     matrix[:, 1, 2] = matrix[:, 2, 1] = 0.95
     weight = torch.tensor([[1.0, 1e-7, 9e-8, 8e-8]])
-    agree(kernels.dpp_select, reference.dpp_select, matrix, weight, 4)
-    agree(kernels.dpp_select, reference.dpp_select, matrix[:, 1:, 1:], weight[:, 1:], 3)
+    agree(dpp_select, reference.dpp_select, matrix, weight, 4)
+    agree(dpp_select, reference.dpp_select, matrix[:, 1:, 1:], weight[:, 1:], 3)
     # Beside the first token, the third is not explained by the second; alone it is.
-    assert kernels.dpp_select(matrix.to(DEVICE), weight.to(DEVICE), 4).tolist() == [[0, 1, 2, 3]]
+    assert dpp_select(matrix.to(DEVICE), weight.to(DEVICE), 4).tolist() == [[0, 1, 2, 3]]
 
 
 def test_gains_that_are_almost_equal() -> None:
     # The bounds of a step are then all too close to tell which gain is the largest.
     matrix = whole_numbers(2, 60, 60, most=2) + 1000
-    agree(kernels.facility_select, reference.facility_select, matrix, torch.ones(2, 60), 12)
+    agree(facility_select, reference.facility_select, matrix, torch.ones(2, 60), 12)
 
 
 @pytest.mark.parametrize("name", ["farthest", "pivot", "dpp", "facility", "match", "centrifugal"])
@@ -191,10 +195,10 @@ def test_an_image_alone_is_itself_in_a_batch(name: str) -> None:
     matrix, weight = similarity(3, 37).to(DEVICE), scores(3, 37).to(DEVICE)
     ranked = ranking(3, 37, 30).to(DEVICE)
     runs: dict[str, Function] = {
-        "farthest": lambda here: kernels.farthest_select(1 - matrix[here], None, 9),
-        "pivot": lambda here: kernels.pivot_select(matrix[here], 9),
-        "dpp": lambda here: kernels.dpp_select(matrix[here], weight[here], 6),
-        "facility": lambda here: kernels.facility_select(matrix[here], weight[here], 9),
+        "farthest": lambda here: farthest_select(1 - matrix[here], None, 9),
+        "pivot": lambda here: pivot_select(matrix[here], 9),
+        "dpp": lambda here: dpp_select(matrix[here], weight[here], 6),
+        "facility": lambda here: facility_select(matrix[here], weight[here], 9),
         "match": lambda here: match_select(matrix[here], ranked[here], 9, 4),
         "centrifugal": lambda here: centrifugal_select(matrix[here], ranked[here, :3], 1, 37, 9)[0],
     }
@@ -216,11 +220,11 @@ def test_any_strides() -> None:
     weights = torch.stack([scores(2, 40), scores(2, 40, 6)], dim=2)
     for matrix in views:
         size = matrix.shape[1]
-        agree(kernels.farthest_select, reference.farthest_select, 1 - matrix, None, 9)
-        agree(kernels.pivot_select, reference.pivot_select, matrix, 4)
+        agree(farthest_select, reference.farthest_select, 1 - matrix, None, 9)
+        agree(pivot_select, reference.pivot_select, matrix, 4)
         arguments = (matrix, weights[:, :size, 1], 5)
-        agree(kernels.dpp_select, reference.dpp_select, *arguments)
-        agree(kernels.facility_select, reference.facility_select, *arguments)
+        agree(dpp_select, reference.dpp_select, *arguments)
+        agree(facility_select, reference.facility_select, *arguments)
         agree(match_select, reference.match_select, matrix, ranking(2, size, size), 5)
         agree(
             centrifugal_select,

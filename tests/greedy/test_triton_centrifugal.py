@@ -7,13 +7,13 @@ from itertools import product
 import pytest
 import torch
 
-from ocvtp_kernels.greedy import centrifugal
+from ocvtp_kernels.ops.centrifugal_select import reference as centrifugal
 from tests.cases import triton_dtypes
 from tests.greedy.cases import EVERY_SIZE, agree, ranking, similarity, whole_numbers
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.greedy.triton_centrifugal import centrifugal_select
+from ocvtp_kernels.ops.centrifugal_select.triton import centrifugal_select
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 

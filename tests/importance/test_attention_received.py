@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import native
-from ocvtp_kernels.importance import reference
+from ocvtp_kernels.ops.attention_received import reference
 from tests.cases import CPU_WAYS, ISAS, assert_within_budget, peak_bytes, random_tokens, running
 
 MODES = ["meanq", "cls", "last"]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import use_backend
-from ocvtp_kernels.importance import reference
+from ocvtp_kernels.ops.attention_received import reference
 from tests.cases import DEVICE, assert_within_budget, random_tokens, triton_dtypes
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.gpu.launch import Launch, watch
-from ocvtp_kernels.importance.triton_forward import attention_received
+from ocvtp_kernels.ops.attention_received.triton import attention_received
+from ocvtp_kernels.triton_common.launch import Launch, watch
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ocvtp_kernels.linear.blas import float32_sums
+from ocvtp_kernels.blas import float32_sums
 
 GPU = torch.device("cuda")
 SETTINGS: Any = torch.backends.cuda.matmul

@@ -11,11 +11,11 @@ from tests.cases import DEVICE, assert_within_budget, random_tokens, to_device, 
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.fold import centred
-from ocvtp_kernels.gpu.chips import CHIPS, Chip
-from ocvtp_kernels.linear.tiles import linear_tile, norm_tile
-from ocvtp_kernels.linear.triton_forward import Linear, Statistics, linear
-from ocvtp_kernels.linear.triton_norm import LN_EPS, LayerNorm, layer_norm
+from ocvtp_kernels.pruner.fold import centred
+from ocvtp_kernels.triton_common.archs import CHIPS, Chip
+from ocvtp_kernels.triton_common.layer_norm import LN_EPS, LayerNorm, layer_norm
+from ocvtp_kernels.triton_common.linear import Linear, Statistics, linear
+from ocvtp_kernels.triton_common.linear_tiles import linear_tile, norm_tile
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 
@@ -26,7 +26,7 @@ def plain(x: Tensor, w: Tensor, b: Tensor, norm: bool, gelu: bool) -> Tensor:
 
 
 def statistics(x: Tensor, weight: Tensor) -> Statistics:
-    """What `ocvtp_kernels.encode.triton_start` takes of both."""
+    """What `ocvtp_kernels.ops.prune.triton.start` takes of both."""
     wide = x.double()
     scale = (wide.var(dim=-1, correction=0) + LN_EPS).rsqrt()
     every = wide.mean(dim=-1), scale, weight.double().mean(dim=-1)

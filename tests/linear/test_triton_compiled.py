@@ -20,10 +20,10 @@ import triton
 from bench.compiled_binaries import StandIn, disassembled, usage
 from bench.sass import read_sass
 from bench.sass_counts import counts_of
-from ocvtp_kernels.gpu.chips import CHIPS, pretend
-from ocvtp_kernels.gpu.launch import launch, watch
-from ocvtp_kernels.linear.tiles import LinearTile
-from ocvtp_kernels.linear.triton_forward import Linear, Statistics, linear_kernel
+from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.launch import launch, watch
+from ocvtp_kernels.triton_common.linear_tiles import LinearTile
+from ocvtp_kernels.triton_common.linear import Linear, Statistics, linear_kernel
 
 rows, columns, depth, warps, stages = map(int, sys.argv[1:])
 triton.runtime.driver.set_active(StandIn(90))

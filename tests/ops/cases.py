@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.greedy.similarity import cosine
+from ocvtp_kernels.selectors.similarity import cosine
 from tests.cases import random_pruner, random_tokens
 
 Arguments = tuple[Any, ...]

@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ocvtp_kernels import backends
 from ocvtp_kernels.dtypes import product_dtype
-from ocvtp_kernels.ops.library import COMPOSED
-from ocvtp_kernels.slots.reference import slot_attention_step
+from ocvtp_kernels.ops.registry import COMPOSED
+from ocvtp_kernels.ops.slot_attention.reference import slot_attention_step
 from tests.cases import assert_within_budget
 from tests.ops.cases import ARGUMENTS, op, outputs
 

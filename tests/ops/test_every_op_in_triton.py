@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import backends, use_backend
-from ocvtp_kernels.ops.library import COMPOSED
+from ocvtp_kernels.ops.registry import COMPOSED
 from tests.cases import to_device, triton_dtypes
 from tests.ops.cases import ARGUMENTS, op, outputs
 from tests.ops.test_every_op import map_tensors

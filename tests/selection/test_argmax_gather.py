@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import use_backend
-from ocvtp_kernels.slots.reference import slot_logits
+from ocvtp_kernels.ops.slot_attention.reference import slot_logits
 from tests.cases import CPU_WAYS, assert_kept, assert_within_budget, random_tokens, running
 
 EVERY_WAY = pytest.mark.parametrize("way", CPU_WAYS)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ocvtp_kernels import coverage
-from ocvtp_kernels.selection.coverage import random_coverage
+from ocvtp_kernels.selectors.coverage import random_coverage
 from tests.cases import random_tokens
 
 

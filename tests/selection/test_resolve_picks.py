@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ocvtp_kernels.selection import reference
+from ocvtp_kernels.ops.argmax_gather import reference
 from tests.cases import assert_kept
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selection import reference
+from ocvtp_kernels.ops.argmax_gather import reference
 from tests.cases import (
     DEVICE,
     assert_kept,
@@ -22,10 +22,10 @@ from tests.cases import (
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.gpu.chips import CHIPS, Chip
-from ocvtp_kernels.selection import triton_forward as kernels
-from ocvtp_kernels.selection.tiles import argmax_tile
-from ocvtp_kernels.slots.tiles import compete_tile, standings_tile
+from ocvtp_kernels.ops.argmax_gather import triton as kernels
+from ocvtp_kernels.ops.argmax_gather.tiles import argmax_tile
+from ocvtp_kernels.ops.slot_attention.tiles import compete_tile, standings_tile
+from ocvtp_kernels.triton_common.archs import CHIPS, Chip
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 

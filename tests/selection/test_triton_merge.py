@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selection import reference
+from ocvtp_kernels.ops.argmax_gather import reference
 from tests.cases import DEVICE, assert_within_budget, random_tokens, triton_dtypes
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.selection.triton_merge import merge
+from ocvtp_kernels.ops.merge.triton import merge
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selection import reference
+from ocvtp_kernels.ops.argmax_gather import reference
 from tests.cases import DEVICE, to_device
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from bench.results import ROOT
-from ocvtp_kernels.gpu.chips import CHIPS
-from ocvtp_kernels.linear.tiles import ceil_div
-from ocvtp_kernels.selection import triton_forward as kernels
-from ocvtp_kernels.selection.tiles import best_tile, gather_parts, resolve_tile
+from ocvtp_kernels.ops.argmax_gather import triton as kernels
+from ocvtp_kernels.ops.argmax_gather.tiles import best_tile, gather_parts, resolve_tile
+from ocvtp_kernels.triton_common.archs import CHIPS
+from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 INF, NAN = float("inf"), float("nan")
 # Neighbours in every sense: signs, ends, numbers too small for a normal float, the last bit.
@@ -95,9 +95,9 @@ import torch
 import triton
 from bench.compiled_binaries import StandIn, disassembled, usage
 from bench.sass import read_sass
-from ocvtp_kernels.gpu.chips import CHIPS, pretend
-from ocvtp_kernels.gpu.launch import watch
-from ocvtp_kernels.selection.triton_forward import resolve
+from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.launch import watch
+from ocvtp_kernels.ops.argmax_gather.triton import resolve
 
 tokens, slots = map(int, sys.argv[1:])
 triton.runtime.driver.set_active(StandIn(90))

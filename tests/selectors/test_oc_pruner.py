@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ocvtp_kernels import OCPruner
-from ocvtp_kernels.pruner import Picks, Pruned
+from ocvtp_kernels.pruner.pruner import Picks, Pruned
 from ocvtp_kernels.selectors.interface import Evidence, begin
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from tests.cases import random_pruner, random_tokens, small_config

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.slots import gru_cpu, reference
+from ocvtp_kernels.ops.gru_cell import kept_gates as gru_cpu
+from ocvtp_kernels.ops.slot_attention import reference
 from tests.cases import (
     CPU_WAYS,
     assert_within_budget,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.slots import reference
+from ocvtp_kernels.ops.slot_attention import reference
 from tests.cases import CPU_WAYS, assert_within_budget, random_tokens, running
 
 

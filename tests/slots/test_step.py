@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import use_backend
-from ocvtp_kernels.slots import reference
-from ocvtp_kernels.slots.reference import StepWeights
-from ocvtp_kernels.slots.step import iterate
+from ocvtp_kernels.ops.slot_attention import reference
+from ocvtp_kernels.ops.slot_attention.reference import StepWeights
+from ocvtp_kernels.ops.slot_attention.step import iterate
 from tests.cases import CPU_WAYS, assert_within_budget, random_tokens, running
 
 DIM, HIDDEN = 6, 10

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.slots import reference
+from ocvtp_kernels.ops.slot_attention import reference
 from tests.cases import DEVICE, assert_within_budget, random_tokens, to_device, triton_dtypes
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.gpu.chips import CHIPS
-from ocvtp_kernels.slots import triton_forward as kernels
-from ocvtp_kernels.slots import triton_gru
-from ocvtp_kernels.slots.tiles import compete_tile
+from ocvtp_kernels.ops.gru_cell.triton import forward as triton_gru
+from ocvtp_kernels.ops.slot_attention.tiles import compete_tile
+from ocvtp_kernels.ops.slot_attention.triton import forward as kernels
+from ocvtp_kernels.triton_common.archs import CHIPS
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 

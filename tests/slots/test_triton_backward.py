@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import use_backend
-from ocvtp_kernels.slots import reference
+from ocvtp_kernels.ops.slot_attention import reference
 from tests.cases import (
     DEVICE,
     assert_within_budget,
@@ -22,9 +22,11 @@ from tests.cases import (
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.gpu.chips import CHIPS, chip_of, pretend
-from ocvtp_kernels.slots import triton_backward, triton_forward, triton_gru_backward
-from ocvtp_kernels.slots.tiles import compete_backward_tile
+from ocvtp_kernels.ops.gru_cell.triton import backward as triton_gru_backward
+from ocvtp_kernels.ops.slot_attention.tiles import compete_backward_tile
+from ocvtp_kernels.ops.slot_attention.triton import backward as triton_backward
+from ocvtp_kernels.ops.slot_attention.triton import forward as triton_forward
+from ocvtp_kernels.triton_common.archs import CHIPS, chip_of, pretend
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 

@@ -12,7 +12,7 @@ from skimage import color
 from torch import Tensor
 
 import ocvtp_kernels
-from ocvtp_kernels.selection.coverage import coverage, random_coverage
+from ocvtp_kernels.selectors.coverage import coverage, random_coverage
 from ocvtp_kernels.vlm.descriptor import GROUPS, PatchDescriptor
 
 DEMO_PRUNER = Path(ocvtp_kernels.__file__).parent / "assets" / "demo_pruner.safetensors"

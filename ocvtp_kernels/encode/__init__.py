@@ -1,1 +1,0 @@
-"""Reference tokens to encoded tokens: LayerNorm, Linear, GELU, Linear."""

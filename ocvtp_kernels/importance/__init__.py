@@ -1,1 +1,0 @@
-"""How much attention each token receives in the vision encoder."""

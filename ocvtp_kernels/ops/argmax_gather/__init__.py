@@ -1,0 +1,1 @@
+"""`ocvtp::argmax_gather`."""

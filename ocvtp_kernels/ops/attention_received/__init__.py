@@ -1,0 +1,1 @@
+"""`ocvtp::attention_received`."""

@@ -1,0 +1,1 @@
+"""`ocvtp::centrifugal_select`."""

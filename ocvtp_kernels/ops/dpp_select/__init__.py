@@ -1,0 +1,1 @@
+"""`ocvtp::dpp_select`."""

@@ -1,0 +1,1 @@
+"""`ocvtp::facility_select`."""

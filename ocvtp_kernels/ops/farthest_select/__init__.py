@@ -1,0 +1,1 @@
+"""`ocvtp::farthest_select`."""

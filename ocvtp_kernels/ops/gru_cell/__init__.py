@@ -1,0 +1,1 @@
+"""`ocvtp::gru_cell`."""

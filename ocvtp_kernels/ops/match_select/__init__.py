@@ -1,0 +1,1 @@
+"""`ocvtp::match_select`."""

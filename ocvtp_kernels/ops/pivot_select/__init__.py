@@ -1,0 +1,1 @@
+"""`ocvtp::pivot_select`."""

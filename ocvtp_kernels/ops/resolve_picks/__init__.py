@@ -1,0 +1,1 @@
+"""`ocvtp::resolve_picks`."""

@@ -1,0 +1,1 @@
+"""`ocvtp::scatter_merge`."""

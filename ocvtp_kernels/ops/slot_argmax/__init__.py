@@ -1,0 +1,1 @@
+"""`ocvtp::slot_argmax`."""

@@ -1,0 +1,159 @@
+"""Freezing: a pruner's weights are folded once, and stay those of its parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ocvtp_kernels.ops.prune.native.pipeline import prepare
+from ocvtp_kernels.pruner.config import PrunerConfig
+from ocvtp_kernels.pruner.fold import Unfolded
+from ocvtp_kernels.pruner.last_fold import LastFold, comparable
+from ocvtp_kernels.pruner.modules import MLP, SlotAttention, SlotPrior
+from ocvtp_kernels.pruner.seeded import BLOCK
+
+Self = TypeVar("Self", bound="Freezable")
+
+
+class Freezable(nn.Module):
+    """What an `OCPruner` may be frozen by: `freeze`, `unfreeze`, and what keeps folds up to date.
+
+    A subclass sets the config and the three modules. While frozen, ``_folded`` is what the ops
+    take, ``_slots`` the first of the seed's initial slots, if there is a seed, ``_prior`` the mean
+    and the deviation of all, and ``_given`` what `packed` gave. Tensors kept here are made outside
+    inference mode, so that all modes may use them.
+    """
+
+    config: PrunerConfig
+    encode_project: MLP
+    initializ: SlotPrior
+    aggregat: SlotAttention
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folded: list[Tensor] | None = None
+        self._slots: Tensor | None = None
+        self._prior: tuple[Tensor, Tensor] | None = None
+        self._given: list[Tensor] | None = None
+        self._last: LastFold | None = None
+        self._changes = 0
+
+    @property
+    def changes(self) -> int:
+        """How often it was frozen or not any more, moved, cast or loaded."""
+        return self._changes
+
+    @property
+    def frozen(self) -> bool:
+        """Whether `forward` is ``torch.ops.ocvtp.prune`` on folded weights."""
+        return self._folded is not None
+
+    def freeze(self: Self) -> Self:
+        """Folds the weights once; `forward` is then ``torch.ops.ocvtp.prune``.
+
+        Sets ``eval`` and stops parameter gradients. Moving, casting and ``load_state_dict`` fold
+        anew; parameters edited in place after this are not seen until the next `freeze`.
+        """
+        self.eval().requires_grad_(False)
+        self._keep()
+        return self
+
+    def unfreeze(self: Self) -> Self:
+        """Undoes `freeze`: plain PyTorch again, parameters with gradients."""
+        self._folded = self._slots = self._prior = self._given = None
+        self._changes += 1
+        self.requires_grad_(True)
+        return self
+
+    @torch.inference_mode(False)
+    def frozen_copy(self: Self) -> Self:
+        """A frozen copy; this one stays as it is. Hooks on it are on both, now and later."""
+        hooks = {id(value): value for name, value in vars(self).items() if "_hooks" in name}
+        return copy.deepcopy(self, hooks).freeze()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def packed(self) -> list[Tensor]:
+        """The folded weights that ``torch.ops.ocvtp.prune`` takes, in the parameters' dtype.
+
+        Folded in float64 (see `ocvtp_kernels.pruner.fold`) of the present parameters; a frozen pruner's
+        are those of `freeze`, in the same tensors each time. They are the caller's: edits change
+        no pruner. `ocvtp_kernels.prepare` makes the list as fast as the pruner's own.
+
+        On the CPU the weights folded last are kept, beside a copy of the parameters, and are given
+        again, in the same tensors, while these and the parameters are as they were.
+        """
+        if self._folded is not None:
+            if self._given is None:
+                self._given = [weight.clone() for weight in self._folded]
+            return list(self._given)
+        present = Unfolded.of(self.encode_project, self.aggregat)
+        if not comparable(present.tensors):
+            return self._fold(present)
+        last = self._last
+        if last is None or not last.is_of(present):
+            last = LastFold.of(present, self._fold)
+        self._last = last.restored()
+        return list(self._last.given)
+
+    def _fold(self, present: Unfolded) -> list[Tensor]:
+        dtype = self.initializ.mean.dtype
+        dense = torch.contiguous_format
+        folded = present.fold().pack()
+        return [tensor.to(dtype, copy=True, memory_format=dense) for tensor in folded]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _keep(self) -> None:
+        """Makes the present weights, and the present initial slots, the frozen ones."""
+        self._last = None
+        self._changes += 1
+        self._prior = (self.initializ.mean.clone(), self.initializ.logstd.clone())
+        if self.initializ.noise_seed is not None:
+            count = max(self.config.init_num, BLOCK)
+            self._slots = self.initializ(1, count).contiguous()
+        self._prepare(self._fold(Unfolded.of(self.encode_project, self.aggregat)))
+
+    def _prepare(self, weights: list[Tensor]) -> None:
+        slots = self._slots
+        first = None if slots is None else slots[:, : self.config.init_num]
+        self._folded, self._given = prepare(weights, first), None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What `prepare` adds stays in this process; `__setstate__` makes it anew.
+        folded = self._folded and [weight.clone() for weight in self._folded]
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_folded": folded, "_given": None, "_last": None}
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._folded is not None:
+            self._slots = None if self._slots is None else self._slots.clone()
+            self._prepare([weight.clone() for weight in self._folded])
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As `torch.nn.Module.load_state_dict`; a frozen pruner folds anew."""
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if assign:
+            # The parameters may have changed dtype, or come from the meta device.
+            self.initializ.draw()
+        self._changes += 1
+        if self._folded is not None:
+            self.freeze()
+        return result
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._last = None
+        self._changes += 1
+        if self._folded is not None:
+            self._keep()
+        return self

@@ -1,0 +1,290 @@
+"""OCPruner: the whole way from reference tokens to kept tokens in one readable module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
+
+from ocvtp_kernels import checks
+from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens, select_ids, slot_picks
+from ocvtp_kernels.ops.page_selection import check_final, check_importance
+from ocvtp_kernels.ops.slot_attention.reference import log_attention
+from ocvtp_kernels.pruner.checkpoint import (
+    check_state,
+    infer_config,
+    read_checkpoint,
+    write_checkpoint,
+)
+from ocvtp_kernels.pruner.config import PrunerConfig
+from ocvtp_kernels.pruner.freezing import Freezable
+from ocvtp_kernels.pruner.modules import MLP, SlotAttention, SlotPrior
+
+PADDINGS = ("importance", "random")
+
+
+class Pruned(NamedTuple):
+    """What a pruner keeps."""
+
+    tokens: Tensor  # [B, T, C] rows of the final tokens
+    ids: Tensor  # [B, T] int64, ascending, distinct
+
+
+class Picks(NamedTuple):
+    """What a pruner's slots pick, before gaps are filled; ``resolve_picks`` makes ids of it."""
+
+    picks: Tensor  # [B, K, top_k] int64, a slot's best first
+    peak: Tensor  # [B, K], each slot's highest log-attention
+    evidence: Tensor  # [B, N], each token's highest log-attention: fills gaps without importance
+
+
+for _kind in (Pruned, Picks):
+    # So that an exported pruner can be saved.
+    _register_namedtuple(_kind, serialized_type_name=f"ocvtp_kernels.{_kind.__name__}")
+
+
+class OCPruner(Freezable):
+    """The object-centric pruner of arXiv 2511.20439: one slot per token to keep.
+
+    Slots compete for the reference tokens by Slot Attention; each slot keeps the token it attends
+    to most. Parameters carry the authors' names, so their checkpoints load unchanged.
+
+    Args:
+        config: shapes and rules.
+        noise_seed: seed of the slots' initial noise. Fixed, the same image always keeps the same
+            tokens, alone or in a batch; None draws fresh noise on every call, as the authors do.
+        device, dtype: where and as what the parameters are made.
+    """
+
+    def __init__(
+        self,
+        config: PrunerConfig,
+        *,
+        noise_seed: int | None = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.slot_dim
+        self.encode_project = MLP(
+            config.enc_in_dim, config.enc_dims, config.enc_ln, config.enc_dropout
+        )
+        self.initializ = SlotPrior(dim, noise_seed)
+        self.aggregat = SlotAttention(
+            config.agg_num_iter, dim, config.agg_ffn_dim, config.agg_dropout, config.agg_trunc_bp
+        )
+        self._zero_biases()
+        self.to(device=device, dtype=dtype)
+
+    def _zero_biases(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.endswith(("bias", "bias_ih", "bias_hh")):
+                nn.init.zeros_(parameter)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        config: PrunerConfig | None = None,
+        *,
+        noise_seed: int | None = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> OCPruner:
+        """Builds a pruner from a checkpoint, ready for inference (``eval``).
+
+        Args:
+            path: the authors' ``.pth`` (read with ``weights_only=True``; its decoder is let go)
+                or a ``.safetensors`` written by `save_checkpoint`.
+            config: shapes and rules; if None the file's own, and without one what the shapes
+                tell and the published values for the rest (see `infer_config`).
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds no weights, or names or shapes do not fit the config (all
+                of them are named).
+        """
+        state, own_config = read_checkpoint(path)
+        try:
+            config = config or own_config or infer_config(state)
+            pruner = cls(config, noise_seed=noise_seed, device=device, dtype=dtype)
+            check_state(state, pruner.state_dict())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        pruner.load_state_dict(state)
+        return pruner.eval()
+
+    def save_checkpoint(self, path: str | Path) -> None:
+        """Writes weights and config to ``path``, a ``.safetensors`` file, never by halves."""
+        write_checkpoint(path, self.state_dict(), self.config)
+
+    def sample_slots(self, batch: int, num_slots: int) -> Tensor:
+        """Initial slots ``mean + noise * exp(logstd)``: [batch, num_slots, D].
+
+        With a noise seed, all images start from the same slots. Mean and logstd of a frozen pruner
+        are those of `freeze`.
+        """
+        if num_slots < 1:
+            raise ValueError(f"num_slots: expected at least 1, got {num_slots}")
+        slots: Tensor = self.initializ(batch, num_slots, self._prior)
+        return slots
+
+    def attend(
+        self,
+        reference_tokens: Tensor,
+        slots_init: Tensor | None = None,
+        *,
+        num_slots: int | None = None,
+        slot_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Slot Attention in plain PyTorch: differentiable, never folded.
+
+        Args:
+            reference_tokens: ``[B, N, C_in]``, the dtype and device of the parameters.
+            slots_init: ``[B, K, D]``; sampled if None.
+            num_slots: K where slots are sampled; ``config.init_num`` if None.
+            slot_mask: bool ``[B, K]``, False leaves a slot out; one live slot per image at least.
+
+        Returns:
+            slots ``[B, K, D]`` and the last iteration's attention ``[B, K, N]``, whose sum over
+            slots is 1 for every token.
+        """
+        self._check_reference(reference_tokens)
+        slots_init = self._initial_slots(
+            reference_tokens, slots_init, num_slots, self.config.init_num
+        )
+        slots, logits = self.aggregat(self.encode_project(reference_tokens), slots_init, slot_mask)
+        return slots, logits.softmax(dim=1)
+
+    def forward(
+        self,
+        reference_tokens: Tensor,
+        final_tokens: Tensor,
+        budget: int | None = None,
+        importance: Tensor | None = None,
+        slots_init: Tensor | None = None,
+        num_slots: int | None = None,
+        top_k: int = 1,
+        padding: str = "importance",
+    ) -> Pruned:
+        """Keeps exactly ``budget`` final tokens of each image.
+
+        Args:
+            reference_tokens: ``[B, N, C_in]``, what the decision is made on (vision encoder layer
+                8, CLS removed), in the dtype (any under autocast) and on the device of the
+                parameters.
+            final_tokens: ``[B, N, C]``, what is kept, any dtype.
+            budget: T, 1 to N; ``config.init_num`` if None.
+            importance: ``[B, N]`` floats, higher fills the gap first when two slots pick one
+                token; None falls back to each token's highest attention over slots.
+            slots_init: ``[B, K, D]`` initial slots; sampled if None.
+            num_slots: K where slots are sampled; ``budget // top_k`` (at least 1) if None.
+            top_k: tokens a slot picks.
+            padding: "importance", or "random" to fill the gap at random by the noise seed.
+
+        Returns:
+            tokens ``[B, T, C]`` and ids int64 ``[B, T]``, ascending and distinct. With more
+            distinct picks than the budget, the slots with the smallest peak attention lose
+            theirs. NaN never beats a number: an image of NaN keeps the tokens that importance
+            ranks first, or the lowest ids.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit; the message names it.
+        """
+        self._check_reference(reference_tokens)
+        batch, num_tokens, _ = reference_tokens.shape
+        check_final("final_tokens", final_tokens, "reference_tokens", reference_tokens)
+        check_importance(importance, "reference_tokens", reference_tokens)
+        budget = self.config.init_num if budget is None else budget
+        checks.require_budget(budget, num_tokens)
+        checks.require_top_k(top_k, num_tokens)
+        if padding not in PADDINGS:
+            raise ValueError(f"padding: expected one of {PADDINGS}, got {padding!r}")
+        slots_init = self._initial_slots(
+            reference_tokens, slots_init, num_slots, max(1, budget // top_k)
+        )
+        if padding == "random":
+            importance = self.initializ.scores(batch, num_tokens)
+        if self._folded is not None:
+            return Pruned(
+                *torch.ops.ocvtp.prune(
+                    reference_tokens,
+                    final_tokens,
+                    self._folded,
+                    slots_init,
+                    importance,
+                    budget,
+                    top_k,
+                )
+            )
+        _, logits = self.aggregat(self.encode_project(reference_tokens), slots_init)
+        ids = select_ids(log_attention(logits.detach()), importance, budget, top_k)
+        return Pruned(gather_tokens(final_tokens, ids), ids)
+
+    def pick(
+        self,
+        reference_tokens: Tensor,
+        num_slots: int | None = None,
+        slots_init: Tensor | None = None,
+        top_k: int = 1,
+    ) -> Picks:
+        """The half of `forward` that needs no importance: what each slot picks.
+
+        ``torch.ops.ocvtp.resolve_picks(picks, peak, importance or evidence, budget)`` makes of it
+        the ids of `forward`. A frozen pruner's is ``torch.ops.ocvtp.prune_picks``.
+
+        Args:
+            reference_tokens, num_slots, slots_init, top_k: as `forward`, whose default of
+                ``num_slots`` is ``budget // top_k``; here ``config.init_num``.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit; the message names it.
+        """
+        self._check_reference(reference_tokens)
+        checks.require_top_k(top_k, reference_tokens.shape[1])
+        slots_init = self._initial_slots(
+            reference_tokens, slots_init, num_slots, self.config.init_num
+        )
+        if self._folded is not None:
+            return Picks(
+                *torch.ops.ocvtp.prune_picks(reference_tokens, self._folded, slots_init, top_k)
+            )
+        _, logits = self.aggregat(self.encode_project(reference_tokens), slots_init)
+        scores = log_attention(logits.detach())
+        return Picks(*slot_picks(scores, top_k), scores.amax(dim=1))
+
+    def _check_reference(self, tokens: Tensor) -> None:
+        checks.require_rank("reference_tokens", tokens, "B, N, C")
+        checks.require_floating("reference_tokens", tokens)
+        checks.require_some("reference_tokens", tokens, 1, "token")
+        checks.require_size("reference_tokens", tokens, 2, self.config.enc_in_dim, "enc_in_dim")
+        _require_kind("reference_tokens", tokens, "the pruner's parameters", self.initializ.mean)
+
+    def _initial_slots(
+        self, tokens: Tensor, slots_init: Tensor | None, num_slots: int | None, default: int
+    ) -> Tensor:
+        if slots_init is None:
+            count = default if num_slots is None else num_slots
+            if self._slots is not None and 1 <= count <= self._slots.shape[1]:
+                return self._slots[:, :count].expand(tokens.shape[0], -1, -1)
+            return self.sample_slots(tokens.shape[0], count)
+        checks.require_rank("slots_init", slots_init, "B, K, D")
+        _require_kind("slots_init", slots_init, "reference_tokens", tokens)
+        checks.require_size("slots_init", slots_init, 0, tokens.shape[0], "reference_tokens")
+        checks.require_size("slots_init", slots_init, 2, self.config.slot_dim, "init_dim")
+        checks.require_some("slots_init", slots_init, 1, "slot")
+        if num_slots is not None:
+            checks.require_size("slots_init", slots_init, 1, num_slots, "num_slots")
+        return slots_init
+
+
+def _require_kind(name: str, tensor: Tensor, owner: str, like: Tensor) -> None:
+    """Same device and, unless autocast takes care of it, same dtype."""
+    if torch.is_autocast_enabled(like.device.type):
+        checks.require_same_device(name, tensor, owner, like)
+    else:
+        checks.require_same_kind(name, tensor, owner, like)

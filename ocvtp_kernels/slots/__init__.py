@@ -1,1 +1,0 @@
-"""Slot Attention: slots compete for tokens, take their weighted means and update."""
