@@ -220,7 +220,7 @@ def standing_in() -> Iterator[None]:
     """Within the block torch.cuda has a GPU, as the module's docstring says."""
     device = Gpu(Stream())
     devices = Devices(device)
-    choose, why_not = backends.choose, native.why_not
+    choose, why_not = backends.select_kernel, native.missing_reason
 
     def choose_for_the_cpu(op: str, arguments: Sequence[Any], gradient: bool = False) -> Any:
         # An op's own code is called below the modes, where every tensor says that it is on the CPU.

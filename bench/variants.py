@@ -164,8 +164,8 @@ def on_backend(case: Case, backend: str, name: str) -> Variant:
 
 def csrc_variant(case: Case) -> Variant | Skipped:
     """The CUDA C++ kernels, where Triton's are chosen."""
-    reason = backends.why_not(case.op, "cuda", str(case.device))
-    if reason is None and backends.chosen(case.op, str(case.device)) == "cuda":
+    reason = backends.unsupported_reason(case.op, "cuda", str(case.device))
+    if reason is None and backends.select_backend(case.op, str(case.device)) == "cuda":
         reason = "it is what the op chooses here"
     if reason is not None:
         return Skipped("csrc", f"{case.op}: {reason}")

@@ -2,7 +2,7 @@
 
 A backend is one implementation of an op: "reference" is plain PyTorch on any device, "cpu"
 accumulates in float32 or wider and stores less, "triton" and "cuda" are GPU kernels. An op's
-implementations register here; the op asks `choose` on the real tensors at every call.
+implementations are registered here; every call selects one by its real tensors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Kernel(NamedTuple):
     """One implementation of an op."""
 
     run: Function
-    refuse: Function | None = None  # of the op's arguments: the sentence why not, or None
+    unsupported: Function | None = None  # of the op's arguments: why it cannot take them, or None
 
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -37,7 +37,7 @@ GPU_KERNELS = ("triton", "cuda")
 DEVICES = {"cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
 
 _kernels: dict[str, dict[str, Kernel]] = {}
-_forced: ContextVar[str | None] = ContextVar("ocvtp_backend", default=None)
+_override: ContextVar[str | None] = ContextVar("ocvtp_backend", default=None)
 
 
 Choices = dict[object, str]  # by the block that chose
@@ -79,7 +79,7 @@ def registered_ops() -> tuple[str, ...]:
     return tuple(sorted(_kernels))
 
 
-def why_not(op: str, backend: str, device: str) -> str | None:
+def unsupported_reason(op: str, backend: str, device: str) -> str | None:
     """The sentence why ``backend`` does not run ``ocvtp::op`` on tensors of ``device``, or None.
 
     Args:
@@ -89,17 +89,17 @@ def why_not(op: str, backend: str, device: str) -> str | None:
     """
     if backend not in _kernels.get(op, {}):
         return f"ocvtp::{op} has no {backend} kernel in this version"
-    place = torch.device(device)
+    kind, index = torch.device(device).type, torch.device(device).index
     devices = DEVICES.get(backend)
-    if devices is not None and place.type not in devices:
-        return f"the {backend} backend takes tensors on {' or '.join(devices)}, not on {place.type}"
+    if devices is not None and kind not in devices:
+        return f"the {backend} backend takes tensors on {' or '.join(devices)}, not on {kind}"
     if backend == "triton":
-        return _why_no_triton(place.index)
-    return _why_no_cuda(place.index) if backend == "cuda" else None
+        return _no_triton_reason(index)
+    return _no_cuda_reason(index) if backend == "cuda" else None
 
 
 @cache
-def _why_no_triton(index: int | None) -> str | None:
+def _no_triton_reason(index: int | None) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if torch.cuda.is_available():
@@ -110,10 +110,10 @@ def _why_no_triton(index: int | None) -> str | None:
 
 
 @cache
-def _why_no_cuda(index: int | None) -> str | None:
+def _no_cuda_reason(index: int | None) -> str | None:
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} sees no GPU"
-    reason = native.why_not("cuda")
+    reason = native.missing_reason("cuda")
     if reason is not None:
         return reason
     info = native.build_info()
@@ -129,12 +129,12 @@ def _why_no_cuda(index: int | None) -> str | None:
     return None
 
 
-def why_not_these(op: str, backend: str, arguments: Sequence[Any]) -> str | None:
-    """As `why_not`, for the arguments of a call: their device, dtypes and shapes."""
+def unsupported_by_call(op: str, backend: str, arguments: Sequence[Any]) -> str | None:
+    """As `unsupported_reason`, for the arguments of a call: their device, dtypes and shapes."""
     device = arguments[0].device
     interpreted = backend == "triton" and device.type == "cpu" and interpreting()
     # Triton's interpreter takes tensors on the CPU, for whoever forces this backend.
-    reason = why_not(op, backend, "cuda" if interpreted else str(device))
+    reason = unsupported_reason(op, backend, "cuda" if interpreted else str(device))
     if reason is not None:
         return reason
     if backend in GPU_KERNELS:
@@ -145,8 +145,8 @@ def why_not_these(op: str, backend: str, arguments: Sequence[Any]) -> str | None
             return "Triton's interpreter has no bfloat16 arithmetic"
         if backend == "cuda" and torch.bfloat16 in dtypes and capability_of(device.index) < 80:
             return "bfloat16 needs sm_80 or newer"
-    refuse = _kernels[op][backend].refuse
-    return None if refuse is None else refuse(*arguments)
+    unsupported = _kernels[op][backend].unsupported
+    return None if unsupported is None else unsupported(*arguments)
 
 
 def interpreting() -> bool:
@@ -158,27 +158,27 @@ def interpreting() -> bool:
     return launch.interpreting()
 
 
-def forced() -> str | None:
+def override() -> str | None:
     """The backend that `use_backend` forces here, or None."""
-    return _forced.get()
+    return _override.get()
 
 
-def chosen(op: str, device: str) -> str:
+def select_backend(op: str, device: str) -> str:
     """The backend that runs ``ocvtp::op`` on ``device``, unless a call's shapes forbid it.
 
     Raises:
         BackendUnavailable: `use_backend` forces one that cannot run it.
     """
-    forced = _forced.get()
+    forced = _override.get()
     if forced is not None:
-        reason = why_not(op, forced, device)
+        reason = unsupported_reason(op, forced, device)
         if reason is not None:
             raise BackendUnavailable(f"backend {forced!r}: {reason}")
         return forced
-    return next(name for name in PREFERENCE if why_not(op, name, device) is None)
+    return next(name for name in PREFERENCE if unsupported_reason(op, name, device) is None)
 
 
-def choose(op: str, arguments: Sequence[Any], gradient: bool = False) -> Function:
+def select_kernel(op: str, arguments: Sequence[Any], gradient: bool = False) -> Function:
     """The implementation of ``ocvtp::op`` for these arguments, the first of them a tensor.
 
     Args:
@@ -190,37 +190,37 @@ def choose(op: str, arguments: Sequence[Any], gradient: bool = False) -> Functio
     Raises:
         BackendUnavailable: `use_backend` forces one that cannot take them.
     """
-    forced = _forced.get()
+    forced = _override.get()
     kernels = _kernels[op]
     if forced is not None and not (gradient and forced not in kernels):
-        reason = why_not_these(op, forced, arguments)
+        reason = unsupported_by_call(op, forced, arguments)
         if reason is not None:
             raise BackendUnavailable(f"backend {forced!r}: {reason}")
         return kernels[forced].run
-    place = arguments[0].device.type
+    device = arguments[0].device.type
     for name in PREFERENCE:
-        if name not in kernels or place not in DEVICES.get(name, (place,)):
+        if name not in kernels or device not in DEVICES.get(name, (device,)):
             continue
         # Only a GPU kernel is particular about more than the device.
-        if place == "cpu" or why_not_these(op, name, arguments) is None:
+        if device == "cpu" or unsupported_by_call(op, name, arguments) is None:
             return kernels[name].run
-    raise BackendUnavailable(f"ocvtp::{op} has no kernel for tensors on {place}")
+    raise BackendUnavailable(f"ocvtp::{op} has no kernel for tensors on {device}")
 
 
 def remember(device: torch.device) -> Remembered:
     """Called in the forward pass of an op on ``device``, for `in_backward`."""
-    return Remembered(_forced.get(), {} if device.type == "cpu" else _thread.choices)
+    return Remembered(_override.get(), {} if device.type == "cpu" else _thread.choices)
 
 
 @contextmanager
 def in_backward(remembered: Remembered) -> Iterator[None]:
     """Within the block, in an op's backward pass, the backend that `use_backend` promises."""
-    name = _forced.get() or _around_backward(remembered) or remembered.forced
-    token = _forced.set(name)
+    name = _override.get() or _around_backward(remembered) or remembered.forced
+    token = _override.set(name)
     try:
         yield
     finally:
-        _forced.reset(token)
+        _override.reset(token)
 
 
 def _around_backward(remembered: Remembered) -> str | None:
@@ -229,7 +229,7 @@ def _around_backward(remembered: Remembered) -> str | None:
     if torch._C._is_key_in_tls("context"):
         context = torch._C._get_obj_in_tls("context")
         if isinstance(context, Context):
-            return context.get(_forced)
+            return context.get(_override)
     # An older torch tells nothing of the caller, but who ran the forward pass mostly is.
     choices = list(remembered.choices.values())
     return choices[-1] if choices else None
@@ -260,11 +260,11 @@ def use_backend(name: str) -> Iterator[None]:
     needs_gpu = "cuda" in DEVICES.get(name, ()) and not (name == "triton" and interpreting())
     if needs_gpu and not torch.cuda.is_available():
         raise BackendUnavailable(f"backend {name!r}: torch {torch.__version__} sees no GPU")
-    token = _forced.set(name)
+    token = _override.set(name)
     block, choices = object(), _thread.choices
     choices[block] = name
     try:
         yield
     finally:
         del choices[block]
-        _forced.reset(token)
+        _override.reset(token)

@@ -37,7 +37,7 @@ def require_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}")
 
 
-def require_same_kind(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+def require_same_dtype_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """Raises TypeError or ValueError unless both tensors share dtype and device."""
     if tensor.dtype != other.dtype:
         raise TypeError(
@@ -54,13 +54,13 @@ def require_same_device(name: str, tensor: Tensor, other_name: str, other: Tenso
         )
 
 
-def require_some(name: str, tensor: Tensor, dim: int, thing: str) -> None:
+def require_nonempty(name: str, tensor: Tensor, dim: int, thing: str) -> None:
     """Raises ValueError unless dimension ``dim``, counting ``thing``, is at least 1."""
     if tensor.shape[dim] < 1:
         raise ValueError(f"{name}: expected at least one {thing}, got shape {list(tensor.shape)}")
 
 
-def require_whole(name: str, number: int) -> None:
+def require_int(name: str, number: int) -> None:
     """Raises TypeError unless ``number`` is an int, traced or not."""
     if not isinstance(number, (int, torch.SymInt)):
         raise TypeError(f"{name}: expected a whole number, got {number!r}")
@@ -68,13 +68,13 @@ def require_whole(name: str, number: int) -> None:
 
 def require_budget(budget: int, num_tokens: int) -> None:
     """Raises ValueError unless 1 <= budget <= num_tokens."""
-    require_whole("budget", budget)
+    require_int("budget", budget)
     if budget < 1 or budget > num_tokens:
         raise ValueError(f"budget: expected 1 to {num_tokens} (the tokens there are), got {budget}")
 
 
 def require_top_k(top_k: int, num_tokens: int) -> None:
     """Raises ValueError unless 1 <= top_k <= num_tokens."""
-    require_whole("top_k", top_k)
+    require_int("top_k", top_k)
     if top_k < 1 or top_k > num_tokens:
         raise ValueError(f"top_k: expected 1 to {num_tokens} (the tokens there are), got {top_k}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+def acc_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for every narrower floating dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -18,7 +18,7 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """
     if device.type != "cpu" or (dtype == torch.bfloat16 and _has_onednn() and _has_bfloat16()):
         return dtype
-    return accumulate_dtype(dtype)
+    return acc_dtype(dtype)
 
 
 def _has_bfloat16() -> bool:

@@ -10,7 +10,6 @@ import importlib
 import json
 import platform
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import ocvtp_kernels
 from ocvtp_kernels.dtypes import product_dtype
 from ocvtp_kernels.installing import install_command
 
+PACKAGE = Path(__file__).parent
 MODULE = "ocvtp_kernels._build_info"
 WHY_FILE = "why_not_native.json"  # setup.py's, where it builds nothing native
 # What the kernels of a device need, in the order of loading: the schemas are in _C.
@@ -63,7 +62,7 @@ def build_info() -> BuildInfo | str:
 
 
 @cache
-def why_not(device_type: str) -> str | None:
+def missing_reason(device_type: str) -> str | None:
     """Load the native kernels for "cpu" or "cuda"; return why there are none, or None."""
     for name in LIBRARIES[device_type]:
         try:
@@ -76,16 +75,12 @@ def why_not(device_type: str) -> str | None:
     return None
 
 
-def if_built(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The CPU kernel where the native objects load, else its plain PyTorch stand-in."""
-
-    def run(*args: Any) -> Any:
-        if why_not("cpu") is None:
-            return kernel(*args)
-        _warn_once()
-        return plain(*args)
-
-    return run
+def is_built() -> bool:
+    """Whether the CPU kernels load; warns once where they do not."""
+    if missing_reason("cpu") is None:
+        return True
+    _warn_once()
+    return False
 
 
 @lru_cache(maxsize=1)
@@ -93,7 +88,7 @@ def _warn_once() -> None:
     """Says that the CPU goes the slow way, unless whoever installed the package chose that."""
     if not _told_by_the_build().get("is_chosen"):
         warnings.warn(
-            f"ops on the CPU run plain PyTorch, which is slower: {why_not('cpu')}",
+            f"ops on the CPU run plain PyTorch, which is slower: {missing_reason('cpu')}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -101,32 +96,28 @@ def _warn_once() -> None:
 
 def _told_by_the_build() -> dict[str, Any]:
     """What `setup.py` left where it built nothing native: why, and how to mend that."""
-    for folder in ocvtp_kernels.__path__:
-        path = Path(folder) / WHY_FILE
-        if path.exists():
-            told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return told
-    return {}
+    path = PACKAGE / WHY_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def cpu_kernels() -> str:
     """What runs on the CPU: the native kernels and their instruction set, or why not."""
-    reason = why_not("cpu")
+    reason = missing_reason("cpu")
     if reason is not None:
         return f"plain PyTorch: {reason}"
     return f"native, {torch.ops.ocvtp_native.isa('')}"
 
 
-def computed(tensor: Tensor) -> Tensor:
-    """The tensor as the kernels of its device take it: wide on the CPU, rows dense on a GPU."""
+def upcast(tensor: Tensor) -> Tensor:
+    """The tensor as the kernels of its device sum it: wide on the CPU, rows dense on a GPU."""
     if not tensor.is_cpu:
         return dense_rows(tensor)
     # A cast that does nothing is not free.
     return tensor if tensor.dtype in WIDE else tensor.float()
 
 
-def multiplied(tensor: Tensor) -> Tensor:
-    """As `computed`, for kernels beside products: bfloat16 stays where the CPU multiplies it."""
+def for_products(tensor: Tensor) -> Tensor:
+    """As `upcast`, for kernels beside products: bfloat16 stays where the CPU multiplies it."""
     if not tensor.is_cpu:
         return dense_rows(tensor)
     if tensor.dtype in WIDE:
@@ -145,8 +136,7 @@ def _sentence(name: str, error: Exception) -> str:
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     if not isinstance(error, ModuleNotFoundError):
         return f"built, but {name} does not load with {versions}: {error}; run {mend}"
-    folders = [Path(folder) for folder in ocvtp_kernels.__path__]
-    others = sorted(path.name for folder in folders for path in folder.glob(f"{name}.*"))
+    others = sorted(path.name for path in PACKAGE.glob(f"{name}.*"))
     if others:
         return f"not built for {versions}, only: {', '.join(others)}; run {mend}"
     told = _told_by_the_build()

@@ -38,7 +38,7 @@ import json, platform, torch
 from importlib.metadata import version
 from ocvtp_kernels import native
 facts = {name: version(name) for name in ("triton", "transformers")} | {"torch": torch.__version__}
-loads = {kind: native.why_not(kind) for kind in ("cpu", "cuda")}
+loads = {kind: native.missing_reason(kind) for kind in ("cpu", "cuda")}
 for kind in (kind for kind, reason in loads.items() if reason is None):
     if not torch._C._dispatch_has_kernel_for_dispatch_key("ocvtp_native::gru_gates", kind.upper()):
         loads[kind] = "it registers no kernels"

@@ -63,7 +63,7 @@ def running(way: str) -> Iterator[None]:
 @contextmanager
 def instructions(isa: str) -> Iterator[None]:
     """Within the block the native CPU kernels use this instruction set."""
-    reason = native.why_not("cpu")
+    reason = native.missing_reason("cpu")
     if reason is not None:
         pytest.skip(reason)
     before = torch.ops.ocvtp_native.isa("")

@@ -52,7 +52,7 @@ class Watched(TorchDispatchMode):
         found = places((args, kwargs))
         if len(found) > 1 and function not in COPIES:
             note(function, found)
-        if function.namespace == "ocvtp" and backends.forced() == "triton":
+        if function.namespace == "ocvtp" and backends.override() == "triton":
             if "cpu" in found:
                 note(function, found)
             kernels = backends._kernels[function._schema.name.removeprefix("ocvtp::")]

@@ -42,7 +42,7 @@ def test_an_op_without_the_kernel_says_why(monkeypatch: pytest.MonkeyPatch) -> N
         ocvtp.use_backend("cpu"),
         pytest.raises(ocvtp.BackendUnavailable, match="lone has no cpu kernel"),
     ):
-        backends.choose("lone", [torch.zeros(1)])
+        backends.select_kernel("lone", [torch.zeros(1)])
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -55,10 +55,10 @@ def test_every_op_runs_every_way(name: str, way: str) -> None:
 
 
 def test_a_kernel_for_other_devices_says_why() -> None:
-    assert backends.why_not("prune", "cpu", "cuda") is not None
-    assert backends.why_not("prune", "cpu", "cpu") is None
-    assert backends.chosen("prune", "cpu") == "cpu"
-    assert "not on cpu" in str(backends.why_not("prune", "triton", "cpu"))
+    assert backends.unsupported_reason("prune", "cpu", "cuda") is not None
+    assert backends.unsupported_reason("prune", "cpu", "cpu") is None
+    assert backends.select_backend("prune", "cpu") == "cpu"
+    assert "not on cpu" in str(backends.unsupported_reason("prune", "triton", "cpu"))
 
 
 def test_the_gpu_kernels_are_chosen_by_chip_and_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,12 +69,12 @@ def test_the_gpu_kernels_are_chosen_by_chip_and_tensors(monkeypatch: pytest.Monk
     monkeypatch.setattr(backends, "interpreting", lambda: True)
     for capability, backend in ((70, "reference"), (80, "triton"), (90, "triton")):
         monkeypatch.setattr(backends, "capability_of", lambda _, here=capability: here)
-        backends._why_no_triton.cache_clear()
-        assert backends.chosen("prune", "cuda") == backend
-        assert backends.chosen("prune", "cuda:1") == backend
-    backends._why_no_triton.cache_clear()
+        backends._no_triton_reason.cache_clear()
+        assert backends.select_backend("prune", "cuda") == backend
+        assert backends.select_backend("prune", "cuda:1") == backend
+    backends._no_triton_reason.cache_clear()
     wide = ARGUMENTS["prune"](dtype=torch.float64)
-    assert "not float64" in str(backends.why_not_these("prune", "triton", wide))
+    assert "not float64" in str(backends.unsupported_by_call("prune", "triton", wide))
 
 
 def test_what_the_triton_selection_cannot_hold_is_said() -> None:
@@ -91,18 +91,18 @@ def test_what_the_cuda_kernels_cannot_hold_is_said(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(backends, "why_not", lambda *_: None)
     monkeypatch.setattr(backends, "capability_of", lambda _: 75)
     picks = torch.zeros(1, 40000, 2, dtype=torch.int64)
-    many = backends.why_not_these(
+    many = backends.unsupported_by_call(
         "resolve_picks", "cuda", [picks, torch.zeros(1, 40000), None, 3, 9]
     )
     assert "at most 65535 picks an image, not 80000" in str(many)
-    wide = backends.why_not_these("prune", "cuda", ARGUMENTS["prune"](dtype=torch.float64))
+    wide = backends.unsupported_by_call("prune", "cuda", ARGUMENTS["prune"](dtype=torch.float64))
     assert "the cuda backend takes float16, bfloat16 and float32" in str(wide)
-    half = backends.why_not_these("prune", "cuda", ARGUMENTS["prune"](dtype=torch.bfloat16))
+    half = backends.unsupported_by_call("prune", "cuda", ARGUMENTS["prune"](dtype=torch.bfloat16))
     assert half == "bfloat16 needs sm_80 or newer"
     reference, final, weights, slots, *rest = ARGUMENTS["prune"]()
     long = [reference, final, weights, slots.new_zeros(2, 7, 9000), *rest]
-    assert "at most 8192 channels, not 9000" in str(backends.why_not_these("prune", "cuda", long))
-    assert backends.why_not_these("prune", "cuda", ARGUMENTS["prune"]()) is None
+    assert "at most 8192 channels, not 9000" in str(backends.unsupported_by_call("prune", "cuda", long))
+    assert backends.unsupported_by_call("prune", "cuda", ARGUMENTS["prune"]()) is None
 
 
 @pytest.mark.parametrize("name", ["slot_attention", "slot_attention_with_attention", "merge"])
@@ -147,24 +147,24 @@ def test_the_cuda_kernels_serve_the_chips_that_they_were_built_for(
     ):
         info.cuda_architectures = tuple(built.split())
         monkeypatch.setattr(backends, "capability_of", lambda _, here=capability: here)
-        backends._why_no_cuda.cache_clear()
-        reason = backends.why_not("prune", "cuda", "cuda")
+        backends._no_cuda_reason.cache_clear()
+        reason = backends.unsupported_reason("prune", "cuda", "cuda")
         chips = ", ".join(f"sm_{chip.replace('.', '')}" for chip in built.split())
         said = f"the CUDA kernels are built for {chips}, which sm_{capability} does not run"
         assert reason == (None if runs else said)
     monkeypatch.setattr(backends, "capability_of", lambda _: 86)
-    assert backends.chosen("prune", "cuda:0") == "triton"
+    assert backends.select_backend("prune", "cuda:0") == "triton"
     monkeypatch.setattr(backends, "capability_of", lambda _: 75)
-    backends._why_no_triton.cache_clear()
-    assert backends.chosen("prune", "cuda:1") == "cuda"
-    backends._why_no_cuda.cache_clear()
-    backends._why_no_triton.cache_clear()
+    backends._no_triton_reason.cache_clear()
+    assert backends.select_backend("prune", "cuda:1") == "cuda"
+    backends._no_cuda_reason.cache_clear()
+    backends._no_triton_reason.cache_clear()
 
 
 def test_bfloat16_is_refused_in_the_interpreter_and_the_cpu_never_prefers_it() -> None:
     pytest.importorskip("triton")
     arguments = ARGUMENTS["prune"](dtype=torch.bfloat16)
-    assert backends.choose("prune", arguments) is backends._kernels["prune"]["cpu"].run
+    assert backends.select_kernel("prune", arguments) is backends._kernels["prune"]["cpu"].run
     if backends.interpreting():
         with (
             ocvtp.use_backend("triton"),
@@ -175,9 +175,9 @@ def test_bfloat16_is_refused_in_the_interpreter_and_the_cpu_never_prefers_it() -
 
 def test_the_choice_ends_with_its_block_and_stays_in_its_thread() -> None:
     with ThreadPoolExecutor(1) as other, ocvtp.use_backend("reference"):
-        assert backends.chosen("prune", "cpu") == "reference"
-        assert other.submit(backends.chosen, "prune", "cpu").result() == "cpu"
-    assert backends.chosen("prune", "cpu") == "cpu"
+        assert backends.select_backend("prune", "cpu") == "reference"
+        assert other.submit(backends.select_backend, "prune", "cpu").result() == "cpu"
+    assert backends.select_backend("prune", "cpu") == "cpu"
 
 
 Calls = list[tuple[str, int]]
@@ -225,12 +225,12 @@ def test_the_backend_around_backward_runs_gradients_else_that_around_the_op(
     with ocvtp.use_backend(backward) if backward else nullcontext():
         loss.backward()
     assert gradient_calls == [(expected, threading.get_ident())]
-    assert backends.forced() is None
+    assert backends.override() is None
 
 
 def of_backward(remembered: backends.Remembered) -> str | None:
     with backends.in_backward(remembered):
-        return backends.forced()
+        return backends.override()
 
 
 @pytest.mark.parametrize("torch_tells", [False, True])

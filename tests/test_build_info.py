@@ -41,8 +41,8 @@ def leave_why(folder: Path, is_chosen: bool = False) -> None:
 
 
 def why_not(device_type: str) -> str:
-    """As `native.why_not`, asked for the first time; there must be a reason."""
-    reason: str | None = native.why_not.__wrapped__(device_type)
+    """As `native.missing_reason`, asked for the first time; there must be a reason."""
+    reason: str | None = native.missing_reason.__wrapped__(device_type)
     assert reason is not None
     return reason
 
@@ -130,7 +130,7 @@ def test_kernels_that_were_left_out_say_why(package_folder: Path) -> None:
         f"{facts}\nwhy_no_cuda = 'nvcc was not found'\ndef cpu_capability(): return {{}}\n"
     )
     (package_folder / "_C.py").touch()
-    assert native.why_not.__wrapped__("cpu") is None
+    assert native.missing_reason.__wrapped__("cpu") is None
     assert why_not("cuda") == "the CUDA kernels were not built: nvcc was not found"
 
 
@@ -150,7 +150,7 @@ def test_plain_pytorch_is_told_of_once_unless_it_was_chosen(
     package_folder: Path, monkeypatch: pytest.MonkeyPatch, is_chosen: bool
 ) -> None:
     leave_why(package_folder, is_chosen)
-    monkeypatch.setattr(native, "why_not", native.why_not.__wrapped__)
+    monkeypatch.setattr(native, "why_not", native.missing_reason.__wrapped__)
     run = native.if_built(lambda: "native", lambda: "plain")
     native._warn_once.cache_clear()
     try:

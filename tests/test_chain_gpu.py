@@ -24,7 +24,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.
 @pytest.fixture(params=backends.GPU_KERNELS)
 def either(request: pytest.FixtureRequest) -> Iterator[None]:
     """The test runs on Triton's kernels, then on CUDA C++'s."""
-    reason = backends.why_not("prune", request.param, "cuda")
+    reason = backends.unsupported_reason("prune", request.param, "cuda")
     if reason is not None:
         pytest.skip(reason)
     with use_backend(request.param):
@@ -115,7 +115,7 @@ def test_an_image_alone_keeps_what_it_keeps_in_a_batch(
     for image in (0, batch - 1):
         one = [a[image : image + 1] if isinstance(a, Tensor) else a for a in arguments]
         alone = prune(one)[1]
-        if backends.forced() == "triton":
+        if backends.override() == "triton":
             assert torch.equal(alone, together[image : image + 1])
         else:
             # A BLAS sums a matrix of other height in another order.
@@ -128,7 +128,7 @@ def test_an_image_alone_keeps_what_it_keeps_in_a_batch(
 def test_the_cuda_kernels_give_an_image_the_same_bits_alone(
     num_tokens: int, num_slots: int, dtype: torch.dtype
 ) -> None:
-    reason = backends.why_not("prune", "cuda", "cuda")
+    reason = backends.unsupported_reason("prune", "cuda", "cuda")
     if reason is not None:
         pytest.skip(reason)
     batch, dim = 64, 512

@@ -27,7 +27,7 @@ from tests.cases import (
     small_config,
 )
 
-REASON = native.why_not("cpu")
+REASON = native.missing_reason("cpu")
 pytestmark = [
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),
     pytest.mark.usefixtures("poisoned"),

@@ -275,7 +275,7 @@ def outside(least: int, most: int | None) -> Iterator[int]:
 def library(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name == "ocvtp_native":
-        reason = native.why_not("cpu")
+        reason = native.missing_reason("cpu")
         if reason is not None:
             pytest.skip(reason)
     else:

@@ -19,7 +19,7 @@ from ocvtp_kernels.ops.prune.native import linear as linear_native
 from ocvtp_kernels.ops.prune.native.pipeline import prepare
 from tests.cases import random_pruner, random_tokens, small_config
 
-REASON = native.why_not("cpu")
+REASON = native.missing_reason("cpu")
 pytestmark = [
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),
     pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN"),
@@ -35,7 +35,7 @@ BUDGET = 7
 @pytest.fixture(autouse=True)
 def products_of_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pruners here are small: all their products are below what is worth a pack."""
-    monkeypatch.setattr(linear_native, "FEWEST", 0)
+    monkeypatch.setattr(linear_native, "MIN_PRODUCTS", 0)
 
 
 def made(**changes: Any) -> OCPruner:
@@ -187,7 +187,7 @@ def test_small_products_go_without_a_pack(monkeypatch: pytest.MonkeyPatch) -> No
     x, weight = torch.randn(6, 8), torch.randn(5, 8)
     layer = linear_native.Layer.of(weight, None, x.dtype).packed()
     for fewest, expected in ((6 * 8 * 5, 1), (6 * 8 * 5 + 1, 0)):
-        monkeypatch.setattr(linear_native, "FEWEST", fewest)
+        monkeypatch.setattr(linear_native, "MIN_PRODUCTS", fewest)
         assert packed_products(lambda: linear_native.linear(x, layer)) == expected
 
 

@@ -31,7 +31,7 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr
 sys.path.insert(0, sys.argv[1])
 import ocvtp_kernels, ocvtp_kernels.native as native
 assert ocvtp_kernels.__file__.startswith(sys.argv[1]), ocvtp_kernels.__file__
-print(native.why_not("cpu") or "native")
+print(native.missing_reason("cpu") or "native")
 """
 
 

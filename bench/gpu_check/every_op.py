@@ -29,7 +29,7 @@ def main(backend: str, device: str = "cuda") -> int:
     ran = 0
     for name, dtype, batch in calls():
         arguments = map_tensors(lambda t: t.to(device), ARGUMENTS[name](batch=batch, dtype=dtype))
-        if backends.why_not_these(name, backend, arguments) is None:
+        if backends.unsupported_by_call(name, backend, arguments) is None:
             with backends.use_backend(backend):
                 op(name)(*arguments)
             ran += 1

@@ -85,7 +85,7 @@ def _triton_of(op: str, arguments: tuple[Any, ...]) -> Callable[..., Any] | None
     Where "cuda" is asked for too: it launches what is launched anyway, and computes nothing.
     """
     kernel = backends._kernels.get(op, {}).get("triton")
-    if kernel is None or backends.forced() == "reference":
+    if kernel is None or backends.override() == "reference":
         return None
     if torch.float64 in {value.dtype for value in arguments if isinstance(value, Tensor)}:
         return None
@@ -93,7 +93,7 @@ def _triton_of(op: str, arguments: tuple[Any, ...]) -> Callable[..., Any] | None
 
 
 def _choose(op: str, arguments: Any, gradient: bool = False) -> Callable[..., Any]:
-    """`backends.choose` of a GPU, for tensors on the CPU."""
+    """`backends.select_kernel` of a GPU, for tensors on the CPU."""
     kernels = backends._kernels[op]
     return _triton_of(op, arguments) or kernels.get("cpu", kernels["reference"]).run
 

@@ -24,7 +24,7 @@ def chip() -> str:
 
 def why_not(device: str) -> str | None:
     """The sentence why not, or None."""
-    reason = native.why_not(device)
+    reason = native.missing_reason(device)
     info = native.build_info()
     if reason is not None or isinstance(info, str):
         return reason or str(info)

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     absent: dict[str, str] = {}
     with torch.no_grad(), side_stream(device):
         for backend in given.backends.split(",") if given.backends else BACKENDS[given.device]:
-            reason = backends.why_not("prune", backend, given.device)
+            reason = backends.unsupported_reason("prune", backend, given.device)
             if reason is None:
                 answers += ask(backend, device)
             else:

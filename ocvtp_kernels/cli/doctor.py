@@ -55,11 +55,11 @@ def examine() -> dict[str, Any]:
         "ops": {
             op: {
                 device: {
-                    "backend": backends.chosen(op, device),
+                    "backend": backends.select_backend(op, device),
                     "why_not": {
                         backend: reason
                         for backend in backends.BACKENDS
-                        if (reason := backends.why_not(op, backend, device)) is not None
+                        if (reason := backends.unsupported_reason(op, backend, device)) is not None
                     },
                 }
                 for device in DEVICES

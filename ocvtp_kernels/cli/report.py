@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ocvtp_kernels.cli.picture import draw_selection
-from ocvtp_kernels.ops.argmax_gather.reference import slot_picks
 from ocvtp_kernels.ops.prune.reference import attention_logits
+from ocvtp_kernels.ops.slot_argmax import slot_topk
 from ocvtp_kernels.ops.slot_attention.reference import log_attention
 from ocvtp_kernels.pruner.pruner import OCPruner
 from ocvtp_kernels.selectors.coverage import coverage, random_coverage
@@ -51,7 +51,7 @@ class Report:
 
     def as_json(self, **about: Any) -> dict[str, Any]:
         """The record: ``about`` (photo, model, ...) first, then what was kept and how well."""
-        picks, peaks = slot_picks(self.log_attention)
+        picks, peaks = slot_topk(self.log_attention)
         return {
             **about,
             "method": METHOD,

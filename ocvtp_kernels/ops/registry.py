@@ -1,38 +1,76 @@
-"""How an ocvtp op is made: schema, checks, backends, fake and autocast rule in one call.
+"""How a function becomes an ocvtp op: schema, checks, fake, autocast, gradient and backends.
 
-Schemas are defined here in Python, so the ops exist without a compiler or a GPU; a kernel, in
-whatever language, registers with `ocvtp_kernels.backends` and is chosen on the real tensors.
+`op` decorates a typed function whose body is the op's oracle in plain PyTorch. The schema is
+inferred from its signature, so an op exists without a compiler or a GPU. Everything that belongs to
+an op (its check, fake, kernels, gradient) is a function that names those of the op's arguments that
+it needs; they are bound by name once, when the op is defined, and defaults are filled in once, when
+it is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import cache, reduce
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache, reduce, wraps
 from importlib import import_module
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import backends
+from ocvtp_kernels import backends, native
 from ocvtp_kernels.backends import Kernel
-from ocvtp_kernels.dtypes import product_dtype
+from ocvtp_kernels.dtypes import acc_dtype, product_dtype
 
 LIBRARY = torch.library.Library("ocvtp", "DEF")
 TAGS = (torch.Tag.pt2_compliant_tag,)
 DEVICES = ("CPU", "CUDA")
+# What schemas call an argument or an output that Python calls by the field's word.
+SCHEMA_NAMES = {
+    "reference_tokens": "reference",
+    "final_tokens": "final",
+    "topk_ids": "picks",
+    "max_logprob": "peak",
+    "token_score": "evidence",
+    "assignment": "owner",
+    "max_similarity": "closeness",
+}
+# Ops that are made of other ops, and so have no backend of their own, with what they are made of.
+COMPOSED: dict[str, str] = {}
+
 _REAL = (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
+Function = Callable[..., Any]
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Op(Protocol[P, R_co]):
+    """A public op: a function that calls ``torch.ops.ocvtp.<name>``."""
+
+    __name__: str
+    reference: Callable[..., Any]  # the oracle, plain PyTorch in the dtype of its arguments
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Runs the op on the backend that takes the arguments."""
+        ...
 
 
 class Gradient(NamedTuple):
     """How an op is differentiated."""
 
-    save: Callable[[Any, tuple[Any, ...], Any], None]  # of ctx, inputs, output
-    backward: Callable[..., Any]  # of ctx and the outputs' gradients
-    # The op where a gradient is to come, on a CPU: it keeps what it would cost to make again. Or
-    # NotImplemented, which goes the way of all devices.
-    on_cpu: Callable[..., Any] | None = None
+    # Of ctx, the output, and the op's arguments that it names.
+    save: Callable[..., None]
+    # Of ctx and the outputs' gradients: the gradients of the inputs that have one, by name.
+    backward: Callable[..., Mapping[str, Tensor | None]]
+    # Of the op's arguments: the op on a CPU where a gradient is to come, keeping what is expensive
+    # to compute again.
+    on_cpu: Function | None = None
+    # Whether torch differentiates plain PyTorch, where a CPU runs that.
+    through_plain: bool = False
 
 
 class Autocast(NamedTuple):
@@ -43,62 +81,233 @@ class Autocast(NamedTuple):
     """
 
     multiplies: bool = False  # whether it may be the dtype of autocast
-    keep: Collection[str] = ()  # arguments that stay as they are
+    no_autocast: Collection[str] = ()  # arguments that stay as they are
     cast: Mapping[str, Callable[[Any, torch.dtype], Any]] = {}  # how, where not by `Tensor.to`
 
 
-_WIDEST = Autocast()
+class Upcast(NamedTuple):
+    """The oracle with its floating arguments cast, as a CPU runs it in half precision."""
 
-# Ops that are made of other ops, and so have no backend of their own.
-COMPOSED: dict[str, str] = {}
+    to: Callable[[torch.dtype, torch.device], torch.dtype] = lambda dtype, _: acc_dtype(dtype)
+    uncast: Collection[str] = ()  # arguments that stay as they are
+    narrow: bool = False  # whether floating outputs return to the dtype of the first argument
 
 
-def lazy(module: str, name: str) -> Callable[..., Any]:
-    """The function ``name`` of ``ocvtp_kernels.module``, imported when first called.
+class _Signature(NamedTuple):
+    """An op's arguments, in order."""
 
-    Triton need not be installed to import this package, only to run what needs it.
+    names: tuple[str, ...]
+    defaults: tuple[Any, ...]  # of the last ones
+
+    @classmethod
+    def of(cls, function: Function) -> _Signature:
+        parameters = inspect.signature(function).parameters
+        defaults = [one.default for one in parameters.values()]
+        return cls(
+            tuple(parameters), tuple(d for d in defaults if d is not inspect.Parameter.empty)
+        )
+
+    def filled(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """All arguments: the dispatcher leaves out those that equal their defaults."""
+        missing = len(self.names) - len(args)
+        return args + self.defaults[-missing:] if missing else args
+
+    def bind(self, function: Function, leading: int = 0) -> Function:
+        """``function`` of all arguments of the op, of which it takes those that it names.
+
+        Args:
+            leading: arguments before the op's own, handed through.
+        """
+        parameters = [
+            one
+            for one in inspect.signature(function).parameters.values()
+            if one.kind is not one.KEYWORD_ONLY
+        ][leading:]
+        if any(one.kind is one.VAR_POSITIONAL for one in parameters):
+            return function
+        unknown = [one.name for one in parameters if one.name not in self.names]
+        if unknown:
+            raise TypeError(f"{function.__qualname__}: the op has no argument {unknown[0]!r}")
+        places = [self.names.index(one.name) for one in parameters]
+        if places == list(range(len(self.names))):
+            return function
+        if places == list(range(len(places))):
+            count = leading + len(places)
+            return lambda *args: function(*args[:count])
+        select = itemgetter(*range(leading), *(leading + place for place in places))
+        if leading + len(places) == 1:
+            return lambda *args: function(select(args))
+        return lambda *args: function(*select(args))
+
+
+def op(
+    *,
+    check: Callable[..., None],
+    fake: Function,
+    outputs: Sequence[str] = (),
+    cpu: Function | None = None,
+    plain: Function | Upcast | None = None,
+    cuda: Function | None = None,
+    triton: str | None = None,
+    unsupported: Mapping[str, Callable[..., str | None]] | None = None,
+    reference: Upcast | None = None,
+    autocast: Autocast | None = None,
+    gradient: Gradient | None = None,
+    serves_backward: bool = False,
+) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Decorates a function that becomes ``ocvtp::<its name>``; its body is the op's oracle.
+
+    The first argument is a tensor, whose device decides what runs. All functions below name the
+    op's arguments that they need.
+
+    Args:
+        check: raises on bad shapes, dtypes or devices; called under tracing too.
+        fake: the outputs, as tensors without values.
+        outputs: their names in the schema, where there are several.
+        cpu: the kernel of the native objects.
+        plain: what a CPU runs without native objects: a function, or how the oracle's arguments are
+            cast; what the reference backend runs if None.
+        cuda: the CUDA C++ kernel.
+        triton: the module of the op's folder that holds the Triton kernel, a function of the op's
+            name. It is imported when first called: the package does without Triton.
+        unsupported: by backend, the sentence why it cannot take the arguments, or None.
+        reference: how the reference backend casts the oracle's arguments; not at all if None.
+        autocast: what autocast makes of the arguments.
+        gradient: how it is differentiated; without one its outputs carry no gradient.
+        serves_backward: it is called by the backward pass of another op, see
+            `backends.select_kernel`.
     """
 
+    def define(function: Callable[P, R]) -> Op[P, R]:
+        name, signature = function.__name__, _Signature.of(function)
+        oracle = _upcast(function, signature, reference) if reference else function
+        kernels: dict[str, Function] = {"reference": oracle}
+        without = _upcast(function, signature, plain) if isinstance(plain, Upcast) else plain
+        without = signature.bind(without) if without else oracle
+        kernels["cpu"] = _if_built(signature.bind(cpu), without) if cpu else without
+        if triton:
+            kernels["triton"] = _lazy(f"{function.__module__}.{triton}", name, signature)
+        if cuda:
+            kernels["cuda"] = signature.bind(cuda)
+        reasons = {
+            backend: _with_defaults(signature, reason)
+            for backend, reason in (unsupported or {}).items()
+        }
+        for backend, kernel in kernels.items():
+            backends.register(name, backend, Kernel(kernel, reasons.get(backend)))
+        LIBRARY.define(name + _schema(function, outputs), tags=TAGS)
+        checked = signature.bind(check)
+        _register(
+            name, signature, checked, signature.bind(fake), serves_backward, gradient, without
+        )
+        _register_autocast(name, signature, autocast or Autocast())
+        return _public(function, function)
+
+    return define
+
+
+def composite(parts: str, reference: Function) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Decorates a function that becomes an op made of others.
+
+    Gradients, fakes, backends and autocast are theirs.
+
+    Args:
+        parts: what it is made of, for `ocvtp doctor`.
+        reference: its oracle.
+    """
+
+    def define(function: Callable[P, R]) -> Op[P, R]:
+        name = function.__name__
+        COMPOSED[name] = parts
+        LIBRARY.define(name + _schema(function, ()), tags=TAGS)
+        LIBRARY.impl(name, function, "CompositeImplicitAutograd")
+        return _public(function, reference)
+
+    return define
+
+
+def _schema(function: Function, outputs: Sequence[str]) -> str:
+    schema = torch.library.infer_schema(function, mutates_args=())
+    arguments, _, result = schema.partition(" -> ")
+    if outputs:
+        kinds = result.strip("()").split(", ")
+        result = f"({', '.join(f'{k} {n}' for k, n in zip(kinds, outputs, strict=True))})"
+    schema = f"{arguments} -> {result}"
+    return re.sub(r"\w+", lambda word: SCHEMA_NAMES.get(word[0], word[0]), schema)
+
+
+def _public(function: Callable[P, R], reference: Function) -> Op[P, R]:
+    """The function that users call, with the signature and docstring of ``function``."""
+    overload = getattr(torch.ops.ocvtp, function.__name__).default
+
+    @wraps(function)
+    def public(*args: P.args, **kwargs: P.kwargs) -> R:
+        named = {SCHEMA_NAMES.get(name, name): value for name, value in kwargs.items()}
+        return cast(R, overload(*args, **named))
+
+    made = cast(Any, public)
+    made.reference = reference
+    return cast("Op[P, R]", made)
+
+
+def _lazy(module: str, name: str, signature: _Signature) -> Function:
+    """The function ``name`` of ``module``, imported when first called."""
+
     @cache
-    def load() -> Callable[..., Any]:
-        function: Callable[..., Any] = getattr(import_module(f"ocvtp_kernels.{module}"), name)
-        return function
+    def load() -> Function:
+        return signature.bind(getattr(import_module(module), name))
 
     return lambda *args: load()(*args)
 
 
-def define(
-    schema: str,
-    *,
-    check: Callable[..., None],
-    fake: Callable[..., Any],
-    kernels: Mapping[str, Callable[..., Any]],
-    refuse: Mapping[str, Callable[..., str | None]] | None = None,
-    autocast: Autocast = _WIDEST,
-    gradient: Gradient | None = None,
-    is_gradient: bool = False,
-) -> None:
-    """Defines ``ocvtp::<schema>``; its first argument is a tensor, whose device decides.
-
-    Args:
-        schema: the op's schema, namespace left out.
-        check: raises on bad shapes, dtypes or devices; called with the op's arguments, under
-            tracing too.
-        fake: the outputs' shapes and dtypes, from the op's arguments.
-        kernels: implementation by backend name.
-        refuse: by backend name, of the op's arguments: the sentence why it cannot take them.
-        autocast: what autocast makes of its arguments.
-        gradient: how it is differentiated; without one its outputs carry no gradient.
-        is_gradient: it serves the backward pass of another op, see `backends.choose`.
-    """
-    name = schema.split("(")[0]
-    for backend, kernel in kernels.items():
-        backends.register(name, backend, Kernel(kernel, (refuse or {}).get(backend)))
-    LIBRARY.define(schema, tags=TAGS)
+def _if_built(kernel: Function, plain: Function) -> Function:
+    """The CPU kernel where the native objects load, else plain PyTorch."""
 
     def run(*args: Any) -> Any:
+        return kernel(*args) if native.is_built() else plain(*args)
+
+    return run
+
+
+def _with_defaults(signature: _Signature, function: Function) -> Function:
+    bound = signature.bind(function)
+    return lambda *args: bound(*signature.filled(args))
+
+
+def _upcast(function: Function, signature: _Signature, upcast: Upcast) -> Function:
+    casts = [name not in upcast.uncast for name in signature.names]
+
+    def run(*args: Any) -> Any:
+        first: Tensor = args[0]
+        result = function(
+            *(
+                value.to(upcast.to(value.dtype, value.device))
+                if is_cast and isinstance(value, Tensor) and value.is_floating_point()
+                else value
+                for value, is_cast in zip(args, casts, strict=True)
+            )
+        )
+        return _cast(result, first.dtype) if upcast.narrow else result
+
+    return run
+
+
+def _register(
+    name: str,
+    signature: _Signature,
+    check: Function,
+    fake: Function,
+    serves_backward: bool,
+    gradient: Gradient | None,
+    plain: Function,
+) -> None:
+    """The op on real tensors, on fake ones, and above autograd."""
+    filled = signature.filled
+
+    def run(*args: Any) -> Any:
+        args = filled(args)
         check(*args)
-        kernel = backends.choose(name, args, is_gradient)
+        kernel = backends.select_kernel(name, args, serves_backward)
         index = args[0].device.index
         if index is None or index == torch.cuda.current_device():
             return kernel(*args)
@@ -107,6 +316,7 @@ def define(
             return kernel(*args)
 
     def run_fake(*args: Any) -> Any:
+        args = filled(args)
         check(*args)
         return fake(*args)
 
@@ -118,81 +328,74 @@ def define(
         LIBRARY.impl(name, run if gradient else run_without_gradient, device)
     torch.library.register_fake(f"ocvtp::{name}", run_fake, lib=LIBRARY)
     if gradient:
-        _register_autograd(name, gradient, check, run)
+        _register_autograd(name, signature, gradient, check, run, plain)
     else:
         LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    _register_autocast(name, autocast)
-
-
-def compose(schema: str, function: Callable[..., Any], parts: str) -> None:
-    """Defines an op as a composition of others; gradients, fakes, backends, autocast are theirs.
-
-    Args:
-        schema: the op's schema, namespace left out.
-        function: the composition.
-        parts: what it is made of, for `ocvtp doctor`.
-    """
-    name = schema.split("(")[0]
-    COMPOSED[name] = parts
-    LIBRARY.define(schema, tags=TAGS)
-    LIBRARY.impl(name, function, "CompositeImplicitAutograd")
 
 
 def _register_autograd(
-    name: str, gradient: Gradient, check: Callable[..., None], run: Callable[..., Any]
+    name: str,
+    signature: _Signature,
+    gradient: Gradient,
+    check: Function,
+    run: Function,
+    plain: Function,
 ) -> None:
     """As `torch.library.register_autograd`, with less of the host's time where none is to come.
 
     No gradient comes to tensors of a list.
 
     Args:
-        name: the op's.
-        gradient: how it is differentiated.
-        check: of its arguments.
+        check: of the op's arguments.
         run: the op on real tensors, below autograd.
+        plain: what a CPU runs without native objects.
     """
-    op = getattr(torch.ops.ocvtp, name).default
-    defaults = tuple(argument.default_value for argument in op._schema.arguments)
-    on_cpu, save, grads_of = gradient.on_cpu, gradient.save, gradient.backward
+    overload = getattr(torch.ops.ocvtp, name).default
+    save, grads_of = signature.bind(gradient.save, leading=2), gradient.backward
+    on_cpu = gradient.on_cpu and signature.bind(gradient.on_cpu)
 
     def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
         with _BelowAutograd():
-            output = op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+            output = overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
         ctx.remembered = backends.remember(args[0].device)
-        # The dispatcher leaves defaults out.
-        save(ctx, (*args, *defaults[len(args) :]), output)
+        save(ctx, output, *args)
         return output
 
     def backward(ctx: Any, *grads: Any) -> Any:
         # On the backend that `ocvtp_kernels.backends.use_backend` promises.
         with backends.in_backward(ctx.remembered):
-            return (None, *grads_of(ctx, *grads))
+            found = grads_of(ctx, *grads)
+        return (None, *map(found.get, signature.names))
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     differentiable: Any = type(f"Ocvtp_{name}", (torch.autograd.Function,), methods)
 
     def run_autograd(keyset: Any, *args: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            if on_cpu and args[0].is_cpu and backends.forced() in (None, "cpu"):
-                check(*args)
-                output = on_cpu(*args)
-                if output is not NotImplemented:
-                    return output
+            args = signature.filled(args)
+            if args[0].is_cpu and backends.override() in (None, "cpu"):
+                through_plain = gradient.through_plain and not native.is_built()
+                function = plain if through_plain else on_cpu
+                if function is not None:
+                    check(*args)
+                    return function(*args)
             return differentiable.apply(keyset, *args)
         below = keyset & torch._C._after_autograd_keyset
         with _BelowAutograd():
             if below.highestPriorityTypeId() in _REAL:
                 return run(*args)  # the dispatcher would call just that
-            return op.redispatch(below, *args)
+            return overload.redispatch(below, *args)
 
     LIBRARY.impl(name, run_autograd, "Autograd", with_keyset=True)
 
 
-def _register_autocast(name: str, autocast: Autocast) -> None:
-    op = getattr(torch.ops.ocvtp, name).default
-    names = [argument.name for argument in op._schema.arguments]
+def _register_autocast(name: str, signature: _Signature, autocast: Autocast) -> None:
+    overload = getattr(torch.ops.ocvtp, name).default
     # How each argument is cast; None leaves it.
-    casts = [None if name in autocast.keep else autocast.cast.get(name, _cast) for name in names]
+    casts = [
+        None if argument in autocast.no_autocast else autocast.cast.get(argument, _cast)
+        for argument in signature.names
+    ]
 
     for device in DEVICES:
         device_type = device.lower()
@@ -205,7 +408,7 @@ def _register_autocast(name: str, autocast: Autocast) -> None:
             if can and dtype != torch.float64:
                 dtype = wanted
             with torch.autocast(device_type, enabled=False):
-                return op(*(cast(value, dtype) if cast else value for value, cast in given))
+                return overload(*(cast(value, dtype) if cast else value for value, cast in given))
 
         LIBRARY.impl(name, run, f"Autocast{device}")
 
@@ -220,8 +423,10 @@ def _dtypes(values: Iterable[Any]) -> Iterator[torch.dtype]:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors, and those in lists, in ``dtype``."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.to(dtype)
     if isinstance(value, (list, tuple)):
-        return [_cast(element, dtype) for element in value]
+        cast = [_cast(element, dtype) for element in value]
+        return tuple(cast) if isinstance(value, tuple) else cast
     return value

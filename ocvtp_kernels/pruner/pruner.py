@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens, select_ids, slot_picks
-from ocvtp_kernels.ops.page_selection import check_final, check_importance
+from ocvtp_kernels.ops.argmax_gather import gather_tokens, select_ids
+from ocvtp_kernels.ops.arguments import check_final_tokens, check_importance
+from ocvtp_kernels.ops.slot_argmax import slot_topk
 from ocvtp_kernels.ops.slot_attention.reference import log_attention
 from ocvtp_kernels.pruner.checkpoint import (
     check_state,
@@ -197,7 +198,7 @@ class OCPruner(Freezable):
         """
         self._check_reference(reference_tokens)
         batch, num_tokens, _ = reference_tokens.shape
-        check_final("final_tokens", final_tokens, "reference_tokens", reference_tokens)
+        check_final_tokens(final_tokens, "reference_tokens", reference_tokens)
         check_importance(importance, "reference_tokens", reference_tokens)
         budget = self.config.init_num if budget is None else budget
         checks.require_budget(budget, num_tokens)
@@ -255,12 +256,12 @@ class OCPruner(Freezable):
             )
         _, logits = self.aggregat(self.encode_project(reference_tokens), slots_init)
         scores = log_attention(logits.detach())
-        return Picks(*slot_picks(scores, top_k), scores.amax(dim=1))
+        return Picks(*slot_topk(scores, top_k), scores.amax(dim=1))
 
     def _check_reference(self, tokens: Tensor) -> None:
         checks.require_rank("reference_tokens", tokens, "B, N, C")
         checks.require_floating("reference_tokens", tokens)
-        checks.require_some("reference_tokens", tokens, 1, "token")
+        checks.require_nonempty("reference_tokens", tokens, 1, "token")
         checks.require_size("reference_tokens", tokens, 2, self.config.enc_in_dim, "enc_in_dim")
         _require_kind("reference_tokens", tokens, "the pruner's parameters", self.initializ.mean)
 
@@ -276,7 +277,7 @@ class OCPruner(Freezable):
         _require_kind("slots_init", slots_init, "reference_tokens", tokens)
         checks.require_size("slots_init", slots_init, 0, tokens.shape[0], "reference_tokens")
         checks.require_size("slots_init", slots_init, 2, self.config.slot_dim, "init_dim")
-        checks.require_some("slots_init", slots_init, 1, "slot")
+        checks.require_nonempty("slots_init", slots_init, 1, "slot")
         if num_slots is not None:
             checks.require_size("slots_init", slots_init, 1, num_slots, "num_slots")
         return slots_init
@@ -287,4 +288,4 @@ def _require_kind(name: str, tensor: Tensor, owner: str, like: Tensor) -> None:
     if torch.is_autocast_enabled(like.device.type):
         checks.require_same_device(name, tensor, owner, like)
     else:
-        checks.require_same_kind(name, tensor, owner, like)
+        checks.require_same_dtype_device(name, tensor, owner, like)

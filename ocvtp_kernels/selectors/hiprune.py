@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.selectors.interface import Evidence, Selected
 from ocvtp_kernels.selectors.ranking import membership, ranking, top, widen
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
 
 PLACES = ("encoder", "projector", "decoder")
 

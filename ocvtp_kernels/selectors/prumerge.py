@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.selectors.interface import Evidence, Selected
 from ocvtp_kernels.selectors.ranking import cosine_with, top, widen
 from ocvtp_kernels.selectors.trim import merge_dropped
@@ -43,7 +43,7 @@ class PruMerge:
     needs = frozenset({"cls_attention", "keys", "final_tokens"})
 
     def __init__(self, neighbours: int = 32, spatial: bool = False) -> None:
-        checks.require_whole("neighbours", neighbours)
+        checks.require_int("neighbours", neighbours)
         if neighbours < 0:
             raise ValueError(f"neighbours: expected at least 0, got {neighbours}")
         self.neighbours, self.spatial = neighbours, spatial

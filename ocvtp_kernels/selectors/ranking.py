@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype
-from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens
-from ocvtp_kernels.ops.greedy import nan_last
+from ocvtp_kernels.dtypes import acc_dtype
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
+from ocvtp_kernels.ops.ordering import nan_last
 
 EPS = 1e-8  # least norm of a cosine: a token of zeros is similar to nothing, not NaN
 
 
 def widen(scores: Tensor) -> Tensor:
     """The scores in float32 or wider."""
-    return scores.to(accumulate_dtype(scores.dtype))
+    return scores.to(acc_dtype(scores.dtype))
 
 
 def top(scores: Tensor, count: int) -> Tensor:

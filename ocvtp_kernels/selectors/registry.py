@@ -117,7 +117,7 @@ def select(
     """
     checks.require_rank("tokens", tokens, "B, N, C")
     checks.require_floating("tokens", tokens)
-    checks.require_some("tokens", tokens, 1, "token")
+    checks.require_nonempty("tokens", tokens, 1, "token")
     selector = make_selector(method, **options)
     if text is not None and text_tokens is None and text.shape[-1] == tokens.shape[2]:
         text_tokens = tokens

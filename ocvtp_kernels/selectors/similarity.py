@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.dtypes import acc_dtype
 
 # Tokens from which on a CPU multiplies only half of a symmetric matrix. Blocks of a few rows may be
 # summed in another order, and equal tokens would no longer be equally similar.
@@ -22,7 +22,7 @@ def cosine(tokens: Tensor, eps: float = 0.0) -> Tensor:
     Returns:
         ``[B, N, N]``, float32 or wider.
     """
-    wide = accumulate_dtype(tokens.dtype)
+    wide = acc_dtype(tokens.dtype)
     norms = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True, dtype=wide).clamp_min(eps)
     if tokens.is_cuda and tokens.dtype != wide:
         # Half tokens multiply on tensor cores, exactly, into float32 sums.

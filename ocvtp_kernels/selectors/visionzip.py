@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens
-from ocvtp_kernels.ops.greedy import nan_last
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
+from ocvtp_kernels.ops.ordering import nan_last
 from ocvtp_kernels.selectors.interface import Evidence, Selected
 from ocvtp_kernels.selectors.ranking import cosine_with, others, top, widen
 
@@ -44,7 +44,7 @@ class VisionZip:
     ) -> None:
         for name, value, least in (("contextual", contextual, 0), ("heads", heads, 1)):
             if value is not None:
-                checks.require_whole(name, value)
+                checks.require_int(name, value)
                 if value < least:
                     raise ValueError(f"{name}: expected at least {least}, got {value}")
         self.contextual, self.heads, self.as_published = contextual, heads, as_published

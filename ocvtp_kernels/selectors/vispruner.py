@@ -46,7 +46,7 @@ class VisPruner:
     def __init__(self, important_share: float = 0.5, drop: int = 8) -> None:
         if not 0 <= important_share <= 1:
             raise ValueError(f"important_share: expected 0 to 1, got {important_share}")
-        checks.require_whole("drop", drop)
+        checks.require_int("drop", drop)
         if drop < 1:
             raise ValueError(f"drop: expected at least 1, got {drop}")
         self.important_share, self.drop = important_share, drop

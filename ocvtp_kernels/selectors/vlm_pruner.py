@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.selectors.interface import Evidence, Selected, place_of
 from ocvtp_kernels.selectors.similarity import cosine
 
@@ -57,7 +57,7 @@ class VLMPruner:
     ) -> None:
         positive = {"pivots": pivots, "channels": channels, "chunk": chunk, "layer": layer}
         for name, value in positive.items():
-            checks.require_whole(name, value)
+            checks.require_int(name, value)
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         self.pivots, self.channels, self.own_share = pivots, channels, own_share

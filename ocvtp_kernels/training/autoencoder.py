@@ -204,7 +204,7 @@ class OCAutoencoder(nn.Module):
         checks.require_floating("noise", noise)
         checks.require_size("noise", noise, 0, batch, "reference_tokens")
         checks.require_size("noise", noise, 2, self.config.slot_dim, "init_dim")
-        checks.require_some("noise", noise, 1, "slot")
+        checks.require_nonempty("noise", noise, 1, "slot")
         if num_slots is not None:
             checks.require_size("noise", noise, 1, num_slots, "num_slots")
         return mean + _moved(noise, mean.device).to(mean.dtype) * self.initializ.logstd.exp()
@@ -215,7 +215,7 @@ class OCAutoencoder(nn.Module):
 
     def _count(self, num_slots: int | None) -> int:
         count = self.config.init_num if num_slots is None else num_slots
-        checks.require_whole("num_slots", count)
+        checks.require_int("num_slots", count)
         if count < 1:
             raise ValueError(f"num_slots: expected at least 1, got {count}")
         return count
@@ -233,7 +233,7 @@ class OCAutoencoder(nn.Module):
         self._check_kind("slots_init", slots_init)
         checks.require_size("slots_init", slots_init, 0, tokens.shape[0], "reference_tokens")
         checks.require_size("slots_init", slots_init, 2, self.config.slot_dim, "init_dim")
-        checks.require_some("slots_init", slots_init, 1, "slot")
+        checks.require_nonempty("slots_init", slots_init, 1, "slot")
         if num_slots is not None:
             checks.require_size("slots_init", slots_init, 1, num_slots, "num_slots")
 
@@ -241,7 +241,7 @@ class OCAutoencoder(nn.Module):
         owner, like = "the autoencoder's parameters", self.initializ.mean
         checks.require_same_device(name, tensor, owner, like)
         if not torch.is_autocast_enabled(like.device.type):
-            checks.require_same_kind(name, tensor, owner, like)
+            checks.require_same_dtype_device(name, tensor, owner, like)
 
 
 def _check_generator(generator: torch.Generator | None) -> None:

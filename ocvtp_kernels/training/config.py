@@ -81,10 +81,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience", "checkpoint_every"):
-            _require_whole(name, getattr(self, name), 1)
+            _require_int(name, getattr(self, name), 1)
         if self.limit is not None:
-            _require_whole("limit", self.limit, 2)
-        _require_whole("seed", self.seed, 0)
+            _require_int("limit", self.limit, 2)
+        _require_int("seed", self.seed, 0)
         for name in ("start_lr", "end_lr", "warmup_epochs", "weight_decay", *SHARES.values()):
             _require_number(name, getattr(self, name), above=False)
         for name in ("lr", "grad_clip", "target_scale"):
@@ -92,7 +92,7 @@ class TrainConfig:
         if not isinstance(self.slots, (list, tuple)) or not self.slots:
             raise ValueError(f"slots: expected a list of whole numbers, got {self.slots!r}")
         for count in self.slots:
-            _require_whole("slots", count, 1)
+            _require_int("slots", count, 1)
         object.__setattr__(self, "slots", tuple(self.slots))
         for name, value, options in (
             ("start", self.start, STARTS),
@@ -239,7 +239,7 @@ def _parse_toml(text: str, path: Path) -> dict[str, Any]:
     raise ValueError(f"{path}: expected JSON, as TOML is read from Python 3.11 on")
 
 
-def _require_whole(name: str, value: object, least: int) -> None:
+def _require_int(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 

@@ -177,7 +177,7 @@ class RandomDecoder(nn.Module):
         checks.require_size("tokens", tokens, 2, self.dim, "proj1_in_dim")
         checks.require_rank("slots", slots, "B, K, D")
         checks.require_size("slots", slots, 0, tokens.shape[0], "tokens")
-        checks.require_some("slots", slots, 1, "slot")
+        checks.require_nonempty("slots", slots, 1, "slot")
         checks.require_size("slots", slots, 2, self.slot_dim, "proj2_in_dim")
         if visible is None:
             return

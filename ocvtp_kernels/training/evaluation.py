@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.pruner.pruner import OCPruner
 from ocvtp_kernels.selectors.coverage import coverage
 from ocvtp_kernels.training.autoencoder import OCAutoencoder

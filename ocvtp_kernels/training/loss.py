@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.dtypes import accumulate_dtype
+from ocvtp_kernels.dtypes import acc_dtype
 
 NORM_MODES = ("mean1", "sum1", "none")
 CHANNEL_REDUCTIONS = ("mean", "sum")
@@ -80,7 +80,7 @@ class AreaWeightedMSE(nn.Module):
             ValueError, TypeError: an argument does not fit; the message names it.
         """
         _check(reconstruction, target, attention)
-        wide = accumulate_dtype(torch.promote_types(reconstruction.dtype, target.dtype))
+        wide = acc_dtype(torch.promote_types(reconstruction.dtype, target.dtype))
         squared = (reconstruction.to(wide) - target.to(wide)).square()
         error = squared.mean(dim=-1) if self.reduce_channel == "mean" else squared.sum(dim=-1)
         alpha = self.token_weights(attention)
@@ -93,7 +93,7 @@ class AreaWeightedMSE(nn.Module):
     def token_weights(self, attention: Tensor) -> Tensor:
         """What each token's error weighs, ``alpha``: ``[B, K, N]`` -> ``[B, N]``."""
         num_slots, num_tokens = attention.shape[1:]
-        wide = accumulate_dtype(attention.dtype)
+        wide = acc_dtype(attention.dtype)
         slot = torch.arange(num_slots, device=attention.device).view(1, -1, 1)
         # Counted by comparison: a scatter adds with atomics, a histogram waits for the device.
         owned = (attention.argmax(dim=1, keepdim=True) == slot).sum(dim=-1)
@@ -123,9 +123,9 @@ def _check(reconstruction: Tensor, target: Tensor, attention: Tensor) -> None:
             f"target: expected shape {list(reconstruction.shape)} to match reconstruction, "
             f"got {list(target.shape)}"
         )
-    checks.require_some("reconstruction", reconstruction, 1, "token")
-    checks.require_some("reconstruction", reconstruction, 2, "channel")
-    checks.require_some("attention", attention, 1, "slot")
+    checks.require_nonempty("reconstruction", reconstruction, 1, "token")
+    checks.require_nonempty("reconstruction", reconstruction, 2, "channel")
+    checks.require_nonempty("attention", attention, 1, "slot")
     checks.require_size("attention", attention, 0, reconstruction.shape[0], "reconstruction")
     checks.require_size("attention", attention, 2, reconstruction.shape[1], "reconstruction")
 

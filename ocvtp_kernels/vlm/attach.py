@@ -60,7 +60,7 @@ def attach(
             fewer tokens than the budget.
         TypeError: the pruner is neither a pruner nor a selector, or budget is no whole number.
     """
-    checks.require_whole("budget", budget)
+    checks.require_int("budget", budget)
     if budget < 1:
         raise ValueError(f"budget: expected at least 1, got {budget}")
     if newlines not in NEWLINES:

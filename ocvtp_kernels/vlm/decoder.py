@@ -75,7 +75,7 @@ def attach_decoder(
             "model: pruning in the decoder needs full attention in every layer, got windows"
         )
     depth, layer = int(text.config.num_hidden_layers), getattr(selector, "layer", LAYER)
-    checks.require_whole("layer", layer)
+    checks.require_int("layer", layer)
     if not 1 <= layer < depth:
         raise ValueError(f"layer: expected 1 to {depth - 1}, got {layer}")
     layers = list(text.layers[:depth])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.selectors.interface import Evidence, Selector, ask
 from ocvtp_kernels.vlm.decoder_cache import Columns, Layer, remember
 from ocvtp_kernels.vlm.decoder_masks import cut_mask, take_positions

@@ -217,11 +217,11 @@ def test_a_gpu_backend_is_chosen_and_its_op_computes(gpu: torch.device, backend:
     pytest.importorskip("triton", reason="triton is not installed")
     case = CASES["gru_cell"](Workload(2, 40, 7, 7, 24, 16), gpu)
     inputs = case.inputs(1)
-    assert backends.chosen("gru_cell", "cuda") == "triton"
+    assert backends.select_backend("gru_cell", "cuda") == "triton"
     with use_backend(backend):
         expected = case.call(*inputs)
         graph, again = capture(lambda: case.call(*inputs))
-        assert backends.why_not_these("gru_cell", backend, inputs) is None
+        assert backends.unsupported_by_call("gru_cell", backend, inputs) is None
     wide = [tensor.double() for tensor in inputs]
     torch.testing.assert_close(expected, case.reference(*wide).float())
     with pytest.raises(backends.BackendUnavailable, match="not float64"), use_backend(backend):
@@ -234,13 +234,13 @@ def test_a_gpu_backend_is_chosen_and_its_op_computes(gpu: torch.device, backend:
 @pytest.mark.parametrize("fails", [False, True])
 def test_everything_is_as_before_afterwards(fails: bool) -> None:
     def facts() -> list[Any]:
-        state = [dict(vars(torch.cuda)), torch.Generator, backends.choose, torch.ones(1).is_cuda]
-        return [*state, backends.why_not("prune", "cuda", "cuda"), torch.cuda.is_available()]
+        state = [dict(vars(torch.cuda)), torch.Generator, backends.select_kernel, torch.ones(1).is_cuda]
+        return [*state, backends.unsupported_reason("prune", "cuda", "cuda"), torch.cuda.is_available()]
 
     before = facts()
     try:
         with standing_in():
-            assert torch.cuda.is_available() and backends.why_not("prune", "cuda", "cuda") is None
+            assert torch.cuda.is_available() and backends.unsupported_reason("prune", "cuda", "cuda") is None
             assert torch.cuda.get_device_capability() == (9, 0) and torch.ones(1).cuda().is_cuda
             if fails:
                 raise KeyError

@@ -18,11 +18,11 @@ from ocvtp_kernels.triton_common.prepared import Prepared
 
 # By device, of which there are few, or of no argument.
 FEW = {
-    "ocvtp_kernels.backends._why_no_cuda",
-    "ocvtp_kernels.backends._why_no_triton",
+    "ocvtp_kernels.backends._no_cuda_reason",
+    "ocvtp_kernels.backends._no_triton_reason",
     "ocvtp_kernels.triton_common.archs._chip",
     "ocvtp_kernels.triton_common.archs.capability_of",
-    "ocvtp_kernels.native.why_not",
+    "ocvtp_kernels.native.missing_reason",
 }
 PACKAGES = ("triton_common", "ops", "vlm")
 

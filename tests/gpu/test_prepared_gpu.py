@@ -32,7 +32,7 @@ def pruner() -> OCPruner:
 
 @pytest.fixture(autouse=True)
 def triton_only() -> Iterator[None]:
-    reason = backends.why_not("prune", "triton", "cuda")
+    reason = backends.unsupported_reason("prune", "triton", "cuda")
     if reason is not None:
         pytest.skip(reason)
     with use_backend("triton"):

@@ -128,7 +128,7 @@ def test_infinities_and_nan_of_half_precision(isa: str, dtype: torch.dtype, odd:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", HALF)
 def test_native_kernel_makes_no_copy_of_keys(mode: str, dtype: torch.dtype) -> None:
-    if (reason := native.why_not("cpu")) is not None:
+    if (reason := native.missing_reason("cpu")) is not None:
         pytest.skip(reason)
     q, k = (random_tokens(1, 200, 64, 64, seed=s, dtype=dtype).transpose(1, 2) for s in (0, 1))
     peak = peak_bytes(lambda: torch.ops.ocvtp.attention_received(q, k, mode))
@@ -136,7 +136,7 @@ def test_native_kernel_makes_no_copy_of_keys(mode: str, dtype: torch.dtype) -> N
 
 
 def test_native_kernel_takes_a_tenth_of_the_memory() -> None:
-    if (reason := native.why_not("cpu")) is not None:
+    if (reason := native.missing_reason("cpu")) is not None:
         pytest.skip(reason)
     q, k = inputs(577)
     plain = peak_bytes(lambda: reference.attention_received(q, k, "meanq"))

@@ -38,7 +38,7 @@ def force(monkeypatch: pytest.MonkeyPatch, way: str, name: str, arguments: Any) 
     """For this test the op runs on backend ``way``, or skips with the reason why not."""
     if way == "chosen":
         return
-    reason = backends.why_not_these(name, way, arguments)
+    reason = backends.unsupported_by_call(name, way, arguments)
     if reason is not None:
         pytest.skip(reason)
     monkeypatch.setattr(backends, "PREFERENCE", (way,))

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ocvtp_kernels.ops.greedy import TINY
+from ocvtp_kernels.ops.dpp_select import TINY
 from ocvtp_kernels.ops.slot_argmax.triton import pick_score, pick_token
 from ocvtp_kernels.triton_common.greedy import best_token, load_row, nan_last, times
 from ocvtp_kernels.triton_common.greedy_tiles import greedy_tile

@@ -1,26 +1,25 @@
 """The GRU on the CPU with its gates kept for the gradient, and its gradient.
 
-All in the dtype that the CPU multiplies in, as plain PyTorch has it, with fewer passes and numbers.
+All in the dtype that the CPU multiplies in, as in plain PyTorch, with fewer passes and fewer values kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ocvtp_kernels.dtypes import product_dtype
-from ocvtp_kernels.ops.slot_attention import gradients
 
 
 def forward_rows(
     x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`ocvtp_kernels.ops.slot_attention.reference.gru_cell` of rows, and what its gradient needs.
+    """`ocvtp_kernels.ops.gru_cell` of rows, and what its gradient needs.
 
-    The four numbers an element that are kept are half of what autograd keeps of the plain module.
+    The four values an element that are kept are half of what autograd keeps of the plain module.
 
     Args:
         x: ``[R, E]``; h: ``[R, D]``; weights as `gru_cell` takes them; all of one dtype.
@@ -70,30 +69,39 @@ def backward_rows(
     )
 
 
-class KeptGates(torch.autograd.Function):
-    """``ocvtp::gru_cell`` where a gradient is to come: making the gates again would cost more."""
+class _KeptGates(torch.autograd.Function):
+    """``ocvtp::gru_cell`` where a gradient is to come: computing the gates again would cost more."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, again: Callable[..., Any], *inputs: Tensor) -> Tensor:
         h = inputs[1]
         state, gates = forward_rows(*_rows(inputs))
+        ctx.again = again
         ctx.save_for_backward(*inputs, gates)
         return state.to(h.dtype).view(h.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        x, h, w_ih, w_hh, b_ih, b_hh, gates = ctx.saved_tensors
-        inputs = (x, h, w_ih, w_hh, b_ih, b_hh)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, gates = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # Of plain torch ops: these may be differentiated again.
-            return gradients.gru_cell_gradients(*inputs, grad)
-        return _gradients(inputs, gates, grad)
+            return (None, *ctx.again(*inputs, grad))
+        return (None, *_gradients(inputs, gates, grad))
 
 
-def gru_cell_gradients(
+def gru_cell(again: Callable[..., Any], *inputs: Tensor) -> Tensor:
+    """`ocvtp_kernels.ops.gru_cell` of its arguments, its gates kept for the gradient.
+
+    Args:
+        again: makes the gradients of plain torch ops, where they are to be differentiated again.
+    """
+    state: Tensor = _KeptGates.apply(again, *inputs)
+    return state
+
+
+def gru_cell_backward(
     x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, grad: Tensor
 ) -> tuple[Tensor, ...]:
-    """`ocvtp_kernels.ops.slot_attention.gradients.gru_cell_gradients`, with fewer passes over the rows."""
+    """`ocvtp_kernels.ops.gru_cell_backward` with fewer passes over the rows."""
     inputs = (x, h, w_ih, w_hh, b_ih, b_hh)
     return _gradients(inputs, forward_rows(*_rows(inputs))[1], grad)
 

@@ -1,6 +1,7 @@
-"""The whole way on folded weights, encode to gather: what ``ocvtp::prune`` runs.
+"""The pruner on folded weights in plain PyTorch: from reference tokens to attention.
 
-``ocvtp::prune_picks`` is its first half, for callers that know importance only later.
+The folding and its identities are in `ocvtp_kernels.pruner.fold`. Tokens are read once an
+iteration, as key and value.
 """
 
 from __future__ import annotations
@@ -8,119 +9,128 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype, product_dtype
-from ocvtp_kernels.ops.argmax_gather.reference import gather_tokens, select_ids, slot_picks
-from ocvtp_kernels.ops.prune.folded_encode import encode_folded
-from ocvtp_kernels.ops.prune.folded_slots import folded_attention_logits
-from ocvtp_kernels.ops.prune.weights import unpack
-from ocvtp_kernels.ops.slot_attention.reference import log_attention
+from ocvtp_kernels.dtypes import acc_dtype, product_dtype
+from ocvtp_kernels.ops.gru_cell import gru_gates
+from ocvtp_kernels.ops.prune.weights import Folded, FoldedSlots, unpack
+from ocvtp_kernels.ops.slot_attention.reference import LN_EPS, log_attention
+
+MASS_EPS = 1e-5
 
 
-def attention_logits(
-    reference: Tensor,
-    weights: Sequence[Tensor],
-    slots_init: Tensor,
-    dtype: torch.dtype | None = None,
+def log_attention_of(
+    reference_tokens: Tensor, weights: Sequence[Tensor], slots_init: Tensor
 ) -> Tensor:
-    """The last iteration's logits.
+    """The last iteration's log-attention ``[B, K, N]``, computed in the dtype given.
 
     Args:
-        reference: reference tokens ``[B, N, C]``.
-        weights: the list of `ocvtp_kernels.pruner.fold.Folded.pack`.
+        reference_tokens: ``[B, N, C]``.
+        weights: the list of `Folded.pack`.
         slots_init: ``[B, K, D]``.
-        dtype: of the logits; that of ``reference`` if None.
-
-    Returns:
-        ``[B, K, N]``; its softmax over slots is the attention.
     """
-    folded = unpack(weights)
-    x_hat = encode_folded(reference, folded)
-    return folded_attention_logits(slots_init, x_hat, folded.slots, folded.num_iter, dtype)
+    return log_attention(attention_logits(reference_tokens, weights, slots_init))
 
 
-def prune_reference(
-    reference: Tensor,
-    final: Tensor,
-    weights: Sequence[Tensor],
-    slots_init: Tensor,
-    importance: Tensor | None,
-    budget: int,
-    top_k: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """Reference tokens to kept final tokens, computed in the dtype given: the kernels' oracle.
+def upcast_log_attention_of(
+    reference_tokens: Tensor, weights: Sequence[Tensor], slots_init: Tensor
+) -> Tensor:
+    """The same from products in the dtype that the device multiplies, in float32 or wider.
 
-    Source: arXiv 2511.20439; the folding is in `ocvtp_kernels.pruner.fold`.
-
-    Args:
-        reference: ``[B, N, C_in]``; final: ``[B, N, C]``, any dtype.
-        weights: the list of `ocvtp_kernels.pruner.fold.Folded.pack`, in the dtype of ``reference``.
-        slots_init: ``[B, K, D]``, in the dtype of ``reference``.
-        importance: ``[B, N]`` padding score, or None for the slots' own evidence.
-        budget: T; top_k: picks a slot.
-
-    Returns:
-        tokens ``[B, T, C]`` and ids int64 ``[B, T]`` ascending.
+    Scores of half precision would tie.
     """
-    scores = log_attention(attention_logits(reference, weights, slots_init))
-    ids = select_ids(scores, importance, budget, top_k)
-    return gather_tokens(final, ids), ids
-
-
-def prune_cpu(
-    reference: Tensor,
-    final: Tensor,
-    weights: Sequence[Tensor],
-    slots_init: Tensor,
-    importance: Tensor | None,
-    budget: int,
-    top_k: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """`prune_reference` in what the CPU multiplies, its scores in float32 or wider."""
-    scores = _scores(reference, weights, slots_init)
-    ids = select_ids(scores, importance, budget, top_k)
-    return gather_tokens(final, ids), ids
-
-
-def picks_reference(
-    reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor, top_k: int = 1
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`prune_reference` up to what `resolve_picks` takes, computed in the dtype given.
-
-    Args:
-        reference: ``[B, N, C_in]``; weights, slots_init, top_k: as `prune_reference`.
-
-    Returns:
-        picks int64 ``[B, K, top_k]``, a slot's best first; peak ``[B, K]``, each slot's highest
-        log-attention; evidence ``[B, N]``, each token's highest over slots, which pads where there
-        is no importance. Floats in float32 or wider.
-    """
-    scores = log_attention(attention_logits(reference, weights, slots_init))
-    return _picks(scores, top_k)
-
-
-def picks_cpu(
-    reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor, top_k: int = 1
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`picks_reference` in what the CPU multiplies, its scores in float32 or wider."""
-    return _picks(_scores(reference, weights, slots_init), top_k)
-
-
-def _scores(reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor) -> Tensor:
-    """The log-attention ``[B, K, N]`` in float32 or wider: that of half precision would tie."""
-    dtype, wide = reference.dtype, accumulate_dtype(reference.dtype)
-    multiplied = product_dtype(dtype, reference.device)
+    dtype = product_dtype(reference_tokens.dtype, reference_tokens.device)
     logits = attention_logits(
-        reference.to(multiplied),
-        [weight.to(multiplied) for weight in weights],
-        slots_init.to(multiplied),
-        wide,
+        reference_tokens.to(dtype),
+        [weight.to(dtype) for weight in weights],
+        slots_init.to(dtype),
+        acc_dtype(reference_tokens.dtype),
     )
     return log_attention(logits)
 
 
-def _picks(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    picks, peak = slot_picks(scores, top_k)
-    wide = accumulate_dtype(scores.dtype)
-    return picks, peak.to(wide), scores.amax(dim=1).to(wide)
+def attention_logits(
+    reference_tokens: Tensor,
+    weights: Sequence[Tensor],
+    slots_init: Tensor,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The last iteration's logits ``[B, K, N]``, in ``dtype`` or that of ``reference_tokens``.
+
+    The last iteration's mean, GRU and FFN feed nothing that selects, so they are not computed.
+    """
+    folded = unpack(weights)
+    x_hat = encode_folded(reference_tokens, folded)
+    slots = slots_init
+    for _ in range(folded.num_iter - 1):
+        slots = folded_step(slots, x_hat, folded.slots)
+    return folded_logits(slots, x_hat, folded.slots, dtype)
+
+
+def encode(
+    tokens: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    ln: str | None = "pre",
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+) -> Tensor:
+    """Encodes reference tokens into the slot width.
+
+    ``encode(x) = W2 gelu(W1 LN(x) + b1) + b2`` with the exact (erf) GELU and LayerNorm eps 1e-5;
+    ``ln="post"`` normalises the result instead, ``None`` nothing. Any depth.
+    Source: arXiv 2511.20439, the authors' ``encode_project``.
+
+    Args:
+        tokens: ``[B, N, C]``, any floating dtype.
+        weights: one ``[out, in]`` per Linear; the last ``out`` is the slot width D.
+        biases: one ``[out]`` per Linear.
+        ln: where the LayerNorm stands: "pre", "post" or None.
+        norm_weight, norm_bias: its gamma and beta; ``[C]`` for "pre", ``[D]`` for "post".
+
+    Returns:
+        ``[B, N, D]``, the dtype of ``tokens``.
+    """
+    x = tokens
+    if ln == "pre":
+        x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, LN_EPS)
+    for depth, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        x = F.linear(x if depth == 0 else F.gelu(x), weight, bias)
+    if ln == "post":
+        x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, LN_EPS)
+    return x
+
+
+def encode_folded(tokens: Tensor, folded: Folded) -> Tensor:
+    """Reference tokens ``[B, N, C]`` to x^ ``[B, N, D]``, key and value of every iteration."""
+    norm_weight, norm_bias = folded.post_norm or (None, None)
+    x = encode(
+        tokens, folded.encode_weights, folded.encode_biases, folded.ln, norm_weight, norm_bias
+    )
+    return F.layer_norm(x, x.shape[-1:], eps=LN_EPS)
+
+
+def folded_logits(
+    slots: Tensor, x_hat: Tensor, weights: FoldedSlots, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The scaled logits of slots ``[B, K, D]`` on x^ ``[B, N, D]``: ``[B, K, N]``, in ``dtype``."""
+    dtype = slots.dtype if dtype is None else dtype
+    normed = F.layer_norm(slots, slots.shape[-1:], eps=LN_EPS)
+    q = F.linear(normed, weights.query_weight, weights.query_bias)
+    constant = F.linear(normed, weights.constant_weight.unsqueeze(0), weights.constant_bias)
+    return torch.baddbmm(constant.to(dtype), q.to(dtype), x_hat.to(dtype).transpose(1, 2))
+
+
+def folded_step(slots: Tensor, x_hat: Tensor, weights: FoldedSlots) -> Tensor:
+    """One whole iteration: slots ``[B, K, D]``, x^ ``[B, N, D]`` -> ``[B, K, D]``."""
+    attention = folded_logits(slots, x_hat, weights).softmax(dim=1)
+    mass = attention.sum(dim=-1, keepdim=True)
+    per_mass = (mass + MASS_EPS).reciprocal_()
+    updates = torch.bmm(attention, x_hat).mul_(per_mass)
+    gates = F.linear(updates, weights.gates_weight, weights.gates_bias)
+    gates = torch.addcmul(gates, mass * per_mass, weights.gates_shift)
+    slots = gru_gates(gates, F.linear(slots, weights.hidden_weight, weights.hidden_bias), slots)
+    normed = F.layer_norm(slots, slots.shape[-1:], eps=LN_EPS)
+    hidden = F.gelu(F.linear(normed, weights.ffn_w1, weights.ffn_b1))
+    return slots + F.linear(hidden, weights.ffn_w2, weights.ffn_b2)

@@ -136,7 +136,7 @@ def _check(weights: Sequence[Tensor], folded: Folded) -> None:
     kinds = [(weight.dtype, weight.device) for weight in weights]
     if kinds.count(kinds[0]) != len(kinds):
         for place, weight in enumerate(weights):
-            checks.require_same_kind(f"weights[{place}]", weight, "weights[0]", weights[0])
+            checks.require_same_dtype_device(f"weights[{place}]", weight, "weights[0]", weights[0])
 
 
 PLAIN = (Tensor, torch.nn.Parameter)  # no subclass, which may be anything

@@ -1,4 +1,4 @@
-"""Slot Attention in plain PyTorch: the oracle of the slot kernels.
+"""Slot Attention in plain PyTorch: what its oracles are made of.
 
 Source: Locatello et al., "Object-Centric Learning with Slot Attention" (2020), in the form of
 arXiv 2511.20439: softmax over slots, eps in the denominator of the weighted mean, GRU, then a
@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ocvtp_kernels.ops.gru_cell import gru_cell
 
 LN_EPS = 1e-5
 
@@ -63,68 +65,10 @@ def log_attention(logits: Tensor) -> Tensor:
     return shifted - others.log1p()
 
 
-def slot_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    eps: float = 1e-5,
-    slot_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One competition: each token shares itself among slots, each slot takes a weighted mean.
-
-    ``A = softmax over slots of (scale * q k^T)``; ``mass = sum_n A``;
-    ``updates = (A / (mass + eps)) v``.
-
-    Args:
-        q: ``[B, K, D]`` slot queries.
-        k: ``[B, N, D]`` token keys.
-        v: ``[B, N, E]`` token values.
-        scale: factor of the logits, D^-0.5 in the paper.
-        eps: added to the mass.
-        slot_mask: bool ``[B, K]``, False leaves the slot out; one live slot per image at least.
-
-    Returns:
-        updates ``[B, K, E]``, mass ``[B, K]``, attention ``[B, K, N]``.
-    """
-    attention = slot_logits(q, k, scale, slot_mask).softmax(dim=1)
-    updates, mass = weighted_mean(attention, v, eps)
-    return updates, mass, attention
-
-
 def weighted_mean(attention: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``(A / (sum_n A + eps)) v`` ``[B, K, E]`` and the mass ``sum_n A`` ``[B, K]``."""
     mass = attention.sum(dim=-1)
     return torch.matmul(attention / (mass + eps).unsqueeze(-1), v), mass
-
-
-def gru_cell(
-    x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
-) -> Tensor:
-    """The gated recurrent unit, gates in the order reset, update, new.
-
-    ``r = sigmoid(i_r + h_r)``, ``z = sigmoid(i_z + h_z)``, ``n = tanh(i_n + r * h_n)``,
-    ``h' = (1 - z) n + z h`` with ``i = W_ih x + b_ih`` and ``h_* = W_hh h + b_hh``.
-    Source: Cho et al. 2014, as ``torch.nn.GRUCell`` computes it.
-
-    Args:
-        x: ``[..., E]`` input; h: ``[..., D]`` state.
-        w_ih: ``[3D, E]``; w_hh: ``[3D, D]``; b_ih, b_hh: ``[3D]``.
-
-    Returns:
-        ``[..., D]`` the new state.
-    """
-    return gru_gates(F.linear(x, w_ih, b_ih), F.linear(h, w_hh, b_hh), h)
-
-
-def gru_gates(i: Tensor, h_gates: Tensor, h: Tensor) -> Tensor:
-    """The gates of `gru_cell` from both GEMMs ``[..., 3D]`` and the state ``[..., D]``."""
-    i_r, i_z, i_n = i.chunk(3, dim=-1)
-    h_r, h_z, h_n = h_gates.chunk(3, dim=-1)
-    reset = torch.sigmoid(i_r + h_r)
-    update = torch.sigmoid(i_z + h_z)
-    new = torch.tanh(i_n + reset * h_n)
-    return (1 - update) * new + update * h
 
 
 def query(slots: Tensor, weights: StepWeights) -> Tensor:
@@ -155,12 +99,12 @@ def slot_attention_step(
     slot_mask: Tensor | None = None,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """One whole iteration: norm, query, compete, mean, GRU, norm, FFN.
+    """One whole iteration: norm, query, attention, mean, GRU, norm, FFN.
 
     Args:
         slots: ``[B, K, D]``; k, v: ``[B, N, D]`` projected tokens.
         weights: the thirteen tensors of `StepWeights`, in its order.
-        scale, eps, slot_mask: as in `slot_attention`.
+        scale, eps, slot_mask: as `ocvtp_kernels.ops.slot_attention`.
         dropout: rate after the FFN's GELU; 0 at inference.
 
     Returns:
@@ -170,5 +114,5 @@ def slot_attention_step(
     step = StepWeights(*weights)
     logits = slot_logits(query(slots, step), k, scale, slot_mask)
     updates, _ = weighted_mean(logits.softmax(dim=1), v, eps)
-    slots = gru_cell(updates, slots, step.w_ih, step.w_hh, step.b_ih, step.b_hh)
+    slots = gru_cell.reference(updates, slots, step.w_ih, step.w_hh, step.b_ih, step.b_hh)
     return feed_forward(slots, step, dropout), logits

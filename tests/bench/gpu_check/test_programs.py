@@ -55,7 +55,7 @@ def test_wrong_on_one_backend_and_on_all(tmp_path: Path, monkeypatch: pytest.Mon
 
     def wrong(*arguments: Any) -> Any:
         tokens, ids = honest(*arguments)
-        return (tokens, ids) if backends.forced() not in bad else (tokens, ids + 1)
+        return (tokens, ids) if backends.override() not in bad else (tokens, ids + 1)
 
     bad = {"cuda"}
     monkeypatch.setitem(backends._kernels["prune"], "cpu", backends.Kernel(wrong))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.dtypes import product_dtype
-from ocvtp_kernels.ops.prune.encode import EPS
 from ocvtp_kernels.ops.prune.native.linear import Layer, linear, padded
 from ocvtp_kernels.ops.prune.weights import Folded
+from ocvtp_kernels.ops.slot_attention.reference import LN_EPS
 
 
 class EncodeLayers(NamedTuple):
@@ -35,7 +35,7 @@ class EncodeLayers(NamedTuple):
 
 
 def encode(tokens: Tensor, layers: EncodeLayers) -> Tensor:
-    """`ocvtp_kernels.ops.prune.folded_encode.encode_folded` before its last LayerNorm.
+    """`ocvtp_kernels.ops.prune.reference.encode_folded` before its last LayerNorm.
 
     Args:
         tokens: reference tokens ``[B, N, C]``.
@@ -46,7 +46,7 @@ def encode(tokens: Tensor, layers: EncodeLayers) -> Tensor:
     native = torch.ops.ocvtp_native
     x = tokens.to(layers.linears[0].weight.dtype)
     if layers.ln == "pre":
-        x = native.layer_norm(x, EPS)
+        x = native.layer_norm(x, LN_EPS)
     x = x.reshape(-1, x.shape[-1])
     if layers.linears[0].pack is not None:
         x = padded(x)  # once for all layers
@@ -56,5 +56,5 @@ def encode(tokens: Tensor, layers: EncodeLayers) -> Tensor:
     x = x[: tokens.shape[:-1].numel()].view(*tokens.shape[:-1], x.shape[-1])
     if layers.post_norm is not None:
         gamma, beta = layers.post_norm
-        x = torch.addcmul(beta, native.layer_norm(x, EPS), gamma)
+        x = torch.addcmul(beta, native.layer_norm(x, LN_EPS), gamma)
     return x

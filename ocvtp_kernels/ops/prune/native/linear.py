@@ -1,4 +1,4 @@
-"""A Linear of the native chain: a BLAS product, with bias and GELU fused where they can be.
+"""A Linear of the native pipeline: a BLAS product, with bias and GELU fused where they can be.
 
 On the CPU the product is oneDNN's, by ATen, where torch has it. It is faster on weights that it
 has packed. Packing pays, and is right, for weights that stay as they are: whoever owns such makes
@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocvtp_kernels.native import why_not
+from ocvtp_kernels.native import missing_reason
 
 # A hint for the layout of a pack: the fewest rows that are worth its blocks.
 ROWS = 64
 # Multiplications that are worth a call of oneDNN, which takes the host 25 µs longer.
-FEWEST = 1 << 20
+MIN_PRODUCTS = 1 << 20
 
 
 class Layer(NamedTuple):
@@ -38,7 +38,7 @@ class Layer(NamedTuple):
         weight = self.weight
         if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
             return self
-        if why_not("cpu") is not None or not torch.backends.mkldnn.is_available():
+        if missing_reason("cpu") is not None or not torch.backends.mkldnn.is_available():
             return self
         dense = weight.detach().contiguous()
         return self._replace(pack=torch.ops.mkldnn._reorder_linear_weight(dense, ROWS))
@@ -55,7 +55,7 @@ def linear(x: Tensor, layer: Layer, gelu: bool = False) -> Tensor:
     """
     weight, bias, pack = layer
     products = x.numel() * weight.shape[0]
-    if pack is not None and products >= FEWEST and torch.backends.mkldnn.enabled:
+    if pack is not None and products >= MIN_PRODUCTS and torch.backends.mkldnn.enabled:
         post, algorithm = ("gelu", "none") if gelu else ("none", "")
         rows = x.reshape(-1, x.shape[-1])
         out = torch.ops.mkldnn._linear_pointwise(padded(rows), pack, bias, post, [], algorithm)

@@ -1,4 +1,4 @@
-"""The whole way on the native kernels, C++ or CUDA C++, with BLAS products between them."""
+"""The pipeline on the native kernels, C++ or CUDA C++, with BLAS products between them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.blas import float32_sums
-from ocvtp_kernels.ops.argmax_gather.native import pick, select
+from ocvtp_kernels.ops.argmax_gather.native import select
 from ocvtp_kernels.ops.prune.native.encode import EncodeLayers, encode
 from ocvtp_kernels.ops.prune.native.slots import SlotLayers, iterate
 from ocvtp_kernels.ops.prune.weights import Folded, Kept, kept_with, unpack
@@ -67,34 +67,37 @@ def prepared_in(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return kept.casts[dtype]
 
 
-def prune_native(
-    reference: Tensor,
-    final: Tensor,
+def prune(
+    reference_tokens: Tensor,
+    final_tokens: Tensor,
     weights: Sequence[Tensor],
     slots_init: Tensor,
     importance: Tensor | None,
     budget: int,
-    top_k: int = 1,
+    top_k: int,
 ) -> tuple[Tensor, Tensor]:
-    """`ocvtp_kernels.ops.prune.reference.prune_reference` with sums and slots in float32 or wider."""
-    q, x_hat, constant = _compete(reference, weights, slots_init)
-    return select(q, x_hat, constant, 1.0, final, importance, budget, top_k)
+    """`ocvtp_kernels.ops.prune` with sums and slots in float32 or wider."""
+    logits = _last_logits(reference_tokens, weights, slots_init)
+    return select(*logits, 1.0, final_tokens, importance, budget, top_k)
 
 
-def picks_native(
-    reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor, top_k: int = 1
+def prune_picks(
+    reference_tokens: Tensor, weights: Sequence[Tensor], slots_init: Tensor, top_k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`ocvtp_kernels.ops.prune.reference.picks_reference` with sums and slots in float32 or wider."""
-    q, x_hat, constant = _compete(reference, weights, slots_init)
-    return pick(q, x_hat, constant, 1.0, top_k, evidence=True)
+    """`ocvtp_kernels.ops.prune_picks` with sums and slots in float32 or wider."""
+    logits = _last_logits(reference_tokens, weights, slots_init)
+    topk_ids, max_logprob, token_score = torch.ops.ocvtp_native.slot_argmax(
+        *logits, 1.0, top_k, True
+    )
+    return topk_ids, max_logprob, token_score
 
 
-def _compete(
-    reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor
+def _last_logits(
+    reference_tokens: Tensor, weights: Sequence[Tensor], slots_init: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The last iteration's query ``[B, K, D]``, tokens ``[B, N, D]`` and constant ``[B, K]``."""
     kept = kept_with(weights)
     layers: Layers = Layers.of(unpack(weights)) if kept is None else kept.layers
-    with float32_sums(reference.device):
-        tokens = encode(reference, layers.encode)
+    with float32_sums(reference_tokens.device):
+        tokens = encode(reference_tokens, layers.encode)
         return iterate(slots_init, tokens, layers.slots, layers.num_iter)

@@ -1,4 +1,4 @@
-"""The iterations of the native chain, on folded weights: products by BLAS, the rest by kernels."""
+"""The iterations of the native pipeline, on folded weights: products by BLAS, the rest by kernels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.dtypes import accumulate_dtype, product_dtype
-from ocvtp_kernels.ops.prune.folded_slots import MASS_EPS
+from ocvtp_kernels.dtypes import acc_dtype, product_dtype
 from ocvtp_kernels.ops.prune.native.linear import Layer, linear
+from ocvtp_kernels.ops.prune.reference import MASS_EPS
 from ocvtp_kernels.ops.prune.weights import FoldedSlots
 from ocvtp_kernels.ops.slot_attention.reference import LN_EPS
 
@@ -85,7 +85,7 @@ class SlotLayers(NamedTuple):
         constant = normed @ self.constant_weight.double()
         statistics = torch.stack([mean, (variance + LN_EPS).sqrt(), constant], dim=-1)
         product = normed @ self.state.weight.double().T
-        wide = accumulate_dtype(dtype)
+        wide = acc_dtype(dtype)
         return self._replace(start=Start(slots, product.to(dtype), statistics.to(wide)))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ocvtp_kernels.ops.argmax_gather.triton import picks_of, select
 from ocvtp_kernels.ops.gru_cell.triton.forward import gru
-from ocvtp_kernels.ops.prune.folded_slots import MASS_EPS
+from ocvtp_kernels.ops.prune.reference import MASS_EPS
 from ocvtp_kernels.ops.prune.triton.encode import EncodeSpace, encode, norm_after
 from ocvtp_kernels.ops.prune.weights import Folded, unpack
 from ocvtp_kernels.ops.slot_attention.triton.forward import (
