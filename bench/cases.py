@@ -14,9 +14,8 @@ from torch import Tensor
 from bench.pruners import random_pruner
 from bench.shapes import Workload
 from bench.traffic import HEAD_DIM, HEADS
-from ocvtp_kernels import OCPruner, PrunerConfig
-from ocvtp_kernels.ops.argmax_gather import reference as selection
-from ocvtp_kernels.ops.attention_received import reference as importance
+from ocvtp_kernels import OCPruner, PrunerConfig, ops
+from ocvtp_kernels.ops.argmax_gather import gather_tokens, select_ids
 from ocvtp_kernels.ops.prune.native.pipeline import prepare
 from ocvtp_kernels.ops.slot_attention import reference as slots
 
@@ -95,7 +94,7 @@ def slot_attention(load: Workload, device: torch.device, name: str = "slot_atten
         device,
         _draw(load, q, x, x),
         lambda q, k, v: _ops(name)(q, k, v, scale),
-        lambda q, k, v: slots.slot_attention(q, k, v, scale)[:width],
+        lambda q, k, v: ops.slot_attention_with_attention.reference(q, k, v, scale)[:width],
         wrt=(0, 1, 2),
         carries=tuple(range(width)),
     )
@@ -111,7 +110,7 @@ def gru_cell(load: Workload, device: torch.device) -> Case:
         device,
         _draw(load, q, q, *weights),
         _ops("gru_cell"),
-        slots.gru_cell,
+        ops.gru_cell.reference,
         wrt=tuple(range(6)),
     )
 
@@ -140,7 +139,7 @@ def slot_argmax(load: Workload, device: torch.device) -> Case:
         device,
         _draw(load, *_sizes(load)),
         _ops("slot_argmax"),
-        selection.slot_argmax,
+        ops.slot_argmax.reference,
         kind="argmax",
         scores=_log_attention,
     )
@@ -161,7 +160,7 @@ def resolve_picks(load: Workload, device: torch.device) -> Case:
         device,
         draw,
         lambda picks, peak, scores: _ops("resolve_picks")(picks, peak, scores, load.budget),
-        lambda picks, peak, scores: selection.resolve_picks(picks, peak, scores, load.budget),
+        lambda picks, peak, scores: ops.resolve_picks.reference(picks, peak, scores, load.budget),
         kind="exact",
     )
 
@@ -175,7 +174,7 @@ def argmax_gather(load: Workload, device: torch.device) -> Case:
         device,
         _with_importance(_draw(load, q, x, final), load),
         lambda q, k, final, scores: _ops("argmax_gather")(q, k, final, scores, load.budget),
-        lambda q, k, final, scores: selection.argmax_gather(q, k, final, scores, load.budget),
+        lambda q, k, final, scores: ops.argmax_gather.reference(q, k, final, scores, load.budget),
         kind="kept",
         scores=_log_attention,
         wrt=(2,),
@@ -191,7 +190,7 @@ def merge(load: Workload, device: torch.device) -> Case:
         device,
         _draw(load, q, x, final),
         _ops("merge"),
-        selection.merge,
+        ops.merge.reference,
         wrt=(2,),
     )
 
@@ -204,7 +203,7 @@ def attention_received(load: Workload, device: torch.device) -> Case:
         device,
         _draw(load, heads, heads),
         lambda q, k: _ops("attention_received")(q, k, "meanq"),
-        lambda q, k: importance.attention_received(q, k, "meanq"),
+        lambda q, k: ops.attention_received.reference(q, k, "meanq"),
     )
 
 
@@ -228,8 +227,8 @@ def prune(load: Workload, device: torch.device) -> Case:
         return slots.log_attention(module.aggregat(encoded, slots_init)[1])
 
     def reference_prune(*inputs: Tensor) -> Outputs:
-        ids = selection.select_ids(scores(*inputs), inputs[3], load.budget)
-        return selection.gather_tokens(inputs[1], ids), ids
+        ids = select_ids(scores(*inputs), inputs[3], load.budget)
+        return gather_tokens(inputs[1], ids), ids
 
     q, _ = _sizes(load)
     tokens = (load.batch, load.num_tokens, load.in_dim)

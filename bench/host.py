@@ -84,7 +84,7 @@ def time_calls(load: Workload, seconds: float) -> dict[str, tuple[Verdict, Timin
     with (
         standing_in(CHIP) as driver,
         pretend(CHIPS[CHIP]),
-        mock.patch.object(backends, "choose", choose),
+        mock.patch.object(backends, "select_kernel", choose),
     ):
         calls, inputs = calls_of(load)
         verdicts = judge(driver, calls, inputs)

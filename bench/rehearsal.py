@@ -239,8 +239,8 @@ def standing_in() -> Iterator[None]:
             (sys.modules[__name__], "gpu", device),
             (torch, "Generator", Generator),
             (torch.Tensor, "pin_memory", torch.Tensor.clone),
-            (backends, "choose", choose_for_the_cpu),
-            (native, "why_not", why_not_here),
+            (backends, "select_kernel", choose_for_the_cpu),
+            (native, "missing_reason", why_not_here),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
         _forget()

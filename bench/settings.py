@@ -41,9 +41,7 @@ from bench.settings_prune import (
     without_native_kernels,
 )
 from bench.timing import Timing, measure
-from ocvtp_kernels.ops import greedy
-from ocvtp_kernels.ops.argmax_gather import reference as selection
-from ocvtp_kernels.ops.slot_attention import reference as slots
+from ocvtp_kernels import ops
 
 SECONDS = 4.0  # of a row
 ROUNDS = (7, 60)
@@ -123,10 +121,12 @@ def smalls() -> Iterator[Setting]:
     made: dict[str, Callable[[], Pair]] = {
         "prune": lambda: pruning(frozen, torch.float32, sizes=(1, 16, 4), config=TINY),
         "prune_picks": small_picks,
-        "merge": lambda: small("merge", selection.merge, q, k, x),
-        "gru_cell": lambda: small("gru_cell", slots.gru_cell, *gru),
-        "slot_attention": lambda: small("slot_attention", slots.slot_attention, q, k, k, 0.2),
-        "channel_variance": lambda: small("channel_variance", greedy.channel_variance, x),
+        "merge": lambda: small("merge", ops.merge.reference, q, k, x),
+        "gru_cell": lambda: small("gru_cell", ops.gru_cell.reference, *gru),
+        "slot_attention": lambda: small(
+            "slot_attention", ops.slot_attention_with_attention.reference, q, k, k, 0.2
+        ),
+        "channel_variance": lambda: small("channel_variance", ops.channel_variance.reference, x),
     }
     for name, make in made.items():
         yield Setting("tiny", f"{name} B 1 · N 16 · K 4", make, (1,), SMALL_CALLS)

@@ -15,9 +15,8 @@ from bench.gate import FACTOR, Verdict
 from bench.pruners import random_pruner
 from bench.settings_prune import HALF, Pair
 from bench.timing import Call, tensors_of
-from ocvtp_kernels import PrunerConfig, prepare
-from ocvtp_kernels.ops.argmax_gather import reference as selection
-from ocvtp_kernels.ops.attention_received import reference as importance
+from ocvtp_kernels import PrunerConfig, ops, prepare
+from ocvtp_kernels.ops.slot_argmax import slot_topk
 from ocvtp_kernels.ops.slot_attention import reference as slots
 from ocvtp_kernels.training.autoencoder import OCAutoencoder
 
@@ -64,8 +63,8 @@ def compete(backward: bool) -> Pair:
     wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
     return floats(
         bound(OPS.slot_attention, inputs),
-        bound(slots.slot_attention, inputs),
-        bound(slots.slot_attention, wide),
+        bound(ops.slot_attention_with_attention.reference, inputs),
+        bound(ops.slot_attention_with_attention.reference, wide),
     )
 
 
@@ -126,7 +125,7 @@ def training(dtype: torch.dtype, is_autocast: bool) -> Pair:
 def received(mode: str, dtype: torch.dtype, heads: int, num_tokens: int, width: int) -> Pair:
     """`attention_received` of one image."""
     q, k = (draw(1, heads, num_tokens, width, seed=i).to(dtype) for i in range(2))
-    reference = importance.attention_received
+    reference = ops.attention_received.reference
     return floats(
         lambda: (OPS.attention_received(q, k, mode),),
         lambda: (reference(q, k, mode),),
@@ -160,7 +159,7 @@ def small_picks() -> Pair:
     def plain() -> Outputs:
         _, logits = pruner.aggregat(pruner.encode_project(tokens), slots_init)
         scores = slots.log_attention(logits)
-        return *selection.slot_picks(scores, 1), scores.amax(dim=1)
+        return *slot_topk(scores, 1), scores.amax(dim=1)
 
     def check() -> Verdict:
         return Verdict(torch.equal(ours()[0], plain()[0]), "ids exact")

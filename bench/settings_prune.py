@@ -101,7 +101,7 @@ def without_native_kernels(pruner: OCPruner) -> Callable[..., Any]:
 
     def run(*args: Any, **options: Any) -> Any:
         with (
-            mock.patch.object(native, "why_not", lambda device: "left out"),
+            mock.patch.object(native, "missing_reason", lambda device: "left out"),
             mock.patch.object(native, "_warn_once", lambda: None),
         ):
             return plain(*args, **options)

@@ -198,11 +198,13 @@ def select_kernel(op: str, arguments: Sequence[Any], gradient: bool = False) -> 
             raise BackendUnavailable(f"backend {forced!r}: {reason}")
         return kernels[forced].run
     device = arguments[0].device.type
+    if device == "cpu":
+        # Only a GPU kernel is particular about more than the device.
+        return (kernels.get("cpu") or kernels["reference"]).run
     for name in PREFERENCE:
         if name not in kernels or device not in DEVICES.get(name, (device,)):
             continue
-        # Only a GPU kernel is particular about more than the device.
-        if device == "cpu" or unsupported_by_call(op, name, arguments) is None:
+        if unsupported_by_call(op, name, arguments) is None:
             return kernels[name].run
     raise BackendUnavailable(f"ocvtp::{op} has no kernel for tensors on {device}")
 

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.pruners import random_pruner as random_pruner
 from bench.pruners import small_config as small_config
-from ocvtp_kernels import PrunerConfig, native, use_backend
+from ocvtp_kernels import PrunerConfig, native, ops, use_backend
 from ocvtp_kernels.ops.prune import reference as chain
 
 # Where Triton's kernels run: on the GPU, or in Triton's interpreter.
@@ -53,7 +53,7 @@ def running(way: str) -> Iterator[None]:
         with use_backend(way):
             yield
     elif way == "plain":
-        with mock.patch.object(native, "why_not", lambda _: "not built"):
+        with mock.patch.object(native, "missing_reason", lambda _: "not built"):
             yield
     else:
         with use_backend("cpu"), instructions(way):
@@ -113,7 +113,7 @@ class PruneCase:
 
     def oracle(self, importance: Tensor | None, budget: int, top_k: int) -> Tensor:
         """The reference's ids in float64."""
-        return chain.prune_reference(
+        return ops.prune.reference(
             self.reference, self.final, self.weights, self.slots, importance, budget, top_k
         )[1]
 

@@ -65,7 +65,7 @@ def test_the_gpu_kernels_are_chosen_by_chip_and_tensors(monkeypatch: pytest.Monk
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(backends, "_why_no_cuda", lambda _: "not built")
+    monkeypatch.setattr(backends, "_no_cuda_reason", lambda _: "not built")
     monkeypatch.setattr(backends, "interpreting", lambda: True)
     for capability, backend in ((70, "reference"), (80, "triton"), (90, "triton")):
         monkeypatch.setattr(backends, "capability_of", lambda _, here=capability: here)
@@ -88,7 +88,7 @@ def test_what_the_triton_selection_cannot_hold_is_said() -> None:
 
 
 def test_what_the_cuda_kernels_cannot_hold_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "why_not", lambda *_: None)
+    monkeypatch.setattr(backends, "unsupported_reason", lambda *_: None)
     monkeypatch.setattr(backends, "capability_of", lambda _: 75)
     picks = torch.zeros(1, 40000, 2, dtype=torch.int64)
     many = backends.unsupported_by_call(
@@ -101,7 +101,9 @@ def test_what_the_cuda_kernels_cannot_hold_is_said(monkeypatch: pytest.MonkeyPat
     assert half == "bfloat16 needs sm_80 or newer"
     reference, final, weights, slots, *rest = ARGUMENTS["prune"]()
     long = [reference, final, weights, slots.new_zeros(2, 7, 9000), *rest]
-    assert "at most 8192 channels, not 9000" in str(backends.unsupported_by_call("prune", "cuda", long))
+    assert "at most 8192 channels, not 9000" in str(
+        backends.unsupported_by_call("prune", "cuda", long)
+    )
     assert backends.unsupported_by_call("prune", "cuda", ARGUMENTS["prune"]()) is None
 
 
@@ -129,7 +131,7 @@ def test_the_cuda_kernels_serve_the_chips_that_they_were_built_for(
     info = SimpleNamespace(cuda_architectures=())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(backends.native, "why_not", lambda _: None)
+    monkeypatch.setattr(backends.native, "missing_reason", lambda _: None)
     monkeypatch.setattr(backends.native, "build_info", lambda: info)
     for built, capability, runs in (
         ("7.0 9.0", 80, False),

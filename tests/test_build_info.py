@@ -16,12 +16,14 @@ import torch
 import ocvtp_kernels
 from ocvtp_kernels import native
 from ocvtp_kernels.native import BuildInfo, build_info
+from ocvtp_kernels.ops import registry
 
 
 @pytest.fixture
 def package_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Stand an empty folder in for the package's, so that the real import looks there."""
     monkeypatch.setattr(ocvtp_kernels, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(native, "PACKAGE", tmp_path)
     # An editable install adds a finder that would go to the real folder.
     monkeypatch.setattr(sys, "meta_path", [BuiltinImporter, FrozenImporter, PathFinder])
     names = [f"ocvtp_kernels.{name}" for name in ("_build_info", "_C", "_C_cuda")]
@@ -135,10 +137,10 @@ def test_kernels_that_were_left_out_say_why(package_folder: Path) -> None:
 
 
 def test_without_kernels_the_cpu_runs_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = native.if_built(lambda: "native", lambda: "plain")
-    monkeypatch.setattr(native, "why_not", lambda _: None)
+    run = registry._if_built(lambda: "native", lambda: "plain")
+    monkeypatch.setattr(native, "missing_reason", lambda _: None)
     assert run() == "native"
-    monkeypatch.setattr(native, "why_not", lambda _: "not built")
+    monkeypatch.setattr(native, "missing_reason", lambda _: "not built")
     native._warn_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="plain PyTorch, which is slower: not built"):
         assert run() == "plain"
@@ -150,8 +152,8 @@ def test_plain_pytorch_is_told_of_once_unless_it_was_chosen(
     package_folder: Path, monkeypatch: pytest.MonkeyPatch, is_chosen: bool
 ) -> None:
     leave_why(package_folder, is_chosen)
-    monkeypatch.setattr(native, "why_not", native.missing_reason.__wrapped__)
-    run = native.if_built(lambda: "native", lambda: "plain")
+    monkeypatch.setattr(native, "missing_reason", native.missing_reason.__wrapped__)
+    run = registry._if_built(lambda: "native", lambda: "plain")
     native._warn_once.cache_clear()
     try:
         with warnings.catch_warnings(record=True) as caught:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import native
+from ocvtp_kernels import native, ops
 from ocvtp_kernels.dtypes import product_dtype
-from ocvtp_kernels.ops.prune import reference as chain
-from ocvtp_kernels.ops.prune.folded_encode import encode_folded
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.ops.prune.native.encode import EncodeLayers, encode
 from ocvtp_kernels.ops.prune.native.linear import Layer, linear, padded
-from ocvtp_kernels.ops.prune.native.pipeline import prune_native
+from ocvtp_kernels.ops.prune.native.pipeline import prune
+from ocvtp_kernels.ops.prune.reference import encode_folded
 from ocvtp_kernels.ops.prune.weights import unpack
 from tests.cases import (
     ISAS,
@@ -47,9 +47,9 @@ def kept(
     case: PruneCase, dtype: torch.dtype, importance: Tensor | None, budget: int, top_k: int = 1
 ) -> Tensor:
     """The kernels' ids, and their tokens checked."""
-    tokens, ids = prune_native(*case.arguments(dtype), importance, budget, top_k)
+    tokens, ids = prune(*case.arguments(dtype), importance, budget, top_k)
     assert_kept(ids, budget, case.final.shape[1])
-    assert torch.equal(tokens, chain.gather_tokens(case.final, ids))
+    assert torch.equal(tokens, gather_tokens(case.final, ids))
     return ids
 
 
@@ -104,7 +104,7 @@ def test_slots_of_full_width_lose_no_attention(dtype: torch.dtype) -> None:
     ids = kept(case, dtype, importance, 64)
     if dtype == torch.float32:
         assert torch.equal(ids, case.oracle(importance, 64, 1))
-    plain = chain.prune_reference(*case.arguments(dtype), importance, 64)[1]
+    plain = ops.prune.reference(*case.arguments(dtype), importance, 64)[1]
     assert case.regret(ids).max() <= max(1e-2, 2 * case.regret(plain).max())
 
 
@@ -114,7 +114,7 @@ def test_an_image_alone_keeps_what_it_keeps_in_a_batch() -> None:
     reference, final, weights, slots = case.arguments(torch.float32)
     for image in range(5):
         one = slice(image, image + 1)
-        alone = prune_native(reference[one], final[one], weights, slots[one], None, 12)[1]
+        alone = prune(reference[one], final[one], weights, slots[one], None, 12)[1]
         assert torch.equal(alone, together[one])
 
 

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.profiler import profile
 
-from ocvtp_kernels.ops.argmax_gather.native import resolve_picks
-from ocvtp_kernels.ops.prune import reference as chain
-from ocvtp_kernels.ops.prune.folded_encode import encode_folded
+from ocvtp_kernels import ops
+from ocvtp_kernels.ops.gru_cell.native import gru_cell
 from ocvtp_kernels.ops.prune.native.encode import EncodeLayers, encode
-from ocvtp_kernels.ops.prune.native.pipeline import picks_native, prepare, prune_native
+from ocvtp_kernels.ops.prune.native.pipeline import prepare, prune, prune_picks
+from ocvtp_kernels.ops.prune.reference import encode_folded
 from ocvtp_kernels.ops.prune.weights import unpack
-from ocvtp_kernels.ops.slot_attention.native import gru_cell
-from ocvtp_kernels.ops.slot_attention.reference import gru_cell as reference_gru_cell
+from ocvtp_kernels.ops.resolve_picks import _native as resolve_picks
 from tests.cases import (
     PruneCase,
     assert_kept,
@@ -38,7 +37,7 @@ def kept(
 ) -> Tensor:
     """The kernels' ids, and their tokens checked."""
     arguments = on_gpu(case.arguments(dtype))
-    tokens, ids = prune_native(*arguments, on_gpu(importance), budget, top_k)
+    tokens, ids = prune(*arguments, on_gpu(importance), budget, top_k)
     assert_kept(ids, budget, case.final.shape[1])
     assert torch.equal(tokens, case.final.take_along_dim(ids.unsqueeze(-1), 1))
     return ids
@@ -78,7 +77,7 @@ def test_no_slot_misses_its_token(dtype: torch.dtype) -> None:
     ids = kept(case, dtype, importance, 24)
     if dtype == torch.float32:
         assert torch.equal(ids, case.oracle(importance, 24, 1))
-    plain = chain.prune_reference(*case.arguments(dtype), importance, 24)[1]
+    plain = ops.prune.reference(*case.arguments(dtype), importance, 24)[1]
     assert case.regret(ids).max() <= max(1e-2, 2 * case.regret(plain).max())
 
 
@@ -106,9 +105,9 @@ def test_products_sum_in_float32_whatever_torch_is_set_to(monkeypatch: pytest.Mo
 def test_picks_are_what_prune_resolves(top_k: int) -> None:
     case = PruneCase(small_config(), 2, 33, 7)
     reference, final, weights, slots = on_gpu(case.arguments(torch.float32))
-    picks, peak, evidence = picks_native(reference, weights, slots, top_k)
-    ids = resolve_picks(picks, peak, evidence, 9)
-    assert torch.equal(ids, prune_native(reference, final, weights, slots, None, 9, top_k)[1])
+    picks, peak, evidence = prune_picks(reference, weights, slots, top_k)
+    ids = resolve_picks(picks, peak, evidence, 9, None)
+    assert torch.equal(ids, prune(reference, final, weights, slots, None, 9, top_k)[1])
 
 
 @DTYPES
@@ -117,7 +116,7 @@ def test_an_image_alone_keeps_what_it_keeps_in_a_batch(dtype: torch.dtype) -> No
     together = kept(case, dtype, None, 12)
     reference, final, weights, slots = on_gpu(case.arguments(dtype))
     one = slice(3, 4)
-    alone = prune_native(reference[one], final[one], weights, slots[one], None, 12)[1]
+    alone = prune(reference[one], final[one], weights, slots[one], None, 12)[1]
     assert torch.equal(alone, together[one])
 
 
@@ -137,8 +136,8 @@ def test_encode_keeps_the_error_budget(dtype: torch.dtype, enc_ln: str | None) -
 def test_the_gru_cell_keeps_the_error_budget(dtype: torch.dtype) -> None:
     shapes: list[Any] = [(2, 7, 9), (2, 7, 5), (15, 9), (15, 5), (15,), (15,)]
     narrow = [random_tokens(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
-    exact = reference_gru_cell(*(tensor.double() for tensor in narrow))
-    assert_within_budget(gru_cell(*on_gpu(narrow)), reference_gru_cell(*narrow), exact)
+    exact = ops.gru_cell.reference(*(tensor.double() for tensor in narrow))
+    assert_within_budget(gru_cell(*on_gpu(narrow)), ops.gru_cell.reference(*narrow), exact)
 
 
 # What aten runs in a prune: one launch on a GPU each, or none.
@@ -179,5 +178,5 @@ def test_a_prune_takes_few_launches(dtype: torch.dtype) -> None:
     calls = {25: seeded, 26: frozen, 27: weights}
     for expected, given in calls.items():
         arguments = (reference, final, given, kept, importance, 7)
-        prune_native(*arguments)
-        assert launches(lambda arguments=arguments: prune_native(*arguments)) == expected
+        prune(*arguments)
+        assert launches(lambda arguments=arguments: prune(*arguments)) == expected

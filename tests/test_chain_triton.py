@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import use_backend
-from ocvtp_kernels.ops.prune import reference as chain
+from ocvtp_kernels import ops, use_backend
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from tests.cases import (
     DEVICE,
     PruneCase,
@@ -40,7 +40,7 @@ class Case(PruneCase):
         scores = None if importance is None else importance.to(DEVICE)
         tokens, ids = prune_triton(*self.arguments(dtype, DEVICE), scores, budget, top_k)
         assert_kept(ids.cpu(), budget, self.final.shape[1])
-        assert torch.equal(tokens.cpu(), chain.gather_tokens(self.final, ids.cpu()))
+        assert torch.equal(tokens.cpu(), gather_tokens(self.final, ids.cpu()))
         return ids.cpu()
 
 
@@ -101,7 +101,7 @@ def test_slots_of_full_width_lose_no_attention_in_half() -> None:
     for dtype in triton_dtypes()[1:]:
         with pretend(few_programs()):
             kept = case.ids(dtype, importance, 64, 1)
-        plain = chain.prune_reference(*case.arguments(dtype), importance, 64)[1]
+        plain = ops.prune.reference(*case.arguments(dtype), importance, 64)[1]
         assert case.regret(kept).max() <= max(1e-2, 2 * case.regret(plain).max())
 
 

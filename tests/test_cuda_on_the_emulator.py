@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocvtp_kernels.ops.argmax_gather import reference as selection
-from ocvtp_kernels.ops.attention_received import reference as importance
-from ocvtp_kernels.ops.attention_received.native import attention_received
+from ocvtp_kernels import ops
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
+from ocvtp_kernels.ops.attention_received import MODES
+from ocvtp_kernels.ops.attention_received import _native as attention_received
+from ocvtp_kernels.ops.gru_cell import gru_gates
+from ocvtp_kernels.ops.slot_argmax import slot_topk
 from ocvtp_kernels.ops.slot_attention import reference as slots
 from tests.cases import assert_within_budget, random_tokens
 from tests.emulated import emulated_ops, loaded, on_gpu, views  # noqa: F401
@@ -109,7 +112,7 @@ def test_gru_gates_keep_the_error_budget(
     def formula(x: Tensor, h_gates: Tensor, h: Tensor, shift: Tensor, mass: Tensor) -> Tensor:
         if shifted:
             x = x + (mass / (mass + EPS)).unsqueeze(-1).to(x.dtype) * shift
-        return slots.gru_gates(x, h_gates, h)
+        return gru_gates(x, h_gates, h)
 
     inputs = (x, h_gates, h, shift, mass)
     oracle, plain = formula(*(t.double() for t in inputs)), formula(*inputs)
@@ -135,7 +138,7 @@ def test_gru_gates_of_normed_states_that_images_share(
     weight, bias = weight.to(dtype), bias.to(dtype)
 
     def formula(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return slots.gru_gates(x, F.linear(h.to(x.dtype), weight, bias), h)
+        return gru_gates(x, F.linear(h.to(x.dtype), weight, bias), h)
 
     oracle, plain = (
         formula(*(t.double() for t in (x, h, weight, bias))),
@@ -219,7 +222,7 @@ def test_slot_argmax_picks_the_largest(
 ) -> None:
     case = Competition(shape, dtype)
     exact = slots.log_attention(logits_of(case.q.double(), case.k.double(), case.constant, None))
-    expected, peak = selection.slot_picks(exact, top_k)
+    expected, peak = slot_topk(exact, top_k)
     for q, k, constant in zip(views(case.q), views(case.k), case.constants(), strict=False):
         picks, got, evidence = emulated.slot_argmax(q, k, constant, case.scale, top_k, True)
         # Products of half numbers are exact in float32, so that no dtype has an excuse.
@@ -279,11 +282,11 @@ def test_ids_and_tokens_are_the_references_exactly(
     order = torch.rand(2, num_slots, crowd, generator=generator)
     picks, peak = order.argsort(-1)[..., :top_k], few(2, num_slots)
     received = few(2, num_tokens) if seed % 3 else None
-    expected = selection.resolve_picks(picks, peak, received, budget, num_tokens)
+    expected = ops.resolve_picks.reference(picks, peak, received, budget, num_tokens)
     ids = emulated.resolve_picks(picks, peak, received, budget, num_tokens)
     assert torch.equal(ids, expected)
     final = random_tokens(2, num_tokens, number(1, 70), dtype=scores)
-    kept = selection.gather_tokens(final, expected)
+    kept = gather_tokens(final, expected)
     scores_of = repeat(None) if received is None else cycle(views(received))
     given = zip(views(final), cycle(views(peak)), scores_of, strict=False)
     for final_view, peak_view, received_view in given:
@@ -292,7 +295,7 @@ def test_ids_and_tokens_are_the_references_exactly(
 
 
 @DTYPES
-@pytest.mark.parametrize("mode", importance.MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", [(2, 3, 5, 33, 24), (1, 2, 70, 65, 64), (1, 1, 9, 130, 100)])
 def test_attention_received_keeps_the_error_budget(
     shape: tuple[int, ...], mode: str, dtype: torch.dtype
@@ -300,10 +303,10 @@ def test_attention_received_keeps_the_error_budget(
     batch, heads, queries, keys, width = shape
     q = random_tokens(batch, heads, queries, width, dtype=dtype, outliers=True)
     k = random_tokens(batch, heads, keys, width, seed=1, dtype=dtype)
-    plain = importance.attention_received(q, k, mode)
-    oracle = importance.attention_received(q.double(), k.double(), mode)
+    plain = ops.attention_received.reference(q, k, mode)
+    oracle = ops.attention_received.reference(q.double(), k.double(), mode)
     for q_view, k_view in zip(views(q), views(k), strict=True):
-        got = attention_received(on_gpu(q_view), on_gpu(k_view), mode)
+        got = attention_received(on_gpu(q_view), on_gpu(k_view), mode, None)
         assert_within_budget(got, plain, oracle)
 
 

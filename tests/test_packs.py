@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.profiler import profile
 
-from ocvtp_kernels import OCPruner, native
-from ocvtp_kernels.ops.prune import reference as chain
+from ocvtp_kernels import OCPruner, native, ops
 from ocvtp_kernels.ops.prune.native import linear as linear_native
 from ocvtp_kernels.ops.prune.native.pipeline import prepare
 from tests.cases import random_pruner, random_tokens, small_config
@@ -131,7 +130,7 @@ def test_the_op_sees_every_edit_of_weights_that_nobody_froze(change: str) -> Non
                 # The second may get the address that the first had.
                 weight.data = other.data.clone()
                 weight.data = torch.randn_like(other) / other.shape[-1] ** 0.5
-        expected = chain.prune_reference(TOKENS, TOKENS, weights, slots, None, BUDGET)[1]
+        expected = ops.prune.reference(TOKENS, TOKENS, weights, slots, None, BUDGET)[1]
         assert torch.equal(prune(weights, slots), expected)
 
 
@@ -145,7 +144,7 @@ def test_edits_of_a_frozen_pruners_list_change_no_pruner() -> None:
     assert torch.equal(prune(weights, slots), before)
     for weight in weights:
         weight.data.mul_(-1)
-    expected = chain.prune_reference(TOKENS, TOKENS, weights, slots, None, BUDGET)[1]
+    expected = ops.prune.reference(TOKENS, TOKENS, weights, slots, None, BUDGET)[1]
     assert torch.equal(prune(weights, slots), expected)
     assert torch.equal(pruner(TOKENS, TOKENS, BUDGET).ids, before)
 
@@ -168,7 +167,7 @@ def test_packs_serve_no_list_but_their_own() -> None:
     mixed = [weights[0], *others[1:]]
     assert packed_products(lambda: prune(weights, slots)) == PRODUCTS
     assert packed_products(lambda: prune(mixed, slots)) == 0
-    expected = chain.prune_reference(TOKENS, TOKENS, mixed, slots, None, BUDGET)[1]
+    expected = ops.prune.reference(TOKENS, TOKENS, mixed, slots, None, BUDGET)[1]
     assert torch.equal(prune(mixed, slots), expected)
 
 

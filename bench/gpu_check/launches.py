@@ -133,7 +133,7 @@ def recording(chip: int) -> Iterator[Recorder]:
     with ExitStack() as stack:
         stack.enter_context(pretend(CHIPS[chip]))
         stack.enter_context(mock.patch.object(JITFunction, "run", note))
-        stack.enter_context(mock.patch.object(backends, "choose", _choose))
+        stack.enter_context(mock.patch.object(backends, "select_kernel", _choose))
         yield recorder
 
 

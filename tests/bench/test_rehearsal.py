@@ -234,13 +234,25 @@ def test_a_gpu_backend_is_chosen_and_its_op_computes(gpu: torch.device, backend:
 @pytest.mark.parametrize("fails", [False, True])
 def test_everything_is_as_before_afterwards(fails: bool) -> None:
     def facts() -> list[Any]:
-        state = [dict(vars(torch.cuda)), torch.Generator, backends.select_kernel, torch.ones(1).is_cuda]
-        return [*state, backends.unsupported_reason("prune", "cuda", "cuda"), torch.cuda.is_available()]
+        state = [
+            dict(vars(torch.cuda)),
+            torch.Generator,
+            backends.select_kernel,
+            torch.ones(1).is_cuda,
+        ]
+        return [
+            *state,
+            backends.unsupported_reason("prune", "cuda", "cuda"),
+            torch.cuda.is_available(),
+        ]
 
     before = facts()
     try:
         with standing_in():
-            assert torch.cuda.is_available() and backends.unsupported_reason("prune", "cuda", "cuda") is None
+            assert (
+                torch.cuda.is_available()
+                and backends.unsupported_reason("prune", "cuda", "cuda") is None
+            )
             assert torch.cuda.get_device_capability() == (9, 0) and torch.ones(1).cuda().is_cuda
             if fails:
                 raise KeyError

@@ -13,8 +13,7 @@ from bench import run
 from bench.shapes import Plan, Workload
 from bench.traffic import Ceilings
 from bench.variants import Variant, flashslice_variant
-from ocvtp_kernels import backends
-from ocvtp_kernels.ops.slot_attention import cpu
+from ocvtp_kernels import backends, ops
 
 TINY = Workload(2, 40, 7, 7, 24, 16)
 
@@ -95,7 +94,7 @@ def test_a_wrong_kernel_gets_no_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def wrong(*arguments: Any) -> Any:
-        updates, mass = cpu.slot_attention(*arguments)
+        updates, mass = ops.slot_attention.reference(*arguments)
         return updates * 1.01, mass
 
     monkeypatch.setitem(backends._kernels["slot_attention"], "cpu", backends.Kernel(wrong))
@@ -120,7 +119,7 @@ def test_who_turns_lazy_during_the_timing_is_refused(
     def lazy(*arguments: Any) -> Any:
         # Honest for as long as the gate looks on.
         if len(calls) < 4:
-            calls.append(cpu.slot_attention(*arguments))
+            calls.append(ops.slot_attention.reference(*arguments))
         return calls[-1]
 
     honest = run.variants_of

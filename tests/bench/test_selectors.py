@@ -19,8 +19,7 @@ from bench.results import Result
 from bench.selectors_inputs import NAMES, PUBLISHED, Job, draw, plan
 from bench.timing import StaleReplay, Timing, side_stream
 from bench.traffic import Ceilings
-from ocvtp_kernels import backends
-from ocvtp_kernels.ops import greedy as reference
+from ocvtp_kernels import backends, ops
 from ocvtp_kernels.report.results import read_result
 from ocvtp_kernels.selectors.registry import METHODS
 from tests.bench.selector_cases import CPU, JOB, ONE, Changed, set_id
@@ -114,7 +113,7 @@ def test_a_wrong_kernel_gets_no_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def wrong(distances: Tensor, first: Tensor | None, budget: int, *rest: Any) -> Tensor:
-        order = reference.farthest_select(distances, first, budget, *rest)
+        order = ops.farthest_select.reference(distances, first, budget, *rest)
         order[:, -1] = order[:, 0]
         return order
 

@@ -13,9 +13,8 @@ from bench.run import jobs
 from bench.shapes import CPU, CPU_SHORT, CUDA, CUDA_SHORT, HEADLINE, Plan, Workload, plan
 from bench.traffic import Ceilings, Work, measure_ceilings, stages, tensor_bytes, work_of
 from bench.variants import Variant
+from ocvtp_kernels import ops
 from ocvtp_kernels.backends import use_backend
-from ocvtp_kernels.ops.prune.reference import prune_reference
-from ocvtp_kernels.ops.slot_attention.gradients import gru_cell_gradients, slot_attention_gradients
 
 LOAD = Workload(2, 40, 7, 7, 24, 16)
 JOBS = [
@@ -34,15 +33,17 @@ def test_flops_are_those_that_torch_counts(
     monkeypatch.setattr(
         torch.ops.ocvtp,
         "slot_attention_backward",
-        lambda *args: slot_attention_gradients(*args[:11]),  # without an attention that was kept
+        lambda *args: ops.slot_attention_backward.reference(
+            *args[:11]
+        ),  # without an attention that was kept
     )
-    monkeypatch.setattr(torch.ops.ocvtp, "gru_cell_backward", gru_cell_gradients)
+    monkeypatch.setattr(torch.ops.ocvtp, "gru_cell_backward", ops.gru_cell_backward.reference)
     function = case.call if direction == "backward" else case.reference
     if case.pruner is not None and direction == "forward":
         weights = case.pruner.packed()
 
         def function(reference: Tensor, final: Tensor, slots: Tensor, scores: Tensor) -> Any:
-            return prune_reference(reference, final, weights, slots, scores, LOAD.budget)
+            return ops.prune.reference(reference, final, weights, slots, scores, LOAD.budget)
 
     # Attention and gates are made anew, as on a GPU: on the CPU our own kernels keep them.
     with use_backend("reference"):

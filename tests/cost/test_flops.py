@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CLIPVisionModel, DynamicCache, LlavaConfig, Qwen2_5_VLConfig
 
-from ocvtp_kernels import OCPruner, PrunerConfig
+from ocvtp_kernels import OCPruner, PrunerConfig, ops
 from ocvtp_kernels.cost import flops
 from ocvtp_kernels.cost.models import (
     LLAVA_7B,
@@ -17,7 +17,6 @@ from ocvtp_kernels.cost.models import (
     QWEN_7B,
     VisionLanguageModel,
 )
-from ocvtp_kernels.ops.attention_received.reference import attention_received
 from ocvtp_kernels.ops.prune.reference import attention_logits
 from ocvtp_kernels.vlm.layer_call import cache_name
 from tests.cost.cases import (
@@ -207,7 +206,9 @@ def test_importance_against_torchs_count(crops: int) -> None:
     tower = replace(SMALL_TOWER, crops=crops)
     tokens = tower.patches // crops + tower.class_tokens
     q, k = torch.randn(2, crops, 4, tokens, tower.width // 4)
-    assert counted(lambda: attention_received(q, k, "meanq")) == flops.importance(tower)
+    assert counted(lambda: ops.attention_received.reference(q, k, "meanq")) == flops.importance(
+        tower
+    )
     assert flops.importance(SMALL_WINDOWS) is None
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.ops.argmax_gather import reference
+from ocvtp_kernels import ops
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from tests.csrc.device_cases import DTYPES, INF, NAN, DeviceCase, fuzz
 
 pytestmark = pytest.mark.usefixtures("loaded", "poisoned")
-ops = torch.ops.ocvtp_emulated
+emulated = torch.ops.ocvtp_emulated
 
 SCORES = (*DTYPES, torch.float64)
 # Few values, so that ties are common; both zeros; what a half rounds to 0.
@@ -47,10 +48,10 @@ def assert_resolves(case: DeviceCase, sizes: tuple[int, int, int, int, int]) -> 
     picks = picks_of(case, (batch, num_slots, top_k), tokens, crowd)
     peak = scores(case, kind, batch, num_slots)
     importance = scores(case, kind, batch, tokens) if case.flag() else None
-    got = ops.resolve_picks(picks, peak, importance, budget, tokens)
-    assert torch.equal(got, reference.resolve_picks(picks, peak, importance, budget, tokens))
+    got = emulated.resolve_picks(picks, peak, importance, budget, tokens)
+    assert torch.equal(got, ops.resolve_picks.reference(picks, peak, importance, budget, tokens))
     last = (picks[-1:], peak[-1:], None if importance is None else importance[-1:])
-    alone = ops.resolve_picks(*last, budget, tokens)
+    alone = emulated.resolve_picks(*last, budget, tokens)
     assert torch.equal(alone, got[-1:]), "an image alone differs"
 
 
@@ -73,9 +74,9 @@ def test_the_most_that_it_takes(sizes: tuple[int, ...], scores_in: torch.dtype) 
     peak = torch.tensor(FEW)[torch.randint(0, 6, (1, num_slots), generator=generator)]
     importance = torch.randn(1, tokens, generator=generator, dtype=torch.float64).to(scores_in)
     final = torch.randn(1, tokens, 3, generator=generator)
-    want = reference.resolve_picks(picks, peak, importance, budget, tokens)
-    kept, ids = ops.resolve_gather(picks, peak, importance, final, budget)
-    assert torch.equal(ids, want) and torch.equal(kept, reference.gather_tokens(final, want))
+    want = ops.resolve_picks.reference(picks, peak, importance, budget, tokens)
+    kept, ids = emulated.resolve_gather(picks, peak, importance, final, budget)
+    assert torch.equal(ids, want) and torch.equal(kept, gather_tokens(final, want))
 
 
 @fuzz
@@ -93,6 +94,6 @@ def test_rows_of_any_bytes(case: DeviceCase) -> None:
     final = memory[:, :-1, before : before + width]
     picks = picks_of(case, (batch, 30, 1), tokens, 25)
     peak, importance = scores(case, "normal", batch, 30), scores(case, "few", batch, tokens)
-    want = reference.resolve_picks(picks, peak, importance, budget, tokens)
-    kept, ids = ops.resolve_gather(picks, peak, importance, final, budget)
-    assert torch.equal(ids, want) and torch.equal(kept, reference.gather_tokens(final, want))
+    want = ops.resolve_picks.reference(picks, peak, importance, budget, tokens)
+    kept, ids = emulated.resolve_gather(picks, peak, importance, final, budget)
+    assert torch.equal(ids, want) and torch.equal(kept, gather_tokens(final, want))

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocvtp_kernels.ops.attention_received import reference as importance
-from ocvtp_kernels.ops.slot_attention import reference as slots
+from ocvtp_kernels import ops
+from ocvtp_kernels.ops.gru_cell import gru_gates
 from tests.csrc.device_cases import (
     DTYPES,
     EPS,
@@ -22,7 +22,7 @@ from tests.csrc.device_cases import (
 )
 
 pytestmark = pytest.mark.usefixtures("loaded", "poisoned")
-ops = torch.ops.ocvtp_emulated
+emulated = torch.ops.ocvtp_emulated
 # One vector and many, whole and not, and more than a block's threads take at once.
 WIDTHS = (1, 7, 8, 33, 64, 129, 264, 512, 1024, 1048, 2048)
 
@@ -52,12 +52,12 @@ def test_layer_norm(case: DeviceCase) -> None:
     mean = case.pick([0.0, 1000.0, 1e6][: 3 if case.dtype == torch.float32 else 2])
     shape = (case.between(1, 3), case.between(1, 3), case.pick(WIDTHS))
     x = case.rows(*shape, mean=mean, outlier=case.pick([0, 50, 100]))
-    normed = ops.layer_norm(x, EPS)
+    normed = emulated.layer_norm(x, EPS)
     exact = x.double()
     assert_near(normed, norm(exact), norm_slack(exact, False))
     dense = x.contiguous()
-    alone = ops.layer_norm(dense[-1:], EPS)
-    assert torch.equal(alone, ops.layer_norm(dense, EPS)[-1:]), "an image alone differs"
+    alone = emulated.layer_norm(dense[-1:], EPS)
+    assert torch.equal(alone, emulated.layer_norm(dense, EPS)[-1:]), "an image alone differs"
 
 
 def assert_statistics(got: Tensor, slots: Tensor, weight: Tensor, slack: Tensor) -> None:
@@ -76,7 +76,7 @@ def test_start(case: DeviceCase) -> None:
     tokens = case.rows(case.between(1, 2), case.between(1, 3), width, outlier=outlier)
     slots = case.rows(1, case.between(1, 5), width, mean=case.pick([0.0, 30.0]), outlier=outlier)
     weight = case.rows(width)
-    x, normed, statistics = ops.start(tokens, slots, weight, EPS)
+    x, normed, statistics = emulated.start(tokens, slots, weight, EPS)
     exact, exact_slots = tokens.double(), slots.double()
     assert_near(x, norm(exact), norm_slack(exact, False))
     slack = norm_slack(exact_slots, False)
@@ -90,7 +90,7 @@ def test_norm_slots(case: DeviceCase) -> None:
     outlier, mean = case.pick([0, 64]), case.pick([0.0, 300.0])
     x = case.rows(*shape, dtype=torch.float32, mean=mean, outlier=outlier)
     y, weight = case.rows(*shape, outlier=outlier), case.rows(shape[-1])
-    total, normed, statistics = ops.norm_slots(x, y, weight, EPS)
+    total, normed, statistics = emulated.norm_slots(x, y, weight, EPS)
     exact = x.double() + y.double()
     assert total.dtype == torch.float32 and normed.dtype == case.dtype
     assert_near(total, exact, 2**-23 * exact.abs())
@@ -104,7 +104,7 @@ def test_bias_gelu(case: DeviceCase) -> None:
     shape = (case.between(1, 2), case.between(1, 3), case.pick(WIDTHS))
     x, bias = case.rows(*shape, deviation=4), case.rows(shape[-1])
     exact = x.double() + bias.double()
-    ops.bias_gelu_(x, bias)
+    emulated.bias_gelu_(x, bias)
     assert_near(x, F.gelu(exact), 2**-22 * (1 + exact.abs()))
     assert around(x).isnan().all(), "wrote past the rows"
 
@@ -113,7 +113,7 @@ def test_bias_gelu(case: DeviceCase) -> None:
 def test_special_rows(dtype: torch.dtype) -> None:
     x = torch.full((3, 40), 7.0, dtype=dtype)
     x[1, 5], x[2, 5] = NAN, INF
-    constant, *hidden = ops.layer_norm(x, EPS)
+    constant, *hidden = emulated.layer_norm(x, EPS)
     assert (constant == 0).all()
     assert all(row.isnan().all() for row in hidden)
 
@@ -134,14 +134,14 @@ def test_gru_gates(case: DeviceCase) -> None:
     mass[0, 0] = 0
     of_x = (shift, mass) if shifted else (None, None)
     of_h = (statistics, sums, bias) if of_normed else (None, None, None)
-    state, normed = ops.gru_gates(x, h_gates, h, *of_x, *of_h, EPS, True)
+    state, normed = emulated.gru_gates(x, h_gates, h, *of_x, *of_h, EPS, True)
     share = (mass / (mass.double() + EPS)).unsqueeze(-1) if shifted else 0
     hidden = h_gates.double()
     if of_normed:
         mean, deviation, _ = statistics.double().split(1, -1)
         hidden = deviation * hidden + mean * sums.double() + bias.double()
         size += hidden.abs().max().item()
-    want = slots.gru_gates(x.double() + share * shift.double(), hidden, h.double())
+    want = gru_gates(x.double() + share * shift.double(), hidden, h.double())
     # A gate's argument of size s is known to s ulp, and slopes are at most 1 but for z (n - h).
     mean = want.mean(-1, keepdim=True)
     largest = (want.abs() + mean.abs()).amax(-1, keepdim=True)
@@ -149,10 +149,10 @@ def test_gru_gates(case: DeviceCase) -> None:
     assert state.dtype == torch.float32 and normed.dtype == case.dtype
     assert_near(state, want, slack)
     assert_near(normed, norm(want), 2 * slack * norm_scale(want) * (1 + norm(want).abs()))
-    bare, _ = ops.gru_gates(x, h_gates, h, *of_x, *of_h, EPS, False)
+    bare, _ = emulated.gru_gates(x, h_gates, h, *of_x, *of_h, EPS, False)
     assert torch.equal(bare, state.to(kept)), "the norm changes the state"
     last = [t if t is None or t.dim() == 1 else t[:, -1:] for t in (x, h_gates, h, *of_x, *of_h)]
-    alone, _ = ops.gru_gates(*last, EPS, True)
+    alone, _ = emulated.gru_gates(*last, EPS, True)
     assert torch.equal(alone, state[:, -1:]), "a row alone differs"
 
 
@@ -161,7 +161,7 @@ def test_gru_gates(case: DeviceCase) -> None:
 def test_saturated_gates_are_no_nan(update: float, fresh: float) -> None:
     x = torch.tensor([[[-1e4, update, fresh]]])
     h_gates, h = torch.tensor([[[0.0, 0.0, 3.0]]]), torch.tensor([[[0.25]]])
-    state, _ = ops.gru_gates(x, h_gates, h, *[None] * 5, EPS, False)
+    state, _ = emulated.gru_gates(x, h_gates, h, *[None] * 5, EPS, False)
     assert state.item() == (0.25 if update > 0 else 1 if fresh > 0 else -1)
 
 
@@ -172,15 +172,15 @@ def test_attention_received(case: DeviceCase) -> None:
     width, outlier = case.pick([1, 8, 24, 64, 72, 256]), case.pick([0, 50])
     q, k = (case.rows(images, heads, n, width, outlier=outlier) for n in (queries, keys))
     scale, row = width**-0.5, case.pick([-1, 0, queries - 1])
-    got = ops.attention_received(q, k, row, scale)
+    got = emulated.attention_received(q, k, row, scale)
     some = q if row < 0 else q[:, :, row : row + 1]
-    want = importance.attention_received(some.double(), k.double(), "meanq", scale)
+    want = ops.attention_received.reference(some.double(), k.double(), "meanq", scale)
     # A logit is a float32 sum of products of about their size each; p changes by p times its error.
     size = OUTLIER**2 if outlier else 1
     relative = 2**-23 * (8 + width * size * scale * 4)
     assert ((got - want).abs() <= relative * want + 1e-30).all()
-    assert torch.equal(ops.attention_received(q, k, row, scale), got), "two runs differ"
-    alone = ops.attention_received(q[-1:], k[-1:], row, scale)
+    assert torch.equal(emulated.attention_received(q, k, row, scale), got), "two runs differ"
+    alone = emulated.attention_received(q[-1:], k[-1:], row, scale)
     assert torch.equal(alone, got[-1:]), "an image alone differs"
 
 
@@ -189,5 +189,5 @@ def test_a_nan_key_spoils_its_image_alone(row: int) -> None:
     generator = torch.Generator().manual_seed(5)
     q, k = (torch.randn(2, 1, n, 16, generator=generator) for n in (3, 70))
     k[0, 0, 40, 0] = NAN
-    got = ops.attention_received(q, k, row, 0.25)
+    got = emulated.attention_received(q, k, row, 0.25)
     assert got[0].isnan().all() and not got[1].isnan().any()

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ocvtp_kernels import ops
 from ocvtp_kernels.ops import greedy as reference
-from ocvtp_kernels.ops.centrifugal_select import reference as centrifugal
 from tests.csrc.shapes import (
     CHANNEL_BLOCK,
     Array,
@@ -56,7 +56,7 @@ def test_farthest_select(case: Case) -> None:
 
     by_blocks = case.results(blocks, lambda divide: body(divide, lambda part: part(0, batch)))
     by_images = case.results(batch, lambda divide: body(lambda part: part(0, blocks), divide))
-    want = reference.farthest_select(
+    want = ops.farthest_select.reference(
         tensor(matrix.x), None if first is None else tensor(first), budget, distinct
     )
     for (order, _), (again, _) in zip(by_blocks, by_images, strict=True):
@@ -85,7 +85,7 @@ def test_pivot_select(case: Case) -> None:
 
     for (order,) in case.results(batch * tokens, body):
         if not case.spoilt:
-            assert_ids(order, reference.pivot_select(tensor(points.x).double(), budget))
+            assert_ids(order, ops.pivot_select.reference(tensor(points.x).double(), budget))
 
 
 def dpp_order(similarity: Array, quality: Array, budget: int) -> list[int]:
@@ -160,7 +160,7 @@ def test_facility_select(case: Case) -> None:
     for (order,) in case.results(batch * tokens, body):
         if not case.spoilt:
             given = tensor(matrix.x).double(), tensor(saliency).double()
-            assert_ids(order, reference.facility_select(*given, budget))
+            assert_ids(order, ops.facility_select.reference(*given, budget))
 
 
 @fuzz
@@ -173,7 +173,7 @@ def test_match_select(case: Case) -> None:
     floats = [case.unwritten(batch, tokens), case.unwritten(batch, places)]
     ids = [case.ids(batch, places) for _ in range(3)]
     sizes = (tokens, places, budget, drop)
-    want = reference.match_select(tensor(matrix.x), tensor(ranked), budget, drop)
+    want = ops.match_select.reference(tensor(matrix.x), tensor(ranked), budget, drop)
     for (order,) in case.run(
         "match_select",
         batch,
@@ -203,7 +203,7 @@ def test_centrifugal_select(case: Case) -> None:
     outputs = [case.ids(batch, budget), case.ids(batch), case.ids(batch, tokens)]
     given = (matrix.field, pivots, num_pivots, height, width, budget, spread, threshold, step)
     scratch = (chunk, pad, place, merit, nearest, ranking, accepted, taken)
-    want = centrifugal.centrifugal_select(
+    want = ops.centrifugal_select.reference(
         tensor(matrix.x), tensor(pivots), height, width, budget, spread, threshold, step, chunk, pad
     )
     for got in case.run(
@@ -238,7 +238,7 @@ def test_scatter_merge(case: Case) -> None:
     for got in case.results(batch * owners, body):
         if not case.spoilt:
             given = tensor(x.x).double(), tensor(owner), tensor(weight).double()
-            for a, b in zip(got, reference.scatter_merge(*given, owners), strict=True):
+            for a, b in zip(got, ops.scatter_merge.reference(*given, owners), strict=True):
                 assert_ids(a, b)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ocvtp_kernels.ops.prune.encode import encode
+from ocvtp_kernels.ops.prune.reference import encode
 from ocvtp_kernels.pruner.modules import MLP
 from tests.cases import random_tokens
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ocvtp_kernels.ops.prune.folded_encode import encode_folded
+from ocvtp_kernels.ops.prune.reference import encode_folded
 from ocvtp_kernels.ops.prune.weights import unpack
 from tests.cases import DEVICE, PruneCase, assert_within_budget, small_config, triton_dtypes
 

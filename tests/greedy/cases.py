@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.ops.greedy_cpu import widened
+from ocvtp_kernels.dtypes import acc_dtype
 from ocvtp_kernels.selectors.similarity import cosine
 from tests.cases import random_tokens, to_device
 
@@ -37,10 +37,17 @@ def ranking(batch: int, num_tokens: int, kept: int) -> Tensor:
     return random_tokens(batch, num_tokens, seed=6).argsort(dim=1)[:, :kept]
 
 
+def upcast(value: Any) -> Any:
+    """A floating tensor in float32 or wider."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(acc_dtype(value.dtype))
+    return value
+
+
 def agree(kernel: Function, plain: Function, *arguments: Any) -> None:
     """All outputs are those of the reference, which computes in float32."""
     got = kernel(*(to_device(a) if isinstance(a, Tensor) else a for a in arguments))
-    expected = widened(plain)(*arguments)
+    expected = plain(*(upcast(a) for a in arguments))
     if isinstance(expected, Tensor):
         got, expected = (got,), (expected,)
     for a, b in zip(got, expected, strict=True):

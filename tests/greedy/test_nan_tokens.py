@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.ops import greedy_native as native
-from ocvtp_kernels.ops.centrifugal_select import reference as centrifugal
+from ocvtp_kernels import ops
 from ocvtp_kernels.selectors.similarity import cosine
 from tests.cases import ISAS, instructions, random_tokens
 
@@ -24,10 +23,10 @@ PASSES = [(9.0, 0.1, 16), (0.3, 0.05, 5), (-9.0, 0.1, 1)]
 @pytest.fixture(params=["reference", *ISAS])
 def select(request: pytest.FixtureRequest) -> Iterator[Function]:
     if request.param == "reference":
-        yield centrifugal.centrifugal_select
+        yield ops.centrifugal_select.reference
     else:
         with instructions(request.param):
-            yield native.centrifugal_select
+            yield ops.centrifugal_select
 
 
 def with_nan(odd: list[int]) -> Tensor:

@@ -11,9 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.ops import greedy as reference
-from ocvtp_kernels.ops import greedy_native as native
-from ocvtp_kernels.ops.centrifugal_select import reference as centrifugal
+from ocvtp_kernels import ops
 from ocvtp_kernels.selectors.similarity import cosine
 from tests.cases import ISAS, instructions, random_tokens
 
@@ -89,7 +87,7 @@ EVERY = pytest.mark.parametrize(
 
 
 def oracle(name: str) -> Callable[..., Any]:
-    return getattr(centrifugal if name == "centrifugal_select" else reference, name)
+    return getattr(ops, name).reference
 
 
 @contextmanager
@@ -107,7 +105,7 @@ def outputs(result: Any) -> tuple[Tensor, ...]:
 
 
 def assert_as_the_reference(name: str, arguments: Arguments) -> None:
-    got = outputs(getattr(native, name)(*arguments))
+    got = outputs(getattr(ops, name)(*arguments))
     for ours, theirs in zip(got, outputs(oracle(name)(*arguments)), strict=True):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
         assert torch.equal(ours, theirs)
@@ -205,7 +203,7 @@ def test_a_dpp_of_low_rank_picks_each_direction_once() -> None:
     similarity = (directions @ directions.T).expand(2, 30, 30)
     arguments = similarity, torch.ones(2, 30, dtype=torch.float64), 12
     assert_as_the_reference("dpp_select", arguments)
-    assert native.dpp_select(*arguments)[0].tolist() == list(range(12))
+    assert ops.dpp_select(*arguments)[0].tolist() == list(range(12))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 9, 5, 9), (1, 577, 70, 6), (2, 40, 1000, 4)])
@@ -232,16 +230,16 @@ def test_views_of_any_strides(name: str, arguments: Callable[..., Arguments]) ->
     room[:, :33, 7:40] = similarity
     wide = torch.full((8, 33, 2), math.nan, dtype=torch.float64)
     wide[::2, :, 1] = scores
-    expected = outputs(getattr(native, name)(*arguments(similarity, scores, 9)))
+    expected = outputs(getattr(ops, name)(*arguments(similarity, scores, 9)))
     for matrix in (
         room[:, :33, 7:40],
         similarity.mT.contiguous().mT,
         similarity.transpose(0, 1).contiguous().transpose(0, 1),
     ):
-        got = outputs(getattr(native, name)(*arguments(matrix, wide[::2, :, 1], 9)))
+        got = outputs(getattr(ops, name)(*arguments(matrix, wide[::2, :, 1], 9)))
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     repeated = similarity[:1].expand(4, 33, 33), scores[:1].expand(4, 33)
-    got = outputs(getattr(native, name)(*arguments(*repeated, 9)))
+    got = outputs(getattr(ops, name)(*arguments(*repeated, 9)))
     assert all((a[1:] == a[:1]).all() for a in got if arguments is not farthest_from)
 
 
@@ -253,16 +251,16 @@ def test_an_image_alone_and_any_number_of_threads(
     # Large enough that most divide an image among threads.
     similarity, scores = problem(3, 390, dtype)
     made = arguments(similarity, scores, 120)
-    together = outputs(getattr(native, name)(*made))
+    together = outputs(getattr(ops, name)(*made))
     for number in (1, 2, 5):
         with threads(number):
             for image in range(3):
                 one = tuple(v[image : image + 1] if isinstance(v, Tensor) else v for v in made)
-                alone = outputs(getattr(native, name)(*one))
+                alone = outputs(getattr(ops, name)(*one))
                 assert all(
                     torch.equal(a[0], b[image]) for a, b in zip(alone, together, strict=True)
                 )
-            again = outputs(getattr(native, name)(*made))
+            again = outputs(getattr(ops, name)(*made))
             assert all(torch.equal(a, b) for a, b in zip(again, together, strict=True))
 
 
@@ -270,9 +268,9 @@ def test_a_dpp_so_large_that_threads_share_its_steps() -> None:
     similarity, scores = problem(1, 1100, torch.float32)
     made = determinantal(similarity, scores, 300)
     with threads(1):
-        alone = native.dpp_select(*made)
+        alone = ops.dpp_select(*made)
     with threads(2):
-        assert torch.equal(native.dpp_select(*made), alone)
+        assert torch.equal(ops.dpp_select(*made), alone)
 
 
 @pytest.mark.parametrize("token", [-1, 30])
@@ -280,8 +278,8 @@ def test_ids_of_no_token_are_refused(token: int) -> None:
     similarity, _ = problem(1, 30, torch.float32)
     ids = torch.tensor([[2, token]])
     with pytest.raises(ValueError, match="first: expected ids of tokens"):
-        native.farthest_select(similarity, ids[:, 1], 3)
+        ops.farthest_select(similarity, ids[:, 1], 3)
     with pytest.raises(ValueError, match="ranked: expected ids of tokens"):
-        native.match_select(similarity, ids, 1)
+        ops.match_select(similarity, ids, 1)
     with pytest.raises(ValueError, match="pivots: expected ids of tokens"):
-        native.centrifugal_select(similarity, ids, 5, 6, 3)
+        ops.centrifugal_select(similarity, ids, 5, 6, 3)

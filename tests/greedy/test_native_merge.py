@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.ops import greedy as reference
-from ocvtp_kernels.ops import greedy_native as native
+from ocvtp_kernels import ops
 from tests.cases import ISAS, assert_within_budget, instructions, random_tokens
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -39,9 +38,9 @@ def test_merged_sums_keep_the_error_budget(shape: tuple[int, int, int, int]) -> 
     got, plain, exact = (
         function(tokens.to(dtype), owner, weight.to(dtype), owners)
         for function, dtype in (
-            (native.scatter_merge, torch.float32),
-            (reference.scatter_merge, torch.float32),
-            (reference.scatter_merge, torch.float64),
+            (ops.scatter_merge, torch.float32),
+            (ops.scatter_merge.reference, torch.float32),
+            (ops.scatter_merge.reference, torch.float64),
         )
     )
     for ours, theirs, best in zip(got, plain, exact, strict=True):
@@ -54,23 +53,23 @@ def test_merged_whole_numbers_are_exact(dtype: torch.dtype) -> None:
     whole = tokens.to(dtype).round(), owner, (2 * weight).to(dtype).round(), owners
     views = (whole[0].mT.contiguous().mT, owner.mT.contiguous().mT, whole[2], owners)
     for case in (whole, views):
-        got, expected = native.scatter_merge(*case), reference.scatter_merge(*case)
+        got, expected = ops.scatter_merge(*case), ops.scatter_merge.reference(*case)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def test_merging_an_image_alone_gives_the_same_bits() -> None:
     tokens, owner, weight, owners = merge_case(3, 300, 130, 50)
-    together = native.scatter_merge(tokens, owner, weight, owners)
+    together = ops.scatter_merge(tokens, owner, weight, owners)
     for image in range(3):
         one = slice(image, image + 1)
-        alone = native.scatter_merge(tokens[one], owner[one], weight[one], owners)
+        alone = ops.scatter_merge(tokens[one], owner[one], weight[one], owners)
         assert all(torch.equal(a[0], b[image]) for a, b in zip(alone, together, strict=True))
 
 
 def test_who_names_no_owner_belongs_to_none() -> None:
     tokens, _, weight, _ = merge_case(1, 4, 3, 2)
     tokens[0, 1] = torch.nan
-    sums, mass = native.scatter_merge(tokens, torch.tensor([[1, -1, 1, 7]]), weight, 2)
+    sums, mass = ops.scatter_merge(tokens, torch.tensor([[1, -1, 1, 7]]), weight, 2)
     assert torch.equal(sums[0, 0], torch.zeros(3, dtype=torch.float64)) and mass[0, 0] == 0
     expected = weight[0, 0] * tokens[0, 0] + weight[0, 2] * tokens[0, 2]
     torch.testing.assert_close(sums[0, 1], expected)

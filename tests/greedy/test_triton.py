@@ -7,9 +7,7 @@ import math
 import pytest
 import torch
 
-from ocvtp_kernels.ops import greedy as reference
-from ocvtp_kernels.ops.centrifugal_select import reference as centrifugal
-from ocvtp_kernels.ops.greedy_cpu import widened
+from ocvtp_kernels import ops
 from ocvtp_kernels.selectors.similarity import cosine
 from tests.cases import DEVICE, assert_within_budget, random_tokens, triton_dtypes
 from tests.greedy.cases import (
@@ -19,6 +17,7 @@ from tests.greedy.cases import (
     ranking,
     scores,
     similarity,
+    upcast,
     whole_numbers,
 )
 
@@ -45,13 +44,13 @@ def test_farthest_select(num_tokens: int, budget: int, distinct: bool, dtype: to
     first = torch.arange(3) % num_tokens
     for start in (None, first):
         arguments = (distances, start, budget, distinct)
-        agree(farthest_select, reference.farthest_select, *arguments)
+        agree(farthest_select, ops.farthest_select.reference, *arguments)
 
 
 def test_both_smallest_distances_of_a_column_may_come_from_one_lane() -> None:
     distances = torch.full((1, 130, 130), 9.0)
     distances[:, 1], distances[:, 65] = 0.0, torch.arange(130.0) % 7
-    agree(farthest_select, reference.farthest_select, distances, None, 3)
+    agree(farthest_select, ops.farthest_select.reference, distances, None, 3)
 
 
 @EVERY_DTYPE
@@ -60,7 +59,7 @@ def test_both_smallest_distances_of_a_column_may_come_from_one_lane() -> None:
 )
 def test_pivot_select(num_tokens: int, budget: int, dim: int, dtype: torch.dtype) -> None:
     points = random_tokens(2, num_tokens + 1, dim, dtype=dtype)[:, 1:]
-    agree(pivot_select, reference.pivot_select, points, budget)
+    agree(pivot_select, ops.pivot_select.reference, points, budget)
 
 
 @EVERY_DTYPE
@@ -69,14 +68,14 @@ def test_dpp_select(num_tokens: int, budget: int, dtype: torch.dtype) -> None:
     # As many channels as tokens: there is something left to explain to the end.
     matrix = cosine(random_tokens(3, num_tokens, num_tokens)).to(dtype)
     arguments = (matrix, scores(3, num_tokens).to(dtype), budget)
-    agree(dpp_select, reference.dpp_select, *arguments)
+    agree(dpp_select, ops.dpp_select.reference, *arguments)
 
 
 @EVERY_DTYPE
 @EVERY_SIZE
 def test_facility_select(num_tokens: int, budget: int, dtype: torch.dtype) -> None:
     arguments = (similarity(3, num_tokens, dtype), scores(3, num_tokens), budget)
-    agree(facility_select, reference.facility_select, *arguments)
+    agree(facility_select, ops.facility_select.reference, *arguments)
 
 
 @EVERY_DTYPE
@@ -95,7 +94,7 @@ def test_match_select(
     num_tokens: int, kept: int, budget: int, drop: int, dtype: torch.dtype
 ) -> None:
     arguments = (similarity(3, num_tokens, dtype), ranking(3, num_tokens, kept), budget, drop)
-    agree(match_select, reference.match_select, *arguments)
+    agree(match_select, ops.match_select.reference, *arguments)
 
 
 @EVERY_DTYPE
@@ -109,8 +108,8 @@ def test_scatter_merge(num_tokens: int, dim: int, num_owners: int, dtype: torch.
     weight = random_tokens(3, num_tokens, seed=8, dtype=dtype)
     there = (tokens.to(DEVICE), owner.to(DEVICE), weight.to(DEVICE))
     got = (tensor.cpu() for tensor in scatter_merge(*there, num_owners))
-    plain = widened(reference.scatter_merge)(tokens, owner, weight, num_owners)
-    oracle = reference.scatter_merge(tokens.double(), owner, weight.double(), num_owners)
+    plain = ops.scatter_merge.reference(upcast(tokens), owner, upcast(weight), num_owners)
+    oracle = ops.scatter_merge.reference(tokens.double(), owner, weight.double(), num_owners)
     for a, b, c in zip(got, plain, oracle, strict=True):
         assert_within_budget(a, b, c)
 
@@ -128,14 +127,14 @@ def test_what_nobody_owns_is_never_read() -> None:
 def test_ties_go_to_the_lowest_id(num_tokens: int, budget: int) -> None:
     matrix = whole_numbers(2, num_tokens, num_tokens)
     weight = whole_numbers(2, num_tokens, most=3, seed=1)
-    agree(farthest_select, reference.farthest_select, matrix, None, budget)
-    agree(farthest_select, reference.farthest_select, matrix, None, budget, False)
-    agree(facility_select, reference.facility_select, matrix, weight, budget)
-    agree(facility_select, reference.facility_select, -matrix, weight, budget)
-    agree(dpp_select, reference.dpp_select, matrix, weight, budget)
+    agree(farthest_select, ops.farthest_select.reference, matrix, None, budget)
+    agree(farthest_select, ops.farthest_select.reference, matrix, None, budget, False)
+    agree(facility_select, ops.facility_select.reference, matrix, weight, budget)
+    agree(facility_select, ops.facility_select.reference, -matrix, weight, budget)
+    agree(dpp_select, ops.dpp_select.reference, matrix, weight, budget)
     points = whole_numbers(2, num_tokens, 2)
-    agree(pivot_select, reference.pivot_select, points, min(budget, 5))
-    agree(match_select, reference.match_select, matrix, ranking(2, num_tokens, 99), budget, 3)
+    agree(pivot_select, ops.pivot_select.reference, points, min(budget, 5))
+    agree(match_select, ops.match_select.reference, matrix, ranking(2, num_tokens, 99), budget, 3)
 
 
 @pytest.mark.parametrize(("num_tokens", "budget"), [(2, 2), (17, 12)])
@@ -143,10 +142,10 @@ def test_all_tokens_alike(num_tokens: int, budget: int) -> None:
     for value in (0.0, 1.0, float("nan"), math.inf, -math.inf):
         matrix, weight = torch.full((1, num_tokens, num_tokens), value), torch.ones(1, num_tokens)
         for arguments in ((matrix, None, budget), (matrix, None, budget, False)):
-            agree(farthest_select, reference.farthest_select, *arguments)
-        agree(pivot_select, reference.pivot_select, matrix, budget)
-        agree(dpp_select, reference.dpp_select, matrix, weight, budget)
-        agree(facility_select, reference.facility_select, matrix, weight, budget)
+            agree(farthest_select, ops.farthest_select.reference, *arguments)
+        agree(pivot_select, ops.pivot_select.reference, matrix, budget)
+        agree(dpp_select, ops.dpp_select.reference, matrix, weight, budget)
+        agree(facility_select, ops.facility_select.reference, matrix, weight, budget)
 
 
 @EVERY_SIZE
@@ -154,32 +153,32 @@ def test_a_nan_never_beats_a_number(num_tokens: int, budget: int) -> None:
     matrix, weight = similarity(2, num_tokens), scores(2, num_tokens)
     matrix[0, ::3], matrix[1, :, ::5] = float("nan"), float("nan")
     weight[:, ::4] = float("nan")
-    agree(farthest_select, reference.farthest_select, 1 - matrix, None, budget)
-    agree(facility_select, reference.facility_select, matrix, weight, budget)
-    agree(match_select, reference.match_select, matrix, ranking(2, num_tokens, 99), budget)
+    agree(farthest_select, ops.farthest_select.reference, 1 - matrix, None, budget)
+    agree(facility_select, ops.facility_select.reference, matrix, weight, budget)
+    agree(match_select, ops.match_select.reference, matrix, ranking(2, num_tokens, 99), budget)
     full = cosine(random_tokens(2, num_tokens, num_tokens))
     full[0, ::3], full[1, :, ::5] = float("nan"), float("nan")
-    agree(dpp_select, reference.dpp_select, full, weight, budget)
+    agree(dpp_select, ops.dpp_select.reference, full, weight, budget)
     points = random_tokens(2, num_tokens, 40)
     points[0, ::3], points[1, :, 7] = float("nan"), float("nan")
-    agree(pivot_select, reference.pivot_select, points, min(budget, 5))
+    agree(pivot_select, ops.pivot_select.reference, points, min(budget, 5))
 
 
 def test_duplicates_are_explained_at_once() -> None:
     matrix = cosine(random_tokens(2, 20, 15).repeat_interleave(2, dim=1))
     weight = torch.ones(2, 40)
-    agree(dpp_select, reference.dpp_select, matrix, weight, 15)
-    agree(facility_select, reference.facility_select, matrix, weight, 40)
-    agree(farthest_select, reference.farthest_select, 1 - matrix, None, 40)
-    agree(pivot_select, reference.pivot_select, matrix, 6)
+    agree(dpp_select, ops.dpp_select.reference, matrix, weight, 15)
+    agree(facility_select, ops.facility_select.reference, matrix, weight, 40)
+    agree(farthest_select, ops.farthest_select.reference, 1 - matrix, None, 40)
+    agree(pivot_select, ops.pivot_select.reference, matrix, 6)
 
 
 def test_what_is_next_to_nothing_explains_nothing() -> None:
     matrix = torch.eye(4)[None]
     matrix[:, 1, 2] = matrix[:, 2, 1] = 0.95
     weight = torch.tensor([[1.0, 1e-7, 9e-8, 8e-8]])
-    agree(dpp_select, reference.dpp_select, matrix, weight, 4)
-    agree(dpp_select, reference.dpp_select, matrix[:, 1:, 1:], weight[:, 1:], 3)
+    agree(dpp_select, ops.dpp_select.reference, matrix, weight, 4)
+    agree(dpp_select, ops.dpp_select.reference, matrix[:, 1:, 1:], weight[:, 1:], 3)
     # Beside the first token, the third is not explained by the second; alone it is.
     assert dpp_select(matrix.to(DEVICE), weight.to(DEVICE), 4).tolist() == [[0, 1, 2, 3]]
 
@@ -187,7 +186,7 @@ def test_what_is_next_to_nothing_explains_nothing() -> None:
 def test_gains_that_are_almost_equal() -> None:
     # The bounds of a step are then all too close to tell which gain is the largest.
     matrix = whole_numbers(2, 60, 60, most=2) + 1000
-    agree(facility_select, reference.facility_select, matrix, torch.ones(2, 60), 12)
+    agree(facility_select, ops.facility_select.reference, matrix, torch.ones(2, 60), 12)
 
 
 @pytest.mark.parametrize("name", ["farthest", "pivot", "dpp", "facility", "match", "centrifugal"])
@@ -220,15 +219,15 @@ def test_any_strides() -> None:
     weights = torch.stack([scores(2, 40), scores(2, 40, 6)], dim=2)
     for matrix in views:
         size = matrix.shape[1]
-        agree(farthest_select, reference.farthest_select, 1 - matrix, None, 9)
-        agree(pivot_select, reference.pivot_select, matrix, 4)
+        agree(farthest_select, ops.farthest_select.reference, 1 - matrix, None, 9)
+        agree(pivot_select, ops.pivot_select.reference, matrix, 4)
         arguments = (matrix, weights[:, :size, 1], 5)
-        agree(dpp_select, reference.dpp_select, *arguments)
-        agree(facility_select, reference.facility_select, *arguments)
-        agree(match_select, reference.match_select, matrix, ranking(2, size, size), 5)
+        agree(dpp_select, ops.dpp_select.reference, *arguments)
+        agree(facility_select, ops.facility_select.reference, *arguments)
+        agree(match_select, ops.match_select.reference, matrix, ranking(2, size, size), 5)
         agree(
             centrifugal_select,
-            centrifugal.centrifugal_select,
+            ops.centrifugal_select.reference,
             matrix,
             ranking(2, size, 3),
             1,

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from ocvtp_kernels.ops.centrifugal_select import reference as centrifugal
+from ocvtp_kernels import ops
 from tests.cases import triton_dtypes
 from tests.greedy.cases import EVERY_SIZE, agree, ranking, similarity, whole_numbers
 
@@ -38,7 +38,7 @@ def test_centrifugal_select(
     pivots = ranking(3, num_tokens, 4)
     arguments = (similarity(3, num_tokens, dtype), pivots, *GRIDS[num_tokens], budget)
     options = (0.5, threshold, step, chunk, pad)
-    agree(centrifugal_select, centrifugal.centrifugal_select, *arguments, *options)
+    agree(centrifugal_select, ops.centrifugal_select.reference, *arguments, *options)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_centrifugal_select_on_few_similarities(budget: int, threshold: float, p
     matrix[0, 3], matrix[1, :, ::7] = float("nan"), float("nan")
     arguments = (matrix, ranking(2, 130, 4), 10, 13, budget, 0.25)
     options = (threshold, 0.125, 40, pad)
-    agree(centrifugal_select, centrifugal.centrifugal_select, *arguments, *options)
+    agree(centrifugal_select, ops.centrifugal_select.reference, *arguments, *options)
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_tokens_that_are_nan_come_last(pad: bool, dtype: torch.dtype) -> None:
             for threshold in (9.0, 0.3, -9.0):
                 first = torch.tensor(pivots * 2)
                 arguments = (matrix, first, 13, 10, budget, 0.5, threshold, 0.05, 5, pad)
-                agree(centrifugal_select, centrifugal.centrifugal_select, *arguments)
+                agree(centrifugal_select, ops.centrifugal_select.reference, *arguments)
 
 
 def test_thresholds_add_up_in_double() -> None:
@@ -78,7 +78,7 @@ def test_thresholds_add_up_in_double() -> None:
         matrix = torch.full((1, 11, 11), -1.0)
         matrix[0, 0, 1:] = torch.where(torch.arange(10) <= last, row, 5.0)
         arguments = (matrix, torch.tensor([[0]]), 1, 11, 11, 0.0, 0.1, 0.1, 4, False)
-        agree(centrifugal_select, centrifugal.centrifugal_select, *arguments)
+        agree(centrifugal_select, ops.centrifugal_select.reference, *arguments)
 
 
 def test_a_pass_ends_where_its_first_chunk_has_no_pick() -> None:
@@ -87,4 +87,4 @@ def test_a_pass_ends_where_its_first_chunk_has_no_pick() -> None:
     matrix[:, :, 8:] = 1e-10
     arguments = (matrix, torch.tensor([[0]]), 3, 4, 9, 0.0, 1e-9, 0.0)
     for chunk, pad in product((4, 8), (True, False)):
-        agree(centrifugal_select, centrifugal.centrifugal_select, *arguments, chunk, pad)
+        agree(centrifugal_select, ops.centrifugal_select.reference, *arguments, chunk, pad)

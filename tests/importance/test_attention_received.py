@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import native
-from ocvtp_kernels.ops.attention_received import reference
+from ocvtp_kernels import native, ops
 from tests.cases import CPU_WAYS, ISAS, assert_within_budget, peak_bytes, random_tokens, running
 
 MODES = ["meanq", "cls", "last"]
@@ -48,8 +47,8 @@ def test_error_budget(
     q, k = inputs(num_tokens, dtype, outliers)
     with running(way):
         got = torch.ops.ocvtp.attention_received(q, k, mode)
-    plain = reference.attention_received(q, k, mode)
-    assert_within_budget(got, plain, reference.attention_received(q.double(), k.double(), mode))
+    plain = ops.attention_received.reference(q, k, mode)
+    assert_within_budget(got, plain, ops.attention_received.reference(q.double(), k.double(), mode))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -58,8 +57,10 @@ def test_error_budget_of_a_wide_head(way: str, dtype: torch.dtype) -> None:
     q, k = (random_tokens(4, 1, 49, 1024, seed=seed, dtype=dtype) for seed in (0, 1))
     with running(way):
         got = torch.ops.ocvtp.attention_received(q, k, "meanq")
-    plain = reference.attention_received(q, k, "meanq")
-    assert_within_budget(got, plain, reference.attention_received(q.double(), k.double(), "meanq"))
+    plain = ops.attention_received.reference(q, k, "meanq")
+    assert_within_budget(
+        got, plain, ops.attention_received.reference(q.double(), k.double(), "meanq")
+    )
 
 
 @pytest.mark.parametrize("isa", NATIVE)
@@ -121,7 +122,7 @@ def test_infinities_and_nan_of_half_precision(isa: str, dtype: torch.dtype, odd:
     for mode in MODES:
         with running(isa):
             got = torch.ops.ocvtp.attention_received(q, k, mode)
-        expected = reference.attention_received(q.float(), k.float(), mode)
+        expected = ops.attention_received.reference(q.float(), k.float(), mode)
         torch.testing.assert_close(got, expected, equal_nan=True, rtol=1e-4, atol=1e-6)
 
 
@@ -139,7 +140,7 @@ def test_native_kernel_takes_a_tenth_of_the_memory() -> None:
     if (reason := native.missing_reason("cpu")) is not None:
         pytest.skip(reason)
     q, k = inputs(577)
-    plain = peak_bytes(lambda: reference.attention_received(q, k, "meanq"))
+    plain = peak_bytes(lambda: ops.attention_received.reference(q, k, "meanq"))
     assert plain >= 2 * 3 * 577 * 577 * 4
     assert peak_bytes(lambda: torch.ops.ocvtp.attention_received(q, k, "meanq")) < plain / 10
 

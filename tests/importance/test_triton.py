@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import use_backend
-from ocvtp_kernels.ops.attention_received import reference
+from ocvtp_kernels import ops, use_backend
 from tests.cases import DEVICE, assert_within_budget, random_tokens, triton_dtypes
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -43,8 +42,8 @@ def inputs(
 def assert_like_the_reference(q: Tensor, k: Tensor, mode: str, scale: float | None = None) -> None:
     got = attention_received(q, k, mode, scale).cpu()
     q, k = q.cpu(), k.cpu()
-    plain = reference.attention_received(q, k, mode, scale)
-    oracle = reference.attention_received(q.double(), k.double(), mode, scale)
+    plain = ops.attention_received.reference(q, k, mode, scale)
+    oracle = ops.attention_received.reference(q.double(), k.double(), mode, scale)
     assert_within_budget(got, plain, oracle)
 
 

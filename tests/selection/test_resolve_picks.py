@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ocvtp_kernels.ops.argmax_gather import reference
+from ocvtp_kernels import ops
+from ocvtp_kernels.ops.slot_argmax import slot_topk
 from tests.cases import assert_kept
 
 
@@ -61,7 +62,7 @@ def test_equals_the_rule_told_with_sets(
     case: tuple[Tensor, Tensor, Tensor | None, int, int],
 ) -> None:
     ids = torch.ops.ocvtp.resolve_picks(*case)
-    assert ids.tolist() == with_sets(*case) == reference.resolve_picks(*case).tolist()
+    assert ids.tolist() == with_sets(*case) == ops.resolve_picks.reference(*case).tolist()
     assert_kept(ids, case[3], case[4])
 
 
@@ -89,14 +90,14 @@ def test_the_gap_goes_to_the_most_important_unpicked() -> None:
 def test_ties_in_the_scores_go_to_the_lowest_token(top_k: int) -> None:
     scores = torch.zeros(1, 2, 600)
     scores[0, 1, 100:110] = 1.0
-    picks, peak = reference.slot_picks(scores, top_k)
+    picks, peak = slot_topk(scores, top_k)
     assert picks.tolist() == [[list(range(top_k)), list(range(100, 100 + top_k))]]
     assert peak.tolist() == [[0.0, 1.0]]
 
 
 def test_a_nan_score_never_wins() -> None:
     scores = torch.tensor([[[math.nan, 0.2, 0.1], [math.nan] * 3]])
-    picks, peak = reference.slot_picks(scores)
+    picks, peak = slot_topk(scores)
     assert picks.squeeze(-1).tolist() == [[1, 0]]
     assert peak.tolist() == [[pytest.approx(0.2), -math.inf]]
 
@@ -106,19 +107,19 @@ def test_a_nan_score_never_wins() -> None:
     [
         ({"budget": 0}, ValueError, "budget: expected 1 to 12"),
         ({"budget": 13}, ValueError, "budget: expected 1 to 12"),
-        ({"picks": torch.zeros(2, 7)}, TypeError, "picks: expected dtype torch.int64"),
-        ({"picks": torch.zeros(14, dtype=torch.int64)}, ValueError, "picks: expected shape"),
-        ({"peak": torch.zeros(2, 6)}, ValueError, "peak: expected size 7"),
+        ({"topk_ids": torch.zeros(2, 7)}, TypeError, "topk_ids: expected dtype torch.int64"),
+        ({"topk_ids": torch.zeros(14, dtype=torch.int64)}, ValueError, "topk_ids: expected shape"),
+        ({"max_logprob": torch.zeros(2, 6)}, ValueError, "max_logprob: expected size 7"),
         ({"importance": torch.zeros(3, 12)}, ValueError, "importance: expected size 2"),
         ({"importance": None}, ValueError, "num_tokens"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, object], error: type[Exception], words: str) -> None:
     good = {
-        "picks": torch.zeros(2, 7, dtype=torch.int64),
-        "peak": torch.zeros(2, 7),
+        "topk_ids": torch.zeros(2, 7, dtype=torch.int64),
+        "max_logprob": torch.zeros(2, 7),
         "importance": torch.zeros(2, 12),
         "budget": 5,
     }
     with pytest.raises(error, match=words):
-        torch.ops.ocvtp.resolve_picks(**{**good, **change})
+        ops.resolve_picks(**{**good, **change})

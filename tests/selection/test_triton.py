@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.ops.argmax_gather import reference
+from ocvtp_kernels import ops
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
+from ocvtp_kernels.ops.slot_attention.reference import slot_logits
 from tests.cases import (
     DEVICE,
     assert_kept,
@@ -49,7 +51,7 @@ def queries(
 
 def scores_of(q: Tensor, k: Tensor) -> Tensor:
     """The attention in float64, at a scale that spreads it."""
-    return reference.slots.slot_logits(q.double(), k.double(), 2 * q.shape[-1] ** -0.5).softmax(1)
+    return slot_logits(q.double(), k.double(), 2 * q.shape[-1] ** -0.5).softmax(1)
 
 
 @pytest.mark.parametrize("dtype", triton_dtypes())
@@ -72,9 +74,9 @@ def test_each_slots_best_token(
     best = attention.amax(-1)
     taken = attention.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     if dtype == torch.float32:
-        assert torch.equal(ids, reference.slot_argmax(q, k, scale)[0])
+        assert torch.equal(ids, ops.slot_argmax.reference(q, k, scale)[0])
     assert (taken >= (1 - 1e-2) * best).all()
-    plain = reference.slot_argmax(q, k, scale)[1]
+    plain = ops.slot_argmax.reference(q, k, scale)[1]
     assert_within_budget(peak, plain, best)
 
 
@@ -101,7 +103,7 @@ def test_argmax_gather_keeps_what_the_reference_keeps(
     final = random_tokens(3, 11, num_tokens, seed=2).transpose(1, 2)
     # Few values, so that most are ties.
     importance = random_tokens(3, num_tokens, seed=3).round() if with_importance else None
-    expected = reference.argmax_gather(
+    expected = ops.argmax_gather.reference(
         q.double(), k.double(), final, importance, budget, 0.3, top_k
     )
     tokens, ids = (
@@ -138,7 +140,7 @@ def test_picks_resolve_as_the_reference_resolves_them(
     )
     if importance is not None:
         importance[:, ::3], importance[:, 1::5] = float("nan"), -0.0
-    expected = reference.resolve_picks(picks, peak, importance, budget, num_tokens)
+    expected = ops.resolve_picks.reference(picks, peak, importance, budget, num_tokens)
     ids = kernels.resolve_picks(
         picks.to(DEVICE),
         peak.to(DEVICE),
@@ -183,7 +185,7 @@ def test_rows_of_any_dtype_are_copied(dtype: torch.dtype) -> None:
     final = (random_tokens(2, 50, 6, seed=2) * 9).to(dtype).to(DEVICE)
     tokens, ids = kernels.argmax_gather(q, k, final, None, 9)
     assert tokens.dtype == dtype
-    assert torch.equal(tokens, reference.gather_tokens(final, ids))
+    assert torch.equal(tokens, gather_tokens(final, ids))
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: f"sm_{chip.capability}")

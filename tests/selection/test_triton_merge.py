@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.ops.argmax_gather import reference
+from ocvtp_kernels import ops
 from tests.cases import DEVICE, assert_within_budget, random_tokens, triton_dtypes
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -49,8 +49,8 @@ def assert_like_the_reference(
 ) -> None:
     got = merge(q, k, final, scale)
     q, k, final = q.cpu(), k.cpu(), final.cpu()
-    plain = reference.merge(q, k, final, scale)
-    oracle = reference.merge(q.double(), k.double(), final.double(), scale)
+    plain = ops.merge.reference(q, k, final, scale)
+    oracle = ops.merge.reference(q.double(), k.double(), final.double(), scale)
     for actual, rough, exact in zip(got, plain, oracle, strict=True):
         assert_within_budget(actual.cpu(), rough, exact)
 
@@ -153,6 +153,6 @@ def test_nan_stands_where_the_reference_has_it(bad: float, where: str) -> None:
         final[0, 35, 3] = bad
     else:
         q[0, 0 if where == "first slot" else 69, 3] = bad
-    got, expected = merge(q, k, final), reference.merge(q.cpu(), k.cpu(), final.cpu())
+    got, expected = merge(q, k, final), ops.merge.reference(q.cpu(), k.cpu(), final.cpu())
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-5, equal_nan=True)

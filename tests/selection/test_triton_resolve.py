@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.ops.argmax_gather import reference
+from ocvtp_kernels import ops
 from tests.cases import DEVICE, to_device
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -30,7 +30,7 @@ HARD = (0.0, -0.0, 1e-45, -1e-45, 1.0, 1.0000001, -1.0, -1.0000001, 3e38, -3e38,
 
 def assert_resolved(picks: Tensor, peak: Tensor, importance: Tensor | None, budget: int) -> None:
     num_tokens = 16384 if importance is None else importance.shape[1]
-    expected = reference.resolve_picks(picks, peak, importance, budget, num_tokens)
+    expected = ops.resolve_picks.reference(picks, peak, importance, budget, num_tokens)
     given = None if importance is None else to_device(importance)
     ids = kernels.resolve_picks(picks.to(DEVICE), to_device(peak), given, budget, num_tokens)
     assert torch.equal(ids.cpu(), expected)

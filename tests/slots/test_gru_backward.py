@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ocvtp_kernels import ops
 from ocvtp_kernels.ops.gru_cell import kept_gates as gru_cpu
-from ocvtp_kernels.ops.slot_attention import reference
 from tests.cases import (
     CPU_WAYS,
     assert_within_budget,
@@ -34,7 +34,7 @@ def test_error_budget(way: str, lead: tuple[int, ...], scale: float, dtype: torc
 
     def gradients(kind: torch.dtype, ours: bool) -> tuple[Tensor, ...]:
         leaves = [tensor.to(kind).requires_grad_() for tensor in narrow]
-        cell = torch.ops.ocvtp.gru_cell if ours else reference.gru_cell
+        cell = torch.ops.ocvtp.gru_cell if ours else ops.gru_cell.reference
         return torch.autograd.grad(cell(*leaves), leaves, grad.to(kind))
 
     with running(way):
@@ -48,8 +48,8 @@ def test_error_budget(way: str, lead: tuple[int, ...], scale: float, dtype: torc
 def test_the_state_beside_the_gates(dtype: torch.dtype) -> None:
     rows = inputs(7, dtype=dtype, scale=3.0)
     state, gates = gru_cpu.forward_rows(*rows)
-    oracle = reference.gru_cell(*(tensor.double() for tensor in rows))
-    assert_within_budget(state, reference.gru_cell(*rows), oracle)
+    oracle = ops.gru_cell.reference(*(tensor.double() for tensor in rows))
+    assert_within_budget(state, ops.gru_cell.reference(*rows), oracle)
     assert gates.shape == (7, 20)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ocvtp_kernels import ops
 from ocvtp_kernels.ops.slot_attention import reference
 from tests.cases import (
     CPU_WAYS,
@@ -60,7 +61,9 @@ def in_long_double(q: Tensor, k: Tensor, v: Tensor, scale: float) -> list[Tensor
 def test_reference_is_the_formula() -> None:
     q, k, v = inputs((2, 5, 9), torch.float64)
     for got, expected in zip(
-        reference.slot_attention(q, k, v, 0.37, 1e-5), by_hand(q, k, v, 0.37, 1e-5), strict=True
+        ops.slot_attention_with_attention.reference(q, k, v, 0.37, 1e-5),
+        by_hand(q, k, v, 0.37, 1e-5),
+        strict=True,
     ):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
@@ -76,12 +79,12 @@ def test_error_budget(
     scale = 24**-0.5
     with running(way):
         got = torch.ops.ocvtp.slot_attention_with_attention(*narrow, scale)
-    plain = reference.slot_attention(*narrow, scale)
+    plain = ops.slot_attention_with_attention.reference(*narrow, scale)
     if dtype == torch.float64 and math.prod(shape) > 0:
         oracle = in_long_double(*narrow, scale)
     else:
         q, k, v = (tensor.double() for tensor in narrow)
-        oracle = list(reference.slot_attention(q, k, v, scale))
+        oracle = list(ops.slot_attention_with_attention.reference(q, k, v, scale))
     for actual, rough, exact in zip(got, plain, oracle, strict=True):
         assert_within_budget(actual, rough, exact)
 
@@ -150,7 +153,7 @@ def test_gradient_error_budget(way: str, masked: bool, dtype: torch.dtype) -> No
     with running(way):
         loss(torch.ops.ocvtp.slot_attention_with_attention(*narrow, 0.2, slot_mask=mask)).backward()
     for q, k, v in (plain, wide):
-        loss(reference.slot_attention(q, k, v, 0.2, slot_mask=mask)).backward()
+        loss(ops.slot_attention_with_attention.reference(q, k, v, 0.2, slot_mask=mask)).backward()
     for got, rough, exact in zip(narrow, plain, wide, strict=True):
         assert got.grad is not None and rough.grad is not None and exact.grad is not None
         assert_within_budget(got.grad, rough.grad, exact.grad)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.ops.slot_attention import reference
+from ocvtp_kernels import ops
 from tests.cases import DEVICE, assert_within_budget, random_tokens, to_device, triton_dtypes
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -39,8 +39,10 @@ def check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> None:
     got = kernels.slot_attention_with_attention(
         *on_device, scale, 1e-5, None if mask is None else mask.to(DEVICE)
     )
-    plain = reference.slot_attention(q, k, v, scale, 1e-5, mask)
-    oracle = reference.slot_attention(q.double(), k.double(), v.double(), scale, 1e-5, mask)
+    plain = ops.slot_attention_with_attention.reference(q, k, v, scale, 1e-5, mask)
+    oracle = ops.slot_attention_with_attention.reference(
+        q.double(), k.double(), v.double(), scale, 1e-5, mask
+    )
     for one, other, exact in zip(got, plain, oracle, strict=True):
         assert_within_budget(one.cpu(), other, exact)
 
@@ -142,8 +144,8 @@ def test_the_gru(rows: tuple[int, ...], width: int, dim: int, dtype: torch.dtype
     inputs = [random_tokens(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
     inputs[2:4] = [weight * weight.shape[1] ** -0.5 for weight in inputs[2:4]]
     got = triton_gru.gru_cell(*(t.to(DEVICE) for t in inputs))
-    oracle = reference.gru_cell(*(t.double() for t in inputs))
-    assert_within_budget(got.cpu(), reference.gru_cell(*inputs), oracle)
+    oracle = ops.gru_cell.reference(*(t.double() for t in inputs))
+    assert_within_budget(got.cpu(), ops.gru_cell.reference(*inputs), oracle)
 
 
 def test_no_rows_are_no_launch() -> None:

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import use_backend
-from ocvtp_kernels.ops.slot_attention import reference
+from ocvtp_kernels import ops, use_backend
 from tests.cases import (
     DEVICE,
     assert_within_budget,
@@ -70,7 +69,9 @@ class Case:
     def plain(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Autograd through the reference."""
         leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in self.inputs]
-        outputs = reference.slot_attention(*leaves, self.scale, slot_mask=self.mask)
+        outputs = ops.slot_attention_with_attention.reference(
+            *leaves, self.scale, slot_mask=self.mask
+        )
         return torch.autograd.grad(outputs, leaves, [grad.to(dtype) for grad in self.grads])
 
     def ours(self, keep_mass: bool = True, image: int | None = None) -> tuple[Tensor, ...]:
@@ -229,7 +230,7 @@ def test_the_gru(
 
     def plain(kind: torch.dtype) -> tuple[Tensor, ...]:
         leaves = [tensor.detach().to(kind).requires_grad_() for tensor in inputs]
-        return torch.autograd.grad(reference.gru_cell(*leaves), leaves, grad.to(kind))
+        return torch.autograd.grad(ops.gru_cell.reference(*leaves), leaves, grad.to(kind))
 
     got = triton_gru_backward.gru_cell_gradients(*(t.to(DEVICE) for t in (*inputs, grad)))
     for one, rough, exact in zip(got, plain(dtype), plain(torch.float64), strict=True):

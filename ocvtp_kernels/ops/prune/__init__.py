@@ -75,7 +75,10 @@ def _beyond_cuda(reference_tokens: Tensor, slots_init: Tensor, top_k: int) -> st
     return too_many_picks(reference_tokens.shape[1], num_slots, top_k)
 
 
-_UNSUPPORTED: dict[str, Callable[..., str | None]] = {"triton": _too_many_tokens, "cuda": _beyond_cuda}
+_UNSUPPORTED: dict[str, Callable[..., str | None]] = {
+    "triton": _too_many_tokens,
+    "cuda": _beyond_cuda,
+}
 
 
 def _plain(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.ops.arguments import check_by_token, too_many_picks, too_many_tokens
+from ocvtp_kernels.ops.arguments import too_many_picks, too_many_tokens
 from ocvtp_kernels.ops.registry import op
 from ocvtp_kernels.ops.slot_argmax import nan_last
 

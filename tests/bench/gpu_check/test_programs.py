@@ -67,7 +67,7 @@ def test_wrong_on_one_backend_and_on_all(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("gpu")
 def test_a_backend_that_is_not_built_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_why_no_cuda", lambda _: "it is not built")
+    monkeypatch.setattr(backends, "_no_cuda_reason", lambda _: "it is not built")
     status, said = answers(tmp_path)
     assert status == 0 and said["absent"] == {"cuda": "it is not built"}
     # Whoever asks for it means it to be there.
@@ -104,7 +104,7 @@ def test_every_op_is_called(backend: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_sanitizer_that_saw_nothing_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "why_not_these", lambda *_: "it is not here")
+    monkeypatch.setattr(backends, "unsupported_by_call", lambda *_: "it is not here")
     with standing_in():
         assert every_op.main("triton") == 1
 

@@ -74,7 +74,7 @@ def prune(
     slots_init: Tensor,
     importance: Tensor | None,
     budget: int,
-    top_k: int,
+    top_k: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """`ocvtp_kernels.ops.prune` with sums and slots in float32 or wider."""
     logits = _last_logits(reference_tokens, weights, slots_init)
