@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ocvtp_kernels.ops.slot_attention.tiles import power_of_two
+from ocvtp_kernels.triton_common.blocks import power_of_two
 
 # Tokens of an image whose running scores one program of a GPU keeps in its registers.
 MOST_TOKENS = 4096

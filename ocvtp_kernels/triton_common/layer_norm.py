@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
 from ocvtp_kernels.triton_common.launch import launch
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div, norm_tile
+from ocvtp_kernels.triton_common.linear_tiles import norm_tile
 
 LN_EPS = 1e-5
 

@@ -14,9 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
 from ocvtp_kernels.triton_common.launch import dot_precision, launch
-from ocvtp_kernels.triton_common.linear_tiles import LinearTile, ceil_div, linear_tile
+from ocvtp_kernels.triton_common.linear_tiles import LinearTile, linear_tile
 from ocvtp_kernels.triton_common.maths import gelu, gelu_half
 
 EARLY_COLUMNS = tl.constexpr(128)

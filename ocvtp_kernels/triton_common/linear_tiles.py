@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from ocvtp_kernels.triton_common.archs import Chip
+from ocvtp_kernels.triton_common.blocks import ceil_div
 
 
 class LinearTile(NamedTuple):
@@ -41,11 +42,6 @@ def norm_tile(width: int) -> NormTile:
         padded,
         max(1, min(padded // WARP_NUMBERS, 16)),
     )
-
-
-def ceil_div(a: int, b: int) -> int:
-    """``a / b`` rounded up."""
-    return -(-a // b)
 
 
 # Within a chip and dtype the depth is one, and so is the matrix instruction: fewer than 64 rows

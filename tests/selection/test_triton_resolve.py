@@ -21,7 +21,7 @@ from bench.results import ROOT
 from ocvtp_kernels.ops.argmax_gather import triton as kernels
 from ocvtp_kernels.ops.argmax_gather.tiles import best_tile, gather_parts, resolve_tile
 from ocvtp_kernels.triton_common.archs import CHIPS
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
+from ocvtp_kernels.triton_common.blocks import ceil_div
 
 INF, NAN = float("inf"), float("nan")
 # Neighbours in every sense: signs, ends, numbers too small for a normal float, the last bit.

@@ -10,12 +10,11 @@ from ocvtp_kernels.ops.slot_attention.tiles import (
     ONE_TILE,
     CompeteTile,
     logits_depth,
-    power_of_two,
     slots_per_tile,
     standings_tile,
 )
 from ocvtp_kernels.triton_common.archs import Chip
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
+from ocvtp_kernels.triton_common.blocks import ceil_div, power_of_two
 
 MOST_TOKENS = 16384  # of one image, in the registers of one program
 MOST_RANKS = 2**30  # top_k * num_tokens stays below

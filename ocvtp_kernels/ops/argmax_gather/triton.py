@@ -11,8 +11,8 @@ from ocvtp_kernels.ops.slot_argmax.triton import argmax_kernel, best_kernel
 from ocvtp_kernels.ops.slot_attention.tiles import ONE_TILE
 from ocvtp_kernels.ops.slot_attention.triton.forward import Competition, standings
 from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.launch import launch, unit_stride
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from ocvtp_kernels.ops.slot_attention.tiles import power_of_two
+from ocvtp_kernels.triton_common.blocks import power_of_two
 
 WHOLE_DEPTH = 128  # widest head that a tile of half precision holds in one step
 

@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ocvtp_kernels.ops.slot_attention.tiles import BLOCK, CompeteTile, power_of_two, slots_per_tile
+from ocvtp_kernels.ops.slot_attention.tiles import BLOCK, CompeteTile, slots_per_tile
 from ocvtp_kernels.ops.slot_attention.triton.forward import Competition
 from ocvtp_kernels.ops.slot_attention.triton.logits import inside, logits_tile, standing
+from ocvtp_kernels.triton_common.blocks import ceil_div, power_of_two
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 
 @triton.jit

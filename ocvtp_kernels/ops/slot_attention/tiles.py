@@ -6,18 +6,12 @@ the same order and an image alone equals itself in a batch.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
 from ocvtp_kernels.triton_common.archs import Chip
-from ocvtp_kernels.triton_common.linear_tiles import (
-    LinearTile,
-    ceil_div,
-    cheapest,
-    first_that_fills,
-)
+from ocvtp_kernels.triton_common.blocks import ceil_div, power_of_two
 
 ONE_TILE = 128  # most slots that one tile holds
 BLOCK = 64  # slots a tile, where there are more
@@ -35,11 +29,6 @@ class CompeteTile(NamedTuple):
     chunk: int
     warps: int
     stages: int
-
-
-def power_of_two(number: int, least: int = 16) -> int:
-    """The smallest power of two that is neither below ``number`` nor below ``least``."""
-    return max(least, 1 << (number - 1).bit_length())
 
 
 def slots_per_tile(num_slots: int) -> int:
@@ -111,23 +100,6 @@ def standings_tile(chip: Chip, dtype: torch.dtype) -> CompeteTile:
 def fills(chip: Chip, programs: int) -> bool:
     """Whether programs that take all tokens keep the chip busy enough not to split the tokens."""
     return 5 * programs >= 2 * chip.multiprocessors
-
-
-_GRU_HALF = (LinearTile(64, 16, 64, 4, 6), LinearTile(64, 32, 64, 4, 4))
-_GRU_WIDE = (LinearTile(128, 32, 64, 8, 4), LinearTile(128, 64, 64, 8, 4))
-_GRU_SLIM = tuple(_GRU_HALF[0]._replace(rows=rows) for rows in (16, 32))
-_GRU_SINGLE = (LinearTile(32, 32, 16, 8, 3), LinearTile(16, 16, 16, 4, 3))
-
-
-@lru_cache(1024)
-def gru_tile(chip: Chip, dtype: torch.dtype, rows: int, dim: int) -> LinearTile:
-    """The GRU's tile; ``columns`` counts those of one gate."""
-    if dtype == torch.float32:
-        return first_that_fills(_GRU_SINGLE, chip, rows, dim)
-    # As for the Linear, fewer than 64 rows would take another matrix instruction.
-    newer = chip.capability in (90, 100)
-    table = (*_GRU_HALF, *_GRU_WIDE) if newer else (*_GRU_SLIM, *_GRU_HALF)
-    return cheapest(table, chip, rows, dim, weights=3)
 
 
 def one_backward_tile(chip: Chip, dtype: torch.dtype, num_slots: int) -> bool:

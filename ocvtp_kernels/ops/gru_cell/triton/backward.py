@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.launch import launch
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 from ocvtp_kernels.triton_common.maths import tanh
 
 NUMBERS = 1024  # of the state, a program

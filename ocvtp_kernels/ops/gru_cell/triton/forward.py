@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ocvtp_kernels.ops.slot_attention.tiles import gru_tile
+from ocvtp_kernels.ops.gru_cell.tiles import gru_tile
 from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 from ocvtp_kernels.triton_common.maths import tanh
 
 EARLY_COLUMNS = tl.constexpr(16)

@@ -10,11 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
 from ocvtp_kernels.triton_common.launch import launch
 from ocvtp_kernels.triton_common.layer_norm import LayerNorm, centred_rows, layer_norm_rows
 from ocvtp_kernels.triton_common.linear import Statistics
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div, norm_tile
+from ocvtp_kernels.triton_common.linear_tiles import norm_tile
 
 
 @triton.jit

@@ -31,8 +31,8 @@ from ocvtp_kernels.ops.slot_attention.triton.forward import (
 )
 from ocvtp_kernels.ops.slot_attention.triton.forward import plan as forward_plan
 from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 FEW_TOKENS = 16  # which any tile holds
 PIECE = 64  # channels of the tokens' gradients at a time

@@ -19,8 +19,8 @@ from ocvtp_kernels.ops.slot_attention.tiles import (
 )
 from ocvtp_kernels.ops.slot_attention.triton.compete import compete_kernel, standings_kernel
 from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 
 class Competition(NamedTuple):

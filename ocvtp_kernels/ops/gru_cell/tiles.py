@@ -1,0 +1,26 @@
+"""Tiles of the GRU, per chip: static, never chosen by timing at run time."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from ocvtp_kernels.triton_common.archs import Chip
+from ocvtp_kernels.triton_common.linear_tiles import LinearTile, cheapest, first_that_fills
+
+_GRU_HALF = (LinearTile(64, 16, 64, 4, 6), LinearTile(64, 32, 64, 4, 4))
+_GRU_WIDE = (LinearTile(128, 32, 64, 8, 4), LinearTile(128, 64, 64, 8, 4))
+_GRU_SLIM = tuple(_GRU_HALF[0]._replace(rows=rows) for rows in (16, 32))
+_GRU_SINGLE = (LinearTile(32, 32, 16, 8, 3), LinearTile(16, 16, 16, 4, 3))
+
+
+@lru_cache(1024)
+def gru_tile(chip: Chip, dtype: torch.dtype, rows: int, dim: int) -> LinearTile:
+    """The GRU's tile; ``columns`` counts those of one gate."""
+    if dtype == torch.float32:
+        return first_that_fills(_GRU_SINGLE, chip, rows, dim)
+    # As for the Linear, fewer than 64 rows would take another matrix instruction.
+    newer = chip.capability in (90, 100)
+    table = (*_GRU_HALF, *_GRU_WIDE) if newer else (*_GRU_SLIM, *_GRU_HALF)
+    return cheapest(table, chip, rows, dim, weights=3)
