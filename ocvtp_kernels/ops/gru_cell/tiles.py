@@ -1,4 +1,4 @@
-"""Tiles of the GRU, per chip: static, never chosen by timing at run time."""
+"""Tiles of the GRU, per arch: static, never chosen by timing at run time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 
-from ocvtp_kernels.triton_common.archs import Chip
+from ocvtp_kernels.triton_common.archs import GpuArch
 from ocvtp_kernels.triton_common.linear_tiles import LinearTile, cheapest, first_that_fills
 
 _GRU_HALF = (LinearTile(64, 16, 64, 4, 6), LinearTile(64, 32, 64, 4, 4))
@@ -16,11 +16,11 @@ _GRU_SINGLE = (LinearTile(32, 32, 16, 8, 3), LinearTile(16, 16, 16, 4, 3))
 
 
 @lru_cache(1024)
-def gru_tile(chip: Chip, dtype: torch.dtype, rows: int, dim: int) -> LinearTile:
+def gru_tile(arch: GpuArch, dtype: torch.dtype, rows: int, dim: int) -> LinearTile:
     """The GRU's tile; ``columns`` counts those of one gate."""
     if dtype == torch.float32:
-        return first_that_fills(_GRU_SINGLE, chip, rows, dim)
+        return first_that_fills(_GRU_SINGLE, arch, rows, dim)
     # As for the Linear, fewer than 64 rows would take another matrix instruction.
-    newer = chip.capability in (90, 100)
+    newer = arch.capability in (90, 100)
     table = (*_GRU_HALF, *_GRU_WIDE) if newer else (*_GRU_SLIM, *_GRU_HALF)
-    return cheapest(table, chip, rows, dim, weights=3)
+    return cheapest(table, arch, rows, dim, weights=3)
