@@ -20,7 +20,7 @@ from triton.runtime.jit import JITFunction
 from bench.host_driver import Driver, difference, standing_in
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import Launch, launch, watch
-from ocvtp_kernels.triton_common.prepared import MOST, Prepared, prepared
+from ocvtp_kernels.triton_common.prepared import MAX_RECIPES, Prepared, prepared
 from ocvtp_kernels.triton_common.recipe import Recipe
 
 
@@ -240,12 +240,12 @@ def test_the_least_recently_used_is_forgotten() -> None:
     def function(x: Tensor) -> Tensor:
         return torch.empty_like(x)
 
-    for size in range(MOST + 20):
+    for size in range(MAX_RECIPES + 20):
         function(torch.empty(size))
         function(torch.empty(0))
-    assert function.kinds() == MOST
+    assert function.kinds() == MAX_RECIPES
     assert function.kept(torch.empty(0)) is not None
-    assert function.kept(torch.empty(MOST + 19)) is not None
+    assert function.kept(torch.empty(MAX_RECIPES + 19)) is not None
     assert function.kept(torch.empty(1)) is None
 
 
