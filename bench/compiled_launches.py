@@ -22,14 +22,13 @@ from ocvtp_kernels.ops.centrifugal_select.triton import centrifugal_select
 from ocvtp_kernels.ops.dpp_select.triton import dpp_select
 from ocvtp_kernels.ops.facility_select.triton import facility_select
 from ocvtp_kernels.ops.farthest_select.triton import farthest_select
-from ocvtp_kernels.ops.gru_cell.triton.backward import gru_cell_gradients
-from ocvtp_kernels.ops.gru_cell.triton.forward import gru_cell
+from ocvtp_kernels.ops.gru_cell.triton import gru_cell, gru_cell_backward
 from ocvtp_kernels.ops.match_select.triton import match_select
 from ocvtp_kernels.ops.merge.triton import merge
 from ocvtp_kernels.ops.pivot_select.triton import pivot_select
-from ocvtp_kernels.ops.prune.triton.pipeline import picks_triton, prune_triton
+from ocvtp_kernels.ops.prune.triton import pipeline
 from ocvtp_kernels.ops.scatter_merge.triton import scatter_merge
-from ocvtp_kernels.ops.slot_attention.triton.backward import slot_attention_gradients
+from ocvtp_kernels.ops.slot_attention.triton.backward import slot_attention_backward
 from ocvtp_kernels.ops.slot_attention.triton.forward import (
     slot_attention,
     slot_attention_with_attention,
@@ -71,7 +70,7 @@ def weights(dtype: torch.dtype) -> list[Tensor]:
 
 
 def prune(load: Workload) -> None:
-    prune_triton(
+    pipeline.prune(
         tokens(load),
         tokens(load),
         weights(load.torch_dtype),
@@ -82,7 +81,7 @@ def prune(load: Workload) -> None:
 
 
 def picks(load: Workload) -> None:
-    picks_triton(tokens(load), weights(load.torch_dtype), slots_and_tokens(load)[0])
+    pipeline.prune_picks(tokens(load), weights(load.torch_dtype), slots_and_tokens(load)[0])
 
 
 def attend(load: Workload) -> None:
@@ -96,15 +95,15 @@ def attend_backward(load: Workload) -> None:
     q, k = slots_and_tokens(load)
     mass, given = empty(load, *q.shape[:2]), empty(load, *q.shape[:2], load.num_tokens)
     mask = empty(load, load.batch, load.num_slots, dtype=torch.bool)
-    slot_attention_gradients(q, k, k, 1.0, 1e-5, None, q, q, mass, None, mass)
-    slot_attention_gradients(q, k, k, 1.0, 1e-5, mask, q, q, mass, given)
+    slot_attention_backward(q, k, k, 1.0, 1e-5, None, q, q, mass, None, mass)
+    slot_attention_backward(q, k, k, 1.0, 1e-5, mask, q, q, mass, given)
 
 
 def gru(load: Workload) -> None:
     slots, dim = slots_and_tokens(load)[0], load.slot_dim
     matrix, bias = empty(load, 3 * dim, dim), empty(load, 3 * dim)
     gru_cell(slots, slots, matrix, matrix, bias, bias)
-    gru_cell_gradients(slots, slots, matrix, matrix, bias, bias, slots)
+    gru_cell_backward(slots, slots, matrix, matrix, bias, bias, slots)
 
 
 def argmax(load: Workload) -> None:
@@ -166,7 +165,7 @@ def merge_owned(load: Workload) -> None:
 
 # These have no matrix products and one tile for all architectures.
 ALIKE: tuple[Launcher, ...] = (greedy, match, expand, merge_owned)
-# Whoever launches kernels has a line here.
+# Every launcher of Triton kernels has a line here.
 LAUNCHERS: tuple[Launcher, ...] = (
     prune,
     picks,
@@ -196,7 +195,7 @@ class Job(NamedTuple):
 
     @property
     def tile(self) -> str:
-        """The constants that are on, in short: ``NORM ROWS 64``."""
+        """The constants that are on, in short: ``NORM BLOCK_M 64``."""
         words = []
         for name, value in self.launch.arguments.items():
             # A float32 dot's precision follows from the dtype.

@@ -43,7 +43,7 @@ Call = Callable[[], Any]
 
 def calls_of(load: Workload) -> tuple[dict[str, Call], list[Tensor]]:
     """The same call in every way, by name, and its tensors."""
-    from ocvtp_kernels.ops.prune.triton.pipeline import prune_triton
+    from ocvtp_kernels.ops.prune.triton.pipeline import prune
 
     case = CASES["prune"](load, torch.device("cpu"))
     assert case.pruner is not None
@@ -51,8 +51,8 @@ def calls_of(load: Workload) -> tuple[dict[str, Call], list[Tensor]]:
     weights = prepare(case.pruner.packed())
     arguments = (reference, final, weights, slots_init, importance, load.budget, 1)
     calls: dict[str, Call] = {
-        "prepared": lambda: prune_triton(*arguments),
-        "ordinary": lambda: prune_triton.__wrapped__(*arguments),
+        "prepared": lambda: prune(*arguments),
+        "ordinary": lambda: prune.__wrapped__(*arguments),
         "op": lambda: torch.ops.ocvtp.prune(*arguments),
     }
     return calls, [reference, final, *weights, slots_init, importance]

@@ -105,7 +105,7 @@ define(
     kernels={
         "reference": chain.prune_reference,
         "cpu": if_built(prune_native, chain.prune_cpu),
-        "triton": lazy("ops.prune.triton.pipeline", "prune_triton"),
+        "triton": lazy("ops.prune.triton.pipeline", "prune"),
         "cuda": prune_native,
     },
     refuse={"triton": _refuse, "cuda": _refuse_cuda},
@@ -121,7 +121,7 @@ define(
     kernels={
         "reference": chain.picks_reference,
         "cpu": if_built(picks_native, chain.picks_cpu),
-        "triton": lazy("ops.prune.triton.pipeline", "picks_triton"),
+        "triton": lazy("ops.prune.triton.pipeline", "prune_picks"),
         "cuda": picks_native,
     },
     refuse={"triton": _refuse_picks, "cuda": _refuse_picks_cuda},

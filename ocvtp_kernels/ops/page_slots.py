@@ -136,7 +136,7 @@ def _check_slot_attention_backward(
         checks.require_shape(name, tensor, shape)
 
 
-_triton_gradients = lazy("ops.slot_attention.triton.backward", "slot_attention_gradients")
+_triton_gradients = lazy("ops.slot_attention.triton.backward", "slot_attention_backward")
 
 define(
     "slot_attention_backward(Tensor q, Tensor k, Tensor v, float scale, float eps,"
@@ -244,7 +244,7 @@ define(
     kernels={
         "reference": gradients.gru_cell_gradients,
         "cpu": gru_cpu.gru_cell_gradients,
-        "triton": lazy("ops.gru_cell.triton.backward", "gru_cell_gradients"),
+        "triton": lazy("ops.gru_cell.triton", "gru_cell_backward"),
     },
     autocast=Autocast(multiplies=True),
     is_gradient=True,
@@ -272,7 +272,7 @@ define(
     kernels={
         "reference": reference.gru_cell,
         "cpu": if_built(native.gru_cell, cpu.gru_cell),
-        "triton": lazy("ops.gru_cell.triton.forward", "gru_cell"),
+        "triton": lazy("ops.gru_cell.triton", "gru_cell"),
         "cuda": native.gru_cell,
     },
     autocast=Autocast(multiplies=True),

@@ -32,7 +32,7 @@ from ocvtp_kernels.triton_common.archs import ARCHS
 PAGE = ROOT / "docs" / "compiled.md"
 COUNTS = Counts(97, 4, 48.5, 6, 4, 400)
 ROW = Row(
-    *(90, "linear", "NORM ROWS 64 COLUMNS 16", "bfloat16", 4, 3, 100, 0, 50_000, "wgmma"),
+    *(90, "linear", "NORM BLOCK_M 64 BLOCK_N 16", "bfloat16", 4, 3, 100, 0, 50_000, "wgmma"),
     counts=COUNTS,
 )
 RULES = Rules(0, 16, ["best"], {"80": "mma.sync", "90": "wgmma"}, 64, 0.05)
@@ -55,7 +55,7 @@ def test_a_row_within_the_budget_passes() -> None:
         ({"instruction": "mma.sync"}, "was wgmma, now mma.sync"),
         ({"instruction": "none"}, "was wgmma, now none"),
         ({"failure": "no such type"}, "does not compile: no such type"),
-        ({"tile": "ROWS 64 COLUMNS 32"}, "nothing is recorded"),
+        ({"tile": "BLOCK_M 64 BLOCK_N 32"}, "nothing is recorded"),
     ],
 )
 def test_what_breaks_the_budget_is_said(changes: dict[str, object], sentence: str) -> None:
@@ -88,7 +88,7 @@ def test_registers_are_compared_within_one_version_of_triton() -> None:
         ({"dtype": "float32"}, "none"),
         ({"kernel": "best"}, "none"),
         ({"tile": "QUERIES 16 KEYS 128"}, "mma.sync"),
-        ({"tile": "ROWS 128 COLUMNS 64 SLOT_ROWS 16"}, "mma.sync"),
+        ({"tile": "BLOCK_M 128 BLOCK_N 64 SLOT_BLOCK_M 16"}, "mma.sync"),
     ],
 )
 def test_the_instruction_that_a_tile_needs(changes: dict[str, object], instruction: str) -> None:
@@ -176,7 +176,9 @@ def test_the_whole_report_found_the_same_binaries_for_twins(arch: int, twin: int
 
 def test_launches_are_found_without_a_gpu() -> None:
     jobs = launches(Part(90, "bfloat16", (prune,)))
-    assert {"first", "linear", "compete", "gru", "argmax", "resolve"} <= {j.kernel for j in jobs}
+    assert {"first", "linear", "slot_attention_fwd", "gru", "argmax", "resolve"} <= {
+        j.kernel for j in jobs
+    }
     assert len({job.decides for job in jobs}) == len(jobs)
 
 
@@ -249,7 +251,8 @@ from bench.compiled_budget import Budget, violations
 from bench.compiled_launches import Part, launches, prune
 part = Part(90, "bfloat16", (prune,))
 places = {job.kernel: place for place, job in enumerate(launches(part))}
-rows = [compile_launch(part, places[kernel]) for kernel in ("linear", "compete", "argmax", "gru")]
+kernels = ("linear", "slot_attention_fwd", "argmax", "gru")
+rows = [compile_launch(part, places[kernel]) for kernel in kernels]
 for sentence in violations(rows, Budget.read(BUDGET), version("triton")):
     raise SystemExit(sentence)
 """

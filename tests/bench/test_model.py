@@ -73,7 +73,7 @@ STEP = Phase(100, 150.0, 50.0, 32.0, 256)
 
 def launched(programs: int = 132, warps: int = 4, **changes: Any) -> Launched:
     ways = [Way(programs, [(1, Phase(300, 400.0, 200.0, 0, 512)), (16, STEP)])]
-    one = Launched("gru", "gru", "ROWS 64", warps, 100, 40_000, False, 10**6, ways)
+    one = Launched("gru", "gru", "BLOCK_M 64", warps, 100, 40_000, False, 10**6, ways)
     return one._replace(**changes)
 
 

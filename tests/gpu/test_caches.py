@@ -53,6 +53,6 @@ def test_every_cache_has_a_bound() -> None:
 
 def test_every_prepared_function_forgets() -> None:
     found = {name: value for name, value in functions() if isinstance(value, Prepared)}
-    assert "ocvtp_kernels.ops.prune.triton.pipeline.prune_triton" in found
+    assert "ocvtp_kernels.ops.prune.triton.pipeline.prune" in found
     for one in found.values():
         assert one._entries.cache_info().maxsize == 128

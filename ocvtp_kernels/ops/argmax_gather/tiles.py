@@ -8,10 +8,10 @@ import torch
 
 from ocvtp_kernels.ops.slot_attention.tiles import (
     ONE_TILE,
-    CompeteTile,
+    SlotAttentionTile,
     logits_depth,
     slots_per_tile,
-    standings_tile,
+    softmax_stats_tile,
 )
 from ocvtp_kernels.triton_common.archs import GpuArch
 from ocvtp_kernels.triton_common.blocks import ceil_div, power_of_two
@@ -20,15 +20,15 @@ MOST_TOKENS = 16384  # of one image, in the registers of one program
 MOST_RANKS = 2**30  # top_k * num_tokens stays below
 
 
-def argmax_tile(arch: GpuArch, dtype: torch.dtype, num_slots: int) -> CompeteTile:
+def argmax_tile(arch: GpuArch, dtype: torch.dtype, num_slots: int) -> SlotAttentionTile:
     """The tile of logits of the last iteration; every program takes one."""
     if num_slots > ONE_TILE:
-        # The very tile that made the standings: a leader's score is then exactly its evidence.
-        return standings_tile(arch, dtype)
+        # The very tile that made the softmax_stats: a leader's score is then exactly its evidence.
+        return softmax_stats_tile(arch, dtype)
     slots, depth = slots_per_tile(num_slots), logits_depth(arch, dtype)
     if dtype == torch.float32:
-        return CompeteTile(slots, 16, depth, 0, 8, 3)
-    return CompeteTile(slots, 32, depth, 0, 8 if slots == ONE_TILE else 4, 3)
+        return SlotAttentionTile(slots, 16, depth, 0, 8, 3)
+    return SlotAttentionTile(slots, 32, depth, 0, 8 if slots == ONE_TILE else 4, 3)
 
 
 class BestTile(NamedTuple):

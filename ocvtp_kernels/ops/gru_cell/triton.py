@@ -1,4 +1,4 @@
-"""The GRU: both GEMMs, the gates and the new state in one pass."""
+"""The GRU cell: both GEMMs, the gates and the new state in one kernel, and its gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
 from ocvtp_kernels.triton_common.maths import tanh
 
-EARLY_COLUMNS = tl.constexpr(16)
+MAX_EARLY_BLOCK_N = tl.constexpr(16)
+BLOCK_SIZE = 1024  # elements of the state per program of the backward
 
 
 @triton.jit
@@ -27,32 +28,32 @@ def gates(
     reset,
     update,
     new,
-    DEPTH: tl.constexpr,
-    EVEN: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds ``x W^T`` to the three gates' sums; W holds their rows one gate after the other.
+    """Adds ``x W^T`` to the three gates' sums; W ``[3 dim, width]`` has the gates one by one.
 
-    EVEN: DEPTH divides ``width``. Rows and columns of the padding are those of others.
+    EVEN_K: BLOCK_K divides ``width``. Rows and columns of the padding are clamped by the caller.
     """
     x_row = x_row[:, None]
     w_row = w + column.to(tl.int64)[None, :] * width
     gate = dim.to(tl.int64) * width
-    for start in range(0, width, DEPTH):
-        inner = start + tl.arange(0, DEPTH)
-        a_place = x_row + inner[None, :]
-        w_place = w_row + inner[:, None]
-        if EVEN:
-            a = tl.load(a_place)
-            w_reset = tl.load(w_place)
-            w_update = tl.load(w_place + gate)
-            w_new = tl.load(w_place + 2 * gate)
+    for start in range(0, width, BLOCK_K):
+        offs_k = start + tl.arange(0, BLOCK_K)
+        a_ptrs = x_row + offs_k[None, :]
+        w_ptrs = w_row + offs_k[:, None]
+        if EVEN_K:
+            a = tl.load(a_ptrs)
+            w_reset = tl.load(w_ptrs)
+            w_update = tl.load(w_ptrs + gate)
+            w_new = tl.load(w_ptrs + 2 * gate)
         else:
-            live = (inner < width)[:, None]
-            a = tl.load(a_place, mask=(inner < width)[None, :], other=0.0)
-            w_reset = tl.load(w_place, mask=live, other=0.0)
-            w_update = tl.load(w_place + gate, mask=live, other=0.0)
-            w_new = tl.load(w_place + 2 * gate, mask=live, other=0.0)
+            mask = (offs_k < width)[:, None]
+            a = tl.load(a_ptrs, mask=(offs_k < width)[None, :], other=0.0)
+            w_reset = tl.load(w_ptrs, mask=mask, other=0.0)
+            w_update = tl.load(w_ptrs + gate, mask=mask, other=0.0)
+            w_new = tl.load(w_ptrs + 2 * gate, mask=mask, other=0.0)
         reset = tl.dot(a, w_reset, reset, input_precision=PRECISION)
         update = tl.dot(a, w_update, update, input_precision=PRECISION)
         new = tl.dot(a, w_new, new, input_precision=PRECISION)
@@ -81,108 +82,108 @@ def gru_kernel(
     state_row_stride,
     mass_eps,
     SHIFT: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """``(1 - z) n + z h``; with SHIFT the input gates get ``mass / (mass + mass_eps) shift``."""
     wait_for_launches_before(PDL)
     program = tl.program_id(0)
-    blocks = tl.cdiv(dim, COLUMNS)
-    row = (program // blocks) * ROWS + tl.arange(0, ROWS)
-    column = (program % blocks) * COLUMNS + tl.arange(0, COLUMNS)
-    live_row = row < rows
-    live_column = column < dim
-    # In the padding others are read, and their products are never stored.
-    near_row = tl.minimum(row, rows - 1)
-    near_column = tl.minimum(column, dim - 1)
-    image = (near_row // rows_per_image).to(tl.int64)
-    inner_row = (near_row % rows_per_image).to(tl.int64)
+    blocks = tl.cdiv(dim, BLOCK_N)
+    row = (program // blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = (program % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_row = row < rows
+    mask_column = column < dim
+    # Padding reads other rows and columns, and its products are not stored.
+    clamped_row = tl.minimum(row, rows - 1)
+    clamped_column = tl.minimum(column, dim - 1)
+    image = (clamped_row // rows_per_image).to(tl.int64)
+    inner_row = (clamped_row % rows_per_image).to(tl.int64)
     h_row = h + image * h_image_stride + inner_row * h_row_stride
     state_row = state + image * state_image_stride + inner_row * state_row_stride
-    live = live_row[:, None] & live_column[None, :]
-    # What the gates need besides is fetched while their sums are made, as far as registers hold it.
-    if COLUMNS <= EARLY_COLUMNS:
-        biases, shifts = gate_vectors(b_ih, b_hh, shift, column, live_column, dim, SHIFT)
-        before = tl.load(state_row[:, None] + column[None, :], mask=live, other=0.0)
+    mask = mask_row[:, None] & mask_column[None, :]
+    # A small tile has registers to load the epilogue's operands before the loops.
+    if BLOCK_N <= MAX_EARLY_BLOCK_N:
+        biases, shifts = gate_vectors(b_ih, b_hh, shift, column, mask_column, dim, SHIFT)
+        before = tl.load(state_row[:, None] + column[None, :], mask=mask, other=0.0)
     if SHIFT:
-        m = tl.load(mass + row, mask=live_row, other=0.0)
-        part = m / (m + mass_eps)
-    reset = tl.zeros([ROWS, COLUMNS], tl.float32)
-    update = tl.zeros([ROWS, COLUMNS], tl.float32)
-    new = tl.zeros([ROWS, COLUMNS], tl.float32)
-    new_hidden = tl.zeros([ROWS, COLUMNS], tl.float32)
+        m = tl.load(mass + row, mask=mask_row, other=0.0)
+        mass_ratio = m / (m + mass_eps)
+    reset = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    update = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    new = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    new_hidden = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     reset, update, new = gates(
-        x + near_row.to(tl.int64) * width,
+        x + clamped_row.to(tl.int64) * width,
         w_ih,
-        near_column,
+        clamped_column,
         width,
         dim,
         reset,
         update,
         new,
-        DEPTH,
-        EVEN,
+        BLOCK_K,
+        EVEN_K,
         PRECISION,
     )
     reset, update, new_hidden = gates(
         h_row,
         w_hh,
-        near_column,
+        clamped_column,
         dim,
         dim,
         reset,
         update,
         new_hidden,
-        DEPTH,
-        EVEN,
+        BLOCK_K,
+        EVEN_K,
         PRECISION,
     )
-    if COLUMNS > EARLY_COLUMNS:
-        biases, shifts = gate_vectors(b_ih, b_hh, shift, column, live_column, dim, SHIFT)
+    if BLOCK_N > MAX_EARLY_BLOCK_N:
+        biases, shifts = gate_vectors(b_ih, b_hh, shift, column, mask_column, dim, SHIFT)
     reset += biases[0]
     update += biases[1]
     new += biases[2]
     new_hidden += biases[3]
     if SHIFT:
-        reset += part[:, None] * shifts[0]
-        update += part[:, None] * shifts[1]
-        new += part[:, None] * shifts[2]
-    if COLUMNS > EARLY_COLUMNS:
-        before = tl.load(state_row[:, None] + column[None, :], mask=live, other=0.0)
+        reset += mass_ratio[:, None] * shifts[0]
+        update += mass_ratio[:, None] * shifts[1]
+        new += mass_ratio[:, None] * shifts[2]
+    if BLOCK_N > MAX_EARLY_BLOCK_N:
+        before = tl.load(state_row[:, None] + column[None, :], mask=mask, other=0.0)
     z = tl.sigmoid(update)
     n = tanh(new + tl.sigmoid(reset) * new_hidden)
-    place = row.to(tl.int64)[:, None] * dim + column[None, :]
+    offs = row.to(tl.int64)[:, None] * dim + column[None, :]
     after = (1.0 - z) * n + z * before.to(tl.float32)
-    tl.store(out + place, after.to(out.dtype.element_ty), mask=live)
+    tl.store(out + offs, after.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def gate_vectors(b_ih, b_hh, shift, column, live_column, dim, SHIFT: tl.constexpr):
-    """Biases of reset, update, new input and new hidden ``[1, COLUMNS]``, and the shifts."""
+def gate_vectors(b_ih, b_hh, shift, column, mask_column, dim, SHIFT: tl.constexpr):
+    """Biases of reset, update, new input and new hidden ``[1, BLOCK_N]``, and three shifts."""
     biases = (
-        gate_vector(b_ih, column, live_column) + gate_vector(b_hh, column, live_column),
-        gate_vector(b_ih + dim, column, live_column) + gate_vector(b_hh + dim, column, live_column),
-        gate_vector(b_ih + 2 * dim, column, live_column),
-        gate_vector(b_hh + 2 * dim, column, live_column),
+        gate_vector(b_ih, column, mask_column) + gate_vector(b_hh, column, mask_column),
+        gate_vector(b_ih + dim, column, mask_column) + gate_vector(b_hh + dim, column, mask_column),
+        gate_vector(b_ih + 2 * dim, column, mask_column),
+        gate_vector(b_hh + 2 * dim, column, mask_column),
     )
     shifts = (biases[0], biases[1], biases[2])
     if SHIFT:
         shifts = (
-            gate_vector(shift, column, live_column),
-            gate_vector(shift + dim, column, live_column),
-            gate_vector(shift + 2 * dim, column, live_column),
+            gate_vector(shift, column, mask_column),
+            gate_vector(shift + dim, column, mask_column),
+            gate_vector(shift + 2 * dim, column, mask_column),
         )
     return biases, shifts
 
 
 @triton.jit
-def gate_vector(vector, column, live_column):
-    """One gate's numbers ``[1, COLUMNS]``."""
-    return tl.load(vector + column, mask=live_column, other=0.0).to(tl.float32)[None, :]
+def gate_vector(vector, column, mask_column):
+    """One gate's mass_ratio of a vector, float32 ``[1, BLOCK_N]``."""
+    return tl.load(vector + column, mask=mask_column, other=0.0).to(tl.float32)[None, :]
 
 
 def gru(
@@ -202,10 +203,10 @@ def gru(
 
     Args:
         x: ``[B, R, E]``; out: ``[B, R, D]``; contiguous, as are the weights.
-        h: ``[B, R, D]``, what the GEMM reads; neighbours of the last dimension adjacent.
+        h: ``[B, R, D]``, what the GEMM reads; last dimension contiguous.
         shift: ``[3D]``, added to the input gates times ``mass / (mass + mass_eps)``.
         mass: float32 ``[B, R]``, with ``shift``.
-        state: h, as z takes it, in another dtype; h itself if not given.
+        state: h in another dtype, which z multiplies; h itself if None.
     """
     batch, rows_per_image, width = x.shape
     rows, dim = batch * rows_per_image, h.shape[2]
@@ -213,7 +214,7 @@ def gru(
     tile = gru_tile(arch_of(h.device), w_hh.dtype, rows, dim)
     launch(
         gru_kernel,
-        (ceil_div(rows, tile.rows) * ceil_div(dim, tile.columns),),
+        (ceil_div(rows, tile.block_m) * ceil_div(dim, tile.block_n),),
         {
             "x": x,
             "h": h,
@@ -235,21 +236,21 @@ def gru(
             "state_row_stride": state.stride(1),
             "mass_eps": mass_eps,
             "SHIFT": shift is not None,
-            "ROWS": tile.rows,
-            "COLUMNS": tile.columns,
-            "DEPTH": tile.depth,
-            "EVEN": width % tile.depth == 0 and dim % tile.depth == 0,
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+            "BLOCK_K": tile.block_k,
+            "EVEN_K": width % tile.block_k == 0 and dim % tile.block_k == 0,
             "PRECISION": dot_precision(w_hh.dtype),
         },
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )
 
 
 def gru_cell(
     x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
 ) -> Tensor:
-    """`ocvtp_kernels.ops.slot_attention.reference.gru_cell`, summed in float32."""
+    """One launch; sums are float32."""
     out = torch.empty(h.shape, dtype=h.dtype, device=h.device)
     w_ih, w_hh, b_ih, b_hh = (weight.contiguous() for weight in (w_ih, w_hh, b_ih, b_hh))
     gru(
@@ -262,3 +263,83 @@ def gru_cell(
         out.view(1, -1, h.shape[-1]),
     )
     return out
+
+
+@triton.jit
+def gates_backward_kernel(
+    i,
+    h_gates,
+    h,
+    grad,
+    grad_h,
+    numel,
+    dim,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """The gradients of both GEMMs' outputs, in place, and the direct part of that of h.
+
+    Args:
+        i, h_gates: ``[R, 3D]``, ``W_ih x + b_ih`` and ``W_hh h + b_hh``; overwritten.
+        h, grad: ``[R, D]``; grad_h: ``[R, D]``, written; all contiguous.
+        numel: R times D.
+    """
+    offs = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    mask = offs < numel
+    row, column = offs // dim, offs % dim
+    offs_gate = row * 3 * dim + column
+    state = tl.load(h + offs, mask=mask, other=0.0).to(tl.float32)
+    g = tl.load(grad + offs, mask=mask, other=0.0).to(tl.float32)
+    i_reset = tl.load(i + offs_gate, mask=mask, other=0.0).to(tl.float32)
+    i_update = tl.load(i + offs_gate + dim, mask=mask, other=0.0).to(tl.float32)
+    i_new = tl.load(i + offs_gate + 2 * dim, mask=mask, other=0.0).to(tl.float32)
+    h_reset = tl.load(h_gates + offs_gate, mask=mask, other=0.0).to(tl.float32)
+    h_update = tl.load(h_gates + offs_gate + dim, mask=mask, other=0.0).to(tl.float32)
+    h_new = tl.load(h_gates + offs_gate + 2 * dim, mask=mask, other=0.0).to(tl.float32)
+    reset = tl.sigmoid(i_reset + h_reset)
+    update = tl.sigmoid(i_update + h_update)
+    new = tanh(i_new + reset * h_new)
+    grad_new = g * (1.0 - update) * (1.0 - new * new)
+    grad_update = g * (state - new) * update * (1.0 - update)
+    grad_reset = grad_new * h_new * reset * (1.0 - reset)
+    dtype = i.dtype.element_ty
+    tl.store(i + offs_gate, grad_reset.to(dtype), mask=mask)
+    tl.store(i + offs_gate + dim, grad_update.to(dtype), mask=mask)
+    tl.store(i + offs_gate + 2 * dim, grad_new.to(dtype), mask=mask)
+    tl.store(h_gates + offs_gate, grad_reset.to(dtype), mask=mask)
+    tl.store(h_gates + offs_gate + dim, grad_update.to(dtype), mask=mask)
+    tl.store(h_gates + offs_gate + 2 * dim, (grad_new * reset).to(dtype), mask=mask)
+    tl.store(grad_h + offs, (g * update).to(dtype), mask=mask)
+
+
+def gru_cell_backward(
+    x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gates are recomputed, so that the forward stores nothing for it."""
+    rows_x, rows_h = x.reshape(-1, x.shape[-1]), h.reshape(-1, h.shape[-1])
+    rows, dim = rows_h.shape
+    i = torch.addmm(b_ih, rows_x, w_ih.T)
+    h_gates = torch.addmm(b_hh, rows_h, w_hh.T)
+    grad_h = torch.empty((rows, dim), dtype=h.dtype, device=h.device)
+    launch(
+        gates_backward_kernel,
+        (ceil_div(rows * dim, BLOCK_SIZE),),
+        {
+            "i": i,
+            "h_gates": h_gates,
+            "h": rows_h.contiguous(),
+            "grad": grad.reshape(rows, dim).contiguous(),
+            "grad_h": grad_h,
+            "numel": rows * dim,
+            "dim": dim,
+            "BLOCK_SIZE": BLOCK_SIZE,
+        },
+        num_warps=4,
+    )
+    return (
+        torch.mm(i, w_ih).view(x.shape),
+        torch.addmm(grad_h, h_gates, w_hh).view(h.shape),
+        torch.mm(i.T, rows_x),
+        torch.mm(h_gates.T, rows_h),
+        i.sum(dim=0),
+        h_gates.sum(dim=0),
+    )
