@@ -1,4 +1,4 @@
-"""The launches of every Triton kernel and tile on a chip, for the compile report.
+"""The launches of every Triton kernel and tile on an architecture, for the compile report.
 
 Nothing runs: launchers get tensors without memory, and what they would launch is recorded.
 """
@@ -22,19 +22,18 @@ from ocvtp_kernels.ops.centrifugal_select.triton import centrifugal_select
 from ocvtp_kernels.ops.dpp_select.triton import dpp_select
 from ocvtp_kernels.ops.facility_select.triton import facility_select
 from ocvtp_kernels.ops.farthest_select.triton import farthest_select
-from ocvtp_kernels.ops.gru_cell.triton.backward import gru_cell_gradients
-from ocvtp_kernels.ops.gru_cell.triton.forward import gru_cell
+from ocvtp_kernels.ops.gru_cell.triton import gru_cell, gru_cell_backward
 from ocvtp_kernels.ops.match_select.triton import match_select
 from ocvtp_kernels.ops.merge.triton import merge
 from ocvtp_kernels.ops.pivot_select.triton import pivot_select
-from ocvtp_kernels.ops.prune.triton.pipeline import picks_triton, prune_triton
+from ocvtp_kernels.ops.prune.triton import pipeline
 from ocvtp_kernels.ops.scatter_merge.triton import scatter_merge
-from ocvtp_kernels.ops.slot_attention.triton.backward import slot_attention_gradients
+from ocvtp_kernels.ops.slot_attention.triton.backward import slot_attention_backward
 from ocvtp_kernels.ops.slot_attention.triton.forward import (
     slot_attention,
     slot_attention_with_attention,
 )
-from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import Launch, watch
 
 BATCHES = (1, 8, 64)
@@ -71,7 +70,7 @@ def weights(dtype: torch.dtype) -> list[Tensor]:
 
 
 def prune(load: Workload) -> None:
-    prune_triton(
+    pipeline.prune(
         tokens(load),
         tokens(load),
         weights(load.torch_dtype),
@@ -82,7 +81,7 @@ def prune(load: Workload) -> None:
 
 
 def picks(load: Workload) -> None:
-    picks_triton(tokens(load), weights(load.torch_dtype), slots_and_tokens(load)[0])
+    pipeline.prune_picks(tokens(load), weights(load.torch_dtype), slots_and_tokens(load)[0])
 
 
 def attend(load: Workload) -> None:
@@ -96,15 +95,15 @@ def attend_backward(load: Workload) -> None:
     q, k = slots_and_tokens(load)
     mass, given = empty(load, *q.shape[:2]), empty(load, *q.shape[:2], load.num_tokens)
     mask = empty(load, load.batch, load.num_slots, dtype=torch.bool)
-    slot_attention_gradients(q, k, k, 1.0, 1e-5, None, q, q, mass, None, mass)
-    slot_attention_gradients(q, k, k, 1.0, 1e-5, mask, q, q, mass, given)
+    slot_attention_backward(q, k, k, 1.0, 1e-5, None, q, q, mass, None, mass)
+    slot_attention_backward(q, k, k, 1.0, 1e-5, mask, q, q, mass, given)
 
 
 def gru(load: Workload) -> None:
     slots, dim = slots_and_tokens(load)[0], load.slot_dim
     matrix, bias = empty(load, 3 * dim, dim), empty(load, 3 * dim)
     gru_cell(slots, slots, matrix, matrix, bias, bias)
-    gru_cell_gradients(slots, slots, matrix, matrix, bias, bias, slots)
+    gru_cell_backward(slots, slots, matrix, matrix, bias, bias, slots)
 
 
 def argmax(load: Workload) -> None:
@@ -164,9 +163,9 @@ def merge_owned(load: Workload) -> None:
     scatter_merge(tokens(load), owner, scores(load), load.budget)
 
 
-# These have no matrix products and one tile for all chips.
+# These have no matrix products and one tile for all architectures.
 ALIKE: tuple[Launcher, ...] = (greedy, match, expand, merge_owned)
-# Whoever launches kernels has a line here.
+# Every launcher of Triton kernels has a line here.
 LAUNCHERS: tuple[Launcher, ...] = (
     prune,
     picks,
@@ -196,7 +195,7 @@ class Job(NamedTuple):
 
     @property
     def tile(self) -> str:
-        """The constants that are on, in short: ``NORM ROWS 64``."""
+        """The constants that are on, in short: ``NORM BLOCK_M 64``."""
         words = []
         for name, value in self.launch.arguments.items():
             # A float32 dot's precision follows from the dtype.
@@ -220,23 +219,23 @@ class Job(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of the report: who launches what on which chip, less what other parts launch too."""
+    """A part of the report: who launches what on which GPU, less what other parts launch too."""
 
-    chip: int
+    arch: int
     dtype: str
     launchers: tuple[Launcher, ...] = LAUNCHERS
     less: tuple[Part, ...] = ()
     batches: tuple[int, ...] = BATCHES
 
 
-# A chip whose binaries have the other's registers, stack and shared memory, launch for launch.
+# Binaries of the first have the registers, stack and shared memory of the second's.
 TWINS = {86: 89}
 
 
-def plan(chips: Sequence[int], short: bool) -> list[Part]:
-    """Half precision on every chip, and float32 where the code differs most.
+def plan(archs: Sequence[int], short: bool) -> list[Part]:
+    """Half precision on every architecture, and float32 where the code differs most.
 
-    float32 multiplies outside the tensor cores, so its code differs little between chips: it is
+    float32 multiplies outside the tensor cores, so its code differs little between GPUs: it is
     compiled for sm_80 and sm_90 alone. The short plan, which the tests run, takes everything on
     sm_90, Slot Attention beside the chain on sm_80 and sm_100, whose instructions differ, and
     elsewhere, and in float32 for sm_80, only the chain; for sm_86 what sm_89 does not have too; and
@@ -244,16 +243,16 @@ def plan(chips: Sequence[int], short: bool) -> list[Part]:
     """
     short_of = {80: (prune, attend), 90: LAUNCHERS, 100: (prune, attend)}
     parts = []
-    for chip in chips:
-        launchers = short_of.get(chip, (prune,)) if short else LAUNCHERS
-        twin = TWINS.get(chip, chip)
-        left_out = short and twin != chip and twin in chips
-        batches = (BATCHES[0], BATCHES[-1]) if short and chip != 90 else BATCHES
+    for arch in archs:
+        launchers = short_of.get(arch, (prune,)) if short else LAUNCHERS
+        twin = TWINS.get(arch, arch)
+        left_out = short and twin != arch and twin in archs
+        batches = (BATCHES[0], BATCHES[-1]) if short and arch != 90 else BATCHES
         less = (Part(twin, "bfloat16", (prune,), (), batches),) if left_out else ()
-        parts.append(Part(chip, "bfloat16", launchers, less, batches))
-        if chip == 80 or (chip == 90 and not short):
+        parts.append(Part(arch, "bfloat16", launchers, less, batches))
+        if arch == 80 or (arch == 90 and not short):
             single = (prune,) if short else LAUNCHERS
-            parts.append(Part(chip, "float32", single, (), batches))
+            parts.append(Part(arch, "float32", single, (), batches))
     return parts
 
 
@@ -261,7 +260,7 @@ def plan(chips: Sequence[int], short: bool) -> list[Part]:
 def launches(part: Part) -> list[Job]:
     """What a part launches, each binary once."""
     found: dict[tuple[Any, ...], Job] = {}
-    with pretend(CHIPS[part.chip]):
+    with pretend(ARCHS[part.arch]):
         for (num_tokens, num_slots), batch in product(SIZES, part.batches):
             load = square(batch, num_tokens, num_slots, part.dtype)
             recorded: list[Launch] = []

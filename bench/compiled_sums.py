@@ -13,13 +13,15 @@ import re
 FREE = (
     "ROWS",
     "COLUMNS",
-    "CHUNK",
-    "PIECE",
-    "SUM_PIECE",
-    "SHARES",
-    "SLOT_ROWS",
-    "SLOT_COLUMNS",
-    "PARKED",
+    "BLOCK_M",
+    "BLOCK_N",
+    "BLOCK_D",
+    "BLOCK_D_STORE",
+    "BLOCK_D_SUM",
+    "MAX_SPLITS",
+    "SLOT_BLOCK_M",
+    "SLOT_BLOCK_N",
+    "ACC_IN_GLOBAL",
 )
 
 

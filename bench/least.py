@@ -33,8 +33,8 @@ def least_of(load: Workload) -> dict[str, Least]:
     """The least cost of every step; a step that is not here is needed by no formula.
 
     Of the folded algebra (`ocvtp_kernels.pruner.fold`), all iterations together. Biases count; tile
-    padding, recomputed logits, partial sums and standings do not, nor what is no product: LayerNorm
-    and the constant of q'.
+    padding, recomputed logits, partial sums and softmax statistics do not, nor what is no product:
+    LayerNorm and the constant of q'.
     """
     size, again = load.torch_dtype.itemsize, NUM_ITER - 1
     b, n, k, t = load.batch, load.num_tokens, load.num_slots, load.budget
@@ -59,7 +59,7 @@ def least_of(load: Workload) -> dict[str, Least]:
             rows + weight(c, h) + hidden + query_bytes,
         ),
         "encode_down": Least(2 * b * n * h * d, hidden + weight(h, d) + encoded),
-        "compete": Least(again * 2 * logits, again * (q + encoded + narrow + per_slot)),
+        "slot_attention_fwd": Least(again * 2 * logits, again * (q + encoded + narrow + per_slot)),
         "gru": Least(
             again * 12 * b * k * d * d, again * (narrow + per_slot + gates + state) + old_slots
         ),

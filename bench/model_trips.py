@@ -25,7 +25,7 @@ class Branch(NamedTuple):
         rest: nests of loops without, by address.
         skip: nests with matrix products that stand before theirs, on the way of other programs.
         end: which of the kernel's exits they take, by address; that of the longest way if None.
-        early: they leave as soon as they have told of their arrival.
+        early: they end once they have incremented the semaphore.
         moved: bytes of a step of the last of ``rest``, which tell how far it is unrolled.
     """
 
@@ -44,42 +44,42 @@ def up(number: int, tile: int) -> int:
 
 
 def _linear(n: Numbers, programs: int) -> list[Branch]:
-    return [Branch(programs, ((up(n["depth"], n["DEPTH"]),),))]
+    return [Branch(programs, ((up(n["depth"], n["BLOCK_K"]),),))]
 
 
 def _first(n: Numbers, programs: int) -> list[Branch]:
     encode = n.get("programs", programs)
-    clear = up(n.get("num_arrivals", 0), n.get("ARRIVALS", 1))
     return [
-        Branch(encode, ((up(n["depth"], n["DEPTH"]),),)),
-        Branch(programs - encode, ((up(n["dim"], n["SLOT_DEPTH"]),),), ((clear,),), 1),
+        Branch(encode, ((up(n["depth"], n["BLOCK_K"]),),)),
+        Branch(programs - encode, ((up(n["dim"], n["SLOT_BLOCK_K"]),),), ((0,),), 1),
     ]
 
 
 def _gru(n: Numbers, programs: int) -> list[Branch]:
-    return [Branch(programs, tuple((up(n[side], n["DEPTH"]),) for side in ("width", "dim")))]
+    return [Branch(programs, tuple((up(n[side], n["BLOCK_K"]),) for side in ("width", "dim")))]
 
 
-def _standings(n: Numbers, programs: int) -> list[Branch]:
-    return [Branch(programs, ((up(n["num_slots"], n["SLOTS"]), up(n["depth"], n["DEPTH"])),))]
+def _softmax_stats(n: Numbers, programs: int) -> list[Branch]:
+    blocks = up(n["num_slots"], n["BLOCK_SLOTS"])
+    return [Branch(programs, ((blocks, up(n["depth"], n["BLOCK_K"])),))]
 
 
-def _compete(n: Numbers, programs: int) -> list[Branch]:
-    shares = up(n["groups"], n["groups_per_program"])
-    blocks = n["groups_per_program"], n["blocks_per_group"], up(n["depth"], n["DEPTH"])
-    if shares == 1:
+def _slot_attention_fwd(n: Numbers, programs: int) -> list[Branch]:
+    num_splits = up(n["num_groups"], n["groups_per_program"])
+    blocks = n["groups_per_program"], n["blocks_per_group"], up(n["depth"], n["BLOCK_K"])
+    if num_splits == 1:
         return [Branch(programs, (blocks,), ((0,),))]
-    # The last of a part's programs adds up all shares, one by one or piece by piece.
-    adds = up(n["CHUNK"], n["PIECE"]) if n.get("PIECE") else shares
-    last = up(programs, shares)
+    # The last program of an output tile adds up all splits, some channels at a time.
+    sums = up(n["BLOCK_D"], n["BLOCK_D_SUM"])
+    last = up(programs, num_splits)
     return [
-        Branch(last, (blocks,), ((adds,),)),
+        Branch(last, (blocks,), ((sums,),)),
         Branch(programs - last, (blocks,), ((0,),), early=True),
     ]
 
 
 def _argmax(n: Numbers, programs: int) -> list[Branch]:
-    return [Branch(programs, ((up(n["depth"], n["DEPTH"]),),))]
+    return [Branch(programs, ((up(n["depth"], n["BLOCK_K"]),),))]
 
 
 def _resolve(n: Numbers, programs: int) -> list[Branch]:
@@ -107,8 +107,8 @@ TRIPS: dict[str, Callable[[Numbers, int], list[Branch]]] = {
     "linear": _linear,
     "first": _first,
     "gru": _gru,
-    "standings": _standings,
-    "compete": _compete,
+    "softmax_stats": _softmax_stats,
+    "slot_attention_fwd": _slot_attention_fwd,
     "argmax": _argmax,
     "resolve": _resolve,
     "start": _start,

@@ -22,8 +22,8 @@ from tests.cases import (
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.ops.prune.triton.pipeline import prune_triton
-from ocvtp_kernels.triton_common.archs import CHIPS, Chip, chip_of, pretend
+from ocvtp_kernels.ops.prune.triton.pipeline import prune
+from ocvtp_kernels.triton_common.archs import ARCHS, GpuArch, arch_of, pretend
 from ocvtp_kernels.triton_common.launch import Launch, watch
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
@@ -38,7 +38,7 @@ class Case(PruneCase):
     def ids(self, dtype: torch.dtype, importance: Tensor | None, budget: int, top_k: int) -> Tensor:
         """The kernels' ids, and their tokens checked."""
         scores = None if importance is None else importance.to(DEVICE)
-        tokens, ids = prune_triton(*self.arguments(dtype, DEVICE), scores, budget, top_k)
+        tokens, ids = prune(*self.arguments(dtype, DEVICE), scores, budget, top_k)
         assert_kept(ids.cpu(), budget, self.final.shape[1])
         assert torch.equal(tokens.cpu(), gather_tokens(self.final, ids.cpu()))
         return ids.cpu()
@@ -76,9 +76,9 @@ SMALL = [(num_slots, num_tokens) for num_slots in SLOTS for num_tokens in (1, 50
 LARGE = [*zip(SLOTS, 4 * (576, 577), strict=True)]
 
 
-def few_programs() -> Chip:
+def few_programs() -> GpuArch:
     """What there is, with the largest tiles: the interpreter then runs few programs."""
-    return chip_of(DEVICE)._replace(multiprocessors=1)
+    return arch_of(DEVICE)._replace(multiprocessors=1)
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_slots_of_full_width_lose_no_attention_in_half() -> None:
 
 
 @pytest.mark.parametrize("dtype", triton_dtypes())
-def test_an_image_alone_keeps_what_it_keeps_in_a_batch(dtype: torch.dtype) -> None:
+def test_ids_are_batch_invariant(dtype: torch.dtype) -> None:
     case = Case(small_config(), 5, 90, 7)
     together = case.ids(dtype, None, 12, 1)
     arguments = case.arguments(dtype, DEVICE)
     for image in range(5):
         one = [a if isinstance(a, list) else a[image : image + 1] for a in arguments]  # type: ignore[index]
-        alone = prune_triton(*one, None, 12)[1]  # type: ignore[arg-type]
+        alone = prune(*one, None, 12)[1]  # type: ignore[arg-type]
         assert torch.equal(alone.cpu(), together[image : image + 1])
 
 
@@ -131,8 +131,8 @@ def launches(
     shapes = ((batch, num_tokens, width), (batch, num_tokens, 6), (batch, num_slots, dim))
     reference, final, slots = (torch.empty(shape, dtype=dtype, device="meta") for shape in shapes)
     weights = [weight.to("meta", dtype) for weight in pruner.packed()]
-    with watch(seen.append), pretend(CHIPS[90]):
-        prune_triton(reference, final, weights, slots, final[..., 0], min(num_slots, num_tokens))
+    with watch(seen.append), pretend(ARCHS[90]):
+        prune(reference, final, weights, slots, final[..., 0], min(num_slots, num_tokens))
     return seen
 
 
@@ -144,7 +144,7 @@ def test_the_chain_is_twenty_launches_at_most(batch: int, num_slots: int) -> Non
     assert len(launches(batch, 576, num_slots)) == 21
 
 
-def test_scratch_takes_the_place_of_what_is_no_longer_read() -> None:
+def test_the_phases_share_memory() -> None:
     found = launches(1, 2880, 640, torch.bfloat16, agg_ffn_dim=2048, **FULL)
     memory = {
         value.untyped_storage()._cdata: value.untyped_storage().nbytes()
@@ -173,5 +173,5 @@ def test_the_op_runs_it() -> None:
     arguments = case.arguments(torch.float32, DEVICE)
     with use_backend("triton"):
         got = torch.ops.ocvtp.prune(*arguments, None, 7)
-    expected = prune_triton(*arguments, None, 7)  # type: ignore[arg-type]
+    expected = prune(*arguments, None, 7)  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))

@@ -1,4 +1,4 @@
-"""Launching Triton kernels: one door, so that every launch can be watched."""
+"""Launching Triton kernels: the one function that launches, so that launches can be observed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.archs import arch_of
 
 
 class Launch(NamedTuple):
@@ -23,10 +23,10 @@ class Launch(NamedTuple):
 
 
 REGISTERS = 65536  # of a multiprocessor
-MOST_REGISTERS = 255  # of a thread
+MAX_REGISTERS = 255  # of a thread
 DEPENDENT = 90  # the oldest capability with programmatic dependent launch
 Watcher = Callable[[Launch], None]
-Recorder = Callable[[Launch, Any], None]  # of a launch, and the kernel that Triton compiled for it
+Recorder = Callable[[Launch, Any], None]  # called with a launch and its compiled kernel
 _watcher: ContextVar[Watcher | None] = ContextVar("ocvtp_launch_watcher", default=None)
 _recorder: ContextVar[Recorder | None] = ContextVar("ocvtp_launch_recorder", default=None)
 
@@ -46,9 +46,9 @@ def launch(
     """
     if 0 in grid:
         return
-    # Else ptxas may spill a little to fit one more program on the multiprocessor.
-    options["maxnreg"] = min(MOST_REGISTERS, REGISTERS // (32 * options["num_warps"]))
-    # Said outright because Triton's default changes between versions.
+    # Without a limit ptxas may spill to fit one more program on the multiprocessor.
+    options["maxnreg"] = min(MAX_REGISTERS, REGISTERS // (32 * options["num_warps"]))
+    # Explicit, because Triton's default changes between versions.
     options["enable_fp_fusion"] = True
     if "PDL" in kernel.arg_names:
         dependent = _dependent(arguments)
@@ -70,7 +70,7 @@ def _dependent(arguments: dict[str, Any]) -> bool:
     if interpreting():
         return False
     device = next(each.device for each in arguments.values() if isinstance(each, torch.Tensor))
-    return chip_of(device).capability >= DEPENDENT
+    return arch_of(device).capability >= DEPENDENT
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def watch(watcher: Watcher) -> Iterator[None]:
 
 @contextmanager
 def record(recorder: Recorder) -> Iterator[None]:
-    """Within the block ``recorder`` is told of every launch, once it is on its way."""
+    """Within the block ``recorder`` is called after every launch."""
     token = _recorder.set(recorder)
     try:
         yield
@@ -94,7 +94,7 @@ def record(recorder: Recorder) -> Iterator[None]:
 
 
 def observed() -> bool:
-    """Whether somebody wants to see every launch, by `watch` or `record`."""
+    """Whether `watch` or `record` is active."""
     return _watcher.get() is not None or _recorder.get() is not None
 
 
@@ -104,12 +104,12 @@ def interpreting() -> bool:
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """How a float32 dot rounds its operands: TF32 only where torch allows it."""
+    """Input precision of a dot: TF32 for float32 only where torch allows it."""
     if dtype != torch.float32:
         return "ieee"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def unit_stride(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor``, or a copy where neighbours of its last dimension are not neighbours in memory."""
+    """``tensor``, or a copy where its last dimension is not contiguous."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

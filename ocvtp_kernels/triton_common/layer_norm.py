@@ -1,7 +1,7 @@
-"""LayerNorm of whole rows, once: what the Linears and the competition after it read.
+"""LayerNorm of whole rows: what the Linears and Slot Attention after it read.
 
-A program holds its rows in registers, so the mean is exact before the deviation is summed. The tile
-depends on the width alone: sums run in the same order whatever the batch.
+A program holds its rows in registers, so the mean is known before the squared deviations are
+summed. The tile depends on the width alone, which makes it batch-invariant.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
 from ocvtp_kernels.triton_common.launch import launch
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div, norm_tile
+from ocvtp_kernels.triton_common.linear_tiles import norm_tile
 
 LN_EPS = 1e-5
 
 
 @triton.jit
-def centred_rows(x_row, live_row, width, eps, WIDTH: tl.constexpr):
-    """Rows ``[R, WIDTH]``, the same less their mean, mean and reciprocal deviation ``[R]``."""
-    column = tl.arange(0, WIDTH)
-    live = live_row[:, None] & (column < width)[None, :]
-    x = tl.load(x_row[:, None] + column[None, :], mask=live, other=0.0).to(tl.float32)
+def centred_rows(x_row, mask_row, width, eps, BLOCK_WIDTH: tl.constexpr):
+    """Rows x and x - mean ``[BLOCK_M, BLOCK_WIDTH]``, their mean and rstd ``[BLOCK_M]``."""
+    column = tl.arange(0, BLOCK_WIDTH)
+    mask = mask_row[:, None] & (column < width)[None, :]
+    x = tl.load(x_row[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
     mean = tl.sum(x, axis=1) / width
-    centred = tl.where(live, x - mean[:, None], 0.0)
+    centred = tl.where(mask, x - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / width
     return x, centred, mean, 1.0 / tl.sqrt_rn(variance + eps)
 
@@ -37,11 +38,11 @@ def layer_norm_rows(
     x,
     gain,
     shift,
-    tail_weight,
-    tail_bias,
+    extra_weight,
+    extra_bias,
     out,
     copy,
-    tail,
+    extra_column,
     rows,
     rows_per_image,
     width,
@@ -50,31 +51,31 @@ def layer_norm_rows(
     eps,
     AFFINE: tl.constexpr,
     COPY: tl.constexpr,
-    TAIL: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    EXTRA_COLUMN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
 ):
-    """The ``program``-th block of `layer_norm_kernel`."""
-    row = program * ROWS + tl.arange(0, ROWS)
-    live_row = row < rows
+    """The ``program``-th block of rows of `layer_norm_kernel`."""
+    row = program * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_row = row < rows
     image = (row // rows_per_image).to(tl.int64)
     x_row = x + image * x_image_stride + (row % rows_per_image).to(tl.int64) * x_row_stride
-    value, centred, _mean, scale = centred_rows(x_row, live_row, width, eps, WIDTH)
-    y = centred * scale[:, None]
-    column = tl.arange(0, WIDTH)
-    live_column = column < width
-    live = live_row[:, None] & live_column[None, :]
-    place = row.to(tl.int64)[:, None] * width + column[None, :]
+    value, centred, _mean, rstd = centred_rows(x_row, mask_row, width, eps, BLOCK_WIDTH)
+    y = centred * rstd[:, None]
+    column = tl.arange(0, BLOCK_WIDTH)
+    mask_column = column < width
+    mask = mask_row[:, None] & mask_column[None, :]
+    offs = row.to(tl.int64)[:, None] * width + column[None, :]
     if AFFINE:
-        y *= tl.load(gain + column, mask=live_column, other=0.0).to(tl.float32)[None, :]
-        y += tl.load(shift + column, mask=live_column, other=0.0).to(tl.float32)[None, :]
+        y *= tl.load(gain + column, mask=mask_column, other=0.0).to(tl.float32)[None, :]
+        y += tl.load(shift + column, mask=mask_column, other=0.0).to(tl.float32)[None, :]
     if COPY:
-        tl.store(copy + place, value.to(copy.dtype.element_ty), mask=live)
-    if TAIL:
-        w = tl.load(tail_weight + column, mask=live_column, other=0.0).to(tl.float32)
-        dot = tl.sum(y * w[None, :], axis=1) + tl.load(tail_bias).to(tl.float32)
-        tl.store(tail + row, dot, mask=live_row)
-    tl.store(out + place, y.to(out.dtype.element_ty), mask=live)
+        tl.store(copy + offs, value.to(copy.dtype.element_ty), mask=mask)
+    if EXTRA_COLUMN:
+        w = tl.load(extra_weight + column, mask=mask_column, other=0.0).to(tl.float32)
+        dot = tl.sum(y * w[None, :], axis=1) + tl.load(extra_bias).to(tl.float32)
+        tl.store(extra_column + row, dot, mask=mask_row)
+    tl.store(out + offs, y.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -82,11 +83,11 @@ def layer_norm_kernel(
     x,
     gain,
     shift,
-    tail_weight,
-    tail_bias,
+    extra_weight,
+    extra_bias,
     out,
     copy,
-    tail,
+    extra_column,
     rows,
     rows_per_image,
     width,
@@ -95,23 +96,23 @@ def layer_norm_kernel(
     eps,
     AFFINE: tl.constexpr,
     COPY: tl.constexpr,
-    TAIL: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    EXTRA_COLUMN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """LN(x), and beside it x in the dtype of ``copy``, and ``LN(x) . w + b`` a row."""
+    """LN(x), and beside it x in the dtype of ``copy``, and ``LN(x) . w + b`` of each row."""
     wait_for_launches_before(PDL)
     layer_norm_rows(
         tl.program_id(0),
         x,
         gain,
         shift,
-        tail_weight,
-        tail_bias,
+        extra_weight,
+        extra_bias,
         out,
         copy,
-        tail,
+        extra_column,
         rows,
         rows_per_image,
         width,
@@ -120,9 +121,9 @@ def layer_norm_kernel(
         eps,
         AFFINE,
         COPY,
-        TAIL,
-        ROWS,
-        WIDTH,
+        EXTRA_COLUMN,
+        BLOCK_M,
+        BLOCK_WIDTH,
     )
 
 
@@ -130,39 +131,40 @@ class LayerNorm(NamedTuple):
     """Rows to normalise.
 
     Attributes:
-        x: ``[B, R, width]``, neighbours of the last dimension adjacent.
-        out: ``[B, R, width]``, contiguous; x itself if that is.
+        x: ``[B, R, width]``, last dimension contiguous.
+        out: ``[B, R, width]``, contiguous; may be x.
         affine: gain and shift ``[width]``.
         copy: ``[B, R, width]``, contiguous: x in another dtype.
-        tail: weight ``[width]``, bias ``[1]`` and float32 ``[B, R]``, where ``LN(x) . w + b`` goes.
+        extra_column: weight ``[width]``, bias ``[1]``, and ``LN(x) . w + b`` float32 ``[B, R]``,
+            written.
     """
 
     x: Tensor
     out: Tensor
     affine: tuple[Tensor, Tensor] | None = None
     copy: Tensor | None = None
-    tail: tuple[Tensor, Tensor, Tensor] | None = None
+    extra_column: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def programs(self) -> int:
         """Blocks of rows."""
-        return ceil_div(self.x.shape[0] * self.x.shape[1], norm_tile(self.x.shape[2]).rows)
+        return ceil_div(self.x.shape[0] * self.x.shape[1], norm_tile(self.x.shape[2]).block_m)
 
     def arguments(self) -> dict[str, Any]:
-        """The kernel's arguments; what is absent is stood in for by ``out``."""
+        """The kernel's arguments; ``out`` stands for tensors that are None."""
         batch, rows, width = self.x.shape
         tile = norm_tile(width)
         gain, shift = self.affine or (self.out, self.out)
-        tail_weight, tail_bias, tail = self.tail or (self.out, self.out, self.out)
+        extra_weight, extra_bias, extra_column = self.extra_column or (self.out, self.out, self.out)
         return {
             "x": self.x,
             "gain": gain,
             "shift": shift,
-            "tail_weight": tail_weight,
-            "tail_bias": tail_bias,
+            "extra_weight": extra_weight,
+            "extra_bias": extra_bias,
             "out": self.out,
             "copy": self.out if self.copy is None else self.copy,
-            "tail": tail,
+            "extra_column": extra_column,
             "rows": batch * rows,
             "rows_per_image": rows,
             "width": width,
@@ -171,13 +173,13 @@ class LayerNorm(NamedTuple):
             "eps": LN_EPS,
             "AFFINE": self.affine is not None,
             "COPY": self.copy is not None,
-            "TAIL": self.tail is not None,
-            "ROWS": tile.rows,
-            "WIDTH": tile.width,
+            "EXTRA_COLUMN": self.extra_column is not None,
+            "BLOCK_M": tile.block_m,
+            "BLOCK_WIDTH": tile.block_width,
         }
 
 
 def layer_norm(job: LayerNorm) -> None:
     """Normalises rows in one launch."""
     tile = norm_tile(job.x.shape[2])
-    launch(layer_norm_kernel, (job.programs,), job.arguments(), num_warps=tile.warps)
+    launch(layer_norm_kernel, (job.programs,), job.arguments(), num_warps=tile.num_warps)

@@ -1,8 +1,8 @@
-"""``residual + gelu(LN(x) W^T + b)`` in one pass over x, every part of it optional.
+"""``residual + gelu(LN(x) W^T + b)`` in one pass over x; LN, GELU and residual are optional.
 
-x goes to the matrix instructions as it lies. With s the reciprocal deviation of a row, LayerNorm
-comes after the product, ``LN(x) W^T = s (x W^T - mean(x) sum(W))``: statistics of x and means of
-the rows of W are taken once, before (`ocvtp_kernels.ops.prune.triton.start`).
+LayerNorm comes after the product, ``LN(x) W^T = rstd (x W^T - mean(x) sum(W))``, so that the matrix
+instructions read x as it is. Mean and rstd of x's rows and means of W's rows are computed once, by
+`ocvtp_kernels.ops.prune.triton.start`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.archs import arch_of
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
 from ocvtp_kernels.triton_common.launch import dot_precision, launch
-from ocvtp_kernels.triton_common.linear_tiles import LinearTile, ceil_div, linear_tile
+from ocvtp_kernels.triton_common.linear_tiles import LinearTile, linear_tile
 from ocvtp_kernels.triton_common.maths import gelu, gelu_half
 
-EARLY_COLUMNS = tl.constexpr(128)
+MAX_EARLY_BLOCK_N = tl.constexpr(128)
 
 
 @triton.jit
@@ -31,7 +32,7 @@ def linear_block(
     residual,
     out,
     mean,
-    scale,
+    rstd,
     weight_mean,
     rows,
     rows_per_image,
@@ -43,83 +44,83 @@ def linear_block(
     NORM: tl.constexpr,
     GELU: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The ``program``-th block of the output of `linear_kernel`."""
-    # Blocks of the same rows run side by side.
-    column_blocks = tl.cdiv(columns, COLUMNS)
-    row = (program // column_blocks) * ROWS + tl.arange(0, ROWS)
+    # Programs next to each other share their rows of x in L2.
+    column_blocks = tl.cdiv(columns, BLOCK_N)
+    row = (program // column_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
     column_block = program % column_blocks
-    column = column_block * COLUMNS + tl.arange(0, COLUMNS)
-    live_row = row < rows
-    # In the padding other rows are read, and their products are never stored.
-    near_row = tl.minimum(row, rows - 1)
-    image = (near_row // rows_per_image).to(tl.int64)
-    x_row = x + image * x_image_stride + (near_row % rows_per_image).to(tl.int64) * x_row_stride
+    column = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_row = row < rows
+    # Padding reads other rows, and its products are not stored.
+    clamped_row = tl.minimum(row, rows - 1)
+    image = (clamped_row // rows_per_image).to(tl.int64)
+    x_row = x + image * x_image_stride + (clamped_row % rows_per_image).to(tl.int64) * x_row_stride
     w_row = weight + tl.minimum(column, columns - 1).to(tl.int64) * depth
-    # What comes after the product is fetched while it is made, as far as registers hold it. A wide
-    # block leaves none, and its epilogue goes half by half.
-    PARTS: tl.constexpr = 1 if COLUMNS <= EARLY_COLUMNS else 2
-    row_mean, row_scale = row_numbers(mean, scale, row, live_row, NORM)
-    if PARTS == 1:
-        shift, weight_sum = column_numbers(bias, weight_mean, column, depth, columns, NORM)
-    product = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, depth, DEPTH):
-        inner = start + tl.arange(0, DEPTH)
-        a_place = x_row[:, None] + inner[None, :]
-        w_place = w_row[None, :] + inner[:, None]
-        if EVEN:
-            a = tl.load(a_place)
-            w = tl.load(w_place)
+    # The epilogue's operands are loaded before the loop, to hide their latency. A wide block has no
+    # registers for that, and its epilogue handles one half of the columns after the other.
+    EPILOGUE_PARTS: tl.constexpr = 1 if BLOCK_N <= MAX_EARLY_BLOCK_N else 2
+    mean_m, rstd_m = load_row_statistics(mean, rstd, row, mask_row, NORM)
+    if EPILOGUE_PARTS == 1:
+        bias_n, weight_sum_n = load_bias(bias, weight_mean, column, depth, columns, NORM)
+    product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, depth, BLOCK_K):
+        offs_k = start + tl.arange(0, BLOCK_K)
+        a_ptrs = x_row[:, None] + offs_k[None, :]
+        w_ptrs = w_row[None, :] + offs_k[:, None]
+        if EVEN_K:
+            a = tl.load(a_ptrs)
+            w = tl.load(w_ptrs)
         else:
-            a = tl.load(a_place, mask=(inner < depth)[None, :], other=0.0)
-            w = tl.load(w_place, mask=(inner < depth)[:, None], other=0.0)
+            a = tl.load(a_ptrs, mask=(offs_k < depth)[None, :], other=0.0)
+            w = tl.load(w_ptrs, mask=(offs_k < depth)[:, None], other=0.0)
         product = tl.dot(a, w, product, input_precision=PRECISION)
 
     parts = (product, product)
-    if PARTS == 2:
-        halves = tl.reshape(product, (ROWS, 2, COLUMNS // 2))
+    if EPILOGUE_PARTS == 2:
+        halves = tl.reshape(product, (BLOCK_M, 2, BLOCK_N // 2))
         parts = tl.split(tl.permute(halves, (0, 2, 1)))
-    for part in tl.static_range(PARTS):
+    for part in tl.static_range(EPILOGUE_PARTS):
         y = parts[part]
-        if PARTS == 2:
-            column = column_block * COLUMNS + part * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
-            shift, weight_sum = column_numbers(bias, weight_mean, column, depth, columns, NORM)
+        if EPILOGUE_PARTS == 2:
+            column = column_block * BLOCK_N + part * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+            bias_n, weight_sum_n = load_bias(bias, weight_mean, column, depth, columns, NORM)
         if NORM:
-            y = (y - row_mean[:, None] * weight_sum[None, :]) * row_scale[:, None]
-        y += shift[None, :]
+            y = (y - mean_m[:, None] * weight_sum_n[None, :]) * rstd_m[:, None]
+        y += bias_n[None, :]
         if GELU:
             y = gelu(y) if out.dtype.element_ty == tl.float32 else gelu_half(y)
-        place = row.to(tl.int64)[:, None] * out_row_stride + column[None, :]
-        live = live_row[:, None] & (column < columns)[None, :]
+        offs = row.to(tl.int64)[:, None] * out_row_stride + column[None, :]
+        mask = mask_row[:, None] & (column < columns)[None, :]
         if RESIDUAL:
-            y += tl.load(residual + place, mask=live, other=0.0).to(tl.float32)
-        tl.store(out + place, y.to(out.dtype.element_ty), mask=live)
+            y += tl.load(residual + offs, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + offs, y.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def row_numbers(mean, scale, row, live_row, NORM: tl.constexpr):
-    """Mean and reciprocal deviation of rows, 0 and 1 without NORM."""
-    row_mean = tl.zeros(row.shape, tl.float32)
-    row_scale = tl.full(row.shape, 1.0, tl.float32)
+def load_row_statistics(mean, rstd, row, mask_row, NORM: tl.constexpr):
+    """Mean and reciprocal standard deviation ``[BLOCK_M]``; 0 and 1 without NORM."""
+    mean_m = tl.zeros(row.shape, tl.float32)
+    rstd_m = tl.full(row.shape, 1.0, tl.float32)
     if NORM:
-        row_mean = tl.load(mean + row, mask=live_row, other=0.0)
-        row_scale = tl.load(scale + row, mask=live_row, other=0.0)
-    return row_mean, row_scale
+        mean_m = tl.load(mean + row, mask=mask_row, other=0.0)
+        rstd_m = tl.load(rstd + row, mask=mask_row, other=0.0)
+    return mean_m, rstd_m
 
 
 @triton.jit
-def column_numbers(bias, weight_mean, column, depth, columns, NORM: tl.constexpr):
-    """Bias, and the sum of the weight's row, of columns."""
-    live = column < columns
-    weight_sum = tl.zeros(column.shape, tl.float32)
+def load_bias(bias, weight_mean, column, depth, columns, NORM: tl.constexpr):
+    """Bias, and the sum of the weight's row, ``[BLOCK_N]``."""
+    mask = column < columns
+    weight_sum_n = tl.zeros(column.shape, tl.float32)
     if NORM:
-        weight_sum = tl.load(weight_mean + column, mask=live, other=0.0) * depth
-    return tl.load(bias + column, mask=live, other=0.0).to(tl.float32), weight_sum
+        weight_sum_n = tl.load(weight_mean + column, mask=mask, other=0.0) * depth
+    return tl.load(bias + column, mask=mask, other=0.0).to(tl.float32), weight_sum_n
 
 
 @triton.jit
@@ -130,7 +131,7 @@ def linear_kernel(
     residual,
     out,
     mean,
-    scale,
+    rstd,
     weight_mean,
     rows,
     rows_per_image,
@@ -142,14 +143,14 @@ def linear_kernel(
     NORM: tl.constexpr,
     GELU: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """``residual + gelu(LN(x) W^T + b)``, a block of the output a program."""
+    """``residual + gelu(LN(x) W^T + b)``, one block of the output per program."""
     wait_for_launches_before(PDL)
     linear_block(
         tl.program_id(0),
@@ -159,7 +160,7 @@ def linear_kernel(
         residual,
         out,
         mean,
-        scale,
+        rstd,
         weight_mean,
         rows,
         rows_per_image,
@@ -171,24 +172,24 @@ def linear_kernel(
         NORM,
         GELU,
         RESIDUAL,
-        ROWS,
-        COLUMNS,
-        DEPTH,
-        EVEN,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        EVEN_K,
         PRECISION,
     )
 
 
 class Statistics(NamedTuple):
-    """What a LayerNorm after the product needs: float32, taken of the tensors as they are.
+    """What a LayerNorm after the product needs, in float32.
 
     Attributes:
-        mean, scale: ``[B, R]``, of the rows of x: mean and reciprocal deviation.
+        mean, rstd: ``[B, R]``, mean and reciprocal standard deviation of the rows of x.
         weight_mean: ``[columns]``, the mean of each row of the weight.
     """
 
     mean: Tensor
-    scale: Tensor
+    rstd: Tensor
     weight_mean: Tensor
 
 
@@ -196,11 +197,11 @@ class Linear(NamedTuple):
     """One Linear to run.
 
     Attributes:
-        x: ``[B, R, depth]`` in the dtype of ``weight``, neighbours of the last dimension adjacent.
+        x: ``[B, R, depth]`` in the dtype of ``weight``, last dimension contiguous.
         weight: ``[columns, depth]``.
         bias: ``[columns]``.
         out: ``[B, R, columns]``, contiguous but for its row stride.
-        statistics: take LN(x), without affine.
+        statistics: of x and weight, for LN(x) without affine in place of x.
         gelu: apply GELU to the result.
         residual: added to the result; shape and strides of ``out``.
     """
@@ -215,20 +216,20 @@ class Linear(NamedTuple):
 
     @property
     def tile(self) -> LinearTile:
-        """The block of the output that a program takes."""
+        """The block of the output that a program computes."""
         batch, rows, _ = self.x.shape
-        chip = chip_of(self.x.device)
-        return linear_tile(chip, self.weight.dtype, batch * rows, self.weight.shape[0])
+        arch = arch_of(self.x.device)
+        return linear_tile(arch, self.weight.dtype, batch * rows, self.weight.shape[0])
 
     def programs(self, tile: LinearTile) -> int:
         """Blocks of the output."""
         batch, rows, _ = self.x.shape
-        return ceil_div(batch * rows, tile.rows) * ceil_div(self.weight.shape[0], tile.columns)
+        return ceil_div(batch * rows, tile.block_m) * ceil_div(self.weight.shape[0], tile.block_n)
 
     def arguments(self, tile: LinearTile) -> dict[str, Any]:
-        """The kernel's arguments; what is absent is stood in for by ``out``."""
+        """The kernel's arguments; ``out`` stands for tensors that are None."""
         batch, rows, depth = self.x.shape
-        mean, scale, weight_mean = self.statistics or (self.out, self.out, self.out)
+        mean, rstd, weight_mean = self.statistics or (self.out, self.out, self.out)
         return {
             "x": self.x,
             "weight": self.weight,
@@ -236,7 +237,7 @@ class Linear(NamedTuple):
             "residual": self.out if self.residual is None else self.residual,
             "out": self.out,
             "mean": mean,
-            "scale": scale,
+            "rstd": rstd,
             "weight_mean": weight_mean,
             "rows": batch * rows,
             "rows_per_image": rows,
@@ -248,10 +249,10 @@ class Linear(NamedTuple):
             "NORM": self.statistics is not None,
             "GELU": self.gelu,
             "RESIDUAL": self.residual is not None,
-            "ROWS": tile.rows,
-            "COLUMNS": tile.columns,
-            "DEPTH": tile.depth,
-            "EVEN": depth % tile.depth == 0,
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+            "BLOCK_K": tile.block_k,
+            "EVEN_K": depth % tile.block_k == 0,
             "PRECISION": dot_precision(self.weight.dtype),
         }
 
@@ -263,6 +264,6 @@ def linear(job: Linear) -> None:
         linear_kernel,
         (job.programs(tile),),
         job.arguments(tile),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )

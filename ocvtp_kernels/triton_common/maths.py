@@ -1,4 +1,4 @@
-"""Arithmetic that Triton lacks, as device functions."""
+"""Device functions for arithmetic that Triton lacks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ def log1p(x):
     """``log(1 + x)`` for x >= 0, exact to rounding where x is tiny."""
     series = x * (1.0 - x * (0.5 - x * (1.0 / 3.0 - x * (0.25 - x * 0.2))))
     one_more = 1.0 + x
-    # The second term mends what the sum rounded off.
+    # The second term corrects the rounding of 1 + x.
     return tl.where(x < 0.01, series, tl.log(one_more) + (x - (one_more - 1.0)) / one_more)
 
 
 @triton.jit
 def tanh(x):
-    """Hyperbolic tangent; exp of a negative number cannot overflow."""
+    """Hyperbolic tangent, by exp of a negative number, which cannot overflow."""
     small = tl.exp(-2.0 * tl.abs(x))
     size = (1.0 - small) / (1.0 + small)
     return tl.where(x < 0.0, -size, size)
@@ -31,23 +31,20 @@ def gelu(x):
 
 @triton.jit
 def ordered_bits(x):
-    """float32 to int32 of the same order; -0 equals 0, and NaN is the lowest number.
-
-    NaN maps to -inf, so it never beats a number; -2^31 stands below all numbers.
-    """
+    """float32 to int32 of the same order; -0 equals 0, NaN equals -inf, and -2^31 is below all."""
     x = tl.where(x != x, float("-inf"), x)
     x = tl.where(x == 0.0, 0.0, x)
     bits = x.to(tl.int32, bitcast=True)
-    # Of negative numbers the bits grow as the number falls.
+    # For negative numbers larger bits mean a smaller number.
     return bits ^ ((bits >> 31) & 2147483647)
 
 
 @triton.jit
 def gelu_half(x):
-    """GELU for a result in half precision: ``x Phi(x)`` off by at most 5e-5, of a third the work.
+    """GELU for a result in half precision: error at most 5e-5, a third of the instructions of erf.
 
-    ``(Phi(x) - 1/2) / x`` is a polynomial in x^2, the best of its degree up to 4.4 (fitted by
-    iterated least squares at Chebyshev's nodes); beyond, Phi is 0 or 1.
+    ``(Phi(x) - 1/2) / x`` is a polynomial in x^2, fitted for abs(x) up to 4.4 by iterated least
+    squares at Chebyshev nodes; beyond, Phi is 0 or 1.
     """
     square = tl.minimum(x * x, 19.36)
     p = 2.284616940073647e-10 - 2.023932020242536e-12 * square

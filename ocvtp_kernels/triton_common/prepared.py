@@ -1,9 +1,9 @@
-"""Prepared launches: what a call launches is found once, and then only filled in.
+"""Prepared launches: the launches of a call are recorded once, and later calls replay them.
 
-A function that takes memory and launches, as ours do, spends its time on the host finding tiles and
-having Triton look at every argument. All of that follows from shapes, strides, dtypes, alignment
-and device of its tensors and from its numbers, so it is kept by them. No memory is: every call
-takes its own on the current stream, so that threads, streams and CUDA graphs share nothing.
+A function that allocates and launches spends its host time on choosing tiles and on Triton's checks
+of every argument. The results depend only on shapes, strides, dtypes, alignment and device of its
+tensors and on its numbers, which are the cache key. No memory is cached: every call allocates its
+own on the current stream, so that threads, streams and CUDA graphs share nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import triton
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.archs import arch_of
 from ocvtp_kernels.triton_common.launch import dot_precision, interpreting, observed, record
 from ocvtp_kernels.triton_common.recipe import Recipe
 from ocvtp_kernels.triton_common.recorder import SPECIALIZED, NotPreparable, Recorder
 
-MOST = 128  # recipes a function
-TENSORS = frozenset((Tensor, torch.nn.Parameter))  # no subclass, which may be anything
-NUMBERS = frozenset((int, bool, str, type(None)))
+MAX_RECIPES = 128  # of a function
+TENSORS = frozenset((Tensor, torch.nn.Parameter))  # no other subclass
+SCALARS = frozenset((int, bool, str, type(None)))
 P = ParamSpec("P")
 R = TypeVar("R")
 _launched_by_triton = JITFunction.run
@@ -33,7 +33,7 @@ _shape, _dtype, _device = attrgetter("shape"), attrgetter("dtype"), attrgetter("
 
 
 class _Entry:
-    """What is known of a kind of call: its recipe, or why there is none."""
+    """The recipe of a kind of call, or why there is none."""
 
     __slots__ = ("recipe",)
 
@@ -42,7 +42,7 @@ class _Entry:
 
 
 class _Call(NamedTuple):
-    """A call by what its launches depend on."""
+    """A call: its cache key, and what varies between calls of one key."""
 
     key: tuple[Any, ...]
     tensors: list[Tensor]
@@ -56,8 +56,8 @@ class Prepared(Generic[P, R]):
     def __init__(self, function: Callable[P, R]) -> None:
         update_wrapper(self, function)
         self._function = function
-        # Threads may find different entries for one key at once; both come to hold the same.
-        self._entries = lru_cache(MOST)(_Entry)
+        # Two threads may create an entry for one key at once; both get the same recipe.
+        self._entries = lru_cache(MAX_RECIPES)(_Entry)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         call = _call_of(args, kwargs)
@@ -80,37 +80,37 @@ class Prepared(Generic[P, R]):
         return result
 
     def kept(self, *args: P.args, **kwargs: P.kwargs) -> Recipe | str | None:
-        """The recipe of such a call, or why there is none, or None if nothing is known yet."""
+        """The recipe of such a call, or why there is none; None before the first call."""
         call = _call_of(args, kwargs)
         return None if call is None else self._entries(call.key).recipe
 
     def kinds(self) -> int:
-        """How many kinds of calls are remembered, at most `MOST`."""
+        """How many kinds of calls are cached, at most `MAX_RECIPES`."""
         return self._entries.cache_info().currsize
 
     def forget(self) -> None:
-        """The next call of every kind is a first one."""
+        """Empties the cache."""
         self._entries.cache_clear()
 
 
 def prepared(function: Callable[P, R]) -> Prepared[P, R]:
-    """Decorates a function whose launches follow from the kind of its arguments.
+    """Decorates a function whose launches depend only on the cache key of its arguments.
 
     The function takes tensors, lists and tuples of them, and numbers; it returns a tensor or a
-    tuple of them. Whatever it launches, it launches by `ocvtp_kernels.triton_common.launch.launch`. The first
-    call of a kind runs it as it is; if that runs any op but those that take memory and make views,
-    so do all others.
+    tuple of them; it launches by `ocvtp_kernels.triton_common.launch.launch` alone. The first call
+    of a kind runs the function itself. If that call runs an op that neither allocates nor makes a
+    view, all calls of its kind run the function itself.
     """
     return Prepared(function)
 
 
-def _unlike_itself() -> bool:
-    """Whether somebody looks at what runs, or runs something else instead."""
+def _intercepted() -> bool:
+    """Whether calls are traced, observed, interpreted, or run by something else."""
     return (
         torch.compiler.is_compiling()
         or observed()
         or bool(torch._C._len_torch_dispatch_stack())
-        # Profilers put their own in its place.
+        # Profilers replace it.
         or JITFunction.run is not _launched_by_triton
         or interpreting()
     )
@@ -118,7 +118,7 @@ def _unlike_itself() -> bool:
 
 def _call_of(args: Sequence[Any], kwargs: dict[str, Any]) -> _Call | None:
     """None for a call that is never prepared."""
-    if _unlike_itself():
+    if _intercepted():
         return None
     tensors: list[Tensor] = []
     plain: list[Any] = [*kwargs]
@@ -127,8 +127,8 @@ def _call_of(args: Sequence[Any], kwargs: dict[str, Any]) -> _Call | None:
         if kind in TENSORS:
             tensors.append(value)
             plain.append(Tensor)
-        elif kind in NUMBERS:
-            # True is 1, but not to Triton.
+        elif kind in SCALARS:
+            # True equals 1, but Triton compiles for each.
             plain += (kind, value)
         elif kind is float:
             plain += (kind, value.hex())
@@ -147,7 +147,7 @@ def _call_of(args: Sequence[Any], kwargs: dict[str, Any]) -> _Call | None:
         addresses = list(map(Tensor.data_ptr, tensors))
         strides = tuple(map(Tensor.stride, tensors))
         current = triton.runtime.driver.active.get_current_device()
-    except (RuntimeError, NotImplementedError):  # not tensors of memory, or no GPU
+    except (RuntimeError, NotImplementedError):  # tensors without memory, or no GPU
         return None
     key = (
         tuple(plain),
@@ -155,11 +155,11 @@ def _call_of(args: Sequence[Any], kwargs: dict[str, Any]) -> _Call | None:
         strides,
         tuple(map(_dtype, tensors)),
         tuple([address % SPECIALIZED for address in addresses]),
-        # Of two inputs in one place nobody could tell which is launched on.
+        # With two inputs at one address it is ambiguous which of them a launch was given.
         None if len(set(addresses)) == len(addresses) else tuple(map(addresses.index, addresses)),
         device,
         current,
-        chip_of(device),
+        arch_of(device),
         dot_precision(torch.float32),
     )
     return _Call(key, tensors, addresses, current)

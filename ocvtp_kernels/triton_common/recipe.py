@@ -1,4 +1,4 @@
-"""Launches whose arguments are known but for where their memory lies."""
+"""Launches whose arguments are fixed but for the addresses of their memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Storage(NamedTuple):
-    """Memory that a call takes: a tensor of this layout."""
+    """Memory that a call allocates, as a tensor of this layout."""
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -24,7 +24,7 @@ class Output(NamedTuple):
 
     Attributes:
         storage: the place of its `Storage`.
-        layout: None if it is the storage as it was made.
+        layout: None if it is the storage itself.
         offset: in elements.
     """
 
@@ -39,7 +39,7 @@ class Step(NamedTuple):
     Attributes:
         kernel: as Triton compiled it.
         grid: programs on three axes.
-        pick: its arguments, out of a call's values.
+        pick: selects its arguments from a call's values.
     """
 
     kernel: Any
@@ -48,11 +48,11 @@ class Step(NamedTuple):
 
 
 class Pointers(NamedTuple):
-    """Addresses that launches are given: ``offsets`` bytes into inputs and storages.
+    """Addresses that launches are given.
 
     Attributes:
-        roots: each one's input, or, counted on from the inputs, storage.
-        offsets: as many.
+        roots: for each the index of its input, or of its storage, counted on from the inputs.
+        offsets: for each the bytes into its root.
     """
 
     roots: tuple[int, ...]
@@ -63,12 +63,12 @@ class Recipe:
     """What a call launches; it holds no tensor.
 
     Args:
-        device: where memory is taken.
-        storages: memory of a call, taken anew each time.
+        device: where memory is allocated.
+        storages: memory of a call, allocated anew each time.
         outputs: what it returns; None stands for None.
-        single: the one output is returned by itself, and not in a tuple.
-        constants: the values that do not depend on the call.
-        pointers: values that do; they follow the constants.
+        single: the one output is returned itself, not in a tuple.
+        constants: the values that are the same in every call.
+        pointers: the values that are not; they follow the constants.
         steps: the launches in order.
     """
 
@@ -89,7 +89,7 @@ class Recipe:
         self._constants = tuple(constants)
         self._roots = picker(pointers.roots)
         self._offsets = pointers.offsets
-        # Bound once: every look-up counts twenty times a call.
+        # Bound methods and attributes are looked up here, not at every launch.
         self._launches = tuple(
             (
                 step.kernel.run,
@@ -154,7 +154,7 @@ def hooks() -> tuple[Any, Any]:
 
 
 def picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """What takes the values at these places, as a tuple."""
+    """A function that selects the values at these places, as a tuple."""
     if len(places) > 1:
         return itemgetter(*places)
     return lambda values: tuple(values[place] for place in places)

@@ -1,4 +1,4 @@
-"""Watches a call, and makes a recipe of it where it only takes memory and launches."""
+"""Records a call, and makes a recipe of it if it only allocates and launches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from triton.runtime.jit import JITFunction
 from ocvtp_kernels.triton_common.launch import Launch
 from ocvtp_kernels.triton_common.recipe import Output, Pointers, Recipe, Step, Storage, picker
 
-ALIGNMENT = 256  # bytes, as torch's own allocations
-SPECIALIZED = 16  # bytes that a pointer is a multiple of, which Triton compiles for
+ALIGNMENT = 256  # bytes, that of torch's allocations
+SPECIALIZED = 16  # bytes; Triton compiles for pointers that are a multiple
 aten = torch.ops.aten
 EMPTIES = (
     aten.empty.memory_format,
@@ -30,15 +30,15 @@ CONSTANTS = (bool, int, float, str, type(None), tl.constexpr, tl.dtype, JITFunct
 
 
 class NotPreparable(Exception):
-    """A call that a recipe cannot stand for; says why."""
+    """A call that no recipe can replay; the message says why."""
 
 
 class Recorder(TorchDispatchMode):
-    """Within it memory is noted that is taken, and every other op; launches by `launched`."""
+    """Records allocations and other ops while it is active, and launches by `launched`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._made: list[Tensor] = []  # held, so that no two have the same memory
+        self._made: list[Tensor] = []  # kept alive, so that no two have the same memory
         self._others: list[str] = []
         self._launches: list[tuple[Launch, Any]] = []
 
@@ -53,11 +53,11 @@ class Recorder(TorchDispatchMode):
         return result
 
     def launched(self, launch: Launch, compiled: Any) -> None:
-        """Notes a launch."""
+        """Records a launch."""
         self._launches.append((launch, compiled))
 
     def recipe(self, inputs: Sequence[Tensor], result: Any) -> Recipe:
-        """What the call did, which returned ``result``.
+        """The recipe of the recorded call, which returned ``result``.
 
         Raises:
             NotPreparable: it did more than a recipe can do.
@@ -91,8 +91,8 @@ def _on_three_axes(grid: tuple[int, ...]) -> tuple[int, int, int]:
     return x, y, z
 
 
-class _Piece(NamedTuple):
-    """Some memory of the recorded call."""
+class _Region(NamedTuple):
+    """A region of memory of the recorded call."""
 
     start: int
     end: int
@@ -125,11 +125,11 @@ class _Layout:
         if total:
             self.storages.append(Storage((total,), (1,), torch.uint8))
         self._made = sorted(
-            _Piece(storage.data_ptr(), storage.data_ptr() + storage.nbytes(), *roots[identity])
+            _Region(storage.data_ptr(), storage.data_ptr() + storage.nbytes(), *roots[identity])
             for identity, storage in memory.items()
             if storage.nbytes()
         )
-        self._starts = [piece.start for piece in self._made]
+        self._starts = [region.start for region in self._made]
 
     def _output(self, output: Tensor, roots: dict[int, tuple[int, int]], first: int) -> Output:
         place = roots[_identity(output)][0] - first
@@ -140,11 +140,11 @@ class _Layout:
         return Output(place, layout, offset)
 
     def find(self, tensor: Tensor) -> tuple[int, int]:
-        """The root and offset of a tensor that is launched on."""
+        """The root and offset of a tensor that a launch was given."""
         address = tensor.data_ptr()
-        piece = bisect_right(self._starts, address) - 1
-        if piece >= 0 and address < self._made[piece].end:
-            start, _, root, offset = self._made[piece]
+        index = bisect_right(self._starts, address) - 1
+        if index >= 0 and address < self._made[index].end:
+            start, _, root, offset = self._made[index]
             if start % SPECIALIZED:
                 raise NotPreparable("its memory is not aligned")
             return root, offset + address - start
@@ -163,7 +163,7 @@ def _identity(tensor: Tensor) -> int:
 
 
 def _end(tensor: Tensor) -> int:
-    """Past the last byte."""
+    """The address after the last byte."""
     if not tensor.numel():
         return 0
     last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
@@ -184,7 +184,7 @@ def _by_storage(outputs: Sequence[Any], memory: dict[int, Any]) -> dict[int, lis
 
 
 def _kept(outputs: Sequence[Tensor], size: int) -> Storage:
-    """The storage that these outputs share; of one that fills it, its own layout."""
+    """The storage that these outputs share; a single one that fills it gives its layout."""
     one = outputs[0]
     if len(outputs) == 1 and not one.storage_offset() and _end(one) - one.data_ptr() == size:
         return Storage(tuple(one.shape), one.stride(), one.dtype)
@@ -192,11 +192,11 @@ def _kept(outputs: Sequence[Tensor], size: int) -> Storage:
 
 
 class _Book:
-    """The values of launches, each once."""
+    """The values that launches are given, without repeats."""
 
     def __init__(self, layout: _Layout) -> None:
         self._layout = layout
-        self._places: dict[int, int] = {}  # of constants, by what they are
+        self._places: dict[int, int] = {}  # of constants, by identity
         self.constants: list[Any] = []
         self.pointers: dict[tuple[int, int], int] = {}
 
@@ -224,7 +224,7 @@ class _Book:
             return True, self.pointers.setdefault(place, len(self.pointers))
         if not isinstance(value, CONSTANTS):
             raise NotPreparable(f"a launch is given a {type(value).__name__}")
-        # Not by equality: to Triton True is not 1.
+        # By identity: True equals 1, but Triton compiles for each.
         number = self._places.setdefault(id(value), len(self.constants))
         if number == len(self.constants):
             self.constants.append(value)

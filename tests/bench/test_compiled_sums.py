@@ -38,7 +38,7 @@ TEXT = f"""
   }}) : (tensor<64x32xf32, #mma>) -> tensor<32xf32, #ttg.slice<{{dim = 0}}>>
   %3 = ttng.warp_group_dot %q, %k, %d : !ttg.memdesc<> * !ttg.memdesc<> -> tensor<64x32xf32, #mma>
 """
-ROW = Row(90, "linear", "NORM ROWS 64 COLUMNS 16 DEPTH 64", "bfloat16", 4, 3)
+ROW = Row(90, "linear", "NORM BLOCK_M 64 BLOCK_N 16 BLOCK_K 64", "bfloat16", 4, 3)
 
 
 def test_sums_and_products_are_found_and_maxima_are_not() -> None:
@@ -56,19 +56,24 @@ def test_another_layout_is_another_order() -> None:
 
 
 def test_a_size_is_what_fixes_the_sums() -> None:
-    assert size_of(ROW.tile) == size_of("NORM ROWS 128 COLUMNS 256 DEPTH 64") == "NORM DEPTH 64"
-    assert size_of("SLOTS 64 TOKENS 32 CHUNK 64 SHARES 0 PIECE 64") == "SLOTS 64 TOKENS 32"
+    assert (
+        size_of(ROW.tile) == size_of("NORM BLOCK_M 128 BLOCK_N 256 BLOCK_K 64") == "NORM BLOCK_K 64"
+    )
+    assert (
+        size_of("BLOCK_SLOTS 64 BLOCK_TOKENS 32 BLOCK_D 64 MAX_SPLITS 0 BLOCK_D_SUM 64")
+        == "BLOCK_SLOTS 64 BLOCK_TOKENS 32"
+    )
     assert size_of("SLOTS 64 TOKENS 32") != size_of("SLOTS 64 TOKENS 64")
 
 
 def test_tiles_that_sum_in_different_orders_are_said() -> None:
     here = ROW._replace(orders=frozenset([("sum of 64: 4 x 16 x 1",)]))
-    there = here._replace(tile="NORM ROWS 64 COLUMNS 64 DEPTH 64")
+    there = here._replace(tile="NORM BLOCK_M 64 BLOCK_N 64 BLOCK_K 64")
     assert unlike([here, there]) == []
     other = there._replace(orders=frozenset([("sum of 64: 8 x 8 x 1",)]))
     (said,) = unlike([here, other])
-    assert said.startswith("sm_90 linear NORM DEPTH 64, bfloat16: tiles sum in 2 orders")
-    assert "COLUMNS 16 DEPTH 64: sum of 64: 4 x 16 x 1" in said
-    assert unlike([here, other._replace(chip=80)]) == []
+    assert said.startswith("sm_90 linear NORM BLOCK_K 64, bfloat16: tiles sum in 2 orders")
+    assert "BLOCK_N 16 BLOCK_K 64: sum of 64: 4 x 16 x 1" in said
+    assert unlike([here, other._replace(arch=80)]) == []
     # Two binaries of one tile, too.
     assert unlike([worst(here, here._replace(orders=other.orders))]) != []

@@ -26,9 +26,9 @@ def doubling_kernel(x, out, live, OFFSET: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def arriving_kernel(arrivals, out):
-    before = tl.atomic_add(arrivals, 1)
-    tl.store(out + before, tl.load(arrivals))
+def counting_kernel(semaphore, out):
+    before = tl.atomic_add(semaphore, 1)
+    tl.store(out + before, tl.load(semaphore))
 
 
 @triton.jit
@@ -79,8 +79,8 @@ def test_in_place_reads_and_writes() -> None:
 
 
 def test_atomics_load_and_store() -> None:
-    arrivals, out = torch.zeros(1, dtype=torch.int32), torch.zeros(4, dtype=torch.int64)
-    count = run(arriving_kernel, 3, arrivals=arrivals, out=out)
+    semaphore, out = torch.zeros(1, dtype=torch.int32), torch.zeros(4, dtype=torch.int64)
+    count = run(counting_kernel, 3, semaphore=semaphore, out=out)
     assert out.tolist() == [1, 2, 3, 0]
     # Each program an atomic's four bytes both ways, a load without mask, and eight bytes stored.
     assert (count.loaded, count.stored) == (3 * (4 + 4), 3 * (4 + 8))

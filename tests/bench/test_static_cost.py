@@ -23,7 +23,7 @@ HEADLINE = square(1, 576, 64, "float16")
 SMALL = Workload(2, 40, 7, 7, 24, 16, "float16")
 MANY_SLOTS = Workload(1, 40, 130, 20, 24, 16, "float16")
 FIRST, LAST = ["start", "encode_up+query", "encode_down", "layer_norm"], ["argmax", "resolve"]
-ITERATION = ["compete", "gru", "layer_norm", "ffn_up", "ffn_down", "layer_norm", "query"]
+ITERATION = ["slot_attention_fwd", "gru", "layer_norm", "ffn_up", "ffn_down", "layer_norm", "query"]
 
 
 @pytest.mark.parametrize("load", [HEADLINE, SMALL, MANY_SLOTS], ids=str)
@@ -43,8 +43,8 @@ def test_the_least_bytes_are_inputs_and_outputs() -> None:
     wide = tensors((b, k, d), size=4)
     up = tensors((b, n, 24), (h, 24), (h,), (b, n, h), (b, k, d), (d, d), (d,), (b, k, d))
     assert least["encode_up+query"].bytes == up
-    compete = tensors((b, k, d), (b, n, d), (b, k, d)) + 2 * per_slot
-    assert least["compete"].bytes == 2 * compete
+    attention = tensors((b, k, d), (b, n, d), (b, k, d)) + 2 * per_slot
+    assert least["slot_attention_fwd"].bytes == 2 * attention
     gates = tensors((3 * d, d), (3 * d, d), (3 * d,), (3 * d,), (3 * d,))
     # Initial slots are narrow, later ones float32.
     assert least["gru"].bytes == 2 * (slots + per_slot + gates + wide) + slots + wide
@@ -58,7 +58,7 @@ def test_the_least_bytes_are_inputs_and_outputs() -> None:
 def test_counts_do_not_depend_on_products(load: Workload) -> None:
     counts = static_cost.count_launches(load)
     assert counts == static_cost.count_launches(load, multiply=True)
-    many = ["standings"] if load is MANY_SLOTS else []
+    many = ["softmax_stats"] if load is MANY_SLOTS else []
     expected = [*FIRST, *2 * [*many, *ITERATION], *many, *LAST]
     assert [step_of(count.kernel, count.numbers) for count in counts] == expected
 
@@ -147,9 +147,11 @@ def test_the_committed_counts_are_the_budget() -> None:
 
 def test_the_page_names_every_step() -> None:
     step = static_cost.Step("gru", "gru_kernel", 2, 4, 10**8, 10**7, 9 * 10**7, 10**9)
-    extra = static_cost.Step("standings", "standings_kernel", 1, 9, 10**6, 10**6, 10**6, 10**9)
+    extra = static_cost.Step(
+        "softmax_stats", "softmax_stats_kernel", 1, 9, 10**6, 10**6, 10**6, 10**9
+    )
     text = static_cost.page({HEADLINE: [step, extra]})
-    assert "| standings | standings_kernel | 1 | 9 | 1.00 | 1.00 | 1.00 | 0 | — |" in text
+    assert "| softmax_stats | softmax_stats_kernel | 1 | 9 | 1.00 | 1.00 | 1.00 | 0 | — |" in text
     assert "| gru | gru_kernel | 2 | 4 | 100 | 10.0 | 90.0 | " in text
 
 

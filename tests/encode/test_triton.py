@@ -11,8 +11,10 @@ from tests.cases import DEVICE, PruneCase, assert_within_budget, small_config, t
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.ops.prune.triton import pipeline as chain_triton
-from ocvtp_kernels.ops.slot_attention.triton.forward import plan
+from ocvtp_kernels.ops.prune.triton.encode import encode
+from ocvtp_kernels.ops.prune.triton.pipeline import query_of
+from ocvtp_kernels.ops.prune.triton.workspace import new_workspace
+from ocvtp_kernels.ops.slot_attention.triton.forward import split_plan
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 
@@ -29,9 +31,10 @@ def test_outliers_and_rows_far_from_zero_stay_within_the_budget(
     case.reference = case.reference + offset
     reference, _, weights, slots = case.arguments(dtype, DEVICE)
     folded = unpack(weights)
-    space = chain_triton.workspace(reference, slots, folded, plan(slots, 33, slots.shape[2]))
-    norm, query = chain_triton._query(slots, folded, space)
-    got = chain_triton.encode(reference, folded, norm, query, space.encode)
+    split = split_plan(slots, 33, slots.shape[2])
+    space = new_workspace(reference, slots, folded, split)
+    norm, query = query_of(slots, folded, space)
+    got = encode(reference, folded, norm, query, space)
 
     tokens, halves = reference.cpu(), [weight.cpu() for weight in weights]
     plain = encode_folded(tokens, unpack(halves))

@@ -20,7 +20,7 @@ from ocvtp_kernels.triton_common.prepared import Prepared
 FEW = {
     "ocvtp_kernels.backends._no_cuda_reason",
     "ocvtp_kernels.backends._no_triton_reason",
-    "ocvtp_kernels.triton_common.archs._chip",
+    "ocvtp_kernels.triton_common.archs._arch",
     "ocvtp_kernels.triton_common.archs.capability_of",
     "ocvtp_kernels.native.missing_reason",
 }
@@ -53,6 +53,6 @@ def test_every_cache_has_a_bound() -> None:
 
 def test_every_prepared_function_forgets() -> None:
     found = {name: value for name, value in functions() if isinstance(value, Prepared)}
-    assert "ocvtp_kernels.ops.prune.triton.pipeline.prune_triton" in found
+    assert "ocvtp_kernels.ops.prune.triton.pipeline.prune" in found
     for one in found.values():
         assert one._entries.cache_info().maxsize == 128

@@ -16,7 +16,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 from ocvtp_kernels import OCPruner, PrunerConfig, backends, use_backend
-from ocvtp_kernels.ops.prune.triton.pipeline import prune_triton
+from ocvtp_kernels.ops.prune.triton import pipeline
 from tests.cases import random_pruner, random_tokens
 
 pytestmark = [
@@ -52,7 +52,7 @@ def prune(given: list[Any]) -> tuple[Tensor, Tensor]:
 
 
 def first(given: list[Any]) -> tuple[Tensor, Tensor]:
-    prune_triton.forget()
+    pipeline.prune.forget()
     return prune(given)
 
 
@@ -67,7 +67,7 @@ def test_a_later_call_is_as_a_first_one(pruner: OCPruner) -> None:
         given = arguments(pruner, seed)
         expected = first(given)
         assert same(prune(given), expected)
-        assert not isinstance(prune_triton.kept(*given, 1), str)
+        assert not isinstance(pipeline.prune.kept(*given, 1), str)
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -75,7 +75,7 @@ def test_a_graph_holds_a_first_call_or_a_later_one(pruner: OCPruner, known: bool
     given = arguments(pruner)
     prune(given)  # loads the kernels
     if not known:
-        prune_triton.forget()
+        pipeline.prune.forget()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

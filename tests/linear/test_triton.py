@@ -12,7 +12,7 @@ from tests.cases import DEVICE, assert_within_budget, random_tokens, to_device, 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from ocvtp_kernels.pruner.fold import centred
-from ocvtp_kernels.triton_common.archs import CHIPS, Chip
+from ocvtp_kernels.triton_common.archs import ARCHS, GpuArch
 from ocvtp_kernels.triton_common.layer_norm import LN_EPS, LayerNorm, layer_norm
 from ocvtp_kernels.triton_common.linear import Linear, Statistics, linear
 from ocvtp_kernels.triton_common.linear_tiles import linear_tile, norm_tile
@@ -26,10 +26,10 @@ def plain(x: Tensor, w: Tensor, b: Tensor, norm: bool, gelu: bool) -> Tensor:
 
 
 def statistics(x: Tensor, weight: Tensor) -> Statistics:
-    """What `ocvtp_kernels.ops.prune.triton.start` takes of both."""
-    wide = x.double()
-    scale = (wide.var(dim=-1, correction=0) + LN_EPS).rsqrt()
-    every = wide.mean(dim=-1), scale, weight.double().mean(dim=-1)
+    """What `ocvtp_kernels.ops.prune.triton.start` computes of both."""
+    double = x.double()
+    rstd = (double.var(dim=-1, correction=0) + LN_EPS).rsqrt()
+    every = double.mean(dim=-1), rstd, weight.double().mean(dim=-1)
     return Statistics(*(one.float().contiguous().to(DEVICE) for one in every))
 
 
@@ -79,9 +79,9 @@ def test_the_norm_after_the_product_is_within_the_budget_in_every_half_precision
     x = (random_tokens(1, 200, 1024, outliers=True) + offset).to(dtype)
     weight = centred(random_tokens(300, 1024, seed=1, dtype=torch.float64) / 32).to(dtype)
     bias = random_tokens(300, seed=2, dtype=dtype)
-    mean, scale, weight_mean = (one.cpu() for one in statistics(x, weight))
+    mean, rstd, weight_mean = (one.cpu() for one in statistics(x, weight))
     product = x.float() @ weight.float().T - mean[..., None] * (weight_mean * 1024)
-    y = (product * scale[..., None] + bias.float()).to(dtype)
+    y = (product * rstd[..., None] + bias.float()).to(dtype)
     oracle = plain(x.double(), weight.double(), bias.double(), True, False)
     assert_within_budget(y, plain(x, weight, bias, True, False), oracle)
 
@@ -114,37 +114,37 @@ def test_a_layer_norm(rows: int, width: int, offset: float, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("dtype", triton_dtypes())
-def test_what_else_of_the_rows_a_layer_norm_gives(dtype: torch.dtype) -> None:
+def test_a_layer_norm_with_a_copy_and_an_extra_column(dtype: torch.dtype) -> None:
     x, weight = random_tokens(2, 7, 20), random_tokens(20, seed=1, dtype=dtype)
     bias = random_tokens(1, seed=2, dtype=dtype)
     out, copy = (torch.empty(2, 7, 20, dtype=dtype, device=DEVICE) for _ in range(2))
-    tail = torch.empty(2, 7, device=DEVICE)
-    column = weight.to(DEVICE), bias.to(DEVICE), tail
-    layer_norm(LayerNorm(x.to(DEVICE), out, copy=copy, tail=column))
+    extra = torch.empty(2, 7, device=DEVICE)
+    column = weight.to(DEVICE), bias.to(DEVICE), extra
+    layer_norm(LayerNorm(x.to(DEVICE), out, copy=copy, extra_column=column))
     oracle = F.layer_norm(x.double(), (20,))
     assert_within_budget(out.cpu(), F.layer_norm(x, (20,)).to(dtype), oracle)
     assert torch.equal(copy.cpu(), x.to(dtype))
     normed = F.layer_norm(x, (20,)).to(dtype)
     plainly = F.linear(normed, weight.unsqueeze(0), bias).squeeze(-1).float()
-    assert_within_budget(tail.cpu(), plainly, oracle @ weight.double() + bias.double())
+    assert_within_budget(extra.cpu(), plainly, oracle @ weight.double() + bias.double())
 
 
-@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: f"sm_{chip.capability}")
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=lambda arch: f"sm_{arch.capability}")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_order_of_sums_is_the_same_for_every_batch(chip: Chip, dtype: torch.dtype) -> None:
+def test_tiles_are_batch_invariant(arch: GpuArch, dtype: torch.dtype) -> None:
     tiles = [
-        linear_tile(chip, dtype, rows, columns)
+        linear_tile(arch, dtype, rows, columns)
         for rows in (1, 64, 160, 576, 8 * 576, 64 * 576)
         for columns in (512, 2048)
     ]
-    assert len({tile.depth for tile in tiles}) == 1
-    if chip.capability in (90, 100) and dtype == torch.bfloat16:
+    assert len({tile.block_k for tile in tiles}) == 1
+    if arch.capability in (90, 100) and dtype == torch.bfloat16:
         # One matrix instruction for all: smaller tiles would take an older one.
-        assert all(tile.rows >= 64 for tile in tiles)
+        assert all(tile.block_m >= 64 for tile in tiles)
 
 
 def test_a_row_of_the_layer_norm_stays_in_one_warp_as_long_as_it_can() -> None:
-    assert [norm_tile(width).warps for width in (1, 512, 1024, 2048, 4096, 5000)] == [
+    assert [norm_tile(width).num_warps for width in (1, 512, 1024, 2048, 4096, 5000)] == [
         *(1, 1, 1, 1),
         *(2, 4),
     ]

@@ -13,10 +13,10 @@ from tests.cases import DEVICE, assert_within_budget, random_tokens, to_device, 
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.ops.gru_cell.triton import forward as triton_gru
-from ocvtp_kernels.ops.slot_attention.tiles import compete_tile
+from ocvtp_kernels.ops.gru_cell.triton import gru_cell
+from ocvtp_kernels.ops.slot_attention.tiles import slot_attention_fwd_tile
 from ocvtp_kernels.ops.slot_attention.triton import forward as kernels
-from ocvtp_kernels.triton_common.archs import CHIPS
+from ocvtp_kernels.triton_common.archs import ARCHS
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 
@@ -88,34 +88,32 @@ def test_nan_is_not_hidden(num_slots: int) -> None:
     assert updates.isnan().all() and mass.isnan().all()
 
 
-def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits() -> None:
+def test_split_and_unsplit_give_the_same_bits() -> None:
     q, k, v = (to_device(t) for t in case(1, 7, 300, 16, torch.float16))
-    competition = kernels.Competition(q, k.contiguous(), 0.3)
+    args = kernels.SlotAttentionArgs(q, k.contiguous(), 0.3)
     v = v.contiguous()
-    tile = compete_tile(CHIPS[80], q.dtype, 1, 7, 300, v.shape[2])
+    tile = slot_attention_fwd_tile(ARCHS[80], q.dtype, 1, 7, 300, v.shape[2])
     results = []
-    for fill in (False, True):
-        cut = kernels.Plan.of(tile, fill, (1, 7, 300, v.shape[2]))
-        assert (cut.shares == 1) == fill and cut.groups > 1
+    for whole in (False, True):
+        split = kernels.SplitPlan.of(tile, whole, (1, 7, 300, v.shape[2]))
+        assert (split.num_splits == 1) == whole and split.num_groups > 1
         updates = torch.empty(1, 7, v.shape[2], dtype=q.dtype, device=DEVICE)
         mass = torch.empty(1, 7, device=DEVICE)
-        scratch = kernels.new_scratch(cut, 1, 300, q.device)
-        kernels.compete(competition, v, 1e-5, updates, mass, cut, scratch)
-        assert fill or not scratch.arrivals.any()
+        space = kernels.new_workspace(split, 1, 300, q.device)
+        kernels.slot_attention_fwd(args, v, 1e-5, updates, mass, split, space)
+        assert whole or not space.semaphore.any()
         results.append((updates, mass))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("chip", CHIPS.values(), ids=str)
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("num_slots", [64, 128, 320])
-def test_the_order_of_sums_is_the_same_for_every_batch(
-    chip: object, dtype: torch.dtype, num_slots: int
-) -> None:
+def test_tiles_are_batch_invariant(arch: object, dtype: torch.dtype, num_slots: int) -> None:
     tiles = {
-        (tile.tokens, tile.depth)
+        (tile.block_tokens, tile.block_k)
         for tile in (
-            compete_tile(chip, dtype, batch, num_slots, 576, 512)  # type: ignore[arg-type]
+            slot_attention_fwd_tile(arch, dtype, batch, num_slots, 576, 512)  # type: ignore[arg-type]
             for batch in (1, 8, 64, 512)
         )
     }
@@ -143,7 +141,7 @@ def test_the_gru(rows: tuple[int, ...], width: int, dim: int, dtype: torch.dtype
     ]
     inputs = [random_tokens(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
     inputs[2:4] = [weight * weight.shape[1] ** -0.5 for weight in inputs[2:4]]
-    got = triton_gru.gru_cell(*(t.to(DEVICE) for t in inputs))
+    got = gru_cell(*(t.to(DEVICE) for t in inputs))
     oracle = ops.gru_cell.reference(*(t.double() for t in inputs))
     assert_within_budget(got.cpu(), ops.gru_cell.reference(*inputs), oracle)
 
@@ -151,4 +149,4 @@ def test_the_gru(rows: tuple[int, ...], width: int, dim: int, dtype: torch.dtype
 def test_no_rows_are_no_launch() -> None:
     empty = torch.empty(0, 7, 5, device=DEVICE)
     weights = [torch.empty(*shape, device=DEVICE) for shape in ((15, 5), (15, 5), (15,), (15,))]
-    assert triton_gru.gru_cell(empty, empty, *weights).shape == (0, 7, 5)
+    assert gru_cell(empty, empty, *weights).shape == (0, 7, 5)

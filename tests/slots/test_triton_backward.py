@@ -21,11 +21,11 @@ from tests.cases import (
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.ops.gru_cell.triton import backward as triton_gru_backward
-from ocvtp_kernels.ops.slot_attention.tiles import compete_backward_tile
+from ocvtp_kernels.ops.gru_cell.triton import gru_cell_backward
+from ocvtp_kernels.ops.slot_attention.tiles import slot_attention_bwd_tile
 from ocvtp_kernels.ops.slot_attention.triton import backward as triton_backward
 from ocvtp_kernels.ops.slot_attention.triton import forward as triton_forward
-from ocvtp_kernels.triton_common.archs import CHIPS, chip_of, pretend
+from ocvtp_kernels.triton_common.archs import ARCHS, arch_of, pretend
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 
@@ -81,7 +81,7 @@ class Case:
         mask = None if self.mask is None else self.mask[one].to(DEVICE)
         updates, mass = triton_forward.slot_attention(q, k, v, self.scale, 1e-5, mask)
         of_updates, of_mass, of_attention = (to_device(grad[one]) for grad in self.grads)
-        return triton_backward.slot_attention_gradients(
+        return triton_backward.slot_attention_backward(
             q,
             k,
             v,
@@ -171,7 +171,7 @@ def test_nan_is_not_hidden(num_slots: int) -> None:
 
 @pytest.mark.parametrize("dtype", triton_dtypes())
 @pytest.mark.parametrize("num_slots", [7, pytest.param(130, marks=pytest.mark.slow)])
-def test_two_runs_and_an_image_alone_have_the_same_bits(num_slots: int, dtype: torch.dtype) -> None:
+def test_two_runs_are_bitwise_equal_and_batch_invariant(num_slots: int, dtype: torch.dtype) -> None:
     case = Case((2, num_slots, 200, 40), dtype)
     together = case.ours()
     assert all(torch.equal(a, b) for a, b in zip(together, case.ours(), strict=True))
@@ -183,35 +183,33 @@ def test_two_runs_and_an_image_alone_have_the_same_bits(num_slots: int, dtype: t
 @pytest.mark.slow
 @pytest.mark.parametrize("num_slots", [7, 130])
 @pytest.mark.parametrize("capability", [80, 90])
-def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits(
-    capability: int, num_slots: int
-) -> None:
+def test_split_and_unsplit_give_the_same_bits(capability: int, num_slots: int) -> None:
     case = Case((1, num_slots, 350, 260), torch.float16, width=90)
-    chip, results = CHIPS[capability], []
-    if DEVICE.type == "cuda" and chip.shared_bytes > chip_of(DEVICE).shared_bytes:
-        pytest.skip(f"this chip has less shared memory than sm_{capability}")
-    # Of a small chip one program an image is enough to take all groups, and the widest chunk.
-    for multiprocessors in (chip.multiprocessors, 1):
-        with pretend(chip._replace(multiprocessors=multiprocessors)):
-            cut = triton_backward.plan(case.inputs[0], 350, 90)
-            assert cut.groups > 1 and cut.shares == (1 if multiprocessors == 1 else cut.groups)
+    arch, results = ARCHS[capability], []
+    if DEVICE.type == "cuda" and arch.shared_bytes > arch_of(DEVICE).shared_bytes:
+        pytest.skip(f"this GPU has less shared memory than sm_{capability}")
+    # Of a small GPU one program an image is enough for all groups, and the widest block_d.
+    for multiprocessors in (arch.multiprocessors, 1):
+        with pretend(arch._replace(multiprocessors=multiprocessors)):
+            plan = triton_backward.bwd_split_plan(case.inputs[0], 350, 90)
+            assert plan.num_groups > 1 and plan.num_splits == (
+                1 if multiprocessors == 1 else plan.num_groups
+            )
             results.append(case.ours(keep_mass=False))
-    assert (cut.tile.chunk > 128) == (capability == 90 and num_slots == 7)
+    assert (plan.tile.block_d > 128) == (capability == 90 and num_slots == 7)
     for split, whole in zip(*results, strict=True):
         assert torch.equal(split, whole)
 
 
-@pytest.mark.parametrize("chip", CHIPS.values(), ids=str)
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("num_slots", [64, 128, 320])
-def test_the_order_of_sums_is_the_same_for_every_batch(
-    chip: object, dtype: torch.dtype, num_slots: int
-) -> None:
+def test_tiles_are_batch_invariant(arch: object, dtype: torch.dtype, num_slots: int) -> None:
     tiles = [
-        compete_backward_tile(chip, dtype, batch, num_slots, 512)  # type: ignore[arg-type]
+        slot_attention_bwd_tile(arch, dtype, batch, num_slots, 512)  # type: ignore[arg-type]
         for batch in (1, 8, 64, 512)
     ]
-    assert len({(tile.slots, tile.tokens, tile.depth) for tile in tiles}) == 1
+    assert len({(tile.block_slots, tile.block_tokens, tile.block_k) for tile in tiles}) == 1
 
 
 @pytest.mark.parametrize("dtype", triton_dtypes())
@@ -232,7 +230,7 @@ def test_the_gru(
         leaves = [tensor.detach().to(kind).requires_grad_() for tensor in inputs]
         return torch.autograd.grad(ops.gru_cell.reference(*leaves), leaves, grad.to(kind))
 
-    got = triton_gru_backward.gru_cell_gradients(*(t.to(DEVICE) for t in (*inputs, grad)))
+    got = gru_cell_backward(*(t.to(DEVICE) for t in (*inputs, grad)))
     for one, rough, exact in zip(got, plain(dtype), plain(torch.float64), strict=True):
         assert_within_budget(one.cpu(), rough, exact)
 
@@ -241,7 +239,7 @@ def test_no_rows_have_no_gradient() -> None:
     empty = torch.empty(0, 7, 5, device=DEVICE)
     shapes = ((15, 5), (15, 5), (15,), (15,))
     weights = [torch.ones(*shape, device=DEVICE) for shape in shapes]
-    got = triton_gru_backward.gru_cell_gradients(empty, empty, *weights, empty)
+    got = gru_cell_backward(empty, empty, *weights, empty)
     assert [tuple(g.shape) for g in got] == [(0, 7, 5), (0, 7, 5), *shapes]
     assert all((gradient == 0).all() for gradient in got)
 

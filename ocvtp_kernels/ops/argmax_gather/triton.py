@@ -9,16 +9,16 @@ from ocvtp_kernels.ops.argmax_gather.tiles import argmax_tile, best_tile, gather
 from ocvtp_kernels.ops.resolve_picks.triton import resolve_kernel
 from ocvtp_kernels.ops.slot_argmax.triton import argmax_kernel, best_kernel
 from ocvtp_kernels.ops.slot_attention.tiles import ONE_TILE
-from ocvtp_kernels.ops.slot_attention.triton.forward import Competition, standings
-from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.ops.slot_attention.triton.forward import SlotAttentionArgs, softmax_stats
+from ocvtp_kernels.triton_common.archs import arch_of
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.launch import launch, unit_stride
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def pick(
-    competition: Competition, ranks: int, evidence: bool, rows: Tensor | None = None
+    competition: SlotAttentionArgs, ranks: int, evidence: bool, rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """The slots' picks and, if asked for, the tokens' evidence: one argmax a rank.
 
@@ -26,7 +26,7 @@ def pick(
         competition: the last iteration's slots and tokens.
         ranks: picks a slot.
         evidence: keep each token's highest score over slots.
-        rows: float32 ``[B, N, 2]`` to hold the standings, where there are many slots.
+        rows: float32 ``[B, N, 2]`` to hold the softmax_stats, where there are many slots.
 
     Returns:
         picks int64, packed: the best of each block ``[B, blocks, K]`` where ranks is 1, else the
@@ -35,13 +35,13 @@ def pick(
     q, k = competition.q, competition.k
     batch, num_slots, _ = q.shape
     num_tokens, device = k.shape[1], q.device
-    tile = argmax_tile(chip_of(device), q.dtype, num_slots)
-    blocks = ceil_div(num_tokens, tile.tokens)
+    tile = argmax_tile(arch_of(device), q.dtype, num_slots)
+    blocks = ceil_div(num_tokens, tile.block_tokens)
     many = num_slots > ONE_TILE
     if many:
         if rows is None:
             rows = torch.empty((batch, num_tokens, 2), dtype=torch.float32, device=device)
-        standings(competition, rows)
+        softmax_stats(competition, rows)
     partial = torch.empty((batch, blocks, num_slots), dtype=torch.int64, device=device)
     best = partial if ranks == 1 else partial.new_empty((batch, ranks, num_slots))
     scores = (
@@ -51,19 +51,19 @@ def pick(
     for rank in range(ranks):
         launch(
             argmax_kernel,
-            (batch * ceil_div(num_slots, tile.slots) * blocks,),
+            (batch * ceil_div(num_slots, tile.block_slots) * blocks,),
             {
                 **competition.arguments(tile),
-                "standings": q if rows is None else rows,
+                "softmax_stats": q if rows is None else rows,
                 "below": below,
                 "picks": partial,
                 "evidence": q if scores is None else scores,
-                "STANDINGS": many,
+                "SOFTMAX_STATS": many,
                 "BELOW": rank > 0,
                 "EVIDENCE": evidence and rank == 0,
             },
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
         )
         if ranks > 1:
             _best(partial, best, None, None, rank)
@@ -135,7 +135,7 @@ def resolve(
         final, tokens = _as_integers(final), _as_integers(tokens)
         width, size = final.shape[2], final.element_size()
     tile = resolve_tile(num_slots, blocks, num_tokens, width or 1, size)
-    parts = gather_parts(chip_of(picks.device), batch, budget) if final is not None else 1
+    parts = gather_parts(arch_of(picks.device), batch, budget) if final is not None else 1
     launch(
         resolve_kernel,
         (batch * parts,),
@@ -190,7 +190,7 @@ def slot_argmax(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tenso
 
 
 def picks_of(
-    competition: Competition, top_k: int, rows: Tensor | None = None
+    competition: SlotAttentionArgs, top_k: int, rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The last iteration's picks ``[B, K, top_k]``, peaks ``[B, K]`` and evidence ``[B, N]``."""
     best, evidence = pick(competition, top_k, True, rows)
@@ -236,7 +236,7 @@ def argmax_gather(
 
 
 def select(
-    competition: Competition,
+    competition: SlotAttentionArgs,
     final: Tensor,
     importance: Tensor | None,
     budget: int,
@@ -263,6 +263,6 @@ def select(
     return tokens, ids
 
 
-def _competition(q: Tensor, k: Tensor, scale: float | None) -> Competition:
+def _competition(q: Tensor, k: Tensor, scale: float | None) -> SlotAttentionArgs:
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return Competition(unit_stride(q), unit_stride(k), scale)
+    return SlotAttentionArgs(unit_stride(q), unit_stride(k), scale)

@@ -1,7 +1,7 @@
 """Tiles of the importance kernels: static, never chosen by timing at run time.
 
 They follow from dtype, queries and head width alone, so that sums run in the same order for every
-batch. Each fits the chip with the least shared memory: no chip has a table of its own.
+batch. Each fits the GPU with the least shared memory: no architecture has a table of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from ocvtp_kernels.ops.slot_attention.tiles import power_of_two
+from ocvtp_kernels.triton_common.blocks import power_of_two
 
 WHOLE_DEPTH = 128  # widest head that a tile of half precision holds in one step
 

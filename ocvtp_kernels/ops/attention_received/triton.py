@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ocvtp_kernels.ops.attention_received import QUERY_ROW
 from ocvtp_kernels.ops.attention_received.tiles import ReceivedTile, received_tile, rows_tile
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 
 @triton.jit

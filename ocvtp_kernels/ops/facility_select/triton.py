@@ -1,4 +1,4 @@
-"""Greedy facility location: first gains over the whole chip, then one program an image.
+"""Greedy facility location: first gains over the whole GPU, then one program an image.
 
 The greedy is lazy. Coverage only grows, so a gain only falls, and one computed earlier is an upper
 bound: only the token whose bound is highest needs its gain anew. Rounding keeps that exact, since
@@ -15,10 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ocvtp_kernels.ops.slot_argmax.triton import pack_pick, pick_token
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.greedy import load_row
 from ocvtp_kernels.triton_common.greedy_tiles import gain_tile, greedy_tile
 from ocvtp_kernels.triton_common.launch import launch, unit_stride
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 # No sum of 4096 numbers here takes one through more than 60 additions, of 6e-8 each.
 RAISE = 1.00001

@@ -8,10 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ocvtp_kernels.ops.slot_argmax.triton import pick_token
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.greedy import best_token, load_row, nan_last
 from ocvtp_kernels.triton_common.greedy_tiles import NEAREST, greedy_tile
 from ocvtp_kernels.triton_common.launch import launch, unit_stride
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 
 @triton.jit

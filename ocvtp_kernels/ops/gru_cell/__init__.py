@@ -67,7 +67,7 @@ def _keeping_gates(
     cpu=native.gru_cell,
     plain=Upcast(product_dtype, narrow=True),
     cuda=native.gru_cell,
-    triton="triton.forward",
+    triton="triton",
     autocast=Autocast(multiplies=True),
     gradient=Gradient(_save, _backward, on_cpu=_keeping_gates),
 )
@@ -125,7 +125,7 @@ def _check_backward(
         t.new_empty(t.shape) for t in (x, h, w_ih, w_hh, b_ih, b_hh)
     ),
     plain=kept_gates.gru_cell_backward,
-    triton="triton.backward",
+    triton="triton",
     autocast=Autocast(multiplies=True),
     serves_backward=True,
 )

@@ -11,11 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ocvtp_kernels.ops.slot_argmax.triton import pick_token
-from ocvtp_kernels.ops.slot_attention.tiles import power_of_two
+from ocvtp_kernels.triton_common.blocks import ceil_div, power_of_two
 from ocvtp_kernels.triton_common.greedy import best_token, nan_last
 from ocvtp_kernels.triton_common.greedy_tiles import pivot_tile
 from ocvtp_kernels.triton_common.launch import launch, unit_stride
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 
 @triton.jit

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.greedy_tiles import merge_tile
 from ocvtp_kernels.triton_common.launch import launch, unit_stride
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 
 @triton.jit

@@ -9,7 +9,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ocvtp_kernels.ops.slot_attention.triton.logits import inside, logits_tile, standing
+from ocvtp_kernels.ops.slot_attention.triton.logits import (
+    clamp_index,
+    logits_tile,
+    softmax_stats_of,
+)
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
 from ocvtp_kernels.triton_common.maths import log1p, ordered
 
@@ -40,7 +44,7 @@ def argmax_kernel(
     k,
     slot_constant,
     slot_mask,
-    standings,
+    softmax_stats,
     below,
     picks,
     evidence,
@@ -54,13 +58,13 @@ def argmax_kernel(
     k_row_stride,
     CONSTANT: tl.constexpr,
     MASK: tl.constexpr,
-    STANDINGS: tl.constexpr,
+    SOFTMAX_STATS: tl.constexpr,
     BELOW: tl.constexpr,
     EVIDENCE: tl.constexpr,
-    SLOTS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    EVEN: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -70,19 +74,19 @@ def argmax_kernel(
     is its highest score over slots.
     """
     wait_for_launches_before(PDL)
-    blocks = tl.cdiv(num_tokens, TOKENS)
-    slot_blocks = tl.cdiv(num_slots, SLOTS)
+    blocks = tl.cdiv(num_tokens, BLOCK_TOKENS)
+    slot_blocks = tl.cdiv(num_slots, BLOCK_SLOTS)
     block = tl.program_id(0) % blocks
     slot_block = (tl.program_id(0) // blocks) % slot_blocks
     image = (tl.program_id(0) // (blocks * slot_blocks)).to(tl.int64)
-    slot = slot_block * SLOTS + tl.arange(0, SLOTS)
-    token = block * TOKENS + tl.arange(0, TOKENS)
+    slot = slot_block * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
+    token = block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     live_slot = slot < num_slots
     live_token = token < num_tokens
     place = image * num_slots + slot
     logits = logits_tile(
-        q + image * q_image_stride + inside(slot, num_slots) * q_row_stride,
-        k + image * k_image_stride + inside(token, num_tokens) * k_row_stride,
+        q + image * q_image_stride + clamp_index(slot, num_slots) * q_row_stride,
+        k + image * k_image_stride + clamp_index(token, num_tokens) * k_row_stride,
         live_slot,
         live_token,
         slot_constant + place,
@@ -91,18 +95,18 @@ def argmax_kernel(
         scale,
         CONSTANT,
         MASK,
-        SLOTS,
-        TOKENS,
-        DEPTH,
-        EVEN,
+        BLOCK_SLOTS,
+        BLOCK_TOKENS,
+        BLOCK_K,
+        EVEN_K,
         PRECISION,
     )
-    if STANDINGS:
-        row = standings + (image * num_tokens + token) * 2
+    if SOFTMAX_STATS:
+        row = softmax_stats + (image * num_tokens + token) * 2
         top = tl.load(row, mask=live_token, other=0.0)
         others = tl.load(row + 1, mask=live_token, other=0.0)
     else:
-        top, others = standing(logits)
+        top, others = softmax_stats_of(logits)
     rivals = log1p(others)
     score = (logits - top[None, :]) - rivals[None, :]
     pick = pack_pick(score, token[None, :])

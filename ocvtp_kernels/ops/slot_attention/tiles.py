@@ -1,45 +1,34 @@
-"""Tiles of the slot kernels, per chip: static, never chosen by timing at run time.
+"""Tiles of the slot kernels, per GPU architecture: static, never chosen by timing at run time.
 
-Within a chip and dtype ``tokens`` and ``depth`` are the same for every batch, so that sums run in
-the same order and an image alone equals itself in a batch.
+Batch-invariant: within an architecture and dtype ``block_tokens`` and ``block_k`` are the same for
+every batch, and so is the order of the sums.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
-from ocvtp_kernels.triton_common.archs import Chip
-from ocvtp_kernels.triton_common.linear_tiles import (
-    LinearTile,
-    ceil_div,
-    cheapest,
-    first_that_fills,
-)
+from ocvtp_kernels.triton_common.archs import GpuArch
+from ocvtp_kernels.triton_common.blocks import ceil_div, power_of_two
 
 ONE_TILE = 128  # most slots that one tile holds
-BLOCK = 64  # slots a tile, where there are more
-MOST_GROUPS = 9  # of tokens, in the competition
-PIECE_NUMBERS = 64 * 64  # of each share, that the last program to arrive adds up at a time
-SMALL_SHARED = 100 * 1024  # bytes; chips with less have fewer registers to spare too
+BLOCK = 64  # slots of a tile, where there are more
+MAX_GROUPS = 9  # of tokens, in the forward
+SUM_ELEMENTS = 64 * 64  # of each split, that the last program adds up at a time
+SMALL_SHARED = 100 * 1024  # bytes; GPUs with less have fewer registers to spare too
 
 
-class CompeteTile(NamedTuple):
-    """One program's block of logits, the walk along D, and its channels of the values."""
+class SlotAttentionTile(NamedTuple):
+    """One program's block of logits, its step along D, and its channels of the output."""
 
-    slots: int
-    tokens: int
-    depth: int
-    chunk: int
-    warps: int
-    stages: int
-
-
-def power_of_two(number: int, least: int = 16) -> int:
-    """The smallest power of two that is neither below ``number`` nor below ``least``."""
-    return max(least, 1 << (number - 1).bit_length())
+    block_slots: int
+    block_tokens: int
+    block_k: int
+    block_d: int
+    num_warps: int
+    num_stages: int
 
 
 def slots_per_tile(num_slots: int) -> int:
@@ -47,117 +36,112 @@ def slots_per_tile(num_slots: int) -> int:
     return power_of_two(num_slots) if num_slots <= ONE_TILE else BLOCK
 
 
-def compete_tile(
-    chip: Chip, dtype: torch.dtype, batch: int, num_slots: int, num_tokens: int, width: int
-) -> CompeteTile:
-    """The competition's tile: the chunk of channels that takes the least time by count.
+def slot_attention_fwd_tile(
+    arch: GpuArch, dtype: torch.dtype, batch: int, num_slots: int, num_tokens: int, width: int
+) -> SlotAttentionTile:
+    """The forward's tile, with the ``block_d`` that costs the least by count.
 
-    Every chunk computes the logits again, so a wide one has less to do and fewer programs.
+    Every block of channels recomputes the logits: wide blocks compute less, in fewer programs.
     """
-    slots, depth = slots_per_tile(num_slots), logits_depth(chip, dtype)
+    block_slots, block_k = slots_per_tile(num_slots), logits_depth(arch, dtype)
     if dtype == torch.float32:
-        tokens, chunk = (32, 32) if slots < ONE_TILE else (16, 32)
-        return CompeteTile(slots, tokens, depth, chunk, 8, 3)
-    small = chip.shared_bytes < SMALL_SHARED
-    tokens = 32 if small or slots == ONE_TILE else 64
+        block_tokens = 32 if block_slots < ONE_TILE else 16
+        return SlotAttentionTile(block_slots, block_tokens, block_k, 32, 8, 3)
+    small = arch.shared_bytes < SMALL_SHARED
+    block_tokens = 32 if small or block_slots == ONE_TILE else 64
     # Older matrix instructions leave fewer registers.
-    widest = 256 if chip.capability in (90, 100) else 128
-    chunk = min(widest if slots < ONE_TILE else 32 if small else 64, power_of_two(width))
-    blocks, parts = ceil_div(num_tokens, tokens), batch * ceil_div(num_slots, slots)
+    widest = 256 if arch.capability in (90, 100) else 128
+    if block_slots == ONE_TILE:
+        widest = 32 if small else 64
+    widest = min(widest, power_of_two(width))
+    token_blocks = ceil_div(num_tokens, block_tokens)
+    slot_tiles = batch * ceil_div(num_slots, block_slots)
 
-    def work(chunk: int) -> float:
-        return min(rounds(chip, parts * ceil_div(width, chunk), blocks)) * (width + chunk)
+    def cost(block_d: int) -> float:
+        num_tiles = slot_tiles * ceil_div(width, block_d)
+        return min(critical_paths(arch, num_tiles, token_blocks)) * (width + block_d)
 
-    chunks = [chunk, *(each for each in (128, 64) if each < chunk)]
-    chosen = min(chunks, key=work)
-    return CompeteTile(slots, tokens, depth, chosen, 8, 4 if chosen <= 128 else 5)
-
-
-ADDING_UP = 1.7  # token blocks in whose time a group's sums are stored and added up
-
-
-def rounds(chip: Chip, parts: int, blocks: int) -> tuple[float, float]:
-    """Token blocks one after another: a program a part, or one a part and group of tokens."""
-    groups, each = groups_of(blocks)
-    apart = ceil_div(parts * groups, chip.multiprocessors) * (each + ADDING_UP)
-    return ceil_div(parts, chip.multiprocessors) * blocks, apart
+    block_d = min([widest, *(each for each in (128, 64) if each < widest)], key=cost)
+    return SlotAttentionTile(
+        block_slots, block_tokens, block_k, block_d, 8, 4 if block_d <= 128 else 5
+    )
 
 
-def groups_of(blocks: int) -> tuple[int, int]:
-    """Groups of token blocks, and blocks of each: of the number of tokens alone."""
-    each = ceil_div(blocks, MOST_GROUPS)
-    return ceil_div(blocks, each), each
+SUM_COST = 1.7  # of storing and adding up the splits' sums, in token blocks
 
 
-def logits_depth(chip: Chip, dtype: torch.dtype) -> int:
-    """The step along D of every kernel that computes logits.
+def critical_paths(arch: GpuArch, num_tiles: int, token_blocks: int) -> tuple[float, float]:
+    """Token blocks in sequence: with all tokens in a program, and with a group of them."""
+    num_groups, blocks_per_group = groups_of(token_blocks)
+    waves = ceil_div(num_tiles * num_groups, arch.multiprocessors)
+    return (
+        ceil_div(num_tiles, arch.multiprocessors) * token_blocks,
+        waves * (blocks_per_group + SUM_COST),
+    )
 
-    One for all of a chip and dtype: logits that are held against stored standings must be the
-    logits that made them.
+
+def groups_of(token_blocks: int) -> tuple[int, int]:
+    """Groups, and token blocks of each; they depend on the number of tokens alone."""
+    blocks_per_group = ceil_div(token_blocks, MAX_GROUPS)
+    return ceil_div(token_blocks, blocks_per_group), blocks_per_group
+
+
+def logits_depth(arch: GpuArch, dtype: torch.dtype) -> int:
+    """``block_k`` of every kernel that computes logits.
+
+    One value for an architecture and dtype: logits that are compared with stored softmax statistics
+    must have the bits of the logits that these were computed from.
     """
     if dtype == torch.float32:
         return 16
-    return 32 if chip.shared_bytes < SMALL_SHARED else 64
+    return 32 if arch.shared_bytes < SMALL_SHARED else 64
 
 
-def standings_tile(chip: Chip, dtype: torch.dtype) -> CompeteTile:
-    """The tile of the pass over all slots, block by block."""
-    depth = logits_depth(chip, dtype)
+def softmax_stats_tile(arch: GpuArch, dtype: torch.dtype) -> SlotAttentionTile:
+    """The tile of the pass over all slots, one block after the other."""
+    block_k = logits_depth(arch, dtype)
     if dtype == torch.float32:
-        return CompeteTile(BLOCK, 16, depth, 0, 4, 2)
-    return CompeteTile(BLOCK, 32, depth, 0, 8, 4)
+        return SlotAttentionTile(BLOCK, 16, block_k, 0, 4, 2)
+    return SlotAttentionTile(BLOCK, 32, block_k, 0, 8, 4)
 
 
-def fills(chip: Chip, programs: int) -> bool:
-    """Whether programs that take all tokens keep the chip busy enough not to split the tokens."""
-    return 5 * programs >= 2 * chip.multiprocessors
+def fills(arch: GpuArch, programs: int) -> bool:
+    """Whether programs that take all tokens keep the GPU busy enough not to split the tokens."""
+    return 5 * programs >= 2 * arch.multiprocessors
 
 
-_GRU_HALF = (LinearTile(64, 16, 64, 4, 6), LinearTile(64, 32, 64, 4, 4))
-_GRU_WIDE = (LinearTile(128, 32, 64, 8, 4), LinearTile(128, 64, 64, 8, 4))
-_GRU_SLIM = tuple(_GRU_HALF[0]._replace(rows=rows) for rows in (16, 32))
-_GRU_SINGLE = (LinearTile(32, 32, 16, 8, 3), LinearTile(16, 16, 16, 4, 3))
-
-
-@lru_cache(1024)
-def gru_tile(chip: Chip, dtype: torch.dtype, rows: int, dim: int) -> LinearTile:
-    """The GRU's tile; ``columns`` counts those of one gate."""
-    if dtype == torch.float32:
-        return first_that_fills(_GRU_SINGLE, chip, rows, dim)
-    # As for the Linear, fewer than 64 rows would take another matrix instruction.
-    newer = chip.capability in (90, 100)
-    table = (*_GRU_HALF, *_GRU_WIDE) if newer else (*_GRU_SLIM, *_GRU_HALF)
-    return cheapest(table, chip, rows, dim, weights=3)
-
-
-def one_backward_tile(chip: Chip, dtype: torch.dtype, num_slots: int) -> bool:
-    """Whether all slots, and what the three gradients need of them, fit the registers."""
-    newer = chip.capability in (90, 100)
+def bwd_in_single_tile(arch: GpuArch, dtype: torch.dtype, num_slots: int) -> bool:
+    """Whether registers hold all slots, and what the three gradients need of them."""
+    newer = arch.capability in (90, 100)
     return dtype != torch.float32 and num_slots <= (ONE_TILE if newer else BLOCK)
 
 
-def compete_backward_tile(
-    chip: Chip, dtype: torch.dtype, batch: int, num_slots: int, channels: int
-) -> CompeteTile:
-    """The gradient's tile: chunks as wide as still give most multiprocessors a program.
+def slot_attention_bwd_tile(
+    arch: GpuArch, dtype: torch.dtype, batch: int, num_slots: int, channels: int
+) -> SlotAttentionTile:
+    """The backward's tile: the widest ``block_d`` that gives most multiprocessors a program.
 
-    Every chunk computes the logits and the attention's gradient again. Tokens are rows of their
-    own gradients, so as many as the newer matrix instructions need.
+    Every block of channels recomputes the logits and the attention's gradient. Tokens are the rows
+    of their own gradients, so there are as many as the newer matrix instructions need.
     """
-    together = one_backward_tile(chip, dtype, num_slots)
-    slots = power_of_two(num_slots) if together else min(BLOCK, power_of_two(num_slots))
-    depth = logits_depth(chip, dtype)
+    single_tile = bwd_in_single_tile(arch, dtype, num_slots)
+    block_slots = power_of_two(num_slots) if single_tile else min(BLOCK, power_of_two(num_slots))
+    block_k = logits_depth(arch, dtype)
     if dtype == torch.float32:
-        return CompeteTile(slots, 32, depth, 32, 8, 3)
-    widest = 64 if slots == ONE_TILE else 256 if together and chip.capability == 90 else 128
-    chunk = min(widest, power_of_two(channels))
-    parts = batch * ceil_div(num_slots, slots)
-    while chunk > 64 and 4 * parts * ceil_div(channels, chunk) < 3 * chip.multiprocessors:
-        chunk //= 2
-    tokens = 64 if chip.capability in (90, 100) else 32
-    return CompeteTile(slots, tokens, depth, chunk, 8, 3)
+        return SlotAttentionTile(block_slots, 32, block_k, 32, 8, 3)
+    widest = 128
+    if block_slots == ONE_TILE:
+        widest = 64
+    elif single_tile and arch.capability == 90:
+        widest = 256
+    block_d = min(widest, power_of_two(channels))
+    slot_tiles = batch * ceil_div(num_slots, block_slots)
+    while block_d > 64 and 4 * slot_tiles * ceil_div(channels, block_d) < 3 * arch.multiprocessors:
+        block_d //= 2
+    block_tokens = 64 if arch.capability in (90, 100) else 32
+    return SlotAttentionTile(block_slots, block_tokens, block_k, block_d, 8, 3)
 
 
-def tokens_backward_tile(chip: Chip, dtype: torch.dtype, channels: int) -> CompeteTile:
-    """The tile of the tokens' gradients, where they are a kernel of their own."""
-    return compete_backward_tile(chip, dtype, 1, ONE_TILE + 1, channels)
+def tokens_bwd_tile(arch: GpuArch, dtype: torch.dtype, channels: int) -> SlotAttentionTile:
+    """The tile of the tokens' gradients, where they have a kernel of their own."""
+    return slot_attention_bwd_tile(arch, dtype, 1, ONE_TILE + 1, channels)

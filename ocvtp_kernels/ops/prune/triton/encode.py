@@ -1,24 +1,22 @@
-"""The encode MLP: one launch a Linear, and in the first one the slots' first query besides.
+"""The encode MLP: one launch per Linear; the first launch computes the slots' first query too.
 
-That query needs nothing of the tokens, so it fills what the first Linear leaves of the GPU.
+That query does not depend on the tokens, so it runs on multiprocessors that the first Linear leaves
+idle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ocvtp_kernels.ops.prune.triton.start import start
+from ocvtp_kernels.ops.prune.triton.workspace import Workspace
 from ocvtp_kernels.ops.prune.weights import Folded
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
 from ocvtp_kernels.triton_common.launch import launch
 from ocvtp_kernels.triton_common.layer_norm import LayerNorm, layer_norm
-from ocvtp_kernels.triton_common.linear import Linear, Statistics, linear, linear_block
+from ocvtp_kernels.triton_common.linear import Linear, linear, linear_block
 
 
 @triton.jit
@@ -28,7 +26,7 @@ def first_kernel(
     bias,
     out,
     mean,
-    scale,
+    rstd,
     weight_mean,
     rows,
     rows_per_image,
@@ -47,18 +45,18 @@ def first_kernel(
     programs,
     NORM: tl.constexpr,
     GELU: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    EVEN: tl.constexpr,
-    SLOT_ROWS: tl.constexpr,
-    SLOT_COLUMNS: tl.constexpr,
-    SLOT_DEPTH: tl.constexpr,
-    SLOT_EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    SLOT_BLOCK_M: tl.constexpr,
+    SLOT_BLOCK_N: tl.constexpr,
+    SLOT_BLOCK_K: tl.constexpr,
+    SLOT_EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Programs below ``programs`` encode, the others make the first query."""
+    """Programs below ``programs`` compute the first Linear, the others the first query."""
     wait_for_launches_before(PDL)
     program = tl.program_id(0)
     if program < programs:
@@ -70,7 +68,7 @@ def first_kernel(
             out,
             out,
             mean,
-            scale,
+            rstd,
             weight_mean,
             rows,
             rows_per_image,
@@ -82,10 +80,10 @@ def first_kernel(
             NORM,
             GELU,
             False,
-            ROWS,
-            COLUMNS,
-            DEPTH,
-            EVEN,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            EVEN_K,
             PRECISION,
         )
     else:
@@ -109,23 +107,23 @@ def first_kernel(
             False,
             False,
             False,
-            SLOT_ROWS,
-            SLOT_COLUMNS,
-            SLOT_DEPTH,
-            SLOT_EVEN,
+            SLOT_BLOCK_M,
+            SLOT_BLOCK_N,
+            SLOT_BLOCK_K,
+            SLOT_EVEN_K,
             PRECISION,
         )
 
 
-def first(job: Linear, query: Linear) -> None:
+def first(encode: Linear, query: Linear) -> None:
     """The first Linear and the first query in one launch."""
-    tile, slot_tile = job.tile, query.tile
-    its, programs = query.arguments(slot_tile), job.programs(tile)
+    tile, query_tile = encode.tile, query.tile
+    its, programs = query.arguments(query_tile), encode.programs(tile)
     launch(
         first_kernel,
-        (programs + query.programs(slot_tile),),
+        (programs + query.programs(query_tile),),
         {
-            **{k: v for k, v in job.arguments(tile).items() if k not in ("residual", "RESIDUAL")},
+            **{k: v for k, v in encode.arguments(tile).items() if k in first_kernel.arg_names},
             "slots": its["x"],
             "query_weight": its["weight"],
             "query_bias": its["bias"],
@@ -134,62 +132,38 @@ def first(job: Linear, query: Linear) -> None:
             "slots_per_image": its["rows_per_image"],
             "dim": its["depth"],
             "programs": programs,
-            "SLOT_ROWS": its["ROWS"],
-            "SLOT_COLUMNS": its["COLUMNS"],
-            "SLOT_DEPTH": its["DEPTH"],
-            "SLOT_EVEN": its["EVEN"],
+            "SLOT_BLOCK_M": its["BLOCK_M"],
+            "SLOT_BLOCK_N": its["BLOCK_N"],
+            "SLOT_BLOCK_K": its["BLOCK_K"],
+            "SLOT_EVEN_K": its["EVEN_K"],
         },
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )
 
 
-class EncodeSpace(NamedTuple):
-    """What encoding writes.
-
-    Attributes:
-        outputs: one ``[B, N, width]`` per Linear.
-        statistics: for a LayerNorm of the tokens after the product.
-        normed: ``[B, N, C]``, for one before it. At most one of the two is given.
-        counters: int32, cleared.
-    """
-
-    outputs: Sequence[Tensor]
-    statistics: Statistics | None
-    normed: Tensor | None
-    counters: Tensor
-
-
-def norm_after(folded: Folded, dtype: torch.dtype) -> bool | None:
-    """Whether the tokens' LayerNorm comes after the first product; None: there is none.
-
-    In float32 the product would round away what a row far from zero has besides its mean; half
-    precision is summed in float32, which has digits to spare.
-    """
-    return dtype != torch.float32 if folded.ln == "pre" else None
-
-
 def encode(
-    reference: Tensor, folded: Folded, slots: LayerNorm, query: Linear, space: EncodeSpace
+    tokens: Tensor, folded: Folded, slots: LayerNorm, query: Linear, space: Workspace
 ) -> Tensor:
-    """x^ ``[B, N, D]``: the encoded tokens' un-affined LayerNorm, key and value of all iterations.
+    """The encoded tokens' LayerNorm without affine ``[B, N, D]``: key and value of all iterations.
 
     Args:
-        reference: ``[B, N, C]``, neighbours of the last dimension adjacent.
-        slots: the initial slots' LayerNorm, and query: the first query from it.
+        tokens: ``[B, N, C]``, last dimension contiguous.
+        slots: the LayerNorm of the initial slots.
+        query: the first query, from that LayerNorm.
     """
-    start(slots, space.counters, reference, folded.encode_weights[0], space.statistics)
-    x = reference
-    if space.normed is not None:
-        layer_norm(LayerNorm(x, space.normed))
-        x = space.normed
-    for depth, out in enumerate(space.outputs):
-        weight, bias = folded.encode_weights[depth], folded.encode_biases[depth]
-        gelu = depth + 1 < len(space.outputs)
-        if depth == 0:
-            first(Linear(x, weight, bias, out, space.statistics, gelu), query)
+    start(tokens, folded.encode_weights[0], slots, space)
+    x = tokens
+    if space.normed_tokens is not None:
+        layer_norm(LayerNorm(x, space.normed_tokens))
+        x = space.normed_tokens
+    last = len(space.encoded) - 1
+    for layer, out in enumerate(space.encoded):
+        weight, bias = folded.encode_weights[layer], folded.encode_biases[layer]
+        if layer == 0:
+            first(Linear(x, weight, bias, out, space.statistics, gelu=layer < last), query)
         else:
-            linear(Linear(x, weight, bias, out, gelu=gelu))
+            linear(Linear(x, weight, bias, out, gelu=layer < last))
         x = out
     if folded.post_norm is not None:
         layer_norm(LayerNorm(x, x, folded.post_norm))

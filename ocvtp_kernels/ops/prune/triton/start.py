@@ -1,7 +1,7 @@
-"""What must be known before the first Linear, of the tokens and of the slots, in one launch.
+"""The first launch: statistics for the tokens' LayerNorm, the slots' LayerNorm, cleared semaphores.
 
-Of each token the mean and the deviation, of each row of the first weight the mean, which a
-LayerNorm after the product needs; and the slots' own LayerNorm.
+A LayerNorm after the first product needs mean and rstd of each token, and the mean of each row of
+the first weight.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ocvtp_kernels.ops.prune.triton.workspace import Workspace
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
 from ocvtp_kernels.triton_common.launch import launch
 from ocvtp_kernels.triton_common.layer_norm import LayerNorm, centred_rows, layer_norm_rows
-from ocvtp_kernels.triton_common.linear import Statistics
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div, norm_tile
+from ocvtp_kernels.triton_common.linear_tiles import norm_tile
 
 
 @triton.jit
 def start_kernel(
     tokens,
     token_mean,
-    token_scale,
+    token_rstd,
     token_rows,
     tokens_per_image,
     tokens_image_stride,
@@ -33,58 +34,63 @@ def start_kernel(
     token_programs,
     weight_programs,
     x,
-    tail_weight,
-    tail_bias,
+    extra_weight,
+    extra_bias,
     out,
-    tail,
+    extra_column,
     rows,
     rows_per_image,
     width,
     x_image_stride,
     x_row_stride,
-    counters,
-    num_counters,
+    semaphore,
+    num_semaphores,
     eps,
-    TOKEN_ROWS: tl.constexpr,
-    TOKEN_WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    COUNTERS: tl.constexpr,
+    TOKEN_BLOCK_M: tl.constexpr,
+    TOKEN_BLOCK_WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_SEMAPHORE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Programs take tokens, then rows of the weight, then slots; the first of these clears."""
+    """Programs take tokens, then rows of the weight, then slots; the first of the last clears."""
     wait_for_launches_before(PDL)
     program = tl.program_id(0)
-    first_slots = token_programs + weight_programs
+    first_slot_program = token_programs + weight_programs
     if program < token_programs:
-        row = program * TOKEN_ROWS + tl.arange(0, TOKEN_ROWS)
-        live = row < token_rows
-        far = (row // tokens_per_image).to(tl.int64) * tokens_image_stride
-        far += (row % tokens_per_image).to(tl.int64) * tokens_row_stride
-        _x, _centred, mean, scale = centred_rows(tokens + far, live, token_width, eps, TOKEN_WIDTH)
-        tl.store(token_mean + row, mean, mask=live)
-        tl.store(token_scale + row, scale, mask=live)
-    elif program < first_slots:
-        row = (program - token_programs) * TOKEN_ROWS + tl.arange(0, TOKEN_ROWS)
-        live = row < weight_rows
-        place = first_weight + row.to(tl.int64) * token_width
-        _x, _centred, mean, _scale = centred_rows(place, live, token_width, eps, TOKEN_WIDTH)
-        tl.store(weight_mean + row, mean, mask=live)
+        row = program * TOKEN_BLOCK_M + tl.arange(0, TOKEN_BLOCK_M)
+        mask = row < token_rows
+        offs = (row // tokens_per_image).to(tl.int64) * tokens_image_stride
+        offs += (row % tokens_per_image).to(tl.int64) * tokens_row_stride
+        _x, _centred, mean, rstd = centred_rows(
+            tokens + offs, mask, token_width, eps, TOKEN_BLOCK_WIDTH
+        )
+        tl.store(token_mean + row, mean, mask=mask)
+        tl.store(token_rstd + row, rstd, mask=mask)
+    elif program < first_slot_program:
+        row = (program - token_programs) * TOKEN_BLOCK_M + tl.arange(0, TOKEN_BLOCK_M)
+        mask = row < weight_rows
+        offs = row.to(tl.int64) * token_width
+        _x, _centred, mean, _rstd = centred_rows(
+            first_weight + offs, mask, token_width, eps, TOKEN_BLOCK_WIDTH
+        )
+        tl.store(weight_mean + row, mean, mask=mask)
     else:
-        if program == first_slots:
-            for first in range(0, num_counters, COUNTERS):
-                here = first + tl.arange(0, COUNTERS)
-                tl.store(counters + here, tl.zeros([COUNTERS], tl.int32), mask=here < num_counters)
+        if program == first_slot_program:
+            for first in range(0, num_semaphores, BLOCK_SEMAPHORE):
+                offs = first + tl.arange(0, BLOCK_SEMAPHORE)
+                cleared = tl.zeros([BLOCK_SEMAPHORE], tl.int32)
+                tl.store(semaphore + offs, cleared, mask=offs < num_semaphores)
         layer_norm_rows(
-            program - first_slots,
+            program - first_slot_program,
             x,
             x,
             x,
-            tail_weight,
-            tail_bias,
+            extra_weight,
+            extra_bias,
             out,
             out,
-            tail,
+            extra_column,
             rows,
             rows_per_image,
             width,
@@ -94,40 +100,34 @@ def start_kernel(
             False,
             False,
             True,
-            ROWS,
-            WIDTH,
+            BLOCK_M,
+            BLOCK_WIDTH,
         )
 
 
-def start(
-    slots: LayerNorm,
-    counters: Tensor,
-    tokens: Tensor,
-    first_weight: Tensor,
-    statistics: Statistics | None,
-) -> None:
-    """One launch before the first Linear.
+def start(tokens: Tensor, first_weight: Tensor, slots: LayerNorm, space: Workspace) -> None:
+    """Writes ``space.statistics`` where there are any, and clears ``space.split.semaphore``.
 
     Args:
-        slots: the slots' LayerNorm, with a tail.
-        counters: int32, cleared.
-        tokens: ``[B, N, C]``, neighbours of the last dimension adjacent.
+        tokens: ``[B, N, C]``, last dimension contiguous.
         first_weight: ``[F, C]``, contiguous.
-        statistics: those of ``tokens`` and ``first_weight``, written if given.
+        slots: the slots' LayerNorm, with an extra column.
     """
     batch, num_tokens, width = tokens.shape
-    tile, wide = norm_tile(slots.x.shape[2]), norm_tile(width)
-    token_programs = ceil_div(batch * num_tokens, wide.rows) if statistics else 0
-    weight_programs = ceil_div(first_weight.shape[0], wide.rows) if statistics else 0
-    mean, scale, weight_mean = statistics or (slots.out, slots.out, slots.out)
-    its = slots.arguments()
+    slot_tile, token_tile = norm_tile(slots.x.shape[2]), norm_tile(width)
+    token_programs = weight_programs = 0
+    if space.statistics is not None:
+        token_programs = ceil_div(batch * num_tokens, token_tile.block_m)
+        weight_programs = ceil_div(first_weight.shape[0], token_tile.block_m)
+    mean, rstd, weight_mean = space.statistics or (slots.out, slots.out, slots.out)
+    semaphore = space.split.semaphore
     launch(
         start_kernel,
         (token_programs + weight_programs + slots.programs,),
         {
             "tokens": tokens,
             "token_mean": mean,
-            "token_scale": scale,
+            "token_rstd": rstd,
             "token_rows": batch * num_tokens,
             "tokens_per_image": num_tokens,
             "tokens_image_stride": tokens.stride(0),
@@ -138,18 +138,12 @@ def start(
             "token_width": width,
             "token_programs": token_programs,
             "weight_programs": weight_programs,
-            **{name: its[name] for name in OF_SLOTS},
-            "counters": counters,
-            "num_counters": counters.numel(),
-            "TOKEN_ROWS": wide.rows,
-            "TOKEN_WIDTH": wide.width,
-            "COUNTERS": 256,
+            **{k: v for k, v in slots.arguments().items() if k in start_kernel.arg_names},
+            "semaphore": semaphore,
+            "num_semaphores": semaphore.numel(),
+            "TOKEN_BLOCK_M": token_tile.block_m,
+            "TOKEN_BLOCK_WIDTH": token_tile.block_width,
+            "BLOCK_SEMAPHORE": 256,
         },
-        num_warps=max(tile.warps, wide.warps),
+        num_warps=max(slot_tile.num_warps, token_tile.num_warps),
     )
-
-
-OF_SLOTS = (
-    *("x", "tail_weight", "tail_bias", "out", "tail", "rows", "rows_per_image", "width"),
-    *("x_image_stride", "x_row_stride", "eps", "ROWS", "WIDTH"),
-)

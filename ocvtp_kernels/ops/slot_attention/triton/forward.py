@@ -1,4 +1,4 @@
-"""Launches the competition: the op ``ocvtp::slot_attention``, and the chain's iterations."""
+"""Launches slot attention's forward: the op ``ocvtp::slot_attention``, and prune's iterations."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.ops.slot_attention.tiles import (
-    MOST_GROUPS,
+    MAX_GROUPS,
     ONE_TILE,
-    PIECE_NUMBERS,
-    CompeteTile,
-    compete_tile,
+    SUM_ELEMENTS,
+    SlotAttentionTile,
+    critical_paths,
     groups_of,
-    rounds,
-    standings_tile,
+    slot_attention_fwd_tile,
+    softmax_stats_tile,
 )
-from ocvtp_kernels.ops.slot_attention.triton.compete import compete_kernel, standings_kernel
-from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.ops.slot_attention.triton.forward_kernels import (
+    slot_attention_fwd_kernel,
+    softmax_stats_kernel,
+)
+from ocvtp_kernels.triton_common.archs import arch_of
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 
-class Competition(NamedTuple):
-    """Slots and the tokens that they compete for.
+class SlotAttentionArgs(NamedTuple):
+    """What the logits of slot attention are computed from.
 
     Attributes:
-        q: ``[B, K, D]``; k: ``[B, N, D]``; neighbours of the last dimension adjacent.
+        q: ``[B, K, D]``; k: ``[B, N, D]``; last dimension contiguous.
         scale: factor of the logits.
         constant: float32 ``[B, K]`` added to a slot's logits.
         mask: uint8 ``[B, K]``, 0 leaves the slot out.
@@ -39,7 +42,7 @@ class Competition(NamedTuple):
     constant: Tensor | None = None
     mask: Tensor | None = None
 
-    def arguments(self, tile: CompeteTile) -> dict[str, Any]:
+    def arguments(self, tile: SlotAttentionTile) -> dict[str, Any]:
         """The arguments of every kernel that computes logits."""
         return {
             "q": self.q,
@@ -56,107 +59,124 @@ class Competition(NamedTuple):
             "k_row_stride": self.k.stride(1),
             "CONSTANT": self.constant is not None,
             "MASK": self.mask is not None,
-            "SLOTS": tile.slots,
-            "TOKENS": tile.tokens,
-            "DEPTH": tile.depth,
-            "EVEN": self.q.shape[2] % tile.depth == 0,
+            "BLOCK_SLOTS": tile.block_slots,
+            "BLOCK_TOKENS": tile.block_tokens,
+            "BLOCK_K": tile.block_k,
+            "EVEN_K": self.q.shape[2] % tile.block_k == 0,
             "PRECISION": dot_precision(self.q.dtype),
         }
 
 
-class Scratch(NamedTuple):
-    """What the competition writes for itself; None where it needs none."""
+class SplitWorkspace(NamedTuple):
+    """What the launches write for themselves; None where the `SplitPlan` needs none.
 
-    standings: Tensor | None  # float32 [B, N, 2]
-    partial: Tensor | None  # float32, a tile a program
-    partial_mass: Tensor | None  # float32
-    arrivals: Tensor  # int32, all zero where programs share a part; left all zero
+    Attributes:
+        semaphore: int32, one per output tile that is split, all zero; left all zero.
+        softmax_stats: float32 ``[B, N, 2]``, row_max and rest_sum of each token.
+        partial_acc: float32, ``block_slots * block_d`` elements of each split.
+        partial_mass: float32, ``block_slots`` elements of each split.
+    """
+
+    semaphore: Tensor
+    softmax_stats: Tensor | None
+    partial_acc: Tensor | None
+    partial_mass: Tensor | None
 
 
-class Plan(NamedTuple):
-    """How a competition is cut into programs; a function of shapes and chip alone."""
+class SplitPlan(NamedTuple):
+    """How the work is split into programs; it depends on shapes and architecture alone.
 
-    tile: CompeteTile
-    parts: int  # images x slot blocks x chunks
-    groups: int
+    Attributes:
+        num_tiles: output tiles: images x blocks of slots x blocks of channels.
+        num_groups: groups of tokens, whose sums are added in order.
+        blocks_per_group: blocks of tokens.
+        num_splits: programs per output tile: 1, or one per group.
+        softmax_stats: whether a first pass stores the softmax statistics.
+    """
+
+    tile: SlotAttentionTile
+    num_tiles: int
+    num_groups: int
     blocks_per_group: int
-    shares: int  # programs that share a part: one, or one a group
-    standings: bool
+    num_splits: int
+    softmax_stats: bool
 
     @classmethod
-    def of(cls, tile: CompeteTile, fill: bool, sizes: tuple[int, int, int, int]) -> Plan:
-        """The plan for ``(B, K, N, E)``; ``fill`` says not to split the tokens among programs."""
+    def of(
+        cls, tile: SlotAttentionTile, whole: bool, sizes: tuple[int, int, int, int]
+    ) -> SplitPlan:
+        """The plan for ``(B, K, N, E)``; ``whole`` gives a program all tokens."""
         batch, num_slots, num_tokens, width = sizes
-        parts = batch * ceil_div(num_slots, tile.slots) * ceil_div(width, tile.chunk)
-        blocks = ceil_div(num_tokens, tile.tokens)
-        groups, blocks_per_group = groups_of(blocks)
-        return cls(
-            tile, parts, groups, blocks_per_group, 1 if fill else groups, num_slots > ONE_TILE
-        )
+        num_tiles = batch * ceil_div(num_slots, tile.block_slots) * ceil_div(width, tile.block_d)
+        num_groups, blocks_per_group = groups_of(ceil_div(num_tokens, tile.block_tokens))
+        num_splits = 1 if whole else num_groups
+        return cls(tile, num_tiles, num_groups, blocks_per_group, num_splits, num_slots > ONE_TILE)
 
-    def partial_numbers(self) -> tuple[int, int, int]:
-        """Sizes of `Scratch`'s partial, partial_mass and arrivals."""
-        if self.shares == 1:
+    def workspace_sizes(self) -> tuple[int, int, int]:
+        """Elements of partial_acc, partial_mass and semaphore."""
+        if self.num_splits == 1:
             return 0, 0, 0
-        programs = self.parts * self.shares
-        return programs * self.tile.slots * self.tile.chunk, programs * self.tile.slots, self.parts
+        slots = self.num_tiles * self.num_splits * self.tile.block_slots
+        return slots * self.tile.block_d, slots, self.num_tiles
 
 
-def plan(slots: Tensor, num_tokens: int, width: int) -> Plan:
-    """The plan for slots ``[B, K, ...]`` that compete for values ``[B, num_tokens, width]``."""
-    chip = chip_of(slots.device)
+def split_plan(slots: Tensor, num_tokens: int, width: int) -> SplitPlan:
+    """The plan for slots ``[B, K, ...]`` and values ``[B, num_tokens, width]``."""
+    arch = arch_of(slots.device)
     batch, num_slots = slots.shape[:2]
-    tile = compete_tile(chip, slots.dtype, batch, num_slots, num_tokens, width)
-    parts = batch * ceil_div(num_slots, tile.slots) * ceil_div(width, tile.chunk)
-    alone, apart = rounds(chip, parts, ceil_div(num_tokens, tile.tokens))
-    return Plan.of(tile, alone <= apart, (batch, num_slots, num_tokens, width))
+    sizes = batch, num_slots, num_tokens, width
+    tile = slot_attention_fwd_tile(arch, slots.dtype, *sizes)
+    plan = SplitPlan.of(tile, True, sizes)
+    token_blocks = ceil_div(num_tokens, tile.block_tokens)
+    whole, split = critical_paths(arch, plan.num_tiles, token_blocks)
+    return plan if whole <= split else plan._replace(num_splits=plan.num_groups)
 
 
-def standings(competition: Competition, out: Tensor) -> None:
-    """Each token's largest logit and its rivals' sum: float32 ``[B, N, 2]``, in one launch."""
-    batch, num_tokens, _ = competition.k.shape
-    tile = standings_tile(chip_of(competition.q.device), competition.q.dtype)
+def softmax_stats(args: SlotAttentionArgs, out: Tensor) -> None:
+    """row_max and rest_sum of each token, into ``out`` float32 ``[B, N, 2]``, in one launch."""
+    batch, num_tokens, _ = args.k.shape
+    tile = softmax_stats_tile(arch_of(args.q.device), args.q.dtype)
     launch(
-        standings_kernel,
-        (batch * ceil_div(num_tokens, tile.tokens),),
-        {**competition.arguments(tile), "standings": out},
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        softmax_stats_kernel,
+        (batch * ceil_div(num_tokens, tile.block_tokens),),
+        {**args.arguments(tile), "softmax_stats": out},
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )
 
 
-def compete(
-    competition: Competition,
+def slot_attention_fwd(
+    args: SlotAttentionArgs,
     v: Tensor,
     mass_eps: float,
     updates: Tensor,
     mass: Tensor,
-    cut: Plan,
-    scratch: Scratch,
+    split: SplitPlan,
+    space: SplitWorkspace,
     attention: Tensor | None = None,
 ) -> None:
-    """One competition, in one launch, or two where the slots are too many for a tile.
+    """One launch, or two where one tile does not hold all slots.
 
     Args:
-        v: ``[B, N, E]``, neighbours of the last dimension adjacent.
+        v: ``[B, N, E]``, last dimension contiguous.
         mass_eps: added to the mass.
         updates: ``[B, K, E]`` and mass: ``[B, K]``, contiguous, written.
         attention: ``[B, K, N]``, contiguous, written if given.
     """
-    if cut.standings:
-        assert scratch.standings is not None
-        standings(competition, scratch.standings)
-    absent = updates
+    if split.softmax_stats:
+        assert space.softmax_stats is not None
+        softmax_stats(args, space.softmax_stats)
+    absent, tile = updates, split.tile
     launch(
-        compete_kernel,
-        (cut.parts * cut.shares,),
+        slot_attention_fwd_kernel,
+        (split.num_tiles * split.num_splits,),
         {
-            **competition.arguments(cut.tile),
+            **args.arguments(tile),
             "v": v,
-            "standings": absent if scratch.standings is None else scratch.standings,
-            "partial": absent if scratch.partial is None else scratch.partial,
-            "partial_mass": absent if scratch.partial_mass is None else scratch.partial_mass,
-            "arrivals": scratch.arrivals,
+            "softmax_stats": absent if space.softmax_stats is None else space.softmax_stats,
+            "partial_acc": absent if space.partial_acc is None else space.partial_acc,
+            "partial_mass": absent if space.partial_mass is None else space.partial_mass,
+            "semaphore": space.semaphore,
             "updates": updates,
             "mass": mass,
             "attention": absent if attention is None else attention,
@@ -164,31 +184,33 @@ def compete(
             "mass_eps": mass_eps,
             "v_image_stride": v.stride(0),
             "v_row_stride": v.stride(1),
-            "groups": cut.groups,
-            "groups_per_program": ceil_div(cut.groups, cut.shares),
-            "blocks_per_group": cut.blocks_per_group,
-            "STANDINGS": cut.standings,
+            "num_groups": split.num_groups,
+            "groups_per_program": ceil_div(split.num_groups, split.num_splits),
+            "blocks_per_group": split.blocks_per_group,
+            "SOFTMAX_STATS": split.softmax_stats,
             "ATTENTION": attention is not None,
-            "CHUNK": cut.tile.chunk,
-            "SHARES": MOST_GROUPS if cut.shares > 1 else 0,
-            "PIECE": min(cut.tile.chunk, PIECE_NUMBERS // cut.tile.slots),
+            "BLOCK_D": tile.block_d,
+            "MAX_SPLITS": MAX_GROUPS if split.num_splits > 1 else 0,
+            "BLOCK_D_SUM": min(tile.block_d, SUM_ELEMENTS // tile.block_slots),
         },
-        num_warps=cut.tile.warps,
-        num_stages=cut.tile.stages,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )
 
 
-def new_scratch(cut: Plan, batch: int, num_tokens: int, device: torch.device) -> Scratch:
-    """Scratch of its own for one competition."""
-    partial, partial_mass, arrivals = cut.partial_numbers()
-    numbers = torch.empty(partial + partial_mass, dtype=torch.float32, device=device)
-    return Scratch(
-        torch.empty((batch, num_tokens, 2), dtype=torch.float32, device=device)
-        if cut.standings
-        else None,
-        numbers[:partial] if partial else None,
-        numbers[partial:] if partial else None,
-        (torch.zeros if arrivals else torch.empty)(arrivals or 1, dtype=torch.int32, device=device),
+def new_workspace(
+    split: SplitPlan, batch: int, num_tokens: int, device: torch.device
+) -> SplitWorkspace:
+    """The workspace of one forward."""
+    acc, mass, semaphore = split.workspace_sizes()
+    partial = torch.empty(acc + mass, dtype=torch.float32, device=device)
+    zeros = torch.zeros if semaphore else torch.empty
+    stats = (batch, num_tokens, 2) if split.softmax_stats else None
+    return SplitWorkspace(
+        zeros(semaphore or 1, dtype=torch.int32, device=device),
+        None if stats is None else torch.empty(stats, dtype=torch.float32, device=device),
+        partial[:acc] if acc else None,
+        partial[acc:] if acc else None,
     )
 
 
@@ -199,29 +221,10 @@ def slot_attention_with_attention(
     scale: float,
     eps: float = 1e-5,
     slot_mask: Tensor | None = None,
-    keep_attention: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`ocvtp_kernels.ops.slot_attention.reference.slot_attention`; the attention is empty unless kept."""
-    batch, num_slots, _ = q.shape
-    num_tokens, width = v.shape[1:]
-    mask = None if slot_mask is None else slot_mask.contiguous().view(torch.uint8)
-    competition = Competition(unit_stride(q), unit_stride(k), scale, mask=mask)
-    cut = plan(q, num_tokens, width)
-    updates = q.new_empty((batch, num_slots, width))
-    mass = q.new_empty((batch, num_slots))
-    attention = q.new_empty((batch, num_slots, num_tokens if keep_attention else 0))
-    scratch = new_scratch(cut, batch, num_tokens, q.device)
-    compete(
-        competition,
-        unit_stride(v),
-        eps,
-        updates,
-        mass,
-        cut,
-        scratch,
-        attention if keep_attention else None,
-    )
-    return updates, mass, attention
+    """The kernel of `slot_attention`, which stores the attention besides."""
+    attention = q.new_empty((*q.shape[:2], v.shape[1]))
+    return (*_slot_attention(q, k, v, scale, eps, slot_mask, attention), attention)
 
 
 def slot_attention(
@@ -232,5 +235,26 @@ def slot_attention(
     eps: float = 1e-5,
     slot_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`slot_attention_with_attention` without the attention: no ``[K, N]`` matrix in memory."""
-    return slot_attention_with_attention(q, k, v, scale, eps, slot_mask, False)[:2]
+    """One pass over the tokens; the attention ``[B, K, N]`` is never stored."""
+    return _slot_attention(q, k, v, scale, eps, slot_mask, None)
+
+
+def _slot_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    eps: float,
+    slot_mask: Tensor | None,
+    attention: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    batch, num_slots, _ = q.shape
+    num_tokens, width = v.shape[1:]
+    mask = None if slot_mask is None else slot_mask.contiguous().view(torch.uint8)
+    args = SlotAttentionArgs(unit_stride(q), unit_stride(k), scale, mask=mask)
+    split = split_plan(q, num_tokens, width)
+    updates = q.new_empty((batch, num_slots, width))
+    mass = q.new_empty((batch, num_slots))
+    space = new_workspace(split, batch, num_tokens, q.device)
+    slot_attention_fwd(args, unit_stride(v), eps, updates, mass, split, space, attention)
+    return updates, mass

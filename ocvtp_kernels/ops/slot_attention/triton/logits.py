@@ -1,4 +1,4 @@
-"""One tile of logits, all slots of a block by a block of tokens: where every slot kernel begins."""
+"""One tile of logits, a block of slots by a block of tokens, and its softmax statistics."""
 
 from __future__ import annotations
 
@@ -10,80 +10,81 @@ import triton.language as tl
 def logits_tile(
     q_row,
     k_row,
-    live_slot,
-    live_token,
+    mask_slot,
+    mask_token,
     slot_constant,
     slot_mask,
     depth,
     scale,
     CONSTANT: tl.constexpr,
     MASK: tl.constexpr,
-    SLOTS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    EVEN: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """``scale q k^T + constant``.
 
     Args:
-        q_row, k_row: pointers to the rows, ``[SLOTS]`` and ``[TOKENS]``.
-        slot_constant, slot_mask: pointers ``[SLOTS]``, read if CONSTANT and MASK.
-        EVEN: DEPTH divides ``depth`` and the pointers of padding are those of other rows, so that
-            nothing is masked.
+        q_row, k_row: pointers to the rows, ``[BLOCK_SLOTS]`` and ``[BLOCK_TOKENS]``.
+        slot_constant, slot_mask: pointers ``[BLOCK_SLOTS]``, read if CONSTANT and MASK.
+        EVEN_K: BLOCK_K divides ``depth`` and padding points to other rows (`clamp_index`), so that
+            no load needs a mask.
 
     Returns:
-        logits ``[SLOTS, TOKENS]``, -inf for slots that are padding or masked, so that they take no
-        part in the softmax.
+        logits ``[BLOCK_SLOTS, BLOCK_TOKENS]``, -inf for slots that are padding or masked, which
+        leaves them out of the softmax.
     """
     if CONSTANT:
-        constant = tl.load(slot_constant, mask=live_slot, other=0.0)
-    logits = tl.zeros([SLOTS, TOKENS], tl.float32)
-    for start in range(0, depth, DEPTH):
-        inner = start + tl.arange(0, DEPTH)
-        q_place = q_row[:, None] + inner[None, :]
-        k_place = k_row[:, None] + inner[None, :]
-        if EVEN:
-            q = tl.load(q_place)
-            k = tl.load(k_place)
+        constant = tl.load(slot_constant, mask=mask_slot, other=0.0)
+    logits = tl.zeros([BLOCK_SLOTS, BLOCK_TOKENS], tl.float32)
+    for start in range(0, depth, BLOCK_K):
+        offs_k = start + tl.arange(0, BLOCK_K)
+        q_ptrs = q_row[:, None] + offs_k[None, :]
+        k_ptrs = k_row[:, None] + offs_k[None, :]
+        if EVEN_K:
+            q = tl.load(q_ptrs)
+            k = tl.load(k_ptrs)
         else:
-            live_inner = (inner < depth)[None, :]
-            q = tl.load(q_place, mask=live_slot[:, None] & live_inner, other=0.0)
-            k = tl.load(k_place, mask=live_token[:, None] & live_inner, other=0.0)
+            mask_k = (offs_k < depth)[None, :]
+            q = tl.load(q_ptrs, mask=mask_slot[:, None] & mask_k, other=0.0)
+            k = tl.load(k_ptrs, mask=mask_token[:, None] & mask_k, other=0.0)
         logits = tl.dot(q, tl.trans(k), logits, input_precision=PRECISION)
     logits *= scale
     if CONSTANT:
         logits += constant[:, None]
-    takes_part = live_slot
+    in_softmax = mask_slot
     if MASK:
-        takes_part &= tl.load(slot_mask, mask=live_slot, other=0) != 0
-    return tl.where(takes_part[:, None], logits, float("-inf"))
+        in_softmax &= tl.load(slot_mask, mask=mask_slot, other=0) != 0
+    return tl.where(in_softmax[:, None], logits, float("-inf"))
 
 
 @triton.jit
-def inside(index, count):
-    """The index, or, in the padding, that of the last row."""
+def clamp_index(index, count):
+    """The index as int64; padding gets the index of the last row."""
     return tl.minimum(index, count - 1).to(tl.int64)
 
 
 @triton.jit
-def standing(logits):
-    """Each token's largest logit m, and the sum of ``exp(x - m)`` over the other slots.
+def softmax_stats_of(logits):
+    """Softmax statistics of each token: its largest logit, and the sum over the other slots.
 
-    The softmax over slots is ``exp(x - m) / (1 + others)``, its logarithm
-    ``(x - m) - log1p(others)``: kept apart, the two resolve an attention of almost 1 or 0.
+    With rest_sum the sum of ``exp(x - row_max)`` over all slots but the largest, the softmax over
+    slots is ``exp(x - row_max) / (1 + rest_sum)`` and its logarithm
+    ``(x - row_max) - log1p(rest_sum)``, which resolves an attention of almost 1 or 0.
 
     Args:
-        logits: ``[SLOTS, TOKENS]``.
+        logits: ``[BLOCK_SLOTS, BLOCK_TOKENS]``.
 
     Returns:
-        m and others, ``[TOKENS]``.
+        row_max and rest_sum, ``[BLOCK_TOKENS]``.
     """
-    # A NaN leads nothing, but stays in the sum.
-    numbers = tl.where(logits == logits, logits, float("-inf"))
-    top, leader = tl.max(numbers, axis=0, return_indices=True)
-    is_leader = tl.arange(0, logits.shape[0])[:, None] == leader[None, :]
-    # Where every slot is masked, or NaN, there is no top to take off.
-    shift = tl.where(top == float("-inf"), 0.0, top)
-    others = tl.where(is_leader, 0.0, tl.exp(logits - shift[None, :]))
-    return top, tl.sum(others, axis=0)
+    # NaN logits are excluded from the maximum and kept in the sum.
+    no_nan = tl.where(logits == logits, logits, float("-inf"))
+    row_max, argmax = tl.max(no_nan, axis=0, return_indices=True)
+    is_max = tl.arange(0, logits.shape[0])[:, None] == argmax[None, :]
+    # -inf where every slot is masked or NaN, and -inf - -inf would be NaN.
+    shift = tl.where(row_max == float("-inf"), 0.0, row_max)
+    rest = tl.where(is_max, 0.0, tl.exp(logits - shift[None, :]))
+    return row_max, tl.sum(rest, axis=0)
