@@ -7,8 +7,9 @@
 #include <string>
 #include <tuple>
 
+#include "common/blocks.h"
 #include "common/checks.h"
-#include "common/kernels.h"
+#include "common/kernel.h"
 #include "common/tensors.h"
 
 namespace ocvtp {
@@ -58,6 +59,36 @@ void run(const Kernel& kernel, const Arguments& arguments, int64_t count, int64_
   const int64_t grain = std::max<int64_t>(1, grain_elements / std::max<int64_t>(1, elements));
   torch::stable::parallel_for(0, count, grain,
                               [&](int64_t begin, int64_t end) { kernel(arguments, begin, end); });
+}
+
+// Steps of an image wait for each other: threads take images of about `elements` elements, or,
+// where images are fewer than they, share each step. body(image) does an image's steps by
+// `run_share`.
+template <class Body>
+void each_image(int64_t batch, int64_t elements, const Body& body) {
+  const auto images = [](const Body& each, int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) each(image);
+  };
+  if (batch < static_cast<int64_t>(torch::stable::get_num_threads()))
+    images(body, 0, batch);
+  else
+    run(images, body, batch, elements);
+}
+
+// As `run`, on the parts of one image; within a thread's image it takes that thread alone.
+template <class Kernel, class Arguments>
+void run_share(const Kernel& kernel, const Arguments& arguments, int64_t image, int64_t count,
+               int64_t elements) {
+  const int64_t first = image * count;
+  run([&](const Arguments& a, int64_t begin,
+          int64_t end) { kernel(a, first + begin, first + end); },
+      arguments, count, elements);
+}
+
+// Rows of a tensor [B, N, width] with unit stride.
+template <class T>
+Rows<T> rows(const Tensor& tensor) {
+  return {data<T>(tensor), tensor.stride(0), tensor.stride(1)};
 }
 
 // [B, n, m] x [B, m, l] -> [B, n, l], dense.

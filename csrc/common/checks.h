@@ -134,4 +134,24 @@ inline void require_least(const char* name, int64_t value, int64_t least) {
   if (value < least) refuse(name, "at least " + std::to_string(least), std::to_string(value));
 }
 
+// A matrix [B, N, N].
+inline void require_square(const char* name, const Tensor& matrix, Dtypes taken) {
+  require(name, matrix, {any, any, any}, taken, matrix);
+  require(name, matrix, {any, matrix.size(1), matrix.size(1)}, taken, matrix);
+}
+
+// A score a token, called `name`, beside similarity.
+inline void check_scored(const Tensor& similarity, const char* name, const Tensor& scores,
+                         int64_t budget, Dtypes taken) {
+  require_square("similarity", similarity, taken);
+  require(name, scores, {similarity.size(0), similarity.size(1)}, similarity.scalar_type(),
+          similarity);
+  require_range("budget", budget, 0, similarity.size(1));
+}
+
+inline void check_queries_and_keys(const Tensor& q, const Tensor& k, Dtypes taken) {
+  require("q", q, {any, any, any}, taken, q);
+  require("k", k, {q.size(0), any, q.size(2)}, q.scalar_type(), q);
+}
+
 }  // namespace ocvtp

@@ -16,7 +16,7 @@
 
 #include "common/checks.h"
 #include "common/device.cuh"
-#include "common/namespace.h"
+#include "common/library.h"
 #include "common/tensors.h"
 
 #ifdef OCVTP_EMULATED

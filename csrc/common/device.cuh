@@ -5,7 +5,7 @@
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #include <cuda_fp16.h>
 #else
-#include "../tests/emulator.h"
+#include "tests/emulator.h"
 #endif
 
 // 0 for chips before sm_80, which have no bf16 arithmetic; their bindings refuse the dtype.

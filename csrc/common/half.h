@@ -5,7 +5,6 @@
 #include <immintrin.h>
 #endif
 
-#include "common/kernels.h"
 #include "common/simd.h"
 
 namespace ocvtp::OCVTP_ISA {

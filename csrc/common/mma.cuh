@@ -3,12 +3,12 @@
 // aligned and tiles 32-byte, and `multiply` adds their product to a Sum.
 #pragma once
 
-#include "device.cuh"
+#include "common/device.cuh"
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #include <mma.h>
 #else
-#include "../tests/emulated_wmma.h"
+#include "tests/emulated_wmma.h"
 #endif
 
 namespace ocvtp {

@@ -8,9 +8,7 @@
 #include <type_traits>
 #include <utility>
 
-#ifndef OCVTP_ISA
-#define OCVTP_ISA portable
-#endif
+#include "common/kernel.h"
 
 namespace ocvtp::OCVTP_ISA {
 

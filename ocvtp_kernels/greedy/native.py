@@ -74,7 +74,8 @@ def scatter_merge(
     tokens: Tensor, owner: Tensor, weight: Tensor, num_owners: int
 ) -> tuple[Tensor, Tensor]:
     """`ocvtp_kernels.greedy.reference.scatter_merge`."""
-    sums, mass = torch.ops.ocvtp_native.scatter_merge(*_alike(tokens, weight), owner, num_owners)
+    tokens, weight = _alike(tokens, weight)
+    sums, mass = torch.ops.ocvtp_native.scatter_merge(tokens, owner, weight, num_owners)
     return sums, mass
 
 

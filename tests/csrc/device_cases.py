@@ -16,6 +16,8 @@ Choice = TypeVar("Choice")
 NAN, INF = math.nan, math.inf
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 EPS = 1e-5
+# Of rows: one vector and many, whole and not, and more than a block's threads take at once.
+ROW_WIDTHS = (1, 7, 8, 33, 64, 129, 264, 512, 1024, 1048, 2048)
 OUTLIER = 80  # so much larger than the rest are some channels of real ViTs
 
 
@@ -68,6 +70,14 @@ def assert_near(got: Tensor, want: Tensor, slack: Tensor | float) -> None:
     holds = (x - want).abs() <= rounding * want.abs() + subnormal + slack
     holds = torch.where(want.isnan(), x.isnan(), holds)
     assert holds.all(), f"got {x[~holds]}, expected {want[~holds]}, at {(~holds).nonzero()}"
+
+
+def norm_scale(x: Tensor) -> Tensor:
+    return 1 / (x.var(-1, keepdim=True, unbiased=False) + EPS).sqrt()
+
+
+def norm(x: Tensor) -> Tensor:
+    return (x - x.mean(-1, keepdim=True)) * norm_scale(x)
 
 
 def fuzz(test: Callable[[DeviceCase], None], share: int = 1) -> Callable[[], None]:
