@@ -1,5 +1,5 @@
-// Every kernel with every dtype and tile that the bindings launch, and nothing of torch: what the
-// compile report reads, for chips that nvcc still knows and, through NVRTC, for those it does not.
+// Every kernel with every dtype and tile that the bindings launch, without torch: the source of the
+// compile report, which nvcc compiles, and NVRTC for architectures that nvcc has dropped.
 #include "attention_received/instances.cuh"
 #include "gru_cell/instances.cuh"
 #include "prune/instances.cuh"

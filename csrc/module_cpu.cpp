@@ -1,8 +1,8 @@
 // Makes _C an importable module. What is linked in here defines torch.ops.ocvtp_native and
 // registers its CPU kernels; an op has its schema beside them, in csrc/*/*_schema.cpp where it has
 // a CUDA kernel too, else in its *_cpu.cpp. In schemas B are images, N tokens, K slots, T kept
-// tokens; tensors are on one device and of one floating dtype unless said; "wide" is float64 for
-// float64 and float32 for the others.
+// tokens; tensors are on one device and of one floating dtype unless said; acc is the dtype of
+// sums, float64 for float64 and float32 for the others.
 #include <Python.h>
 
 #include "common/binding.h"

@@ -1,6 +1,6 @@
-// The attention that tokens receive, averaged over heads and queries, without the map of queries
-// by keys: a block takes a tile of queries twice over all keys, for the softmax's denominators and
-// then for the sums over its queries, which a second kernel adds up in a fixed order.
+// The attention that tokens receive, averaged over heads and queries, without the matrix of queries
+// by keys: a block goes over all keys twice with a tile of queries, for the denominators of the
+// softmax and for the sums over its queries, which a second kernel adds up in a fixed order.
 #pragma once
 
 #include "common/mma.cuh"
@@ -13,7 +13,7 @@ constexpr int kReceivedTile = 64;   // queries, and keys, of a tile
 constexpr int kReceivedDepth = 64;  // channels in shared memory at a time
 constexpr int kSumThreads = 256;
 
-// Rows of `stride` elements in shared memory start at other banks, still 16-byte aligned.
+// Rows in shared memory, padded to start at different banks, still 16-byte aligned.
 template <class T>
 constexpr int kDepthStride = kReceivedDepth + 16 / static_cast<int>(sizeof(T));
 constexpr int kLogitStride = kReceivedTile + 4;
@@ -23,13 +23,13 @@ __host__ __device__ constexpr int tile_bytes() {
   return kReceivedTile * kDepthStride<T> * static_cast<int>(sizeof(T));
 }
 
-// The queries' tile, and one of keys that the logits of the same tile then take the place of.
+// A tile of queries, and one of keys, which the logits then overwrite.
 template <class T>
 __host__ __device__ constexpr int received_shared_bytes() {
   constexpr int logits = kReceivedTile * kLogitStride * 4;
   return tile_bytes<T>() + (tile_bytes<T>() > logits ? tile_bytes<T>() : logits);
 }
-// What every chip grants without being asked.
+// What every architecture grants without a request.
 static_assert(received_shared_bytes<float>() <= 48 * 1024);
 
 // A [B,H,n,d] tensor with unit stride along d.
@@ -94,7 +94,7 @@ __device__ __forceinline__ void compute_strip(Strip& strip, const ReceivedArgume
 #pragma unroll
   for (int j = 0; j < kReceivedTile / kTile; ++j) sums[j].zero();
   for (int depth = 0; depth < a.width; depth += kReceivedDepth) {
-    // All that depends on the last step's tiles, or on the logits of the last tile, is done.
+    // Nothing reads the tiles of the last step or the logits of the last tile any more.
     __syncthreads();
     load_tile(q_tile, q_head, a.q, first_query, depth, a.width);
     load_tile(k_tile, k_head, a.k, first_key, depth, a.width);
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kReceivedThreads, 3)
     const float own = top[row];
     top[row] = warp_max(own);
     sum[row] = warp_sum(sum[row] * exp_below(own, top[row]));
-    // From here on the weight of the row; a row that is not there weighs nothing.
+    // From here on the weight of the row, 0 past the last query.
     sum[row] = first_query + warp * kTile + row < a.q.rows ? 1.0f / sum[row] : 0.0f;
   }
 
@@ -197,26 +197,26 @@ __global__ void __launch_bounds__(kReceivedThreads, 3)
 }
 
 // partial[b,h,n] = softmax over keys (scale q k^T) of one query: `q` points at its row.
-// Grid B * H, block kSumThreads. Logits wait in `partial` itself, so N has no limit.
+// Grid B * H, block kSumThreads. Logits are kept in `partial`, so N has no limit.
 template <class T>
 __global__ void __launch_bounds__(kSumThreads) attention_row_kernel(ReceivedArguments<T> a) {
   __shared__ float scratch[kSumThreads / kWarpSize];
-  constexpr int kLanes = 8;  // that share a key's row
+  constexpr int kLanes = 8;  // per row of a key
   const int head = blockIdx.x % a.heads;
   const int64 image = blockIdx.x / a.heads;
   const T* q = a.q.head(image, head);
   const T* k = a.k.head(image, head);
   float* out = a.partial + static_cast<int64>(blockIdx.x) * a.k.rows;
-  const int share = threadIdx.x % kLanes, group = threadIdx.x / kLanes;
+  const int lane_of_key = threadIdx.x % kLanes, key_in_block = threadIdx.x / kLanes;
   for (int first = 0; first < a.k.rows; first += kSumThreads / kLanes) {
-    const int key = first + group;
+    const int key = first + key_in_block;
     float dot = 0.0f;
     if (key < a.k.rows)
-      for (int i = share; i < a.width; i += kLanes)
+      for (int i = lane_of_key; i < a.width; i += kLanes)
         dot = fmaf(to_float(q[i]), to_float(k[key * a.k.row_stride + i]), dot);
 #pragma unroll
     for (int step = kLanes / 2; step > 0; step /= 2) dot += __shfl_xor_sync(kFullWarp, dot, step);
-    if (share == 0 && key < a.k.rows) out[key] = dot * a.scale;
+    if (lane_of_key == 0 && key < a.k.rows) out[key] = dot * a.scale;
   }
   __syncthreads();
   float top = -infinity();
@@ -233,12 +233,12 @@ __global__ void __launch_bounds__(kSumThreads) attention_row_kernel(ReceivedArgu
     out[key] = exp_below(out[key], top) * sum;
 }
 
-// received[b,n] = share * sum over `parts` of partial[b,part,n], in the order of the parts.
+// received[b,n] = scale * sum over `parts` of partial[b,part,n], in the order of the parts.
 // Grid B * ceil(N / 32), block kSumThreads: eight warps take every eighth part.
 template <class T>
 __global__ void __launch_bounds__(kSumThreads)
     sum_parts_kernel(const float* __restrict__ partial, T* __restrict__ received, int parts,
-                     int num_keys, float share) {
+                     int num_keys, float scale) {
   constexpr int kWarps = kSumThreads / kWarpSize;
   __shared__ float columns[kWarps][kWarpSize];
   const int column_blocks = ceil_div(num_keys, kWarpSize);
@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(kSumThreads)
   float total = 0.0f;
 #pragma unroll
   for (int i = 0; i < kWarps; ++i) total += columns[i][lane];
-  received[image * num_keys + key] = from_float<T>(total * share);
+  received[image * num_keys + key] = from_float<T>(total * scale);
 }
 
 }  // namespace ocvtp

@@ -1,6 +1,6 @@
 // The attention that keys receive (ocvtp_kernels/importance/reference.py), a few queries at a time:
-// logits of a register tile, softmax over keys while they are in cache, their sum per key. No map
-// of queries by keys is ever in memory.
+// logits by register tiles, softmax over keys while they are in cache, sums per key. The matrix of
+// queries by keys is never in memory.
 #pragma once
 
 #include <algorithm>
@@ -18,9 +18,9 @@ struct AttentionReceived {
   const E *q, *k;  // [B, H, M, d], [B, H, N, d]
   int64_t q_strides[3], k_strides[3];
   int64_t heads, queries, keys, width;
-  Wide<E> scale;
-  Wide<E>* scratch;   // attention_scratch elements, one thread's own
-  Wide<E>* received;  // [B, H, query blocks, N]
+  Acc<E> scale;
+  Acc<E>* scratch;   // attention_scratch elements, one thread's own
+  Acc<E>* received;  // [B, H, query blocks, N]
 };
 
 // Part: blocks of tokens of images. mean = sum of parts / rows.
@@ -31,12 +31,12 @@ struct AttentionMean {
   T* mean;  // [B, N]
 };
 
-// Queries in a block of AttentionReceived, and the most that a tile of its logits spans.
+// Queries in a block of AttentionReceived, and the maximal size of a tile of logits.
 inline constexpr int64_t query_block = 128, attention_rows = 8, attention_columns = 48;
 inline int64_t query_blocks(int64_t queries) { return (queries + query_block - 1) / query_block; }
 
-// Room for a tile's logits, its queries and, of more queries than one, packed keys, in whole cache
-// lines.
+// Elements for the logits of a tile, its queries and, for more than one query, packed keys: whole
+// cache lines.
 inline int64_t attention_scratch(int64_t queries, int64_t keys, int64_t width) {
   const int64_t rows = attention_rows + (queries > 1 ? width : 0);
   return ((keys + attention_columns) * rows + attention_rows * width + 15) / 16 * 16;
@@ -46,7 +46,7 @@ inline int64_t attention_scratch(int64_t queries, int64_t keys, int64_t width) {
 
 namespace ocvtp::OCVTP_ISA {
 
-// The tile's sums fill the registers of the instruction set.
+// A tile whose sums fill the registers of the instruction set.
 #if defined(__AVX512F__)
 inline constexpr int64_t tile_rows = 8, tile_vectors = 3;
 #elif defined(__AVX2__)
@@ -75,42 +75,42 @@ inline void transpose_square(const T* from, int64_t stride, T* to, int64_t to_st
 
 // A row in the dtype that it is summed in.
 template <class E>
-inline void widen_row(const E* from, int64_t width, Wide<E>* to) {
-  using T = Wide<E>;
+inline void upcast_row(const E* from, int64_t width, Acc<E>* to) {
+  using T = Acc<E>;
   for_each_vector<T>(width, [&](int64_t at, int64_t lanes) {
-    store_lanes<T>(to + at, load_wide(from + at, lanes), lanes);
+    store_lanes<T>(to + at, load_acc(from + at, lanes), lanes);
   });
 }
 
 // What a tile multiplies: rows in the dtype of their sums, or, where the CPU multiplies bfloat16,
-// rows as they are, two elements in the place of one float.
+// rows as they are, two elements per float.
 #if defined(__AVX512BF16__)
 template <class E>
-inline constexpr int64_t elements_a_place = std::is_same_v<E, BFloat16> ? 2 : 1;
+inline constexpr int64_t elements_per_float = std::is_same_v<E, BFloat16> ? 2 : 1;
 #else
 template <class E>
-inline constexpr int64_t elements_a_place = 1;
+inline constexpr int64_t elements_per_float = 1;
 #endif
 
 template <class E>
-inline int64_t places_of(int64_t width) {
-  return (width + elements_a_place<E> - 1) / elements_a_place<E>;
+inline int64_t depth_of(int64_t width) {
+  return (width + elements_per_float<E> - 1) / elements_per_float<E>;
 }
 
 template <class E>
-inline void lay_row(const E* from, int64_t width, Wide<E>* to) {
-  if constexpr (elements_a_place<E> == 2) {
+inline void lay_row(const E* from, int64_t width, Acc<E>* to) {
+  if constexpr (elements_per_float<E> == 2) {
     if (width % 2) to[width / 2] = 0;
     std::memcpy(to, from, static_cast<size_t>(width) * sizeof(E));
   } else {
-    widen_row(from, width, to);
+    upcast_row(from, width, to);
   }
 }
 
 template <class E>
-inline Part<Wide<E>> add_product(Part<Wide<E>> sum, Part<Wide<E>> key, Wide<E> query) {
+inline Part<Acc<E>> add_product(Part<Acc<E>> sum, Part<Acc<E>> key, Acc<E> query) {
 #if defined(__AVX512BF16__)
-  if constexpr (elements_a_place<E> == 2) {
+  if constexpr (elements_per_float<E> == 2) {
     const Part<float> queries = query - Part<float>{};
     return _mm512_dpbf16_ps(sum, __m512bh(key), __m512bh(queries));
   }
@@ -118,48 +118,48 @@ inline Part<Wide<E>> add_product(Part<Wide<E>> sum, Part<Wide<E>> key, Wide<E> q
   return sum + key * query;
 }
 
-// Keys [N, d] become panels [places, tile_columns], the last filled up with zeros. `rows` has room
-// for four keys.
+// Keys [N, d] become panels [depth, tile_columns], the last filled up with zeros. `rows` holds
+// four keys.
 template <class E>
-inline void pack_keys(const E* k, int64_t stride, int64_t keys, int64_t width, Wide<E>* rows,
-                      Wide<E>* panels) {
-  using T = Wide<E>;
+inline void pack_keys(const E* k, int64_t stride, int64_t keys, int64_t width, Acc<E>* rows,
+                      Acc<E>* panels) {
+  using T = Acc<E>;
   constexpr int64_t columns = tile_columns<T>;
-  const int64_t places = places_of<E>(width);
-  for (int64_t first = 0; first < keys; first += columns, panels += places * columns) {
+  const int64_t depth = depth_of<E>(width);
+  for (int64_t first = 0; first < keys; first += columns, panels += depth * columns) {
     const int64_t count = std::min(columns, keys - first);
-    if (count < columns) std::fill(panels, panels + places * columns, T(0));
+    if (count < columns) std::fill(panels, panels + depth * columns, T(0));
     for (int64_t j = 0; j < count; j += 4) {
       const E* from = k + (first + j) * stride;
       const int64_t some = std::min<int64_t>(4, count - j);
       const T* laid;
-      int64_t laid_stride = places;
+      int64_t laid_stride = depth;
       if constexpr (std::is_same_v<E, T>) {
         laid = from, laid_stride = stride;
       } else {
         for (int64_t row = 0; row < some; ++row)
-          lay_row(from + row * stride, width, rows + row * places);
+          lay_row(from + row * stride, width, rows + row * depth);
         laid = rows;
       }
-      const int64_t turned = some == 4 ? places / 4 * 4 : 0;
+      const int64_t turned = some == 4 ? depth / 4 * 4 : 0;
       for (int64_t i = 0; i < turned; i += 4)
         transpose_square(laid + i, laid_stride, panels + i * columns + j, columns);
       for (int64_t row = 0; row < some; ++row)
-        for (int64_t i = turned; i < places; ++i)
+        for (int64_t i = turned; i < depth; ++i)
           panels[i * columns + j + row] = laid[row * laid_stride + i];
     }
   }
 }
 
-// Logits [tile_rows, `vectors` of lanes] of queries [tile_rows, places] and a panel.
-template <class E, int64_t vectors, class T = Wide<E>>
-inline void logits_tile(const T* queries, const T* panel, int64_t places, T scale, T* logits,
+// Logits [tile_rows, `vectors` of lanes] of queries [tile_rows, depth] and a panel.
+template <class E, int64_t vectors, class T = Acc<E>>
+inline void logits_tile(const T* queries, const T* panel, int64_t depth, T scale, T* logits,
                         int64_t stride) {
   constexpr int64_t lanes = register_bytes / int64_t(sizeof(T));
-  // Longer sums would round more than a BLAS does.
+  // As a BLAS does: longer sums would lose more bits.
   constexpr int64_t block = 256;
-  for (int64_t first = 0; first == 0 || first < places; first += block) {
-    const int64_t last = std::min(first + block, places);
+  for (int64_t first = 0; first == 0 || first < depth; first += block) {
+    const int64_t last = std::min(first + block, depth);
     Part<T> sum[tile_rows][vectors] = {};
     for (int64_t i = first; i < last; ++i) {
       Part<T> key[vectors];
@@ -170,7 +170,7 @@ inline void logits_tile(const T* queries, const T* panel, int64_t places, T scal
       for (int64_t r = 0; r < tile_rows; ++r)
 #pragma GCC unroll 3
         for (int64_t c = 0; c < vectors; ++c)
-          sum[r][c] = add_product<E>(sum[r][c], key[c], queries[r * places + i]);
+          sum[r][c] = add_product<E>(sum[r][c], key[c], queries[r * depth + i]);
     }
 #pragma GCC unroll 8
     for (int64_t r = 0; r < tile_rows; ++r)
@@ -188,17 +188,16 @@ inline void logits_tile(const T* queries, const T* panel, int64_t places, T scal
   }
 }
 
-// A row of logits, filled up to whole vectors with -inf, becomes exp(x - max); the factor that
-// makes their sum 1 is returned.
+// Turns a row of logits, padded to whole vectors with -inf, into exp(x - max); returns 1 / sum.
 template <class T>
 inline T softmax_row(T* row, int64_t keys) {
-  Vector<T> most = splat(-std::numeric_limits<T>::infinity()), total{};
-  for (int64_t at = 0; at < keys; at += width<T>) most = larger<T>(load(row + at), most);
-  const T top = max_lanes<T>(most);
+  Vector<T> max = splat(-std::numeric_limits<T>::infinity()), total{};
+  for (int64_t at = 0; at < keys; at += width<T>) max = larger<T>(load(row + at), max);
+  const T top = max_lanes<T>(max);
   for (int64_t at = 0; at < keys; at += width<T>) {
-    const Vector<T> share = decay<T>(load(row + at) - top);
-    store<T>(row + at, share);
-    total += share;
+    const Vector<T> weight = decay<T>(load(row + at) - top);
+    store<T>(row + at, weight);
+    total += weight;
   }
   return T(1) / sum_lanes<T>(total);
 }
@@ -226,26 +225,25 @@ inline void sums_of_lanes(const Vector<T> (&values)[4], T* sums) {
   std::memcpy(sums, &sum, sizeof sum);
 }
 
-// The logits of one query, four keys at a time; keys too many repeat the last.
+// The logits of one query, four keys at a time; past the end the last key is repeated.
 template <class E>
-inline void query_logits(const Wide<E>* query, const E* k, int64_t stride, int64_t keys,
-                         int64_t width, Wide<E> scale, Wide<E>* logits) {
-  using T = Wide<E>;
+inline void query_logits(const Acc<E>* query, const E* k, int64_t stride, int64_t keys,
+                         int64_t width, Acc<E> scale, Acc<E>* logits) {
+  using T = Acc<E>;
   for (int64_t n = 0; n < keys; n += 4) {
     Vector<T> sum[4] = {};
-    // One after another, as they lie in memory.
+    // One key after another, in the order of memory.
     for (int64_t j = 0; j < 4; ++j) {
       const E* key = k + std::min(n + j, keys - 1) * stride;
       if (stride > width) {
-        // Other heads lie between, often pages of them: the CPU does not look that far ahead, but
-        // within a row it does.
+        // Rows of other heads lie between: the hardware prefetches within a row, not that far.
         constexpr int64_t line = 64 / int64_t(sizeof(E));
         const E* later = k + std::min(n + j + 8, keys - 1) * stride;
         for (int64_t at = 0; at < std::min(width, 4 * line); at += line)
           __builtin_prefetch(later + at);
       }
       for_each_vector<T>(width, [&](int64_t at, int64_t lanes) {
-        sum[j] += load_lanes(query + at, lanes) * load_wide(key + at, lanes);
+        sum[j] += load_lanes(query + at, lanes) * load_acc(key + at, lanes);
       });
     }
     T sums[4];
@@ -256,16 +254,16 @@ inline void query_logits(const Wide<E>* query, const E* k, int64_t stride, int64
 
 template <class E>
 void attention_received(const AttentionReceived<E>& a, int64_t begin, int64_t end) {
-  using T = Wide<E>;
+  using T = Acc<E>;
   constexpr int64_t columns = tile_columns<T>;
-  const int64_t blocks = query_blocks(a.queries), places = places_of<E>(a.width);
-  // Of a row of logits: whole tiles, and whole vectors.
+  const int64_t blocks = query_blocks(a.queries), depth = depth_of<E>(a.width);
+  // A row of logits is padded to whole tiles and whole vectors.
   constexpr int64_t unit = std::max(columns, width<T>);
   static_assert(unit % columns == 0 && unit % width<T> == 0);
   const int64_t padded = (a.keys + unit - 1) / unit * unit;
   const T none = -std::numeric_limits<T>::infinity();
   T* panels = a.scratch;
-  T* logits = panels + (a.queries > 1 ? padded * places : 0);
+  T* logits = panels + (a.queries > 1 ? padded * depth : 0);
   T* tile = logits + padded * tile_rows;
   int64_t packed = -1;
   for (int64_t part = begin; part < end; ++part) {
@@ -275,47 +273,47 @@ void attention_received(const AttentionReceived<E>& a, int64_t begin, int64_t en
     T* received = a.received + part * a.keys;
     const int64_t first = part % blocks * query_block;
     const int64_t last = std::min(first + query_block, a.queries);
-    // Panels would cost a lone query more than its logits do.
+    // For one query packing would cost more than the logits.
     if (a.queries > 1 && packed != head)
       pack_keys(k, a.k_strides[2], a.keys, a.width, tile, panels);
     packed = head;
     for (int64_t row = first; row < last; row += tile_rows) {
       const int64_t rows = std::min(tile_rows, last - row);
       if (a.queries == 1) {
-        widen_row(q, a.width, tile);
+        upcast_row(q, a.width, tile);
         query_logits(tile, k, a.k_strides[2], a.keys, a.width, a.scale, logits);
       } else {
-        // A row too many repeats the last.
+        // Past the end the last row is repeated.
         for (int64_t r = 0; r < tile_rows; ++r)
-          lay_row(q + (row + std::min(r, rows - 1)) * a.q_strides[2], a.width, tile + r * places);
+          lay_row(q + (row + std::min(r, rows - 1)) * a.q_strides[2], a.width, tile + r * depth);
         int64_t n = 0;
         for (; n + columns <= a.keys; n += columns)
-          logits_tile<E, tile_vectors>(tile, panels + n * places, places, a.scale, logits + n,
+          logits_tile<E, tile_vectors>(tile, panels + n * depth, depth, a.scale, logits + n,
                                        padded);
-        // What is left is often the one key that a CLS token adds.
+        // The rest is often one key, because of a CLS token.
         constexpr int64_t lanes = columns / tile_vectors;
-        const T* rest = panels + n * places;
+        const T* rest = panels + n * depth;
         if (a.keys - n > lanes)
-          logits_tile<E, tile_vectors>(tile, rest, places, a.scale, logits + n, padded);
+          logits_tile<E, tile_vectors>(tile, rest, depth, a.scale, logits + n, padded);
         else if (a.keys > n)
-          logits_tile<E, 1>(tile, rest, places, a.scale, logits + n, padded);
+          logits_tile<E, 1>(tile, rest, depth, a.scale, logits + n, padded);
       }
-      T share[tile_rows];
+      T inverse_sum[tile_rows];
       for (int64_t r = 0; r < rows; ++r) {
         std::fill(logits + r * padded + a.keys, logits + (r + 1) * padded, none);
-        share[r] = softmax_row(logits + r * padded, a.keys);
+        inverse_sum[r] = softmax_row(logits + r * padded, a.keys);
       }
       for_each_vector<T>(a.keys, [&](int64_t at, int64_t lanes) {
         Vector<T> sum = row == first ? Vector<T>{} : load_lanes(received + at, lanes);
         for (int64_t r = 0; r < rows; ++r)
-          sum += load_lanes(logits + r * padded + at, lanes) * share[r];
+          sum += load_lanes(logits + r * padded + at, lanes) * inverse_sum[r];
         store_lanes<T>(received + at, sum, lanes);
       });
     }
   }
 }
 
-// In double: a sum of a thousand parts would else round more than the parts themselves.
+// In double: a float sum of a thousand parts would lose more bits than the parts have lost.
 template <class T>
 void attention_mean(const AttentionMean<T>& a, int64_t begin, int64_t end) {
   for_each_block(a.keys, begin, end, [&](int64_t image, int64_t first, int64_t count) {

@@ -13,16 +13,16 @@ Tensor attention_received(Tensor q, Tensor k, int64_t row, double scale) {
   const int64_t batch = q.size(0), heads = q.size(1), width = q.size(3), keys = k.size(2);
   const int64_t queries = row < 0 ? q.size(2) : 1;
   const int64_t parts = heads * query_blocks(queries), units = batch * parts;
-  // Each thread has a scratch and a run of parts, of which neighbours share their packed keys.
+  // Each thread has its own scratch and consecutive parts: those of a head share packed keys.
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), units);
-  const int64_t room = attention_scratch(queries, keys, width);
-  const ScalarType sums = wide(q.scalar_type());
-  const Tensor scratch = empty(q, {threads * room}, sums),
+  const int64_t scratch_size = attention_scratch(queries, keys, width);
+  const ScalarType sums = acc_dtype(q.scalar_type());
+  const Tensor scratch = empty(q, {threads * scratch_size}, sums),
                received = empty(q, {units * keys}, sums);
   const Tensor mean = empty(q, {batch, keys}, sums);
   by_floating_dtype(q, [&](auto kind) {
     using E = decltype(kind);
-    using T = Wide<E>;
+    using T = Acc<E>;
     const AttentionReceived<E> arguments{data<E>(q) + std::max<int64_t>(row, 0) * q.stride(2),
                                          data<E>(k),
                                          {q.stride(0), q.stride(1), q.stride(2)},
@@ -37,7 +37,7 @@ Tensor attention_received(Tensor q, Tensor k, int64_t row, double scale) {
     const auto run_of_parts = [&](const AttentionReceived<E>& shared, int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) {
         AttentionReceived<E> own = shared;
-        own.scratch += thread * room;
+        own.scratch += thread * scratch_size;
         kernels::attention_received<E>(own, units * thread / threads,
                                        units * (thread + 1) / threads);
       }

@@ -1,4 +1,4 @@
-// What the importance op takes, on every device; `taken` are the dtypes that its kernels have.
+// What attention_received takes, on every device; `taken` are the dtypes that its kernels have.
 #pragma once
 
 #include "common/checks.h"

@@ -1,5 +1,5 @@
 // VLM-Pruner's centrifugal expansion (ocvtp_kernels/greedy/centrifugal.py). A token's redundancy is
-// the reference's arithmetic, step for step, so its roundings are too.
+// computed as in the reference, operation for operation, so it rounds alike.
 #pragma once
 
 #include "common/greedy_scores.h"
@@ -10,16 +10,16 @@ namespace ocvtp {
 template <class T>
 struct CentrifugalSelect {
   Rows<T> similarity;
-  const int64_t* pivots;  // [B, num_pivots], those that count
+  const int64_t* pivots;  // [B, num_pivots]
   int64_t num_pivots, height, width, budget;
   double spread, threshold, step;
   int64_t chunk;
   bool pad;
-  T *place, *merit;                       // [B, N]: the owner's place in the order; 1 - redundancy
-  int64_t *nearest, *ranking, *accepted;  // [B, N]
-  bool* taken;                            // [B, N]
-  int64_t *order, *count, *owner;         // [B, budget], [B], [B, N]
-  T* closeness;                           // [B, N]
+  T *closest_pick, *merit;                        // [B, N]: index in order; 1 - redundancy
+  int64_t *square_distance, *ranking, *accepted;  // [B, N]; on the grid, to the nearest pick
+  bool* selected;                                 // [B, N]
+  int64_t *order, *count, *assignment;            // [B, budget], [B], [B, N]
+  T* closeness;                                   // [B, N]
 };
 
 }  // namespace ocvtp
@@ -30,26 +30,27 @@ template <class T>
 struct Expansion {
   const CentrifugalSelect<T>& a;
   int64_t image, tokens, picked = 0;
-  T *best, *place, *merit;
-  int64_t *nearest, *ranking, *accepted, *order;
-  bool* taken;
+  T *best, *closest_pick, *merit;
+  int64_t *square_distance, *ranking, *accepted, *order;
+  bool* selected;
   T spread, diameter;
 
   Expansion(const CentrifugalSelect<T>& a, int64_t image)
       : a(a), image(image), tokens(a.height * a.width) {
     const int64_t start = image * tokens;
-    best = a.closeness + start, place = a.place + start, merit = a.merit + start;
-    nearest = a.nearest + start, ranking = a.ranking + start, accepted = a.accepted + start;
-    taken = a.taken + start, order = a.order + image * a.budget;
+    best = a.closeness + start, closest_pick = a.closest_pick + start, merit = a.merit + start;
+    square_distance = a.square_distance + start, ranking = a.ranking + start,
+    accepted = a.accepted + start;
+    selected = a.selected + start, order = a.order + image * a.budget;
     spread = T(a.spread), diameter = T(std::sqrt(double(a.height * a.height + a.width * a.width)));
-    // No comparison holds with the NaN of a NaN token, which so stays out of the expansion.
+    // A NaN token keeps NaN, with which no comparison holds, so the expansion leaves it out.
     for (int64_t n = 0; n < tokens; ++n) {
       const T own = a.similarity.at(image, n)[n];
       best[n] = own == own ? lowest<T> : own;
     }
-    std::fill(place, place + tokens, T(0));
-    std::fill(nearest, nearest + tokens, 2 * tokens * tokens);
-    std::fill(taken, taken + tokens, false);
+    std::fill(closest_pick, closest_pick + tokens, T(0));
+    std::fill(square_distance, square_distance + tokens, 2 * tokens * tokens);
+    std::fill(selected, selected + tokens, false);
     std::fill(order, order + a.budget, -1);
   }
 
@@ -58,60 +59,62 @@ struct Expansion {
     const T now = T(picked);
     for_each_vector<T>(tokens, [&](int64_t at, int64_t lanes) {
       const Vector<T> x = load_lanes(row + at, lanes), old = load_lanes(best + at, lanes);
-      const Vector<T> owner =
-          by_parts<T>([now](Part<T> x, Part<T> old,
-                            Part<T> place) -> Part<T> { return x > old ? now - Part<T>{} : place; },
-                      x, old, load_lanes(place + at, lanes));
-      store_lanes<T>(place + at, owner, lanes);
+      const Vector<T> closest = by_parts<T>(
+          [now](Part<T> x, Part<T> old, Part<T> closest_pick) -> Part<T> {
+            return x > old ? now - Part<T>{} : closest_pick;
+          },
+          x, old, load_lanes(closest_pick + at, lanes));
+      store_lanes<T>(closest_pick + at, closest, lanes);
       store_lanes<T>(best + at, larger<T>(x, old), lanes);
     });
     const int64_t own_row = token / a.width, own_column = token % a.width;
     for (int64_t r = 0; r < a.height; ++r) {
-      int64_t* squares = nearest + r * a.width;
+      int64_t* squares = square_distance + r * a.width;
       const int64_t down = (r - own_row) * (r - own_row);
       for (int64_t c = 0; c < a.width; ++c)
         squares[c] = std::min(squares[c], down + (c - own_column) * (c - own_column));
     }
-    taken[token] = true;
+    selected[token] = true;
     order[picked++] = token;
   }
 
   T redundancy(int64_t token) const {
-    const T distance = std::sqrt(T(nearest[token])) / diameter;
+    const T distance = std::sqrt(T(square_distance[token])) / diameter;
     return best[token] * (T(1) + spread * distance);
   }
 
   bool is_nan(int64_t token) const { return best[token] != best[token]; }
 
-  // The tokens left, least redundant first; returns how many. NaN tokens follow, not counted.
+  // Ranks the tokens not selected, least redundant first; returns their number. NaN tokens follow
+  // and are not counted.
   int64_t rank() {
     int64_t count = 0;
     for (int64_t n = 0; n < tokens; ++n) {
-      if (taken[n] || is_nan(n)) continue;
+      if (selected[n] || is_nan(n)) continue;
       merit[n] = nan_last(T(1) - redundancy(n));
       ranking[count++] = n;
     }
     sort_descending(merit, ranking, count);
     int64_t end = count;
     for (int64_t n = 0; n < tokens; ++n)
-      if (!taken[n] && is_nan(n)) ranking[end++] = n;
+      if (!selected[n] && is_nan(n)) ranking[end++] = n;
     return count;
   }
 
   // Picks what is below the limit among ranks [begin, end).
-  void judge(int64_t begin, int64_t end, T limit) {
+  void accept(int64_t begin, int64_t end, T limit) {
     int64_t count = 0;
     for (int64_t rank = begin; rank < end; ++rank) {
       const T now = redundancy(ranking[rank]);
-      // By rank from here on: the ranking is done with merits.
+      // The ranking is made: from here on merits are by rank.
       merit[rank] = T(1) - now;
       if (now < limit) accepted[count++] = rank;
     }
-    const int64_t room = a.budget - picked;
-    if (count > room) {
+    const int64_t remaining = a.budget - picked;
+    if (count > remaining) {
       sort_descending(merit, accepted, count);
-      count = room;
-      // A comparison of its own: without one the instruction sets would share the sort's code.
+      count = remaining;
+      // With std::less the instruction sets would share one instance of std::sort.
       std::sort(accepted, accepted + count, [](int64_t i, int64_t j) { return i < j; });
     }
     for (int64_t i = 0; i < count; ++i) pick(ranking[accepted[i]]);
@@ -121,10 +124,10 @@ struct Expansion {
     double limit = a.threshold;
     for (int64_t before = -1; before < picked && picked < a.budget; limit += a.step) {
       before = picked;
-      const int64_t left = rank();
-      for (int64_t begin = 0; begin < left && picked < a.budget; begin += a.chunk) {
+      const int64_t ranked = rank();
+      for (int64_t begin = 0; begin < ranked && picked < a.budget; begin += a.chunk) {
         if (begin == a.chunk && picked == before) break;
-        judge(begin, std::min(begin + a.chunk, left), T(limit));
+        accept(begin, std::min(begin + a.chunk, ranked), T(limit));
       }
     }
   }
@@ -143,9 +146,9 @@ void centrifugal_select(const CentrifugalSelect<T>& a, int64_t begin, int64_t en
       for (int64_t i = 0; state.picked < a.budget; ++i) state.pick(state.ranking[i]);
     }
     for (int64_t n = 0; n < state.tokens; ++n) {
-      const bool alone = state.taken[n] || state.is_nan(n);
-      a.owner[image * state.tokens + n] = alone ? -1 : int64_t(state.place[n]);
-      if (alone) state.best[n] = T(0);
+      const bool is_unassigned = state.selected[n] || state.is_nan(n);
+      a.assignment[image * state.tokens + n] = is_unassigned ? -1 : int64_t(state.closest_pick[n]);
+      if (is_unassigned) state.best[n] = T(0);
     }
   }
 }

@@ -19,16 +19,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> centrifugal_select(Tensor similarity,
     refuse("height, width", "a grid of " + std::to_string(tokens) + " tokens",
            std::to_string(height) + ", " + std::to_string(width));
   require_range("budget", budget, 0, tokens);
-  require_least("chunk", chunk, 1);
+  require_at_least("chunk", chunk, 1);
   similarity = with_unit_stride(similarity);
   pivots = dense(pivots);
   require_ids("pivots", pivots, tokens);
   const Tensor closeness = empty(similarity, {batch, tokens});
-  const Tensor place = empty(similarity, {batch, tokens});
+  const Tensor closest_pick = empty(similarity, {batch, tokens});
   const Tensor merit = empty(similarity, {batch, tokens});
-  const Tensor lists = empty(pivots, {3, batch, tokens}), owner = empty(pivots, {batch, tokens});
+  const Tensor lists = empty(pivots, {3, batch, tokens}),
+               assignment = empty(pivots, {batch, tokens});
   const Tensor order = empty(pivots, {batch, budget}), count = empty(pivots, {batch});
-  const Tensor taken = empty(pivots, {batch, tokens}, ScalarType::Bool);
+  const Tensor selected = empty(pivots, {batch, tokens}, ScalarType::Bool);
   by_dtype(similarity, [&](auto kind) {
     using T = decltype(kind);
     int64_t* list = out<int64_t>(lists);
@@ -43,19 +44,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> centrifugal_select(Tensor similarity,
                                          step,
                                          std::min(chunk, tokens),
                                          pad,
-                                         out<T>(place),
+                                         out<T>(closest_pick),
                                          out<T>(merit),
                                          list,
                                          list + batch * tokens,
                                          list + 2 * batch * tokens,
-                                         out<bool>(taken),
+                                         out<bool>(selected),
                                          out<int64_t>(order),
                                          out<int64_t>(count),
-                                         out<int64_t>(owner),
+                                         out<int64_t>(assignment),
                                          out<T>(closeness)};
     run(kernels::centrifugal_select<T>, arguments, batch, budget * tokens);
   });
-  return {order, count, owner, closeness};
+  return {order, count, assignment, closeness};
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ocvtp_native, m) {

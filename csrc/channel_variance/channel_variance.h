@@ -1,5 +1,5 @@
 // Variance of channels over an image's tokens (ocvtp_kernels/greedy/reference.py), summed in double
-// in the order of tokens, twice: a mean that is not exact would cost digits of a small variance.
+// in the order of tokens. Two passes: a small variance needs an exact mean.
 #pragma once
 
 #include <algorithm>

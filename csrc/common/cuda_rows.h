@@ -42,12 +42,12 @@ inline Rows2 rows_of(const Tensor& x, int levels) {
   return {x, layout, count, width, false};
 }
 
-// Of the row that a norm keeps in shared memory: what no chip needs to be asked for.
-constexpr int kWidestNorm = 8192;
+// Channels of a row that a norm keeps in shared memory: within what is granted without a request.
+constexpr int kMaxNormWidth = 8192;
 
 inline void check_width(int width) {
-  STD_TORCH_CHECK(width <= kWidestNorm, "ocvtp_native: slots of ", width, " channels, the most is ",
-                  kWidestNorm);
+  STD_TORCH_CHECK(width <= kMaxNormWidth, "ocvtp_native: slots of ", width,
+                  " channels, the most is ", kMaxNormWidth);
 }
 
 }  // namespace ocvtp

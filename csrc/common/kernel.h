@@ -14,7 +14,7 @@
 
 namespace ocvtp {
 
-// Half precision, of which the kernels know bits alone.
+// Half precision, as bits.
 struct Float16 {
   uint16_t bits;
 };
@@ -24,19 +24,19 @@ struct BFloat16 {
 
 // The dtype that elements are summed in.
 template <class E>
-struct Widened {
+struct Accumulated {
   using Type = E;
 };
 template <>
-struct Widened<Float16> {
+struct Accumulated<Float16> {
   using Type = float;
 };
 template <>
-struct Widened<BFloat16> {
+struct Accumulated<BFloat16> {
   using Type = float;
 };
 template <class E>
-using Wide = typename Widened<E>::Type;
+using Acc = typename Accumulated<E>::Type;
 
 // Rows of images, [B, N, width], of unit stride within a row: matrices, points, tokens.
 template <class T>

@@ -1,14 +1,14 @@
-// A pick travels as one integer that orders as the reference does, higher score first and then
-// lower id, so that taking a maximum depends on no order. No pick is 0.
+// A pick as one integer that orders as in the reference, by higher score and then lower id, so that
+// a maximum is the same in every order. No pick is 0.
 #pragma once
 
 #include "common/device.cuh"
 
 namespace ocvtp {
 
-// A NaN counts as -inf: it never beats a number.
+// NaN counts as -inf.
 __device__ __forceinline__ uint64 pack_pick(float score, int token) {
-  // -0 + 0 is 0, with which it ties.
+  // -0 becomes 0, which it equals.
   const float number = score == score ? score + 0.0f : -infinity();
   const unsigned bits = __float_as_uint(number);
   const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;

@@ -14,7 +14,7 @@ struct alignas(sizeof(T) * V) Elements {
 };
 
 template <class T>
-constexpr int kMostElements = 16 / static_cast<int>(sizeof(T));
+constexpr int kMaxElements = 16 / static_cast<int>(sizeof(T));
 
 // Rows of a tensor whose leading dimensions fall into two: row r starts at
 // (r / inner) * outer_stride + (r % inner) * inner_stride.
@@ -46,7 +46,7 @@ __device__ __forceinline__ RowStatistics row_statistics(int width, float eps, fl
                                                         const Read& read) {
   const int packs = width / V;
   const int threads = static_cast<int>(blockDim.x);
-  const float share = 1.0f / static_cast<float>(width);
+  const float inverse_width = 1.0f / static_cast<float>(width);
   float values[V];
   float sum = 0.0f;
   for (int i = threadIdx.x; i < packs; i += threads) {
@@ -55,7 +55,7 @@ __device__ __forceinline__ RowStatistics row_statistics(int width, float eps, fl
     for (int j = 0; j < V; ++j) sum += values[j];
   }
   RowStatistics statistics;
-  statistics.pivot = block_sum(sum, scratch) * share;
+  statistics.pivot = block_sum(sum, scratch) * inverse_width;
   float lost = 0.0f, squares = 0.0f;
   for (int i = threadIdx.x; i < packs; i += threads) {
     read(i, values);
@@ -66,8 +66,9 @@ __device__ __forceinline__ RowStatistics row_statistics(int width, float eps, fl
       squares = fmaf(deviation, deviation, squares);
     }
   }
-  statistics.shift = block_sum(lost, scratch) * share;
-  const float variance = block_sum(squares, scratch) * share - statistics.shift * statistics.shift;
+  statistics.shift = block_sum(lost, scratch) * inverse_width;
+  const float variance =
+      block_sum(squares, scratch) * inverse_width - statistics.shift * statistics.shift;
   // Not fmaxf, which would hide a NaN.
   statistics.inverse = 1.0f / sqrtf((variance < 0.0f ? 0.0f : variance) + eps);
   return statistics;

@@ -1,5 +1,5 @@
-// Where every slot kernel begins: a tile of logits, all slots of a block by 32 tokens, and each
-// token's standing in the competition among slots. A block is 16 warps; in the softmax the thread
+// The first step of every slot kernel: a tile of logits, all slots of a block by 32 tokens, and the
+// softmax statistics of each token over them. A block is 16 warps; in the softmax the thread
 // (warp, lane) has the slots warp, warp + 16, ... of the token `lane`.
 #pragma once
 
@@ -11,7 +11,7 @@ constexpr int kTokens = 32;  // of a tile, one a lane
 constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kLogitsRow = kTokens + 4;
-// Blocks on a multiprocessor of kernels that hold no more than logits, as many as do not spill.
+// Blocks on a multiprocessor of kernels that hold logits only: as many as do not spill.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750
 template <class T>
 constexpr int kBlocks = 1;
@@ -20,7 +20,7 @@ template <class T>
 constexpr int kBlocks = sizeof(T) == 2 ? 2 : 1;
 #endif
 
-// The number itself, opaque to the compiler: it would keep all that follows from it in registers
+// Returns x, opaque to the compiler, which would else keep all that follows from it in registers
 // from one tile to the next, and spill.
 __device__ __forceinline__ int computed_anew(int x) {
   asm volatile("" : "+r"(x));
@@ -30,8 +30,8 @@ __device__ __forceinline__ int thread_index() {
   return computed_anew(static_cast<int>(threadIdx.x));
 }
 
-// Rows [B, count, width]; neighbours in a row are adjacent. Rows start at multiples of 16 bytes,
-// and where the width is no multiple of 16 bytes zeros fill up to one: they change no product.
+// Rows [B, count, width] with unit stride that start at multiples of 16 bytes; where the width is
+// no multiple of 16 bytes they are padded with zeros to one.
 template <class T>
 struct Rows {
   const T* data;
@@ -43,7 +43,7 @@ struct Rows {
   }
 };
 
-// Numbers [B, K], of any strides.
+// Elements [B, K], of any strides.
 struct PerSlot {
   const float* data;
   int64 image_stride;
@@ -54,9 +54,9 @@ struct PerSlot {
   }
 };
 
-// Slots and the tokens that they compete for.
+// The operands of the logits, the softmax over slots included.
 template <class T>
-struct Competition {
+struct SlotLogitsArgs {
   Rows<T> q;              // [B, K, D]
   Rows<T> k;              // [B, N, D]
   PerSlot constant;       // [B, K], added to a slot's logits; may have no data
@@ -67,12 +67,12 @@ struct Competition {
   float scale;
 };
 
-// A token's largest logit m and the sum of exp(x - m) over the other slots. The softmax over slots
-// is exp(x - m) / (1 + others), its logarithm (x - m) - log1p(others): kept apart, the two resolve
-// an attention of almost 1.
-struct alignas(8) Standing {
-  float top;
-  float others;
+// The largest logit m of a token and the sum of exp(x - m) over the other slots. The softmax over
+// slots is exp(x - m) / (1 + rest_sum), its logarithm (x - m) - log1p(rest_sum): without the 1 in
+// the sum an attention close to 1 keeps its precision.
+struct alignas(8) SoftmaxStats {
+  float row_max;
+  float rest_sum;
 };
 
 // Sizes of a tile of SLOTS by kTokens.
@@ -85,7 +85,7 @@ struct LogitsShape {
   static constexpr int kStep = kRows * kRow;
   static constexpr int kPacksPerRow = kDepth / kPack;
   static constexpr int kPacks = ceil_div(kRows * kPacksPerRow, kThreads);  // of a thread
-  // Shared memory: logits, sums of `standing`, bias, two steps of q and k, later its tops.
+  // Shared memory: logits, sums of `tile_stats`, bias, two stages of q and k, later its maxima.
   static constexpr int kLogits = SLOTS * kLogitsRow;
   static constexpr int kScratch = kWarps * kTokens;
   static constexpr int kBias = SLOTS;
@@ -107,10 +107,11 @@ __device__ __forceinline__ Pack load_pack(const T* row, int column, int width) {
 }
 
 // q k^T of SLOTS slots and kTokens tokens into `logits`, rows of kLogitsRow. Begins and ends with a
-// barrier. Two steps are on their way from memory.
+// barrier. Two steps of loads are in flight.
 template <class T, int SLOTS>
-__device__ __forceinline__ void dot_products(const Competition<T>& c, int image, int first_slot,
-                                             int first_token, float* logits, T* stage) {
+__device__ __forceinline__ void dot_products(const SlotLogitsArgs<T>& args, int image,
+                                             int first_slot, int first_token, float* logits,
+                                             T* stage) {
   using Shape = LogitsShape<T, SLOTS>;
   using Tile = WarpTile<T>;
   constexpr int kTiles = SLOTS / kTile * (kTokens / kTile);
@@ -129,13 +130,13 @@ __device__ __forceinline__ void dot_products(const Competition<T>& c, int image,
     for (int i = 0; i < Shape::kPacks; ++i) {
       const int row = (thread + i * kThreads) / Shape::kPacksPerRow;
       const int column = (thread + i * kThreads) % Shape::kPacksPerRow * Shape::kPack;
-      // Known without the thread, but where a pass has rows of both.
+      // Known at compile time, unless a pass has rows of both.
       const bool of_q = (i + 1) * kRowsAtOnce <= SLOTS || (i * kRowsAtOnce < SLOTS && row < SLOTS);
-      const Rows<T>& rows = of_q ? c.q : c.k;
+      const Rows<T>& rows = of_q ? args.q : args.k;
       const int index = of_q ? first_slot + row : first_token + row - SLOTS;
-      const int count = of_q ? c.num_slots : row < Shape::kRows ? c.num_tokens : 0;
+      const int count = of_q ? args.num_slots : row < Shape::kRows ? args.num_tokens : 0;
       into[i] = load_pack(index < count ? rows.row(image, index) : nullptr,
-                          step * Shape::kDepth + column, c.depth);
+                          step * Shape::kDepth + column, args.depth);
     }
   };
   const auto put = [&](int step, const Pack(&from)[Shape::kPacks]) {
@@ -152,7 +153,7 @@ __device__ __forceinline__ void dot_products(const Competition<T>& c, int image,
   typename Tile::Sum sum[kSums];
 #pragma unroll
   for (int i = 0; i < kSums; ++i) sum[i].zero();
-  const int steps = ceil_div(c.depth, Shape::kDepth);
+  const int steps = ceil_div(args.depth, Shape::kDepth);
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) fetch(i, next[i]);
   __syncthreads();
@@ -191,25 +192,25 @@ __device__ __forceinline__ void dot_products(const Competition<T>& c, int image,
 }
 
 // What is added to the slots' logits: the constant, or -inf for slots that are padding or masked,
-// so that they take no part in the softmax. To be followed by a barrier.
+// which the softmax leaves out. A barrier must follow.
 template <class T, int SLOTS>
-__device__ __forceinline__ void load_bias(const Competition<T>& c, int image, int first_slot,
+__device__ __forceinline__ void load_bias(const SlotLogitsArgs<T>& args, int image, int first_slot,
                                           float* bias) {
   const int slot = first_slot + static_cast<int>(threadIdx.x);
   if (threadIdx.x >= SLOTS) return;
   const bool takes_part =
-      slot < c.num_slots &&
-      (c.slot_mask == nullptr || c.slot_mask[static_cast<int64>(image) * c.num_slots + slot]);
-  bias[threadIdx.x] = !takes_part                  ? -infinity()
-                      : c.constant.data == nullptr ? 0.0f
-                                                   : c.constant.of(image, slot);
+      slot < args.num_slots && (args.slot_mask == nullptr ||
+                                args.slot_mask[static_cast<int64>(image) * args.num_slots + slot]);
+  bias[threadIdx.x] = !takes_part                     ? -infinity()
+                      : args.constant.data == nullptr ? 0.0f
+                                                      : args.constant.of(image, slot);
 }
 
-// What to take off the logits: the top, unless no slot is live.
+// What is subtracted from the logits: their maximum, or 0 if all are -inf.
 __device__ __forceinline__ float shift_of(float top) { return top == -infinity() ? 0.0f : top; }
 
-// Turns the dot products of the thread's slots into logits, in their place. No other thread reads
-// them, so no barrier follows.
+// Turns the dot products of the thread's slots into logits, in place. No other thread reads them,
+// so no barrier is needed.
 template <int SLOTS>
 __device__ __forceinline__ void make_logits(const float* bias, float scale, float* logits) {
   const int warp = thread_index() / kWarpSize;
@@ -218,61 +219,61 @@ __device__ __forceinline__ void make_logits(const float* bias, float scale, floa
   for (int i = 0; i < SLOTS / kWarps; ++i) {
     const float added = bias[warp + i * kWarps];
     float* const here = mine + i * kWarps * kLogitsRow;
-    // A masked slot stays out whatever its query.
+    // A masked slot is left out even if its query is NaN.
     *here = added == -infinity() ? added : fmaf(*here, scale, added);
   }
 }
 
-// The standing of the thread's token among the tile's slots, summed in a fixed order: first those
-// of a warp. `tops` and `sums`, kWarps * kTokens floats each, may be used again after a barrier.
+// The statistics of the thread's token over the slots of the tile, summed in a fixed order: first
+// those of a warp. `tops` and `sums`, kWarps * kTokens floats each, are free after a barrier.
 template <int SLOTS>
-__device__ __forceinline__ Standing standing(const float* logits, float* tops, float* sums) {
+__device__ __forceinline__ SoftmaxStats tile_stats(const float* logits, float* tops, float* sums) {
   constexpr int kStride = kWarps * kLogitsRow;
   const int warp = thread_index() / kWarpSize;
   const int lane = thread_index() % kWarpSize;
   const float* const mine = logits + warp * kLogitsRow + lane;
-  // A NaN leads nothing, but stays in the sum.
+  // NaN is excluded from the maximum and kept in the sum.
   float top = -infinity();
-  int leader = -1;
+  int argmax = -1;
 #pragma unroll 4
   for (int i = 0; i < SLOTS / kWarps; ++i) {
     const float x = mine[i * kStride];
-    leader = x > top ? i : leader;
+    argmax = x > top ? i : argmax;
     top = x > top ? x : top;
   }
   tops[warp * kTokens + lane] = top;
   __syncthreads();
   top = -infinity();
-  int leading_warp = -1;
+  int argmax_warp = -1;
 #pragma unroll 8
   for (int w = 0; w < kWarps; ++w) {
     const float other = tops[w * kTokens + lane];
-    leading_warp = other > top ? w : leading_warp;
+    argmax_warp = other > top ? w : argmax_warp;
     top = other > top ? other : top;
   }
-  if (leading_warp != warp) leader = -1;
+  if (argmax_warp != warp) argmax = -1;
   const float shift = shift_of(top);
   float sum = 0.0f;
 #pragma unroll 4
   for (int i = 0; i < SLOTS / kWarps; ++i) {
-    const float rival = expf(mine[i * kStride] - shift);
-    sum += i == leader ? 0.0f : rival;
+    const float term = expf(mine[i * kStride] - shift);
+    sum += i == argmax ? 0.0f : term;
   }
   sums[warp * kTokens + lane] = sum;
   __syncthreads();
-  float others = 0.0f;
+  float rest_sum = 0.0f;
 #pragma unroll 8
   for (int w = 0; w < kWarps; ++w) others += sums[w * kTokens + lane];
-  return {top, others};
+  return {top, rest_sum};
 }
 
-// The standing among the slots of both; the beaten top is one of the others now.
-__device__ __forceinline__ Standing join(const Standing& a, const Standing& b) {
-  const bool b_leads = b.top > a.top;
-  const Standing high = b_leads ? b : a;
-  const Standing low = b_leads ? a : b;
-  const float beaten = low.top == -infinity() ? 0.0f : expf(low.top - high.top);
-  return {high.top, fmaf(beaten, 1.0f + low.others, high.others)};
+// The statistics over the slots of both: the lower maximum is added to the sum.
+__device__ __forceinline__ SoftmaxStats combine(const SoftmaxStats& a, const SoftmaxStats& b) {
+  const bool b_leads = b.row_max > a.row_max;
+  const SoftmaxStats high = b_leads ? b : a;
+  const SoftmaxStats low = b_leads ? a : b;
+  const float low_scale = low.row_max == -infinity() ? 0.0f : expf(low.row_max - high.row_max);
+  return {high.row_max, fmaf(low_scale, 1.0f + low.rest_sum, high.rest_sum)};
 }
 
 }  // namespace ocvtp

@@ -1,4 +1,4 @@
-// Tensors as the slot kernels on CUDA take them.
+// Tensors as the CUDA kernels of slot_logits.cuh take them.
 #pragma once
 
 #include "common/cuda_binding.cuh"
@@ -13,7 +13,7 @@ inline void require_some(const char* name, const Tensor& x) {
 }
 
 // Checks what only these kernels ask of q and k.
-inline void check_competition(const Launcher& launch, const Tensor& q, const Tensor& k) {
+inline void check_slot_logits(const Launcher& launch, const Tensor& q, const Tensor& k) {
   require_some("q", q);
   require_some("k", k);
   STD_TORCH_CHECK(q.scalar_type() != ScalarType::BFloat16 ||
@@ -21,8 +21,8 @@ inline void check_competition(const Launcher& launch, const Tensor& q, const Ten
                   "ocvtp_native: bfloat16 matrix products need compute capability 8.0");
 }
 
-// x [B,count,width] itself, or, where rows do not start at multiples of 16 bytes or are not as
-// wide, a copy whose rows do, with zeros behind them.
+// x [B,count,width] itself, or, where rows do not start at multiples of 16 bytes or are not a
+// multiple of them long, a copy whose rows do, with zeros behind them.
 inline Tensor packed(const Tensor& x) {
   const int64 bytes = static_cast<int64>(x.element_size());
   const int64 pack = 16 / bytes;
@@ -32,10 +32,10 @@ inline Tensor packed(const Tensor& x) {
   if (whole && x.stride(2) == 1 && aligned(0) && aligned(1) && address(x) % 16 == 0) return x;
   const std::array<int64_t, 3> sizes{x.size(0), x.size(1), ceil_div(width, pack) * pack};
   const torch::headeronly::IntHeaderOnlyArrayRef shape(sizes.data(), sizes.size());
-  Tensor wide = whole ? torch::stable::new_empty(x, shape) : torch::stable::new_zeros(x, shape);
-  Tensor here = torch::stable::narrow(wide, 2, 0, width);
+  Tensor padded = whole ? torch::stable::new_empty(x, shape) : torch::stable::new_zeros(x, shape);
+  Tensor here = torch::stable::narrow(padded, 2, 0, width);
   torch::stable::copy_(here, x);
-  return wide;
+  return padded;
 }
 
 // Of a `packed` tensor.
@@ -51,9 +51,9 @@ inline PerSlot strided(const std::optional<Tensor>& x) {
 
 // The tensors stay with the caller: `packed` q and k, a constant of any strides, a dense mask.
 template <class T>
-Competition<T> competition_of(const Tensor& q, const Tensor& k, int depth,
-                              const std::optional<Tensor>& constant,
-                              const std::optional<Tensor>& slot_mask, double scale) {
+SlotLogitsArgs<T> slot_logits_args(const Tensor& q, const Tensor& k, int depth,
+                                   const std::optional<Tensor>& constant,
+                                   const std::optional<Tensor>& slot_mask, double scale) {
   return {
       rows<T>(q),     rows<T>(k), strided(constant),        data<bool>(slot_mask), int_size(q, 1),
       int_size(k, 1), depth,      static_cast<float>(scale)};

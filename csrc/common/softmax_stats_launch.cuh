@@ -1,4 +1,4 @@
-// Host code of the slot kernels: which tile they take, and the launch of their first pass.
+// Host code of the slot kernels: the size of their tile, and the launch of softmax_stats.
 // `launch(kernel, blocks, threads, shared_bytes, arguments...)`, on a GPU or in the emulator.
 #pragma once
 
@@ -6,16 +6,16 @@
 
 namespace ocvtp {
 
-constexpr int kOneTile = 128;  // most slots that a tile holds
+constexpr int kMaxTileSlots = 128;
 
-inline int tile_slots(int num_slots) { return num_slots <= 64 ? 64 : kOneTile; }
+inline int tile_slots(int num_slots) { return num_slots <= 64 ? 64 : kMaxTileSlots; }
 
-// Each token's standing [B, N], for more slots than a tile holds.
+// The softmax statistics of each token [B, N], for more slots than a tile holds.
 template <class T, class Launch>
-void launch_standings(const Launch& launch, const Competition<T>& competition, int64 batch,
-                      Standing* standings) {
-  launch(standings_kernel<T, kOneTile>, batch * ceil_div(competition.num_tokens, kTokens), kThreads,
-         LogitsShape<T, kOneTile>::kSharedBytes, competition, standings);
+void launch_softmax_stats(const Launch& launch, const SlotLogitsArgs<T>& logits, int64 batch,
+                          SoftmaxStats* stats) {
+  launch(softmax_stats_kernel<T, kMaxTileSlots>, batch * ceil_div(logits.num_tokens, kTokens),
+         kThreads, LogitsShape<T, kMaxTileSlots>::kSharedBytes, logits, stats);
 }
 
 }  // namespace ocvtp

@@ -1,39 +1,39 @@
 // Greedy inference of a determinantal point process (ocvtp_kernels/greedy/reference.py), a pick at
-// a time. Each token's arithmetic is the reference's, step for step, so its roundings are too.
+// a time. Each token's arithmetic is the reference's, operation for operation, so it rounds alike.
 #pragma once
 
 #include "common/greedy_scores.h"
 
 namespace ocvtp {
 
-// Parts, step by step: images for dpp_pick, blocks of tokens of images for dpp_explain.
+// Parts, for each `step`: images for dpp_pick, then blocks of tokens of images for dpp_explain.
 template <class T>
 struct DppSelect {
   Rows<T> similarity;
   const T* quality;  // [B, N]
   int64_t tokens, budget, step;
-  T* left;          // [B, N], variance
-  T* components;    // [B, budget, whole_vectors(N)]
-  T* own;           // [B, budget], the pick's own components
-  T *least, *root;  // [B]: what counts as no variance, and the root of the pick's; 0 for none
-  int64_t* order;
+  T* variance;                  // [B, N]: what the picks leave unexplained
+  T* components;                // [B, budget, whole_vectors(N)]
+  T* pick_components;           // [B, budget], components of the pick
+  T *min_variance, *pick_root;  // [B]: no variance up to here; root of the pick's, or 0
+  int64_t* order;               // [B, budget]
 };
 
 }  // namespace ocvtp
 
 namespace ocvtp::OCVTP_ISA {
 
-// The first pick's call finds what every token is to explain.
+// Before the first pick: the variance of every token.
 template <class T>
 inline void dpp_start(const DppSelect<T>& a, int64_t image) {
-  T most = lowest<T>;
+  T max = lowest<T>;
   for (int64_t n = 0; n < a.tokens; ++n) {
     const T quality = a.quality[image * a.tokens + n];
-    const T left = nan_last((quality * quality) * a.similarity.at(image, n)[n]);
-    a.left[image * a.tokens + n] = left;
-    most = std::max(most, left);
+    const T variance = nan_last((quality * quality) * a.similarity.at(image, n)[n]);
+    a.variance[image * a.tokens + n] = variance;
+    max = std::max(max, variance);
   }
-  a.least[image] = T(1e-12) * std::max(most, T(0));
+  a.min_variance[image] = T(1e-12) * std::max(max, T(0));
 }
 
 template <class T>
@@ -41,22 +41,22 @@ void dpp_pick(const DppSelect<T>& a, int64_t begin, int64_t end) {
   const int64_t stride = whole_vectors(a.tokens);
   for (int64_t image = begin; image < end; ++image) {
     if (a.step == 0) dpp_start(a, image);
-    T* left = a.left + image * a.tokens;
-    const int64_t pick = first_of_highest(left, a.tokens);
+    T* variance = a.variance + image * a.tokens;
+    const int64_t pick = argmax_of(variance, a.tokens);
     a.order[image * a.budget + a.step] = pick;
-    const T variance = left[pick];
-    a.root[image] = variance > a.least[image]
-                        ? std::sqrt(std::max(variance, std::numeric_limits<T>::min()))
-                        : T(0);
-    left[pick] = taken_score<T>;
+    const T picked = variance[pick];
+    a.pick_root[image] = picked > a.min_variance[image]
+                             ? std::sqrt(std::max(picked, std::numeric_limits<T>::min()))
+                             : T(0);
+    variance[pick] = selected_score<T>;
     const T* components = a.components + image * a.budget * stride + pick;
-    T* own = a.own + image * a.budget;
-    for (int64_t s = 0; s < a.step; ++s) own[s] = components[s * stride];
+    T* pick_components = a.pick_components + image * a.budget;
+    for (int64_t s = 0; s < a.step; ++s) pick_components[s] = components[s * stride];
   }
 }
 
-// `vectors` vectors of tokens from `start`, of which `count` are: what earlier components leave of
-// them stays in registers.
+// The new component of `count` tokens from `start`, in `vectors` vectors, which stay in registers
+// while earlier components are taken off.
 template <class T, int64_t vectors>
 inline void explain(const DppSelect<T>& a, int64_t image, int64_t start, int64_t count) {
   const int64_t stride = whole_vectors(a.tokens);
@@ -64,8 +64,8 @@ inline void explain(const DppSelect<T>& a, int64_t image, int64_t start, int64_t
   const T* quality = a.quality + image * a.tokens;
   const T* row = a.similarity.at(image, pick) + start;
   T* components = a.components + image * a.budget * stride + start;
-  const T* own = a.own + image * a.budget;
-  const T root = a.root[image];
+  const T* pick_components = a.pick_components + image * a.budget;
+  const T pick_root = a.pick_root[image];
   const auto lanes = [count](int64_t i) { return std::min(width<T>, count - i * width<T>); };
   Vector<T> rest[vectors];
   for (int64_t i = 0; i < vectors; ++i)
@@ -74,15 +74,16 @@ inline void explain(const DppSelect<T>& a, int64_t image, int64_t start, int64_t
   for (int64_t s = 0; s < a.step; ++s)
 #pragma GCC unroll 8
     for (int64_t i = 0; i < vectors; ++i)
-      rest[i] = rest[i] - splat(own[s]) * load(components + s * stride + i * width<T>);
-  T* left = a.left + image * a.tokens + start;
+      rest[i] = rest[i] - splat(pick_components[s]) * load(components + s * stride + i * width<T>);
+  T* variance = a.variance + image * a.tokens + start;
   for (int64_t i = 0; i < vectors; ++i) {
     const Vector<T> explained =
-        root == T(0) ? Vector<T>{}
-                     : by_parts<T>([root](Part<T> x) -> Part<T> { return x / root; }, rest[i]);
+        pick_root == T(0)
+            ? Vector<T>{}
+            : by_parts<T>([pick_root](Part<T> x) -> Part<T> { return x / pick_root; }, rest[i]);
     store(components + a.step * stride + i * width<T>, explained);
-    // Where nothing can be told any more a token is last; a token taken stays taken.
-    const Vector<T> before = load_lanes(left + i * width<T>, lanes(i));
+    // A variance that becomes NaN counts as -inf; that of a selected token stays NaN.
+    const Vector<T> before = load_lanes(variance + i * width<T>, lanes(i));
     const Vector<T> after = by_parts<T>(
         [](Part<T> old, Part<T> x) -> Part<T> {
           const Part<T> now = old - x * x;
@@ -90,13 +91,13 @@ inline void explain(const DppSelect<T>& a, int64_t image, int64_t start, int64_t
           return old == old ? (now == now ? now : last) : old;
         },
         before, explained);
-    store_lanes<T>(left + i * width<T>, after, lanes(i));
+    store_lanes<T>(variance + i * width<T>, after, lanes(i));
   }
 }
 
 template <class T>
 void dpp_explain(const DppSelect<T>& a, int64_t begin, int64_t end) {
-  // As many registers, whatever their size.
+  // As many registers on every instruction set.
   constexpr int64_t vectors = std::min<int64_t>(register_bytes / 8, token_block / width<T>);
   const int64_t blocks = token_blocks(a.tokens);
   for (int64_t block = begin; block < end; ++block) {

@@ -12,8 +12,9 @@ Tensor facility_select(Tensor similarity, Tensor saliency, int64_t budget) {
   const int64_t batch = similarity.size(0), tokens = similarity.size(1);
   const Tensor bound = empty(similarity, {batch, tokens});
   const Tensor covered = empty(similarity, {batch, tokens});
-  const Tensor known = empty(similarity, {batch, tokens}, ScalarType::Long);
-  const Tensor revived = empty(known, {batch, tokens}), order = empty(known, {batch, budget});
+  const Tensor bound_step = empty(similarity, {batch, tokens}, ScalarType::Long);
+  const Tensor guessed = empty(bound_step, {batch, tokens}),
+               order = empty(bound_step, {batch, budget});
   by_dtype(similarity, [&](auto kind) {
     using T = decltype(kind);
     const FacilitySelect<T> arguments{rows<T>(similarity),
@@ -22,8 +23,8 @@ Tensor facility_select(Tensor similarity, Tensor saliency, int64_t budget) {
                                       budget,
                                       out<T>(bound),
                                       out<T>(covered),
-                                      out<int64_t>(known),
-                                      out<int64_t>(revived),
+                                      out<int64_t>(bound_step),
+                                      out<int64_t>(guessed),
                                       out<int64_t>(order)};
     run(kernels::facility_gains<T>, arguments, batch * tokens, tokens);
     run(kernels::facility_select<T>, arguments, batch, budget * tokens);

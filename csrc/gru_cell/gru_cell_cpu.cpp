@@ -10,16 +10,16 @@ std::tuple<Tensor, Tensor> gru_gates(Tensor x_gates, Tensor h_gates, Tensor h,
                                      std::optional<Tensor> shift, std::optional<Tensor> mass,
                                      std::optional<Tensor> statistics, std::optional<Tensor> sums,
                                      std::optional<Tensor> bias, double eps, bool with_norm) {
-  check_gru_gates(x_gates, h_gates, h, shift, mass, statistics, sums, bias, chain_dtypes);
+  check_gru_gates(x_gates, h_gates, h, shift, mass, statistics, sums, bias, pipeline_dtypes);
   const ScalarType dtype = x_gates.scalar_type(), dtype_of_h = h.scalar_type();
-  x_gates = computed(x_gates);
-  if (dtype != wide(dtype) || !has_one_row_stride(h_gates)) h_gates = computed(h_gates);
-  h = computed(h);
-  shift = computed(shift);
+  x_gates = upcast_dense(x_gates);
+  if (dtype != acc_dtype(dtype) || !has_one_row_stride(h_gates)) h_gates = upcast_dense(h_gates);
+  h = upcast_dense(h);
+  shift = upcast_dense(shift);
   mass = dense(mass);
   statistics = dense(statistics);
-  sums = computed(sums);
-  bias = computed(bias);
+  sums = upcast_dense(sums);
+  bias = upcast_dense(bias);
   const int64_t width = h.size(h.dim() - 1);
   const Tensor state = empty_rows(x_gates, width, h.scalar_type());
   const Tensor normed = with_norm ? torch::stable::empty_like(state) : empty(h, {0});

@@ -19,8 +19,8 @@ __device__ __forceinline__ float gru_state(const float (&input)[3], const float 
   return (1.0f - update) * fresh + update * h;
 }
 
-// One launch. `shift` and `mass` are null or both given, and so are `statistics`, `sums` and
-// `bias`. Of S states row r has the (r % S)-th.
+// `shift` and `mass` are both null or both given; so are `statistics`, `sums` and `bias`. Row r has
+// state r % S.
 template <class T, class Old, class State>
 struct GruArguments {
   const T* x_gates;                  // [R,3D], row stride x_stride
@@ -50,10 +50,10 @@ __global__ void __launch_bounds__(kGruThreads) gru_gates_kernel(GruArguments<T, 
   const T* x = a.x_gates + row * a.x_stride;
   const T* g = a.h_gates + own * a.g_stride;
   const Old* h = a.h + own * a.h_stride;
-  float share = 0.0f;
+  float factor = 0.0f;
   if (a.shift) {
     const float mass = a.mass[row];
-    share = mass / (mass + a.eps);
+    factor = mass / (mass + a.eps);
   }
   SlotStatistics of = {0.0f, 1.0f, 0.0f};
   if (a.statistics) of = a.statistics[own];
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kGruThreads) gru_gates_kernel(GruArguments<T, 
     for (int gate = 0; gate < 3; ++gate) {
       const int at = gate * width + i;
       input[gate] = to_float(x[at]);
-      if (a.shift) input[gate] = fmaf(share, to_float(a.shift[at]), input[gate]);
+      if (a.shift) input[gate] = fmaf(factor, to_float(a.shift[at]), input[gate]);
       hidden[gate] = to_float(g[at]);
       if (a.statistics)
         hidden[gate] = fmaf(of.deviation, hidden[gate],
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kGruThreads) gru_gates_kernel(GruArguments<T, 
     if (NORM) unrounded[i] = state;
   }
   if (!NORM) return;
-  // Each thread reads back what it wrote itself, so no barrier is needed.
+  // Each thread reads only what it wrote, so no barrier is needed.
   const auto read = [=](int i, float* values) { values[0] = unrounded[i]; };
   const RowStatistics statistics = row_statistics<1>(width, a.norm_eps, scratch, read);
   for (int i = threadIdx.x; i < width; i += kGruThreads)

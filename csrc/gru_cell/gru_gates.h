@@ -1,5 +1,4 @@
-// The gates of the GRU (Cho et al. 2014) after its two products, and the LayerNorm that the FFN
-// begins with.
+// The gates of the GRU (Cho et al. 2014) after its two products, and the LayerNorm before the FFN.
 #pragma once
 
 #include "common/maths.h"
@@ -43,14 +42,14 @@ void gru_gates(const GruGates<T>& a, int64_t begin, int64_t end) {
     for_each_vector<T>(a.width, [&](int64_t at, int64_t lanes) {
       Vector<T> input[3], hidden[3];
       for (int gate = 0; gate < 3; ++gate) {
-        const int64_t place = gate * a.width + at;
-        input[gate] = load_lanes(i + place, lanes);
-        if (a.shift) input[gate] += load_lanes(a.shift + place, lanes) * factor;
-        hidden[gate] = load_lanes(h + place, lanes);
+        const int64_t index = gate * a.width + at;
+        input[gate] = load_lanes(i + index, lanes);
+        if (a.shift) input[gate] += load_lanes(a.shift + index, lanes) * factor;
+        hidden[gate] = load_lanes(h + index, lanes);
         if (statistics)
           hidden[gate] = hidden[gate] * statistics[1] +
-                         load_lanes(a.sums + place, lanes) * statistics[0] +
-                         load_lanes(a.bias + place, lanes);
+                         load_lanes(a.sums + index, lanes) * statistics[0] +
+                         load_lanes(a.bias + index, lanes);
       }
       const Vector<T> reset = sigmoid<T>(input[0] + hidden[0]);
       const Vector<T> update = sigmoid<T>(input[1] + hidden[1]);

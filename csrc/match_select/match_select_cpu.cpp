@@ -9,30 +9,32 @@ Tensor match_select(Tensor similarity, Tensor ranked, int64_t budget, int64_t dr
   require_square("similarity", similarity, kernel_dtypes);
   require("ranked", ranked, {similarity.size(0), any}, ScalarType::Long, similarity);
   require_range("budget", budget, 0, ranked.size(1));
-  require_least("drop", drop, 1);
+  require_at_least("drop", drop, 1);
   similarity = with_unit_stride(similarity);
   ranked = dense(ranked);
-  const int64_t batch = similarity.size(0), tokens = similarity.size(1), places = ranked.size(1);
+  const int64_t batch = similarity.size(0), tokens = similarity.size(1),
+                num_ranked = ranked.size(1);
   require_ids("ranked", ranked, tokens);
   const Tensor mask = empty(similarity, {batch, tokens});
-  const Tensor likeness = empty(similarity, {batch, places});
-  const Tensor lists = empty(ranked, {3, batch, places}), order = empty(ranked, {batch, budget});
+  const Tensor best_similarity = empty(similarity, {batch, num_ranked});
+  const Tensor lists = empty(ranked, {3, batch, num_ranked}),
+               order = empty(ranked, {batch, budget});
   by_dtype(similarity, [&](auto kind) {
     using T = decltype(kind);
     int64_t* list = out<int64_t>(lists);
     const MatchSelect<T> arguments{rows<T>(similarity),
                                    data<int64_t>(ranked),
                                    tokens,
-                                   places,
+                                   num_ranked,
                                    budget,
                                    drop,
                                    out<T>(mask),
-                                   out<T>(likeness),
+                                   out<T>(best_similarity),
                                    list,
-                                   list + batch * places,
-                                   list + 2 * batch * places,
+                                   list + batch * num_ranked,
+                                   list + 2 * batch * num_ranked,
                                    out<int64_t>(order)};
-    run(kernels::match_select<T>, arguments, batch, places * tokens);
+    run(kernels::match_select<T>, arguments, batch, num_ranked * tokens);
   });
   return order;
 }

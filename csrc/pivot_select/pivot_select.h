@@ -5,13 +5,14 @@
 
 namespace ocvtp {
 
-// Parts: rows for pivot_norms; then, step by step, images for pivot_pick, rows for pivot_distances.
+// Parts: rows for pivot_norms; then, for each `step`, images for pivot_pick and rows for
+// pivot_distances.
 template <class T>
 struct PivotSelect {
   Rows<T> points;
   int64_t tokens, width, budget, step;
-  T* running;  // [B, N]: L1 norms, then squared distances to the nearest pick
-  int64_t* order;
+  T* running;      // [B, N]: L1 norms, then squared distances to the nearest pick
+  int64_t* order;  // [B, budget]
 };
 
 }  // namespace ocvtp
@@ -33,10 +34,10 @@ template <class T>
 void pivot_pick(const PivotSelect<T>& a, int64_t begin, int64_t end) {
   for (int64_t image = begin; image < end; ++image) {
     T* running = a.running + image * a.tokens;
-    const int64_t pick = first_of_highest(running, a.tokens);
-    // Norms choose the first pick alone.
+    const int64_t pick = argmax_of(running, a.tokens);
+    // The norms choose the first pick only.
     if (a.step == 0) std::fill(running, running + a.tokens, highest<T>);
-    running[pick] = taken_score<T>;
+    running[pick] = selected_score<T>;
     a.order[image * a.budget + a.step] = pick;
   }
 }

@@ -17,10 +17,10 @@ Tensor pivot_select(Tensor points, int64_t budget) {
     each_image(batch, budget * tokens * width, [&](int64_t image) {
       PivotSelect<T> a{rows<T>(points),    tokens, width, budget, 0, out<T>(running),
                        out<int64_t>(order)};
-      run_share(kernels::pivot_norms<T>, a, image, tokens, width);
+      run_step(kernels::pivot_norms<T>, a, image, tokens, width);
       for (; a.step < budget; ++a.step) {
         kernels::pivot_pick<T>(a, image, image + 1);
-        if (a.step + 1 < budget) run_share(kernels::pivot_distances<T>, a, image, tokens, width);
+        if (a.step + 1 < budget) run_step(kernels::pivot_distances<T>, a, image, tokens, width);
       }
     });
   });

@@ -1,4 +1,4 @@
-// What follows a Linear's product: bias and the exact GELU, in one pass.
+// The bias and the exact GELU after the product of a Linear, in one pass.
 #pragma once
 
 #include "common/maths.h"

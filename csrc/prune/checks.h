@@ -1,4 +1,4 @@
-// What the encode ops take, on every device; `taken` are the dtypes that its kernels have.
+// What the ops of this folder take, on every device; `taken` are the dtypes that its kernels have.
 #pragma once
 
 #include "common/checks.h"
@@ -23,7 +23,7 @@ inline void check_start(const Tensor& tokens, const Tensor& slots, const Tensor&
 
 inline void check_norm_slots(const Tensor& x, const Tensor& y, const Tensor& weight, Dtypes taken) {
   require_rows("y", y, taken);
-  require("x", x, y.sizes(), wide(y.scalar_type()), y);
+  require("x", x, y.sizes(), acc_dtype(y.scalar_type()), y);
   require("weight", weight, {y.size(y.dim() - 1)}, y.scalar_type(), y);
 }
 

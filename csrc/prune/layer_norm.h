@@ -10,7 +10,7 @@ template <class E>
 struct LayerNorm {
   const E* x;  // [rows, width], rows `stride` apart
   int64_t stride, width;
-  Wide<E> eps;
+  Acc<E> eps;
   E* out;  // [rows, width]
 };
 

@@ -1,12 +1,12 @@
-// The residual of slots, their LayerNorm, and what the GRU and the logits need of it. One block a
-// row.
+// The residual of slots, their LayerNorm, and the statistics that the GRU and the logits use. One
+// block a row.
 #pragma once
 
 #include "common/row_norm.cuh"
 
 namespace ocvtp {
 
-// Of a row whose statistics are known; `read(i)` is its element i before it was rounded.
+// Writes the statistics of a row; `read(i)` is its element i before rounding.
 template <class T, class Read>
 __device__ __forceinline__ void put_statistics(const RowStatistics& of, const T* weight, int width,
                                                float* scratch, SlotStatistics* to,
@@ -19,8 +19,9 @@ __device__ __forceinline__ void put_statistics(const RowStatistics& of, const T*
   if (threadIdx.x == 0) *to = {of.pivot + of.shift, 1.0f / of.inverse, dot};
 }
 
-// The layer_norm of tokens `layout` [R,width] and, by the blocks after theirs, of slots [S,width]
-// and their statistics [S]. Grid R + S, block kNormThreads. V divides width and every row start.
+// The layer_norm of tokens `layout` [R,width] by blocks 0 to R - 1; by the others that of slots
+// [S,width], and their statistics [S]. Grid R + S, block kNormThreads. V divides width and every
+// row start.
 template <class T, int V>
 __global__ void __launch_bounds__(kNormThreads)
     start_kernel(const T* __restrict__ tokens, T* __restrict__ x, RowLayout layout, int64 rows,
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(kNormThreads)
   const int64 row = blockIdx.x;
   for (int i = threadIdx.x; i < width; i += kNormThreads)
     sum[row * width + i] = total[i] = x[row * x_stride + i] + to_float(y[row * y_stride + i]);
-  // Each thread reads back what it wrote itself, so no barrier is needed.
+  // Each thread reads only what it wrote, so no barrier is needed.
   const auto read = [=](int i, float* values) { values[0] = total[i]; };
   const RowStatistics of = row_statistics<1>(width, eps, scratch, read);
   for (int i = threadIdx.x; i < width; i += kNormThreads)

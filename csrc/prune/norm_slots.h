@@ -1,4 +1,4 @@
-// The residual of slots, their LayerNorm, and what the GRU and the logits need of it.
+// The residual of slots, their LayerNorm, and the statistics that the GRU and the logits use.
 #pragma once
 
 #include "common/row_norm.h"

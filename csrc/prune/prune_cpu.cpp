@@ -1,4 +1,4 @@
-// ocvtp_native's parts of ocvtp::prune alone, on the CPU.
+// The ops that only ocvtp::prune calls, on the CPU.
 #include "common/binding.h"
 #include "prune/bias_gelu.h"
 #include "prune/checks.h"
@@ -9,13 +9,13 @@ namespace ocvtp {
 namespace {
 
 Tensor layer_norm(Tensor x, double eps) {
-  check_layer_norm(x, chain_dtypes);
+  check_layer_norm(x, pipeline_dtypes);
   x = dense(x);
   const int64_t width = x.size(x.dim() - 1);
   Tensor normed = torch::stable::empty_like(x);
-  by_chain_dtype(x, [&](auto kind) {
+  by_pipeline_dtype(x, [&](auto kind) {
     using E = decltype(kind);
-    const LayerNorm<E> arguments{data<E>(x), width, width, Wide<E>(eps), out<E>(normed)};
+    const LayerNorm<E> arguments{data<E>(x), width, width, Acc<E>(eps), out<E>(normed)};
     run(kernels::layer_norm<E>, arguments, width ? x.numel() / width : 0, width);
   });
   return normed;
@@ -50,20 +50,20 @@ std::tuple<Tensor, Tensor> normed_slots(const Tensor& slots, const Tensor* y, co
 }
 
 std::tuple<Tensor, Tensor, Tensor> start(Tensor tokens, Tensor slots, Tensor weight, double eps) {
-  check_start(tokens, slots, weight, chain_dtypes);
+  check_start(tokens, slots, weight, pipeline_dtypes);
   const Tensor x = layer_norm(tokens, eps);
   const auto [normed, statistics] =
-      normed_slots(computed(slots), nullptr, computed(weight), eps, nullptr);
+      normed_slots(upcast_dense(slots), nullptr, upcast_dense(weight), eps, nullptr);
   return {x, in_dtype(normed, tokens.scalar_type()), statistics};
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_slots(Tensor x, Tensor y, Tensor weight, double eps) {
-  check_norm_slots(x, y, weight, chain_dtypes);
+  check_norm_slots(x, y, weight, pipeline_dtypes);
   const ScalarType dtype = y.scalar_type();
   x = dense(x);
-  y = computed(y);
+  y = upcast_dense(y);
   const Tensor sum = torch::stable::empty_like(x);
-  const auto [normed, statistics] = normed_slots(x, &y, computed(weight), eps, &sum);
+  const auto [normed, statistics] = normed_slots(x, &y, upcast_dense(weight), eps, &sum);
   return {sum, in_dtype(normed, dtype), statistics};
 }
 

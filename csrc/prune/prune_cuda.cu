@@ -1,4 +1,4 @@
-// ocvtp_native's parts of ocvtp::prune alone, on CUDA; the GEMMs between them are torch's.
+// The ops that only ocvtp::prune calls, on CUDA; the GEMMs between them are torch's.
 #include <torch/csrc/stable/library.h>
 
 #include "common/cuda_rows.h"
@@ -18,7 +18,7 @@ Tensor layer_norm(Tensor x, double eps) {
   const Launcher launch(x);
   by_cuda_dtype(x, [&](auto kind) {
     using T = decltype(kind);
-    constexpr int kPack = kMostElements<T>;
+    constexpr int kPack = kMaxElements<T>;
     launch(
         rows.in_packs_of(kPack, sizeof(T)) ? layer_norm_kernel<T, kPack> : layer_norm_kernel<T, 1>,
         rows.count, kNormThreads, 0, data<T>(rows.tensor), out<T>(y), rows.layout, rows.width,
@@ -35,7 +35,7 @@ void bias_gelu_(Tensor x, Tensor bias) {
   const Launcher launch(x);
   by_cuda_dtype(x, [&](auto kind) {
     using T = decltype(kind);
-    constexpr int kPack = kMostElements<T>;
+    constexpr int kPack = kMaxElements<T>;
     const bool packs =
         rows.in_packs_of(kPack, sizeof(T)) && divides(sizeof(T) * kPack, {address(bias)});
     launch(packs ? bias_gelu_kernel<T, kPack> : bias_gelu_kernel<T, 1>, rows.count, kGeluThreads, 0,
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor> start(Tensor tokens, Tensor slots, Tensor wei
   const Launcher launch(tokens);
   by_cuda_dtype(tokens, [&](auto kind) {
     using T = decltype(kind);
-    constexpr int kPack = kMostElements<T>;
+    constexpr int kPack = kMaxElements<T>;
     const bool packs =
         rows.in_packs_of(kPack, sizeof(T)) && divides(sizeof(T) * kPack, {address(slots)});
     launch(packs ? start_kernel<T, kPack> : start_kernel<T, 1>, rows.count + num_rows(slots),

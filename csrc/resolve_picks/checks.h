@@ -1,4 +1,4 @@
-// What the selection ops take, on every device.
+// What resolve_picks and its gather take, on every device.
 #pragma once
 
 #include "common/checks.h"
@@ -16,7 +16,7 @@ inline void check_resolve_picks(const Tensor& picks, const Tensor& peak,
                                 int64_t num_tokens) {
   require("picks", picks, {any, any, any}, ScalarType::Long, picks);
   require("peak", peak, {picks.size(0), picks.size(1)}, floating, picks);
-  require_least("num_tokens", num_tokens, 0);
+  require_at_least("num_tokens", num_tokens, 0);
   check_importance(importance, picks.size(0), num_tokens, budget, picks);
 }
 

@@ -5,7 +5,7 @@
 
 namespace ocvtp {
 
-// Scores [B,n] of any IEEE layout, by their bits: exact in every dtype, bfloat16 on old chips too.
+// Scores [B,n] of any IEEE layout, by their bits: exact in every dtype, bfloat16 before sm_80 too.
 struct Scores {
   const void* data;
   int64 image_stride;  // in elements

@@ -1,16 +1,16 @@
 // From picks to exactly `budget` ascending ids and their rows, in one launch: every block of an
-// image resolves by itself, in shared memory, and copies its share of the rows. The rule is that
-// of ocvtp_kernels/selection/reference.py::resolve_picks, in integers: nothing here rounds.
+// image resolves by itself, in shared memory, and copies its part of the rows. The rule is that
+// of ocvtp_kernels/selection/reference.py::resolve_picks, in integers, so nothing rounds.
 #pragma once
 
-#include "resolve_picks/contest.cuh"
+#include "resolve_picks/radix_select.cuh"
 
 namespace ocvtp {
 
 constexpr int kResolveTokens = 16384;  // two 16-bit counts share an int below
 constexpr int kResolvePicks = 65535;   // a pick's index has 16 bits, the last value is kUnpicked
 
-constexpr int kPackedSlots = 2048;  // the picks of more would not fit beside the most tokens
+constexpr int kPackedSlots = 2048;  // more would not fit beside kResolveTokens
 
 struct ResolveArguments {
   const int64* picks;    // [B,K,top_k], a slot's best first
@@ -41,7 +41,7 @@ __host__ __device__ constexpr int resolve_shared_bytes(int num_tokens, int rows,
 // Each slot's best pick over the tiles of tokens. To be followed by a barrier.
 __device__ __forceinline__ void find_slot_picks(const ResolveArguments& a, int64 image,
                                                 uint64* slot_picks) {
-  constexpr int kAtOnce = 6;  // loads on their way
+  constexpr int kAtOnce = 6;  // loads in flight
   for (int slot = threadIdx.x; slot < a.num_slots; slot += kResolveThreads) {
     const uint64* const from = a.packed + image * a.tiles * a.num_slots + slot;
     uint64 best = 0;
@@ -57,7 +57,7 @@ __device__ __forceinline__ void find_slot_picks(const ResolveArguments& a, int64
   }
 }
 
-// best[token] = the pick of it that stands first: by peak, then rank within the slot.
+// best[token] = its first pick by peak, then rank within the slot.
 template <bool PACKED>
 __device__ __forceinline__ void find_best_picks(const ResolveArguments& a, int64 image,
                                                 uint64* slot_picks, unsigned short* best) {
@@ -74,9 +74,9 @@ __device__ __forceinline__ void find_best_picks(const ResolveArguments& a, int64
     const int64 token = PACKED ? pick_token(slot_picks[pick]) : picks[pick];
     const uint64 mine = order(pick);
     if (token < 0 || token >= a.num_tokens) continue;
-    // A guess: the first exchange tells, where a plain read would race with those of others.
+    // Not read first, which would race: the first exchange returns what is held.
     unsigned short held = kUnpicked;
-    // The order is strict (equal picks by index), so the winner does not depend on who is first.
+    // The order is strict, equal picks by index, so the result does not depend on timing.
     while (true) {
       if (held != kUnpicked) {
         const uint64 other = order(held);
@@ -122,7 +122,7 @@ __device__ __forceinline__ void copy_rows(const unsigned char* from, unsigned ch
 // most kPackedSlots.
 template <bool GATHER, bool PACKED = false>
 __global__ void __launch_bounds__(kResolveThreads, 2) resolve_kernel(ResolveArguments a) {
-  __shared__ Selector shared;
+  __shared__ RadixState shared;
   OCVTP_SHARED(uint64, slot_picks);
   unsigned short* best = reinterpret_cast<unsigned short*>(slot_picks + (PACKED ? a.num_slots : 0));
   const int64 image = blockIdx.x / a.parts;
@@ -140,33 +140,33 @@ __global__ void __launch_bounds__(kResolveThreads, 2) resolve_kernel(ResolveArgu
   exclusive_scan(picked, shared, distinct);
 
   const bool too_many = distinct >= a.budget;
-  const Contest contest = {
+  const Candidates candidates = {
       best,    PACKED ? slot_picks : nullptr, too_many ? a.peak : a.importance, image, a.top_k,
       too_many};
   const Threshold threshold =
-      find_threshold(contest, a.num_tokens, too_many ? a.budget : a.budget - distinct, shared);
+      find_threshold(candidates, a.num_tokens, too_many ? a.budget : a.budget - distinct, shared);
 
   // 0 out, 1 a tie at the threshold, 2 in.
-  const auto verdict = [&](int token) {
-    if (!contest.joins(token)) return too_many ? 0 : 2;
-    const uint64 major = contest.major(token);
-    const unsigned minor = contest.minor(token);
+  const auto state_of = [&](int token) {
+    if (!candidates.contains(token)) return too_many ? 0 : 2;
+    const uint64 major = candidates.major(token);
+    const unsigned minor = candidates.minor(token);
     if (major != threshold.major) return major > threshold.major ? 2 : 0;
     return minor == threshold.minor ? 1 : minor > threshold.minor ? 2 : 0;
   };
   int counts = 0, total;
   for (int token = first; token < last; ++token) {
-    const int verdict_here = verdict(token);
-    counts += verdict_here == 2 ? 1 << 16 : verdict_here;
+    const int state = state_of(token);
+    counts += state == 2 ? 1 << 16 : state;
   }
   counts = exclusive_scan(counts, shared, total);
   int in = counts >> 16, ties = counts & 0xffff;
   for (int token = first; token < last; ++token) {
-    const int verdict_here = verdict(token);
-    const bool chosen = verdict_here == 2 || (verdict_here == 1 && ties < threshold.ties);
+    const int state = state_of(token);
+    const bool chosen = state == 2 || (state == 1 && ties < threshold.ties);
     const int row = in + min(ties, threshold.ties);
-    in += verdict_here == 2;
-    ties += verdict_here == 1;
+    in += state == 2;
+    ties += state == 1;
     if (!chosen) continue;
     if (part == 0) a.ids[image * a.budget + row] = token;
     if (GATHER && row >= first_row && row < last_row) kept[row - first_row] = token;

@@ -1,6 +1,6 @@
 // From picks to exactly `budget` ascending ids, and their rows
-// (ocvtp_kernels/selection/reference.py::resolve_picks). Comparisons and copies alone, so this is
-// compiled once, for any CPU.
+// (ocvtp_kernels/selection/reference.py::resolve_picks). It only compares and copies, so it is
+// compiled once for all instruction sets.
 #pragma once
 
 #include <algorithm>
@@ -48,9 +48,9 @@ inline void keep_best_slots(const ResolvePicks& a, int64_t image) {
     return picks[i] < picks[j];
   });
   std::fill(kept, kept + a.tokens, false);
-  int64_t left = a.budget;
-  for (int64_t i = 0; i < count && left > 0; ++i) {
-    left -= !kept[picks[order[i]]];
+  int64_t remaining = a.budget;
+  for (int64_t i = 0; i < count && remaining > 0; ++i) {
+    remaining -= !kept[picks[order[i]]];
     kept[picks[order[i]]] = true;
   }
 }
@@ -69,14 +69,14 @@ inline void keep_important(const ResolvePicks& a, int64_t image, int64_t missing
   for (int64_t n = 0; n < a.tokens; ++n)
     if (!kept[n]) *last++ = nan_last(importance[n]);
   std::nth_element(spare, spare + missing - 1, last, [](double x, double y) { return x > y; });
-  const double least = spare[missing - 1];
-  // What the tokens above the least leave, those that tie with it share.
+  const double threshold = spare[missing - 1];
+  // The tokens above the threshold are kept, and as many of its equals as are then missing.
   int64_t ties = missing;
-  for (int64_t i = 0; i < missing; ++i) ties -= spare[i] > least;
+  for (int64_t i = 0; i < missing; ++i) ties -= spare[i] > threshold;
   for (int64_t n = 0; n < a.tokens; ++n) {
     if (kept[n]) continue;
     const double x = nan_last(importance[n]);
-    kept[n] = x > least || (x == least && ties-- > 0);
+    kept[n] = x > threshold || (x == threshold && ties-- > 0);
   }
 }
 

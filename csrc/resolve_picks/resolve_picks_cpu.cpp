@@ -6,7 +6,7 @@
 namespace ocvtp {
 namespace {
 
-// Any floating dtype, exactly.
+// Exact for every floating dtype.
 std::optional<Tensor> in_double(const std::optional<Tensor>& tensor) {
   if (!tensor) return std::nullopt;
   return dense(torch::stable::to(*tensor, ScalarType::Double));

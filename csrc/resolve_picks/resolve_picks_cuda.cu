@@ -8,8 +8,8 @@
 namespace ocvtp {
 namespace {
 
-// Rows that a block copies: enough work for its warps, few enough for shared memory unasked for.
-constexpr int kFewestRows = 4, kMostRows = 2048;
+// Rows that a block copies: enough for its warps, few enough for shared memory without a request.
+constexpr int kMinRows = 4, kMaxRows = 2048;
 
 Scores scores_of(const Tensor& tensor, const char* name) {
   const int64 stride = tensor.stride(0);
@@ -29,7 +29,7 @@ Scores scores_of(const Tensor& tensor, const char* name) {
   throw std::invalid_argument(std::string("ocvtp_native: ") + name + " has no floating dtype");
 }
 
-// What the ops share, but for the outputs.
+// The inputs, which the ops share.
 struct Selection {
   Tensor picks;
   std::optional<Tensor> peak, importance;
@@ -89,7 +89,7 @@ Tensor resolve_picks(Tensor picks, Tensor peak, std::optional<Tensor> importance
   return ids;
 }
 
-// `final` has neighbours in a row adjacent.
+// `final` has unit stride within a row.
 template <bool PACKED>
 std::tuple<Tensor, Tensor> gather(const Selection& selection, const Tensor& final) {
   ResolveArguments a = selection.arguments;
@@ -110,8 +110,7 @@ std::tuple<Tensor, Tensor> gather(const Selection& selection, const Tensor& fina
                            address(tokens)}))
     a.unit /= 2;
   const int spread = static_cast<int>(ceil_div<int64>(launch.multiprocessors(), batch));
-  a.parts =
-      std::max(ceil_div(a.budget, kMostRows), std::min(ceil_div(a.budget, kFewestRows), spread));
+  a.parts = std::max(ceil_div(a.budget, kMaxRows), std::min(ceil_div(a.budget, kMinRows), spread));
   launch(resolve_kernel<true, PACKED>, batch * a.parts, kResolveThreads,
          resolve_shared_bytes(a.num_tokens, rows_per_part(a.budget, a.parts),
                               PACKED ? a.num_slots : 0),

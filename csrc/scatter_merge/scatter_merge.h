@@ -1,4 +1,5 @@
-// Weighted sums of tokens by owner (ocvtp_kernels/greedy/reference.py), each in the order of ids.
+// Weighted sums of tokens by assignment (ocvtp_kernels/greedy/reference.py), each in the order of
+// ids.
 #pragma once
 
 #include <algorithm>
@@ -7,49 +8,49 @@
 
 namespace ocvtp {
 
-// Parts: images for merge_lists, then rows of [B, owners] for merge_sums.
+// Parts: images for merge_lists, then rows of [B, num_owners] for merge_sums.
 template <class T>
 struct ScatterMerge {
   Rows<T> tokens;
-  const T* weight;       // [B, N]
-  const int64_t* owner;  // [B, N]
-  int64_t num_tokens, width, owners;
-  int64_t* starts;   // [B, owners + 1]: where an owner's tokens start in
+  const T* weight;            // [B, N]
+  const int64_t* assignment;  // [B, N]
+  int64_t num_tokens, width, num_owners;
+  int64_t* starts;   // [B, num_owners + 1]: where the tokens of an owner start in
   int64_t* members;  // [B, N]
-  T* sums;           // [B, owners, width]
-  T* mass;           // [B, owners]
+  T* sums;           // [B, num_owners, width]
+  T* mass;           // [B, num_owners]
 };
 
 }  // namespace ocvtp
 
 namespace ocvtp::OCVTP_ISA {
 
-// An owner's tokens, by counting; who names no owner belongs to none.
+// The tokens of each owner, by a counting sort; an assignment out of range is to none.
 template <class T>
 void merge_lists(const ScatterMerge<T>& a, int64_t begin, int64_t end) {
   for (int64_t image = begin; image < end; ++image) {
-    const int64_t* owner = a.owner + image * a.num_tokens;
-    int64_t* starts = a.starts + image * (a.owners + 1);
+    const int64_t* assignment = a.assignment + image * a.num_tokens;
+    int64_t* starts = a.starts + image * (a.num_owners + 1);
     int64_t* members = a.members + image * a.num_tokens;
-    const auto for_each_owned = [&](const auto& body) {
+    const auto for_each_assigned = [&](const auto& body) {
       for (int64_t n = 0; n < a.num_tokens; ++n)
-        if (owner[n] >= 0 && owner[n] < a.owners) body(n, owner[n]);
+        if (assignment[n] >= 0 && assignment[n] < a.num_owners) body(n, assignment[n]);
     };
-    std::fill(starts, starts + a.owners + 1, 0);
-    for_each_owned([&](int64_t, int64_t of) { ++starts[of + 1]; });
-    for (int64_t i = 0; i < a.owners; ++i) starts[i + 1] += starts[i];
-    for_each_owned([&](int64_t n, int64_t of) { members[starts[of]++] = n; });
-    // Each start has run to the next.
-    std::copy_backward(starts, starts + a.owners, starts + a.owners + 1);
+    std::fill(starts, starts + a.num_owners + 1, 0);
+    for_each_assigned([&](int64_t, int64_t of) { ++starts[of + 1]; });
+    for (int64_t i = 0; i < a.num_owners; ++i) starts[i + 1] += starts[i];
+    for_each_assigned([&](int64_t n, int64_t of) { members[starts[of]++] = n; });
+    // Each start has advanced to the next one.
+    std::copy_backward(starts, starts + a.num_owners, starts + a.num_owners + 1);
     starts[0] = 0;
   }
 }
 
-// `vectors` vectors of a row of sums from `start`, of which `count` channels are.
+// `count` channels from `start` of a row of sums, in `vectors` vectors.
 template <class T, int64_t vectors>
 inline void sum_members(const ScatterMerge<T>& a, int64_t row, int64_t start, int64_t count) {
-  const int64_t image = row / a.owners;
-  const int64_t* starts = a.starts + image * (a.owners + 1) + row % a.owners;
+  const int64_t image = row / a.num_owners;
+  const int64_t* starts = a.starts + image * (a.num_owners + 1) + row % a.num_owners;
   const int64_t* members = a.members + image * a.num_tokens;
   const auto lanes = [count](int64_t i) { return std::min(width<T>, count - i * width<T>); };
   Vector<T> sum[vectors] = {};
@@ -66,15 +67,15 @@ inline void sum_members(const ScatterMerge<T>& a, int64_t row, int64_t start, in
 
 template <class T>
 void merge_sums(const ScatterMerge<T>& a, int64_t begin, int64_t end) {
-  // As many registers, whatever their size.
+  // As many registers on every instruction set.
   constexpr int64_t vectors = register_bytes / 8;
   for (int64_t row = begin; row < end; ++row) {
     int64_t at = 0;
     for (; at + vectors * width<T> <= a.width; at += vectors * width<T>)
       sum_members<T, vectors>(a, row, at, vectors * width<T>);
     for (; at < a.width; at += width<T>) sum_members<T, 1>(a, row, at, a.width - at);
-    const int64_t image = row / a.owners;
-    const int64_t* starts = a.starts + image * (a.owners + 1) + row % a.owners;
+    const int64_t image = row / a.num_owners;
+    const int64_t* starts = a.starts + image * (a.num_owners + 1) + row % a.num_owners;
     double mass = 0;
     for (int64_t m = starts[0]; m < starts[1]; ++m)
       mass += a.weight[image * a.num_tokens + a.members[image * a.num_tokens + m]];

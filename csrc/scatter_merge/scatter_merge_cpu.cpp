@@ -9,7 +9,7 @@ std::tuple<Tensor, Tensor> scatter_merge(Tensor tokens, Tensor owner, Tensor wei
   require("tokens", tokens, {any, any, any}, kernel_dtypes, tokens);
   require("owner", owner, {tokens.size(0), tokens.size(1)}, ScalarType::Long, tokens);
   require("weight", weight, {tokens.size(0), tokens.size(1)}, tokens.scalar_type(), tokens);
-  require_least("num_owners", num_owners, 0);
+  require_at_least("num_owners", num_owners, 0);
   return weighted_sums(with_unit_stride(tokens), dense(owner), dense(weight), num_owners);
 }
 

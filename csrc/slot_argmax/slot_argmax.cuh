@@ -19,43 +19,44 @@ __device__ __forceinline__ void warp_best(uint64 (&pick)[COUNT]) {
     }
 }
 
-// The best pick of each slot among a tile of tokens, [B, token tiles, K], and each token's highest
-// score over slots, evidence [B, N], unless null. Only picks beneath `below` [B, K] count, if it is
-// not null: the next best. STANDINGS: the slots are more than a tile, and `standings` has been
-// filled. A block takes one image, one block of slots and one tile of tokens.
-template <class T, int SLOTS, bool STANDINGS>
+// The best pick of each slot in a tile of tokens, [B, token tiles, K], and the highest score of
+// each token over slots, token_score [B, N], unless null. With `below` [B, K] only picks lower than
+// that count. GIVEN_STATS: there are more slots than a tile holds, and `given_stats` is filled. A
+// block takes one image, one block of slots and one tile of tokens.
+template <class T, int SLOTS, bool GIVEN_STATS>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    argmax_kernel(const Competition<T> c, const Standing* standings, const uint64* below,
-                  uint64* picks, float* evidence) {
+    argmax_kernel(const SlotLogitsArgs<T> args, const SoftmaxStats* given_stats,
+                  const uint64* below, uint64* picks, float* token_score) {
   using Shape = LogitsShape<T, SLOTS>;
   OCVTP_SHARED(float, logits);
   float* const scratch = logits + Shape::kLogits;
   float* const bias = scratch + Shape::kScratch;
   T* const stage = reinterpret_cast<T*>(bias + Shape::kBias);
-  const int tiles = ceil_div(c.num_tokens, kTokens);
-  const int slot_blocks = ceil_div(c.num_slots, SLOTS);
+  const int tiles = ceil_div(args.num_tokens, kTokens);
+  const int slot_blocks = ceil_div(args.num_slots, SLOTS);
   const int tile = static_cast<int>(blockIdx.x % tiles);
   const int first_slot = static_cast<int>(blockIdx.x / tiles % slot_blocks) * SLOTS;
   const int image = static_cast<int>(blockIdx.x / tiles / slot_blocks);
 
-  load_bias<T, SLOTS>(c, image, first_slot, bias);
-  dot_products<T, SLOTS>(c, image, first_slot, tile * kTokens, logits, stage);
-  make_logits<SLOTS>(bias, c.scale, logits);
+  load_bias<T, SLOTS>(args, image, first_slot, bias);
+  dot_products<T, SLOTS>(args, image, first_slot, tile * kTokens, logits, stage);
+  make_logits<SLOTS>(bias, args.scale, logits);
   const int warp = thread_index() / kWarpSize;
   const int lane = thread_index() % kWarpSize;
   const int token = tile * kTokens + lane;
-  const bool live_token = token < c.num_tokens;
-  Standing stand = {0.0f, 0.0f};
-  if (!STANDINGS)
-    stand = standing<SLOTS>(logits, reinterpret_cast<float*>(stage), scratch);
-  else if (live_token)
-    stand = standings[static_cast<int64>(image) * c.num_tokens + token];
-  const float rivals = log1pf(stand.others);
-  // top - top is 0, and NaN where the leading logit is infinite, as the leader's score is then.
-  if (evidence != nullptr && first_slot == 0 && warp == 0 && live_token)
-    evidence[static_cast<int64>(image) * c.num_tokens + token] = stand.top - stand.top - rivals;
+  const bool mask_token = token < args.num_tokens;
+  SoftmaxStats stats = {0.0f, 0.0f};
+  if (!GIVEN_STATS)
+    stats = tile_stats<SLOTS>(logits, reinterpret_cast<float*>(stage), scratch);
+  else if (mask_token)
+    stats = given_stats[static_cast<int64>(image) * args.num_tokens + token];
+  const float log_rest = log1pf(stats.rest_sum);
+  // row_max - row_max is 0, or NaN where it is infinite, as the score of its slot is then.
+  if (token_score != nullptr && first_slot == 0 && warp == 0 && mask_token)
+    token_score[static_cast<int64>(image) * args.num_tokens + token] =
+        stats.row_max - stats.row_max - log_rest;
   constexpr int kAtOnce = 4;
-  // Counted, not up to SLOTS: the compiler sees that all lanes stay together.
+  // A loop counter that is the same in all lanes: the compiler sees no divergence.
 #pragma unroll 1
   for (int i = 0; i < SLOTS / kWarps; i += kAtOnce) {
     const int row = warp + i * kWarps;
@@ -63,10 +64,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
       const int slot = first_slot + row + j * kWarps;
-      const float score = logits[(row + j * kWarps) * kLogitsRow + lane] - stand.top - rivals;
-      pick[j] = live_token ? pack_pick(score, token) : 0;
-      if (below != nullptr && slot < c.num_slots) {
-        const uint64 limit = below[static_cast<int64>(image) * c.num_slots + slot];
+      const float score = logits[(row + j * kWarps) * kLogitsRow + lane] - stats.row_max - log_rest;
+      pick[j] = mask_token ? pack_pick(score, token) : 0;
+      if (below != nullptr && slot < args.num_slots) {
+        const uint64 limit = below[static_cast<int64>(image) * args.num_slots + slot];
         pick[j] = pick[j] < limit ? pick[j] : 0;
       }
     }
@@ -75,8 +76,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         const int slot = first_slot + row + j * kWarps;
-        if (slot < c.num_slots)
-          picks[(static_cast<int64>(image) * tiles + tile) * c.num_slots + slot] = pick[j];
+        if (slot < args.num_slots)
+          picks[(static_cast<int64>(image) * tiles + tile) * args.num_slots + slot] = pick[j];
       }
   }
 }

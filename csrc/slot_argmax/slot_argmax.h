@@ -1,6 +1,6 @@
 // Each slot's best tokens under the log-attention (ocvtp_kernels/selection/reference.py), which
-// resolves tokens whose attention rounds to 1. Only its sums over slots need every dot product, so
-// for one pick a slot the scores themselves are never written.
+// resolves tokens whose attention rounds to 1. Only the sums over slots need all dot products, so
+// for top_k = 1 the scores are never written.
 #pragma once
 
 #include <algorithm>
@@ -12,18 +12,18 @@
 namespace ocvtp {
 
 // Parts: for slot_scores blocks of tokens of images, then for slot_best rows of [B, K]. Dot
-// products become log-attention: (x - top) - rest with x = scale * x + constant.
+// products become log-attention: (x - top) - log_rest with x = scale * x + constant.
 template <class T>
 struct SlotArgmax {
   T* x;               // [B, K, N]; holds the scores, NaN as -inf, after slot_scores without `best`
   const T* constant;  // [B, K] or null
   int64_t slots, tokens, top_k;
   T scale;
-  T *top, *rest;   // [B, N] scratch
-  T* best;         // [B, K, token blocks] scratch for one pick a slot, else null
-  T* evidence;     // [B, N] or null: each token's largest score
-  int64_t* picks;  // [B, K, top_k]
-  T* peak;         // [B, K]
+  T *top, *log_rest;  // [B, N] scratch
+  T* best;            // [B, K, token blocks] scratch for one pick a slot, else null
+  T* token_score;     // [B, N] or null: each token's largest score
+  int64_t* picks;     // [B, K, top_k]
+  T* peak;            // [B, K]
 };
 
 }  // namespace ocvtp
@@ -41,44 +41,45 @@ void slot_scores(const SlotArgmax<T>& a, int64_t begin, int64_t end) {
       const T shift = a.constant ? a.constant[image * a.slots + slot] : T(0);
       return load_lanes(block + slot * a.tokens + at, lanes) * a.scale + shift;
     };
-    Vector<T> top[vectors], leader[vectors] = {}, total[vectors] = {};
+    Vector<T> top[vectors], argmax[vectors] = {}, total[vectors] = {};
     for (Vector<T>& x : top) x = splat(-infinity);
     for (int64_t slot = 0; slot < a.slots; ++slot)
       for_each_vector<T>(count, [&](int64_t at, int64_t lanes) {
         const int64_t i = at / width<T>;
         const Vector<T> x = logits(slot, at, lanes);
-        leader[i] =
+        argmax[i] =
             by_parts<T>([&](Part<T> a, Part<T> b,
                             Part<T> old) -> Part<T> { return a > b ? parts::splat(T(slot)) : old; },
-                        x, top[i], leader[i]);
+                        x, top[i], argmax[i]);
         top[i] = larger<T>(x, top[i]);
       });
-    // A NaN never leads, so that it gets into the sum and from there into all of its token's
-    // scores.
+    // NaN is excluded from the maximum and kept in the sum, so all scores of its token are NaN.
     for (int64_t slot = 0; slot < a.slots; ++slot)
       for_each_vector<T>(count, [&](int64_t at, int64_t lanes) {
         const int64_t i = at / width<T>;
         total[i] += by_parts<T>(
-            [&](Part<T> a, Part<T> b, Part<T> led) -> Part<T> {
-              return led == T(slot) ? Part<T>{} : parts::exp<T>(a - b);
+            [&](Part<T> a, Part<T> b, Part<T> first) -> Part<T> {
+              return first == T(slot) ? Part<T>{} : parts::exp<T>(a - b);
             },
-            logits(slot, at, lanes), top[i], leader[i]);
+            logits(slot, at, lanes), top[i], argmax[i]);
       });
-    // Where no token is, nothing scores above -inf.
-    T rest[token_block];
-    for (T& x : rest) x = infinity;
+    // Lanes past the last token score -inf.
+    T log_rest[token_block];
+    for (T& x : log_rest) x = infinity;
     for_each_vector<T>(count, [&](int64_t at, int64_t lanes) {
       const int64_t i = at / width<T>;
       const Vector<T> lost = log1p<T>(total[i]);
-      store_lanes<T>(rest + at, lost, lanes);
+      store_lanes<T>(log_rest + at, lost, lanes);
       store_lanes<T>(a.top + token + at, top[i], lanes);
-      store_lanes<T>(a.rest + token + at, lost, lanes);
-      if (a.evidence) store_lanes<T>(a.evidence + token + at, (top[i] - top[i]) - lost, lanes);
+      store_lanes<T>(a.log_rest + token + at, lost, lanes);
+      if (a.token_score)
+        store_lanes<T>(a.token_score + token + at, (top[i] - top[i]) - lost, lanes);
     });
     for (int64_t slot = 0; slot < a.slots; ++slot) {
       Vector<T> best = splat(-infinity);
       for_each_vector<T>(count, [&](int64_t at, int64_t lanes) {
-        const Vector<T> score = (logits(slot, at, lanes) - top[at / width<T>]) - load(rest + at);
+        const Vector<T> score =
+            (logits(slot, at, lanes) - top[at / width<T>]) - load(log_rest + at);
         if (a.best)
           best = larger<T>(score, best);
         else
@@ -91,7 +92,7 @@ void slot_scores(const SlotArgmax<T>& a, int64_t begin, int64_t end) {
   });
 }
 
-// The largest score of a row, which stands in the first block whose best it is.
+// The largest score of a row, from the first block that has it.
 template <class T>
 inline void best_of_blocks(const SlotArgmax<T>& a, int64_t row) {
   const int64_t blocks = token_blocks(a.tokens);
@@ -106,14 +107,14 @@ inline void best_of_blocks(const SlotArgmax<T>& a, int64_t row) {
   int64_t id = 0;
   for (int64_t n = first; n < std::min(first + token_block, a.tokens); ++n) {
     const T logit = a.x[row * a.tokens + n] * a.scale + shift;
-    const T score = (logit - a.top[token + n]) - a.rest[token + n];
+    const T score = (logit - a.top[token + n]) - a.log_rest[token + n];
     if (score > peak) peak = score, id = n;
   }
   a.picks[row] = id;
   a.peak[row] = peak;
 }
 
-// The picks so far stay in order; a later token goes behind its equals.
+// Insertion into the picks so far; a later token goes behind its equals.
 template <class T>
 inline void best_of_scores(const SlotArgmax<T>& a, int64_t row) {
   const T* scores = a.x + row * a.tokens;

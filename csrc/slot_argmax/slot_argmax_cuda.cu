@@ -9,14 +9,14 @@ namespace ocvtp {
 namespace {
 
 struct Picks {
-  Tensor ids, peak, packed, evidence;
+  Tensor ids, peak, packed, token_score;
 };
 
 // With `packed_only` neither ids nor peak.
 Picks pick(Tensor q, Tensor k, std::optional<Tensor> constant, double scale, int64_t top_k,
            bool with_evidence, bool packed_only) {
   const Launcher launch(q);
-  check_competition(launch, q, k);
+  check_slot_logits(launch, q, k);
   const int64 batch = q.size(0), slots = q.size(1), tokens = k.size(1);
   const int depth = int_size(q, 2);
   const Tensor none = empty(q, {0}, ScalarType::Float);
@@ -30,18 +30,18 @@ Picks pick(Tensor q, Tensor k, std::optional<Tensor> constant, double scale, int
   q = packed(q);
   k = packed(k);
   const Tensor best = packed_only ? none : empty(q, {batch, slots}, ScalarType::Long);
-  const Tensor standings = empty(q, {slots > kOneTile ? batch * tokens : 0, 2}, ScalarType::Float);
+  const Tensor stats = empty(q, {slots > kMaxTileSlots ? batch * tokens : 0, 2}, ScalarType::Float);
   by_cuda_dtype(q, [&](auto kind) {
     using T = decltype(kind);
-    const SlotArgmaxJob<T> job{competition_of<T>(q, k, depth, constant, std::nullopt, scale),
+    const SlotArgmaxJob<T> job{slot_logits_args<T>(q, k, depth, constant, std::nullopt, scale),
                                batch,
                                static_cast<int>(top_k),
                                packed_only ? nullptr : out<int64>(picks.ids),
                                out<float>(picks.peak),
-                               with_evidence ? out<float>(picks.evidence) : nullptr,
+                               with_evidence ? out<float>(picks.token_score) : nullptr,
                                out<uint64>(picks.packed),
                                out<uint64>(best),
-                               out<Standing>(standings)};
+                               out<SoftmaxStats>(stats)};
     launch_slot_argmax(launch, job);
   });
   return picks;
@@ -52,14 +52,14 @@ std::tuple<Tensor, Tensor, Tensor> slot_argmax(Tensor q, Tensor k, std::optional
   check_slot_argmax(q, k, constant, kernel_dtypes);
   require_range("top_k", top_k, 1, k.size(1));
   const Picks picks = pick(q, k, constant, scale, top_k, with_evidence, false);
-  return {picks.ids, picks.peak, picks.evidence};
+  return {picks.ids, picks.peak, picks.token_score};
 }
 
 std::tuple<Tensor, Tensor> slot_argmax_packed(Tensor q, Tensor k, std::optional<Tensor> constant,
                                               double scale, bool with_evidence) {
   check_slot_argmax(q, k, constant, kernel_dtypes);
   const Picks picks = pick(q, k, constant, scale, 1, with_evidence, true);
-  return {picks.packed, picks.evidence};
+  return {picks.packed, picks.token_score};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(OCVTP_NAMESPACE, OCVTP_CUDA_KEY, m) {

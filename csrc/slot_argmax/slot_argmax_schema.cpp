@@ -2,8 +2,8 @@
 #include "common/library.h"
 
 OCVTP_LIBRARY(m) {
-  // -> picks int64 [B,K,top_k] best first, wide log-attention of the best [B,K], and, if asked
-  // for, each token's largest log-attention over slots, wide [B,N], else [0].
+  // -> picks int64 [B,K,top_k] best first, acc log-attention of the best [B,K], and, if asked
+  // for, each token's largest log-attention over slots, acc [B,N], else [0].
   m.def(
       "slot_argmax(Tensor q, Tensor k, Tensor? constant, float scale, int top_k,"
       " bool with_evidence) -> (Tensor picks, Tensor peak, Tensor evidence)");

@@ -1,4 +1,4 @@
-// What the slots ops take, on every device; `taken` are the dtypes that its kernels have.
+// What slot_attention takes, on every device; `taken` are the dtypes that its kernels have.
 #pragma once
 
 #include "common/checks.h"
@@ -10,7 +10,7 @@ inline void check_slot_attention(const Tensor& q, const Tensor& k, const Tensor&
                                  const std::optional<Tensor>& slot_mask, Dtypes taken) {
   check_queries_and_keys(q, k, taken);
   require("v", v, {q.size(0), k.size(1), any}, q.scalar_type(), q);
-  require("constant", constant, {q.size(0), q.size(1)}, wide(q.scalar_type()), q);
+  require("constant", constant, {q.size(0), q.size(1)}, acc_dtype(q.scalar_type()), q);
   require("slot_mask", slot_mask, {q.size(0), q.size(1)}, ScalarType::Bool, q);
 }
 
@@ -25,7 +25,7 @@ inline void check_slot_attention_backward(const Tensor& q, const Tensor& k, cons
   const ScalarType dtype = q.scalar_type();
   require("updates", updates, {batch, slots, width}, dtype, q);
   require("grad_updates", grad_updates, {batch, slots, width}, dtype, q);
-  require("grad_mass", grad_mass, {batch, slots}, wide(dtype), q);
+  require("grad_mass", grad_mass, {batch, slots}, acc_dtype(dtype), q);
   require("grad_attention", grad_attention, {batch, slots, tokens}, dtype, q);
   require("attention", attention, {batch, slots, tokens}, dtype, q);
 }

@@ -6,14 +6,14 @@
 namespace ocvtp {
 namespace {
 
-// Wide, of the attention as it is multiplied.
+// The mass of each slot, summed over the attention as it was rounded.
 Tensor mass_of(const Tensor& attention) {
   const int64_t rows = attention.size(0) * attention.size(1), tokens = attention.size(2);
   Tensor mass =
-      empty(attention, {attention.size(0), attention.size(1)}, wide(attention.scalar_type()));
-  by_chain_dtype(attention, [&](auto kind) {
+      empty(attention, {attention.size(0), attention.size(1)}, acc_dtype(attention.scalar_type()));
+  by_pipeline_dtype(attention, [&](auto kind) {
     using E = decltype(kind);
-    run(kernels::slot_mass<E>, SlotMass<E>{data<E>(attention), tokens, out<Wide<E>>(mass)}, rows,
+    run(kernels::slot_mass<E>, SlotMass<E>{data<E>(attention), tokens, out<Acc<E>>(mass)}, rows,
         tokens);
   });
   return mass;
@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
                                                   std::optional<Tensor> constant,
                                                   std::optional<Tensor> slot_mask, double scale,
                                                   double eps, bool with_attention) {
-  check_slot_attention(q, k, v, constant, slot_mask, chain_dtypes);
+  check_slot_attention(q, k, v, constant, slot_mask, pipeline_dtypes);
   const Tensor attention = attention_of(q, k, dense(constant), dense(slot_mask), scale);
   const Tensor mass = mass_of(attention), updates = product(attention, v);
   per_mass(updates, nullptr, mass, eps, updates, nullptr);
@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(Tensor q, Tensor k, T
                                                            std::optional<Tensor> grad_attention,
                                                            std::optional<Tensor> kept) {
   check_slot_attention_backward(q, k, v, slot_mask, updates, grad_updates, grad_mass,
-                                grad_attention, kept, chain_dtypes);
+                                grad_attention, kept, pipeline_dtypes);
   updates = dense(updates);
   grad_updates = dense(grad_updates);
   grad_mass = dense(grad_mass);
@@ -50,9 +50,9 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(Tensor q, Tensor k, T
   per_mass(grad_updates, &updates, mass, eps, scaled, &delta);
   const Tensor grad = product(scaled, transposed(v));
   const int64_t slots = grad.size(1), tokens = grad.size(2);
-  by_chain_dtype(grad, [&](auto kind) {
+  by_pipeline_dtype(grad, [&](auto kind) {
     using E = decltype(kind);
-    using T = Wide<E>;
+    using T = Acc<E>;
     const SlotSoftmaxBackward<E> arguments{data<E>(attention),
                                            data<T>(delta),
                                            data<T>(grad_mass),

@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
                                                   double eps, bool with_attention) {
   check_slot_attention(q, k, v, constant, slot_mask, kernel_dtypes);
   const Launcher launch(q);
-  check_competition(launch, q, k);
+  check_slot_logits(launch, q, k);
   require_some("v", v);
   const int64 batch = q.size(0), slots = q.size(1), tokens = k.size(1);
   const int depth = int_size(q, 2), width = int_size(v, 2);
@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
   slot_mask = dense(slot_mask);
   by_cuda_dtype(q, [&](auto kind) {
     using T = decltype(kind);
-    const SlotAttentionJob<T> job{competition_of<T>(q, k, depth, constant, slot_mask, scale),
+    const SlotAttentionJob<T> job{slot_logits_args<T>(q, k, depth, constant, slot_mask, scale),
                                   rows<T>(v),
                                   batch,
                                   width,
@@ -36,13 +36,13 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention(Tensor q, Tensor k, Tensor v,
                                   out<T>(updates),
                                   out<float>(mass),
                                   with_attention ? out<T>(attention) : nullptr};
-    const Cut cut = cut_of(job, launch.multiprocessors());
-    const Workspace sizes = workspace_of(job, cut);
-    const Tensor partial = empty(q, {sizes.partial}, ScalarType::Float);
+    const SplitPlan plan = split_plan(job, launch.multiprocessors());
+    const Workspace sizes = workspace_of(job, plan);
+    const Tensor partial_acc = empty(q, {sizes.partial_acc}, ScalarType::Float);
     const Tensor partial_mass = empty(q, {sizes.mass}, ScalarType::Float);
-    const Tensor standings = empty(q, {2 * sizes.standings}, ScalarType::Float);
-    launch_slot_attention(launch, job, cut, out<float>(partial), out<float>(partial_mass),
-                          out<Standing>(standings));
+    const Tensor stats = empty(q, {2 * sizes.stats}, ScalarType::Float);
+    launch_slot_attention(launch, job, plan, out<float>(partial_acc), out<float>(partial_mass),
+                          out<SoftmaxStats>(stats));
   });
   return {updates, mass, attention};
 }

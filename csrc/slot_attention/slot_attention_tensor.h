@@ -1,5 +1,4 @@
-// What the competition does around its products on the CPU, for the bindings of more than one
-// stage.
+// Parts of slot_attention on tensors, for the bindings of slot_attention and of merge.
 #pragma once
 
 #include <vector>
@@ -9,14 +8,14 @@
 
 namespace ocvtp {
 
-// The attention [B, K, N], from dot products made here.
+// The attention [B, K, N], its product included.
 inline Tensor attention_of(const Tensor& q, const Tensor& k, const std::optional<Tensor>& constant,
                            const std::optional<Tensor>& slot_mask, double scale) {
   Tensor attention = product(q, transposed(k));
   const int64_t slots = attention.size(1), tokens = attention.size(2);
-  by_chain_dtype(attention, [&](auto kind) {
+  by_pipeline_dtype(attention, [&](auto kind) {
     using E = decltype(kind);
-    using T = Wide<E>;
+    using T = Acc<E>;
     const SlotSoftmax<E> arguments{out<E>(attention),
                                    data<T>(constant),
                                    data<bool>(slot_mask),
@@ -39,9 +38,9 @@ inline Tensor attention_of(const Tensor& q, const Tensor& k, const std::optional
 inline void per_mass(const Tensor& x, const Tensor* y, const Tensor& mass, double eps,
                      const Tensor& to, const Tensor* dot) {
   const int64_t width = x.size(2);
-  by_chain_dtype(x, [&](auto kind) {
+  by_pipeline_dtype(x, [&](auto kind) {
     using E = decltype(kind);
-    using T = Wide<E>;
+    using T = Acc<E>;
     const PerMass<E> arguments{
         data<E>(x), y ? data<E>(*y) : nullptr,   data<T>(mass), width, T(eps),
         out<E>(to), dot ? out<T>(*dot) : nullptr};

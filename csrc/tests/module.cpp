@@ -1,6 +1,6 @@
 // _csrc_tests: the CPU kernels as they are, on NumPy arrays, for tests/csrc. No oracle is here.
 // A kernel takes its argument struct as a tuple, in the order of the fields: arrays for pointers
-// (None for null), numbers, a tuple for a struct within; then the part [begin, end).
+// (None for null), scalars, a tuple for a nested struct; then the part [begin, end).
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -82,7 +82,7 @@ template <class A, size_t... i>
 constexpr bool
     takes<A, std::index_sequence<i...>, std::void_t<decltype(A{((void)i, Field{})...})>> = true;
 
-// Numbers of an array within a struct count one by one.
+// The elements of an array in a struct count one by one.
 template <class A, size_t count = 1>
 constexpr size_t fields_of() {
   if constexpr (takes<A, std::make_index_sequence<count + 1>>)
@@ -136,7 +136,7 @@ void add_kernels(py::module_ module) {
   OCVTP_ADD(gru_gates);
   OCVTP_ADD(slot_scores);
   OCVTP_ADD(slot_best);
-  OCVTP_ADD(slot_owners);
+  OCVTP_ADD(slot_assignment);
   OCVTP_ADD(attention_received);
   OCVTP_ADD(attention_mean);
   OCVTP_ADD(merge_lists);

@@ -11,17 +11,17 @@ pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @fuzz
-def test_slot_owners(case: Case) -> None:
+def test_slot_assignment(case: Case) -> None:
     batch, slots, tokens = shape = any_shape(case)
     # Whole numbers: many ties, which go to the first.
     attention = case.numbers(*shape, whole=case.chance(60))
-    for share, owner in case.run(
-        "slot_owners",
+    for weight, assignment in case.run(
+        "slot_assignment",
         batch * token_blocks(tokens),
         [case.unwritten(batch, tokens), case.ids(batch, tokens)],
-        lambda share, owner: (attention, slots, tokens, share, owner),
+        lambda weight, assignment: (attention, slots, tokens, weight, assignment),
     ):
         # NumPy's first maximum is a NaN where there is one, as PyTorch's.
         want = attention.argmax(1)
-        assert (owner == want).all()
-        assert is_alike(share, np.take_along_axis(attention, want[:, None], 1)[:, 0])
+        assert (assignment == want).all()
+        assert is_alike(weight, np.take_along_axis(attention, want[:, None], 1)[:, 0])

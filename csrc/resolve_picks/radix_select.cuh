@@ -1,4 +1,4 @@
-// Who gets the last places of a budget: a radix selection by one block, in integers.
+// The tokens at the threshold of a budget: a radix selection by one block, in integers.
 #pragma once
 
 #include "common/packed_picks.cuh"
@@ -9,8 +9,8 @@ namespace ocvtp {
 constexpr int kResolveThreads = 512;
 constexpr unsigned short kUnpicked = 0xffff;
 
-// The order of tokens that compete for the last places: `major` first, then `minor`, then the id.
-struct Contest {
+// The tokens among which the threshold is, in the order of `major`, then `minor`, then id.
+struct Candidates {
   const unsigned short* best;
   const uint64* slot_picks;  // packed, of each slot; null where `scores` has its peak
   Scores scores;
@@ -18,14 +18,14 @@ struct Contest {
   int top_k;
   bool among_picked;  // else among the unpicked
 
-  __device__ __forceinline__ bool joins(int token) const {
+  __device__ __forceinline__ bool contains(int token) const {
     return (best[token] != kUnpicked) == among_picked;
   }
   __device__ __forceinline__ uint64 major(int token) const {
     if (by_packed()) return pick_order(slot_picks[best[token]]);
     return scores.data ? scores.order(image, among_picked ? best[token] / top_k : token) : 0;
   }
-  // A slot's weaker picks go first; among the unpicked all are alike.
+  // The lower picks of a slot rank lower; among the unpicked there is no difference.
   __device__ __forceinline__ unsigned minor(int token) const {
     return among_picked ? static_cast<unsigned>(top_k - 1 - best[token] % top_k) : 0u;
   }
@@ -40,21 +40,21 @@ struct Contest {
   }
 };
 
-// The last place: those above it are in, and the first `ties` of its equals.
+// Tokens above it are kept, and the first `ties` of those equal to it.
 struct Threshold {
   uint64 major;
   unsigned minor;
   int ties;
 };
 
-struct Selector {
+struct RadixState {
   int histogram[256];
   int digit, left;
   int warp_total[kResolveThreads / kWarpSize];
 };
 
 // The sum over lower threads, and over all of them in `total`, of two 16-bit counts at once.
-__device__ __forceinline__ int exclusive_scan(int value, Selector& shared, int& total) {
+__device__ __forceinline__ int exclusive_scan(int value, RadixState& shared, int& total) {
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   int upto = value;
 #pragma unroll
@@ -76,7 +76,7 @@ __device__ __forceinline__ int exclusive_scan(int value, Selector& shared, int& 
 
 // Finds, in the histogram of one digit, the digit at which `wanted` is reached from the top, and
 // how many of it are wanted. By one warp: a lane has eight digits, lane 0 the largest.
-__device__ __forceinline__ void find_digit(Selector& shared, int wanted) {
+__device__ __forceinline__ void find_digit(RadixState& shared, int wanted) {
   const int lane = threadIdx.x;
   int mine = 0;
 #pragma unroll
@@ -100,22 +100,22 @@ __device__ __forceinline__ void find_digit(Selector& shared, int wanted) {
   }
 }
 
-// The threshold that lets `wanted` >= 1 tokens in: a radix selection from the highest byte down.
-__device__ __forceinline__ Threshold find_threshold(const Contest& contest, int num_tokens,
-                                                    int wanted, Selector& shared) {
+// The threshold that keeps `wanted` >= 1 tokens: a radix selection from the highest byte down.
+__device__ __forceinline__ Threshold find_threshold(const Candidates& candidates, int num_tokens,
+                                                    int wanted, RadixState& shared) {
   Threshold threshold = {0, 0, wanted};
   uint64 major_known = 0;
   unsigned minor_known = 0;
-  const int majors = contest.major_digits(), digits = majors + contest.minor_digits();
+  const int majors = candidates.major_digits(), digits = majors + candidates.minor_digits();
   for (int step = 0; step < digits; ++step) {
     const bool in_major = step < majors;
     const int shift = 8 * ((in_major ? majors : digits) - 1 - step);
     for (int i = threadIdx.x; i < 256; i += kResolveThreads) shared.histogram[i] = 0;
     __syncthreads();
     for (int token = threadIdx.x; token < num_tokens; token += kResolveThreads) {
-      if (!contest.joins(token)) continue;
-      const uint64 major = contest.major(token);
-      const unsigned minor = contest.minor(token);
+      if (!candidates.contains(token)) continue;
+      const uint64 major = candidates.major(token);
+      const unsigned minor = candidates.minor(token);
       if ((major ^ threshold.major) & major_known) continue;
       if ((minor ^ threshold.minor) & minor_known) continue;
       const unsigned digit = in_major ? static_cast<unsigned>(major >> shift) : minor >> shift;
