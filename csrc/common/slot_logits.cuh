@@ -263,7 +263,7 @@ __device__ __forceinline__ SoftmaxStats tile_stats(const float* logits, float* t
   __syncthreads();
   float rest_sum = 0.0f;
 #pragma unroll 8
-  for (int w = 0; w < kWarps; ++w) others += sums[w * kTokens + lane];
+  for (int w = 0; w < kWarps; ++w) rest_sum += sums[w * kTokens + lane];
   return {top, rest_sum};
 }
 

@@ -13,11 +13,11 @@ struct FacilitySelect {
   Rows<T> similarity;
   const T* saliency;  // [B, N]
   int64_t tokens, budget;
-  T* bound;    // [B, N]: upper bounds of the gains
-  T* covered;  // [B, N]
-  int64_t *bound_step,
-      *guessed;    // [B, N]: step of each bound; tokens with a bound of 0 in place of theirs
-  int64_t* order;  // [B, budget]
+  T* bound;             // [B, N]: upper bounds of the gains
+  T* covered;           // [B, N]
+  int64_t* bound_step;  // [B, N]: the step that each bound is of
+  int64_t* guessed;     // [B, N]: tokens whose bound in this step is 0, a guess
+  int64_t* order;       // [B, budget]
 };
 
 }  // namespace ocvtp

@@ -49,7 +49,7 @@ struct Threshold {
 
 struct RadixState {
   int histogram[256];
-  int digit, left;
+  int digit, remaining;
   int warp_total[kResolveThreads / kWarpSize];
 };
 
@@ -87,16 +87,16 @@ __device__ __forceinline__ void find_digit(RadixState& shared, int wanted) {
     const int other = __shfl_up_sync(kFullWarp, upto, step);
     if (lane >= step) upto += other;
   }
-  int left = wanted - (upto - mine);
-  if (left <= 0 || left > mine) return;
+  int remaining = wanted - (upto - mine);
+  if (remaining <= 0 || remaining > mine) return;
   for (int i = 0; i < 8; ++i) {
     const int digit = 255 - 8 * lane - i;
-    if (left <= shared.histogram[digit]) {
+    if (remaining <= shared.histogram[digit]) {
       shared.digit = digit;
-      shared.left = left;
+      shared.remaining = remaining;
       return;
     }
-    left -= shared.histogram[digit];
+    remaining -= shared.histogram[digit];
   }
 }
 
@@ -131,7 +131,7 @@ __device__ __forceinline__ Threshold find_threshold(const Candidates& candidates
       threshold.minor |= static_cast<unsigned>(shared.digit) << shift;
       minor_known |= 255u << shift;
     }
-    threshold.ties = shared.left;
+    threshold.ties = shared.remaining;
   }
   return threshold;
 }

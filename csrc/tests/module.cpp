@@ -52,7 +52,7 @@ template <class E>
 using Stored =
     std::conditional_t<std::is_same_v<E, Float16> || std::is_same_v<E, BFloat16>, uint16_t, E>;
 
-// A Python value on its way to be whatever field of a struct it stands for.
+// A Python value that converts to the type of any field.
 struct Field {
   py::handle value;
 
@@ -165,8 +165,8 @@ void add_kernels(py::module_ module) {
   });
 }
 
-// A copy whose memory is exactly its own, where AddressSanitizer sees a step past either end: that
-// of NumPy may come from a cache.
+// A copy in memory of exactly its size, so that AddressSanitizer sees an access past either end;
+// NumPy may allocate from a cache.
 py::array exact(const py::array& given) {
   const auto dense = py::array::ensure(given, py::array::c_style);
   const auto bytes = static_cast<size_t>(dense.nbytes());

@@ -32,8 +32,8 @@ class DeviceCase:
     def pick(self, choices: Sequence[Choice]) -> Choice:
         return self._data.draw(st.sampled_from(choices))
 
-    def between(self, least: int, most: int) -> int:
-        return self._data.draw(st.integers(least, most))
+    def between(self, low: int, high: int) -> int:
+        return self._data.draw(st.integers(low, high))
 
     def flag(self) -> bool:
         return self.pick([False, True])
@@ -80,11 +80,11 @@ def norm(x: Tensor) -> Tensor:
     return (x - x.mean(-1, keepdim=True)) * norm_scale(x)
 
 
-def fuzz(test: Callable[[DeviceCase], None], share: int = 1) -> Callable[[], None]:
+def fuzz(test: Callable[[DeviceCase], None], part: int = 1) -> Callable[[], None]:
     """The test on a twentieth of the cases that ``--shapes`` says: the emulator is slow.
 
-    ``share``: of a test that is slower still, a part of them.
+    ``part``: of a test that is slower still, a part of them.
     """
     profile = settings.get_profile("device")
-    few = settings(profile, max_examples=-(-profile.max_examples // share))
+    few = settings(profile, max_examples=-(-profile.max_examples // part))
     return few(given(st.builds(DeviceCase, st.data()))(test))

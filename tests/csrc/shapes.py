@@ -75,8 +75,8 @@ class RandomRows(NamedTuple):
 
 
 @cache
-def _sizes(most: int) -> st.SearchStrategy[int]:
-    return st.sampled_from([n for n in EDGES if n <= most]) | st.integers(1, most)
+def _sizes(high: int) -> st.SearchStrategy[int]:
+    return st.sampled_from([n for n in EDGES if n <= high]) | st.integers(1, high)
 
 
 class Case:
@@ -110,11 +110,11 @@ class Case:
         """The numbers that `stored` stands for."""
         return of_half_bits(x, self.kind) if self.kind == "bfloat16" else x
 
-    def size(self, most: int) -> int:
-        return self._data.draw(_sizes(most))
+    def size(self, high: int) -> int:
+        return self._data.draw(_sizes(high))
 
-    def between(self, least: int, most: int) -> int:
-        return int(self.random.integers(least, most + 1))
+    def between(self, low: int, high: int) -> int:
+        return int(self.random.integers(low, high + 1))
 
     def chance(self, percent: int) -> bool:
         return self.between(1, 100) <= percent
@@ -261,7 +261,7 @@ def assert_normed(case: Case, x: Array, normed: Array) -> None:
     x = wide(x)
     off = x - x.mean(-1, keepdims=True)
     scale = 1 / np.sqrt(np.square(off).mean(-1, keepdims=True) + case.rounded(NORM_EPS))
-    # A row of almost equal numbers keeps only what its deviation leaves of their bits.
+    # Of almost equal elements only the bits of their deviation count.
     lost = (16 + x.shape[-1] / 16) * case.eps * (np.abs(x).max(-1, keepdims=True) * scale + 1)
     allowed = lost + (lost + case.lost) * np.abs(off * scale)
     case.assert_near(case.seen(normed), off * scale, allowed)

@@ -77,6 +77,6 @@ def test_attention_received(case: Case) -> None:
             logits = np.einsum("bhmd,bhnd->bhmn", q_rows, k_rows)
             sizes = np.einsum("bhmd,bhnd->bhmn", np.abs(q_rows), np.abs(k_rows))
             size = np.maximum(8, sizes.max((1, 2, 3)))[:, None]
-            shares = np.exp(logits - logits.max(-1, keepdims=True))
-            want = (shares / shares.sum(-1, keepdims=True)).mean((1, 2))
+            weights = np.exp(logits - logits.max(-1, keepdims=True))
+            want = (weights / weights.sum(-1, keepdims=True)).mean((1, 2))
             case.assert_near(mean, want, 16 * case.eps * size * want + 8 * case.tiny)

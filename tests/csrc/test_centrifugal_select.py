@@ -25,12 +25,12 @@ def test_centrifugal_select(case: Case) -> None:
     spread, step = 0.0 if case.chance(20) else 0.5, 0.0 if case.chance(20) else 0.2
     threshold, pad = 2 * case.random.standard_normal(), case.chance(50)
     chunk = case.between(1, tokens if case.chance(50) else min(tokens, 9))
-    place, merit = case.unwritten(batch, tokens), case.unwritten(batch, tokens)
-    nearest, ranking, accepted = (case.ids(batch, tokens) for _ in range(3))
-    taken = case.exact(np.ones((batch, tokens)), np.bool_)
+    closest_pick, merit = case.unwritten(batch, tokens), case.unwritten(batch, tokens)
+    square_distance, ranking, accepted = (case.ids(batch, tokens) for _ in range(3))
+    selected = case.exact(np.ones((batch, tokens)), np.bool_)
     outputs = [case.ids(batch, budget), case.ids(batch), case.ids(batch, tokens)]
     given = (matrix.field, pivots, num_pivots, height, width, budget, spread, threshold, step)
-    scratch = (chunk, pad, place, merit, nearest, ranking, accepted, taken)
+    scratch = (chunk, pad, closest_pick, merit, square_distance, ranking, accepted, selected)
     want = centrifugal.centrifugal_select(
         tensor(matrix.x), tensor(pivots), height, width, budget, spread, threshold, step, chunk, pad
     )

@@ -37,13 +37,13 @@ def test_gru_gates(case: DeviceCase) -> None:
     of_x = (shift, mass) if shifted else (None, None)
     of_h = (statistics, sums, bias) if of_normed else (None, None, None)
     state, normed = ops.gru_gates(x, h_gates, h, *of_x, *of_h, EPS, True)
-    share = (mass / (mass.double() + EPS)).unsqueeze(-1) if shifted else 0
+    factor = (mass / (mass.double() + EPS)).unsqueeze(-1) if shifted else 0
     hidden = h_gates.double()
     if of_normed:
         mean, deviation, _ = statistics.double().split(1, -1)
         hidden = deviation * hidden + mean * sums.double() + bias.double()
         size += hidden.abs().max().item()
-    want = slots.gru_gates(x.double() + share * shift.double(), hidden, h.double())
+    want = slots.gru_gates(x.double() + factor * shift.double(), hidden, h.double())
     # A gate's argument of size s is known to s ulp, and slopes are at most 1 but for z (n - h).
     mean = want.mean(-1, keepdim=True)
     largest = (want.abs() + mean.abs()).amax(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The CUDA kernels of prune alone, in the emulator, against float64."""
+"""The CUDA kernels that only prune calls, in the emulator, against float64."""
 
 from __future__ import annotations
 

@@ -8,33 +8,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.csrc.competitions import WIDTHS, Competition
 from tests.csrc.device_cases import EPS, NAN, DeviceCase, assert_near, fuzz
+from tests.csrc.slot_logits_cases import WIDTHS, SlotLogitsCase
 
 pytestmark = pytest.mark.usefixtures("loaded", "poisoned")
 
 
-def assert_attention(case: Competition, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def assert_attention(case: SlotLogitsCase, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     updates, mass, attention = got = case.attention(v)
     logits, error = case.logits(masked=True)
-    shares = logits.softmax(1)
-    assert_near(attention, shares, shares * 2 * error + 1e-37)
-    want = shares.sum(-1)
+    weights = logits.softmax(1)
+    assert_near(attention, weights, weights * 2 * error + 1e-37)
+    want = weights.sum(-1)
     assert_near(mass, want, want * (2 * error[..., 0] + 2**-20) + 1e-30)
     # A weight is rounded on its way to the product; half's last step is 2^-25 / 2^14.
     rounding = torch.finfo(v.dtype).eps / 2
-    slack = shares * (4 * error + rounding + 2**-20) + (2**-39 if v.itemsize == 2 else 0)
+    slack = weights * (4 * error + rounding + 2**-20) + (2**-39 if v.itemsize == 2 else 0)
     total = (want + EPS).unsqueeze(-1)
-    assert_near(updates, shares @ v.double() / total, slack @ v.double().abs() / total + 1e-30)
+    assert_near(updates, weights @ v.double() / total, slack @ v.double().abs() / total + 1e-30)
     return got
 
 
 @fuzz
 def test_slot_attention(case: DeviceCase) -> None:
-    given = Competition(case)
+    given = SlotLogitsCase(case)
     v = case.rows(given.batch, given.tokens, case.pick([*WIDTHS, 264]), outlier=given.outlier)
     updates, mass, _ = assert_attention(given, v)
-    # A last image alone leaves some of the chip idle, and shares its groups of tokens among blocks.
+    # With one image alone blocks take one split of its tokens each.
     alone = given.image(-1 % given.batch).attention(v[-1:], with_attention=False)
     assert torch.equal(alone[0], updates[-1:]) and torch.equal(alone[1], mass[-1:])
     assert alone[2].numel() == 0
@@ -42,9 +42,9 @@ def test_slot_attention(case: DeviceCase) -> None:
     assert torch.equal(again[0], updates) and torch.equal(again[1], mass), "two runs differ"
 
 
-@partial(fuzz, share=5)
-def test_groups_of_several_tiles(case: DeviceCase) -> None:
-    given = Competition(case, tokens=case.pick([577, 609, 640]), slots=case.between(1, 5))
+@partial(fuzz, part=5)
+def test_splits_of_several_tiles(case: DeviceCase) -> None:
+    given = SlotLogitsCase(case, tokens=case.pick([577, 609, 640]), slots=case.between(1, 5))
     v = case.rows(given.batch, given.tokens, 8)
     updates, mass, attention = assert_attention(given, v)
     alone = given.image(0).attention(v[:1])
@@ -52,10 +52,10 @@ def test_groups_of_several_tiles(case: DeviceCase) -> None:
         assert torch.equal(a, b[:1]), "an image alone differs"
 
 
-@partial(fuzz, share=5)
+@partial(fuzz, part=5)
 def test_nan_among_keys_and_masked_slots(case: DeviceCase) -> None:
-    """One spoils its token's shares, as a softmax does; that of a masked slot spoils nothing."""
-    given = Competition(case, slots=case.pick([7, 70, 140]))
+    """In a key it spoils the weights of its token, as in a softmax; in a masked slot nothing."""
+    given = SlotLogitsCase(case, slots=case.pick([7, 70, 140]))
     v = case.rows(given.batch, given.tokens, 8)
     given.mask = torch.ones(given.batch, given.slots, dtype=torch.bool)
     given.mask[:, 3] = False
@@ -67,7 +67,7 @@ def test_nan_among_keys_and_masked_slots(case: DeviceCase) -> None:
     given.k[0, token, 0] = NAN
     updates, mass, attention = given.attention(v)
     spoilt = attention.isnan()
-    live = given.mask[0]
-    assert spoilt[0, live, token].all() and spoilt.sum() == spoilt[0, :, token].sum()
-    assert mass[0, live].isnan().all() and updates[0, live].isnan().all()
+    unmasked = given.mask[0]
+    assert spoilt[0, unmasked, token].all() and spoilt.sum() == spoilt[0, :, token].sum()
+    assert mass[0, unmasked].isnan().all() and updates[0, unmasked].isnan().all()
     assert not mass[1:].isnan().any() and not updates[1:].isnan().any()

@@ -15,20 +15,20 @@ pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def dpp_order(similarity: Array, quality: Array, budget: int) -> list[int]:
-    """An image's picks, as the reference has them, whose square root rounds otherwise."""
-    left = quality * quality * similarity.diagonal()
-    least = left.dtype.type(reference.TINY) * max(left.max(), 0)
-    components = np.zeros((0, len(left)), left.dtype)
+    """An image's picks, as the reference has them, whose square pick_root rounds otherwise."""
+    variance = quality * quality * similarity.diagonal()
+    min_variance = variance.dtype.type(reference.TINY) * max(variance.max(), 0)
+    components = np.zeros((0, len(variance)), variance.dtype)
     order: list[int] = []
     for _ in range(budget):
-        free = left.copy()
+        free = variance.copy()
         free[order] = -np.inf
         pick = int(free.argmax())
         terms = [quality[pick] * similarity[pick] * quality, *(components[:, [pick]] * components)]
         rest = np.subtract.reduce(terms)
-        explained = rest / np.sqrt(left[pick]) if left[pick] > least else 0 * rest
+        explained = rest / np.sqrt(variance[pick]) if variance[pick] > min_variance else 0 * rest
         components = np.vstack([components, explained])
-        left = left - explained * explained
+        variance = variance - explained * explained
         order.append(pick)
     return order
 
@@ -46,13 +46,14 @@ def test_dpp_select(case: Case) -> None:
     quality = case.numbers(batch, tokens, deviation=0.2, mean=1)
 
     def body(divide: Divide) -> list[Array]:
-        left, own = case.unwritten(batch, tokens), case.unwritten(batch, budget)
+        variance, pick_components = case.unwritten(batch, tokens), case.unwritten(batch, budget)
         components = case.unwritten(batch, budget, padded)
-        least, root = case.unwritten(batch), case.unwritten(batch)
+        min_variance, pick_root = case.unwritten(batch), case.unwritten(batch)
         order = case.ids(batch, budget)
         for step in range(budget):
             sizes = (tokens, budget, step)
-            struct = (matrix.field, quality, *sizes, left, components, own, least, root, order)
+            scratch = (variance, components, pick_components, min_variance, pick_root)
+            struct = (matrix.field, quality, *sizes, *scratch, order)
             case.kernels.dpp_pick(struct, 0, batch)
             divide(partial(case.kernels.dpp_explain, struct))
         return [order]

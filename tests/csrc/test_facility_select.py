@@ -20,9 +20,9 @@ def test_facility_select(case: Case) -> None:
 
     def body(divide: Divide) -> list[Array]:
         bound, covered = case.unwritten(batch, tokens), case.unwritten(batch, tokens)
-        known, revived = case.ids(batch, tokens), case.ids(batch, tokens)
+        bound_step, guessed = case.ids(batch, tokens), case.ids(batch, tokens)
         order = case.ids(batch, budget)
-        scratch = (bound, covered, known, revived)
+        scratch = (bound, covered, bound_step, guessed)
         struct = (matrix.field, saliency, tokens, budget, *scratch, order)
         divide(lambda begin, end: case.kernels.facility_gains(struct, begin, end))
         for image in reversed(range(batch)):

@@ -31,8 +31,8 @@ def test_gru_gates(case: Case) -> None:
     for state, *normed in case.run(
         "gru_gates", rows, out, lambda state, normed=None: (*given, state, normed)
     ):
-        share = wide(mass) / (wide(mass) + case.rounded(EPS)) if with_shift else np.zeros(rows)
-        inputs, old = wide(x) + share[:, None, None] * wide(shift), wide(h)[own]
+        factor = wide(mass) / (wide(mass) + case.rounded(EPS)) if with_shift else np.zeros(rows)
+        inputs, old = wide(x) + factor[:, None, None] * wide(shift), wide(h)[own]
         hidden = wide(h_gates.x[0]).reshape(states, 3, width)
         size = np.abs(hidden)
         if of_normed:

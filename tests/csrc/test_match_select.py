@@ -13,13 +13,13 @@ pytestmark = pytest.mark.usefixtures("kernels")
 @fuzz
 def test_match_select(case: Case) -> None:
     batch, tokens = case.between(1, 3), case.size(100)
-    places = case.between(1, tokens)
-    budget, drop = case.between(1, places), case.between(1, 12)
+    num_ranked = case.between(1, tokens)
+    budget, drop = case.between(1, num_ranked), case.between(1, 12)
     matrix = case.rows(batch, tokens, tokens, whole=case.chance(50))
-    ranked = case.some_ids(batch, tokens, places)
-    floats = [case.unwritten(batch, tokens), case.unwritten(batch, places)]
-    ids = [case.ids(batch, places) for _ in range(3)]
-    sizes = (tokens, places, budget, drop)
+    ranked = case.some_ids(batch, tokens, num_ranked)
+    floats = [case.unwritten(batch, tokens), case.unwritten(batch, num_ranked)]
+    ids = [case.ids(batch, num_ranked) for _ in range(3)]
+    sizes = (tokens, num_ranked, budget, drop)
     want = reference.match_select(tensor(matrix.x), tensor(ranked), budget, drop)
     for (order,) in case.run(
         "match_select",

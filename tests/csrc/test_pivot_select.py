@@ -19,9 +19,9 @@ def test_pivot_select(case: Case) -> None:
     def body(divide: Divide) -> list[Array]:
         running, order = case.unwritten(batch, tokens), case.ids(batch, budget)
 
-        def run(kernel: str, step: int, share: Divide) -> None:
+        def run(kernel: str, step: int, divide_step: Divide) -> None:
             struct = (points.field, tokens, width, budget, step, running, order)
-            share(lambda begin, end: getattr(case.kernels, kernel)(struct, begin, end))
+            divide_step(lambda begin, end: getattr(case.kernels, kernel)(struct, begin, end))
 
         run("pivot_norms", 0, divide)
         for step in range(budget):

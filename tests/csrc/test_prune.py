@@ -1,4 +1,4 @@
-"""The CPU kernels of prune alone, against their formulas."""
+"""The CPU kernels that only prune calls, against their formulas."""
 
 from __future__ import annotations
 

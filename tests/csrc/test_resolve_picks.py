@@ -23,8 +23,8 @@ def test_resolve_picks_and_gather_rows(case: Case) -> None:
     if case.chance(50):
         peak, importance = (case.exact(np.round(2 * x) / 2) for x in (peak, importance))
     scores = importance if case.chance(60) else None
-    most = tokens if case.chance(50) else case.between(1, tokens)
-    picks = case.exact(case.random.integers(0, most, (batch, slots, top_k)), np.int64)
+    upper = tokens if case.chance(50) else case.between(1, tokens)
+    picks = case.exact(case.random.integers(0, upper, (batch, slots, top_k)), np.int64)
 
     def in_pieces(kernel: str, struct: tuple[object, ...]) -> Part:
         return lambda begin, end: getattr(module(), kernel)(struct, begin, end)

@@ -36,16 +36,16 @@ def test_slot_argmax(case: Case) -> None:
         top, rest = case.unwritten(batch, tokens), case.unwritten(batch, tokens)
         best = case.unwritten(rows, token_blocks(tokens)) if top_k == 1 else None
         picks, peak = case.ids(batch, slots, top_k), case.unwritten(batch, slots)
-        evidence = case.unwritten(batch, tokens) if with_evidence else None
-        outputs = (top, rest, best, evidence, picks, peak)
+        token_score = case.unwritten(batch, tokens) if with_evidence else None
+        outputs = (top, rest, best, token_score, picks, peak)
         struct = (case.exact(x), constant, slots, tokens, top_k, scale, *outputs)
         divide_blocks(lambda begin, end: case.kernels.slot_scores(struct, begin, end))
         divide_rows(lambda begin, end: case.kernels.slot_best(struct, begin, end))
-        return [picks, peak] if evidence is None else [picks, peak, evidence]
+        return [picks, peak] if token_score is None else [picks, peak, token_score]
 
     by_blocks = case.results(blocks, lambda divide: body(divide, lambda part: part(0, rows)))
     by_rows = case.results(rows, lambda divide: body(lambda part: part(0, blocks), divide))
-    for (picks, peak, *evidence), (again, *_) in zip(by_blocks, by_rows, strict=True):
+    for (picks, peak, *token_score), (again, *_) in zip(by_blocks, by_rows, strict=True):
         assert (picks == again).all() and (picks >= 0).all() and (picks < tokens).all()
         assert (np.diff(np.sort(picks)) > 0).all(), "a slot picks a token twice"
         assert (original[picks[..., 0]] == picks[..., 0]).all(), "a later copy won"
@@ -59,5 +59,5 @@ def test_slot_argmax(case: Case) -> None:
         case.assert_near(peak, ranked[..., 0], 16 * case.eps * size)
         picked = np.take_along_axis(scores, picks, 2)
         case.assert_near(picked, ranked, 32 * case.eps * size[..., None])
-        for of_tokens in evidence:
-            case.assert_near(of_tokens, scores.max(1), 16 * case.eps * size)
+        for highest in token_score:
+            case.assert_near(highest, scores.max(1), 16 * case.eps * size)

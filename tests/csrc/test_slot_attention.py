@@ -30,12 +30,12 @@ def test_slot_softmax(case: Case) -> None:
     scale, masked = case.normal(), case.chance(50)
     x = case.stored(case.numbers(*shape, deviation=50 if case.chance(20) else 3))
     constant = case.numbers(batch, slots) if case.chance(50) else None
-    live = case.random.random((batch, slots)) < (0.7 if masked else 1)
-    live[:, 0] = True
-    mask = case.exact(live, np.bool_) if masked else None
+    unmasked = case.random.random((batch, slots)) < (0.7 if masked else 1)
+    unmasked[:, 0] = True
+    mask = case.exact(unmasked, np.bool_) if masked else None
     room = module().softmax_scratch(slots)
     scratch = case.unwritten(room) if case.kind == "bfloat16" else None
-    for (shares,) in case.run(
+    for (weights,) in case.run(
         "slot_softmax",
         batch * token_blocks(tokens),
         [x],
@@ -44,11 +44,11 @@ def test_slot_softmax(case: Case) -> None:
         shift = np.zeros((batch, slots, 1)) if constant is None else wide(constant)[..., None]
         logits = wide(case.seen(x)) * case.rounded(scale) + shift
         size = np.maximum(1, (np.abs(logits) + np.abs(shift)).max(1, keepdims=True))
-        logits = np.where(live[..., None], logits, -np.inf)
+        logits = np.where(unmasked[..., None], logits, -np.inf)
         want = np.exp(logits - logits.max(1, keepdims=True))
         want /= want.sum(1, keepdims=True)
         allowed = (8 * case.eps * (size + 4) + case.lost) * want + 8 * case.tiny
-        case.assert_near(case.seen(shares), want, allowed)
+        case.assert_near(case.seen(weights), want, allowed)
 
 
 @fuzz
@@ -69,10 +69,10 @@ def test_slot_softmax_backward(case: Case) -> None:
         terms = [wide(case.seen(grad)), -wide(delta)[..., None], wide(mass)[..., None], extra]
         whole = sum(terms[1:], terms[0])
         parts = sum(map(np.abs, terms[1:]), np.abs(terms[0]))
-        shares = wide(case.seen(attention))
-        shared = (shares * whole).sum(1, keepdims=True)
-        size = ((1 + np.abs(shares)) * parts).sum(1, keepdims=True)
-        factor = case.rounded(scale) * shares
+        weights = wide(case.seen(attention))
+        shared = (weights * whole).sum(1, keepdims=True)
+        size = ((1 + np.abs(weights)) * parts).sum(1, keepdims=True)
+        factor = case.rounded(scale) * weights
         want = factor * (whole - shared)
         allowed = 16 * case.eps * size * np.abs(factor) + case.lost * np.abs(want)
         case.assert_near(case.seen(got), want, allowed)
@@ -111,7 +111,7 @@ def test_per_mass(case: Case) -> None:
 
 
 def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
-    """Every number there is, by factors that leave ties, subnormal numbers and infinities."""
+    """All bfloat16 values, by factors that give ties, subnormal values and infinities."""
     x = np.arange(2**16, dtype=np.uint16)
     numbers = torch.from_numpy(x).view(torch.bfloat16).float()
     # 1 / (mass + 1) is 1, 1.5, 1/2 to 1/16, and some that leave all bits.

@@ -1,4 +1,4 @@
-"""Random competitions of slots for tokens, for the CUDA ops of slots and of selection."""
+"""Random operands of slot logits, for the CUDA ops slot_attention and slot_argmax."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TOKENS = (1, 31, 32, 33, 50, 100, 200)
 WIDTHS = (8, 9, 24, 61, 64, 72, 136)
 
 
-class Competition:
-    """Random slots and tokens, their logits in float64, and the most that these may be off by."""
+class SlotLogitsCase:
+    """Random slots and tokens, their logits in float64, and the error that these may have."""
 
     def __init__(
         self, case: DeviceCase, tokens: int = 0, slots: int = 0, outliers: bool = True
@@ -53,9 +53,9 @@ class Competition:
     def argmax(self, top_k: int, evidence: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         return ops.slot_argmax(self.q, self.k, self.constant, self.scale, top_k, evidence)
 
-    def image(self, index: int) -> Competition:
+    def image(self, index: int) -> SlotLogitsCase:
         """One image alone."""
-        alone = object.__new__(Competition)
+        alone = object.__new__(SlotLogitsCase)
         alone.__dict__ = dict(self.__dict__)
         for name in ("q", "k", "constant", "mask"):
             tensor = getattr(self, name)
