@@ -194,7 +194,7 @@ def multiplying(text: str, heading: str, instruction: str) -> set[str]:
 
 
 def plain(demangled: str) -> str:
-    """``compete_kernel<half, 64, false>`` from the signature that the demangler writes."""
+    """``slot_attention_kernel<half, 64, false>`` from the signature that the demangler writes."""
     signature = demangled.strip().removeprefix("void ")
     for spelled, name in PLAIN_NAMES.items():
         signature = signature.replace(spelled, name)

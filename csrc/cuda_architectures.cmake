@@ -1,5 +1,5 @@
-# The one list of chips that _C_cuda is compiled for: sets `architectures` (8.0 9.0 …) and
-# `cmake_architectures` (80-real 90-real …, the newest with PTX for chips to come).
+# The GPU architectures that _C_cuda is compiled for: sets `architectures` (8.0 9.0 …) and
+# `cmake_architectures` (80-real 90-real …, the newest with PTX for later ones).
 set(known 7.0 7.5 8.0 8.6 8.9 9.0 10.0 12.0)
 
 # NVRTC and nvcc of CUDA 13 dropped sm_70; 10.0 and 12.0 came with 12.8.

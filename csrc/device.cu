@@ -1,8 +1,8 @@
-// Every kernel with every dtype and tile that the bindings launch, and nothing of torch: what the
-// compile report reads, for chips that nvcc still knows and, through NVRTC, for those it does not.
-#include "encode/instances.cuh"
-#include "importance/instances.cuh"
-#include "selection/instances.cuh"
-#include "selection/resolve_instances.cuh"
-#include "slots/instances.cuh"
-#include "slots/row_instances.cuh"
+// Every kernel with every dtype and tile that the bindings launch, without torch: the source of the
+// compile report, which nvcc compiles, and NVRTC for architectures that nvcc has dropped.
+#include "attention_received/instances.cuh"
+#include "gru_cell/instances.cuh"
+#include "prune/instances.cuh"
+#include "resolve_picks/instances.cuh"
+#include "slot_argmax/instances.cuh"
+#include "slot_attention/instances.cuh"

@@ -1,32 +1,12 @@
 // Which of the instruction sets that the kernels were compiled for this CPU runs.
-#include <cstring>
-
-#include "common/kernels.h"
-
-#define OCVTP_DECLARE(name)            \
-  namespace ocvtp::name {              \
-  const Kernels<float>* single();      \
-  const Kernels<double>* wide();       \
-  const Kernels<Float16>* half();      \
-  const Kernels<BFloat16>* bfloat16(); \
-  }
-
-#define OCVTP_ISA_OF(name) {#name, name::single(), name::wide(), name::half(), name::bfloat16()}
-
-OCVTP_DECLARE(portable)
-#ifdef OCVTP_X86
-OCVTP_DECLARE(avx2)
-OCVTP_DECLARE(avx512)
-#endif
-#ifdef OCVTP_BF16
-OCVTP_DECLARE(avx512_bf16)
-#endif
+#include "common/kernel.h"
 
 namespace ocvtp {
 namespace {
 
 struct Candidate {
   Isa isa;
+  const char* name;
   bool (*supported)();
 };
 
@@ -40,37 +20,39 @@ bool has_avx512() {
 
 // Best first.
 const Candidate candidates[] = {
-#ifdef OCVTP_BF16
-    {{"avx512_bf16", avx512::single(), avx512::wide(), avx512::half(), avx512_bf16::bfloat16()},
+#ifdef OCVTP_AVX512_BF16
+    {Isa::avx512_bf16, "avx512_bf16",
      [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
 #endif
 #ifdef OCVTP_X86
-    {OCVTP_ISA_OF(avx512), has_avx512},
-    {OCVTP_ISA_OF(avx2),
+    {Isa::avx512, "avx512", has_avx512},
+    {Isa::avx2, "avx2",
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
-    {OCVTP_ISA_OF(portable), [] { return true; }},
+    {Isa::portable, "portable", [] { return true; }},
 };
 
-const Isa* widest() {
+const Candidate* widest() {
   for (const Candidate& candidate : candidates)
-    if (candidate.supported()) return &candidate.isa;
+    if (candidate.supported()) return &candidate;
   return nullptr;
 }
 
-const Isa*& chosen() {
-  static const Isa* isa = widest();
-  return isa;
+const Candidate*& chosen() {
+  static const Candidate* candidate = widest();
+  return candidate;
 }
 
 }  // namespace
 
-const Isa& isa() { return *chosen(); }
+Isa isa() { return chosen()->isa; }
 
-bool use_isa(const char* name) {
+const char* isa_name() { return chosen()->name; }
+
+bool use_isa(const std::string& name) {
   for (const Candidate& candidate : candidates)
-    if (std::strcmp(candidate.isa.name, name) == 0 && candidate.supported()) {
-      chosen() = &candidate.isa;
+    if (candidate.name == name && candidate.supported()) {
+      chosen() = &candidate;
       return true;
     }
   return false;

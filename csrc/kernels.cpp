@@ -1,43 +1,11 @@
-// The CPU kernels, but for those of bfloat16, for one instruction set: compiled once for each.
-#include "common/kernels.h"
-
-#include "encode/bias_gelu.h"
-#include "encode/layer_norm.h"
-#include "greedy/merge.h"
-#include "greedy/table.h"
-#include "importance/attention_received.h"
-#include "selection/slot_argmax.h"
-#include "selection/slot_owners.h"
-#include "slots/gru_gates.h"
-#include "slots/norm_slots.h"
-#include "slots/slot_softmax.h"
-
-namespace ocvtp::OCVTP_ISA {
-
-template <class T>
-static const Kernels<T> table = {
-    layer_norm<T>,
-    norm_slots<T>,
-    bias_gelu<T>,
-    slot_softmax<T>,
-    slot_mass<T>,
-    per_mass<T>,
-    slot_softmax_backward<T>,
-    gru_gates<T>,
-    slot_scores<T>,
-    slot_best<T>,
-    slot_owners<T>,
-    attention_received<T>,
-    attention_mean<T>,
-    merge_lists<T>,
-    merge_sums<T>,
-    &GreedyTable<T>::kernels,
-};
-
-static const Kernels<Float16> half_table = {{attention_received<Float16>}};
-
-const Kernels<float>* single() { return &table<float>; }
-const Kernels<double>* wide() { return &table<double>; }
-const Kernels<Float16>* half() { return &half_table; }
-
-}  // namespace ocvtp::OCVTP_ISA
+// The CPU kernels that may fuse multiply-adds, but for those of bfloat16: compiled once for each
+// instruction set.
+#include "attention_received/attention_received.h"
+#include "gru_cell/gru_gates.h"
+#include "merge/slot_assignment.h"
+#include "prune/bias_gelu.h"
+#include "prune/layer_norm.h"
+#include "prune/norm_slots.h"
+#include "scatter_merge/scatter_merge.h"
+#include "slot_argmax/slot_argmax.h"
+#include "slot_attention/slot_attention.h"

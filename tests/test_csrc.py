@@ -27,7 +27,13 @@ INSTALLED = Path(torch.__file__).parent / "include"
 HEADERS = load_script("torch_headers")
 OLDEST = HEADERS.FOLDER / HEADERS.oldest_torch()  # where `make headers` leaves them
 CUDA_BINDINGS = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
-CPU_BINDINGS = [*sorted(ROOT.glob("csrc/*/*_cpu.cpp")), ROOT / "csrc" / "registration.cpp"]
+CPU_BINDINGS = sorted(
+    [
+        ROOT / "csrc" / "module_cpu.cpp",
+        *ROOT.glob("csrc/*/*_cpu.cpp"),
+        *ROOT.glob("csrc/*/*_schema.cpp"),
+    ]
+)
 
 
 def test_the_instruction_sets_share_no_code() -> None:

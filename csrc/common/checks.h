@@ -1,5 +1,5 @@
 // Checks of arguments, for the bindings of every device. They read shapes, dtypes and devices,
-// never values, so that none waits for a device. What they throw is ValueError in Python with every
+// never values, so that none synchronizes. What they throw is ValueError in Python with every
 // torch, where STD_TORCH_CHECK's is RuntimeError.
 #pragma once
 
@@ -69,8 +69,8 @@ class Dtypes {
 inline constexpr Dtypes floating{ScalarType::Half, ScalarType::BFloat16, ScalarType::Float,
                                  ScalarType::Double};
 
-// Of sums: float64 for float64, else float32.
-inline ScalarType wide(ScalarType dtype) {
+// The dtype of sums: float64 for float64, else float32.
+inline ScalarType acc_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? dtype : ScalarType::Float;
 }
 
@@ -125,13 +125,33 @@ inline std::vector<int64_t> leading(const Tensor& rows, std::initializer_list<in
   return found;
 }
 
-inline void require_range(const char* name, int64_t value, int64_t least, int64_t most) {
-  if (value < least || value > most)
-    refuse(name, std::to_string(least) + " to " + std::to_string(most), std::to_string(value));
+inline void require_range(const char* name, int64_t value, int64_t min, int64_t max) {
+  if (value < min || value > max)
+    refuse(name, std::to_string(min) + " to " + std::to_string(max), std::to_string(value));
 }
 
-inline void require_least(const char* name, int64_t value, int64_t least) {
-  if (value < least) refuse(name, "at least " + std::to_string(least), std::to_string(value));
+inline void require_at_least(const char* name, int64_t value, int64_t min) {
+  if (value < min) refuse(name, "at least " + std::to_string(min), std::to_string(value));
+}
+
+// A matrix [B, N, N].
+inline void require_square(const char* name, const Tensor& matrix, Dtypes taken) {
+  require(name, matrix, {any, any, any}, taken, matrix);
+  require(name, matrix, {any, matrix.size(1), matrix.size(1)}, taken, matrix);
+}
+
+// A score a token, called `name`, beside similarity.
+inline void check_scored(const Tensor& similarity, const char* name, const Tensor& scores,
+                         int64_t budget, Dtypes taken) {
+  require_square("similarity", similarity, taken);
+  require(name, scores, {similarity.size(0), similarity.size(1)}, similarity.scalar_type(),
+          similarity);
+  require_range("budget", budget, 0, similarity.size(1));
+}
+
+inline void check_queries_and_keys(const Tensor& q, const Tensor& k, Dtypes taken) {
+  require("q", q, {any, any, any}, taken, q);
+  require("k", k, {q.size(0), any, q.size(2)}, q.scalar_type(), q);
 }
 
 }  // namespace ocvtp

@@ -16,7 +16,7 @@
 
 #include "common/checks.h"
 #include "common/device.cuh"
-#include "common/namespace.h"
+#include "common/library.h"
 #include "common/tensors.h"
 
 #ifdef OCVTP_EMULATED
@@ -31,7 +31,8 @@ namespace ocvtp {
 using torch::stable::accelerator::DeviceGuard;
 #endif
 
-// Launches kernels on the device of a tensor, on its current stream, which it holds current.
+// Launches kernels on the device of a tensor, which it makes the current one, on its current
+// stream.
 class Launcher {
  public:
   explicit Launcher(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {
@@ -53,7 +54,7 @@ class Launcher {
     if (blocks == 0) return;
     STD_TORCH_CHECK(blocks <= std::numeric_limits<int>::max(), "ocvtp_native: ", blocks,
                     " blocks are more than one launch takes");
-    // More than this is granted on request only.
+    // More than this needs a request.
     if (shared_bytes > 48 * 1024)
       STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                           cudaFuncAttributeMaxDynamicSharedMemorySize,

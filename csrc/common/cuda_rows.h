@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/cuda_binding.cuh"
-#include "encode/layer_norm.cuh"
+#include "common/row_norm.cuh"
 
 namespace ocvtp {
 
@@ -40,6 +40,14 @@ inline Rows2 rows_of(const Tensor& x, int levels) {
   if (!dims.empty()) layout = {std::max<int64>(dims[0][0], 1), 0, dims[0][1]};
   if (dims.size() == 2) layout.outer_stride = dims[1][1];
   return {x, layout, count, width, false};
+}
+
+// Channels of a row that a norm keeps in shared memory: within what is granted without a request.
+constexpr int kMaxNormWidth = 8192;
+
+inline void check_width(int width) {
+  STD_TORCH_CHECK(width <= kMaxNormWidth, "ocvtp_native: slots of ", width,
+                  " channels, the most is ", kMaxNormWidth);
 }
 
 }  // namespace ocvtp

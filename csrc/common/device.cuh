@@ -5,10 +5,10 @@
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #include <cuda_fp16.h>
 #else
-#include "../tests/emulator.h"
+#include "tests/emulator.h"
 #endif
 
-// 0 for chips before sm_80, which have no bf16 arithmetic; their bindings refuse the dtype.
+// 0 before sm_80, which has no bf16 arithmetic; the bindings then refuse the dtype.
 #ifndef OCVTP_BF16
 #define OCVTP_BF16 1
 #endif
@@ -78,7 +78,7 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
-// The largest number over a warp, in every lane; a NaN counts only if all are.
+// The maximum over a warp, in every lane; NaN only if all are.
 __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll
   for (int step = kWarpSize / 2; step > 0; step /= 2)

@@ -1,11 +1,10 @@
-// Half precision as the CPU kernels read and write it: wide in registers.
+// Half precision as the CPU kernels read and write it: float in registers.
 #pragma once
 
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
 
-#include "common/kernels.h"
 #include "common/simd.h"
 
 namespace ocvtp::OCVTP_ISA {
@@ -31,9 +30,9 @@ inline PartBits read_bits(const E* from) {
   return bits;
 }
 
-inline Part<float> widened(const BFloat16* from) { return with_bits(read_bits(from) << 16); }
+inline Part<float> upcast(const BFloat16* from) { return with_bits(read_bits(from) << 16); }
 
-inline Part<float> widened(const Float16* from) {
+inline Part<float> upcast(const Float16* from) {
 #if defined(__AVX512F__)
   __m256i halves;
   std::memcpy(&halves, from, sizeof halves);
@@ -54,7 +53,7 @@ inline Part<float> widened(const Float16* from) {
 }
 
 // One register of floats as bfloat16, to the nearest and of two such to the even one. In integers:
-// the instruction for it takes subnormal numbers for zero.
+// the instruction for it takes subnormal elements for zero.
 inline void narrow(BFloat16* to, Part<float> value) {
   PartBits bits;
   std::memcpy(&bits, &value, sizeof bits);
@@ -66,8 +65,8 @@ inline void narrow(BFloat16* to, Part<float> value) {
 
 // `lanes` elements in the dtype that they are summed in, `fill` in the other lanes.
 template <class E>
-inline Vector<Wide<E>> load_wide(const E* from, int64_t lanes, Wide<E> fill = 0) {
-  if constexpr (std::is_same_v<E, Wide<E>>) {
+inline Vector<Acc<E>> load_acc(const E* from, int64_t lanes, Acc<E> fill = 0) {
+  if constexpr (std::is_same_v<E, Acc<E>>) {
     return load_lanes(from, lanes, fill);
   } else {
     E some[width<float>] = {};
@@ -77,7 +76,7 @@ inline Vector<Wide<E>> load_wide(const E* from, int64_t lanes, Wide<E> fill = 0)
     }
     Vector<float> value;
     Vector<float>::for_each_part(
-        [&](auto i) { value.part[i] = widened(from + i * part_width<float>); });
+        [&](auto i) { value.part[i] = upcast(from + i * part_width<float>); });
     if (lanes == width<float> || fill == 0) return value;
     float filled[width<float>];
     store(filled, value);
@@ -86,8 +85,8 @@ inline Vector<Wide<E>> load_wide(const E* from, int64_t lanes, Wide<E> fill = 0)
 }
 
 template <class E>
-inline void store_wide(E* to, const Vector<Wide<E>>& value, int64_t lanes) {
-  if constexpr (std::is_same_v<E, Wide<E>>) {
+inline void store_acc(E* to, const Vector<Acc<E>>& value, int64_t lanes) {
+  if constexpr (std::is_same_v<E, Acc<E>>) {
     store_lanes(to, value, lanes);
   } else {
     E some[width<float>];

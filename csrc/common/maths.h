@@ -1,5 +1,5 @@
 // exp, log1p, tanh and the like on whole vectors, without branches.
-// A polynomial's coefficients stand from the constant up. Series: Abramowitz and Stegun 4.2.1
+// Coefficients of polynomials are listed from the constant up. Series: Abramowitz and Stegun 4.2.1
 // (exp), 4.1.27 (log); erfc is exp(-x^2) t P(t) with t = 1 / (1 + 0.3 x), P interpolated at the
 // Chebyshev nodes of 0 <= x <= 10.5 to a relative 2e-9 (float) and 3e-19 (double).
 #pragma once
@@ -109,7 +109,7 @@ inline Part<T> exp(Part<T> x) {
                                  : value;
 }
 
-// e^x for x <= 0, a share of a softmax: as exp, but 0 where the result would be subnormal.
+// e^x for x <= 0, as a softmax needs it: as exp, but 0 where the result would be subnormal.
 template <class T>
 inline Part<T> decay(Part<T> x) {
   using M = Maths<T>;
@@ -148,7 +148,7 @@ inline Part<T> log1p(Part<T> x) {
   const Part<T> lost = (x - (u - T(1))) / u;
   const Part<T> log_m = T(2) * s * polynomial(M::atanh, s * s);
   const Part<T> value = exponent * M::ln2_high + (log_m + (exponent * M::ln2_low + lost));
-  // An infinity's bits are no number's.
+  // For infinity the exponent above is wrong.
   return bits >= (Integer(2 * M::bias + 1) << M::mantissa) ? u : value;
 }
 

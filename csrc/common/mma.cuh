@@ -3,12 +3,12 @@
 // aligned and tiles 32-byte, and `multiply` adds their product to a Sum.
 #pragma once
 
-#include "device.cuh"
+#include "common/device.cuh"
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #include <mma.h>
 #else
-#include "../tests/emulated_wmma.h"
+#include "tests/emulated_wmma.h"
 #endif
 
 namespace ocvtp {
@@ -19,7 +19,7 @@ struct alignas(16) Four {
   float x[4];
 };
 
-// Four neighbours, widened.
+// Four neighbours as floats.
 template <class T>
 __device__ __forceinline__ Four load_four(const T* at) {
   Four four;
@@ -64,7 +64,7 @@ struct SimtTile {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const Four four = {{x[i][0], x[i][1], x[i][2], x[i][3]}};
-        *reinterpret_cast<Four*>(to + place(i, row_stride)) = four;
+        *reinterpret_cast<Four*>(to + offset(i, row_stride)) = four;
       }
     }
   };
@@ -76,7 +76,7 @@ struct SimtTile {
     for (int depth = 0; depth < kTile; depth += 4) {
       Four l[2], r[4];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) l[i] = load_four(left.at + place_row(i) * left.row + depth);
+      for (int i = 0; i < 2; ++i) l[i] = load_four(left.at + row_of(i) * left.row + depth);
 #pragma unroll
       for (int j = 0; j < 4; ++j)
         r[j] = load_four(TRANSPOSED ? right.at + (place_column() + j) * right.row + depth
@@ -92,14 +92,14 @@ struct SimtTile {
   }
 
  private:
-  static __device__ __forceinline__ int place_row(int i) {
+  static __device__ __forceinline__ int row_of(int i) {
     return static_cast<int>(threadIdx.x) % kWarpSize / 4 + 8 * i;
   }
   static __device__ __forceinline__ int place_column() {
     return static_cast<int>(threadIdx.x) % 4 * 4;
   }
-  static __device__ __forceinline__ int place(int i, int row_stride) {
-    return place_row(i) * row_stride + place_column();
+  static __device__ __forceinline__ int offset(int i, int row_stride) {
+    return row_of(i) * row_stride + place_column();
   }
 };
 
@@ -159,7 +159,7 @@ template <>
 struct WarpTileOf<half> {
   using Type = TensorTile<half>;
 };
-// A build for several chips compiles the bfloat16 kernels for the older ones too.
+// A build for several architectures compiles the bfloat16 kernels for the older ones too.
 #if OCVTP_BF16 && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800)
 template <>
 struct WarpTileOf<bfloat16> {

@@ -1,6 +1,6 @@
-// Vectors of 64 bytes, made of as many registers as the instruction set needs: the same lanes, and
-// so the same order of sums, whatever a file is compiled for. Each set has a namespace of its own,
-// since the linker would make one of functions of the same name.
+// Vectors of 64 bytes, in as many registers as the instruction set needs: the same lanes, and so
+// the same order of sums, on all of them. Each set has its own namespace: of inline functions with
+// one name the linker would keep only one.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,7 @@
 #include <type_traits>
 #include <utility>
 
-#ifndef OCVTP_ISA
-#define OCVTP_ISA portable
-#endif
+#include "common/kernel.h"
 
 namespace ocvtp::OCVTP_ISA {
 

@@ -14,7 +14,7 @@ namespace ocvtp {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// LayerNorm's, in the slot chain; ocvtp_kernels/ops/slot_attention/reference.py names it too.
+// Of the LayerNorms of slots, as in ocvtp_kernels/ops/slot_attention.
 inline constexpr double layer_norm_eps = 1e-5;
 
 inline Tensor dense(const Tensor& tensor) {

@@ -19,11 +19,11 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 namespace ocvtp {
 
-// The least that any supported chip grants a block: sm_75's.
+// What every supported architecture grants a block: as sm_75.
 constexpr int kEmulatedSharedBytes = 64 * 1024;
 
-// So few that one small image leaves some idle and four do not: bindings that cut the work by this
-// number are seen cutting it in both ways.
+// So few that one small image leaves some idle and four do not: bindings that split the work by
+// this number do it in both ways.
 constexpr int kEmulatedMultiprocessors = 4;
 
 constexpr int kEmulatedCapability = 8;

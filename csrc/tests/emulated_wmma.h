@@ -130,8 +130,8 @@ struct Product {
 };
 inline Product product_of_warp[1024 / ocvtp::emulator::kWarp];
 
-inline float widened(__half x) { return __half2float(x); }
-inline float widened(__nv_bfloat16 x) { return __bfloat162float(x); }
+inline float upcast(__half x) { return __half2float(x); }
+inline float upcast(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 template <class T, class LayoutA, class LayoutB>
 void mma_sync(Accumulator& d, const MatrixA<T, LayoutA>& a, const MatrixB<T, LayoutB>& b,
@@ -142,8 +142,8 @@ void mma_sync(Accumulator& d, const MatrixA<T, LayoutA>& a, const MatrixB<T, Lay
   const unsigned turn = product.done[machine.current % kWarp]++ & 1;
   for (int i = 0; i < a.num_elements; ++i) {
     const Place in_a = place_in_rows(i), in_b = place_in_columns(i);
-    product.a[turn][in_a.row][in_a.column] = widened(a.x[i]);
-    product.b[turn][in_b.row][in_b.column] = widened(b.x[i]);
+    product.a[turn][in_a.row][in_a.column] = upcast(a.x[i]);
+    product.b[turn][in_b.row][in_b.column] = upcast(b.x[i]);
   }
   sync_warp(0xffffffffu, file, line);
   const Place first = place_in_rows(0);

@@ -1,6 +1,6 @@
 // Runs a CUDA kernel on the CPU: the blocks of a grid in turn, each thread of a block as a fiber.
 // Barriers and warp exchanges switch fibers. What hardware leaves undefined ends the program with
-// a message: a barrier that a live thread misses, a shuffle that a named lane does not reach or
+// a message: a barrier that a running thread misses, a shuffle that a named lane does not reach or
 // that reads a lane which is not named, a write past the dynamic shared memory.
 #pragma once
 
@@ -34,7 +34,7 @@ enum class State { ready, at_block_barrier, at_warp_barrier, left };
 
 struct Fiber {
   ucontext_t context;
-  jmp_buf resume;  // once `started`, where it stands
+  jmp_buf resume;  // once `started`, where it continues
   bool started;
   State state;
   unsigned mask;
@@ -233,7 +233,7 @@ inline void run_block(std::size_t threads) {
   start_block(threads);
   // Every other round goes backwards, so that a missing barrier hides in neither order.
   for (bool backwards = false;; backwards = !backwards) {
-    bool ran = false, live = false;
+    bool ran = false, running = false;
     for (std::size_t step = 0; step < threads; ++step) {
       const std::size_t i = backwards ? threads - 1 - step : step;
       Fiber& fiber = machine.fibers[i];
@@ -243,9 +243,9 @@ inline void run_block(std::size_t threads) {
         enter(fiber);
         ran = true;
       }
-      live = live || fiber.state != State::left;
+      running = running || fiber.state != State::left;
     }
-    if (!live) break;
+    if (!running) break;
     if (ran)
       release_block_barrier_if_complete();
     else
@@ -289,7 +289,7 @@ inline void emulate(dim3 grid, dim3 block, std::size_t shared_bytes,
   emulator::block_extent = block;
   const std::size_t threads = std::size_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > 1024) emulator::fail("a block has 1 to 1024 threads");
-  if (shared_bytes > 227 * 1024) emulator::fail("no chip has that much shared memory");
+  if (shared_bytes > 227 * 1024) emulator::fail("no GPU has that much shared memory");
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {

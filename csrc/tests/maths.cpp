@@ -4,7 +4,7 @@
 
 namespace ocvtp::OCVTP_ISA {
 
-// On `count` numbers in whole vectors; a fold is in every lane.
+// On `count` elements in whole vectors; a fold is in every lane.
 template <class T>
 static void apply(const char* name, const T* x, T* out, int64_t count) {
   const auto by_name = [&](const char* other, const auto& function) {

@@ -1,6 +1,6 @@
 // _csrc_tests: the CPU kernels as they are, on NumPy arrays, for tests/csrc. No oracle is here.
 // A kernel takes its argument struct as a tuple, in the order of the fields: arrays for pointers
-// (None for null), numbers, a tuple for a struct within; then the part [begin, end).
+// (None for null), scalars, a tuple for a nested struct; then the part [begin, end).
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -10,8 +10,23 @@
 #include <utility>
 #include <vector>
 
-#include "common/kernels.h"
-#include "selection/resolve_picks.h"
+#include "attention_received/attention_received.h"
+#include "centrifugal_select/centrifugal_select.h"
+#include "channel_variance/channel_variance.h"
+#include "dpp_select/dpp_select.h"
+#include "facility_select/facility_select.h"
+#include "farthest_select/farthest_select.h"
+#include "gru_cell/gru_gates.h"
+#include "match_select/match_select.h"
+#include "merge/slot_assignment.h"
+#include "pivot_select/pivot_select.h"
+#include "prune/bias_gelu.h"
+#include "prune/layer_norm.h"
+#include "prune/norm_slots.h"
+#include "resolve_picks/resolve_picks.h"
+#include "scatter_merge/scatter_merge.h"
+#include "slot_argmax/slot_argmax.h"
+#include "slot_attention/slot_attention.h"
 
 namespace py = pybind11;
 
@@ -37,7 +52,7 @@ template <class E>
 using Stored =
     std::conditional_t<std::is_same_v<E, Float16> || std::is_same_v<E, BFloat16>, uint16_t, E>;
 
-// A Python value on its way to be whatever field of a struct it stands for.
+// A Python value that converts to the type of any field.
 struct Field {
   py::handle value;
 
@@ -67,7 +82,7 @@ template <class A, size_t... i>
 constexpr bool
     takes<A, std::index_sequence<i...>, std::void_t<decltype(A{((void)i, Field{})...})>> = true;
 
-// Numbers of an array within a struct count one by one.
+// The elements of an array in a struct count one by one.
 template <class A, size_t count = 1>
 constexpr size_t fields_of() {
   if constexpr (takes<A, std::make_index_sequence<count + 1>>)
@@ -88,76 +103,70 @@ A struct_of(const py::tuple& fields) {
   return filled<A>(fields, std::make_index_sequence<count>{});
 }
 
-// `find` gives the function when it is called: that of the instruction set then in use.
-template <class A, class Find>
-void add(py::module_& module, const char* name, void (*)(const A&, int64_t, int64_t),
-         const Find& find) {
-  module.def(name, [find](const py::tuple& fields, int64_t begin, int64_t end) {
-    find()(struct_of<A>(fields), begin, end);
+template <class A>
+void add(py::module_& module, const char* name, void (*kernel)(const A&, int64_t, int64_t)) {
+  module.def(name, [kernel](const py::tuple& fields, int64_t begin, int64_t end) {
+    kernel(struct_of<A>(fields), begin, end);
   });
 }
 
-#define OCVTP_KERNEL(name) add(module, #name, kernels<T>().name, [] { return kernels<T>().name; })
+#define OCVTP_ADD(name) add(module, #name, kernels::name<T>)
 
 template <class T>
 void add_half(py::module_ module) {
-  OCVTP_KERNEL(attention_received);
+  OCVTP_ADD(attention_received);
   if constexpr (std::is_same_v<T, BFloat16>) {
-    OCVTP_KERNEL(layer_norm);
-    OCVTP_KERNEL(slot_softmax);
-    OCVTP_KERNEL(slot_mass);
-    OCVTP_KERNEL(per_mass);
-    OCVTP_KERNEL(slot_softmax_backward);
+    OCVTP_ADD(layer_norm);
+    OCVTP_ADD(slot_softmax);
+    OCVTP_ADD(slot_mass);
+    OCVTP_ADD(per_mass);
+    OCVTP_ADD(slot_softmax_backward);
   }
 }
 
 template <class T>
 void add_kernels(py::module_ module) {
-#define OCVTP_GREEDY(name) \
-  add(module, #name, kernels<T>().greedy->name, [] { return kernels<T>().greedy->name; })
-  OCVTP_KERNEL(layer_norm);
-  OCVTP_KERNEL(norm_slots);
-  OCVTP_KERNEL(bias_gelu);
-  OCVTP_KERNEL(slot_softmax);
-  OCVTP_KERNEL(slot_mass);
-  OCVTP_KERNEL(per_mass);
-  OCVTP_KERNEL(slot_softmax_backward);
-  OCVTP_KERNEL(gru_gates);
-  OCVTP_KERNEL(slot_scores);
-  OCVTP_KERNEL(slot_best);
-  OCVTP_KERNEL(slot_owners);
-  OCVTP_KERNEL(attention_received);
-  OCVTP_KERNEL(attention_mean);
-  OCVTP_KERNEL(merge_lists);
-  OCVTP_KERNEL(merge_sums);
-  OCVTP_GREEDY(farthest_nearest);
-  OCVTP_GREEDY(farthest_select);
-  OCVTP_GREEDY(pivot_norms);
-  OCVTP_GREEDY(pivot_pick);
-  OCVTP_GREEDY(pivot_distances);
-  OCVTP_GREEDY(dpp_pick);
-  OCVTP_GREEDY(dpp_explain);
-  OCVTP_GREEDY(facility_gains);
-  OCVTP_GREEDY(facility_select);
-  OCVTP_GREEDY(match_select);
-  OCVTP_GREEDY(centrifugal_select);
-  OCVTP_GREEDY(channel_variance);
-#undef OCVTP_KERNEL
-#undef OCVTP_GREEDY
+  OCVTP_ADD(layer_norm);
+  OCVTP_ADD(norm_slots);
+  OCVTP_ADD(bias_gelu);
+  OCVTP_ADD(slot_softmax);
+  OCVTP_ADD(slot_mass);
+  OCVTP_ADD(per_mass);
+  OCVTP_ADD(slot_softmax_backward);
+  OCVTP_ADD(gru_gates);
+  OCVTP_ADD(slot_scores);
+  OCVTP_ADD(slot_best);
+  OCVTP_ADD(slot_assignment);
+  OCVTP_ADD(attention_received);
+  OCVTP_ADD(attention_mean);
+  OCVTP_ADD(merge_lists);
+  OCVTP_ADD(merge_sums);
+  OCVTP_ADD(farthest_nearest);
+  OCVTP_ADD(farthest_select);
+  OCVTP_ADD(pivot_norms);
+  OCVTP_ADD(pivot_pick);
+  OCVTP_ADD(pivot_distances);
+  OCVTP_ADD(dpp_pick);
+  OCVTP_ADD(dpp_explain);
+  OCVTP_ADD(facility_gains);
+  OCVTP_ADD(facility_select);
+  OCVTP_ADD(match_select);
+  OCVTP_ADD(centrifugal_select);
+  OCVTP_ADD(channel_variance);
   module.def("maths", [](const char* name, const py::array_t<T, py::array::c_style>& x) {
     py::array_t<T> out(x.size());
     auto maths = static_cast<void (*)(const char*, const T*, T*, int64_t)>(portable::maths);
 #ifdef OCVTP_X86
-    if (std::strcmp(isa().name, "avx2") == 0) maths = avx2::maths;
-    if (std::strncmp(isa().name, "avx512", 6) == 0) maths = avx512::maths;
+    if (isa() == Isa::avx2) maths = avx2::maths;
+    if (isa() >= Isa::avx512) maths = avx512::maths;
 #endif
     maths(name, x.data(), out.mutable_data(), x.size());
     return out;
   });
 }
 
-// A copy whose memory is exactly its own, where AddressSanitizer sees a step past either end: that
-// of NumPy may come from a cache.
+// A copy in memory of exactly its size, so that AddressSanitizer sees an access past either end;
+// NumPy may allocate from a cache.
 py::array exact(const py::array& given) {
   const auto dense = py::array::ensure(given, py::array::c_style);
   const auto bytes = static_cast<size_t>(dense.nbytes());
@@ -180,6 +189,6 @@ PYBIND11_MODULE(_csrc_tests, module) {
   test::add_kernels<double>(module.def_submodule("float64"));
   test::add_half<Float16>(module.def_submodule("float16"));
   test::add_half<BFloat16>(module.def_submodule("bfloat16"));
-  test::add(module, "resolve_picks", resolve_picks, [] { return resolve_picks; });
-  test::add(module, "gather_rows", gather_rows, [] { return gather_rows; });
+  test::add(module, "resolve_picks", resolve_picks);
+  test::add(module, "gather_rows", gather_rows);
 }

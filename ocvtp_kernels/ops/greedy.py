@@ -59,15 +59,11 @@ def native_kernel(name: str) -> Callable[..., Any]:
     """
 
     def run(*args: Any) -> Any:
-        kernel = getattr(torch.ops.ocvtp_native, name)
-        return kernel(*in_one_dtype(*args))
+        cast = [upcast(x) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
+        if any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in cast):
+            cast = [
+                x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in cast
+            ]
+        return getattr(torch.ops.ocvtp_native, name)(*cast)
 
     return run
-
-
-def in_one_dtype(*args: Any) -> list[Any]:
-    """The arguments, floating tensors among them in float32 or wider, the widest of all."""
-    cast = [upcast(x) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
-    if any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in cast):
-        cast = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in cast]
-    return cast

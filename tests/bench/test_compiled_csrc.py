@@ -29,7 +29,7 @@ from bench.results import ROOT
 
 PAGE = ROOT / "docs" / "compiled_csrc.md"
 COMPILERS = {"nvcc": "13.0.88", "nvrtc": "12.9.86"}
-ROW = Row(90, "compete_kernel<half, 64, false>", 100, 0, 1024, "HMMA")
+ROW = Row(90, "slot_attention_kernel<half, 64, false>", 100, 0, 1024, "HMMA")
 RULES = Rules(0, 16, 49_152, ["layer_norm_kernel"])
 ALLOWED = Budget(COMPILERS, RULES, {"90": {ROW.kernel: 100}})
 NO_TOOLS = Tools(None, None, None, None)
@@ -50,13 +50,14 @@ def test_a_row_within_the_budget_passes() -> None:
 )
 def test_what_breaks_the_budget_is_said(changes: dict[str, object], sentence: str) -> None:
     (said,) = violations([ROW._replace(**changes)], ALLOWED, COMPILERS)  # type: ignore[arg-type]
-    assert said.startswith("sm_90 compete_kernel<half, 64, false>: ") and sentence in said
+    assert said.startswith("sm_90 slot_attention_kernel<half, 64, false>: ") and sentence in said
 
 
 def test_kernels_that_came_and_went_are_said() -> None:
     new, gone = violations([ROW._replace(kernel="best_kernel<float>")], ALLOWED, COMPILERS)
     assert new.startswith("sm_90 best_kernel<float>: no registers are recorded")
-    assert gone == "sm_90 compete_kernel<half, 64, false>: is recorded, but there is no such kernel"
+    kernel = "slot_attention_kernel<half, 64, false>"
+    assert gone == f"sm_90 {kernel}: is recorded, but there is no such kernel"
 
 
 def test_a_failure_is_the_only_sentence_of_its_arch() -> None:
@@ -78,12 +79,12 @@ def test_registers_are_compared_within_one_version_of_a_compiler() -> None:
 @pytest.mark.parametrize(
     ("arch", "kernel", "needed"),
     [
-        (90, "compete_kernel<half, 64, false>", True),
-        (90, "compete_kernel<bfloat16, 64, false>", True),
-        (80, "compete_kernel<bfloat16, 64, false>", True),
-        (75, "compete_kernel<half, 64, false>", True),
-        (75, "compete_kernel<bfloat16, 64, false>", False),
-        (90, "compete_kernel<float, 64, false>", False),
+        (90, "slot_attention_kernel<half, 64, false>", True),
+        (90, "slot_attention_kernel<bfloat16, 64, false>", True),
+        (80, "slot_attention_kernel<bfloat16, 64, false>", True),
+        (75, "slot_attention_kernel<half, 64, false>", True),
+        (75, "slot_attention_kernel<bfloat16, 64, false>", False),
+        (90, "slot_attention_kernel<float, 64, false>", False),
         (90, "layer_norm_kernel<half, 8>", False),
         (90, "new_kernel<float, half>", True),
         (90, "plain_kernel", False),
@@ -174,7 +175,7 @@ def test_a_page_has_a_row_for_each_row() -> None:
     tables = tables_of(page(rows, COMPILERS))
     assert tables["sm_90"] == [
         ["best_kernel", "100", "0", "1024", "HMMA"],
-        ["compete_kernel<half, 64, false>", "100", "0", "1024", "HMMA"],
+        ["slot_attention_kernel<half, 64, false>", "100", "0", "1024", "HMMA"],
     ]
     assert tables["sm_80"] == [["device.cu", "", "", "", "does not compile"]]
 

@@ -16,6 +16,8 @@ Choice = TypeVar("Choice")
 NAN, INF = math.nan, math.inf
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 EPS = 1e-5
+# Of rows: one vector and many, whole and not, and more than a block's threads take at once.
+ROW_WIDTHS = (1, 7, 8, 33, 64, 129, 264, 512, 1024, 1048, 2048)
 OUTLIER = 80  # so much larger than the rest are some channels of real ViTs
 
 
@@ -30,8 +32,8 @@ class DeviceCase:
     def pick(self, choices: Sequence[Choice]) -> Choice:
         return self._data.draw(st.sampled_from(choices))
 
-    def between(self, least: int, most: int) -> int:
-        return self._data.draw(st.integers(least, most))
+    def between(self, low: int, high: int) -> int:
+        return self._data.draw(st.integers(low, high))
 
     def flag(self) -> bool:
         return self.pick([False, True])
@@ -70,11 +72,19 @@ def assert_near(got: Tensor, want: Tensor, slack: Tensor | float) -> None:
     assert holds.all(), f"got {x[~holds]}, expected {want[~holds]}, at {(~holds).nonzero()}"
 
 
-def fuzz(test: Callable[[DeviceCase], None], share: int = 1) -> Callable[[], None]:
+def norm_scale(x: Tensor) -> Tensor:
+    return 1 / (x.var(-1, keepdim=True, unbiased=False) + EPS).sqrt()
+
+
+def norm(x: Tensor) -> Tensor:
+    return (x - x.mean(-1, keepdim=True)) * norm_scale(x)
+
+
+def fuzz(test: Callable[[DeviceCase], None], part: int = 1) -> Callable[[], None]:
     """The test on a twentieth of the cases that ``--shapes`` says: the emulator is slow.
 
-    ``share``: of a test that is slower still, a part of them.
+    ``part``: of a test that is slower still, a part of them.
     """
     profile = settings.get_profile("device")
-    few = settings(profile, max_examples=-(-profile.max_examples // share))
+    few = settings(profile, max_examples=-(-profile.max_examples // part))
     return few(given(st.builds(DeviceCase, st.data()))(test))

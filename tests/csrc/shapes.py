@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
+from torch import Tensor
 
 from tests.build_cases import built_tests
 
@@ -28,8 +29,9 @@ Divide: TypeAlias = Callable[[Part], None]
 
 ISAS = ("portable", "avx2", "avx512")
 EDGES = (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
-# As csrc/common/kernels.h and csrc/greedy/kernels.h have them.
+# As csrc/common/blocks.h, attention_received.h and channel_variance.h have them.
 TOKEN_BLOCK, QUERY_BLOCK, CHANNEL_BLOCK = 64, 128, 256
+EPS, NORM_EPS = 1e-3, 1e-5
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -68,13 +70,13 @@ def is_alike(a: Array, b: Array) -> bool:
 class RandomRows(NamedTuple):
     """Rows of images, ``[B, N, width]``, some apart from each other."""
 
-    field: tuple[Array, int, int]  # as csrc/greedy/kernels.h::Rows
+    field: tuple[Array, int, int]  # as csrc/common/kernel.h::Rows
     x: Array
 
 
 @cache
-def _sizes(most: int) -> st.SearchStrategy[int]:
-    return st.sampled_from([n for n in EDGES if n <= most]) | st.integers(1, most)
+def _sizes(high: int) -> st.SearchStrategy[int]:
+    return st.sampled_from([n for n in EDGES if n <= high]) | st.integers(1, high)
 
 
 class Case:
@@ -108,11 +110,11 @@ class Case:
         """The numbers that `stored` stands for."""
         return of_half_bits(x, self.kind) if self.kind == "bfloat16" else x
 
-    def size(self, most: int) -> int:
-        return self._data.draw(_sizes(most))
+    def size(self, high: int) -> int:
+        return self._data.draw(_sizes(high))
 
-    def between(self, least: int, most: int) -> int:
-        return int(self.random.integers(least, most + 1))
+    def between(self, low: int, high: int) -> int:
+        return int(self.random.integers(low, high + 1))
 
     def chance(self, percent: int) -> bool:
         return self.between(1, 100) <= percent
@@ -241,6 +243,28 @@ def of_half_bits(bits: Array, kind: str) -> Array:
     """The float32 that `half_bits` stands for."""
     x: Array = torch.from_numpy(bits).view(getattr(torch, kind)).float().numpy()
     return x
+
+
+def tensor(x: Array) -> Tensor:
+    return torch.from_numpy(np.array(x))
+
+
+def assert_ids(got: Array, want: Tensor) -> None:
+    assert (got == want.numpy()).all(), f"got {got}, expected {want}"
+
+
+def any_shape(case: Case) -> tuple[int, int, int]:
+    return case.between(1, 3), case.size(40), case.size(140)
+
+
+def assert_normed(case: Case, x: Array, normed: Array) -> None:
+    x = wide(x)
+    off = x - x.mean(-1, keepdims=True)
+    scale = 1 / np.sqrt(np.square(off).mean(-1, keepdims=True) + case.rounded(NORM_EPS))
+    # Of almost equal elements only the bits of their deviation count.
+    lost = (16 + x.shape[-1] / 16) * case.eps * (np.abs(x).max(-1, keepdims=True) * scale + 1)
+    allowed = lost + (lost + case.lost) * np.abs(off * scale)
+    case.assert_near(case.seen(normed), off * scale, allowed)
 
 
 def fuzz(test: Callable[[Case], None]) -> Callable[[], None]:

@@ -26,7 +26,7 @@ ORACLES: dict[str, Callable[[Array], Array]] = {
 
 
 def ranges(dtype: np.dtype) -> list[tuple[str, float, float, float, float]]:
-    """A function, from, to, the least size that its errors are relative to, epsilons allowed."""
+    """A function, from, to, the minimal size that its errors are relative to, epsilons allowed."""
     single, tiny = dtype == np.float32, float(np.finfo(dtype).tiny)
     # As csrc/common/maths.h has them.
     lowest, smallest, highest = (-104, -87, 88.7) if single else (-745.2, -708, 709.7)
@@ -49,9 +49,9 @@ def ranges(dtype: np.dtype) -> list[tuple[str, float, float, float, float]]:
 
 def specials(dtype: np.dtype) -> dict[str, dict[float, float]]:
     """What a function gives of a value, exactly."""
-    most, tiny = float(np.finfo(dtype).max), float(np.finfo(dtype).tiny)
+    high, tiny = float(np.finfo(dtype).max), float(np.finfo(dtype).tiny)
     return {
-        "exp": {0: 1, -INF: 0, INF: INF, -most: 0, most: INF, NAN: NAN},
+        "exp": {0: 1, -INF: 0, INF: INF, -high: 0, high: INF, NAN: NAN},
         "decay": {-INF: 0, 0: 1, NAN: NAN},
         "log1p": {0: 0, tiny: tiny, INF: INF, NAN: NAN, -NAN: NAN},
         "tanh": {0: 0, INF: 1, -INF: -1, NAN: NAN},
@@ -67,16 +67,16 @@ def floats(request: pytest.FixtureRequest) -> SimpleNamespace:
 
 
 def test_errors_stay_within_their_bounds(floats: SimpleNamespace) -> None:
-    for name, least, most, floor, allowed in ranges(floats.dtype):
-        share = np.arange(STEPS, dtype=np.longdouble) / STEPS
-        x = (least + (np.longdouble(most) - least) * share).astype(floats.dtype)
+    for name, low, high, floor, allowed in ranges(floats.dtype):
+        steps = np.arange(STEPS, dtype=np.longdouble) / STEPS
+        x = (low + (np.longdouble(high) - low) * steps).astype(floats.dtype)
         want = ORACLES[name](wide(x))
         unit = np.maximum(np.abs(want), floor) * np.finfo(floats.dtype).eps
         for isa in on_every_isa():
             error = np.abs(floats.maths(name, x) - want)
             # Of a value 0 nothing is allowed.
             worst = (error / np.where(unit == 0, np.finfo(floats.dtype).tiny, unit)).max()
-            assert worst <= allowed, f"{isa}: {name} of [{least}, {most}]: {worst}"
+            assert worst <= allowed, f"{isa}: {name} of [{low}, {high}]: {worst}"
 
 
 def test_special_values_in_a_lane_among_nans(floats: SimpleNamespace) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ocvtp_kernels import checks
 from ocvtp_kernels.dtypes import acc_dtype
 from ocvtp_kernels.ops.arguments import check_by_token
-from ocvtp_kernels.ops.greedy import check_ids, in_one_dtype
+from ocvtp_kernels.ops.greedy import check_ids, native_kernel
 from ocvtp_kernels.ops.registry import Gradient, Upcast, op
 
 
@@ -36,14 +36,6 @@ def _fake(tokens: Tensor, weight: Tensor, num_owners: int) -> tuple[Tensor, Tens
         tokens.new_empty((batch, num_owners, width), dtype=wide),
         tokens.new_empty((batch, num_owners), dtype=wide),
     )
-
-
-def _native(
-    tokens: Tensor, assignment: Tensor, weight: Tensor, num_owners: int
-) -> tuple[Tensor, Tensor]:
-    tokens, weight = in_one_dtype(tokens, weight)
-    sums, mass = torch.ops.ocvtp_native.scatter_merge(tokens, weight, assignment, num_owners)
-    return sums, mass
 
 
 def _save(
@@ -72,7 +64,7 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> dict[str, Tensor]:
     outputs=("sums", "mass"),
     check=_check,
     fake=_fake,
-    cpu=_native,
+    cpu=native_kernel("scatter_merge"),
     triton="triton",
     reference=Upcast(),
     gradient=Gradient(_save, _backward),

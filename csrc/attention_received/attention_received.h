@@ -1,0 +1,335 @@
+// The attention that keys receive (ocvtp_kernels/ops/attention_received), a few queries at a time:
+// logits by register tiles, softmax over keys while they are in cache, sums per key. The matrix of
+// queries by keys is never in memory.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "common/blocks.h"
+#include "common/half.h"
+#include "common/maths.h"
+
+namespace ocvtp {
+
+// Part: blocks of queries of heads of images. Each key's sum of softmax(scale * q k^T).
+template <class E>
+struct AttentionReceived {
+  const E *q, *k;  // [B, H, M, d], [B, H, N, d]
+  int64_t q_strides[3], k_strides[3];
+  int64_t heads, queries, keys, width;
+  Acc<E> scale;
+  Acc<E>* scratch;   // attention_scratch elements, one thread's own
+  Acc<E>* received;  // [B, H, query blocks, N]
+};
+
+// Part: blocks of tokens of images. mean = sum of parts / rows.
+template <class T>
+struct AttentionMean {
+  const T* received;  // [B, parts, N]
+  int64_t parts, keys, rows;
+  T* mean;  // [B, N]
+};
+
+// Queries in a block of AttentionReceived, and the maximal size of a tile of logits.
+inline constexpr int64_t query_block = 128, attention_rows = 8, attention_columns = 48;
+inline int64_t query_blocks(int64_t queries) { return (queries + query_block - 1) / query_block; }
+
+// Elements for the logits of a tile, its queries and, for more than one query, packed keys: whole
+// cache lines.
+inline int64_t attention_scratch(int64_t queries, int64_t keys, int64_t width) {
+  const int64_t rows = attention_rows + (queries > 1 ? width : 0);
+  return ((keys + attention_columns) * rows + attention_rows * width + 15) / 16 * 16;
+}
+
+}  // namespace ocvtp
+
+namespace ocvtp::OCVTP_ISA {
+
+// A tile whose sums fill the registers of the instruction set.
+#if defined(__AVX512F__)
+inline constexpr int64_t tile_rows = 8, tile_vectors = 3;
+#elif defined(__AVX2__)
+inline constexpr int64_t tile_rows = 6, tile_vectors = 2;
+#else
+inline constexpr int64_t tile_rows = 4, tile_vectors = 2;
+#endif
+
+template <class T>
+inline constexpr int64_t tile_columns = tile_vectors * register_bytes / int64_t(sizeof(T));
+static_assert(tile_rows <= attention_rows && tile_columns<float> <= attention_columns);
+
+// 4 by 4, whose loops the compiler unrolls into shuffles.
+template <class T>
+inline void transpose_square(const T* from, int64_t stride, T* to, int64_t to_stride) {
+  T square[4][4], turned[4][4];
+  for (int64_t row = 0; row < 4; ++row)
+    std::memcpy(square[row], from + row * stride, sizeof square[row]);
+#pragma GCC unroll 4
+  for (int64_t row = 0; row < 4; ++row)
+#pragma GCC unroll 4
+    for (int64_t column = 0; column < 4; ++column) turned[row][column] = square[column][row];
+  for (int64_t row = 0; row < 4; ++row)
+    std::memcpy(to + row * to_stride, turned[row], sizeof turned[row]);
+}
+
+// A row in the dtype that it is summed in.
+template <class E>
+inline void upcast_row(const E* from, int64_t width, Acc<E>* to) {
+  using T = Acc<E>;
+  for_each_vector<T>(width, [&](int64_t at, int64_t lanes) {
+    store_lanes<T>(to + at, load_acc(from + at, lanes), lanes);
+  });
+}
+
+// What a tile multiplies: rows in the dtype of their sums, or, where the CPU multiplies bfloat16,
+// rows as they are, two elements per float.
+#if defined(__AVX512BF16__)
+template <class E>
+inline constexpr int64_t elements_per_float = std::is_same_v<E, BFloat16> ? 2 : 1;
+#else
+template <class E>
+inline constexpr int64_t elements_per_float = 1;
+#endif
+
+template <class E>
+inline int64_t depth_of(int64_t width) {
+  return (width + elements_per_float<E> - 1) / elements_per_float<E>;
+}
+
+template <class E>
+inline void lay_row(const E* from, int64_t width, Acc<E>* to) {
+  if constexpr (elements_per_float<E> == 2) {
+    if (width % 2) to[width / 2] = 0;
+    std::memcpy(to, from, static_cast<size_t>(width) * sizeof(E));
+  } else {
+    upcast_row(from, width, to);
+  }
+}
+
+template <class E>
+inline Part<Acc<E>> add_product(Part<Acc<E>> sum, Part<Acc<E>> key, Acc<E> query) {
+#if defined(__AVX512BF16__)
+  if constexpr (elements_per_float<E> == 2) {
+    const Part<float> queries = query - Part<float>{};
+    return _mm512_dpbf16_ps(sum, __m512bh(key), __m512bh(queries));
+  }
+#endif
+  return sum + key * query;
+}
+
+// Keys [N, d] become panels [depth, tile_columns], the last filled up with zeros. `rows` holds
+// four keys.
+template <class E>
+inline void pack_keys(const E* k, int64_t stride, int64_t keys, int64_t width, Acc<E>* rows,
+                      Acc<E>* panels) {
+  using T = Acc<E>;
+  constexpr int64_t columns = tile_columns<T>;
+  const int64_t depth = depth_of<E>(width);
+  for (int64_t first = 0; first < keys; first += columns, panels += depth * columns) {
+    const int64_t count = std::min(columns, keys - first);
+    if (count < columns) std::fill(panels, panels + depth * columns, T(0));
+    for (int64_t j = 0; j < count; j += 4) {
+      const E* from = k + (first + j) * stride;
+      const int64_t some = std::min<int64_t>(4, count - j);
+      const T* laid;
+      int64_t laid_stride = depth;
+      if constexpr (std::is_same_v<E, T>) {
+        laid = from, laid_stride = stride;
+      } else {
+        for (int64_t row = 0; row < some; ++row)
+          lay_row(from + row * stride, width, rows + row * depth);
+        laid = rows;
+      }
+      const int64_t turned = some == 4 ? depth / 4 * 4 : 0;
+      for (int64_t i = 0; i < turned; i += 4)
+        transpose_square(laid + i, laid_stride, panels + i * columns + j, columns);
+      for (int64_t row = 0; row < some; ++row)
+        for (int64_t i = turned; i < depth; ++i)
+          panels[i * columns + j + row] = laid[row * laid_stride + i];
+    }
+  }
+}
+
+// Logits [tile_rows, `vectors` of lanes] of queries [tile_rows, depth] and a panel.
+template <class E, int64_t vectors, class T = Acc<E>>
+inline void logits_tile(const T* queries, const T* panel, int64_t depth, T scale, T* logits,
+                        int64_t stride) {
+  constexpr int64_t lanes = register_bytes / int64_t(sizeof(T));
+  // As a BLAS does: longer sums would lose more bits.
+  constexpr int64_t block = 256;
+  for (int64_t first = 0; first == 0 || first < depth; first += block) {
+    const int64_t last = std::min(first + block, depth);
+    Part<T> sum[tile_rows][vectors] = {};
+    for (int64_t i = first; i < last; ++i) {
+      Part<T> key[vectors];
+#pragma GCC unroll 3
+      for (int64_t c = 0; c < vectors; ++c)
+        std::memcpy(&key[c], panel + i * tile_columns<T> + c * lanes, sizeof key[c]);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < tile_rows; ++r)
+#pragma GCC unroll 3
+        for (int64_t c = 0; c < vectors; ++c)
+          sum[r][c] = add_product<E>(sum[r][c], key[c], queries[r * depth + i]);
+    }
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < tile_rows; ++r)
+#pragma GCC unroll 3
+      for (int64_t c = 0; c < vectors; ++c) {
+        T* to = logits + r * stride + c * lanes;
+        Part<T> x = sum[r][c] * scale;
+        if (first > 0) {
+          Part<T> before;
+          std::memcpy(&before, to, sizeof before);
+          x += before;
+        }
+        std::memcpy(to, &x, sizeof x);
+      }
+  }
+}
+
+// Turns a row of logits, padded to whole vectors with -inf, into exp(x - max); returns 1 / sum.
+template <class T>
+inline T softmax_row(T* row, int64_t keys) {
+  Vector<T> max = splat(-std::numeric_limits<T>::infinity()), total{};
+  for (int64_t at = 0; at < keys; at += width<T>) max = larger<T>(load(row + at), max);
+  const T top = max_lanes<T>(max);
+  for (int64_t at = 0; at < keys; at += width<T>) {
+    const Vector<T> weight = decay<T>(load(row + at) - top);
+    store<T>(row + at, weight);
+    total += weight;
+  }
+  return T(1) / sum_lanes<T>(total);
+}
+
+// sum_lanes of four vectors, side by side.
+template <class T>
+inline void sums_of_lanes(const Vector<T> (&values)[4], T* sums) {
+  using Quad = typename Simd<T>::Quad;
+  constexpr int64_t quads = width<T> / 4;
+  T folded[4][4], turned[4][4];
+#pragma GCC unroll 4
+  for (int64_t v = 0; v < 4; ++v) {
+    Quad quad[quads];
+    std::memcpy(quad, values[v].part, sizeof quad);
+#pragma GCC unroll 2
+    for (int64_t half = quads / 2; half > 0; half /= 2)
+#pragma GCC unroll 2
+      for (int64_t i = 0; i < half; ++i) quad[i] += quad[i + half];
+    std::memcpy(folded[v], quad, sizeof folded[v]);
+  }
+  transpose_square(folded[0], 4, turned[0], 4);
+  Quad lane[4];
+  std::memcpy(lane, turned, sizeof lane);
+  const Quad sum = (lane[0] + lane[2]) + (lane[1] + lane[3]);
+  std::memcpy(sums, &sum, sizeof sum);
+}
+
+// The logits of one query, four keys at a time; past the end the last key is repeated.
+template <class E>
+inline void query_logits(const Acc<E>* query, const E* k, int64_t stride, int64_t keys,
+                         int64_t width, Acc<E> scale, Acc<E>* logits) {
+  using T = Acc<E>;
+  for (int64_t n = 0; n < keys; n += 4) {
+    Vector<T> sum[4] = {};
+    // One key after another, in the order of memory.
+    for (int64_t j = 0; j < 4; ++j) {
+      const E* key = k + std::min(n + j, keys - 1) * stride;
+      if (stride > width) {
+        // Rows of other heads lie between: the hardware prefetches within a row, not that far.
+        constexpr int64_t line = 64 / int64_t(sizeof(E));
+        const E* later = k + std::min(n + j + 8, keys - 1) * stride;
+        for (int64_t at = 0; at < std::min(width, 4 * line); at += line)
+          __builtin_prefetch(later + at);
+      }
+      for_each_vector<T>(width, [&](int64_t at, int64_t lanes) {
+        sum[j] += load_lanes(query + at, lanes) * load_acc(key + at, lanes);
+      });
+    }
+    T sums[4];
+    sums_of_lanes(sum, sums);
+    for (int64_t j = 0; j < 4; ++j) logits[n + j] = sums[j] * scale;
+  }
+}
+
+template <class E>
+void attention_received(const AttentionReceived<E>& a, int64_t begin, int64_t end) {
+  using T = Acc<E>;
+  constexpr int64_t columns = tile_columns<T>;
+  const int64_t blocks = query_blocks(a.queries), depth = depth_of<E>(a.width);
+  // A row of logits is padded to whole tiles and whole vectors.
+  constexpr int64_t unit = std::max(columns, width<T>);
+  static_assert(unit % columns == 0 && unit % width<T> == 0);
+  const int64_t padded = (a.keys + unit - 1) / unit * unit;
+  const T none = -std::numeric_limits<T>::infinity();
+  T* panels = a.scratch;
+  T* logits = panels + (a.queries > 1 ? padded * depth : 0);
+  T* tile = logits + padded * tile_rows;
+  int64_t packed = -1;
+  for (int64_t part = begin; part < end; ++part) {
+    const int64_t head = part / blocks;
+    const E* q = a.q + head / a.heads * a.q_strides[0] + head % a.heads * a.q_strides[1];
+    const E* k = a.k + head / a.heads * a.k_strides[0] + head % a.heads * a.k_strides[1];
+    T* received = a.received + part * a.keys;
+    const int64_t first = part % blocks * query_block;
+    const int64_t last = std::min(first + query_block, a.queries);
+    // For one query packing would cost more than the logits.
+    if (a.queries > 1 && packed != head)
+      pack_keys(k, a.k_strides[2], a.keys, a.width, tile, panels);
+    packed = head;
+    for (int64_t row = first; row < last; row += tile_rows) {
+      const int64_t rows = std::min(tile_rows, last - row);
+      if (a.queries == 1) {
+        upcast_row(q, a.width, tile);
+        query_logits(tile, k, a.k_strides[2], a.keys, a.width, a.scale, logits);
+      } else {
+        // Past the end the last row is repeated.
+        for (int64_t r = 0; r < tile_rows; ++r)
+          lay_row(q + (row + std::min(r, rows - 1)) * a.q_strides[2], a.width, tile + r * depth);
+        int64_t n = 0;
+        for (; n + columns <= a.keys; n += columns)
+          logits_tile<E, tile_vectors>(tile, panels + n * depth, depth, a.scale, logits + n,
+                                       padded);
+        // The rest is often one key, because of a CLS token.
+        constexpr int64_t lanes = columns / tile_vectors;
+        const T* rest = panels + n * depth;
+        if (a.keys - n > lanes)
+          logits_tile<E, tile_vectors>(tile, rest, depth, a.scale, logits + n, padded);
+        else if (a.keys > n)
+          logits_tile<E, 1>(tile, rest, depth, a.scale, logits + n, padded);
+      }
+      T inverse_sum[tile_rows];
+      for (int64_t r = 0; r < rows; ++r) {
+        std::fill(logits + r * padded + a.keys, logits + (r + 1) * padded, none);
+        inverse_sum[r] = softmax_row(logits + r * padded, a.keys);
+      }
+      for_each_vector<T>(a.keys, [&](int64_t at, int64_t lanes) {
+        Vector<T> sum = row == first ? Vector<T>{} : load_lanes(received + at, lanes);
+        for (int64_t r = 0; r < rows; ++r)
+          sum += load_lanes(logits + r * padded + at, lanes) * inverse_sum[r];
+        store_lanes<T>(received + at, sum, lanes);
+      });
+    }
+  }
+}
+
+// In double: a float sum of a thousand parts would lose more bits than the parts have lost.
+template <class T>
+void attention_mean(const AttentionMean<T>& a, int64_t begin, int64_t end) {
+  for_each_block(a.keys, begin, end, [&](int64_t image, int64_t first, int64_t count) {
+    double sum[token_block] = {};
+    for (int64_t part = 0; part < a.parts; ++part) {
+      const T* received = a.received + (image * a.parts + part) * a.keys + first;
+      for (int64_t i = 0; i < count; ++i) sum[i] += received[i];
+    }
+    for (int64_t i = 0; i < count; ++i)
+      a.mean[image * a.keys + first + i] = static_cast<T>(sum[i] / static_cast<double>(a.rows));
+  });
+}
+
+}  // namespace ocvtp::OCVTP_ISA
+
+OCVTP_KERNEL(attention_received, AttentionReceived)
+OCVTP_KERNEL_OF_FLOAT16(attention_received, AttentionReceived)
+OCVTP_KERNEL_OF_BFLOAT16(attention_received, AttentionReceived)
+OCVTP_KERNEL(attention_mean, AttentionMean)
