@@ -5,7 +5,7 @@ Python otherwise, with one sentence, which the package keeps; "0" never builds t
 anything missing an error. scripts/native_tools.py looks for the tools and for torch.
 The CUDA object is built too where torch has CUDA and nvcc is of the same major version; "cuda" is
 "1" and makes a missing CUDA object an error. OCVTP_CUDA_ARCHITECTURES, such as "8.0 9.0", chooses
-its chips; unset, csrc/cuda_architectures.cmake does.
+its architectures; unset, csrc/cuda_architectures.cmake does.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What each launch compiles to for a chip: registers, stack, shared memory, instructions.
+"""What each launch compiles to for an architecture: registers, stack, shared memory, instructions.
 
-No GPU is needed: Triton compiles for the chip that it is told is there.
+No GPU is needed: Triton compiles for the GPU that it is told is there.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ STRENGTH = ("none", *INSTRUCTIONS)
 
 
 class Row(NamedTuple):
-    """A kernel's tile on a chip, the worst of the binaries it compiles to."""
+    """A kernel's tile on an architecture, the worst of the binaries it compiles to."""
 
-    chip: int
+    arch: int
     kernel: str
     tile: str
     dtype: str
@@ -56,13 +56,13 @@ class Row(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What tells the row from others of its chip."""
+        """What tells the row from others of its architecture."""
         stages = "" if self.stages is None else f", {self.stages} stages"
         return f"{self.kernel} {self.tile}, {self.dtype}, {self.warps} warps{stages}"
 
 
 class StandIn:
-    """Stands in for Triton's driver: there is a chip of this capability."""
+    """Stands in for Triton's driver: there is a GPU of this capability."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -71,7 +71,7 @@ class StandIn:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        # Triton keeps binaries by device, so one a chip.
+        # Triton keeps binaries by device, so one an architecture.
         return self.capability
 
     def get_current_stream(self, device: int) -> int:
@@ -82,10 +82,10 @@ def compile_launch(part: Part, place: int) -> Row:
     """Compiles one launch; changes the process' driver, so only for a process of its own."""
     # Launches cannot be sent to another process; they are found again there.
     job = launches(part)[place]
-    triton.runtime.driver.set_active(StandIn(part.chip))
+    triton.runtime.driver.set_active(StandIn(part.arch))
     kernel, grid, arguments, options = job.launch
     row = Row(
-        part.chip,
+        part.arch,
         job.kernel,
         job.tile,
         job.dtype,
@@ -106,7 +106,7 @@ def compile_launch(part: Part, place: int) -> Row:
         stack=stack,
         shared=compiled.metadata.shared,
         instruction=weakest(name for name, text in INSTRUCTIONS.items() if text in ptx),
-        counts=counts_of(read_sass(said), part.chip),
+        counts=counts_of(read_sass(said), part.arch),
         orders=frozenset([sums_of(compiled.asm["ttgir"])]),
     )
 
@@ -160,6 +160,6 @@ def compile_all(parts: Iterable[Part]) -> list[Row]:
     # A forked process would share torch's threads.
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
         for row in pool.map(compile_launch, *zip(*tasks, strict=True), chunksize=4):
-            key = f"{row.chip} {row.key}"
+            key = f"{row.arch} {row.key}"
             found[key] = worst(found[key], row) if key in found else row
     return list(found.values())

@@ -13,7 +13,7 @@ from bench.compiled_binaries import STRENGTH, Row
 from bench.compiled_sums import size_of
 from bench.growth import Slack, renewed, worse
 from ocvtp_kernels.files import write_aside
-from ocvtp_kernels.triton_common.archs import CHIPS
+from ocvtp_kernels.triton_common.archs import ARCHS
 
 Entries = dict[str, dict[str, dict[str, float]]]
 
@@ -26,7 +26,7 @@ class Rules:
         stack: bytes of stack a thread may have.
         register_growth: registers a thread may have more than recorded.
         without_product: kernels that multiply no matrices.
-        instructions: by chip, the matrix instruction of the others in half precision.
+        instructions: by architecture, the matrix instruction of the others in half precision.
         rows_for_newer: with fewer rows a tile cannot use an instruction newer than mma.sync.
         instruction_growth: share of the instructions recorded that there may be more.
     """
@@ -57,8 +57,8 @@ class Budget:
     Attributes:
         triton: that version.
         rules: hold for every version.
-        rows: numbers by chip and `Row.key`, as `Row.numbers` gives them.
-        reasons: by chip and key, why these may be worse than the ones recorded before.
+        rows: numbers by architecture and `Row.key`, as `Row.numbers` gives them.
+        reasons: by architecture and key, why these may be worse than the ones recorded before.
     """
 
     triton: str
@@ -76,28 +76,28 @@ class Budget:
     def write(self, path: Path) -> None:
         """Writes the file, a row a line, never by halves."""
         text = json.dumps({**dataclasses.asdict(self), "rows": None}, indent=1)
-        chips = ",\n".join(
-            f"  {json.dumps(chip)}: {{\n"
+        archs = ",\n".join(
+            f"  {json.dumps(arch)}: {{\n"
             + ",\n".join(f"   {json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())
             + "\n  }"
-            for chip, rows in self.rows.items()
+            for arch, rows in self.rows.items()
         )
-        text = text.replace('"rows": null', f'"rows": {{\n{chips}\n }}') + "\n"
+        text = text.replace('"rows": null', f'"rows": {{\n{archs}\n }}') + "\n"
         write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
     def worsened(self, rows: Iterable[Row]) -> dict[tuple[str, str], list[str]]:
-        """What got worse, by chip and key."""
+        """What got worse, by architecture and key."""
         found = {}
         for row in rows:
-            recorded = self.rows.get(str(row.chip), {}).get(row.key)
+            recorded = self.rows.get(str(row.arch), {}).get(row.key)
             if recorded is not None and not row.failure:
                 said = worse(recorded, row.numbers(), self.rules.slacks())
                 if said:
-                    found[str(row.chip), row.key] = said
+                    found[str(row.arch), row.key] = said
         return found
 
     def with_rows(self, rows: Sequence[Row], triton: str, why: str = "") -> Budget:
-        """The numbers of these rows recorded, in place of all others of their chips.
+        """The numbers of these rows recorded, in place of all others of their architectures.
 
         Raises:
             ValueError: a row got worse, within a version of Triton, and ``why`` does not say why.
@@ -112,14 +112,14 @@ class Budget:
         found: defaultdict[str, dict[str, dict[str, float]]] = defaultdict(dict)
         for row in rows:
             if not row.failure:
-                found[str(row.chip)][row.key] = row.numbers()
+                found[str(row.arch)][row.key] = row.numbers()
         reasons = dict(self.reasons)
-        for chip, its in found.items():
-            old = self.reasons.get(chip, {}) if triton == self.triton else {}
+        for arch, its in found.items():
+            old = self.reasons.get(arch, {}) if triton == self.triton else {}
             gone = {key: reason for key, reason in old.items() if key not in its}
-            mine = {key: said for (at, key), said in worsened.items() if at == chip}
-            reasons[chip] = renewed(old, gone, mine, why)
-        reasons = {chip: its for chip, its in reasons.items() if its}
+            mine = {key: said for (at, key), said in worsened.items() if at == arch}
+            reasons[arch] = renewed(old, gone, mine, why)
+        reasons = {arch: its for arch, its in reasons.items() if its}
         return Budget(triton, self.rules, {**self.rows, **found}, reasons)
 
 
@@ -130,7 +130,7 @@ def expected_instruction(row: Row, rules: Rules) -> str:
     sides = re.findall(r"\b(?:SLOT_ROWS|ROWS|SLOTS|QUERIES) (\d+)", row.tile)
     if min(map(int, sides), default=0) < rules.rows_for_newer:
         return "mma.sync"
-    return rules.instructions[str(row.chip)]
+    return rules.instructions[str(row.arch)]
 
 
 def violations(rows: Sequence[Row], budget: Budget, triton: str) -> list[str]:
@@ -141,21 +141,21 @@ def violations(rows: Sequence[Row], budget: Budget, triton: str) -> list[str]:
     rules = budget.rules
     found: list[str] = []
     for row in rows:
-        name = f"sm_{row.chip} {row.key}"
+        name = f"sm_{row.arch} {row.key}"
         if row.failure:
             found.append(f"{name}: does not compile: {row.failure}")
             continue
         if row.stack > rules.stack:
             found.append(f"{name}: stack was {rules.stack} bytes, now {row.stack}: it spills")
-        most = CHIPS[row.chip].shared_bytes
+        most = ARCHS[row.arch].shared_bytes
         if row.shared > most:
-            found.append(f"{name}: shared memory is {row.shared} bytes, the chip has {most}")
+            found.append(f"{name}: shared memory is {row.shared} bytes, the GPU has {most}")
         expected = expected_instruction(row, rules)
         if STRENGTH.index(row.instruction) < STRENGTH.index(expected):
             found.append(f"{name}: matrix instruction was {expected}, now {row.instruction}")
         if triton != budget.triton:
             continue
-        recorded = budget.rows.get(str(row.chip), {}).get(row.key)
+        recorded = budget.rows.get(str(row.arch), {}).get(row.key)
         if recorded is None:
             found.append(f"{name}: nothing is recorded; --write-budget records it")
         else:
@@ -169,11 +169,11 @@ def unlike(rows: Iterable[Row]) -> list[str]:
     groups: defaultdict[tuple[int, str, str, str], dict[tuple[str, ...], str]] = defaultdict(dict)
     for row in rows:
         for order in row.orders:
-            groups[row.chip, row.kernel, row.dtype, size_of(row.tile)].setdefault(order, row.tile)
+            groups[row.arch, row.kernel, row.dtype, size_of(row.tile)].setdefault(order, row.tile)
     return [
-        f"sm_{chip} {kernel} {size}, {dtype}: tiles sum in {len(orders)} orders, so an image alone "
+        f"sm_{arch} {kernel} {size}, {dtype}: tiles sum in {len(orders)} orders, so an image alone "
         f"differs from itself in a batch: "
         + "; ".join(f"{tile}: {', '.join(order)}" for order, tile in orders.items())
-        for (chip, kernel, dtype, size), orders in groups.items()
+        for (arch, kernel, dtype, size), orders in groups.items()
         if len(orders) > 1
     ]

@@ -1,4 +1,4 @@
-"""The launches of every Triton kernel and tile on a chip, for the compile report.
+"""The launches of every Triton kernel and tile on an architecture, for the compile report.
 
 Nothing runs: launchers get tensors without memory, and what they would launch is recorded.
 """
@@ -34,7 +34,7 @@ from ocvtp_kernels.ops.slot_attention.triton.forward import (
     slot_attention,
     slot_attention_with_attention,
 )
-from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import Launch, watch
 
 BATCHES = (1, 8, 64)
@@ -164,7 +164,7 @@ def merge_owned(load: Workload) -> None:
     scatter_merge(tokens(load), owner, scores(load), load.budget)
 
 
-# These have no matrix products and one tile for all chips.
+# These have no matrix products and one tile for all architectures.
 ALIKE: tuple[Launcher, ...] = (greedy, match, expand, merge_owned)
 # Whoever launches kernels has a line here.
 LAUNCHERS: tuple[Launcher, ...] = (
@@ -220,23 +220,23 @@ class Job(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of the report: who launches what on which chip, less what other parts launch too."""
+    """A part of the report: who launches what on which GPU, less what other parts launch too."""
 
-    chip: int
+    arch: int
     dtype: str
     launchers: tuple[Launcher, ...] = LAUNCHERS
     less: tuple[Part, ...] = ()
     batches: tuple[int, ...] = BATCHES
 
 
-# A chip whose binaries have the other's registers, stack and shared memory, launch for launch.
+# Binaries of the first have the registers, stack and shared memory of the second's.
 TWINS = {86: 89}
 
 
-def plan(chips: Sequence[int], short: bool) -> list[Part]:
-    """Half precision on every chip, and float32 where the code differs most.
+def plan(archs: Sequence[int], short: bool) -> list[Part]:
+    """Half precision on every architecture, and float32 where the code differs most.
 
-    float32 multiplies outside the tensor cores, so its code differs little between chips: it is
+    float32 multiplies outside the tensor cores, so its code differs little between GPUs: it is
     compiled for sm_80 and sm_90 alone. The short plan, which the tests run, takes everything on
     sm_90, Slot Attention beside the chain on sm_80 and sm_100, whose instructions differ, and
     elsewhere, and in float32 for sm_80, only the chain; for sm_86 what sm_89 does not have too; and
@@ -244,16 +244,16 @@ def plan(chips: Sequence[int], short: bool) -> list[Part]:
     """
     short_of = {80: (prune, attend), 90: LAUNCHERS, 100: (prune, attend)}
     parts = []
-    for chip in chips:
-        launchers = short_of.get(chip, (prune,)) if short else LAUNCHERS
-        twin = TWINS.get(chip, chip)
-        left_out = short and twin != chip and twin in chips
-        batches = (BATCHES[0], BATCHES[-1]) if short and chip != 90 else BATCHES
+    for arch in archs:
+        launchers = short_of.get(arch, (prune,)) if short else LAUNCHERS
+        twin = TWINS.get(arch, arch)
+        left_out = short and twin != arch and twin in archs
+        batches = (BATCHES[0], BATCHES[-1]) if short and arch != 90 else BATCHES
         less = (Part(twin, "bfloat16", (prune,), (), batches),) if left_out else ()
-        parts.append(Part(chip, "bfloat16", launchers, less, batches))
-        if chip == 80 or (chip == 90 and not short):
+        parts.append(Part(arch, "bfloat16", launchers, less, batches))
+        if arch == 80 or (arch == 90 and not short):
             single = (prune,) if short else LAUNCHERS
-            parts.append(Part(chip, "float32", single, (), batches))
+            parts.append(Part(arch, "float32", single, (), batches))
     return parts
 
 
@@ -261,7 +261,7 @@ def plan(chips: Sequence[int], short: bool) -> list[Part]:
 def launches(part: Part) -> list[Job]:
     """What a part launches, each binary once."""
     found: dict[tuple[Any, ...], Job] = {}
-    with pretend(CHIPS[part.chip]):
+    with pretend(ARCHS[part.arch]):
         for (num_tokens, num_slots), batch in product(SIZES, part.batches):
             load = square(batch, num_tokens, num_slots, part.dtype)
             recorded: list[Launch] = []

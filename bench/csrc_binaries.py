@@ -1,6 +1,6 @@
-"""What the kernels of ``csrc/device.cu`` compile to for a chip: registers, stack, shared memory.
+"""What the kernels of ``csrc/device.cu`` compile to for a GPU: registers, stack, shared memory.
 
-No GPU is needed: nvcc compiles for the chips that it knows. Its newest major version dropped
+No GPU is needed: nvcc compiles for every architecture it knows. Its newest major version dropped
 sm_70, which NVRTC 12 still compiles; that comes from PyPI: nvidia-cuda-nvrtc-cu12,
 nvidia-cuda-runtime-cu12 and nvidia-cuda-nvcc-cu12, the last two for their headers.
 """
@@ -22,8 +22,8 @@ from typing import NamedTuple
 from bench.results import ROOT
 
 SOURCE = ROOT / "csrc" / "device.cu"
-CHIPS = (70, 75, 80, 86, 89, 90, 100, 103, 120, 121)
-NVRTC_CHIP = 70
+ARCHS = (70, 75, 80, 86, 89, 90, 100, 103, 120, 121)
+NVRTC_ARCH = 70
 OLDEST_BFLOAT16 = 80
 WORKERS = 2
 NVRTC_PARTS = ("cuda_nvrtc/lib/libnvrtc.so.12", "cuda_runtime/include", "cuda_nvcc/include")
@@ -36,9 +36,9 @@ class CompileError(RuntimeError):
 
 
 class Row(NamedTuple):
-    """A kernel on a chip."""
+    """A kernel on an architecture."""
 
-    chip: int
+    arch: int
     kernel: str
     registers: int = 0  # a thread
     stack: int = 0  # bytes a thread, local memory too
@@ -47,15 +47,15 @@ class Row(NamedTuple):
     failure: str = ""  # why it does not compile
 
 
-def compiler_of(chip: int) -> str:
-    """Which compiler serves a chip: nvcc or nvrtc."""
-    return "nvrtc" if chip == NVRTC_CHIP else "nvcc"
+def compiler_of(arch: int) -> str:
+    """Which compiler serves an architecture: nvcc or nvrtc."""
+    return "nvrtc" if arch == NVRTC_ARCH else "nvcc"
 
 
-def chip_options(chip: int) -> list[str]:
-    """What both compilers are told for a chip; bfloat16 is for chips that have its arithmetic."""
-    bfloat16 = int(chip >= OLDEST_BFLOAT16)
-    return [f"-arch=sm_{chip}", "-std=c++17", f"-DOCVTP_BF16={bfloat16}", f"-I{SOURCE.parent}"]
+def arch_options(arch: int) -> list[str]:
+    """What both compilers are told; bfloat16 only where the architecture has its arithmetic."""
+    bfloat16 = int(arch >= OLDEST_BFLOAT16)
+    return [f"-arch=sm_{arch}", "-std=c++17", f"-DOCVTP_BF16={bfloat16}", f"-I{SOURCE.parent}"]
 
 
 def find(*names: str, folder: Path | None = None) -> str | None:
@@ -88,22 +88,22 @@ class Tools(NamedTuple):
             find("cu++filt", "c++filt"),
         )
 
-    def missing_for(self, chip: int) -> str | None:
-        """The sentence why this chip's kernels cannot be compiled and read here, or None."""
+    def missing_for(self, arch: int) -> str | None:
+        """Why this architecture's kernels cannot be compiled and read here, or None."""
         if self.cuobjdump is None:
             return "cuobjdump is missing: it comes with the CUDA toolkit and with Triton"
         if self.demangler is None:
             return "c++filt is missing: it comes with binutils"
-        if chip == NVRTC_CHIP:
+        if arch == NVRTC_ARCH:
             if self.nvrtc is None:
                 return (
-                    f"NVRTC 12, for sm_{NVRTC_CHIP}, is missing: pip install nvidia-cuda-nvrtc-cu12"
+                    f"NVRTC 12, for sm_{NVRTC_ARCH}, is missing: pip install nvidia-cuda-nvrtc-cu12"
                     " nvidia-cuda-runtime-cu12 nvidia-cuda-nvcc-cu12"
                 )
         elif self.nvcc is None:
             return "nvcc is missing: it comes with the CUDA toolkit"
-        elif f"sm_{chip}" not in output(self.nvcc, "--list-gpu-code").split():
-            return f"this nvcc does not know sm_{chip}"
+        elif f"sm_{arch}" not in output(self.nvcc, "--list-gpu-code").split():
+            return f"this nvcc does not know sm_{arch}"
         return None
 
     def versions(self) -> dict[str, str]:
@@ -112,7 +112,7 @@ class Tools(NamedTuple):
         if self.nvcc:
             found["nvcc"] = release(output(self.nvcc, "--version"))
         if self.nvrtc:
-            found["nvrtc"] = release(Nvrtc(self.nvrtc).ptx("", chip_options(NVRTC_CHIP)))
+            found["nvrtc"] = release(Nvrtc(self.nvrtc).ptx("", arch_options(NVRTC_ARCH)))
         return found
 
 
@@ -201,38 +201,38 @@ def plain(demangled: str) -> str:
     return signature.split("(")[0]
 
 
-def compile_chip(chip: int, tools: Tools) -> list[Row]:
-    """A row for every kernel on a chip that ``tools.missing_for`` misses nothing for."""
+def compile_arch(arch: int, tools: Tools) -> list[Row]:
+    """A row for every kernel on an architecture that ``tools.missing_for`` misses nothing for."""
     assert tools.cuobjdump and tools.demangler
     with TemporaryDirectory() as folder:
         file = Path(folder, "device.cubin")
         try:
-            if chip == NVRTC_CHIP:
+            if arch == NVRTC_ARCH:
                 assert tools.nvrtc
                 source = SOURCE.read_text(encoding="utf-8")
-                cubin, text = Nvrtc(tools.nvrtc).cubin_and_ptx(source, [*chip_options(chip), "-w"])
+                cubin, text = Nvrtc(tools.nvrtc).cubin_and_ptx(source, [*arch_options(arch), "-w"])
                 file.write_bytes(cubin)
                 products = multiplying(text, r"\.entry (\w+)", "wmma.mma.sync")
                 instruction = "wmma"
             else:
                 assert tools.nvcc
-                output(tools.nvcc, *chip_options(chip), "-cubin", "-o", str(file), str(SOURCE))
+                output(tools.nvcc, *arch_options(arch), "-cubin", "-o", str(file), str(SOURCE))
                 text = output(tools.cuobjdump, "-sass", str(file))
                 products = multiplying(text, r"Function : (\S+)", "HMMA")
                 instruction = "HMMA"
         except CompileError as error:
-            return [Row(chip, SOURCE.name, failure=str(error))]
+            return [Row(arch, SOURCE.name, failure=str(error))]
         found = list(usage(output(tools.cuobjdump, "-res-usage", str(file))))
     names = output(tools.demangler, *(kernel for kernel, _ in found)).splitlines()
     return [
-        Row(chip, plain(name), *numbers, instruction if kernel in products else "none")
+        Row(arch, plain(name), *numbers, instruction if kernel in products else "none")
         for name, (kernel, numbers) in zip(names, found, strict=True)
     ]
 
 
-def compile_all(chips: Iterable[int], tools: Tools) -> list[Row]:
-    """A row for every kernel on these chips; each compiler is a process, or frees Python's lock."""
+def compile_all(archs: Iterable[int], tools: Tools) -> list[Row]:
+    """A row for every kernel and architecture; a compiler is a process, or frees Python's lock."""
     with ThreadPoolExecutor(WORKERS) as pool:
         return [
-            row for rows in pool.map(lambda chip: compile_chip(chip, tools), chips) for row in rows
+            row for rows in pool.map(lambda arch: compile_arch(arch, tools), archs) for row in rows
         ]

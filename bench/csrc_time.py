@@ -21,7 +21,7 @@ from bench.results import ROOT
 from bench.shapes import Workload, square
 from ocvtp_kernels.files import write_aside
 
-CHIP = "V100"
+GPU = "V100"
 GHZ = 1.38
 LAUNCH_S = 2.5e-6  # of a kernel that does next to nothing, in a graph
 BYTES_S = 1.18e12  # between multiprocessors and L2, as row kernels reach
@@ -97,7 +97,7 @@ def page(load: Workload) -> str:
     lines = [
         "# Predicted time of the CUDA C++ kernels",
         "",
-        f"A projection, not a measurement: {CHIP}, B {load.batch}, N {load.num_tokens}, "
+        f"A projection, not a measurement: {GPU}, B {load.batch}, N {load.num_tokens}, "
         f"K {load.num_slots}, D {load.slot_dim},",
         "float16, a frozen pruner with a seed, replayed as one CUDA graph. Numbers are fitted to",
         "an estimate by hand that its author gives 40 % either way.",

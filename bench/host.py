@@ -30,10 +30,10 @@ from bench.timing import Timing, measure
 from ocvtp_kernels import backends
 from ocvtp_kernels.files import write_aside
 from ocvtp_kernels.ops.prune.native.pipeline import prepare
-from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import interpreting
 
-CHIP = 90
+ARCH = 90
 LOAD = square(1, 576, 64, "bfloat16")
 ALLOWED_S = 120e-6  # a prepared call
 CALLS = 10  # in a sample
@@ -82,8 +82,8 @@ def time_calls(load: Workload, seconds: float) -> dict[str, tuple[Verdict, Timin
         return backends._kernels[op]["triton"].run
 
     with (
-        standing_in(CHIP) as driver,
-        pretend(CHIPS[CHIP]),
+        standing_in(ARCH) as driver,
+        pretend(ARCHS[ARCH]),
         mock.patch.object(backends, "choose", choose),
     ):
         calls, inputs = calls_of(load)
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("Triton's interpreter compiles nothing: unset TRITON_INTERPRET")
     torch.set_num_threads(1)
     found = time_calls(LOAD, given.seconds)
-    print(f"{LOAD}, sm_{CHIP}, the driver stood in for")
+    print(f"{LOAD}, sm_{ARCH}, the driver stood in for")
     for name, (verdict, timing) in found.items():
         print(f"{name:9} {describe(timing) if timing else 'refused'}; {verdict.note}")
     if given.output is not None:
@@ -130,7 +130,7 @@ def write(path: Path, found: dict[str, tuple[Verdict, Timing | None]]) -> None:
     top = {
         "kind": "host",
         "device": device_name(torch.device("cpu")),
-        "chip": CHIP,
+        "chip": ARCH,
         "workload": asdict(LOAD),
         "versions": versions(),
         "commit": commit(),

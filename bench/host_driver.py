@@ -59,7 +59,7 @@ class Driver:
 
 @contextmanager
 def standing_in(capability: int) -> Iterator[Driver]:
-    """Within the block there is a chip, which takes tensors on the CPU.
+    """Within the block there is a GPU, which takes tensors on the CPU.
 
     Driver and kernels stay what they are, so this is for a process of its own.
     """

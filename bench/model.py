@@ -1,6 +1,6 @@
 """The performance model: ``python -m bench.model [--chips 90] [--workload 1,576,64] [--detail]``.
 
-Compiles the launches of the whole way for chips that need not be here, reads their instructions
+Compiles the launches of the whole way for GPUs that need not be here, reads their instructions
 (`bench.sass`, `bench.sass_time`) and says how long each may take (`bench.model_time`), held against
 ``bench/budgets/model.json``; ends with status 1 where a step got worse. ``--write-budget`` records
 the times, from which ``ocvtp bench --projections --model bench/budgets/model.json`` makes its page.
@@ -37,12 +37,12 @@ SLACKS = {
 Steps = dict[str, dict[str, Any]]
 
 
-def steps_of(call: Call, chip: Silicon) -> Steps:
+def steps_of(call: Call, gpu: Silicon) -> Steps:
     """Launches by step: how many, their time, and of the slowest what bounds it."""
     groups: dict[str, list[Time]] = {}
     programs: dict[str, int] = {}
     for one in call.launches:
-        groups.setdefault(one.name, []).append(time_of(one, chip, call.footprint))
+        groups.setdefault(one.name, []).append(time_of(one, gpu, call.footprint))
         programs[one.name] = max(programs.get(one.name, 0), one.programs)
     steps: Steps = {}
     for name, times in groups.items():
@@ -65,9 +65,9 @@ def total_us(steps: Steps) -> float:
     return float(sum(step["us"] for step in steps.values()))
 
 
-def key_of(chip: str, load: Workload) -> str:
+def key_of(gpu: str, load: Workload) -> str:
     """What tells a table from others."""
-    return f"{chip} B {load.batch} N {load.num_tokens} K {load.num_slots}"
+    return f"{gpu} B {load.batch} N {load.num_tokens} K {load.num_slots}"
 
 
 def table(steps: Steps) -> str:
@@ -178,9 +178,9 @@ def load_of(text: str) -> Workload:
     return square(batch, num_tokens, num_slots, "bfloat16")
 
 
-def chips_of(text: str) -> list[int]:
+def archs_of(text: str) -> list[int]:
     """Capabilities from ``80,90``."""
-    known = sorted({chip.capability for chip in SILICON.values()})
+    known = sorted({gpu.capability for gpu in SILICON.values()})
     parts = text.split(",")
     if not set(parts) <= set(map(str, known)):
         raise argparse.ArgumentTypeError(f"expected some of {known}, got {text!r}")
@@ -190,7 +190,7 @@ def chips_of(text: str) -> list[int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.model", description=__doc__)
-    parser.add_argument("--chips", type=chips_of, default=[80, 90], help="such as 90; 80,90")
+    parser.add_argument("--chips", type=archs_of, default=[80, 90], help="such as 90; 80,90")
     parser.add_argument("--workload", type=load_of, action="append", help="B,N,K; may be repeated")
     parser.add_argument("--detail", action="store_true", help="the machine code's phases too")
     parser.add_argument("--budget", type=Path, default=BUDGET, help=argparse.SUPPRESS)
@@ -205,10 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             call = compiled_call(load, capability)
             if given.detail:
                 print(f"\n## sm_{capability}, {load}\n\n{detail(call)}")
-            for chip in SILICON.values():
-                if chip.capability == capability:
-                    key = key_of(chip.name, load)
-                    tables[key] = steps_of(call, chip)
+            for gpu in SILICON.values():
+                if gpu.capability == capability:
+                    key = key_of(gpu.name, load)
+                    tables[key] = steps_of(call, gpu)
                     print(f"\n## {key}\n\n{table(tables[key])}", flush=True)
     if given.write_budget:
         try:

@@ -1,4 +1,4 @@
-"""The launches of the whole way on a chip that is not here, compiled, as the model takes them."""
+"""The launches of the whole way on a GPU that is not here, compiled, as the model takes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.model_trips import Branch, Nest, branches
 from bench.sass import Program, read_sass
 from bench.sass_time import Code, code_of
 from bench.shapes import Workload
-from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import Launch, watch
 
 
@@ -29,10 +29,10 @@ class Call(NamedTuple):
     footprint: int
 
 
-def launches_of(load: Workload, chip: int) -> list[Launch]:
+def launches_of(load: Workload, arch: int) -> list[Launch]:
     """What one call of the whole way launches."""
     recorded: list[Launch] = []
-    with pretend(CHIPS[chip]), watch(recorded.append):
+    with pretend(ARCHS[arch]), watch(recorded.append):
         prune(load)
     return recorded
 
@@ -79,7 +79,7 @@ def folded_to(nest: Nest, levels: int) -> Nest:
     return tuple(rounds)
 
 
-def ways_of(program: Program, found: list[Branch], warps: int, chip: int) -> list[Way]:
+def ways_of(program: Program, found: list[Branch], warps: int, arch: int) -> list[Way]:
     """The ways of a launch's programs through its binary."""
     outermost = [loop for loop in program.loops if not loop.depth and program.multiplies(loop)]
     ways = []
@@ -90,7 +90,7 @@ def ways_of(program: Program, found: list[Branch], warps: int, chip: int) -> lis
             for loop in program.loops
             if not program.multiplies(loop) or any(loop == one or one.has(loop) for one in mine)
         ]
-        code = code_of(program, chip, wanted, branch.end, branch.early)
+        code = code_of(program, arch, wanted, branch.end, branch.early)
         steps = zip(rounds_of(code, branch, warps), code.steps, strict=True)
         phases = [(1, code.outside), *((times, step[2]) for times, step in steps if times)]
         ways.append(Way(branch.programs, phases))
@@ -106,13 +106,13 @@ def _read(binary: bytes) -> tuple[int, Program]:
 
 
 def compiled_call(
-    load: Workload, chip: int, launches: Callable[[Workload, int], list[Launch]] = launches_of
+    load: Workload, arch: int, launches: Callable[[Workload, int], list[Launch]] = launches_of
 ) -> Call:
     """A call's launches, compiled; changes the process' driver."""
-    triton.runtime.driver.set_active(StandIn(chip))
+    triton.runtime.driver.set_active(StandIn(arch))
     found: list[Launched] = []
     everything: dict[Any, int] = {}
-    for launch in launches(load, chip):
+    for launch in launches(load, arch):
         job = Job(launch, load.dtype)
         compiled = launch.kernel.warmup(grid=launch.grid, **launch.arguments, **launch.options)
         registers, program = _read(compiled.asm["cubin"])
@@ -128,7 +128,7 @@ def compiled_call(
                 compiled.metadata.shared,
                 bool(launch.options.get("launch_pdl", False)),
                 sum(own.values()),
-                ways_of(program, branches(launch), launch.options["num_warps"], chip),
+                ways_of(program, branches(launch), launch.options["num_warps"], arch),
             )
         )
     return Call(found, sum(everything.values()))

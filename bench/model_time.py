@@ -1,4 +1,4 @@
-"""The time of launches on a chip that is not here, from their binaries' counts.
+"""The time of launches on a GPU that is not here, from their binaries' counts.
 
 A program takes its loops' steps one after another. A step lasts as long as what is busiest: the
 schedulers, the tensor cores, the multiprocessor's port to L2, for all programs that it holds; or
@@ -21,12 +21,12 @@ PORT = 64  # bytes a cycle between a multiprocessor and L2
 
 
 class Silicon(NamedTuple):
-    """What a chip is made of.
+    """What a GPU is made of.
 
     Attributes:
         name: as it is sold.
         capability: 90 for sm_90.
-        multiprocessors: of the whole chip.
+        multiprocessors: of the whole GPU.
         ghz: clock under load.
         shared: bytes of shared memory a multiprocessor, 1 KiB a program taken off.
         l2_tb_s: bytes that L2 gives all multiprocessors together.
@@ -134,13 +134,13 @@ class Time(NamedTuple):
     tensor: float
 
 
-def resident(launched: Launched, chip: Silicon) -> int:
+def resident(launched: Launched, gpu: Silicon) -> int:
     """Programs that a multiprocessor holds at once."""
     registers = -(-launched.registers * 32 // REGISTER_UNIT) * REGISTER_UNIT * launched.warps
     shared = (launched.shared // SHARED_UNIT + 2) * SHARED_UNIT
     return max(
         1,
-        min(REGISTERS // registers, chip.shared // shared, WARPS // launched.warps, PROGRAMS),
+        min(REGISTERS // registers, gpu.shared // shared, WARPS // launched.warps, PROGRAMS),
     )
 
 
@@ -168,10 +168,10 @@ def program_cycles(way: Way, warps: int, together: int) -> tuple[float, dict[str
     return total, bounds
 
 
-def time_of(launched: Launched, chip: Silicon, footprint: int = 0) -> Time:
+def time_of(launched: Launched, gpu: Silicon, footprint: int = 0) -> Time:
     """A launch's time; ``footprint`` is what the whole call's tensors take, in bytes."""
-    together = resident(launched, chip)
-    slots = together * chip.multiprocessors
+    together = resident(launched, gpu)
+    slots = together * gpu.multiprocessors
     full, rest = divmod(launched.programs, slots)
     cycles = 0.0
     bounds: dict[str, float] = {}
@@ -183,7 +183,7 @@ def time_of(launched: Launched, chip: Silicon, footprint: int = 0) -> Time:
             for name, value in by.items():
                 bounds[name] = bounds.get(name, 0.0) + share * value
     if rest:
-        here = ceil(rest / chip.multiprocessors)
+        here = ceil(rest / gpu.multiprocessors)
         last, by = max(
             (program_cycles(way, launched.warps, here) for way in launched.ways),
             key=lambda each: each[0],
@@ -191,17 +191,17 @@ def time_of(launched: Launched, chip: Silicon, footprint: int = 0) -> Time:
         cycles += last
         for name, value in by.items():
             bounds[name] = bounds.get(name, 0.0) + value
-    hertz = chip.ghz * 1e9
+    hertz = gpu.ghz * 1e9
     asked = sum(
         way.programs * launched.warps * times * phase.bytes
         for way in launched.ways
         for times, phase in way.phases
     )
-    crossing = min(launched.bytes, asked) if footprint > chip.l2_mb * 1e6 else 0
+    crossing = min(launched.bytes, asked) if footprint > gpu.l2_mb * 1e6 else 0
     seconds = {
         max(bounds, key=lambda name: bounds[name]): cycles / hertz,
-        "L2": asked / (chip.l2_tb_s * 1e12),
-        "memory": crossing / (chip.hbm_tb_s * 1e12),
+        "L2": asked / (gpu.l2_tb_s * 1e12),
+        "memory": crossing / (gpu.hbm_tb_s * 1e12),
     }
     bound = max(seconds, key=lambda name: seconds[name])
     gap = GAP_S - DEPENDENT_S if launched.dependent else GAP_S
@@ -210,7 +210,7 @@ def time_of(launched: Launched, chip: Silicon, footprint: int = 0) -> Time:
         for way in launched.ways
         for times, phase in way.phases
     )
-    busy = tensor / chip.multiprocessors / hertz
+    busy = tensor / gpu.multiprocessors / hertz
     return Time(
         gap + seconds[bound],
         together,
@@ -221,6 +221,6 @@ def time_of(launched: Launched, chip: Silicon, footprint: int = 0) -> Time:
     )
 
 
-def total_s(launches: Sequence[Launched], chip: Silicon, footprint: int) -> float:
+def total_s(launches: Sequence[Launched], gpu: Silicon, footprint: int) -> float:
     """Seconds of launches one after another."""
-    return sum(time_of(one, chip, footprint).seconds for one in launches)
+    return sum(time_of(one, gpu, footprint).seconds for one in launches)

@@ -27,14 +27,14 @@ def tensor_fmas(one: Instruction) -> int:
     return 0
 
 
-def tensor_cycles(one: Instruction, chip: int) -> float:
+def tensor_cycles(one: Instruction, arch: int) -> float:
     """Cycles that the instruction takes its tensor core; 0 where SASS does not say.
 
     Both operands from shared memory take its port too: 64 rows by 16 and its columns by 16 halves,
     at 128 bytes a cycle. Source: the H100's latencies by shape, arXiv 2402.13499.
     """
     fmas = tensor_fmas(one)
-    rate = TENSOR_FMAS.get(one.kind, {}).get(chip)
+    rate = TENSOR_FMAS.get(one.kind, {}).get(arch)
     if not fmas or rate is None:
         return 0.0
     cycles = fmas / rate
@@ -122,7 +122,7 @@ def hot_loop(program: Program) -> Loop | None:
     )
 
 
-def counts_of(program: Program, chip: int) -> Counts:
+def counts_of(program: Program, arch: int) -> Counts:
     """A binary's counts."""
     loop = hot_loop(program)
     way = way_through(program)
@@ -134,7 +134,7 @@ def counts_of(program: Program, chip: int) -> Counts:
     return Counts(
         len(body),
         sum(i.kind in TENSOR for i in body),
-        sum(tensor_cycles(i, chip) for i in body if i.kind in TENSOR),
+        sum(tensor_cycles(i, arch) for i in body if i.kind in TENSOR),
         copies,
         groups_ahead(body),
         len(way) - len(body),

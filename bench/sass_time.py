@@ -70,8 +70,8 @@ class Code(NamedTuple):
 
 
 class _Warp:
-    def __init__(self, chip: int) -> None:
-        self.chip = chip
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
         self.time = self.waited = 0.0
         self.boards = [0.0] * 8
         self.far = [False] * 8
@@ -97,7 +97,7 @@ class _Warp:
             self._until(self.time + FENCE, True)
         done = self.time + LATENCY.get(kind, READ)
         if kind in TENSOR:
-            self.tensor_free = max(self.tensor_free, self.time) + tensor_cycles(one, self.chip)
+            self.tensor_free = max(self.tensor_free, self.time) + tensor_cycles(one, self.arch)
             done = self.tensor_free + TENSOR_LATENCY
             if "gsb0" in one.operands:
                 self.products.append(done)
@@ -125,10 +125,10 @@ class _Warp:
 
 
 def cycles_alone(
-    program: Program, way: Sequence[int], rounds: dict[Loop, int], chip: int
+    program: Program, way: Sequence[int], rounds: dict[Loop, int], arch: int
 ) -> np.ndarray:
     """Cycles of one warp on this way, each loop taken so many rounds; and those of its waits."""
-    warp = _Warp(chip)
+    warp = _Warp(arch)
     _play(warp, program, list(way), [loop for loop in program.loops if loop in rounds], rounds)
     return np.array((warp.time, warp.waited))
 
@@ -159,7 +159,7 @@ def _play(
 
 def code_of(
     program: Program,
-    chip: int,
+    arch: int,
     wanted: Iterable[Loop] | None = None,
     end: int | None = None,
     early: bool = False,
@@ -170,11 +170,11 @@ def code_of(
     loops = [loop for loop in program.loops if loop.first in on_way]
     # Only the innermost loops have copies in flight from step to step.
     rounds = {loop: 2 if any(map(loop.has, loops)) else ROUNDS for loop in loops}
-    whole = cycles_alone(program, way, rounds, chip)
+    whole = cycles_alone(program, way, rounds, arch)
     total: dict[Loop, np.ndarray] = {}
     for loop in loops:
         around = prod(rounds[other] for other in loops if other.has(loop))
-        longer = cycles_alone(program, way, {**rounds, loop: rounds[loop] + MORE}, chip)
+        longer = cycles_alone(program, way, {**rounds, loop: rounds[loop] + MORE}, arch)
         total[loop] = (longer - whole) / MORE / around
     steps, spent = [], np.zeros(2)
     for loop in loops:
@@ -184,12 +184,12 @@ def code_of(
         body = [n for n in way if loop.first <= n <= loop.last and not _inside(n, inner)]
         multiplies = program.multiplies(loop) > 0
         copies = any(i.kind in COPIES for i in _body(program, way, loop))
-        steps.append((loop.depth, multiplies, _phase(program, body, alone, chip, inner and copies)))
+        steps.append((loop.depth, multiplies, _phase(program, body, alone, arch, inner and copies)))
         if loop.depth == 0:
             spent += rounds[loop] * total[loop]
     rest = [n for n in way if not _inside(n, loops)]
     copies = any(step.copies for _, _, step in steps)
-    return Code(steps, _phase(program, rest, whole - spent, chip, copies))
+    return Code(steps, _phase(program, rest, whole - spent, arch, copies))
 
 
 def _inside(number: int, loops: Iterable[Loop]) -> bool:
@@ -201,7 +201,7 @@ def _body(program: Program, way: Iterable[int], loop: Loop) -> list[Instruction]
 
 
 def _phase(
-    program: Program, numbers: Sequence[int], alone: np.ndarray, chip: int, ahead: object
+    program: Program, numbers: Sequence[int], alone: np.ndarray, arch: int, ahead: object
 ) -> Phase:
     """``ahead``: copies here are of a loop's first steps, and counted there."""
     body = [program.instructions[n] for n in numbers]
@@ -212,7 +212,7 @@ def _phase(
         len(body),
         round(float(max(cycles - together, len(body))), 1),
         round(float(max(together, 0.0)), 1),
-        sum(tensor_cycles(one, chip) for one in body if one.kind in TENSOR),
+        sum(tensor_cycles(one, arch) for one in body if one.kind in TENSOR),
         sum(bytes_moved(one, multiplies) for one in body if not (ahead and one.kind in COPIES)),
         copies,
         groups_ahead(body),

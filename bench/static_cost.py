@@ -28,10 +28,10 @@ from ocvtp_kernels.files import write_aside
 from ocvtp_kernels.ops.prune.triton.pipeline import prune_triton
 from ocvtp_kernels.ops.slot_attention.tiles import ONE_TILE
 from ocvtp_kernels.report.text import markdown, three_digits
-from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import interpreting
 
-CHIP = CHIPS[90]  # of an H200
+ARCH = ARCHS[90]  # of an H200
 BUDGET = Path(__file__).parent / "budgets" / "static_cost.json"
 # Slowest first, so that the others run beside it.
 LOADS = tuple(
@@ -68,7 +68,7 @@ def count_launches(load: Workload, multiply: bool = False) -> list[Count]:
     assert case.pruner is not None
     reference, final, slots_init, importance = case.inputs(0)
     weights = case.pruner.packed()
-    with pretend(CHIP), counting(multiply) as counts:
+    with pretend(ARCH), counting(multiply) as counts:
         prune_triton(reference, final, weights, slots_init, importance, load.budget)
     return counts
 
@@ -172,7 +172,7 @@ def counts_text(found: Steps) -> str:
 PREFACE = f"""# Static cost
 
 Written by `python -m bench.static_cost --output docs/static_cost.md`, not by hand. One call of the
-whole way on Triton kernels, run in Triton's interpreter with the tiles of sm_{CHIP.capability} (an
+whole way on Triton kernels, run in Triton's interpreter with the tiles of sm_{ARCH.capability} (an
 H200), every load, store, atomic and dot counted; nothing is timed, so the figures are the same
 anywhere. *Loaded* and *stored* are the bytes that programs ask for, masked lanes left out. *Memory*
 is the distinct bytes that a launch reads plus those that it writes, summed over launches: what

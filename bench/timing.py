@@ -108,7 +108,7 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in samples}
     order = list(samples)
     for turn in range(count):
-        # Whoever comes first finds the chip at rest; it is another one every round.
+        # Whoever comes first finds the processor at rest; it is another one every round.
         start = turn % len(order)
         for name in order[start:] + order[:start]:
             times[name].append(clock(samples[name]) / counts[name])

@@ -120,12 +120,12 @@ def _why_no_cuda(index: int | None) -> str | None:
     if not isinstance(info, str):
         built = sorted(int(name.replace(".", "")) for name in info.cuda_architectures)
         capability = capability_of(torch.cuda.current_device() if index is None else index)
-        # Code for a chip runs on later ones of its generation; the newest is there as PTX too,
-        # which the driver compiles for anything newer.
-        runs = any(chip // 10 == capability // 10 and chip <= capability for chip in built)
+        # Code for sm_80 runs on later ones of its generation; the newest is there as PTX too, which
+        # the driver compiles for anything newer.
+        runs = any(arch // 10 == capability // 10 and arch <= capability for arch in built)
         if built and not runs and capability < built[-1]:
-            chips = ", ".join(f"sm_{chip}" for chip in built)
-            return f"the CUDA kernels are built for {chips}, which sm_{capability} does not run"
+            archs = ", ".join(f"sm_{arch}" for arch in built)
+            return f"the CUDA kernels are built for {archs}, which sm_{capability} does not run"
     return None
 
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
 from ocvtp_kernels import backends
-from ocvtp_kernels.triton_common import archs as chips
+from ocvtp_kernels.triton_common import archs
 from tests import evaluated
 
 META = torch.device("meta")
@@ -88,7 +88,7 @@ def pytest_configure() -> None:
     from tests import cases
 
     cases.DEVICE = META
-    chips._pretended.set(chips.CHIPS[90])
+    archs._pretended.set(archs.ARCHS[90])
     JITFunction.run = launch
     torch.testing.assert_close = assert_close
     # `use_backend` allows Triton's kernels without a GPU where they are interpreted.

@@ -61,7 +61,7 @@ def test_a_kernel_for_other_devices_says_why() -> None:
     assert "not on cpu" in str(backends.why_not("prune", "triton", "cpu"))
 
 
-def test_the_gpu_kernels_are_chosen_by_chip_and_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_kernels_are_chosen_by_arch_and_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -123,7 +123,7 @@ def test_rows_without_a_channel_are_left_to_other_backends(name: str) -> None:
         torch.testing.assert_close(got, plain)
 
 
-def test_the_cuda_kernels_serve_the_chips_that_they_were_built_for(
+def test_the_cuda_kernels_serve_the_archs_that_they_were_built_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     info = SimpleNamespace(cuda_architectures=())
@@ -149,8 +149,8 @@ def test_the_cuda_kernels_serve_the_chips_that_they_were_built_for(
         monkeypatch.setattr(backends, "capability_of", lambda _, here=capability: here)
         backends._why_no_cuda.cache_clear()
         reason = backends.why_not("prune", "cuda", "cuda")
-        chips = ", ".join(f"sm_{chip.replace('.', '')}" for chip in built.split())
-        said = f"the CUDA kernels are built for {chips}, which sm_{capability} does not run"
+        archs = ", ".join(f"sm_{arch.replace('.', '')}" for arch in built.split())
+        said = f"the CUDA kernels are built for {archs}, which sm_{capability} does not run"
         assert reason == (None if runs else said)
     monkeypatch.setattr(backends, "capability_of", lambda _: 86)
     assert backends.chosen("prune", "cuda:0") == "triton"

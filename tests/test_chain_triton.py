@@ -23,7 +23,7 @@ from tests.cases import (
 pytest.importorskip("triton", reason="triton is not installed")
 
 from ocvtp_kernels.ops.prune.triton.pipeline import prune_triton
-from ocvtp_kernels.triton_common.archs import CHIPS, Chip, chip_of, pretend
+from ocvtp_kernels.triton_common.archs import ARCHS, GpuArch, arch_of, pretend
 from ocvtp_kernels.triton_common.launch import Launch, watch
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
@@ -76,9 +76,9 @@ SMALL = [(num_slots, num_tokens) for num_slots in SLOTS for num_tokens in (1, 50
 LARGE = [*zip(SLOTS, 4 * (576, 577), strict=True)]
 
 
-def few_programs() -> Chip:
+def few_programs() -> GpuArch:
     """What there is, with the largest tiles: the interpreter then runs few programs."""
-    return chip_of(DEVICE)._replace(multiprocessors=1)
+    return arch_of(DEVICE)._replace(multiprocessors=1)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def launches(
     shapes = ((batch, num_tokens, width), (batch, num_tokens, 6), (batch, num_slots, dim))
     reference, final, slots = (torch.empty(shape, dtype=dtype, device="meta") for shape in shapes)
     weights = [weight.to("meta", dtype) for weight in pruner.packed()]
-    with watch(seen.append), pretend(CHIPS[90]):
+    with watch(seen.append), pretend(ARCHS[90]):
         prune_triton(reference, final, weights, slots, final[..., 0], min(num_slots, num_tokens))
     return seen
 

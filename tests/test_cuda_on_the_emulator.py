@@ -313,7 +313,7 @@ def every_op(ops: Any, dtype: torch.dtype, images: slice) -> dict[str, Tensor]:
     def rows(width: int, seed: int, kind: torch.dtype = dtype) -> Tensor:
         return random_tokens(4, 3, width, seed=seed, dtype=kind)[images].reshape(-1, width)
 
-    # One image leaves the emulated chip idle, four do not: blocks take one group of tokens, or all.
+    # One image leaves the emulated GPU idle, four do not: blocks take one group of tokens, or all.
     case = Competition((4, 9, 200, 24, 40), dtype)
     assert case.constant is not None and case.mask is not None
     q, k, v, constant, mask = (

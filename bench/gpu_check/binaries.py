@@ -54,15 +54,15 @@ def written(value: Any) -> Any:
     raise TypeError(f"a kernel's argument: expected a tensor, number or string, got {value!r}")
 
 
-def write(path: Path, chip: int, binaries: Iterable[Binary]) -> None:
+def write(path: Path, arch: int, binaries: Iterable[Binary]) -> None:
     """Writes a list of binaries, never by halves."""
-    top = {"chip": chip, "triton": triton.__version__, "binaries": [b._asdict() for b in binaries]}
+    top = {"chip": arch, "triton": triton.__version__, "binaries": [b._asdict() for b in binaries]}
     text = json.dumps(top) + "\n"
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def read(path: Path) -> tuple[int, list[Binary]]:
-    """The chip and the binaries of a list.
+    """The architecture and the binaries of a list.
 
     Raises:
         ValueError: it is none, or one for another Triton.

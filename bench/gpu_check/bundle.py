@@ -1,7 +1,7 @@
 """Makes beforehand, without a GPU, what would take a GPU's time: ``.gpu/``.
 
 ``python -m bench.gpu_check.bundle [--chip 90]``, in an environment of the GPU machine's Python,
-torch, Triton and transformers: the native objects for its chip, Triton's cache with every kernel
+torch, Triton and transformers: the native objects for its GPU, Triton's cache with every kernel
 that a stage launches, the list of them, and the wheels of other people's kernels.
 ``--check`` finds the launches again, from wherever it is run, and asks the bundle's cache for each.
 """
@@ -96,31 +96,31 @@ def pack(cache: Path, archive: Path) -> None:
                 packed.add(path, path.relative_to(cache))
 
 
-def record(chip: int, folder: Path) -> list[Path]:
+def record(arch: int, folder: Path) -> list[Path]:
     """The lists of what every stage launches, each found in processes of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     others = folder / "others.json"
-    _call("-m", "bench.gpu_check.launches", str(chip), str(others))
+    _call("-m", "bench.gpu_check.launches", str(arch), str(others))
     for stage, mark in TESTS.items():
         _call(
             *("-m", "pytest", "-p", "bench.gpu_check.record_tests", "--assert=plain", "-m", mark),
             *("-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal", "-W", "ignore"),
             *("--tb=line", "-r", "fE", *tests_marked(mark)),
-            OCVTP_RECORD_CHIP=str(chip),
+            OCVTP_RECORD_CHIP=str(arch),
             OCVTP_RECORD_STAGE=stage,
             OCVTP_RECORD_FOLDER=str(folder),
         )
     return sorted(folder.glob("*.json"))
 
 
-def native(chip: int, target: Path) -> None:
-    """The native objects for a chip, out of a wheel: those of the source tree stay as they are."""
+def native(arch: int, target: Path) -> None:
+    """The native objects for a GPU, out of a wheel: those of the source tree stay as they are."""
     with tempfile.TemporaryDirectory() as folder:
         _call(
             *("-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"),
             *("--no-build-isolation", "-w", folder, "."),
             OCVTP_NATIVE="cuda",
-            OCVTP_CUDA_ARCHITECTURES=f"{chip // 10}.{chip % 10}",
+            OCVTP_CUDA_ARCHITECTURES=f"{arch // 10}.{arch % 10}",
         )
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
@@ -136,17 +136,17 @@ def _call(*arguments: str, **environment: str) -> None:
     subprocess.run([sys.executable, *arguments], cwd=ROOT, env=given, check=True)
 
 
-def make(chip: int, target: Path) -> int:
+def make(arch: int, target: Path) -> int:
     """Makes a bundle; returns the exit status."""
     aside = target.with_name(f"{target.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     with tempfile.TemporaryDirectory() as folder:
-        lists = record(chip, Path(folder))
+        lists = record(arch, Path(folder))
         from bench.gpu_check import binaries
 
         found = binaries.merged(binaries.read(path)[1] for path in lists)
-        binaries.write(aside / LIST, chip, found)
+        binaries.write(aside / LIST, arch, found)
         cache = Path(folder) / "cache"
         processes = str(os.cpu_count() or 2)
         _call(
@@ -154,7 +154,7 @@ def make(chip: int, target: Path) -> int:
             TRITON_CACHE_DIR=str(cache),
         )
         pack(cache, aside / CACHE)
-    native(chip, aside)
+    native(arch, aside)
     for wheel in WHEELS:
         command = ("-m", "pip", "download", "--quiet", "--no-deps", "-d", str(aside), wheel)
         try:
@@ -163,7 +163,7 @@ def make(chip: int, target: Path) -> int:
             print(f"{wheel} is left out: pip finds none", flush=True)
     manifest = {
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "chip": f"sm_{chip}",
+        "chip": f"sm_{arch}",
         "commit": commit(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "triton", "transformers")},

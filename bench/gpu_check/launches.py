@@ -1,4 +1,4 @@
-"""The Triton binaries that the check launches on a chip, found without one.
+"""The Triton binaries that the check launches on an architecture, found without one.
 
 Nothing runs: a launch is recorded, and the memory that it would have filled holds zeros. The tests
 run as they are, under `bench.rehearsal`; what the bench launches at real sizes is asked for on
@@ -25,7 +25,7 @@ from bench.cases import CASES, outputs_of
 from bench.compiled_binaries import StandIn
 from bench.gpu_check.binaries import ALIGNMENT, Binary, write, written
 from ocvtp_kernels import backends
-from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 
 EMPTIES = ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (Tensor, "new_empty"))
 
@@ -122,16 +122,16 @@ class _Undrawn(TorchFunctionMode):
 
 
 @contextmanager
-def recording(chip: int) -> Iterator[Recorder]:
-    """Within the block Triton's kernels are recorded, as for ``chip``, and not run."""
+def recording(arch: int) -> Iterator[Recorder]:
+    """Within the block Triton's kernels are recorded, as for ``arch``, and not run."""
     recorder = Recorder()
 
     def note(*args: Any, **kwargs: Any) -> None:
         recorder.note(*args, **kwargs)
 
-    triton.runtime.driver.set_active(StandIn(chip))
+    triton.runtime.driver.set_active(StandIn(arch))
     with ExitStack() as stack:
-        stack.enter_context(pretend(CHIPS[chip]))
+        stack.enter_context(pretend(ARCHS[arch]))
         stack.enter_context(mock.patch.object(JITFunction, "run", note))
         stack.enter_context(mock.patch.object(backends, "choose", _choose))
         yield recorder
@@ -250,12 +250,12 @@ STAGES: dict[str, Callable[[], None]] = {
 
 
 def main() -> int:
-    """``python -m bench.gpu_check.launches CHIP FILE``: the list of all stages but the tests."""
-    chip, path = int(sys.argv[1]), Path(sys.argv[2])
-    with recording(chip) as recorder:
+    """``python -m bench.gpu_check.launches ARCH FILE``: the list of all stages but the tests."""
+    arch, path = int(sys.argv[1]), Path(sys.argv[2])
+    with recording(arch) as recorder:
         for recorder.stage, launch in STAGES.items():
             launch()
-    write(path, chip, recorder.binaries())
+    write(path, arch, recorder.binaries())
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Whether the native objects load for a device, and know its chip: status 0, or 1 and why not.
+"""Whether the native objects load for a device, and know the GPU: status 0, or 1 and why not.
 
 ``python -m bench.gpu_check.native_here cuda|cpu``. Status 2 where there is no such device; of a GPU
-it tells the chip, ``chip 9.0``.
+it tells the compute capability, ``chip 9.0``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ocvtp_kernels.triton_common.archs import capability_of
 NO_DEVICE = 2
 
 
-def chip() -> str:
+def arch() -> str:
     """The GPU's, as CMake names it."""
     capability = capability_of(torch.cuda.current_device())
     return f"{capability // 10}.{capability % 10}"
@@ -28,8 +28,8 @@ def why_not(device: str) -> str | None:
     info = native.build_info()
     if reason is not None or isinstance(info, str):
         return reason or str(info)
-    if device == "cuda" and chip() not in info.cuda_architectures:
-        return f"built for {', '.join(info.cuda_architectures)}, this is {chip()}"
+    if device == "cuda" and arch() not in info.cuda_architectures:
+        return f"built for {', '.join(info.cuda_architectures)}, this is {arch()}"
     return None
 
 
@@ -39,7 +39,7 @@ def main(device: str) -> int:
         if not torch.cuda.is_available():
             print(f"torch {torch.__version__} sees no GPU")
             return NO_DEVICE
-        print(f"chip {chip()}")
+        print(f"chip {arch()}")
     said = why_not(device)
     print(said or "here")
     return int(said is not None)

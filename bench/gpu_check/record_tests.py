@@ -20,7 +20,7 @@ from bench.gpu_check.launches import recording, zeros
 from bench.rehearsal import standing_in
 from tests import evaluated
 
-CHIP, STAGE, FOLDER = "OCVTP_RECORD_CHIP", "OCVTP_RECORD_STAGE", "OCVTP_RECORD_FOLDER"
+ARCH, STAGE, FOLDER = "OCVTP_RECORD_CHIP", "OCVTP_RECORD_STAGE", "OCVTP_RECORD_FOLDER"
 # The others trace the op, which launches nothing else.
 EAGER_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 _stack = ExitStack()
@@ -36,7 +36,7 @@ def pytest_configure() -> None:
     torch.library.opcheck = partial(torch.library.opcheck, test_utils=EAGER_CHECKS)
     torch.set_num_threads(1)
     _stack.enter_context(standing_in())
-    _recorder = _stack.enter_context(recording(int(os.environ[CHIP])))
+    _recorder = _stack.enter_context(recording(int(os.environ[ARCH])))
     _stack.enter_context(zeros())
     _recorder.stage = os.environ[STAGE]
 
@@ -44,5 +44,5 @@ def pytest_configure() -> None:
 def pytest_sessionfinish() -> None:
     """Writes what this process found."""
     path = Path(os.environ[FOLDER]) / f"{os.environ[STAGE]}-{os.getpid()}.json"
-    write(path, int(os.environ[CHIP]), _recorder.binaries())
+    write(path, int(os.environ[ARCH]), _recorder.binaries())
     _stack.close()

@@ -38,8 +38,8 @@ def _machine(summary: dict[str, Any]) -> Iterator[str]:
     facts = summary["facts"].get("smoke", {})
     versions = facts.get("versions", {})
     said = ", ".join(f"{name} {version}" for name, version in versions.items())
-    chip = f", {facts['chip']}, driver {facts.get('driver')}" if "chip" in facts else ""
-    yield f"{facts.get('device', summary['device'])}{chip}; {said}; commit {summary['commit']}"
+    arch = f", {facts['chip']}, driver {facts.get('driver')}" if "chip" in facts else ""
+    yield f"{facts.get('device', summary['device'])}{arch}; {said}; commit {summary['commit']}"
     first = [one for one in facts.get("answers", []) if one.get("seconds")]
     if first:
         yield "smoke: " + ", ".join(

@@ -53,7 +53,7 @@ def _ask(check: Check, *arguments: str, share: float = 1.0) -> int:
 
 
 def build(check: Check) -> Outcome:
-    """The native objects, unless those of the bundle are of this chip; on a GPU they must load."""
+    """The native objects, unless those of the bundle are for this GPU; on a GPU they must load."""
     status = check.python("-m", "bench.gpu_check.native_here", check.device)
     if status == 0:
         return Outcome(0, "the native objects are here")
@@ -64,9 +64,9 @@ def build(check: Check) -> Outcome:
     arguments = ("--disable-pip-version-check", "install", "--no-build-isolation", "--no-deps")
     native = {"OCVTP_NATIVE": "cuda" if check.cuda else "1"}
     if check.cuda:
-        # For this GPU alone: compiling for every chip takes minutes.
-        chips = re.findall(r"^chip (\S+)$", check.said(), re.MULTILINE)
-        native["OCVTP_CUDA_ARCHITECTURES"] = " ".join(chips[:1])
+        # For this GPU alone: compiling for every architecture takes minutes.
+        archs = re.findall(r"^chip (\S+)$", check.said(), re.MULTILINE)
+        native["OCVTP_CUDA_ARCHITECTURES"] = " ".join(archs[:1])
     status = check.python("-m", "pip", *arguments, "-e", ".", share=0.7, **native)
     if status == 0:
         status = check.python("-m", "bench.gpu_check.native_here", check.device, share=0.1)

@@ -38,12 +38,12 @@ class Prepared(NamedTuple):
     failure: str = ""
 
 
-def prepare(chip: int, binary: Binary) -> Prepared:
+def prepare(arch: int, binary: Binary) -> Prepared:
     """Compiles one binary where the cache lacks it; for a process of its own.
 
-    The process' Triton then believes in a GPU of this chip.
+    The process' Triton then believes in a GPU of this architecture.
     """
-    triton.runtime.driver.set_active(StandIn(chip))
+    triton.runtime.driver.set_active(StandIn(arch))
     module, name = binary.kernel.split(":")
     hits: list[bool] = []
     knobs.compilation.listener = lambda **told: hits.append(told["cache_hit"])
@@ -81,10 +81,10 @@ def _libcuda() -> str:
     return folder
 
 
-def warm(chip: int, binaries: Sequence[Binary], processes: int) -> list[Prepared]:
+def warm(arch: int, binaries: Sequence[Binary], processes: int) -> list[Prepared]:
     """Prepares all binaries in so many processes."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(prepare, [chip] * len(binaries), binaries, chunksize=4))
+        return list(pool.map(prepare, [arch] * len(binaries), binaries, chunksize=4))
 
 
 def report(prepared: Iterable[Prepared]) -> tuple[str, int]:
@@ -115,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--strict", action="store_true", help="a miss is a failure")
     given = parser.parse_args(arguments)
     found = [read(path) for path in given.lists]
-    (chip,) = {chip for chip, _ in found}
-    prepared = warm(chip, merged(binaries for _, binaries in found), given.processes)
+    (arch,) = {arch for arch, _ in found}
+    prepared = warm(arch, merged(binaries for _, binaries in found), given.processes)
     said, missed = report(prepared)
     print(said)
     failed = any(one.failure for one in prepared)

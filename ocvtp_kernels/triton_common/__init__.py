@@ -1,1 +1,1 @@
-"""What all Triton kernels share: chips, launching, and arithmetic that Triton lacks."""
+"""What all Triton kernels share: architectures, launching, and arithmetic that Triton lacks."""

@@ -1,4 +1,4 @@
-"""The chips that the tile tables know."""
+"""The architectures that the tile tables know."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 OLDEST = 80
 
 
-class Chip(NamedTuple):
-    """A class of chips. Sources: CUDA C++ Programming Guide, "Compute Capabilities"; NVIDIA's
+class GpuArch(NamedTuple):
+    """A GPU architecture. Sources: CUDA C++ Programming Guide, "Compute Capabilities"; NVIDIA's
     whitepapers of each architecture for the products.
     """
 
@@ -24,18 +24,18 @@ class Chip(NamedTuple):
     products: int  # in half precision, summed in float32, a cycle and multiprocessor
 
 
-CHIPS = {
-    chip.capability: chip
-    for chip in (
-        Chip(80, 108, 163 * 1024, 1024),
-        Chip(86, 82, 99 * 1024, 256),
-        Chip(89, 128, 99 * 1024, 256),
-        Chip(90, 132, 227 * 1024, 2048),
-        Chip(100, 148, 227 * 1024, 4096),
-        Chip(120, 170, 99 * 1024, 256),
+ARCHS = {
+    arch.capability: arch
+    for arch in (
+        GpuArch(80, 108, 163 * 1024, 1024),
+        GpuArch(86, 82, 99 * 1024, 256),
+        GpuArch(89, 128, 99 * 1024, 256),
+        GpuArch(90, 132, 227 * 1024, 2048),
+        GpuArch(100, 148, 227 * 1024, 4096),
+        GpuArch(120, 170, 99 * 1024, 256),
     )
 }
-_pretended: ContextVar[Chip | None] = ContextVar("ocvtp_chip", default=None)
+_pretended: ContextVar[GpuArch | None] = ContextVar("ocvtp_arch", default=None)
 
 
 @cache
@@ -45,33 +45,33 @@ def capability_of(index: int) -> int:
     return 10 * major + minor
 
 
-def nearest(capability: int) -> Chip:
-    """The newest known chip that is no newer than ``capability``."""
-    return CHIPS[max(known for known in CHIPS if known <= max(capability, OLDEST))]
+def nearest(capability: int) -> GpuArch:
+    """The newest known architecture that is no newer than ``capability``."""
+    return ARCHS[max(known for known in ARCHS if known <= max(capability, OLDEST))]
 
 
-def chip_of(device: torch.device) -> Chip:
-    """The chip whose tile tables serve ``device``; off the GPU, the oldest."""
+def arch_of(device: torch.device) -> GpuArch:
+    """The architecture whose tile tables serve ``device``; off the GPU, the oldest."""
     pretended = _pretended.get()
     if pretended is not None:
         return pretended
     if device.type != "cuda":
-        return CHIPS[OLDEST]
+        return ARCHS[OLDEST]
     index = torch.cuda.current_device() if device.index is None else device.index
-    return _chip(index)
+    return _arch(index)
 
 
 @cache
-def _chip(index: int) -> Chip:
+def _arch(index: int) -> GpuArch:
     known = nearest(capability_of(index))
     here = torch.cuda.get_device_properties(index).multi_processor_count
     return known._replace(multiprocessors=here)
 
 
 @contextmanager
-def pretend(chip: Chip) -> Iterator[None]:
-    """Within the block every device counts as ``chip``, to look at launches for another."""
-    token = _pretended.set(chip)
+def pretend(arch: GpuArch) -> Iterator[None]:
+    """Within the block every device counts as ``arch``, to look at launches for another."""
+    token = _pretended.set(arch)
     try:
         yield
     finally:

@@ -44,7 +44,7 @@ NEAREST = WalkTile(64, 16, 4)
 
 
 def pivot_tile(num_tokens: int, depth: int) -> WalkTile:
-    """Points a program and channels a step; few points, so that one image fills the chip."""
+    """Points a program and channels a step; few points, so that one image fills the GPU."""
     return WalkTile(4 if num_tokens <= 1024 else 8, min(power_of_two(depth), 256), 4)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.archs import arch_of
 
 
 class Launch(NamedTuple):
@@ -70,7 +70,7 @@ def _dependent(arguments: dict[str, Any]) -> bool:
     if interpreting():
         return False
     device = next(each.device for each in arguments.values() if isinstance(each, torch.Tensor))
-    return chip_of(device).capability >= DEPENDENT
+    return arch_of(device).capability >= DEPENDENT
 
 
 @contextmanager

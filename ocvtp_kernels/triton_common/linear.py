@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.archs import arch_of
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
 from ocvtp_kernels.triton_common.launch import dot_precision, launch
 from ocvtp_kernels.triton_common.linear_tiles import LinearTile, ceil_div, linear_tile
@@ -217,8 +217,8 @@ class Linear(NamedTuple):
     def tile(self) -> LinearTile:
         """The block of the output that a program takes."""
         batch, rows, _ = self.x.shape
-        chip = chip_of(self.x.device)
-        return linear_tile(chip, self.weight.dtype, batch * rows, self.weight.shape[0])
+        arch = arch_of(self.x.device)
+        return linear_tile(arch, self.weight.dtype, batch * rows, self.weight.shape[0])
 
     def programs(self, tile: LinearTile) -> int:
         """Blocks of the output."""

@@ -1,4 +1,4 @@
-"""Tiles of the Linear, per chip: static, never chosen by timing at run time."""
+"""Tiles of the Linear, per GPU architecture: static, never chosen by timing at run time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ocvtp_kernels.triton_common.archs import Chip
+from ocvtp_kernels.triton_common.archs import GpuArch
 
 
 class LinearTile(NamedTuple):
@@ -48,8 +48,8 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# Within a chip and dtype the depth is one, and so is the matrix instruction: fewer than 64 rows
-# would take another on sm_90 and sm_100. Sums then run in the same order whatever the batch.
+# Within an architecture and dtype the depth is one, and so is the matrix instruction: fewer than 64
+# rows would take another on sm_90 and sm_100. Sums then run in the same order whatever the batch.
 _TALL = (
     LinearTile(64, 16, 64, 4, 7),
     LinearTile(64, 32, 64, 4, 6),
@@ -78,11 +78,11 @@ SINGLE = tuple(LinearTile(side, side, 32, 4, 3) for side in (64, 32, 16))
 
 
 @lru_cache(1024)
-def linear_tile(chip: Chip, dtype: torch.dtype, rows: int, columns: int) -> LinearTile:
+def linear_tile(arch: GpuArch, dtype: torch.dtype, rows: int, columns: int) -> LinearTile:
     """The Linear's tile for an output of ``rows`` by ``columns``."""
     if dtype == torch.float32:
-        return first_that_fills(SINGLE, chip, rows, columns)
-    return cheapest(HALF[chip.capability], chip, rows, columns)
+        return first_that_fills(SINGLE, arch, rows, columns)
+    return cheapest(HALF[arch.capability], arch, rows, columns)
 
 
 # Numbers in half precision a cycle: what a multiprocessor takes of L2, and what each gets of it
@@ -92,7 +92,7 @@ STEP = 3  # cycles a number of the depth takes at least, waiting
 
 
 def cheapest(
-    table: Sequence[LinearTile], chip: Chip, rows: int, columns: int, weights: int = 1
+    table: Sequence[LinearTile], arch: GpuArch, rows: int, columns: int, weights: int = 1
 ) -> LinearTile:
     """The tile whose products take the fewest cycles by what they fetch and multiply.
 
@@ -102,24 +102,24 @@ def cheapest(
 
     def cycles(tile: LinearTile) -> float:
         programs = ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns)
-        most = ceil_div(programs, chip.multiprocessors)
+        most = ceil_div(programs, arch.multiprocessors)
         fetched = tile.rows + weights * tile.columns
         return max(
             STEP,
             most * fetched / PORT,
-            programs * fetched / (FAIR_SHARE * chip.multiprocessors),
-            most * tile.rows * weights * tile.columns / chip.products,
+            programs * fetched / (FAIR_SHARE * arch.multiprocessors),
+            most * tile.rows * weights * tile.columns / arch.products,
         )
 
     return min(table, key=cycles)
 
 
 def first_that_fills(
-    table: Sequence[LinearTile], chip: Chip, rows: int, columns: int
+    table: Sequence[LinearTile], arch: GpuArch, rows: int, columns: int
 ) -> LinearTile:
     """The largest tile that still gives most multiprocessors a program, else the smallest."""
     for tile in table:
         programs = ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns)
-        if 4 * programs >= 3 * chip.multiprocessors:
+        if 4 * programs >= 3 * arch.multiprocessors:
             return tile
     return table[-1]

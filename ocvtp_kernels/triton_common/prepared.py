@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.archs import arch_of
 from ocvtp_kernels.triton_common.launch import dot_precision, interpreting, observed, record
 from ocvtp_kernels.triton_common.recipe import Recipe
 from ocvtp_kernels.triton_common.recorder import SPECIALIZED, NotPreparable, Recorder
@@ -159,7 +159,7 @@ def _call_of(args: Sequence[Any], kwargs: dict[str, Any]) -> _Call | None:
         None if len(set(addresses)) == len(addresses) else tuple(map(addresses.index, addresses)),
         device,
         current,
-        chip_of(device),
+        arch_of(device),
         dot_precision(torch.float32),
     )
     return _Call(key, tensors, addresses, current)

@@ -2,7 +2,7 @@
 
 The report that is compiled here is the short one (see `bench.compiled_launches.plan`): everything
 in bfloat16 for sm_90, Slot Attention and the chain for sm_80 and sm_100, and the chain alone for
-the other chips and, on sm_80, in float32; of binaries that differ only in what Triton tells of
+the other GPUs and, on sm_80, in float32; of binaries that differ only in what Triton tells of
 numbers, one. For sm_86 only what sm_89 does not have too: their binaries have the same figures, as
 the whole report recorded them.
 """
@@ -27,7 +27,7 @@ from bench.compiled_budget import Budget, Rules, expected_instruction, violation
 from bench.compiled_launches import TWINS, Part, launches, plan, prune
 from bench.results import ROOT
 from bench.sass_counts import Counts
-from ocvtp_kernels.triton_common.archs import CHIPS
+from ocvtp_kernels.triton_common.archs import ARCHS
 
 PAGE = ROOT / "docs" / "compiled.md"
 COUNTS = Counts(97, 4, 48.5, 6, 4, 400)
@@ -63,9 +63,9 @@ def test_what_breaks_the_budget_is_said(changes: dict[str, object], sentence: st
     assert said.startswith("sm_90 linear ") and sentence in said
 
 
-def test_more_shared_memory_than_the_chip_has_is_said() -> None:
+def test_more_shared_memory_than_the_arch_has_is_said() -> None:
     said = violations([ROW._replace(shared=240_000)], ALLOWED, "3.9")
-    assert any(f"240000 bytes, the chip has {CHIPS[90].shared_bytes}" in each for each in said)
+    assert any(f"240000 bytes, the GPU has {ARCHS[90].shared_bytes}" in each for each in said)
 
 
 def test_a_dependent_launch_waits_before_it_touches_memory() -> None:
@@ -84,7 +84,7 @@ def test_registers_are_compared_within_one_version_of_triton() -> None:
     ("changes", "instruction"),
     [
         ({}, "wgmma"),
-        ({"chip": 80}, "mma.sync"),
+        ({"arch": 80}, "mma.sync"),
         ({"dtype": "float32"}, "none"),
         ({"kernel": "best"}, "none"),
         ({"tile": "QUERIES 16 KEYS 128"}, "mma.sync"),
@@ -105,7 +105,7 @@ def test_the_worst_of_two_binaries_counts() -> None:
     assert worst(ROW, other) == worst(other, ROW) == ROW._replace(stack=8, instruction="mma.sync")
 
 
-def test_recording_replaces_a_chip_and_keeps_the_others(tmp_path: Path) -> None:
+def test_recording_replaces_an_arch_and_keeps_the_others(tmp_path: Path) -> None:
     kept, gone = {"kept": {"registers": 1.0}}, {"gone": {"registers": 2.0}}
     old = Budget("3.9", RULES, {"80": kept, "90": gone}, {"90": {"gone": "It is slow."}})
     old.with_rows([ROW, ROW._replace(kernel="broken", failure="no")], "3.9").write(
@@ -137,37 +137,37 @@ def test_another_version_of_triton_needs_no_reason() -> None:
     assert ALLOWED.with_rows(longer, "3.10").rows["90"][ROW.key]["step"] == 200
 
 
-def test_the_budget_knows_every_chip() -> None:
+def test_the_budget_knows_every_arch() -> None:
     budget = Budget.read(BUDGET)
-    assert set(budget.rows) == set(budget.rules.instructions) == set(map(str, CHIPS))
-    known = {chip: its.keys() for chip, its in budget.rows.items()}
-    assert all(reasons.keys() <= known[chip] for chip, reasons in budget.reasons.items())
+    assert set(budget.rows) == set(budget.rules.instructions) == set(map(str, ARCHS))
+    known = {arch: its.keys() for arch, its in budget.rows.items()}
+    assert all(reasons.keys() <= known[arch] for arch, reasons in budget.reasons.items())
 
 
-def test_the_short_plan_covers_every_chip_and_part_of_the_whole() -> None:
-    short, whole = plan(list(CHIPS), True), plan(list(CHIPS), False)
-    assert {part.chip for part in short} == set(CHIPS)
+def test_the_short_plan_covers_every_arch_and_part_of_the_whole() -> None:
+    short, whole = plan(list(ARCHS), True), plan(list(ARCHS), False)
+    assert {part.arch for part in short} == set(ARCHS)
     for part in short:
         assert any(part[:2] == other[:2] for other in whole)
         assert prune in part.launchers
 
 
-@pytest.mark.parametrize(("chip", "twin"), TWINS.items())
-def test_what_is_left_out_for_a_chip_is_compiled_for_its_twin(chip: int, twin: int) -> None:
-    parts = [part for part in plan(list(CHIPS), True) if part.chip in (chip, twin)]
+@pytest.mark.parametrize(("arch", "twin"), TWINS.items())
+def test_what_is_left_out_for_an_arch_is_compiled_for_its_twin(arch: int, twin: int) -> None:
+    parts = [part for part in plan(list(ARCHS), True) if part.arch in (arch, twin)]
     compiled = {job.decides for part in parts for job in launches(part)}
-    (alone,) = plan([chip], True)
-    chain = launches(Part(chip, "bfloat16", (prune,), (), alone.batches))
+    (alone,) = plan([arch], True)
+    chain = launches(Part(arch, "bfloat16", (prune,), (), alone.batches))
     assert {job.decides for job in chain} <= compiled
     # Without its twin it is whole.
     assert launches(alone) == chain
-    assert CHIPS[chip].shared_bytes == CHIPS[twin].shared_bytes
+    assert ARCHS[arch].shared_bytes == ARCHS[twin].shared_bytes
 
 
-@pytest.mark.parametrize(("chip", "twin"), TWINS.items())
-def test_the_whole_report_found_the_same_binaries_for_twins(chip: int, twin: int) -> None:
+@pytest.mark.parametrize(("arch", "twin"), TWINS.items())
+def test_the_whole_report_found_the_same_binaries_for_twins(arch: int, twin: int) -> None:
     tables = tables_of(PAGE.read_text(encoding="utf-8"))
-    ours, theirs = ({tuple(row[:5]): row for row in tables[f"sm_{c}"]} for c in (chip, twin))
+    ours, theirs = ({tuple(row[:5]): row for row in tables[f"sm_{c}"]} for c in (arch, twin))
     shared = ours.keys() & theirs.keys()
     assert len(shared) > 100
     # Of instructions there may be some more or less.
@@ -184,7 +184,7 @@ def test_a_page_has_a_row_for_each_row() -> None:
     rows = [
         ROW,
         ROW._replace(kernel="gru", stages=None, counts=Counts(outside=70)),
-        ROW._replace(chip=80, failure="no"),
+        ROW._replace(arch=80, failure="no"),
     ]
     tables = tables_of(page(rows, "3.9"))
     assert tables["sm_90"] == [
@@ -209,12 +209,12 @@ def tables_of(text: str) -> dict[str, list[list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("chip", CHIPS)
-def test_the_committed_page_has_every_kernel_of_the_chain(chip: int) -> None:
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_committed_page_has_every_kernel_of_the_chain(arch: int) -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert f"Triton {Budget.read(BUDGET).triton}" in text
-    on_page = {row[0] for row in tables_of(text)[f"sm_{chip}"]}
-    assert {job.kernel for job in launches(Part(chip, "bfloat16", (prune,)))} <= on_page
+    on_page = {row[0] for row in tables_of(text)[f"sm_{arch}"]}
+    assert {job.kernel for job in launches(Part(arch, "bfloat16", (prune,)))} <= on_page
 
 
 def report(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

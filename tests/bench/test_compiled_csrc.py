@@ -14,8 +14,8 @@ import pytest
 from bench import compiled_csrc
 from bench.compiled_csrc import BUDGET, Budget, Rules, main, multiplies_halves, page, violations
 from bench.csrc_binaries import (
-    CHIPS,
-    NVRTC_CHIP,
+    ARCHS,
+    NVRTC_ARCH,
     Row,
     Tools,
     compiler_of,
@@ -59,7 +59,7 @@ def test_kernels_that_came_and_went_are_said() -> None:
     assert gone == "sm_90 compete_kernel<half, 64, false>: is recorded, but there is no such kernel"
 
 
-def test_a_failure_is_the_only_sentence_of_its_chip() -> None:
+def test_a_failure_is_the_only_sentence_of_its_arch() -> None:
     row = Row(90, "device.cu", failure="no such type")
     assert violations([row], ALLOWED, COMPILERS) == [
         "sm_90 device.cu: does not compile: no such type"
@@ -76,7 +76,7 @@ def test_registers_are_compared_within_one_version_of_a_compiler() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chip", "kernel", "needed"),
+    ("arch", "kernel", "needed"),
     [
         (90, "compete_kernel<half, 64, false>", True),
         (90, "compete_kernel<bfloat16, 64, false>", True),
@@ -89,11 +89,11 @@ def test_registers_are_compared_within_one_version_of_a_compiler() -> None:
         (90, "plain_kernel", False),
     ],
 )
-def test_the_kernels_that_need_a_matrix_instruction(chip: int, kernel: str, needed: bool) -> None:
-    assert multiplies_halves(Row(chip, kernel), RULES) is needed
+def test_the_kernels_that_need_a_matrix_instruction(arch: int, kernel: str, needed: bool) -> None:
+    assert multiplies_halves(Row(arch, kernel), RULES) is needed
 
 
-def test_recording_replaces_a_chip_and_keeps_the_others(tmp_path: Path) -> None:
+def test_recording_replaces_an_arch_and_keeps_the_others(tmp_path: Path) -> None:
     old = Budget({**COMPILERS, "nvcc": "12.8.61"}, RULES, {"70": {"kept": 1}, "90": {"gone": 2}})
     rows = [ROW, Row(80, "device.cu", failure="no")]
     old.with_rows(rows, COMPILERS).write(tmp_path / "budget.json")
@@ -152,18 +152,18 @@ def test_a_missing_tool_is_a_sentence(
         "cuobjdump is missing: it comes with the CUDA toolkit and with Triton.\n"
     )
     reading = NO_TOOLS._replace(cuobjdump="cuobjdump", demangler="c++filt")
-    assert "nvidia-cuda-nvrtc-cu12" in str(reading.missing_for(NVRTC_CHIP))
+    assert "nvidia-cuda-nvrtc-cu12" in str(reading.missing_for(NVRTC_ARCH))
     assert str(reading.missing_for(90)).startswith("nvcc is missing")
 
 
-def test_unknown_chips_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_archs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["--chips", "60"])
     assert "70, 75, 80" in capsys.readouterr().err
 
 
-def test_a_new_compiler_records_all_of_its_chips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tools, "missing_for", lambda self, chip: None)
+def test_a_new_compiler_records_all_of_its_archs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tools, "missing_for", lambda self, arch: None)
     monkeypatch.setattr(Tools, "versions", lambda self: {**COMPILERS, "nvcc": "99.0"})
     with pytest.raises(SystemExit, match="2"):
         main(["--chips", "90", "--write-budget"])
@@ -191,33 +191,33 @@ def tables_of(text: str) -> dict[str, list[list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("chip", CHIPS)
-def test_the_committed_page_and_budget_have_the_same_kernels(chip: int) -> None:
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_committed_page_and_budget_have_the_same_kernels(arch: int) -> None:
     text = PAGE.read_text(encoding="utf-8")
     budget = Budget.read(BUDGET)
-    assert f"{compiler_of(chip)} {budget.compilers[compiler_of(chip)]}" in text
-    on_page = {row[0]: int(row[1]) for row in tables_of(text)[f"sm_{chip}"]}
-    assert on_page == budget.registers[str(chip)]
+    assert f"{compiler_of(arch)} {budget.compilers[compiler_of(arch)]}" in text
+    on_page = {row[0]: int(row[1]) for row in tables_of(text)[f"sm_{arch}"]}
+    assert on_page == budget.registers[str(arch)]
 
 
-def test_every_chip_has_every_kernel_but_those_of_a_type_it_lacks() -> None:
-    kernels = {int(chip): set(of) for chip, of in Budget.read(BUDGET).registers.items()}
-    assert set(kernels) == set(CHIPS)
+def test_every_arch_has_every_kernel_but_those_of_a_type_it_lacks() -> None:
+    kernels = {int(arch): set(of) for arch, of in Budget.read(BUDGET).registers.items()}
+    assert set(kernels) == set(ARCHS)
     without_bfloat16 = {kernel for kernel in kernels[90] if "bfloat16" not in kernel}
-    for chip in CHIPS:
-        assert kernels[chip] == (kernels[90] if chip >= 80 else without_bfloat16)
+    for arch in ARCHS:
+        assert kernels[arch] == (kernels[90] if arch >= 80 else without_bfloat16)
 
 
 @pytest.mark.slow
 @pytest.mark.compile
 def test_the_kernels_keep_within_the_budget() -> None:
     tools = Tools.here()
-    missing = {chip: tools.missing_for(chip) for chip in (NVRTC_CHIP, 75, 90)}
+    missing = {arch: tools.missing_for(arch) for arch in (NVRTC_ARCH, 75, 90)}
     if missing[75] or missing[90]:
         pytest.skip(str(missing[75] or missing[90]))
-    chips = ",".join(str(chip) for chip, why in missing.items() if not why)
+    archs = ",".join(str(arch) for arch, why in missing.items() if not why)
     done = subprocess.run(
-        [sys.executable, "-m", "bench.compiled_csrc", "--chips", chips],
+        [sys.executable, "-m", "bench.compiled_csrc", "--chips", archs],
         cwd=ROOT,
         capture_output=True,
         text=True,

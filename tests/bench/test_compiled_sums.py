@@ -69,6 +69,6 @@ def test_tiles_that_sum_in_different_orders_are_said() -> None:
     (said,) = unlike([here, other])
     assert said.startswith("sm_90 linear NORM DEPTH 64, bfloat16: tiles sum in 2 orders")
     assert "COLUMNS 16 DEPTH 64: sum of 64: 4 x 16 x 1" in said
-    assert unlike([here, other._replace(chip=80)]) == []
+    assert unlike([here, other._replace(arch=80)]) == []
     # Two binaries of one tile, too.
     assert unlike([worst(here, here._replace(orders=other.orders))]) != []

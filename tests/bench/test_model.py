@@ -134,10 +134,10 @@ def test_rounds_fit_the_loops_that_are_there() -> None:
     assert rounds_of(code, branch, 4) == [3, 24, 2]
 
 
-@pytest.mark.parametrize("chip", [80, 90])
+@pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("load", LOADS, ids=str)
-def test_every_kernel_of_the_whole_way_has_its_rounds(load: Workload, chip: int) -> None:
-    for launch in launches_of(load, chip):
+def test_every_kernel_of_the_whole_way_has_its_rounds(load: Workload, arch: int) -> None:
+    for launch in launches_of(load, arch):
         ways = branches(launch)
         assert sum(way.programs for way in ways) == launch.grid[0], launch.kernel.__name__
         nests = [nest for way in ways for nest in (*way.products, *way.rest)]

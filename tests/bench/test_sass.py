@@ -96,7 +96,7 @@ def test_the_loop_is_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "chip", "cycles"),
+    ("text", "arch", "cycles"),
     [
         ("HGMMA.64x256x16.F32.BF16 R24, gdesc[UR8], R24", 90, 128),
         # Fetching both operands takes longer than a narrow product.
@@ -107,9 +107,9 @@ def test_the_loop_is_counted() -> None:
         ("UTCHMMA gdesc[UR4], gdesc[UR6], tmem[UR8], idesc[UR10]", 100, 0),
     ],
 )
-def test_cycles_of_a_tensor_core(text: str, chip: int, cycles: float) -> None:
+def test_cycles_of_a_tensor_core(text: str, arch: int, cycles: float) -> None:
     one = listing(f"1 0 7 {text}", "1 0 7 EXIT").instructions[0]
-    assert tensor_cycles(one, chip) == cycles
+    assert tensor_cycles(one, arch) == cycles
 
 
 def test_the_worst_of_two_binaries() -> None:

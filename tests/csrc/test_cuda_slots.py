@@ -34,7 +34,7 @@ def test_slot_attention(case: DeviceCase) -> None:
     given = Competition(case)
     v = case.rows(given.batch, given.tokens, case.pick([*WIDTHS, 264]), outlier=given.outlier)
     updates, mass, _ = assert_attention(given, v)
-    # A last image alone leaves some of the chip idle, and shares its groups of tokens among blocks.
+    # A last image alone leaves some of the GPU idle, and shares its groups of tokens among blocks.
     alone = given.image(-1 % given.batch).attention(v[-1:], with_attention=False)
     assert torch.equal(alone[0], updates[-1:]) and torch.equal(alone[1], mass[-1:])
     assert alone[2].numel() == 0

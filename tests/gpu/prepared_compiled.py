@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensorMode
 from triton.runtime.jit import JITFunction
 
 from bench.host_driver import Driver, difference, standing_in
-from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import Launch, launch, watch
 from ocvtp_kernels.triton_common.prepared import MOST, Prepared, prepared
 from ocvtp_kernels.triton_common.recipe import Recipe
@@ -74,8 +74,8 @@ def driver() -> Iterator[Driver]:
 
 
 @pytest.fixture(autouse=True)
-def chip(driver: Driver) -> Iterator[None]:
-    with pretend(CHIPS[90]):
+def arch(driver: Driver) -> Iterator[None]:
+    with pretend(ARCHS[90]):
         yield
 
 
@@ -147,7 +147,7 @@ def test_every_kind_of_call_is_another() -> None:
     ):
         call()
         assert function.kinds() == count
-    with pretend(CHIPS[80]):
+    with pretend(ARCHS[80]):
         function(x, [x, y], 0.25)
     assert function.kinds() == len(ARGUMENTS) + 6
     matmul = torch.backends.cuda.matmul
@@ -411,10 +411,10 @@ def test_tensors_without_memory_are_never_prepared() -> None:
 
 
 @pytest.mark.parametrize("capability", [80, 90, 120])
-def test_a_dependent_launch_is_asked_for_where_the_chip_has_it(capability: int) -> None:
+def test_a_dependent_launch_is_asked_for_where_the_arch_has_it(capability: int) -> None:
     launches: list[Launch] = []
     arguments = {"x": torch.zeros(1), "out": torch.zeros(1)}
-    with pretend(CHIPS[capability]), watch(launches.append):
+    with pretend(ARCHS[capability]), watch(launches.append):
         launch(dependent_kernel, (1,), arguments, num_warps=1)
         add(torch.zeros(1), torch.zeros(1), torch.zeros(1))
     assert launches[0].arguments["PDL"] is (capability >= 90)

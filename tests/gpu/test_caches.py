@@ -20,7 +20,7 @@ from ocvtp_kernels.triton_common.prepared import Prepared
 FEW = {
     "ocvtp_kernels.backends._why_no_cuda",
     "ocvtp_kernels.backends._why_no_triton",
-    "ocvtp_kernels.triton_common.archs._chip",
+    "ocvtp_kernels.triton_common.archs._arch",
     "ocvtp_kernels.triton_common.archs.capability_of",
     "ocvtp_kernels.native.why_not",
 }

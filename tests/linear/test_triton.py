@@ -12,7 +12,7 @@ from tests.cases import DEVICE, assert_within_budget, random_tokens, to_device, 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from ocvtp_kernels.pruner.fold import centred
-from ocvtp_kernels.triton_common.archs import CHIPS, Chip
+from ocvtp_kernels.triton_common.archs import ARCHS, GpuArch
 from ocvtp_kernels.triton_common.layer_norm import LN_EPS, LayerNorm, layer_norm
 from ocvtp_kernels.triton_common.linear import Linear, Statistics, linear
 from ocvtp_kernels.triton_common.linear_tiles import linear_tile, norm_tile
@@ -129,16 +129,16 @@ def test_what_else_of_the_rows_a_layer_norm_gives(dtype: torch.dtype) -> None:
     assert_within_budget(tail.cpu(), plainly, oracle @ weight.double() + bias.double())
 
 
-@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: f"sm_{chip.capability}")
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=lambda arch: f"sm_{arch.capability}")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_order_of_sums_is_the_same_for_every_batch(chip: Chip, dtype: torch.dtype) -> None:
+def test_the_order_of_sums_is_the_same_for_every_batch(arch: GpuArch, dtype: torch.dtype) -> None:
     tiles = [
-        linear_tile(chip, dtype, rows, columns)
+        linear_tile(arch, dtype, rows, columns)
         for rows in (1, 64, 160, 576, 8 * 576, 64 * 576)
         for columns in (512, 2048)
     ]
     assert len({tile.depth for tile in tiles}) == 1
-    if chip.capability in (90, 100) and dtype == torch.bfloat16:
+    if arch.capability in (90, 100) and dtype == torch.bfloat16:
         # One matrix instruction for all: smaller tiles would take an older one.
         assert all(tile.rows >= 64 for tile in tiles)
 

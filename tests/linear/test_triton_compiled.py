@@ -1,4 +1,4 @@
-"""What the encode Linear and its LayerNorm compile to, on a chip that is not here."""
+"""What the encode Linear and its LayerNorm compile to, on a GPU that is not here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import triton
 from bench.compiled_binaries import StandIn, disassembled, usage
 from bench.sass import read_sass
 from bench.sass_counts import counts_of
-from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import launch, watch
 from ocvtp_kernels.triton_common.linear_tiles import LinearTile
 from ocvtp_kernels.triton_common.linear import Linear, Statistics, linear_kernel
@@ -33,7 +33,7 @@ after = Statistics(single(1, 576), single(1, 576), single(2048))
 job = Linear(half(1, 576, 1024), half(2048, 1024), half(2048), half(1, 576, 2048), after, gelu=True)
 tile = LinearTile(rows, columns, depth, warps, stages)
 launches = []
-with pretend(CHIPS[90]), watch(launches.append):
+with pretend(ARCHS[90]), watch(launches.append):
     launch(linear_kernel, (1,), job.arguments(tile), num_warps=warps, num_stages=stages)
 (launch,) = launches
 compiled = launch.kernel.warmup(grid=launch.grid, **launch.arguments, **launch.options)

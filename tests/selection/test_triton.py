@@ -25,7 +25,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from ocvtp_kernels.ops.argmax_gather import triton as kernels
 from ocvtp_kernels.ops.argmax_gather.tiles import argmax_tile
 from ocvtp_kernels.ops.slot_attention.tiles import compete_tile, standings_tile
-from ocvtp_kernels.triton_common.archs import CHIPS, Chip
+from ocvtp_kernels.triton_common.archs import ARCHS, GpuArch
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 
@@ -186,13 +186,13 @@ def test_rows_of_any_dtype_are_copied(dtype: torch.dtype) -> None:
     assert torch.equal(tokens, reference.gather_tokens(final, ids))
 
 
-@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: f"sm_{chip.capability}")
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=lambda arch: f"sm_{arch.capability}")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_logits_are_computed_alike_wherever_standings_are_used(
-    chip: Chip, dtype: torch.dtype
+    arch: GpuArch, dtype: torch.dtype
 ) -> None:
-    made = standings_tile(chip, dtype)
-    assert argmax_tile(chip, dtype, 160) == made
+    made = standings_tile(arch, dtype)
+    assert argmax_tile(arch, dtype, 160) == made
     for batch, num_slots in product((1, 64), (7, 64, 128, 160)):
-        assert compete_tile(chip, dtype, batch, num_slots, 576, 512).depth == made.depth
-        assert argmax_tile(chip, dtype, num_slots).depth == made.depth
+        assert compete_tile(arch, dtype, batch, num_slots, 576, 512).depth == made.depth
+        assert argmax_tile(arch, dtype, num_slots).depth == made.depth

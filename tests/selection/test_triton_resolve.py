@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from bench.results import ROOT
 from ocvtp_kernels.ops.argmax_gather import triton as kernels
 from ocvtp_kernels.ops.argmax_gather.tiles import best_tile, gather_parts, resolve_tile
-from ocvtp_kernels.triton_common.archs import CHIPS
+from ocvtp_kernels.triton_common.archs import ARCHS
 from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 INF, NAN = float("inf"), float("nan")
@@ -83,7 +83,7 @@ def test_the_sizes_of_llava_take_one_pass(num_tokens: int, num_slots: int) -> No
     blocks = ceil_div(num_tokens, 32)
     tile = resolve_tile(num_slots, blocks, num_tokens, 1024, 2)
     assert tile.best.slots >= num_slots and tile.best.blocks * tile.best.passes >= blocks
-    rows = ceil_div(num_slots, gather_parts(CHIPS[90], 1, num_slots))
+    rows = ceil_div(num_slots, gather_parts(ARCHS[90], 1, num_slots))
     assert tile.rows >= rows and tile.columns == 1024
 
 
@@ -95,7 +95,7 @@ import torch
 import triton
 from bench.compiled_binaries import StandIn, disassembled, usage
 from bench.sass import read_sass
-from ocvtp_kernels.triton_common.archs import CHIPS, pretend
+from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import watch
 from ocvtp_kernels.ops.argmax_gather.triton import resolve
 
@@ -106,7 +106,7 @@ picks, ids = (torch.empty(s, dtype=torch.int64, device="meta") for s in shapes.v
 final = torch.empty((1, tokens, 1024), dtype=torch.bfloat16, device="meta")
 kept = final.new_empty((1, slots, 1024))
 launches = []
-with pretend(CHIPS[90]), watch(launches.append):
+with pretend(ARCHS[90]), watch(launches.append):
     resolve(picks, None, final[..., 0].float(), tokens, slots, ids, final, kept)
 (launch,) = launches
 compiled = launch.kernel.warmup(grid=launch.grid, **launch.arguments, **launch.options)

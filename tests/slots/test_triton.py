@@ -16,7 +16,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from ocvtp_kernels.ops.gru_cell.triton import forward as triton_gru
 from ocvtp_kernels.ops.slot_attention.tiles import compete_tile
 from ocvtp_kernels.ops.slot_attention.triton import forward as kernels
-from ocvtp_kernels.triton_common.archs import CHIPS
+from ocvtp_kernels.triton_common.archs import ARCHS
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 
@@ -90,7 +90,7 @@ def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits() -> None
     q, k, v = (to_device(t) for t in case(1, 7, 300, 16, torch.float16))
     competition = kernels.Competition(q, k.contiguous(), 0.3)
     v = v.contiguous()
-    tile = compete_tile(CHIPS[80], q.dtype, 1, 7, 300, v.shape[2])
+    tile = compete_tile(ARCHS[80], q.dtype, 1, 7, 300, v.shape[2])
     results = []
     for fill in (False, True):
         cut = kernels.Plan.of(tile, fill, (1, 7, 300, v.shape[2]))
@@ -104,16 +104,16 @@ def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits() -> None
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("chip", CHIPS.values(), ids=str)
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("num_slots", [64, 128, 320])
 def test_the_order_of_sums_is_the_same_for_every_batch(
-    chip: object, dtype: torch.dtype, num_slots: int
+    arch: object, dtype: torch.dtype, num_slots: int
 ) -> None:
     tiles = {
         (tile.tokens, tile.depth)
         for tile in (
-            compete_tile(chip, dtype, batch, num_slots, 576, 512)  # type: ignore[arg-type]
+            compete_tile(arch, dtype, batch, num_slots, 576, 512)  # type: ignore[arg-type]
             for batch in (1, 8, 64, 512)
         )
     }

@@ -26,7 +26,7 @@ from ocvtp_kernels.ops.gru_cell.triton import backward as triton_gru_backward
 from ocvtp_kernels.ops.slot_attention.tiles import compete_backward_tile
 from ocvtp_kernels.ops.slot_attention.triton import backward as triton_backward
 from ocvtp_kernels.ops.slot_attention.triton import forward as triton_forward
-from ocvtp_kernels.triton_common.archs import CHIPS, chip_of, pretend
+from ocvtp_kernels.triton_common.archs import ARCHS, arch_of, pretend
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 
@@ -186,12 +186,12 @@ def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits(
     capability: int, num_slots: int
 ) -> None:
     case = Case((1, num_slots, 350, 260), torch.float16, width=90)
-    chip, results = CHIPS[capability], []
-    if DEVICE.type == "cuda" and chip.shared_bytes > chip_of(DEVICE).shared_bytes:
-        pytest.skip(f"this chip has less shared memory than sm_{capability}")
-    # Of a small chip one program an image is enough to take all groups, and the widest chunk.
-    for multiprocessors in (chip.multiprocessors, 1):
-        with pretend(chip._replace(multiprocessors=multiprocessors)):
+    arch, results = ARCHS[capability], []
+    if DEVICE.type == "cuda" and arch.shared_bytes > arch_of(DEVICE).shared_bytes:
+        pytest.skip(f"this GPU has less shared memory than sm_{capability}")
+    # Of a small GPU one program an image is enough to take all groups, and the widest chunk.
+    for multiprocessors in (arch.multiprocessors, 1):
+        with pretend(arch._replace(multiprocessors=multiprocessors)):
             cut = triton_backward.plan(case.inputs[0], 350, 90)
             assert cut.groups > 1 and cut.shares == (1 if multiprocessors == 1 else cut.groups)
             results.append(case.ours(keep_mass=False))
@@ -200,14 +200,14 @@ def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits(
         assert torch.equal(split, whole)
 
 
-@pytest.mark.parametrize("chip", CHIPS.values(), ids=str)
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("num_slots", [64, 128, 320])
 def test_the_order_of_sums_is_the_same_for_every_batch(
-    chip: object, dtype: torch.dtype, num_slots: int
+    arch: object, dtype: torch.dtype, num_slots: int
 ) -> None:
     tiles = [
-        compete_backward_tile(chip, dtype, batch, num_slots, 512)  # type: ignore[arg-type]
+        compete_backward_tile(arch, dtype, batch, num_slots, 512)  # type: ignore[arg-type]
         for batch in (1, 8, 64, 512)
     ]
     assert len({(tile.slots, tile.tokens, tile.depth) for tile in tiles}) == 1

@@ -1,4 +1,4 @@
-"""Tiles of the selection kernels, per chip: static, never chosen by timing at run time."""
+"""Tiles of the selection kernels, per GPU architecture: static, never timed at run time."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ocvtp_kernels.ops.slot_attention.tiles import (
     slots_per_tile,
     standings_tile,
 )
-from ocvtp_kernels.triton_common.archs import Chip
+from ocvtp_kernels.triton_common.archs import GpuArch
 from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 MOST_TOKENS = 16384  # of one image, in the registers of one program
 MOST_RANKS = 2**30  # top_k * num_tokens stays below
 
 
-def argmax_tile(chip: Chip, dtype: torch.dtype, num_slots: int) -> CompeteTile:
+def argmax_tile(arch: GpuArch, dtype: torch.dtype, num_slots: int) -> CompeteTile:
     """The tile of logits of the last iteration; every program takes one."""
     if num_slots > ONE_TILE:
         # The very tile that made the standings: a leader's score is then exactly its evidence.
-        return standings_tile(chip, dtype)
-    slots, depth = slots_per_tile(num_slots), logits_depth(chip, dtype)
+        return standings_tile(arch, dtype)
+    slots, depth = slots_per_tile(num_slots), logits_depth(arch, dtype)
     if dtype == torch.float32:
         return CompeteTile(slots, 16, depth, 0, 8, 3)
     return CompeteTile(slots, 32, depth, 0, 8 if slots == ONE_TILE else 4, 3)
@@ -75,6 +75,6 @@ def resolve_tile(
     )
 
 
-def gather_parts(chip: Chip, batch: int, budget: int) -> int:
-    """Programs an image that gather, each at least eight rows: enough to fill the chip."""
-    return max(1, min(ceil_div(chip.multiprocessors, max(batch, 1)), ceil_div(budget, 8), 16))
+def gather_parts(arch: GpuArch, batch: int, budget: int) -> int:
+    """Programs an image that gather, each at least eight rows: enough to fill the GPU."""
+    return max(1, min(ceil_div(arch.multiprocessors, max(batch, 1)), ceil_div(budget, 8), 16))

@@ -10,7 +10,7 @@ from ocvtp_kernels.ops.resolve_picks.triton import resolve_kernel
 from ocvtp_kernels.ops.slot_argmax.triton import argmax_kernel, best_kernel
 from ocvtp_kernels.ops.slot_attention.tiles import ONE_TILE
 from ocvtp_kernels.ops.slot_attention.triton.forward import Competition, standings
-from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.archs import arch_of
 from ocvtp_kernels.triton_common.launch import launch, unit_stride
 from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
@@ -35,7 +35,7 @@ def pick(
     q, k = competition.q, competition.k
     batch, num_slots, _ = q.shape
     num_tokens, device = k.shape[1], q.device
-    tile = argmax_tile(chip_of(device), q.dtype, num_slots)
+    tile = argmax_tile(arch_of(device), q.dtype, num_slots)
     blocks = ceil_div(num_tokens, tile.tokens)
     many = num_slots > ONE_TILE
     if many:
@@ -135,7 +135,7 @@ def resolve(
         final, tokens = _as_integers(final), _as_integers(tokens)
         width, size = final.shape[2], final.element_size()
     tile = resolve_tile(num_slots, blocks, num_tokens, width or 1, size)
-    parts = gather_parts(chip_of(picks.device), batch, budget) if final is not None else 1
+    parts = gather_parts(arch_of(picks.device), batch, budget) if final is not None else 1
     launch(
         resolve_kernel,
         (batch * parts,),

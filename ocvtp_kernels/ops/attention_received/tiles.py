@@ -1,7 +1,7 @@
 """Tiles of the importance kernels: static, never chosen by timing at run time.
 
 They follow from dtype, queries and head width alone, so that sums run in the same order for every
-batch. Each fits the chip with the least shared memory: no chip has a table of its own.
+batch. Each fits the GPU with the least shared memory: no architecture has a table of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Greedy facility location: first gains over the whole chip, then one program an image.
+"""Greedy facility location: first gains over the whole GPU, then one program an image.
 
 The greedy is lazy. Coverage only grows, so a gain only falls, and one computed earlier is an upper
 bound: only the token whose bound is highest needs its gain anew. Rounding keeps that exact, since

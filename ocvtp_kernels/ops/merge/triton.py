@@ -174,7 +174,7 @@ def owners_tile(dtype: torch.dtype) -> CompeteTile:
 
 
 def merge_tile(dtype: torch.dtype, num_slots: int, width: int) -> MergeTile:
-    """The tile for final tokens of ``dtype``: the same for every batch, and fit for every chip."""
+    """The tile for final tokens of ``dtype``: the same for every batch, and fit for every GPU."""
     slots = slots_per_tile(num_slots)
     if dtype == torch.float32:
         return MergeTile(slots, 16, 32, 8, 3)

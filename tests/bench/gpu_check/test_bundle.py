@@ -53,8 +53,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_op_is_recorded_as_a_gpu_would_launch_it(found: Path) -> None:
-    chip, binaries = read(found)
-    assert chip == 90
+    arch, binaries = read(found)
+    assert arch == 90
     kernels = {binary.kernel.partition(":")[2] for binary in binaries}
     assert {"resolve_kernel", "gru_kernel", "compete_kernel"} <= kernels
     dtypes = {v[0] for one in binaries for v in one.arguments.values() if isinstance(v, list)}

@@ -119,7 +119,7 @@ def test_one_call_is_profiled(
 
 
 @pytest.mark.usefixtures("gpu")
-def test_native_objects_of_another_chip_are_not_here(
+def test_native_objects_of_another_arch_are_not_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     built = native.BuildInfo("gcc", 17, "Release", "", "x86_64", ("8.0", "9.0"), "", {})

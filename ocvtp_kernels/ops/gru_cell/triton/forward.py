@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ocvtp_kernels.ops.slot_attention.tiles import gru_tile
-from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.archs import arch_of
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
 from ocvtp_kernels.triton_common.linear_tiles import ceil_div
@@ -210,7 +210,7 @@ def gru(
     batch, rows_per_image, width = x.shape
     rows, dim = batch * rows_per_image, h.shape[2]
     state = h if state is None else state
-    tile = gru_tile(chip_of(h.device), w_hh.dtype, rows, dim)
+    tile = gru_tile(arch_of(h.device), w_hh.dtype, rows, dim)
     launch(
         gru_kernel,
         (ceil_div(rows, tile.rows) * ceil_div(dim, tile.columns),),

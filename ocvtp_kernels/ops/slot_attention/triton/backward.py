@@ -30,7 +30,7 @@ from ocvtp_kernels.ops.slot_attention.triton.forward import (
     standings,
 )
 from ocvtp_kernels.ops.slot_attention.triton.forward import plan as forward_plan
-from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.archs import arch_of
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
 from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
@@ -110,16 +110,16 @@ class Backward(NamedTuple):
 
 def plan(slots: Tensor, num_tokens: int, width: int) -> Plan:
     """The plan of the gradient of slots ``[B, K, D]``, and of tokens where one tile holds them."""
-    chip = chip_of(slots.device)
+    arch = arch_of(slots.device)
     batch, num_slots, depth = slots.shape
-    together = one_backward_tile(chip, slots.dtype, num_slots)
+    together = one_backward_tile(arch, slots.dtype, num_slots)
     channels = max(depth, width) if together else depth
-    tile = compete_backward_tile(chip, slots.dtype, batch, num_slots, channels)
+    tile = compete_backward_tile(arch, slots.dtype, batch, num_slots, channels)
     parts = batch * ceil_div(num_slots, tile.slots) * ceil_div(channels, tile.chunk)
     blocks = ceil_div(num_tokens, tile.tokens)
     blocks_per_group = ceil_div(blocks, MOST_GROUPS)
     groups = ceil_div(blocks, blocks_per_group)
-    shares = 1 if fills(chip, parts) else groups
+    shares = 1 if fills(arch, parts) else groups
     return Plan(tile, parts, groups, blocks_per_group, shares, not together)
 
 
@@ -139,14 +139,14 @@ def with_passes(backward: Backward) -> Backward:
     q = backward.competition.q
     batch, num_slots, _ = q.shape
     num_tokens, width = backward.v.shape[1:]
-    chip = chip_of(q.device)
+    arch = arch_of(q.device)
     numbers = q.new_empty((batch * (num_slots + 3 * num_tokens),), dtype=torch.float32)
     delta, pairs, means = numbers.split(
         [batch * num_slots, 2 * batch * num_tokens, batch * num_tokens]
     )
     backward = backward._replace(standings=pairs, delta=delta, mean_gradients=means)
     standings(backward.competition, pairs)
-    tile = standings_tile(chip, q.dtype)
+    tile = standings_tile(arch, q.dtype)
     launch(
         deltas_kernel,
         (ceil_div(batch * num_slots, tile.slots),),
@@ -205,7 +205,7 @@ def slot_attention_gradients(
     cut = plan(q, num_tokens, width)
     if cut.standings:
         backward = with_passes(backward)
-        tile = tokens_backward_tile(chip_of(q.device), q.dtype, max(depth, width))
+        tile = tokens_backward_tile(arch_of(q.device), q.dtype, max(depth, width))
         programs = ceil_div(num_tokens, tile.tokens) * ceil_div(max(depth, width), tile.chunk)
         launch(
             tokens_backward_kernel,

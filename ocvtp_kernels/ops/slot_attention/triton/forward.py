@@ -18,7 +18,7 @@ from ocvtp_kernels.ops.slot_attention.tiles import (
     standings_tile,
 )
 from ocvtp_kernels.ops.slot_attention.triton.compete import compete_kernel, standings_kernel
-from ocvtp_kernels.triton_common.archs import chip_of
+from ocvtp_kernels.triton_common.archs import arch_of
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
 from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
@@ -74,7 +74,7 @@ class Scratch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a competition is cut into programs; a function of shapes and chip alone."""
+    """How a competition is cut into programs; a function of shapes and GPU architecture alone."""
 
     tile: CompeteTile
     parts: int  # images x slot blocks x chunks
@@ -104,18 +104,18 @@ class Plan(NamedTuple):
 
 def plan(slots: Tensor, num_tokens: int, width: int) -> Plan:
     """The plan for slots ``[B, K, ...]`` that compete for values ``[B, num_tokens, width]``."""
-    chip = chip_of(slots.device)
+    arch = arch_of(slots.device)
     batch, num_slots = slots.shape[:2]
-    tile = compete_tile(chip, slots.dtype, batch, num_slots, num_tokens, width)
+    tile = compete_tile(arch, slots.dtype, batch, num_slots, num_tokens, width)
     parts = batch * ceil_div(num_slots, tile.slots) * ceil_div(width, tile.chunk)
-    alone, apart = rounds(chip, parts, ceil_div(num_tokens, tile.tokens))
+    alone, apart = rounds(arch, parts, ceil_div(num_tokens, tile.tokens))
     return Plan.of(tile, alone <= apart, (batch, num_slots, num_tokens, width))
 
 
 def standings(competition: Competition, out: Tensor) -> None:
     """Each token's largest logit and its rivals' sum: float32 ``[B, N, 2]``, in one launch."""
     batch, num_tokens, _ = competition.k.shape
-    tile = standings_tile(chip_of(competition.q.device), competition.q.dtype)
+    tile = standings_tile(arch_of(competition.q.device), competition.q.dtype)
     launch(
         standings_kernel,
         (batch * ceil_div(num_tokens, tile.tokens),),
