@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.shapes import Workload, square
 from bench.traffic import HEAD_DIM, HEADS
 from ocvtp_kernels import OCPruner, PrunerConfig
-from ocvtp_kernels.ops.argmax_gather.triton import argmax_gather, resolve_picks, slot_argmax
+from ocvtp_kernels.ops.argmax_gather.triton import argmax_gather
 from ocvtp_kernels.ops.attention_received.triton import attention_received
 from ocvtp_kernels.ops.centrifugal_select.triton import centrifugal_select
 from ocvtp_kernels.ops.dpp_select.triton import dpp_select
@@ -28,7 +28,9 @@ from ocvtp_kernels.ops.match_select.triton import match_select
 from ocvtp_kernels.ops.merge.triton import merge
 from ocvtp_kernels.ops.pivot_select.triton import pivot_select
 from ocvtp_kernels.ops.prune.triton.pipeline import picks_triton, prune_triton
+from ocvtp_kernels.ops.resolve_picks.triton import resolve_picks
 from ocvtp_kernels.ops.scatter_merge.triton import scatter_merge
+from ocvtp_kernels.ops.slot_argmax.triton import slot_argmax
 from ocvtp_kernels.ops.slot_attention.triton.backward import slot_attention_gradients
 from ocvtp_kernels.ops.slot_attention.triton.forward import (
     slot_attention,

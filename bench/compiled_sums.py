@@ -13,6 +13,9 @@ import re
 FREE = (
     "ROWS",
     "COLUMNS",
+    "BLOCK_ROWS",
+    "BLOCK_COLUMNS",
+    "BLOCK_D",
     "CHUNK",
     "PIECE",
     "SUM_PIECE",

@@ -33,8 +33,8 @@ def least_of(load: Workload) -> dict[str, Least]:
     """The least cost of every step; a step that is not here is needed by no formula.
 
     Of the folded algebra (`ocvtp_kernels.pruner.fold`), all iterations together. Biases count; tile
-    padding, recomputed logits, partial sums and standings do not, nor what is no product: LayerNorm
-    and the constant of q'.
+    padding, recomputed logits, partial sums and statistics do not, nor what is no product:
+    LayerNorm and the constant of q'.
     """
     size, again = load.torch_dtype.itemsize, NUM_ITER - 1
     b, n, k, t = load.batch, load.num_tokens, load.num_slots, load.budget

@@ -60,13 +60,15 @@ def _gru(n: Numbers, programs: int) -> list[Branch]:
     return [Branch(programs, tuple((up(n[side], n["DEPTH"]),) for side in ("width", "dim")))]
 
 
-def _standings(n: Numbers, programs: int) -> list[Branch]:
-    return [Branch(programs, ((up(n["num_slots"], n["SLOTS"]), up(n["depth"], n["DEPTH"])),))]
+def _softmax_stats(n: Numbers, programs: int) -> list[Branch]:
+    return [
+        Branch(programs, ((up(n["num_slots"], n["BLOCK_SLOTS"]), up(n["depth"], n["BLOCK_K"])),))
+    ]
 
 
 def _compete(n: Numbers, programs: int) -> list[Branch]:
     shares = up(n["groups"], n["groups_per_program"])
-    blocks = n["groups_per_program"], n["blocks_per_group"], up(n["depth"], n["DEPTH"])
+    blocks = n["groups_per_program"], n["blocks_per_group"], up(n["depth"], n["BLOCK_K"])
     if shares == 1:
         return [Branch(programs, (blocks,), ((0,),))]
     # The last of a part's programs adds up all shares, one by one or piece by piece.
@@ -79,16 +81,16 @@ def _compete(n: Numbers, programs: int) -> list[Branch]:
 
 
 def _argmax(n: Numbers, programs: int) -> list[Branch]:
-    return [Branch(programs, ((up(n["depth"], n["DEPTH"]),),))]
+    return [Branch(programs, ((up(n["depth"], n["BLOCK_K"]),),))]
 
 
 def _resolve(n: Numbers, programs: int) -> list[Branch]:
-    blocks = up(n["blocks"], n["BLOCKS"] * n["PASSES"])
+    blocks = up(n["num_blocks"], n["BLOCK_PARTIALS"] * n["UNROLL"])
     # Of 31 bits two a round, if no count says earlier that the cut is found.
     narrow = 16
-    gather = up(n["rows_per_part"], n["ROWS"]), up(n["width"], n["COLUMNS"])
-    moved = 2 * n["ROWS"] * n["COLUMNS"] * n["final"].element_size()
-    nests = ((up(n["num_slots"], n["SLOTS"]), blocks), (narrow,), gather)
+    gather = up(n["rows_per_split"], n["BLOCK_ROWS"]), up(n["width"], n["BLOCK_COLUMNS"])
+    moved = 2 * n["BLOCK_ROWS"] * n["BLOCK_COLUMNS"] * n["final_tokens"].element_size()
+    nests = ((up(n["num_slots"], n["BLOCK_SLOTS"]), blocks), (narrow,), gather)
     return [Branch(programs, (), nests, moved=moved)]
 
 
@@ -107,7 +109,7 @@ TRIPS: dict[str, Callable[[Numbers, int], list[Branch]]] = {
     "linear": _linear,
     "first": _first,
     "gru": _gru,
-    "standings": _standings,
+    "softmax_stats": _softmax_stats,
     "compete": _compete,
     "argmax": _argmax,
     "resolve": _resolve,

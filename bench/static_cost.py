@@ -179,7 +179,7 @@ is the distinct bytes that a launch reads plus those that it writes, summed over
 crosses device memory if caches hold everything within a launch and nothing between launches. FLOPs
 are 2 M N K of every dot, padding included. *Least* is what a step needs at least: its inputs read
 once, its outputs written once, and the FLOPs of the folded algebra, without padding, recomputed
-logits, partial sums or standings (`bench.least`). Three iterations; importance float32. Beside
+logits, partial sums or statistics (`bench.least`). Three iterations; importance float32. Beside
 these tables stands a budget, `bench/budgets/static_cost.json`, that no change may exceed unseen:
 `--write-budget` writes it anew.
 Rules for the whole way: at most {MOST_LAUNCHES} launches with at most {ONE_TILE} slots,

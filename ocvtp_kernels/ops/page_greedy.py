@@ -16,7 +16,7 @@ from ocvtp_kernels.ops import greedy_native as native
 from ocvtp_kernels.ops.centrifugal_select import reference as centrifugal
 from ocvtp_kernels.ops.greedy_cpu import widened
 from ocvtp_kernels.ops.registry import Gradient, define, lazy
-from ocvtp_kernels.triton_common.greedy_tiles import MOST_TOKENS
+from ocvtp_kernels.triton_common.greedy_tiles import MAX_TOKENS
 
 
 def _kernels(name: str, module: str, plain: Callable[..., Any]) -> Mapping[str, Callable[..., Any]]:
@@ -29,8 +29,8 @@ def _kernels(name: str, module: str, plain: Callable[..., Any]) -> Mapping[str, 
 
 
 def _refuse(tokens: Tensor, *_: Any) -> str | None:
-    if tokens.shape[1] > MOST_TOKENS:
-        most = f"the triton greedy selections hold at most {MOST_TOKENS} tokens an image"
+    if tokens.shape[1] > MAX_TOKENS:
+        most = f"the triton greedy selections hold at most {MAX_TOKENS} tokens an image"
         return f"{most}, not {tokens.shape[1]}"
     return None
 

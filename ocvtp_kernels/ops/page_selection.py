@@ -11,18 +11,16 @@ from ocvtp_kernels import backends, checks
 from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.native import if_built
 from ocvtp_kernels.ops.argmax_gather import cpu, native, reference
-from ocvtp_kernels.ops.argmax_gather.tiles import MOST_RANKS, MOST_TOKENS
 from ocvtp_kernels.ops.page_slots import check_queries_and_keys, refuse_no_channels
 from ocvtp_kernels.ops.registry import Autocast, Gradient, define, lazy
-
-TRITON = "ops.argmax_gather.triton"
+from ocvtp_kernels.ops.resolve_picks.tiles import MAX_RANKS, MAX_TOKENS
 
 
 def refuse_selection(num_tokens: int, top_k: int) -> str | None:
     """The sentence why the GPU selections cannot hold as many tokens, or None."""
-    if num_tokens > MOST_TOKENS:
-        return f"the GPU selection holds at most {MOST_TOKENS} tokens an image, not {num_tokens}"
-    if num_tokens * top_k >= MOST_RANKS:
+    if num_tokens > MAX_TOKENS:
+        return f"the GPU selection holds at most {MAX_TOKENS} tokens an image, not {num_tokens}"
+    if num_tokens * top_k >= MAX_RANKS:
         return f"the GPU selection ranks fewer than 2^30 picks, not {num_tokens * top_k}"
     return None
 
@@ -57,7 +55,7 @@ define(
     kernels={
         "reference": reference.slot_argmax,
         "cpu": if_built(native.slot_argmax, cpu.slot_argmax),
-        "triton": lazy(TRITON, "slot_argmax"),
+        "triton": lazy("ops.slot_argmax.triton", "slot_argmax"),
         "cuda": native.slot_argmax,
     },
 )
@@ -123,7 +121,7 @@ define(
         "reference": reference.resolve_picks,
         # Integers alone, and no loop: there is nothing to accumulate wider on the CPU.
         "cpu": if_built(native.resolve_picks, reference.resolve_picks),
-        "triton": lazy(TRITON, "resolve_picks"),
+        "triton": lazy("ops.resolve_picks.triton", "resolve_picks"),
         "cuda": native.resolve_picks,
     },
     refuse={"triton": _refuse_resolve_picks, "cuda": _refuse_resolve_picks_cuda},
@@ -202,7 +200,7 @@ define(
     kernels={
         "reference": reference.argmax_gather,
         "cpu": if_built(native.argmax_gather, cpu.argmax_gather),
-        "triton": lazy(TRITON, "argmax_gather"),
+        "triton": lazy("ops.argmax_gather.triton", "argmax_gather"),
         "cuda": native.argmax_gather,
     },
     refuse={"triton": _refuse_argmax_gather, "cuda": _refuse_argmax_gather_cuda},

@@ -58,7 +58,7 @@ def test_the_least_bytes_are_inputs_and_outputs() -> None:
 def test_counts_do_not_depend_on_products(load: Workload) -> None:
     counts = static_cost.count_launches(load)
     assert counts == static_cost.count_launches(load, multiply=True)
-    many = ["standings"] if load is MANY_SLOTS else []
+    many = ["softmax_stats"] if load is MANY_SLOTS else []
     expected = [*FIRST, *2 * [*many, *ITERATION], *many, *LAST]
     assert [step_of(count.kernel, count.numbers) for count in counts] == expected
 
@@ -147,9 +147,11 @@ def test_the_committed_counts_are_the_budget() -> None:
 
 def test_the_page_names_every_step() -> None:
     step = static_cost.Step("gru", "gru_kernel", 2, 4, 10**8, 10**7, 9 * 10**7, 10**9)
-    extra = static_cost.Step("standings", "standings_kernel", 1, 9, 10**6, 10**6, 10**6, 10**9)
+    extra = static_cost.Step(
+        "softmax_stats", "softmax_stats_kernel", 1, 9, 10**6, 10**6, 10**6, 10**9
+    )
     text = static_cost.page({HEADLINE: [step, extra]})
-    assert "| standings | standings_kernel | 1 | 9 | 1.00 | 1.00 | 1.00 | 0 | — |" in text
+    assert "| softmax_stats | softmax_stats_kernel | 1 | 9 | 1.00 | 1.00 | 1.00 | 0 | — |" in text
     assert "| gru | gru_kernel | 2 | 4 | 100 | 10.0 | 90.0 | " in text
 
 

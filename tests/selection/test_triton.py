@@ -22,9 +22,11 @@ from tests.cases import (
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.ops.argmax_gather import triton as kernels
-from ocvtp_kernels.ops.argmax_gather.tiles import argmax_tile
-from ocvtp_kernels.ops.slot_attention.tiles import compete_tile, standings_tile
+from ocvtp_kernels.ops.argmax_gather.triton import argmax_gather
+from ocvtp_kernels.ops.resolve_picks.triton import resolve_picks
+from ocvtp_kernels.ops.slot_argmax.tiles import argmax_tile
+from ocvtp_kernels.ops.slot_argmax.triton import slot_argmax
+from ocvtp_kernels.ops.slot_attention.tiles import compete_tile, softmax_stats_tile
 from ocvtp_kernels.triton_common.archs import ARCHS, GpuArch
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
@@ -67,7 +69,7 @@ def test_each_slots_best_token(
     batch = 2 if num_tokens > 50 else min(16, 1024 // num_slots)
     q, k = queries(batch, num_slots, num_tokens, dim, dtype)
     scale = 2 * dim**-0.5
-    ids, peak = (t.cpu() for t in kernels.slot_argmax(to_device(q), to_device(k), scale))
+    ids, peak = (t.cpu() for t in slot_argmax(to_device(q), to_device(k), scale))
     attention = scores_of(q, k)
     best = attention.amax(-1)
     taken = attention.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
@@ -106,7 +108,7 @@ def test_argmax_gather_keeps_what_the_reference_keeps(
     )
     tokens, ids = (
         t.cpu()
-        for t in kernels.argmax_gather(
+        for t in argmax_gather(
             to_device(q),
             to_device(k),
             to_device(final),
@@ -139,7 +141,7 @@ def test_picks_resolve_as_the_reference_resolves_them(
     if importance is not None:
         importance[:, ::3], importance[:, 1::5] = float("nan"), -0.0
     expected = reference.resolve_picks(picks, peak, importance, budget, num_tokens)
-    ids = kernels.resolve_picks(
+    ids = resolve_picks(
         picks.to(DEVICE),
         peak.to(DEVICE),
         None if importance is None else to_device(importance),
@@ -151,17 +153,17 @@ def test_picks_resolve_as_the_reference_resolves_them(
 
 def test_ties_go_to_the_lowest_id() -> None:
     q, k = torch.ones(1, 3, 8, device=DEVICE), torch.ones(1, 70, 8, device=DEVICE)
-    ids, peak = kernels.slot_argmax(q, k)
+    ids, peak = slot_argmax(q, k)
     assert (ids == 0).all()
     assert torch.allclose(peak, torch.full_like(peak, 1 / 3))
-    _, kept = kernels.argmax_gather(q, k, k, None, 4)
+    _, kept = argmax_gather(q, k, k, None, 4)
     assert kept.tolist() == [[0, 1, 2, 3]]
 
 
 def test_a_token_that_is_nan_is_never_picked() -> None:
     q, k = (to_device(t) for t in queries(1, 7, 50, 16, torch.float32))
     k[0, ::2] = float("nan")
-    ids, _ = kernels.slot_argmax(q, k)
+    ids, _ = slot_argmax(q, k)
     assert (ids % 2 == 1).all()
 
 
@@ -170,7 +172,7 @@ def test_an_attention_of_almost_one_still_ranks_its_tokens() -> None:
     lead = torch.tensor([20.0, 24.0, 22.0, 18.0])
     q = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).to(DEVICE)
     k = torch.stack([lead, torch.zeros(4)], dim=-1).unsqueeze(0).to(DEVICE)
-    ids, _ = kernels.slot_argmax(q, k, 1.0)
+    ids, _ = slot_argmax(q, k, 1.0)
     assert ids[0, 0] == 1
 
 
@@ -181,18 +183,18 @@ def test_an_attention_of_almost_one_still_ranks_its_tokens() -> None:
 def test_rows_of_any_dtype_are_copied(dtype: torch.dtype) -> None:
     q, k = (to_device(t) for t in queries(2, 7, 50, 16, torch.float32))
     final = (random_tokens(2, 50, 6, seed=2) * 9).to(dtype).to(DEVICE)
-    tokens, ids = kernels.argmax_gather(q, k, final, None, 9)
+    tokens, ids = argmax_gather(q, k, final, None, 9)
     assert tokens.dtype == dtype
     assert torch.equal(tokens, reference.gather_tokens(final, ids))
 
 
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=lambda arch: f"sm_{arch.capability}")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_logits_are_computed_alike_wherever_standings_are_used(
+def test_logits_are_computed_alike_wherever_softmax_stats_are_used(
     arch: GpuArch, dtype: torch.dtype
 ) -> None:
-    made = standings_tile(arch, dtype)
+    made = softmax_stats_tile(arch, dtype)
     assert argmax_tile(arch, dtype, 160) == made
     for batch, num_slots in product((1, 64), (7, 64, 128, 160)):
-        assert compete_tile(arch, dtype, batch, num_slots, 576, 512).depth == made.depth
-        assert argmax_tile(arch, dtype, num_slots).depth == made.depth
+        assert compete_tile(arch, dtype, batch, num_slots, 576, 512).block_k == made.block_k
+        assert argmax_tile(arch, dtype, num_slots).block_k == made.block_k

@@ -18,10 +18,11 @@ from tests.cases import DEVICE, to_device
 pytest.importorskip("triton", reason="triton is not installed")
 
 from bench.results import ROOT
-from ocvtp_kernels.ops.argmax_gather import triton as kernels
-from ocvtp_kernels.ops.argmax_gather.tiles import best_tile, gather_parts, resolve_tile
+from ocvtp_kernels.ops.resolve_picks.tiles import gather_splits, resolve_tile
+from ocvtp_kernels.ops.resolve_picks.triton import resolve_picks
+from ocvtp_kernels.ops.slot_argmax.tiles import reduce_tile
 from ocvtp_kernels.triton_common.archs import ARCHS
-from ocvtp_kernels.triton_common.linear_tiles import ceil_div
+from ocvtp_kernels.triton_common.blocks import ceil_div
 
 INF, NAN = float("inf"), float("nan")
 # Neighbours in every sense: signs, ends, numbers too small for a normal float, the last bit.
@@ -32,7 +33,7 @@ def assert_resolved(picks: Tensor, peak: Tensor, importance: Tensor | None, budg
     num_tokens = 16384 if importance is None else importance.shape[1]
     expected = reference.resolve_picks(picks, peak, importance, budget, num_tokens)
     given = None if importance is None else to_device(importance)
-    ids = kernels.resolve_picks(picks.to(DEVICE), to_device(peak), given, budget, num_tokens)
+    ids = resolve_picks(picks.to(DEVICE), to_device(peak), given, budget, num_tokens)
     assert torch.equal(ids.cpu(), expected)
 
 
@@ -71,20 +72,23 @@ def test_as_many_tokens_as_it_holds(budget: int) -> None:
 @pytest.mark.parametrize(("num_slots", "warps"), [*product((1, 64, 160, 640), (4, 8, 16))])
 def test_picks_are_loaded_together_up_to_a_limit(num_slots: int, warps: int) -> None:
     for blocks in (1, 2, 18, 90, 512):
-        tile = best_tile(num_slots, blocks, warps, 256)
-        assert tile.slots * tile.blocks <= 16 * 32 * warps
-        assert tile.passes <= 8
-        if blocks * tile.slots <= 16 * 32 * min(warps, 8) * 4:
-            assert tile.blocks * tile.passes >= blocks
+        tile = reduce_tile(num_slots, blocks, warps, 256)
+        assert tile.block_slots * tile.block_partials <= 16 * 32 * warps
+        assert tile.unroll <= 8
+        if blocks * tile.block_slots <= 16 * 32 * min(warps, 8) * 4:
+            assert tile.block_partials * tile.unroll >= blocks
 
 
 @pytest.mark.parametrize(("num_tokens", "num_slots"), [(576, 64), (2880, 160)])
 def test_the_sizes_of_llava_take_one_pass(num_tokens: int, num_slots: int) -> None:
     blocks = ceil_div(num_tokens, 32)
     tile = resolve_tile(num_slots, blocks, num_tokens, 1024, 2)
-    assert tile.best.slots >= num_slots and tile.best.blocks * tile.best.passes >= blocks
-    rows = ceil_div(num_slots, gather_parts(ARCHS[90], 1, num_slots))
-    assert tile.rows >= rows and tile.columns == 1024
+    assert (
+        tile.reduce.block_slots >= num_slots
+        and tile.reduce.block_partials * tile.reduce.unroll >= blocks
+    )
+    rows = ceil_div(num_slots, gather_splits(ARCHS[90], 1, num_slots))
+    assert tile.block_rows >= rows and tile.block_columns == 1024
 
 
 # Registers and stack of the kernel, then instructions and barriers of a round of the search, and
@@ -97,7 +101,7 @@ from bench.compiled_binaries import StandIn, disassembled, usage
 from bench.sass import read_sass
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import watch
-from ocvtp_kernels.ops.argmax_gather.triton import resolve
+from ocvtp_kernels.ops.resolve_picks.triton import resolve
 
 tokens, slots = map(int, sys.argv[1:])
 triton.runtime.driver.set_active(StandIn(90))

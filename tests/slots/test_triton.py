@@ -88,7 +88,7 @@ def test_nan_is_not_hidden(num_slots: int) -> None:
 
 def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits() -> None:
     q, k, v = (to_device(t) for t in case(1, 7, 300, 16, torch.float16))
-    competition = kernels.Competition(q, k.contiguous(), 0.3)
+    competition = kernels.SlotAttentionArgs(q, k.contiguous(), 0.3)
     v = v.contiguous()
     tile = compete_tile(ARCHS[80], q.dtype, 1, 7, 300, v.shape[2])
     results = []
@@ -111,7 +111,7 @@ def test_the_order_of_sums_is_the_same_for_every_batch(
     arch: object, dtype: torch.dtype, num_slots: int
 ) -> None:
     tiles = {
-        (tile.tokens, tile.depth)
+        (tile.block_tokens, tile.block_k)
         for tile in (
             compete_tile(arch, dtype, batch, num_slots, 576, 512)  # type: ignore[arg-type]
             for batch in (1, 8, 64, 512)

@@ -195,7 +195,7 @@ def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits(
             cut = triton_backward.plan(case.inputs[0], 350, 90)
             assert cut.groups > 1 and cut.shares == (1 if multiprocessors == 1 else cut.groups)
             results.append(case.ours(keep_mass=False))
-    assert (cut.tile.chunk > 128) == (capability == 90 and num_slots == 7)
+    assert (cut.tile.block_d > 128) == (capability == 90 and num_slots == 7)
     for split, whole in zip(*results, strict=True):
         assert torch.equal(split, whole)
 
@@ -210,7 +210,7 @@ def test_the_order_of_sums_is_the_same_for_every_batch(
         compete_backward_tile(arch, dtype, batch, num_slots, 512)  # type: ignore[arg-type]
         for batch in (1, 8, 64, 512)
     ]
-    assert len({(tile.slots, tile.tokens, tile.depth) for tile in tiles}) == 1
+    assert len({(tile.block_slots, tile.block_tokens, tile.block_k) for tile in tiles}) == 1
 
 
 @pytest.mark.parametrize("dtype", triton_dtypes())

@@ -29,12 +29,12 @@ SMALL_SHARED = 100 * 1024  # bytes; GPUs with less have fewer registers to spare
 class CompeteTile(NamedTuple):
     """One program's block of logits, the walk along D, and its channels of the values."""
 
-    slots: int
-    tokens: int
-    depth: int
-    chunk: int
-    warps: int
-    stages: int
+    block_slots: int
+    block_tokens: int
+    block_k: int
+    block_d: int
+    num_warps: int
+    num_stages: int
 
 
 def power_of_two(number: int, least: int = 16) -> int:
@@ -92,15 +92,15 @@ def groups_of(blocks: int) -> tuple[int, int]:
 def logits_depth(arch: GpuArch, dtype: torch.dtype) -> int:
     """The step along D of every kernel that computes logits.
 
-    One for all of an architecture and dtype: logits that are held against stored standings must be
-    the logits that made them.
+    One for all of an architecture and dtype: logits that are held against stored softmax_stats must
+    be the logits that made them.
     """
     if dtype == torch.float32:
         return 16
     return 32 if arch.shared_bytes < SMALL_SHARED else 64
 
 
-def standings_tile(arch: GpuArch, dtype: torch.dtype) -> CompeteTile:
+def softmax_stats_tile(arch: GpuArch, dtype: torch.dtype) -> CompeteTile:
     """The tile of the pass over all slots, block by block."""
     depth = logits_depth(arch, dtype)
     if dtype == torch.float32:

@@ -15,15 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.ops.argmax_gather.triton import picks_of, select
+from ocvtp_kernels.ops.argmax_gather.triton import select
 from ocvtp_kernels.ops.gru_cell.triton.forward import gru
 from ocvtp_kernels.ops.prune.folded_slots import MASS_EPS
 from ocvtp_kernels.ops.prune.triton.encode import EncodeSpace, encode, norm_after
 from ocvtp_kernels.ops.prune.weights import Folded, unpack
+from ocvtp_kernels.ops.slot_argmax.triton import topk_of
 from ocvtp_kernels.ops.slot_attention.triton.forward import (
-    Competition,
     Plan,
     Scratch,
+    SlotAttentionArgs,
     compete,
     plan,
 )
@@ -113,7 +114,7 @@ def workspace(reference: Tensor, slots: Tensor, folded: Folded, cut: Plan) -> Wo
         "hidden": ((*by_slot, folded.slots.ffn_w1.shape[0]), dtype),
         "slots": (vectors, wide),
         **({} if dtype == wide else {"h": (vectors, dtype)}),
-        **({"standings": ((*by_token, 2), wide)} if cut.standings else {}),
+        **({"softmax_stats": ((*by_token, 2), wide)} if cut.softmax_stats else {}),
         **({"partial": ((partial,), wide)} if partial else {}),
         **({"partial_mass": ((partial_mass,), wide)} if partial else {}),
     }
@@ -127,7 +128,7 @@ def workspace(reference: Tensor, slots: Tensor, folded: Folded, cut: Plan) -> Wo
             counters=space["counters"],
         ),
         scratch=Scratch(
-            standings=space.get("standings"),
+            softmax_stats=space.get("softmax_stats"),
             partial=space.get("partial"),
             partial_mass=space.get("partial_mass"),
             arrivals=space["counters"],
@@ -148,8 +149,8 @@ def prune_triton(
     top_k: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """`ocvtp_kernels.ops.prune.reference.prune_reference` with sums and slots in float32."""
-    competition, standings = _compete(reference, weights, slots_init)
-    return select(competition, final, importance, budget, top_k, standings)
+    competition, softmax_stats = _compete(reference, weights, slots_init)
+    return select(competition, final, importance, budget, top_k, softmax_stats)
 
 
 @prepared
@@ -157,21 +158,21 @@ def picks_triton(
     reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor, top_k: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`ocvtp_kernels.ops.prune.reference.picks_reference` with sums and slots in float32."""
-    competition, standings = _compete(reference, weights, slots_init)
-    return picks_of(competition, top_k, standings)
+    competition, softmax_stats = _compete(reference, weights, slots_init)
+    return topk_of(competition, top_k, softmax_stats)
 
 
 def _compete(
     reference: Tensor, weights: Sequence[Tensor], slots_init: Tensor
-) -> tuple[Competition, Tensor | None]:
-    """All but the last iteration; its competition, and room for its standings."""
+) -> tuple[SlotAttentionArgs, Tensor | None]:
+    """All but the last iteration; its competition, and room for its softmax_stats."""
     folded = unpack([weight.contiguous() for weight in weights])
     reference, slots = unit_stride(reference), unit_stride(slots_init)
     cut = plan(slots, reference.shape[1], slots.shape[2])
     space = workspace(reference, slots, folded, cut)
     norm, query = _query(slots, folded, space)
     tokens = encode(reference, folded, norm, query, space.encode)
-    competition = Competition(space.q, tokens, constant=space.constant)
+    competition = SlotAttentionArgs(space.q, tokens, constant=space.constant)
     h = slots
     for _ in range(folded.num_iter - 1):
         _update(slots, h, competition, folded, space, cut)
@@ -179,7 +180,7 @@ def _compete(
         norm, query = _query(slots, folded, space)
         layer_norm(norm if h is slots else norm._replace(copy=h))
         linear(query)
-    return competition, space.scratch.standings
+    return competition, space.scratch.softmax_stats
 
 
 def _query(slots: Tensor, folded: Folded, space: Workspace) -> tuple[LayerNorm, Linear]:
@@ -195,7 +196,7 @@ def _query(slots: Tensor, folded: Folded, space: Workspace) -> tuple[LayerNorm, 
 def _update(
     slots: Tensor,
     h: Tensor,
-    competition: Competition,
+    competition: SlotAttentionArgs,
     folded: Folded,
     space: Workspace,
     cut: Plan,

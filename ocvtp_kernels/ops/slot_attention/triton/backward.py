@@ -13,7 +13,7 @@ from ocvtp_kernels.ops.slot_attention.tiles import (
     compete_backward_tile,
     fills,
     one_backward_tile,
-    standings_tile,
+    softmax_stats_tile,
     tokens_backward_tile,
 )
 from ocvtp_kernels.ops.slot_attention.triton.backward_compete import compete_backward_kernel
@@ -23,11 +23,11 @@ from ocvtp_kernels.ops.slot_attention.triton.backward_tokens import (
     tokens_backward_kernel,
 )
 from ocvtp_kernels.ops.slot_attention.triton.forward import (
-    Competition,
     Plan,
+    SlotAttentionArgs,
     compete,
     new_scratch,
-    standings,
+    softmax_stats,
 )
 from ocvtp_kernels.ops.slot_attention.triton.forward import plan as forward_plan
 from ocvtp_kernels.triton_common.archs import arch_of
@@ -49,12 +49,12 @@ class Backward(NamedTuple):
         mass_eps: added to the mass.
         mass: ``[B, K]``; updates, grad_updates: ``[B, K, E]``; grad_mass: ``[B, K]``; contiguous.
         grad_attention: ``[B, K, N]`` of any strides, or None.
-        standings: float32 ``[B, N, 2]``, and
+        softmax_stats: float32 ``[B, N, 2]``, and
         delta: float32 ``[B, K]``, and
         mean_gradients: float32 ``[B, N]``; where one tile does not hold all slots.
     """
 
-    competition: Competition
+    competition: SlotAttentionArgs
     v: Tensor
     mass_eps: float
     mass: Tensor
@@ -62,7 +62,7 @@ class Backward(NamedTuple):
     grad_updates: Tensor
     grad_mass: Tensor
     grad_attention: Tensor | None
-    standings: Tensor | None = None
+    softmax_stats: Tensor | None = None
     delta: Tensor | None = None
     mean_gradients: Tensor | None = None
 
@@ -76,7 +76,7 @@ class Backward(NamedTuple):
             "k": k,
             "v": self.v,
             "slot_mask": absent if mask is None else mask,
-            "standings": absent if self.standings is None else self.standings,
+            "softmax_stats": absent if self.softmax_stats is None else self.softmax_stats,
             "delta": absent if self.delta is None else self.delta,
             "mass": self.mass,
             "grad_updates": self.grad_updates,
@@ -101,9 +101,9 @@ class Backward(NamedTuple):
             "MASK": mask is not None,
             "GIVEN": given is not None,
             "WHOLE": k.shape[1] <= FEW_TOKENS,
-            "SLOTS": tile.slots,
-            "TOKENS": tile.tokens,
-            "DEPTH": tile.depth,
+            "BLOCK_SLOTS": tile.block_slots,
+            "BLOCK_TOKENS": tile.block_tokens,
+            "BLOCK_K": tile.block_k,
             "PRECISION": dot_precision(q.dtype),
         }
 
@@ -115,15 +115,15 @@ def plan(slots: Tensor, num_tokens: int, width: int) -> Plan:
     together = one_backward_tile(arch, slots.dtype, num_slots)
     channels = max(depth, width) if together else depth
     tile = compete_backward_tile(arch, slots.dtype, batch, num_slots, channels)
-    parts = batch * ceil_div(num_slots, tile.slots) * ceil_div(channels, tile.chunk)
-    blocks = ceil_div(num_tokens, tile.tokens)
+    parts = batch * ceil_div(num_slots, tile.block_slots) * ceil_div(channels, tile.block_d)
+    blocks = ceil_div(num_tokens, tile.block_tokens)
     blocks_per_group = ceil_div(blocks, MOST_GROUPS)
     groups = ceil_div(blocks, blocks_per_group)
     shares = 1 if fills(arch, parts) else groups
     return Plan(tile, parts, groups, blocks_per_group, shares, not together)
 
 
-def masses(competition: Competition, eps: float) -> Tensor:
+def masses(competition: SlotAttentionArgs, eps: float) -> Tensor:
     """The mass float32 ``[B, K]``, by a competition for one channel."""
     q, k = competition.q, competition.k
     channel = k[..., :1]
@@ -144,29 +144,29 @@ def with_passes(backward: Backward) -> Backward:
     delta, pairs, means = numbers.split(
         [batch * num_slots, 2 * batch * num_tokens, batch * num_tokens]
     )
-    backward = backward._replace(standings=pairs, delta=delta, mean_gradients=means)
-    standings(backward.competition, pairs)
-    tile = standings_tile(arch, q.dtype)
+    backward = backward._replace(softmax_stats=pairs, delta=delta, mean_gradients=means)
+    softmax_stats(backward.competition, pairs)
+    tile = softmax_stats_tile(arch, q.dtype)
     launch(
         deltas_kernel,
-        (ceil_div(batch * num_slots, tile.slots),),
+        (ceil_div(batch * num_slots, tile.block_slots),),
         {
             "updates": backward.updates,
             "grad_updates": backward.grad_updates,
             "delta": delta,
             "rows": batch * num_slots,
             "width": width,
-            "SLOTS": tile.slots,
-            "DEPTH": tile.depth,
+            "BLOCK_SLOTS": tile.block_slots,
+            "BLOCK_K": tile.block_k,
         },
         num_warps=4,
     )
     launch(
         mean_gradients_kernel,
-        (batch * ceil_div(num_tokens, tile.tokens),),
+        (batch * ceil_div(num_tokens, tile.block_tokens),),
         backward.arguments(tile),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )
     return backward
 
@@ -188,7 +188,7 @@ def slot_attention_gradients(
     batch, _, depth = q.shape
     num_tokens, width = v.shape[1:]
     mask = None if slot_mask is None else slot_mask.contiguous().view(torch.uint8)
-    competition = Competition(unit_stride(q), unit_stride(k), scale, mask=mask)
+    competition = SlotAttentionArgs(unit_stride(q), unit_stride(k), scale, mask=mask)
     backward = Backward(
         competition,
         unit_stride(v),
@@ -203,10 +203,12 @@ def slot_attention_gradients(
         torch.empty(tensor.shape, dtype=q.dtype, device=q.device) for tensor in (q, k, v)
     )
     cut = plan(q, num_tokens, width)
-    if cut.standings:
+    if cut.softmax_stats:
         backward = with_passes(backward)
         tile = tokens_backward_tile(arch_of(q.device), q.dtype, max(depth, width))
-        programs = ceil_div(num_tokens, tile.tokens) * ceil_div(max(depth, width), tile.chunk)
+        programs = ceil_div(num_tokens, tile.block_tokens) * ceil_div(
+            max(depth, width), tile.block_d
+        )
         launch(
             tokens_backward_kernel,
             (batch * programs,),
@@ -214,15 +216,15 @@ def slot_attention_gradients(
                 **backward.arguments(tile),
                 "grad_k": grad_k,
                 "grad_v": grad_v,
-                "CHUNK": tile.chunk,
+                "CHUNK": tile.block_d,
             },
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
         )
     partial, _, arrivals = cut.partial_numbers()
-    parked = cut.shares == 1 and cut.tile.slots * cut.tile.chunk > PAIR
+    parked = cut.shares == 1 and cut.tile.block_slots * cut.tile.block_d > PAIR
     if parked:
-        partial = cut.parts * cut.tile.slots * cut.tile.chunk
+        partial = cut.parts * cut.tile.block_slots * cut.tile.block_d
     count = torch.zeros if arrivals else torch.empty
     launch(
         compete_backward_kernel,
@@ -238,14 +240,14 @@ def slot_attention_gradients(
             "groups": cut.groups,
             "groups_per_program": ceil_div(cut.groups, cut.shares),
             "blocks_per_group": cut.blocks_per_group,
-            "STANDINGS": cut.standings,
+            "SOFTMAX_STATS": cut.softmax_stats,
             "PARKED": parked,
-            "CHUNK": cut.tile.chunk,
-            "PIECE": min(cut.tile.chunk, PIECE),
+            "CHUNK": cut.tile.block_d,
+            "PIECE": min(cut.tile.block_d, PIECE),
             "SHARES": MOST_GROUPS if cut.shares > 1 else 0,
-            "SUM_PIECE": min(cut.tile.chunk, PIECE_NUMBERS // cut.tile.slots),
+            "SUM_PIECE": min(cut.tile.block_d, PIECE_NUMBERS // cut.tile.block_slots),
         },
-        num_warps=cut.tile.warps,
-        num_stages=cut.tile.stages,
+        num_warps=cut.tile.num_warps,
+        num_stages=cut.tile.num_stages,
     )
     return grad_q, grad_k, grad_v

@@ -23,7 +23,7 @@ def compete_backward_kernel(
     k,
     v,
     slot_mask,
-    standings,
+    softmax_stats,
     delta,
     mass,
     updates,
@@ -55,12 +55,12 @@ def compete_backward_kernel(
     groups_per_program,
     blocks_per_group,
     MASK: tl.constexpr,
-    STANDINGS: tl.constexpr,
+    SOFTMAX_STATS: tl.constexpr,
     GIVEN: tl.constexpr,
     WHOLE: tl.constexpr,
-    SLOTS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     PARKED: tl.constexpr,
     CHUNK: tl.constexpr,
     PIECE: tl.constexpr,
@@ -68,19 +68,19 @@ def compete_backward_kernel(
     SUM_PIECE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradient of q ``[B, K, D]``; without STANDINGS also of k and v, token by token.
+    """Gradient of q ``[B, K, D]``; without SOFTMAX_STATS also of k and v, token by token.
 
     A program takes one image, one block of slots, one chunk of channels and one group of tokens, or
     all groups. Its chunk of dq is a sum over tokens and stays in registers; the chunks of dk and dv
     are whole once all slots of a token are in the tile, and are stored as they come.
     """
     shares = tl.cdiv(groups, groups_per_program)
-    most = depth if STANDINGS else tl.maximum(depth, width)
+    most = depth if SOFTMAX_STATS else tl.maximum(depth, width)
     chunks = tl.cdiv(most, CHUNK)
-    slot_blocks = tl.cdiv(num_slots, SLOTS)
+    slot_blocks = tl.cdiv(num_slots, BLOCK_SLOTS)
     part = tl.program_id(0) // shares
     share = tl.program_id(0) % shares
-    slot = ((part // chunks) % slot_blocks) * SLOTS + tl.arange(0, SLOTS)
+    slot = ((part // chunks) % slot_blocks) * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
     image = (part // (chunks * slot_blocks)).to(tl.int64)
     first_channel = (part % chunks) * CHUNK
     channel = first_channel + tl.arange(0, CHUNK)
@@ -92,19 +92,21 @@ def compete_backward_kernel(
     q_row = q + image * q_image_stride + far_slot * q_row_stride
     grad_row = grad_updates + slot_place * width
     known, per_mass, of_mass = slot_numbers(delta, mass, grad_mass, slot_place, live_slot, mass_eps)
-    if not STANDINGS:
-        known = slot_deltas(updates + slot_place * width, grad_row, live_slot, width, SLOTS, DEPTH)
-    tile = tl.arange(0, SLOTS)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    if not SOFTMAX_STATS:
+        known = slot_deltas(
+            updates + slot_place * width, grad_row, live_slot, width, BLOCK_SLOTS, BLOCK_K
+        )
+    tile = tl.arange(0, BLOCK_SLOTS)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
     live = live_slot[:, None] & of_keys[None, :]
     # A wide chunk leaves no registers for two sums: one waits in memory.
-    parked = partial + part.to(tl.int64) * SLOTS * CHUNK + tile
-    total = tl.zeros([SLOTS, CHUNK], tl.float32)
+    parked = partial + part.to(tl.int64) * BLOCK_SLOTS * CHUNK + tile
+    total = tl.zeros([BLOCK_SLOTS, CHUNK], tl.float32)
     for group in range(share * groups_per_program, (share + 1) * groups_per_program):
-        group_sum = tl.zeros([SLOTS, CHUNK], tl.float32)
+        group_sum = tl.zeros([BLOCK_SLOTS, CHUNK], tl.float32)
         for block in tl.range(
             group * blocks_per_group, (group + 1) * blocks_per_group, disable_licm=True
         ):
-            token = block * TOKENS + tl.arange(0, TOKENS)
+            token = block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
             live_token = token < num_tokens
             far_token = token.to(tl.int64)
             token_place = image * num_tokens + token
@@ -117,7 +119,7 @@ def compete_backward_kernel(
                 live_slot,
                 live_token,
                 slot_mask + slot_place,
-                standings + token_place * 2,
+                softmax_stats + token_place * 2,
                 grad_attention + image * given_image_stride + far_slot * given_row_stride,
                 far_token * given_column_stride,
                 known,
@@ -128,15 +130,15 @@ def compete_backward_kernel(
                 scale,
                 mass_eps,
                 MASK,
-                STANDINGS,
+                SOFTMAX_STATS,
                 GIVEN,
                 WHOLE,
-                SLOTS,
-                TOKENS,
-                DEPTH,
+                BLOCK_SLOTS,
+                BLOCK_TOKENS,
+                BLOCK_K,
                 PRECISION,
             )
-            if STANDINGS:
+            if SOFTMAX_STATS:
                 mean = tl.load(mean_gradients + token_place, mask=live_token, other=0.0)
             else:
                 mean = tl.sum(a * gradient, axis=0)
@@ -147,7 +149,7 @@ def compete_backward_kernel(
             )
             logits = (a * (gradient - mean[None, :])).to(keys.dtype)
             group_sum = tl.dot(logits, keys, group_sum, input_precision=PRECISION)
-            if not STANDINGS:
+            if not SOFTMAX_STATS:
                 logits = tl.trans(logits)
                 weights = tl.trans((a * per_mass[:, None]).to(logits.dtype))
                 # In pieces, because the sums over tokens hold most registers.
@@ -183,20 +185,20 @@ def compete_backward_kernel(
         store_gradient(grad_q_row, total * scale, channel, live_slot, depth)
     else:
         first_part = part.to(tl.int64) * shares
-        tl.store(partial + (first_part + share) * SLOTS * CHUNK + tile, total, mask=live)
+        tl.store(partial + (first_part + share) * BLOCK_SLOTS * CHUNK + tile, total, mask=live)
         # All threads' stores come before the one thread that reports them.
         tl.debug_barrier()
         if tl.atomic_add(arrivals + part, 1, sem="acq_rel") + 1 == shares:
             # The last to arrive adds up all shares, its own too, in their order. All loads of a
             # piece are under way at once, past the first cache, which others' stores do not reach.
-            row = tl.arange(0, SLOTS)
+            row = tl.arange(0, BLOCK_SLOTS)
             for piece in range(0, CHUNK, SUM_PIECE):
                 inner = piece + tl.arange(0, SUM_PIECE)
                 column = first_channel + inner
-                every = tl.zeros([SLOTS, SUM_PIECE], tl.float32)
+                every = tl.zeros([BLOCK_SLOTS, SUM_PIECE], tl.float32)
                 for other in tl.static_range(SHARES):
-                    there = live_slot & (row < tl.where(shares > other, SLOTS, 0))
-                    its = partial + (first_part + other) * SLOTS * CHUNK + row * CHUNK
+                    there = live_slot & (row < tl.where(shares > other, BLOCK_SLOTS, 0))
+                    its = partial + (first_part + other) * BLOCK_SLOTS * CHUNK + row * CHUNK
                     every += tl.load(
                         its[:, None] + inner[None, :],
                         mask=there[:, None] & (column < depth)[None, :],

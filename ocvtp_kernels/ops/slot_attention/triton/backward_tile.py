@@ -17,13 +17,13 @@ def slot_deltas(
     grad_row,
     live_slot,
     width,
-    SLOTS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """``U . dU`` of each slot ``[SLOTS]``: what a slot's weights, summing to a constant, share."""
-    delta = tl.zeros([SLOTS], tl.float32)
-    for start in range(0, width, DEPTH):
-        channel = start + tl.arange(0, DEPTH)
+    """``U . dU`` of each slot ``[BLOCK_SLOTS]``: what a slot's weights, summing to a constant, share."""
+    delta = tl.zeros([BLOCK_SLOTS], tl.float32)
+    for start in range(0, width, BLOCK_K):
+        channel = start + tl.arange(0, BLOCK_K)
         live = live_slot[:, None] & (channel < width)[None, :]
         u = tl.load(updates_row[:, None] + channel[None, :], mask=live, other=0.0).to(tl.float32)
         g = tl.load(grad_row[:, None] + channel[None, :], mask=live, other=0.0).to(tl.float32)
@@ -40,7 +40,7 @@ def attention_and_gradient(
     live_slot,
     live_token,
     slot_mask,
-    standings,
+    softmax_stats,
     given_row,
     given_column,
     delta,
@@ -51,28 +51,28 @@ def attention_and_gradient(
     scale,
     mass_eps,
     MASK: tl.constexpr,
-    STANDINGS: tl.constexpr,
+    SOFTMAX_STATS: tl.constexpr,
     GIVEN: tl.constexpr,
     WHOLE: tl.constexpr,
-    SLOTS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The attention of a block of slots on a block of tokens, and its gradient.
 
     Args:
         q_row, k_row, grad_row, v_row: pointers to the rows of q, k, the updates' gradient and v.
-        slot_mask: pointers ``[SLOTS]``, read if MASK.
-        standings: pointers ``[TOKENS]``, read if STANDINGS, else the block holds all slots.
-        given_row, given_column: pointers ``[SLOTS]`` to the rows of the attention's own gradient,
-            and offsets ``[TOKENS]`` in them, used if GIVEN.
-        delta, per_mass, grad_mass: ``[SLOTS]``, `slot_deltas`, ``1 / (mass + eps)``, the mass'.
+        slot_mask: pointers ``[BLOCK_SLOTS]``, read if MASK.
+        softmax_stats: pointers ``[BLOCK_TOKENS]``, read if SOFTMAX_STATS, else the block holds all slots.
+        given_row, given_column: pointers ``[BLOCK_SLOTS]`` to the rows of the attention's own gradient,
+            and offsets ``[BLOCK_TOKENS]`` in them, used if GIVEN.
+        delta, per_mass, grad_mass: ``[BLOCK_SLOTS]``, `slot_deltas`, ``1 / (mass + eps)``, the mass'.
         WHOLE: the block holds all tokens, so their sums are taken here: of very few tokens the
             updates and v differ by less than the updates were rounded.
 
     Returns:
-        both ``[SLOTS, TOKENS]``, zero in the padding, and ``1 / (mass + eps)`` ``[SLOTS]``.
+        both ``[BLOCK_SLOTS, BLOCK_TOKENS]``, zero in the padding, and ``1 / (mass + eps)`` ``[BLOCK_SLOTS]``.
     """
     logits = logits_tile(
         q_row,
@@ -85,15 +85,15 @@ def attention_and_gradient(
         scale,
         False,
         MASK,
-        SLOTS,
-        TOKENS,
-        DEPTH,
+        BLOCK_SLOTS,
+        BLOCK_TOKENS,
+        BLOCK_K,
         False,
         PRECISION,
     )
-    if STANDINGS:
-        top = tl.load(standings, mask=live_token, other=0.0)
-        others = tl.load(standings + 1, mask=live_token, other=0.0)
+    if SOFTMAX_STATS:
+        top = tl.load(softmax_stats, mask=live_token, other=0.0)
+        others = tl.load(softmax_stats + 1, mask=live_token, other=0.0)
     else:
         top, others = standing(logits)
     live = live_slot[:, None] & live_token[None, :]
@@ -110,9 +110,9 @@ def attention_and_gradient(
         1.0,
         False,
         False,
-        SLOTS,
-        TOKENS,
-        DEPTH,
+        BLOCK_SLOTS,
+        BLOCK_TOKENS,
+        BLOCK_K,
         False,
         PRECISION,
     )
@@ -129,7 +129,7 @@ def attention_and_gradient(
 
 @triton.jit
 def slot_numbers(delta, mass, grad_mass, slot_place, live_slot, mass_eps):
-    """A block's stored deltas, ``1 / (mass + mass_eps)`` and gradient of the mass ``[SLOTS]``."""
+    """A block's stored deltas, ``1 / (mass + mass_eps)`` and gradient of the mass ``[BLOCK_SLOTS]``."""
     known = tl.load(delta + slot_place, mask=live_slot, other=0.0)
     m = tl.load(mass + slot_place, mask=live_slot, other=1.0).to(tl.float32)
     g = tl.load(grad_mass + slot_place, mask=live_slot, other=0.0).to(tl.float32)

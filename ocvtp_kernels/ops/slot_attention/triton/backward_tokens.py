@@ -23,14 +23,14 @@ def deltas_kernel(
     delta,
     rows,
     width,
-    SLOTS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     """`slot_deltas` of all slots of all images: float32 ``[B, K]``."""
-    row = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    row = tl.program_id(0) * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
     live = row < rows
     first = row.to(tl.int64) * width
-    found = slot_deltas(updates + first, grad_updates + first, live, width, SLOTS, DEPTH)
+    found = slot_deltas(updates + first, grad_updates + first, live, width, BLOCK_SLOTS, BLOCK_K)
     tl.store(delta + row, found, mask=live)
 
 
@@ -40,7 +40,7 @@ def mean_gradients_kernel(
     k,
     v,
     slot_mask,
-    standings,
+    softmax_stats,
     delta,
     mass,
     grad_updates,
@@ -65,20 +65,20 @@ def mean_gradients_kernel(
     MASK: tl.constexpr,
     GIVEN: tl.constexpr,
     WHOLE: tl.constexpr,
-    SLOTS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Each token's ``sum over slots of A dA``, block by block: float32 ``[B, N]``."""
-    blocks = tl.cdiv(num_tokens, TOKENS)
+    blocks = tl.cdiv(num_tokens, BLOCK_TOKENS)
     image = (tl.program_id(0) // blocks).to(tl.int64)
-    token = (tl.program_id(0) % blocks) * TOKENS + tl.arange(0, TOKENS)
+    token = (tl.program_id(0) % blocks) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     live_token = token < num_tokens
     far_token = token.to(tl.int64)
-    total = tl.zeros([TOKENS], tl.float32)
-    for first_slot in range(0, num_slots, SLOTS):
-        slot = first_slot + tl.arange(0, SLOTS)
+    total = tl.zeros([BLOCK_TOKENS], tl.float32)
+    for first_slot in range(0, num_slots, BLOCK_SLOTS):
+        slot = first_slot + tl.arange(0, BLOCK_SLOTS)
         live_slot = slot < num_slots
         slot_place = image * num_slots + slot
         far_slot = slot.to(tl.int64)
@@ -93,7 +93,7 @@ def mean_gradients_kernel(
             live_slot,
             live_token,
             slot_mask + slot_place,
-            standings + (image * num_tokens + token) * 2,
+            softmax_stats + (image * num_tokens + token) * 2,
             grad_attention + image * given_image_stride + far_slot * given_row_stride,
             far_token * given_column_stride,
             known,
@@ -107,9 +107,9 @@ def mean_gradients_kernel(
             True,
             GIVEN,
             WHOLE,
-            SLOTS,
-            TOKENS,
-            DEPTH,
+            BLOCK_SLOTS,
+            BLOCK_TOKENS,
+            BLOCK_K,
             PRECISION,
         )
         total += tl.sum(a * gradient, axis=0)
@@ -122,7 +122,7 @@ def tokens_backward_kernel(
     k,
     v,
     slot_mask,
-    standings,
+    softmax_stats,
     delta,
     mass,
     grad_updates,
@@ -149,25 +149,25 @@ def tokens_backward_kernel(
     MASK: tl.constexpr,
     GIVEN: tl.constexpr,
     WHOLE: tl.constexpr,
-    SLOTS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Gradients of k and v, a block of tokens and a chunk of channels a program."""
     chunks = tl.cdiv(tl.maximum(depth, width), CHUNK)
-    blocks = tl.cdiv(num_tokens, TOKENS)
+    blocks = tl.cdiv(num_tokens, BLOCK_TOKENS)
     channel = (tl.program_id(0) % chunks) * CHUNK + tl.arange(0, CHUNK)
-    token = ((tl.program_id(0) // chunks) % blocks) * TOKENS + tl.arange(0, TOKENS)
+    token = ((tl.program_id(0) // chunks) % blocks) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     image = (tl.program_id(0) // (chunks * blocks)).to(tl.int64)
     live_token = token < num_tokens
     far_token = token.to(tl.int64)
     mean = tl.load(mean_gradients + image * num_tokens + token, mask=live_token, other=0.0)
-    of_keys = tl.zeros([TOKENS, CHUNK], tl.float32)
-    of_values = tl.zeros([TOKENS, CHUNK], tl.float32)
-    for first_slot in range(0, num_slots, SLOTS):
-        slot = first_slot + tl.arange(0, SLOTS)
+    of_keys = tl.zeros([BLOCK_TOKENS, CHUNK], tl.float32)
+    of_values = tl.zeros([BLOCK_TOKENS, CHUNK], tl.float32)
+    for first_slot in range(0, num_slots, BLOCK_SLOTS):
+        slot = first_slot + tl.arange(0, BLOCK_SLOTS)
         live_slot = slot < num_slots
         slot_place = image * num_slots + slot
         far_slot = slot.to(tl.int64)
@@ -183,7 +183,7 @@ def tokens_backward_kernel(
             live_slot,
             live_token,
             slot_mask + slot_place,
-            standings + (image * num_tokens + token) * 2,
+            softmax_stats + (image * num_tokens + token) * 2,
             grad_attention + image * given_image_stride + far_slot * given_row_stride,
             far_token * given_column_stride,
             known,
@@ -197,9 +197,9 @@ def tokens_backward_kernel(
             True,
             GIVEN,
             WHOLE,
-            SLOTS,
-            TOKENS,
-            DEPTH,
+            BLOCK_SLOTS,
+            BLOCK_TOKENS,
+            BLOCK_K,
             PRECISION,
         )
         queries = tl.load(

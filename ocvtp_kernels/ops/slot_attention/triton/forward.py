@@ -15,15 +15,15 @@ from ocvtp_kernels.ops.slot_attention.tiles import (
     compete_tile,
     groups_of,
     rounds,
-    standings_tile,
+    softmax_stats_tile,
 )
-from ocvtp_kernels.ops.slot_attention.triton.compete import compete_kernel, standings_kernel
+from ocvtp_kernels.ops.slot_attention.triton.compete import compete_kernel, softmax_stats_kernel
 from ocvtp_kernels.triton_common.archs import arch_of
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
 from ocvtp_kernels.triton_common.linear_tiles import ceil_div
 
 
-class Competition(NamedTuple):
+class SlotAttentionArgs(NamedTuple):
     """Slots and the tokens that they compete for.
 
     Attributes:
@@ -56,10 +56,10 @@ class Competition(NamedTuple):
             "k_row_stride": self.k.stride(1),
             "CONSTANT": self.constant is not None,
             "MASK": self.mask is not None,
-            "SLOTS": tile.slots,
-            "TOKENS": tile.tokens,
-            "DEPTH": tile.depth,
-            "EVEN": self.q.shape[2] % tile.depth == 0,
+            "BLOCK_SLOTS": tile.block_slots,
+            "BLOCK_TOKENS": tile.block_tokens,
+            "BLOCK_K": tile.block_k,
+            "EVEN_K": self.q.shape[2] % tile.block_k == 0,
             "PRECISION": dot_precision(self.q.dtype),
         }
 
@@ -67,7 +67,7 @@ class Competition(NamedTuple):
 class Scratch(NamedTuple):
     """What the competition writes for itself; None where it needs none."""
 
-    standings: Tensor | None  # float32 [B, N, 2]
+    softmax_stats: Tensor | None  # float32 [B, N, 2]
     partial: Tensor | None  # float32, a tile a program
     partial_mass: Tensor | None  # float32
     arrivals: Tensor  # int32, all zero where programs share a part; left all zero
@@ -81,14 +81,14 @@ class Plan(NamedTuple):
     groups: int
     blocks_per_group: int
     shares: int  # programs that share a part: one, or one a group
-    standings: bool
+    softmax_stats: bool
 
     @classmethod
     def of(cls, tile: CompeteTile, fill: bool, sizes: tuple[int, int, int, int]) -> Plan:
         """The plan for ``(B, K, N, E)``; ``fill`` says not to split the tokens among programs."""
         batch, num_slots, num_tokens, width = sizes
-        parts = batch * ceil_div(num_slots, tile.slots) * ceil_div(width, tile.chunk)
-        blocks = ceil_div(num_tokens, tile.tokens)
+        parts = batch * ceil_div(num_slots, tile.block_slots) * ceil_div(width, tile.block_d)
+        blocks = ceil_div(num_tokens, tile.block_tokens)
         groups, blocks_per_group = groups_of(blocks)
         return cls(
             tile, parts, groups, blocks_per_group, 1 if fill else groups, num_slots > ONE_TILE
@@ -99,7 +99,11 @@ class Plan(NamedTuple):
         if self.shares == 1:
             return 0, 0, 0
         programs = self.parts * self.shares
-        return programs * self.tile.slots * self.tile.chunk, programs * self.tile.slots, self.parts
+        return (
+            programs * self.tile.block_slots * self.tile.block_d,
+            programs * self.tile.block_slots,
+            self.parts,
+        )
 
 
 def plan(slots: Tensor, num_tokens: int, width: int) -> Plan:
@@ -107,26 +111,26 @@ def plan(slots: Tensor, num_tokens: int, width: int) -> Plan:
     arch = arch_of(slots.device)
     batch, num_slots = slots.shape[:2]
     tile = compete_tile(arch, slots.dtype, batch, num_slots, num_tokens, width)
-    parts = batch * ceil_div(num_slots, tile.slots) * ceil_div(width, tile.chunk)
-    alone, apart = rounds(arch, parts, ceil_div(num_tokens, tile.tokens))
+    parts = batch * ceil_div(num_slots, tile.block_slots) * ceil_div(width, tile.block_d)
+    alone, apart = rounds(arch, parts, ceil_div(num_tokens, tile.block_tokens))
     return Plan.of(tile, alone <= apart, (batch, num_slots, num_tokens, width))
 
 
-def standings(competition: Competition, out: Tensor) -> None:
+def softmax_stats(competition: SlotAttentionArgs, out: Tensor) -> None:
     """Each token's largest logit and its rivals' sum: float32 ``[B, N, 2]``, in one launch."""
     batch, num_tokens, _ = competition.k.shape
-    tile = standings_tile(arch_of(competition.q.device), competition.q.dtype)
+    tile = softmax_stats_tile(arch_of(competition.q.device), competition.q.dtype)
     launch(
-        standings_kernel,
-        (batch * ceil_div(num_tokens, tile.tokens),),
-        {**competition.arguments(tile), "standings": out},
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        softmax_stats_kernel,
+        (batch * ceil_div(num_tokens, tile.block_tokens),),
+        {**competition.arguments(tile), "softmax_stats": out},
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )
 
 
 def compete(
-    competition: Competition,
+    competition: SlotAttentionArgs,
     v: Tensor,
     mass_eps: float,
     updates: Tensor,
@@ -143,9 +147,9 @@ def compete(
         updates: ``[B, K, E]`` and mass: ``[B, K]``, contiguous, written.
         attention: ``[B, K, N]``, contiguous, written if given.
     """
-    if cut.standings:
-        assert scratch.standings is not None
-        standings(competition, scratch.standings)
+    if cut.softmax_stats:
+        assert scratch.softmax_stats is not None
+        softmax_stats(competition, scratch.softmax_stats)
     absent = updates
     launch(
         compete_kernel,
@@ -153,7 +157,7 @@ def compete(
         {
             **competition.arguments(cut.tile),
             "v": v,
-            "standings": absent if scratch.standings is None else scratch.standings,
+            "softmax_stats": absent if scratch.softmax_stats is None else scratch.softmax_stats,
             "partial": absent if scratch.partial is None else scratch.partial,
             "partial_mass": absent if scratch.partial_mass is None else scratch.partial_mass,
             "arrivals": scratch.arrivals,
@@ -167,14 +171,14 @@ def compete(
             "groups": cut.groups,
             "groups_per_program": ceil_div(cut.groups, cut.shares),
             "blocks_per_group": cut.blocks_per_group,
-            "STANDINGS": cut.standings,
+            "SOFTMAX_STATS": cut.softmax_stats,
             "ATTENTION": attention is not None,
-            "CHUNK": cut.tile.chunk,
+            "CHUNK": cut.tile.block_d,
             "SHARES": MOST_GROUPS if cut.shares > 1 else 0,
-            "PIECE": min(cut.tile.chunk, PIECE_NUMBERS // cut.tile.slots),
+            "PIECE": min(cut.tile.block_d, PIECE_NUMBERS // cut.tile.block_slots),
         },
-        num_warps=cut.tile.warps,
-        num_stages=cut.tile.stages,
+        num_warps=cut.tile.num_warps,
+        num_stages=cut.tile.num_stages,
     )
 
 
@@ -184,7 +188,7 @@ def new_scratch(cut: Plan, batch: int, num_tokens: int, device: torch.device) ->
     numbers = torch.empty(partial + partial_mass, dtype=torch.float32, device=device)
     return Scratch(
         torch.empty((batch, num_tokens, 2), dtype=torch.float32, device=device)
-        if cut.standings
+        if cut.softmax_stats
         else None,
         numbers[:partial] if partial else None,
         numbers[partial:] if partial else None,
@@ -205,7 +209,7 @@ def slot_attention_with_attention(
     batch, num_slots, _ = q.shape
     num_tokens, width = v.shape[1:]
     mask = None if slot_mask is None else slot_mask.contiguous().view(torch.uint8)
-    competition = Competition(unit_stride(q), unit_stride(k), scale, mask=mask)
+    competition = SlotAttentionArgs(unit_stride(q), unit_stride(k), scale, mask=mask)
     cut = plan(q, num_tokens, width)
     updates = q.new_empty((batch, num_slots, width))
     mass = q.new_empty((batch, num_slots))

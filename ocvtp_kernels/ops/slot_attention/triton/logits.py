@@ -18,32 +18,32 @@ def logits_tile(
     scale,
     CONSTANT: tl.constexpr,
     MASK: tl.constexpr,
-    SLOTS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    EVEN: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """``scale q k^T + constant``.
 
     Args:
-        q_row, k_row: pointers to the rows, ``[SLOTS]`` and ``[TOKENS]``.
-        slot_constant, slot_mask: pointers ``[SLOTS]``, read if CONSTANT and MASK.
-        EVEN: DEPTH divides ``depth`` and the pointers of padding are those of other rows, so that
-            nothing is masked.
+        q_row, k_row: pointers to the rows, ``[BLOCK_SLOTS]`` and ``[BLOCK_TOKENS]``.
+        slot_constant, slot_mask: pointers ``[BLOCK_SLOTS]``, read if CONSTANT and MASK.
+        EVEN_K: BLOCK_K divides ``depth`` and the pointers of padding are those of other rows, so
+            that nothing is masked.
 
     Returns:
-        logits ``[SLOTS, TOKENS]``, -inf for slots that are padding or masked, so that they take no
-        part in the softmax.
+        logits ``[BLOCK_SLOTS, BLOCK_TOKENS]``, -inf for slots that are padding or
+        masked, so that they take no part in the softmax.
     """
     if CONSTANT:
         constant = tl.load(slot_constant, mask=live_slot, other=0.0)
-    logits = tl.zeros([SLOTS, TOKENS], tl.float32)
-    for start in range(0, depth, DEPTH):
-        inner = start + tl.arange(0, DEPTH)
+    logits = tl.zeros([BLOCK_SLOTS, BLOCK_TOKENS], tl.float32)
+    for start in range(0, depth, BLOCK_K):
+        inner = start + tl.arange(0, BLOCK_K)
         q_place = q_row[:, None] + inner[None, :]
         k_place = k_row[:, None] + inner[None, :]
-        if EVEN:
+        if EVEN_K:
             q = tl.load(q_place)
             k = tl.load(k_place)
         else:
@@ -74,10 +74,10 @@ def standing(logits):
     ``(x - m) - log1p(others)``: kept apart, the two resolve an attention of almost 1 or 0.
 
     Args:
-        logits: ``[SLOTS, TOKENS]``.
+        logits: ``[BLOCK_SLOTS, BLOCK_TOKENS]``.
 
     Returns:
-        m and others, ``[TOKENS]``.
+        m and others, ``[BLOCK_TOKENS]``.
     """
     # A NaN leads nothing, but stays in the sum.
     numbers = tl.where(logits == logits, logits, float("-inf"))
