@@ -113,10 +113,10 @@ def argmax(load: Workload) -> None:
     slot_argmax(*slots_and_tokens(load))
 
 
-def pick(load: Workload) -> None:
-    picks = empty(load, load.batch, load.num_slots, dtype=torch.int64)
-    peak = empty(load, load.batch, load.num_slots)
-    resolve_picks(picks, peak, scores(load), load.budget)
+def resolve(load: Workload) -> None:
+    topk_ids = empty(load, load.batch, load.num_slots, dtype=torch.int64)
+    max_logprob = empty(load, load.batch, load.num_slots)
+    resolve_picks(topk_ids, max_logprob, scores(load), load.budget)
 
 
 def gather(load: Workload) -> None:
@@ -161,14 +161,14 @@ def expand(load: Workload) -> None:
         )
 
 
-def merge_owned(load: Workload) -> None:
-    owner = empty(load, load.batch, load.num_tokens, dtype=torch.int64)
-    scatter_merge(tokens(load), owner, scores(load), load.budget)
+def merge_assigned(load: Workload) -> None:
+    assignment = empty(load, load.batch, load.num_tokens, dtype=torch.int64)
+    scatter_merge(tokens(load), assignment, scores(load), load.budget)
 
 
 # These have no matrix products and one tile for all architectures.
-ALIKE: tuple[Launcher, ...] = (greedy, match, expand, merge_owned)
-# Whoever launches kernels has a line here.
+ALIKE: tuple[Launcher, ...] = (greedy, match, expand, merge_assigned)
+# Every function that launches kernels is called by one of these.
 LAUNCHERS: tuple[Launcher, ...] = (
     prune,
     picks,
@@ -176,7 +176,7 @@ LAUNCHERS: tuple[Launcher, ...] = (
     attend_backward,
     gru,
     argmax,
-    pick,
+    resolve,
     gather,
     receive,
     merge_slots,

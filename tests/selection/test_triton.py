@@ -26,7 +26,7 @@ from ocvtp_kernels.ops.argmax_gather.triton import argmax_gather
 from ocvtp_kernels.ops.resolve_picks.triton import resolve_picks
 from ocvtp_kernels.ops.slot_argmax.tiles import argmax_tile
 from ocvtp_kernels.ops.slot_argmax.triton import slot_argmax
-from ocvtp_kernels.ops.slot_attention.tiles import compete_tile, softmax_stats_tile
+from ocvtp_kernels.ops.slot_attention.tiles import slot_attention_fwd_tile, softmax_stats_tile
 from ocvtp_kernels.triton_common.archs import ARCHS, GpuArch
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
@@ -196,5 +196,7 @@ def test_logits_are_computed_alike_wherever_softmax_stats_are_used(
     made = softmax_stats_tile(arch, dtype)
     assert argmax_tile(arch, dtype, 160) == made
     for batch, num_slots in product((1, 64), (7, 64, 128, 160)):
-        assert compete_tile(arch, dtype, batch, num_slots, 576, 512).block_k == made.block_k
+        assert (
+            slot_attention_fwd_tile(arch, dtype, batch, num_slots, 576, 512).block_k == made.block_k
+        )
         assert argmax_tile(arch, dtype, num_slots).block_k == made.block_k

@@ -14,7 +14,7 @@ from tests.cases import DEVICE, assert_within_budget, random_tokens, to_device, 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from ocvtp_kernels.ops.gru_cell.triton import forward as triton_gru
-from ocvtp_kernels.ops.slot_attention.tiles import compete_tile
+from ocvtp_kernels.ops.slot_attention.tiles import slot_attention_fwd_tile
 from ocvtp_kernels.ops.slot_attention.triton import forward as kernels
 from ocvtp_kernels.triton_common.archs import ARCHS
 
@@ -90,7 +90,7 @@ def test_one_program_for_all_groups_or_one_for_each_give_the_same_bits() -> None
     q, k, v = (to_device(t) for t in case(1, 7, 300, 16, torch.float16))
     competition = kernels.SlotAttentionArgs(q, k.contiguous(), 0.3)
     v = v.contiguous()
-    tile = compete_tile(ARCHS[80], q.dtype, 1, 7, 300, v.shape[2])
+    tile = slot_attention_fwd_tile(ARCHS[80], q.dtype, 1, 7, 300, v.shape[2])
     results = []
     for fill in (False, True):
         cut = kernels.Plan.of(tile, fill, (1, 7, 300, v.shape[2]))
@@ -113,7 +113,7 @@ def test_the_order_of_sums_is_the_same_for_every_batch(
     tiles = {
         (tile.block_tokens, tile.block_k)
         for tile in (
-            compete_tile(arch, dtype, batch, num_slots, 576, 512)  # type: ignore[arg-type]
+            slot_attention_fwd_tile(arch, dtype, batch, num_slots, 576, 512)  # type: ignore[arg-type]
             for batch in (1, 8, 64, 512)
         )
     }

@@ -14,8 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ocvtp_kernels.ops.slot_argmax.triton import args_of
-from ocvtp_kernels.ops.slot_attention.tiles import BLOCK, CompeteTile, slots_per_tile
-from ocvtp_kernels.ops.slot_attention.triton.logits import inside, logits_tile, standing
+from ocvtp_kernels.ops.slot_attention.tiles import BLOCK, SlotAttentionTile, slots_per_tile
+from ocvtp_kernels.ops.slot_attention.triton.logits import (
+    clamp_index,
+    logits_tile,
+    softmax_stats_of,
+)
 from ocvtp_kernels.triton_common.blocks import ceil_div, power_of_two
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
 
@@ -52,7 +56,7 @@ def assignment_kernel(
     image = (tl.program_id(0) // num_blocks).to(tl.int64)
     token = (tl.program_id(0) % num_blocks) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     mask_token = token < num_tokens
-    k_row = k + image * k_image_stride + inside(token, num_tokens) * k_row_stride
+    k_row = k + image * k_image_stride + clamp_index(token, num_tokens) * k_row_stride
     row_max = tl.full([BLOCK_TOKENS], float("-inf"), tl.float32)
     rest_sum = tl.zeros([BLOCK_TOKENS], tl.float32)
     assigned = tl.zeros([BLOCK_TOKENS], tl.int32)
@@ -60,7 +64,7 @@ def assignment_kernel(
         slot = first_slot + tl.arange(0, BLOCK_SLOTS)
         offs_slot = image * num_slots + slot
         logits = logits_tile(
-            q + image * q_image_stride + inside(slot, num_slots) * q_row_stride,
+            q + image * q_image_stride + clamp_index(slot, num_slots) * q_row_stride,
             k_row,
             slot < num_slots,
             mask_token,
@@ -76,7 +80,7 @@ def assignment_kernel(
             EVEN_K,
             PRECISION,
         )
-        block_max, block_rest = standing(logits)
+        block_max, block_rest = softmax_stats_of(logits)
         block_best = tl.min(
             tl.where(logits == block_max[None, :], slot[:, None], num_slots), axis=0
         )
@@ -168,11 +172,11 @@ class MergeTile(NamedTuple):
     num_stages: int
 
 
-def assignment_tile(dtype: torch.dtype) -> CompeteTile:
+def assignment_tile(dtype: torch.dtype) -> SlotAttentionTile:
     """The tile of the pass over all slots, block by block; it has no channels of values."""
     if dtype == torch.float32:
-        return CompeteTile(BLOCK, 16, 16, 0, 8, 3)
-    return CompeteTile(BLOCK, 32, 64, 0, 8, 3)
+        return SlotAttentionTile(BLOCK, 16, 16, 0, 8, 3)
+    return SlotAttentionTile(BLOCK, 32, 64, 0, 8, 3)
 
 
 def merge_tile(dtype: torch.dtype, num_slots: int, width: int) -> MergeTile:

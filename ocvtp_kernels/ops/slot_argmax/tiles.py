@@ -8,7 +8,7 @@ import torch
 
 from ocvtp_kernels.ops.slot_attention.tiles import (
     ONE_TILE,
-    CompeteTile,
+    SlotAttentionTile,
     logits_depth,
     slots_per_tile,
     softmax_stats_tile,
@@ -17,15 +17,15 @@ from ocvtp_kernels.triton_common.archs import GpuArch
 from ocvtp_kernels.triton_common.blocks import ceil_div, power_of_two
 
 
-def argmax_tile(arch: GpuArch, dtype: torch.dtype, num_slots: int) -> CompeteTile:
+def argmax_tile(arch: GpuArch, dtype: torch.dtype, num_slots: int) -> SlotAttentionTile:
     """The tile of logits of the last iteration; every program takes one."""
     if num_slots > ONE_TILE:
         # The tile that made the statistics: the largest score then is exactly the token_score.
         return softmax_stats_tile(arch, dtype)
     block_slots, block_k = slots_per_tile(num_slots), logits_depth(arch, dtype)
     if dtype == torch.float32:
-        return CompeteTile(block_slots, 16, block_k, 0, 8, 3)
-    return CompeteTile(block_slots, 32, block_k, 0, 8 if block_slots == ONE_TILE else 4, 3)
+        return SlotAttentionTile(block_slots, 16, block_k, 0, 8, 3)
+    return SlotAttentionTile(block_slots, 32, block_k, 0, 8 if block_slots == ONE_TILE else 4, 3)
 
 
 class ReduceTile(NamedTuple):

@@ -14,7 +14,11 @@ from torch import Tensor
 from ocvtp_kernels.ops.slot_argmax.tiles import argmax_tile, reduce_tile
 from ocvtp_kernels.ops.slot_attention.tiles import ONE_TILE
 from ocvtp_kernels.ops.slot_attention.triton.forward import SlotAttentionArgs, softmax_stats
-from ocvtp_kernels.ops.slot_attention.triton.logits import inside, logits_tile, standing
+from ocvtp_kernels.ops.slot_attention.triton.logits import (
+    clamp_index,
+    logits_tile,
+    softmax_stats_of,
+)
 from ocvtp_kernels.triton_common.archs import arch_of
 from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
@@ -75,8 +79,8 @@ def argmax_kernel(
     mask_token = token < num_tokens
     offs_slot = image * num_slots + slot
     logits = logits_tile(
-        q + image * q_image_stride + inside(slot, num_slots) * q_row_stride,
-        k + image * k_image_stride + inside(token, num_tokens) * k_row_stride,
+        q + image * q_image_stride + clamp_index(slot, num_slots) * q_row_stride,
+        k + image * k_image_stride + clamp_index(token, num_tokens) * k_row_stride,
         mask_slot,
         mask_token,
         slot_constant + offs_slot,
@@ -96,7 +100,7 @@ def argmax_kernel(
         row_max = tl.load(stats, mask=mask_token, other=0.0)
         rest_sum = tl.load(stats + 1, mask=mask_token, other=0.0)
     else:
-        row_max, rest_sum = standing(logits)
+        row_max, rest_sum = softmax_stats_of(logits)
     log_sum = log1p(rest_sum)
     score = (logits - row_max[None, :]) - log_sum[None, :]
     packed = pack_argmax(score, token[None, :])

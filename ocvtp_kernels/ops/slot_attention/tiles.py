@@ -26,7 +26,7 @@ PIECE_NUMBERS = 64 * 64  # of each share, that the last program to arrive adds u
 SMALL_SHARED = 100 * 1024  # bytes; GPUs with less have fewer registers to spare too
 
 
-class CompeteTile(NamedTuple):
+class SlotAttentionTile(NamedTuple):
     """One program's block of logits, the walk along D, and its channels of the values."""
 
     block_slots: int
@@ -47,9 +47,9 @@ def slots_per_tile(num_slots: int) -> int:
     return power_of_two(num_slots) if num_slots <= ONE_TILE else BLOCK
 
 
-def compete_tile(
+def slot_attention_fwd_tile(
     arch: GpuArch, dtype: torch.dtype, batch: int, num_slots: int, num_tokens: int, width: int
-) -> CompeteTile:
+) -> SlotAttentionTile:
     """The competition's tile: the chunk of channels that takes the least time by count.
 
     Every chunk computes the logits again, so a wide one has less to do and fewer programs.
@@ -57,7 +57,7 @@ def compete_tile(
     slots, depth = slots_per_tile(num_slots), logits_depth(arch, dtype)
     if dtype == torch.float32:
         tokens, chunk = (32, 32) if slots < ONE_TILE else (16, 32)
-        return CompeteTile(slots, tokens, depth, chunk, 8, 3)
+        return SlotAttentionTile(slots, tokens, depth, chunk, 8, 3)
     small = arch.shared_bytes < SMALL_SHARED
     tokens = 32 if small or slots == ONE_TILE else 64
     # Older matrix instructions leave fewer registers.
@@ -70,7 +70,7 @@ def compete_tile(
 
     chunks = [chunk, *(each for each in (128, 64) if each < chunk)]
     chosen = min(chunks, key=work)
-    return CompeteTile(slots, tokens, depth, chosen, 8, 4 if chosen <= 128 else 5)
+    return SlotAttentionTile(slots, tokens, depth, chosen, 8, 4 if chosen <= 128 else 5)
 
 
 ADDING_UP = 1.7  # token blocks in whose time a group's sums are stored and added up
@@ -100,12 +100,12 @@ def logits_depth(arch: GpuArch, dtype: torch.dtype) -> int:
     return 32 if arch.shared_bytes < SMALL_SHARED else 64
 
 
-def softmax_stats_tile(arch: GpuArch, dtype: torch.dtype) -> CompeteTile:
+def softmax_stats_tile(arch: GpuArch, dtype: torch.dtype) -> SlotAttentionTile:
     """The tile of the pass over all slots, block by block."""
     depth = logits_depth(arch, dtype)
     if dtype == torch.float32:
-        return CompeteTile(BLOCK, 16, depth, 0, 4, 2)
-    return CompeteTile(BLOCK, 32, depth, 0, 8, 4)
+        return SlotAttentionTile(BLOCK, 16, depth, 0, 4, 2)
+    return SlotAttentionTile(BLOCK, 32, depth, 0, 8, 4)
 
 
 def fills(arch: GpuArch, programs: int) -> bool:
@@ -138,7 +138,7 @@ def one_backward_tile(arch: GpuArch, dtype: torch.dtype, num_slots: int) -> bool
 
 def compete_backward_tile(
     arch: GpuArch, dtype: torch.dtype, batch: int, num_slots: int, channels: int
-) -> CompeteTile:
+) -> SlotAttentionTile:
     """The gradient's tile: chunks as wide as still give most multiprocessors a program.
 
     Every chunk computes the logits and the attention's gradient again. Tokens are rows of their
@@ -148,16 +148,16 @@ def compete_backward_tile(
     slots = power_of_two(num_slots) if together else min(BLOCK, power_of_two(num_slots))
     depth = logits_depth(arch, dtype)
     if dtype == torch.float32:
-        return CompeteTile(slots, 32, depth, 32, 8, 3)
+        return SlotAttentionTile(slots, 32, depth, 32, 8, 3)
     widest = 64 if slots == ONE_TILE else 256 if together and arch.capability == 90 else 128
     chunk = min(widest, power_of_two(channels))
     parts = batch * ceil_div(num_slots, slots)
     while chunk > 64 and 4 * parts * ceil_div(channels, chunk) < 3 * arch.multiprocessors:
         chunk //= 2
     tokens = 64 if arch.capability in (90, 100) else 32
-    return CompeteTile(slots, tokens, depth, chunk, 8, 3)
+    return SlotAttentionTile(slots, tokens, depth, chunk, 8, 3)
 
 
-def tokens_backward_tile(arch: GpuArch, dtype: torch.dtype, channels: int) -> CompeteTile:
+def tokens_backward_tile(arch: GpuArch, dtype: torch.dtype, channels: int) -> SlotAttentionTile:
     """The tile of the tokens' gradients, where they are a kernel of their own."""
     return compete_backward_tile(arch, dtype, 1, ONE_TILE + 1, channels)

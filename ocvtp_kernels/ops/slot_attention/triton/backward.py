@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ocvtp_kernels.ops.slot_attention.tiles import (
     PIECE_NUMBERS,
-    CompeteTile,
+    SlotAttentionTile,
     compete_backward_tile,
     fills,
     one_backward_tile,
@@ -66,7 +66,7 @@ class Backward(NamedTuple):
     delta: Tensor | None = None
     mean_gradients: Tensor | None = None
 
-    def arguments(self, tile: CompeteTile) -> dict[str, Any]:
+    def arguments(self, tile: SlotAttentionTile) -> dict[str, Any]:
         """The arguments that all three kernels take."""
         q, k, scale, _, mask = self.competition
         given, absent = self.grad_attention, self.mass

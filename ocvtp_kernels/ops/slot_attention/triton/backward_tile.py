@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ocvtp_kernels.ops.slot_attention.triton.logits import logits_tile, standing
+from ocvtp_kernels.ops.slot_attention.triton.logits import logits_tile, softmax_stats_of
 
 
 @triton.jit
@@ -95,7 +95,7 @@ def attention_and_gradient(
         top = tl.load(softmax_stats, mask=live_token, other=0.0)
         others = tl.load(softmax_stats + 1, mask=live_token, other=0.0)
     else:
-        top, others = standing(logits)
+        top, others = softmax_stats_of(logits)
     live = live_slot[:, None] & live_token[None, :]
     a = tl.div_rn(tl.exp(logits - top[None, :]), (1.0 + others)[None, :])
     a = tl.where(live, a, 0.0)

@@ -12,7 +12,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ocvtp_kernels.ops.slot_attention.triton.logits import inside, logits_tile, standing
+from ocvtp_kernels.ops.slot_attention.triton.logits import (
+    clamp_index,
+    logits_tile,
+    softmax_stats_of,
+)
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
 
 
@@ -40,13 +44,13 @@ def softmax_stats_kernel(
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Each token's `standing` over all slots, block by block: float32 ``[B, N, 2]``."""
+    """Each token's `softmax_stats_of` over all slots, block by block: float32 ``[B, N, 2]``."""
     wait_for_launches_before(PDL)
     blocks = tl.cdiv(num_tokens, BLOCK_TOKENS)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     token = (tl.program_id(0) % blocks) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     live_token = token < num_tokens
-    k_row = k + image * k_image_stride + inside(token, num_tokens) * k_row_stride
+    k_row = k + image * k_image_stride + clamp_index(token, num_tokens) * k_row_stride
     top = tl.full([BLOCK_TOKENS], float("-inf"), tl.float32)
     others = tl.zeros([BLOCK_TOKENS], tl.float32)
     for first_slot in range(0, num_slots, BLOCK_SLOTS):
@@ -54,7 +58,7 @@ def softmax_stats_kernel(
         live_slot = slot < num_slots
         place = image * num_slots + slot
         logits = logits_tile(
-            q + image * q_image_stride + inside(slot, num_slots) * q_row_stride,
+            q + image * q_image_stride + clamp_index(slot, num_slots) * q_row_stride,
             k_row,
             live_slot,
             live_token,
@@ -70,7 +74,7 @@ def softmax_stats_kernel(
             EVEN_K,
             PRECISION,
         )
-        block_top, block_others = standing(logits)
+        block_top, block_others = softmax_stats_of(logits)
         leads = block_top > top
         low, high = tl.where(leads, top, block_top), tl.where(leads, block_top, top)
         # The beaten top is one of the others now.
@@ -148,7 +152,7 @@ def compete_kernel(
     slot = slot_block * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
     live_slot = slot < num_slots
     slot_place = image * num_slots + slot
-    q_row = q + image * q_image_stride + inside(slot, num_slots) * q_row_stride
+    q_row = q + image * q_image_stride + clamp_index(slot, num_slots) * q_row_stride
     channel = chunk * CHUNK + tl.arange(0, CHUNK)
     live_channel = channel < width
     total = tl.zeros([BLOCK_SLOTS, CHUNK], tl.float32)
@@ -169,7 +173,7 @@ def compete_kernel(
                 values = load_values(v_row, channel, live_token, live_channel)
             logits = logits_tile(
                 q_row,
-                k + image * k_image_stride + inside(token, num_tokens) * k_row_stride,
+                k + image * k_image_stride + clamp_index(token, num_tokens) * k_row_stride,
                 live_slot,
                 live_token,
                 slot_constant + slot_place,
@@ -185,7 +189,7 @@ def compete_kernel(
                 PRECISION,
             )
             if not SOFTMAX_STATS:
-                top, others = standing(logits)
+                top, others = softmax_stats_of(logits)
             a = tl.exp(logits - top[None, :])
             if k.dtype.element_ty == tl.float32:
                 a = tl.div_rn(a, (1.0 + others)[None, :])

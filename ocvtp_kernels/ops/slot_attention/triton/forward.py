@@ -11,10 +11,10 @@ from ocvtp_kernels.ops.slot_attention.tiles import (
     MOST_GROUPS,
     ONE_TILE,
     PIECE_NUMBERS,
-    CompeteTile,
-    compete_tile,
+    SlotAttentionTile,
     groups_of,
     rounds,
+    slot_attention_fwd_tile,
     softmax_stats_tile,
 )
 from ocvtp_kernels.ops.slot_attention.triton.compete import compete_kernel, softmax_stats_kernel
@@ -39,7 +39,7 @@ class SlotAttentionArgs(NamedTuple):
     constant: Tensor | None = None
     mask: Tensor | None = None
 
-    def arguments(self, tile: CompeteTile) -> dict[str, Any]:
+    def arguments(self, tile: SlotAttentionTile) -> dict[str, Any]:
         """The arguments of every kernel that computes logits."""
         return {
             "q": self.q,
@@ -76,7 +76,7 @@ class Scratch(NamedTuple):
 class Plan(NamedTuple):
     """How a competition is cut into programs; a function of shapes and GPU architecture alone."""
 
-    tile: CompeteTile
+    tile: SlotAttentionTile
     parts: int  # images x slot blocks x chunks
     groups: int
     blocks_per_group: int
@@ -84,7 +84,7 @@ class Plan(NamedTuple):
     softmax_stats: bool
 
     @classmethod
-    def of(cls, tile: CompeteTile, fill: bool, sizes: tuple[int, int, int, int]) -> Plan:
+    def of(cls, tile: SlotAttentionTile, fill: bool, sizes: tuple[int, int, int, int]) -> Plan:
         """The plan for ``(B, K, N, E)``; ``fill`` says not to split the tokens among programs."""
         batch, num_slots, num_tokens, width = sizes
         parts = batch * ceil_div(num_slots, tile.block_slots) * ceil_div(width, tile.block_d)
@@ -110,7 +110,7 @@ def plan(slots: Tensor, num_tokens: int, width: int) -> Plan:
     """The plan for slots ``[B, K, ...]`` that compete for values ``[B, num_tokens, width]``."""
     arch = arch_of(slots.device)
     batch, num_slots = slots.shape[:2]
-    tile = compete_tile(arch, slots.dtype, batch, num_slots, num_tokens, width)
+    tile = slot_attention_fwd_tile(arch, slots.dtype, batch, num_slots, num_tokens, width)
     parts = batch * ceil_div(num_slots, tile.block_slots) * ceil_div(width, tile.block_d)
     alone, apart = rounds(arch, parts, ceil_div(num_tokens, tile.block_tokens))
     return Plan.of(tile, alone <= apart, (batch, num_slots, num_tokens, width))

@@ -61,13 +61,13 @@ def logits_tile(
 
 
 @triton.jit
-def inside(index, count):
+def clamp_index(index, count):
     """The index, or, in the padding, that of the last row."""
     return tl.minimum(index, count - 1).to(tl.int64)
 
 
 @triton.jit
-def standing(logits):
+def softmax_stats_of(logits):
     """Each token's largest logit m, and the sum of ``exp(x - m)`` over the other slots.
 
     The softmax over slots is ``exp(x - m) / (1 + others)``, its logarithm
