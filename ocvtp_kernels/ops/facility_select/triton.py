@@ -35,7 +35,7 @@ def gain_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """``factor`` times the sum of what is positive in each row: float32 ``[B, N]``."""
+    """``factor`` times the sum of each row's positive elements: float32 ``[B, N]``."""
     blocks = tl.cdiv(num_tokens, BLOCK_ROWS)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     token = (tl.program_id(0) % blocks) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -64,7 +64,7 @@ def facility_kernel(
     saliency_stride,
     BLOCK_TOKENS: tl.constexpr,
 ):
-    """Picks int64 ``[B, T]``.
+    """Order int64 ``[B, T]``.
 
     A bound is packed by `pack_argmax` with the id doubled, plus one while it is of an earlier step:
     the lowest bit of the packed bound is set once it is the token's current gain.

@@ -47,9 +47,9 @@ def nearest_kernel(
     answer = tl.min(smallest, axis=0)
     if SECOND:
         lane = tl.arange(0, BLOCK_ROWS)[:, None]
-        holder = tl.min(tl.where(smallest == answer[None, :], lane, BLOCK_ROWS), axis=0)
-        without_holder = tl.where(lane == holder[None, :], float("inf"), smallest)
-        answer = tl.minimum(tl.min(without_holder, axis=0), tl.min(second, axis=0))
+        lane_of_smallest = tl.min(tl.where(smallest == answer[None, :], lane, BLOCK_ROWS), axis=0)
+        others = tl.where(lane == lane_of_smallest[None, :], float("inf"), smallest)
+        answer = tl.minimum(tl.min(others, axis=0), tl.min(second, axis=0))
     tl.store(nearest + image * num_tokens + token, answer, mask=mask_token)
 
 
@@ -66,10 +66,10 @@ def farthest_kernel(
     DISTINCT: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
 ):
-    """Picks int64 ``[B, T]``, one program an image.
+    """Order int64 ``[B, T]``, one program an image.
 
-    ``first`` are the first picks int64 ``[B]``, or with NEAREST the scores ``[B, N]`` that the
-    first pick has the highest of.
+    ``first`` is the first token int64 ``[B]``; with NEAREST it is scores ``[B, N]``, and the token
+    of the highest score comes first.
     """
     image = tl.program_id(0).to(tl.int64)
     token = tl.arange(0, BLOCK_TOKENS)
@@ -96,7 +96,7 @@ def farthest_kernel(
 def farthest_select(
     distances: Tensor, first: Tensor | None, budget: int, distinct: bool = True
 ) -> Tensor:
-    """`ocvtp::farthest_select` in one launch, two where it picks first."""
+    """`ocvtp::farthest_select` in one launch, or two where ``first`` is None."""
     distances = unit_stride(distances)
     batch, num_tokens, _ = distances.shape
     order = torch.empty((batch, budget), dtype=torch.int64, device=distances.device)

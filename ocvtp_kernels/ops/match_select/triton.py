@@ -25,15 +25,15 @@ def max_similarity_of(
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """The largest similarity of these tokens of side a to any token of side b."""
-    mine = tl.load(current + 2 * position, mask=mask_position, other=0)
-    row = similarity + mine.to(tl.int64)[:, None] * row_stride
+    token_a = tl.load(current + 2 * position, mask=mask_position, other=0)
+    row = similarity + token_a.to(tl.int64)[:, None] * row_stride
     best = tl.full([position.shape[0], BLOCK_COLUMNS], float("-inf"), tl.float32)
     for first in range(0, num_b, BLOCK_COLUMNS):
         other = first + tl.arange(0, BLOCK_COLUMNS)
         mask_other = other < num_b
-        theirs = tl.load(current + 2 * other + 1, mask=mask_other, other=0)
+        token_b = tl.load(current + 2 * other + 1, mask=mask_other, other=0)
         mask = mask_position[:, None] & mask_other[None, :]
-        value = tl.load(row + theirs[None, :], mask=mask, other=float("-inf")).to(tl.float32)
+        value = tl.load(row + token_b[None, :], mask=mask, other=float("-inf")).to(tl.float32)
         best = tl.maximum(best, nan_last(value))
     return tl.max(best, axis=1)
 
@@ -87,12 +87,12 @@ def match_kernel(
         for first in range(0, num_a, BLOCK_ROWS):
             position = first + tl.arange(0, BLOCK_ROWS)
             mask_position = position < num_a
-            mine = tl.load(max_similarity + position, mask=mask_position, other=0)
+            own = tl.load(max_similarity + position, mask=mask_position, other=0)
             ahead = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.int32)
             for first_other in range(0, num_a, BLOCK_COLUMNS):
                 other = first_other + tl.arange(0, BLOCK_COLUMNS)
-                theirs = tl.load(max_similarity + other, mask=other < num_a, other=-1)
-                ahead += (theirs[None, :] > mine[:, None]).to(tl.int32)
+                other_value = tl.load(max_similarity + other, mask=other < num_a, other=-1)
+                ahead += (other_value[None, :] > own[:, None]).to(tl.int32)
             rank = tl.sum(ahead, axis=1)
             token = tl.load(current + 2 * position, mask=mask_position, other=0)
             tl.store(

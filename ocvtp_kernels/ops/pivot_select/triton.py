@@ -1,6 +1,6 @@
-"""Farthest-point greedy over points: a launch a pick, over all blocks of points.
+"""Farthest-point greedy over points: one launch a token, over all blocks of points.
 
-The next launch finds a step's pick, as the best of all blocks.
+A launch finds the token that the one before picked, as the best of all its blocks.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def pivot_kernel(
 
 @triton.jit
 def pivots_kernel(best, order, num_blocks, BLOCK_PARTIALS: tl.constexpr):
-    """Picks int64 ``[B, T]`` from each step's best of every block, one program a pick."""
+    """Order int64 ``[B, T]`` from each step's best of every block, one program a step."""
     offs = tl.program_id(0).to(tl.int64)
     tl.store(order + offs, best_block(best + offs * num_blocks, num_blocks, BLOCK_PARTIALS))
 
