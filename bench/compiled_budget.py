@@ -127,7 +127,7 @@ def expected_instruction(row: Row, rules: Rules) -> str:
     """The matrix instruction that a row has at least."""
     if row.dtype == "float32" or row.kernel in rules.without_product:
         return "none"
-    sides = re.findall(r"\b(?:SLOT_BLOCK_M|BLOCK_M|BLOCK_SLOTS|ROWS|QUERIES) (\d+)", row.tile)
+    sides = re.findall(r"\b(?:SLOT_BLOCK_M|BLOCK_M|BLOCK_SLOTS|BLOCK_QUERIES) (\d+)", row.tile)
     if min(map(int, sides), default=0) < rules.rows_for_newer:
         return "mma.sync"
     return rules.instructions[str(row.arch)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.shapes import Workload, square
 from bench.traffic import HEAD_DIM, HEADS
 from ocvtp_kernels import OCPruner, PrunerConfig
-from ocvtp_kernels.ops.argmax_gather.triton import argmax_gather, resolve_picks, slot_argmax
+from ocvtp_kernels.ops.argmax_gather.triton import argmax_gather
 from ocvtp_kernels.ops.attention_received.triton import attention_received
 from ocvtp_kernels.ops.centrifugal_select.triton import centrifugal_select
 from ocvtp_kernels.ops.dpp_select.triton import dpp_select
@@ -27,7 +27,9 @@ from ocvtp_kernels.ops.match_select.triton import match_select
 from ocvtp_kernels.ops.merge.triton import merge
 from ocvtp_kernels.ops.pivot_select.triton import pivot_select
 from ocvtp_kernels.ops.prune.triton import pipeline
+from ocvtp_kernels.ops.resolve_picks.triton import resolve_picks
 from ocvtp_kernels.ops.scatter_merge.triton import scatter_merge
+from ocvtp_kernels.ops.slot_argmax.triton import slot_argmax
 from ocvtp_kernels.ops.slot_attention.triton.backward import slot_attention_backward
 from ocvtp_kernels.ops.slot_attention.triton.forward import (
     slot_attention,
@@ -110,10 +112,10 @@ def argmax(load: Workload) -> None:
     slot_argmax(*slots_and_tokens(load))
 
 
-def pick(load: Workload) -> None:
-    picks = empty(load, load.batch, load.num_slots, dtype=torch.int64)
-    peak = empty(load, load.batch, load.num_slots)
-    resolve_picks(picks, peak, scores(load), load.budget)
+def resolve(load: Workload) -> None:
+    topk_ids = empty(load, load.batch, load.num_slots, dtype=torch.int64)
+    max_logprob = empty(load, load.batch, load.num_slots)
+    resolve_picks(topk_ids, max_logprob, scores(load), load.budget)
 
 
 def gather(load: Workload) -> None:
@@ -158,14 +160,14 @@ def expand(load: Workload) -> None:
         )
 
 
-def merge_owned(load: Workload) -> None:
-    owner = empty(load, load.batch, load.num_tokens, dtype=torch.int64)
-    scatter_merge(tokens(load), owner, scores(load), load.budget)
+def merge_assigned(load: Workload) -> None:
+    assignment = empty(load, load.batch, load.num_tokens, dtype=torch.int64)
+    scatter_merge(tokens(load), assignment, scores(load), load.budget)
 
 
 # These have no matrix products and one tile for all architectures.
-ALIKE: tuple[Launcher, ...] = (greedy, match, expand, merge_owned)
-# Every launcher of Triton kernels has a line here.
+ALIKE: tuple[Launcher, ...] = (greedy, match, expand, merge_assigned)
+# Every function that launches kernels is called by one of these.
 LAUNCHERS: tuple[Launcher, ...] = (
     prune,
     picks,
@@ -173,7 +175,7 @@ LAUNCHERS: tuple[Launcher, ...] = (
     attend_backward,
     gru,
     argmax,
-    pick,
+    resolve,
     gather,
     receive,
     merge_slots,

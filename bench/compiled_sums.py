@@ -11,8 +11,8 @@ import re
 
 # What may differ between the tiles of one size of slots, tokens and channels, and is no step.
 FREE = (
-    "ROWS",
-    "COLUMNS",
+    "BLOCK_ROWS",
+    "BLOCK_COLUMNS",
     "BLOCK_M",
     "BLOCK_N",
     "BLOCK_D",

@@ -83,12 +83,12 @@ def _argmax(n: Numbers, programs: int) -> list[Branch]:
 
 
 def _resolve(n: Numbers, programs: int) -> list[Branch]:
-    blocks = up(n["blocks"], n["BLOCKS"] * n["PASSES"])
+    blocks = up(n["num_blocks"], n["BLOCK_PARTIALS"] * n["UNROLL"])
     # Of 31 bits two a round, if no count says earlier that the cut is found.
     narrow = 16
-    gather = up(n["rows_per_part"], n["ROWS"]), up(n["width"], n["COLUMNS"])
-    moved = 2 * n["ROWS"] * n["COLUMNS"] * n["final"].element_size()
-    nests = ((up(n["num_slots"], n["SLOTS"]), blocks), (narrow,), gather)
+    gather = up(n["rows_per_split"], n["BLOCK_ROWS"]), up(n["width"], n["BLOCK_COLUMNS"])
+    moved = 2 * n["BLOCK_ROWS"] * n["BLOCK_COLUMNS"] * n["final_tokens"].element_size()
+    nests = ((up(n["num_slots"], n["BLOCK_SLOTS"]), blocks), (narrow,), gather)
     return [Branch(programs, (), nests, moved=moved)]
 
 

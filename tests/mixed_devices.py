@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ocvtp_kernels import use_backend
-from ocvtp_kernels.ops.argmax_gather.triton import slot_argmax
+from ocvtp_kernels.ops.slot_argmax.triton import slot_argmax
 from tests.cases import DEVICE, random_tokens
 
 pytestmark = pytest.mark.interpreter

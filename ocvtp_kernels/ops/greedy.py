@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.native import upcast
-from ocvtp_kernels.triton_common.greedy_tiles import MOST_TOKENS as MAX_TOKENS
+from ocvtp_kernels.triton_common.greedy_tiles import MAX_TOKENS
 
 
 def take_row(matrix: Tensor, ids: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from tests.csrc.device_cases import (
 )
 
 pytestmark = pytest.mark.usefixtures("loaded", "poisoned")
-ops = torch.ops.ocvtp_emulated
+emulated = torch.ops.ocvtp_emulated
 
 
 @fuzz
@@ -24,15 +24,15 @@ def test_attention_received(case: DeviceCase) -> None:
     width, outlier = case.pick([1, 8, 24, 64, 72, 256]), case.pick([0, 50])
     q, k = (case.rows(images, heads, n, width, outlier=outlier) for n in (queries, keys))
     scale, row = width**-0.5, case.pick([-1, 0, queries - 1])
-    got = ops.attention_received(q, k, row, scale)
+    got = emulated.attention_received(q, k, row, scale)
     some = q if row < 0 else q[:, :, row : row + 1]
     want = ops.attention_received.reference(some.double(), k.double(), "meanq", scale)
     # A logit is a float32 sum of products of about their size each; p changes by p times its error.
     size = OUTLIER**2 if outlier else 1
     relative = 2**-23 * (8 + width * size * scale * 4)
     assert ((got - want).abs() <= relative * want + 1e-30).all()
-    assert torch.equal(ops.attention_received(q, k, row, scale), got), "two runs differ"
-    alone = ops.attention_received(q[-1:], k[-1:], row, scale)
+    assert torch.equal(emulated.attention_received(q, k, row, scale), got), "two runs differ"
+    alone = emulated.attention_received(q[-1:], k[-1:], row, scale)
     assert torch.equal(alone, got[-1:]), "an image alone differs"
 
 
@@ -41,5 +41,5 @@ def test_a_nan_key_spoils_its_image_alone(row: int) -> None:
     generator = torch.Generator().manual_seed(5)
     q, k = (torch.randn(2, 1, n, 16, generator=generator) for n in (3, 70))
     k[0, 0, 40, 0] = NAN
-    got = ops.attention_received(q, k, row, 0.25)
+    got = emulated.attention_received(q, k, row, 0.25)
     assert got[0].isnan().all() and not got[1].isnan().any()

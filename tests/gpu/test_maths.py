@@ -16,8 +16,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton
 import triton.language as tl
 
-from ocvtp_kernels.ops.slot_argmax.triton import pack_pick, pick_score, pick_token
 from ocvtp_kernels.triton_common import maths
+from ocvtp_kernels.triton_common.packed_argmax import pack_argmax, unpack_score, unpack_token
 
 pytestmark = pytest.mark.interpreter
 
@@ -36,9 +36,9 @@ def apply_kernel(x, out, count, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
     elif FUNCTION == 3:
         result = maths.ordered(value)
     elif FUNCTION == 4:
-        result = pick_token(pack_pick(value, index))
+        result = unpack_token(pack_argmax(value, index))
     elif FUNCTION == 5:
-        result = pick_score(pack_pick(value, index))
+        result = unpack_score(pack_argmax(value, index))
     else:
         result = maths.gelu_half(value)
     tl.store(out + index, result, mask=live)
@@ -91,7 +91,7 @@ def test_ordered_orders_as_numbers_do_with_nan_last() -> None:
     assert order.min() >= 0 and order.max() < 2**32
 
 
-def test_a_packed_pick_unpacks() -> None:
+def test_a_packed_argmax_unpacks() -> None:
     x = torch.cat([NUMBERS, -NUMBERS])
     assert torch.equal(apply(x, 4, torch.int64), torch.arange(x.numel()))
     assert torch.equal(apply(x, 5, torch.float32), x + 0.0)

@@ -104,22 +104,22 @@ def test_match_select(
 def test_scatter_merge(num_tokens: int, dim: int, num_owners: int, dtype: torch.dtype) -> None:
     tokens = random_tokens(3, dim, num_tokens, dtype=dtype).transpose(1, 2)
     generator = torch.Generator().manual_seed(7)
-    owner = torch.randint(-1, num_owners, (num_tokens, 3), generator=generator).t()
+    assignment = torch.randint(-1, num_owners, (num_tokens, 3), generator=generator).t()
     weight = random_tokens(3, num_tokens, seed=8, dtype=dtype)
-    there = (tokens.to(DEVICE), owner.to(DEVICE), weight.to(DEVICE))
+    there = (tokens.to(DEVICE), assignment.to(DEVICE), weight.to(DEVICE))
     got = (tensor.cpu() for tensor in scatter_merge(*there, num_owners))
-    plain = ops.scatter_merge.reference(upcast(tokens), owner, upcast(weight), num_owners)
-    oracle = ops.scatter_merge.reference(tokens.double(), owner, weight.double(), num_owners)
+    plain = ops.scatter_merge.reference(upcast(tokens), assignment, upcast(weight), num_owners)
+    oracle = ops.scatter_merge.reference(tokens.double(), assignment, weight.double(), num_owners)
     for a, b, c in zip(got, plain, oracle, strict=True):
         assert_within_budget(a, b, c)
 
 
 def test_what_nobody_owns_is_never_read() -> None:
     tokens = random_tokens(1, 37, 5)
-    owner = torch.arange(37)[None] % 4 - 1
-    tokens[owner < 0] = float("nan")
+    assignment = torch.arange(37)[None] % 4 - 1
+    tokens[assignment < 0] = float("nan")
     weight = torch.ones(1, 37, device=DEVICE)
-    sums, _ = scatter_merge(tokens.to(DEVICE), owner.to(DEVICE), weight, 3)
+    sums, _ = scatter_merge(tokens.to(DEVICE), assignment.to(DEVICE), weight, 3)
     assert sums.isfinite().all()
 
 
@@ -202,10 +202,10 @@ def test_an_image_alone_is_itself_in_a_batch(name: str) -> None:
         "centrifugal": lambda here: centrifugal_select(matrix[here], ranked[here, :3], 1, 37, 9)[0],
     }
     run = runs[name]
-    together = run(slice(None))
+    batched = run(slice(None))
     for image in range(3):
-        assert torch.equal(run(slice(image, image + 1))[0], together[image])
-    assert run(slice(0)).shape == (0, *together.shape[1:])
+        assert torch.equal(run(slice(image, image + 1))[0], batched[image])
+    assert run(slice(0)).shape == (0, *batched.shape[1:])
 
 
 def test_any_strides() -> None:

@@ -87,12 +87,12 @@ def test_two_runs_are_bitwise_equal(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", triton_dtypes())
 def test_one_image_alone_equals_it_in_a_batch(dtype: torch.dtype) -> None:
     q, k = inputs((3, 2, 33, 70, 16), dtype)
-    together = attention_received(q, k, "meanq")
+    batched = attention_received(q, k, "meanq")
     for image in range(3):
         one = slice(image, image + 1)
         # The mean over heads is torch's, which may sum one image in another order than three.
         torch.testing.assert_close(
-            attention_received(q[one], k[one], "meanq"), together[one], rtol=1e-6, atol=0.0
+            attention_received(q[one], k[one], "meanq"), batched[one], rtol=1e-6, atol=0.0
         )
 
 

@@ -14,16 +14,16 @@ from tests.cases import assert_kept
 
 
 def with_sets(
-    picks: Tensor, peak: Tensor, importance: Tensor | None, budget: int, num_tokens: int
+    topk_ids: Tensor, max_logprob: Tensor, importance: Tensor | None, budget: int, num_tokens: int
 ) -> list[list[int]]:
     """The rule told with Python sets and lists, one image at a time."""
     rows = []
-    for image in range(picks.shape[0]):
+    for image in range(topk_ids.shape[0]):
         # (slot peak, rank within slot, id), best first
         claims = sorted(
-            (-float(peak[image, slot]), rank, int(picks[image, slot, rank]))
-            for slot in range(picks.shape[1])
-            for rank in range(picks.shape[2])
+            (-float(max_logprob[image, slot]), rank, int(topk_ids[image, slot, rank]))
+            for slot in range(topk_ids.shape[1])
+            for rank in range(topk_ids.shape[2])
         )
         kept: list[int] = []
         for _, _, token in claims:
@@ -47,13 +47,19 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor | None, int, int]:
     flat = draw(
         st.lists(ids, min_size=batch * num_slots * top_k, max_size=batch * num_slots * top_k)
     )
-    picks = torch.tensor(flat).reshape(batch, num_slots, top_k)
-    peaks = st.sampled_from([0.1, 0.5, 0.5, 1.0])
-    peak = draw(st.lists(peaks, min_size=batch * num_slots, max_size=batch * num_slots))
+    topk_ids = torch.tensor(flat).reshape(batch, num_slots, top_k)
+    logprobs = st.sampled_from([0.1, 0.5, 0.5, 1.0])
+    max_logprob = draw(st.lists(logprobs, min_size=batch * num_slots, max_size=batch * num_slots))
     scores = draw(st.lists(values, min_size=batch * num_tokens, max_size=batch * num_tokens))
     importance = torch.tensor(scores).reshape(batch, num_tokens) if draw(st.booleans()) else None
     budget = draw(st.integers(1, num_tokens))
-    return picks, torch.tensor(peak).reshape(batch, num_slots), importance, budget, num_tokens
+    return (
+        topk_ids,
+        torch.tensor(max_logprob).reshape(batch, num_slots),
+        importance,
+        budget,
+        num_tokens,
+    )
 
 
 @given(cases())
@@ -90,16 +96,16 @@ def test_the_gap_goes_to_the_most_important_unpicked() -> None:
 def test_ties_in_the_scores_go_to_the_lowest_token(top_k: int) -> None:
     scores = torch.zeros(1, 2, 600)
     scores[0, 1, 100:110] = 1.0
-    picks, peak = slot_topk(scores, top_k)
-    assert picks.tolist() == [[list(range(top_k)), list(range(100, 100 + top_k))]]
-    assert peak.tolist() == [[0.0, 1.0]]
+    topk_ids, max_logprob = slot_topk(scores, top_k)
+    assert topk_ids.tolist() == [[list(range(top_k)), list(range(100, 100 + top_k))]]
+    assert max_logprob.tolist() == [[0.0, 1.0]]
 
 
 def test_a_nan_score_never_wins() -> None:
     scores = torch.tensor([[[math.nan, 0.2, 0.1], [math.nan] * 3]])
-    picks, peak = slot_topk(scores)
-    assert picks.squeeze(-1).tolist() == [[1, 0]]
-    assert peak.tolist() == [[pytest.approx(0.2), -math.inf]]
+    topk_ids, max_logprob = slot_topk(scores)
+    assert topk_ids.squeeze(-1).tolist() == [[1, 0]]
+    assert max_logprob.tolist() == [[pytest.approx(0.2), -math.inf]]
 
 
 @pytest.mark.parametrize(
@@ -107,19 +113,19 @@ def test_a_nan_score_never_wins() -> None:
     [
         ({"budget": 0}, ValueError, "budget: expected 1 to 12"),
         ({"budget": 13}, ValueError, "budget: expected 1 to 12"),
-        ({"topk_ids": torch.zeros(2, 7)}, TypeError, "topk_ids: expected dtype torch.int64"),
-        ({"topk_ids": torch.zeros(14, dtype=torch.int64)}, ValueError, "topk_ids: expected shape"),
-        ({"max_logprob": torch.zeros(2, 6)}, ValueError, "max_logprob: expected size 7"),
+        ({"picks": torch.zeros(2, 7)}, TypeError, "picks: expected dtype torch.int64"),
+        ({"picks": torch.zeros(14, dtype=torch.int64)}, ValueError, "picks: expected shape"),
+        ({"peak": torch.zeros(2, 6)}, ValueError, "peak: expected size 7"),
         ({"importance": torch.zeros(3, 12)}, ValueError, "importance: expected size 2"),
         ({"importance": None}, ValueError, "num_tokens"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, object], error: type[Exception], words: str) -> None:
     good = {
-        "topk_ids": torch.zeros(2, 7, dtype=torch.int64),
-        "max_logprob": torch.zeros(2, 7),
+        "picks": torch.zeros(2, 7, dtype=torch.int64),
+        "peak": torch.zeros(2, 7),
         "importance": torch.zeros(2, 12),
         "budget": 5,
     }
     with pytest.raises(error, match=words):
-        ops.resolve_picks(**{**good, **change})
+        torch.ops.ocvtp.resolve_picks(**{**good, **change})

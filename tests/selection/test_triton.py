@@ -24,8 +24,10 @@ from tests.cases import (
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ocvtp_kernels.ops.argmax_gather import triton as kernels
-from ocvtp_kernels.ops.argmax_gather.tiles import argmax_tile
+from ocvtp_kernels.ops.argmax_gather.triton import argmax_gather
+from ocvtp_kernels.ops.resolve_picks.triton import resolve_picks
+from ocvtp_kernels.ops.slot_argmax.tiles import argmax_tile
+from ocvtp_kernels.ops.slot_argmax.triton import slot_argmax
 from ocvtp_kernels.ops.slot_attention.tiles import slot_attention_fwd_tile, softmax_stats_tile
 from ocvtp_kernels.triton_common.archs import ARCHS, GpuArch
 
@@ -69,7 +71,7 @@ def test_each_slots_best_token(
     batch = 2 if num_tokens > 50 else min(16, 1024 // num_slots)
     q, k = queries(batch, num_slots, num_tokens, dim, dtype)
     scale = 2 * dim**-0.5
-    ids, peak = (t.cpu() for t in kernels.slot_argmax(to_device(q), to_device(k), scale))
+    ids, max_prob = (t.cpu() for t in slot_argmax(to_device(q), to_device(k), scale))
     attention = scores_of(q, k)
     best = attention.amax(-1)
     taken = attention.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
@@ -77,7 +79,7 @@ def test_each_slots_best_token(
         assert torch.equal(ids, ops.slot_argmax.reference(q, k, scale)[0])
     assert (taken >= (1 - 1e-2) * best).all()
     plain = ops.slot_argmax.reference(q, k, scale)[1]
-    assert_within_budget(peak, plain, best)
+    assert_within_budget(max_prob, plain, best)
 
 
 @pytest.mark.parametrize("with_importance", [False, True])
@@ -100,18 +102,18 @@ def test_argmax_gather_keeps_what_the_reference_keeps(
     num_slots: int, num_tokens: int, budget: int, top_k: int, with_importance: bool
 ) -> None:
     q, k = queries(3, num_slots, num_tokens, 16, torch.float32)
-    final = random_tokens(3, 11, num_tokens, seed=2).transpose(1, 2)
+    final_tokens = random_tokens(3, 11, num_tokens, seed=2).transpose(1, 2)
     # Few values, so that most are ties.
     importance = random_tokens(3, num_tokens, seed=3).round() if with_importance else None
     expected = ops.argmax_gather.reference(
-        q.double(), k.double(), final, importance, budget, 0.3, top_k
+        q.double(), k.double(), final_tokens, importance, budget, 0.3, top_k
     )
     tokens, ids = (
         t.cpu()
-        for t in kernels.argmax_gather(
+        for t in argmax_gather(
             to_device(q),
             to_device(k),
-            to_device(final),
+            to_device(final_tokens),
             None if importance is None else to_device(importance),
             budget,
             0.3,
@@ -132,18 +134,18 @@ def test_picks_resolve_as_the_reference_resolves_them(
     num_slots: int, num_tokens: int, budget: int, top_k: int, with_importance: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(num_tokens, (2, num_slots, top_k), generator=generator)
-    peak = random_tokens(2, num_slots).round()
-    peak[0, 0] = float("nan")
+    topk_ids = torch.randint(num_tokens, (2, num_slots, top_k), generator=generator)
+    max_logprob = random_tokens(2, num_slots).round()
+    max_logprob[0, 0] = float("nan")
     importance = (
         random_tokens(2, num_tokens + 1, seed=1)[:, 1:].round() if with_importance else None
     )
     if importance is not None:
         importance[:, ::3], importance[:, 1::5] = float("nan"), -0.0
-    expected = ops.resolve_picks.reference(picks, peak, importance, budget, num_tokens)
-    ids = kernels.resolve_picks(
-        picks.to(DEVICE),
-        peak.to(DEVICE),
+    expected = ops.resolve_picks.reference(topk_ids, max_logprob, importance, budget, num_tokens)
+    ids = resolve_picks(
+        topk_ids.to(DEVICE),
+        max_logprob.to(DEVICE),
         None if importance is None else to_device(importance),
         budget,
         num_tokens,
@@ -153,17 +155,17 @@ def test_picks_resolve_as_the_reference_resolves_them(
 
 def test_ties_go_to_the_lowest_id() -> None:
     q, k = torch.ones(1, 3, 8, device=DEVICE), torch.ones(1, 70, 8, device=DEVICE)
-    ids, peak = kernels.slot_argmax(q, k)
+    ids, max_prob = slot_argmax(q, k)
     assert (ids == 0).all()
-    assert torch.allclose(peak, torch.full_like(peak, 1 / 3))
-    _, kept = kernels.argmax_gather(q, k, k, None, 4)
+    assert torch.allclose(max_prob, torch.full_like(max_prob, 1 / 3))
+    _, kept = argmax_gather(q, k, k, None, 4)
     assert kept.tolist() == [[0, 1, 2, 3]]
 
 
 def test_a_token_that_is_nan_is_never_picked() -> None:
     q, k = (to_device(t) for t in queries(1, 7, 50, 16, torch.float32))
     k[0, ::2] = float("nan")
-    ids, _ = kernels.slot_argmax(q, k)
+    ids, _ = slot_argmax(q, k)
     assert (ids % 2 == 1).all()
 
 
@@ -172,7 +174,7 @@ def test_an_attention_of_almost_one_still_ranks_its_tokens() -> None:
     lead = torch.tensor([20.0, 24.0, 22.0, 18.0])
     q = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).to(DEVICE)
     k = torch.stack([lead, torch.zeros(4)], dim=-1).unsqueeze(0).to(DEVICE)
-    ids, _ = kernels.slot_argmax(q, k, 1.0)
+    ids, _ = slot_argmax(q, k, 1.0)
     assert ids[0, 0] == 1
 
 
@@ -182,15 +184,15 @@ def test_an_attention_of_almost_one_still_ranks_its_tokens() -> None:
 )
 def test_rows_of_any_dtype_are_copied(dtype: torch.dtype) -> None:
     q, k = (to_device(t) for t in queries(2, 7, 50, 16, torch.float32))
-    final = (random_tokens(2, 50, 6, seed=2) * 9).to(dtype).to(DEVICE)
-    tokens, ids = kernels.argmax_gather(q, k, final, None, 9)
+    final_tokens = (random_tokens(2, 50, 6, seed=2) * 9).to(dtype).to(DEVICE)
+    tokens, ids = argmax_gather(q, k, final_tokens, None, 9)
     assert tokens.dtype == dtype
-    assert torch.equal(tokens, gather_tokens(final, ids))
+    assert torch.equal(tokens, gather_tokens(final_tokens, ids))
 
 
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=lambda arch: f"sm_{arch.capability}")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_logits_are_computed_alike_wherever_standings_are_used(
+def test_logits_are_computed_alike_wherever_softmax_stats_are_used(
     arch: GpuArch, dtype: torch.dtype
 ) -> None:
     made = softmax_stats_tile(arch, dtype)

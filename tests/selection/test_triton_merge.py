@@ -38,19 +38,19 @@ def inputs(
     batch, num_slots, num_tokens, depth, width = shape
     q = random_tokens(batch, num_slots, depth, dtype=dtype, outliers=outliers)
     k = random_tokens(batch, num_tokens + 1, depth, seed=1, dtype=dtype)
-    final = random_tokens(
+    final_tokens = random_tokens(
         batch, num_tokens + 1, width, seed=2, dtype=final_dtype or dtype, outliers=outliers
     )
-    return q.to(DEVICE), k.to(DEVICE)[:, 1:], final.to(DEVICE)[:, 1:]
+    return q.to(DEVICE), k.to(DEVICE)[:, 1:], final_tokens.to(DEVICE)[:, 1:]
 
 
 def assert_like_the_reference(
-    q: Tensor, k: Tensor, final: Tensor, scale: float | None = None
+    q: Tensor, k: Tensor, final_tokens: Tensor, scale: float | None = None
 ) -> None:
-    got = merge(q, k, final, scale)
-    q, k, final = q.cpu(), k.cpu(), final.cpu()
-    plain = ops.merge.reference(q, k, final, scale)
-    oracle = ops.merge.reference(q.double(), k.double(), final.double(), scale)
+    got = merge(q, k, final_tokens, scale)
+    q, k, final_tokens = q.cpu(), k.cpu(), final_tokens.cpu()
+    plain = ops.merge.reference(q, k, final_tokens, scale)
+    oracle = ops.merge.reference(q.double(), k.double(), final_tokens.double(), scale)
     for actual, rough, exact in zip(got, plain, oracle, strict=True):
         assert_within_budget(actual.cpu(), rough, exact)
 
@@ -91,24 +91,24 @@ def test_a_given_scale(dtype: torch.dtype, scale: float) -> None:
 def test_ties_go_to_the_lowest_slot(dtype: torch.dtype, num_slots: int) -> None:
     q = few_values(1, num_slots, 8, dtype=dtype)
     k = few_values(1, 40, 8, seed=1, dtype=dtype)
-    final = random_tokens(1, 40, 10, seed=2, dtype=dtype).to(DEVICE)
+    final_tokens = random_tokens(1, 40, 10, seed=2, dtype=dtype).to(DEVICE)
     # In the first block of slots and in the last.
     for copy in (3, num_slots - 1):
         q[:, copy] = q[:, 1]
-    merged, mass = merge(q, k, final)
+    merged, mass = merge(q, k, final_tokens)
     for copy in (3, num_slots - 1):
         assert (mass[:, copy] == 0).all() and (merged[:, copy] == 0).all()
-    assert_like_the_reference(q, k, final)
+    assert_like_the_reference(q, k, final_tokens)
 
 
 @pytest.mark.parametrize("dtype", triton_dtypes())
 def test_equal_slots_leave_all_to_the_first(dtype: torch.dtype) -> None:
     k = random_tokens(2, 40, 8, dtype=dtype).to(DEVICE)
-    final = random_tokens(2, 40, 10, seed=2, dtype=dtype).to(DEVICE)
-    merged, mass = merge(torch.zeros(2, 80, 8, dtype=dtype, device=DEVICE), k, final)
+    final_tokens = random_tokens(2, 40, 10, seed=2, dtype=dtype).to(DEVICE)
+    merged, mass = merge(torch.zeros(2, 80, 8, dtype=dtype, device=DEVICE), k, final_tokens)
     assert (mass[:, 0] == 0.5).all()
     assert (mass[:, 1:] == 0).all() and (merged[:, 1:] == 0).all()
-    mean = final.double().mean(1)
+    mean = final_tokens.double().mean(1)
     torch.testing.assert_close(merged[:, 0].double(), mean, rtol=0.0, atol=1e-2)
 
 
@@ -121,11 +121,11 @@ def test_two_runs_are_bitwise_equal() -> None:
 @pytest.mark.parametrize("dtype", triton_dtypes())
 def test_one_image_alone_equals_it_in_a_batch(dtype: torch.dtype) -> None:
     arguments = inputs((3, 70, 40, 24, 40), dtype)
-    together = merge(*arguments)
+    batched = merge(*arguments)
     for image in range(3):
         one = slice(image, image + 1)
         alone = merge(*(argument[one] for argument in arguments))
-        for a, b in zip(alone, together, strict=True):
+        for a, b in zip(alone, batched, strict=True):
             assert torch.equal(a, b[one])
 
 
@@ -145,14 +145,17 @@ def test_any_strides_give_the_same() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["token", "first slot", "last slot", "final"])
 def test_nan_stands_where_the_reference_has_it(bad: float, where: str) -> None:
-    q, k, final = inputs((1, 70, 40, 8, 20), torch.float32)
+    q, k, final_tokens = inputs((1, 70, 40, 8, 20), torch.float32)
     q[..., 3], k[..., 3] = q[..., 3].abs() + 1, k[..., 3].abs() + 1
     if where == "token":
         k[0, 35, 3] = bad
     elif where == "final":
-        final[0, 35, 3] = bad
+        final_tokens[0, 35, 3] = bad
     else:
         q[0, 0 if where == "first slot" else 69, 3] = bad
-    got, expected = merge(q, k, final), ops.merge.reference(q.cpu(), k.cpu(), final.cpu())
+    got, expected = (
+        merge(q, k, final_tokens),
+        ops.merge.reference(q.cpu(), k.cpu(), final_tokens.cpu()),
+    )
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -18,8 +18,9 @@ from tests.cases import DEVICE, to_device
 pytest.importorskip("triton", reason="triton is not installed")
 
 from bench.results import ROOT
-from ocvtp_kernels.ops.argmax_gather import triton as kernels
-from ocvtp_kernels.ops.argmax_gather.tiles import best_tile, gather_parts, resolve_tile
+from ocvtp_kernels.ops.resolve_picks.tiles import gather_splits, resolve_tile
+from ocvtp_kernels.ops.resolve_picks.triton import resolve_picks
+from ocvtp_kernels.ops.slot_argmax.tiles import reduce_tile
 from ocvtp_kernels.triton_common.archs import ARCHS
 from ocvtp_kernels.triton_common.blocks import ceil_div
 
@@ -28,11 +29,13 @@ INF, NAN = float("inf"), float("nan")
 HARD = (0.0, -0.0, 1e-45, -1e-45, 1.0, 1.0000001, -1.0, -1.0000001, 3e38, -3e38, INF, -INF, NAN)
 
 
-def assert_resolved(picks: Tensor, peak: Tensor, importance: Tensor | None, budget: int) -> None:
+def assert_resolved(
+    topk_ids: Tensor, max_logprob: Tensor, importance: Tensor | None, budget: int
+) -> None:
     num_tokens = 16384 if importance is None else importance.shape[1]
-    expected = ops.resolve_picks.reference(picks, peak, importance, budget, num_tokens)
+    expected = ops.resolve_picks.reference(topk_ids, max_logprob, importance, budget, num_tokens)
     given = None if importance is None else to_device(importance)
-    ids = kernels.resolve_picks(picks.to(DEVICE), to_device(peak), given, budget, num_tokens)
+    ids = resolve_picks(topk_ids.to(DEVICE), to_device(max_logprob), given, budget, num_tokens)
     assert torch.equal(ids.cpu(), expected)
 
 
@@ -48,47 +51,50 @@ def drawn(generator: torch.Generator, *shape: int) -> Tensor:
 )
 def test_scores_that_are_hard_to_tell_apart(num_tokens: int, num_slots: int, top_k: int) -> None:
     generator = torch.Generator().manual_seed(num_tokens)
-    picks = torch.randint(num_tokens, (13, num_slots, top_k), generator=generator)
-    for budget in {1, num_tokens // 2 or 1, num_tokens, picks[0].unique().numel()}:
-        peak, importance = drawn(generator, 2, num_slots), drawn(generator, 2, num_tokens)
-        assert_resolved(picks[:2], peak, importance, budget)
+    topk_ids = torch.randint(num_tokens, (13, num_slots, top_k), generator=generator)
+    for budget in {1, num_tokens // 2 or 1, num_tokens, topk_ids[0].unique().numel()}:
+        max_logprob, importance = drawn(generator, 2, num_slots), drawn(generator, 2, num_tokens)
+        assert_resolved(topk_ids[:2], max_logprob, importance, budget)
     # All alike, a number an image.
     alike = torch.tensor(HARD)[:, None]
-    peak, importance = alike.expand(-1, num_slots), alike.expand(-1, num_tokens)
-    assert_resolved(picks, peak, importance, min(num_tokens, max(1, num_slots // 2)))
+    max_logprob, importance = alike.expand(-1, num_slots), alike.expand(-1, num_tokens)
+    assert_resolved(topk_ids, max_logprob, importance, min(num_tokens, max(1, num_slots // 2)))
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("budget", [1, 9000, 16383, 16384])
 def test_as_many_tokens_as_it_holds(budget: int) -> None:
     generator = torch.Generator().manual_seed(budget)
-    picks = torch.randint(16384, (1, 300), generator=generator)
-    peak = torch.randn(1, 300, generator=generator)
-    assert_resolved(picks, peak, torch.randn(1, 16384, generator=generator), budget)
-    assert_resolved(picks, peak, None, budget)
+    topk_ids = torch.randint(16384, (1, 300), generator=generator)
+    max_logprob = torch.randn(1, 300, generator=generator)
+    assert_resolved(topk_ids, max_logprob, torch.randn(1, 16384, generator=generator), budget)
+    assert_resolved(topk_ids, max_logprob, None, budget)
 
 
 @pytest.mark.parametrize(("num_slots", "warps"), [*product((1, 64, 160, 640), (4, 8, 16))])
-def test_picks_are_loaded_together_up_to_a_limit(num_slots: int, warps: int) -> None:
+def test_topk_ids_are_loaded_together_up_to_a_limit(num_slots: int, warps: int) -> None:
     for blocks in (1, 2, 18, 90, 512):
-        tile = best_tile(num_slots, blocks, warps, 256)
-        assert tile.slots * tile.blocks <= 16 * 32 * warps
-        assert tile.passes <= 8
-        if blocks * tile.slots <= 16 * 32 * min(warps, 8) * 4:
-            assert tile.blocks * tile.passes >= blocks
+        tile = reduce_tile(num_slots, blocks, warps, 256)
+        assert tile.block_slots * tile.block_partials <= 16 * 32 * warps
+        assert tile.unroll <= 8
+        if blocks * tile.block_slots <= 16 * 32 * min(warps, 8) * 4:
+            assert tile.block_partials * tile.unroll >= blocks
 
 
 @pytest.mark.parametrize(("num_tokens", "num_slots"), [(576, 64), (2880, 160)])
 def test_the_sizes_of_llava_take_one_pass(num_tokens: int, num_slots: int) -> None:
     blocks = ceil_div(num_tokens, 32)
     tile = resolve_tile(num_slots, blocks, num_tokens, 1024, 2)
-    assert tile.best.slots >= num_slots and tile.best.blocks * tile.best.passes >= blocks
-    rows = ceil_div(num_slots, gather_parts(ARCHS[90], 1, num_slots))
-    assert tile.rows >= rows and tile.columns == 1024
+    assert (
+        tile.reduce.block_slots >= num_slots
+        and tile.reduce.block_partials * tile.reduce.unroll >= blocks
+    )
+    rows = ceil_div(num_slots, gather_splits(ARCHS[90], 1, num_slots))
+    assert tile.block_rows >= rows and tile.block_columns == 1024
 
 
 # Registers and stack of the kernel, then instructions and barriers of a round of the search, and
-# the loads of picks in flight together.
+# the loads of topk_ids in flight together.
 COMPILED = """
 import sys
 import torch
@@ -97,17 +103,18 @@ from bench.compiled_binaries import StandIn, disassembled, usage
 from bench.sass import read_sass
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import watch
-from ocvtp_kernels.ops.argmax_gather.triton import resolve
+from ocvtp_kernels.ops.resolve_picks.triton import resolve
 
 tokens, slots = map(int, sys.argv[1:])
 triton.runtime.driver.set_active(StandIn(90))
-shapes = {"picks": (1, -(-tokens // 32), slots), "ids": (1, slots)}
-picks, ids = (torch.empty(s, dtype=torch.int64, device="meta") for s in shapes.values())
-final = torch.empty((1, tokens, 1024), dtype=torch.bfloat16, device="meta")
-kept = final.new_empty((1, slots, 1024))
+shapes = {"topk_ids": (1, -(-tokens // 32), slots), "ids": (1, slots)}
+topk_ids, ids = (torch.empty(s, dtype=torch.int64, device="meta") for s in shapes.values())
+final_tokens = torch.empty((1, tokens, 1024), dtype=torch.bfloat16, device="meta")
+kept = final_tokens.new_empty((1, slots, 1024))
 launches = []
 with pretend(ARCHS[90]), watch(launches.append):
-    resolve(picks, None, final[..., 0].float(), tokens, slots, ids, final, kept)
+    importance = final_tokens[..., 0].float()
+    resolve(topk_ids, None, importance, tokens, slots, ids, final_tokens, kept)
 (launch,) = launches
 compiled = launch.kernel.warmup(grid=launch.grid, **launch.arguments, **launch.options)
 said = disassembled(compiled.asm["cubin"])
@@ -126,7 +133,7 @@ print(*usage(said), len(search), search.count("BAR"), max(loads))
     ("num_tokens", "num_slots", "most_instructions", "loads"),
     [(576, 64, 130, 8), pytest.param(2880, 160, 200, 48, marks=pytest.mark.slow)],
 )
-def test_a_round_is_short_and_all_picks_are_loaded_together(
+def test_a_round_is_short_and_all_topk_ids_are_loaded_together(
     num_tokens: int, num_slots: int, most_instructions: int, loads: int, tmp_path: Path
 ) -> None:
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

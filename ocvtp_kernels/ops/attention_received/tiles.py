@@ -1,7 +1,7 @@
-"""Tiles of the importance kernels: static, never chosen by timing at run time.
+"""Tiles of the importance kernels: static, never timed at run time.
 
-They follow from dtype, queries and head width alone, so that sums run in the same order for every
-batch. Each fits the GPU with the least shared memory: no architecture has a table of its own.
+They follow from dtype, queries and head width alone, so the kernels are batch-invariant. Each fits
+the GPU with the least shared memory: no architecture has a table of its own.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ import torch
 
 from ocvtp_kernels.triton_common.blocks import power_of_two
 
-WHOLE_DEPTH = 128  # widest head that a tile of half precision holds in one step
+SINGLE_BLOCK_DEPTH = 128  # widest head that a tile of half precision holds in one step
 
 
 class ReceivedTile(NamedTuple):
-    """One program's block of logits, and the walk along the head's channels."""
+    """One program's block of logits, and its step along the head's channels."""
 
-    queries: int
-    keys: int
-    depth: int
-    whole: bool  # the walk is one step, so that a program reads its own rows once
-    warps: int
-    stages: int
+    block_queries: int
+    block_keys: int
+    block_k: int
+    single_block: bool  # BLOCK_K holds all channels, so a program reads its own rows once
+    num_warps: int
+    num_stages: int
 
 
-def rows_tile(dtype: torch.dtype, num_queries: int, depth: int) -> ReceivedTile:
-    """The tile of the pass that owns queries."""
+def query_stats_tile(dtype: torch.dtype, num_queries: int, depth: int) -> ReceivedTile:
+    """The tile of the pass over blocks of queries."""
     return _tile(dtype, num_queries, depth, 128)
 
 
 def received_tile(dtype: torch.dtype, num_queries: int, depth: int) -> ReceivedTile:
-    """The tile of the pass that owns keys, whose sum is as large as its logits."""
+    """The tile of the pass over blocks of keys, whose sum is as large as its logits."""
     return _tile(dtype, num_queries, depth, 64)
 
 
-def _tile(dtype: torch.dtype, num_queries: int, depth: int, most_keys: int) -> ReceivedTile:
-    queries = min(64, power_of_two(num_queries))
+def _tile(dtype: torch.dtype, num_queries: int, depth: int, max_keys: int) -> ReceivedTile:
+    block_queries = min(64, power_of_two(num_queries))
     if dtype == torch.float32:
-        # Its dots hold their operands in registers.
-        return ReceivedTile(queries, 64, 16, False, 8, 3)
-    if depth > WHOLE_DEPTH:
-        return ReceivedTile(queries, 64, 32, False, 8, 3)
+        # float32 dots hold their operands in registers.
+        return ReceivedTile(block_queries, 64, 16, False, 8, 3)
+    if depth > SINGLE_BLOCK_DEPTH:
+        return ReceivedTile(block_queries, 64, 32, False, 8, 3)
     if depth > 64:
-        return ReceivedTile(queries, 64, WHOLE_DEPTH, True, 8, 3)
-    return ReceivedTile(queries, most_keys, power_of_two(depth), True, 4, 3)
+        return ReceivedTile(block_queries, 64, SINGLE_BLOCK_DEPTH, True, 8, 3)
+    return ReceivedTile(block_queries, max_keys, power_of_two(depth), True, 4, 3)

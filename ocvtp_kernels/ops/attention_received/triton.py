@@ -1,8 +1,8 @@
-"""Attention received in two passes over tiles of the map, which is never stored.
+"""Attention received in two passes over tiles of the attention, which is never stored.
 
-The first owns queries and keeps two numbers a row of the softmax, the second owns keys and sums
-what its keys receive from all queries, block by block in order. Logits count in powers of two: with
-``scale * log2 e`` for a factor, exp is one instruction.
+In the first pass a program takes a block of queries and stores each one's softmax statistics; in
+the second it takes a block of keys and sums their attention over all queries, block by block in
+order. Logits are in powers of two (``scale * log2 e`` is the factor), so exp is one instruction.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ import triton.language as tl
 from torch import Tensor
 
 from ocvtp_kernels.ops.attention_received import QUERY_ROW
-from ocvtp_kernels.ops.attention_received.tiles import ReceivedTile, received_tile, rows_tile
+from ocvtp_kernels.ops.attention_received.tiles import ReceivedTile, query_stats_tile, received_tile
 from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
 
 
 @triton.jit
-def load_tile(row, live_row, start, depth, DEPTH: tl.constexpr):
-    """Channels from ``start`` on of rows ``[R]`` of pointers: ``[R, DEPTH]``, padded with zeros."""
-    inner = start + tl.arange(0, DEPTH)
-    live = live_row[:, None] & (inner < depth)[None, :]
-    return tl.load(row[:, None] + inner[None, :], mask=live, other=0.0)
+def load_tile(row, mask_row, start, depth, BLOCK_K: tl.constexpr):
+    """``[R, BLOCK_K]`` channels from ``start`` of rows at pointers ``[R]``, zero in the padding."""
+    channel = start + tl.arange(0, BLOCK_K)
+    mask = mask_row[:, None] & (channel < depth)[None, :]
+    return tl.load(row[:, None] + channel[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def long_dot(
+def dot_in_blocks(
     q_row,
     k_row,
-    live_query,
-    live_key,
+    mask_query,
+    mask_key,
     depth,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``q k^T`` ``[QUERIES, KEYS]`` in steps of DEPTH channels."""
-    total = tl.zeros([QUERIES, KEYS], tl.float32)
-    for start in range(0, depth, DEPTH):
-        q = load_tile(q_row, live_query, start, depth, DEPTH)
-        k = load_tile(k_row, live_key, start, depth, DEPTH)
+    """``q k^T`` ``[BLOCK_QUERIES, BLOCK_KEYS]`` in steps of BLOCK_K channels."""
+    total = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], tl.float32)
+    for start in range(0, depth, BLOCK_K):
+        q = load_tile(q_row, mask_query, start, depth, BLOCK_K)
+        k = load_tile(k_row, mask_key, start, depth, BLOCK_K)
         total = tl.dot(q, tl.trans(k), total, input_precision=PRECISION)
     return total
 
 
 @triton.jit
-def rows_kernel(
+def query_stats_kernel(
     q,
     k,
-    rows,
+    softmax_stats,
     num_heads,
     num_queries,
     num_keys,
@@ -66,52 +66,60 @@ def rows_kernel(
     k_image_stride,
     k_head_stride,
     k_row_stride,
-    WHOLE: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    SINGLE_BLOCK: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Each query's largest logit m and 1 / (sum of ``2^(x - m)``): float32 ``[B, H, M, 2]``."""
-    blocks = tl.cdiv(num_queries, QUERIES)
-    part = tl.program_id(0) // blocks
-    image = (part // num_heads).to(tl.int64)
-    head = (part % num_heads).to(tl.int64)
-    query = (tl.program_id(0) % blocks) * QUERIES + tl.arange(0, QUERIES)
-    live_query = query < num_queries
+    num_blocks = tl.cdiv(num_queries, BLOCK_QUERIES)
+    head_index = tl.program_id(0) // num_blocks
+    image = (head_index // num_heads).to(tl.int64)
+    head = (head_index % num_heads).to(tl.int64)
+    query = (tl.program_id(0) % num_blocks) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    mask_query = query < num_queries
     q_row = q + image * q_image_stride + head * q_head_stride + query.to(tl.int64) * q_row_stride
     k_head = k + image * k_image_stride + head * k_head_stride
-    if WHOLE:
-        mine = load_tile(q_row, live_query, 0, depth, DEPTH)
-    top = tl.full([QUERIES], float("-inf"), tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    for first_key in range(0, num_keys, KEYS):
-        key = first_key + tl.arange(0, KEYS)
-        live_key = key < num_keys
+    if SINGLE_BLOCK:
+        own = load_tile(q_row, mask_query, 0, depth, BLOCK_K)
+    row_max = tl.full([BLOCK_QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_QUERIES], tl.float32)
+    for first_key in range(0, num_keys, BLOCK_KEYS):
+        key = first_key + tl.arange(0, BLOCK_KEYS)
+        mask_key = key < num_keys
         k_row = k_head + key.to(tl.int64) * k_row_stride
-        if WHOLE:
-            other = load_tile(k_row, live_key, 0, depth, DEPTH)
-            logits = tl.dot(mine, tl.trans(other), input_precision=PRECISION)
+        if SINGLE_BLOCK:
+            other = load_tile(k_row, mask_key, 0, depth, BLOCK_K)
+            logits = tl.dot(own, tl.trans(other), input_precision=PRECISION)
         else:
-            logits = long_dot(
-                q_row, k_row, live_query, live_key, depth, QUERIES, KEYS, DEPTH, PRECISION
+            logits = dot_in_blocks(
+                q_row,
+                k_row,
+                mask_query,
+                mask_key,
+                depth,
+                BLOCK_QUERIES,
+                BLOCK_KEYS,
+                BLOCK_K,
+                PRECISION,
             )
-        logits = tl.where(live_key[None, :], logits * factor, float("-inf"))
-        new_top = tl.maximum(top, tl.max(logits, axis=1))
-        # Keys of -inf alone weigh nothing yet; a later block may have more.
-        pivot = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp2(top - pivot) + tl.sum(tl.exp2(logits - pivot[:, None]), axis=1)
-        top = new_top
-    row = rows + (part.to(tl.int64) * num_queries + query) * 2
-    tl.store(row, top, mask=live_query)
-    tl.store(row + 1, tl.div_rn(tl.full([QUERIES], 1.0, tl.float32), total), mask=live_query)
+        logits = tl.where(mask_key[None, :], logits * factor, float("-inf"))
+        new_max = tl.maximum(row_max, tl.max(logits, axis=1))
+        # While all logits are -inf the shift is 0, so that no exp2 is NaN.
+        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+        total = total * tl.exp2(row_max - shift) + tl.sum(tl.exp2(logits - shift[:, None]), axis=1)
+        row_max = new_max
+    row = softmax_stats + (head_index.to(tl.int64) * num_queries + query) * 2
+    tl.store(row, row_max, mask=mask_query)
+    tl.store(row + 1, tl.div_rn(tl.full([BLOCK_QUERIES], 1.0, tl.float32), total), mask=mask_query)
 
 
 @triton.jit
 def received_kernel(
     q,
     k,
-    rows,
+    softmax_stats,
     received,
     num_heads,
     num_queries,
@@ -124,56 +132,59 @@ def received_kernel(
     k_image_stride,
     k_head_stride,
     k_row_stride,
-    WHOLE: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    SINGLE_BLOCK: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """What each key receives from a head, the mean over its queries: float32 ``[B, H, N]``."""
-    blocks = tl.cdiv(num_keys, KEYS)
-    part = tl.program_id(0) // blocks
-    image = (part // num_heads).to(tl.int64)
-    head = (part % num_heads).to(tl.int64)
-    far_part = part.to(tl.int64)
-    key = (tl.program_id(0) % blocks) * KEYS + tl.arange(0, KEYS)
-    live_key = key < num_keys
+    num_blocks = tl.cdiv(num_keys, BLOCK_KEYS)
+    head_index = tl.program_id(0) // num_blocks
+    image = (head_index // num_heads).to(tl.int64)
+    head = (head_index % num_heads).to(tl.int64)
+    offs_head = head_index.to(tl.int64)
+    key = (tl.program_id(0) % num_blocks) * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+    mask_key = key < num_keys
     k_row = k + image * k_image_stride + head * k_head_stride + key.to(tl.int64) * k_row_stride
     q_head = q + image * q_image_stride + head * q_head_stride
-    if WHOLE:
-        mine = load_tile(k_row, live_key, 0, depth, DEPTH)
-    # As wide as the logits, so that threads need not exchange sums before the end.
-    total = tl.zeros([QUERIES, KEYS], tl.float32)
-    for first_query in range(0, num_queries, QUERIES):
-        query = first_query + tl.arange(0, QUERIES)
-        live_query = query < num_queries
+    if SINGLE_BLOCK:
+        own = load_tile(k_row, mask_key, 0, depth, BLOCK_K)
+    # As wide as the logits, so that threads exchange sums only at the end.
+    total = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], tl.float32)
+    for first_query in range(0, num_queries, BLOCK_QUERIES):
+        query = first_query + tl.arange(0, BLOCK_QUERIES)
+        mask_query = query < num_queries
         q_row = q_head + query.to(tl.int64) * q_row_stride
-        if WHOLE:
-            other = load_tile(q_row, live_query, 0, depth, DEPTH)
-            logits = tl.dot(other, tl.trans(mine), input_precision=PRECISION)
+        if SINGLE_BLOCK:
+            other = load_tile(q_row, mask_query, 0, depth, BLOCK_K)
+            logits = tl.dot(other, tl.trans(own), input_precision=PRECISION)
         else:
-            logits = long_dot(
-                q_row, k_row, live_query, live_key, depth, QUERIES, KEYS, DEPTH, PRECISION
+            logits = dot_in_blocks(
+                q_row,
+                k_row,
+                mask_query,
+                mask_key,
+                depth,
+                BLOCK_QUERIES,
+                BLOCK_KEYS,
+                BLOCK_K,
+                PRECISION,
             )
-        row = rows + (far_part * num_queries + query) * 2
-        top = tl.load(row, mask=live_query, other=0.0)
-        per_sum = tl.load(row + 1, mask=live_query, other=0.0)
-        share = tl.exp2(logits * factor - top[:, None]) * per_sum[:, None]
-        # Zeros that pad the queries meet a key's infinity as NaN.
-        total += tl.where(live_query[:, None], share, 0.0)
-    mean = tl.div_rn(tl.sum(total, axis=0), tl.full([KEYS], 1.0, tl.float32) * num_queries)
-    tl.store(received + far_part * num_keys + key, mean, mask=live_key)
+        row = softmax_stats + (offs_head * num_queries + query) * 2
+        row_max = tl.load(row, mask=mask_query, other=0.0)
+        inv_sum = tl.load(row + 1, mask=mask_query, other=0.0)
+        attention = tl.exp2(logits * factor - row_max[:, None]) * inv_sum[:, None]
+        # Padding queries are 0, and 0 times a key's infinity is NaN.
+        total += tl.where(mask_query[:, None], attention, 0.0)
+    mean = tl.div_rn(tl.sum(total, axis=0), tl.full([BLOCK_KEYS], 1.0, tl.float32) * num_queries)
+    tl.store(received + offs_head * num_keys + key, mean, mask=mask_key)
 
 
 def attention_received(q: Tensor, k: Tensor, mode: str, scale: float | None = None) -> Tensor:
-    """`ocvtp_kernels.ops.attention_received.reference.attention_received` without an ``[M, N]`` map in memory.
+    """`ocvtp::attention_received` in two launches, without an ``[M, N]`` attention in memory.
 
-    Args:
-        q: ``[B, H, M, d]`` and k: ``[B, H, N, d]`` with any strides; copied only where neighbours
-            of the last dimension are not adjacent.
-
-    Returns:
-        float32 ``[B, N]``.
+    Strides are free; a copy is made only where the last dimension is not contiguous.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if mode in QUERY_ROW:
@@ -182,23 +193,25 @@ def attention_received(q: Tensor, k: Tensor, mode: str, scale: float | None = No
     q, k = unit_stride(q), unit_stride(k)
     batch, num_heads, num_queries, depth = q.shape
     num_keys = k.shape[2]
-    rows = torch.empty((batch, num_heads, num_queries, 2), dtype=torch.float32, device=q.device)
+    softmax_stats = torch.empty(
+        (batch, num_heads, num_queries, 2), dtype=torch.float32, device=q.device
+    )
     received = torch.empty((batch, num_heads, num_keys), dtype=torch.float32, device=q.device)
-    tile = rows_tile(q.dtype, num_queries, depth)
+    tile = query_stats_tile(q.dtype, num_queries, depth)
     launch(
-        rows_kernel,
-        (batch * num_heads * ceil_div(num_queries, tile.queries),),
-        {**_arguments(q, k, scale, tile), "rows": rows},
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        query_stats_kernel,
+        (batch * num_heads * ceil_div(num_queries, tile.block_queries),),
+        {**_arguments(q, k, scale, tile), "softmax_stats": softmax_stats},
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )
     tile = received_tile(q.dtype, num_queries, depth)
     launch(
         received_kernel,
-        (batch * num_heads * ceil_div(num_keys, tile.keys),),
-        {**_arguments(q, k, scale, tile), "rows": rows, "received": received},
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        (batch * num_heads * ceil_div(num_keys, tile.block_keys),),
+        {**_arguments(q, k, scale, tile), "softmax_stats": softmax_stats, "received": received},
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )
     return received.mean(dim=1)
 
@@ -219,9 +232,9 @@ def _arguments(q: Tensor, k: Tensor, scale: float, tile: ReceivedTile) -> dict[s
         "k_image_stride": k.stride(0),
         "k_head_stride": k.stride(1),
         "k_row_stride": k.stride(2),
-        "WHOLE": tile.whole,
-        "QUERIES": tile.queries,
-        "KEYS": tile.keys,
-        "DEPTH": tile.depth,
+        "SINGLE_BLOCK": tile.single_block,
+        "BLOCK_QUERIES": tile.block_queries,
+        "BLOCK_KEYS": tile.block_keys,
+        "BLOCK_K": tile.block_k,
         "PRECISION": dot_precision(q.dtype),
     }

@@ -1,8 +1,8 @@
 """VLM-Pruner's centrifugal expansion, one program an image and all passes in one launch.
 
-Every token knows its rank in a pass, so a chunk is an interval of ranks. Where a chunk has nothing
-to pick the state stays as it is and so does every redundancy: the walk goes straight to the chunk
-of the lowest rank that is below the threshold.
+A pass ranks all tokens once, so a chunk is an interval of ranks. A chunk with no token below the
+threshold changes neither the state nor any redundancy, so it is skipped: the pass goes straight to
+the chunk of the lowest rank that is below the threshold.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ocvtp_kernels.ops.slot_argmax.triton import pack_pick
 from ocvtp_kernels.triton_common.greedy import load_row, nan_last, times
 from ocvtp_kernels.triton_common.greedy_tiles import expansion_tile
 from ocvtp_kernels.triton_common.launch import launch, unit_stride
+from ocvtp_kernels.triton_common.packed_argmax import pack_argmax
 
 
 @triton.jit
-def after_pick(similarity, owners, pick, count, token, live, row_stride, width, best, nearest):
-    """The state once ``pick`` int32 is the ``count``-th of the order."""
-    row = nan_last(load_row(similarity, pick.to(tl.int64), row_stride, token, live, 0.0))
+def select_token(
+    similarity, assignment, pick, num_selected, token, mask, row_stride, width, best, nearest
+):
+    """The state after ``pick`` int32 is selected as number ``num_selected`` of the order."""
+    row = nan_last(load_row(similarity, pick.to(tl.int64), row_stride, token, mask, 0.0))
     closer = row > best
-    # Nobody asks for owners before the end, so they take no registers.
-    tl.store(owners + token, tl.zeros_like(token).to(tl.int64) + count, mask=live & closer)
+    # The assignment is read only at the end, so it stays in memory, not in registers.
+    tl.store(
+        assignment + token, tl.zeros_like(token).to(tl.int64) + num_selected, mask=mask & closer
+    )
     down = token // width - pick // width
     across = token % width - pick % width
     return (
@@ -44,39 +48,40 @@ def redundancy_of(best, nearest, spread, diameter):
 
 
 @triton.jit
-def places_of(
+def rank_keys(
     best,
     redundancy,
-    merits,
+    packed_scores,
     token,
-    live,
+    mask,
     free,
     num_tokens,
-    TOKENS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """Each free token's rank among the free, least redundant first, times TOKENS plus its id.
+    """Each free token's rank among the free, least redundant first, times BLOCK_TOKENS plus its id.
 
-    NaN tokens come last. Of others TOKENS squared. ``merits`` is scratch.
+    NaN tokens come last; tokens that are not free get BLOCK_TOKENS squared. ``packed_scores`` is
+    scratch.
     """
-    # No score, -inf included, is packed as low as an id alone.
-    merit = tl.where(best == best, pack_pick(1.0 - redundancy, token), 2147483647 - token)
-    mine = tl.where(free, merit, -1)
+    # An id alone is below every packed score, that of -inf included.
+    score = tl.where(best == best, pack_argmax(1.0 - redundancy, token), 2147483647 - token)
+    own_score = tl.where(free, score, -1)
     tl.debug_barrier()
-    tl.store(merits + token, mine, mask=live)
+    tl.store(packed_scores + token, own_score, mask=mask)
     tl.debug_barrier()
     rank = tl.zeros(token.shape, tl.int32)
     for first in range(0, num_tokens, UNROLL):
         for ahead in tl.static_range(UNROLL):
-            rival = tl.cast(first + ahead, tl.int32)
-            theirs = tl.load(merits + rival, mask=rival < num_tokens, other=-1)
-            rank += (theirs > mine).to(tl.int32)
-    return tl.where(free, rank * TOKENS + token, TOKENS * TOKENS)
+            other = tl.cast(first + ahead, tl.int32)
+            other_score = tl.load(packed_scores + other, mask=other < num_tokens, other=-1)
+            rank += (other_score > own_score).to(tl.int32)
+    return tl.where(free, rank * BLOCK_TOKENS + token, BLOCK_TOKENS * BLOCK_TOKENS)
 
 
 @triton.jit
 def as_double(bits):
-    """The double of these bits."""
+    """The float64 with these int64 bits."""
     return tl.cast(bits, tl.int64).to(tl.float64, bitcast=True)
 
 
@@ -84,11 +89,11 @@ def as_double(bits):
 def centrifugal_kernel(
     similarity,
     pivots,
-    merits,
+    packed_scores,
     order,
     counts,
-    owners,
-    closeness,
+    assignment,
+    max_similarity,
     num_tokens,
     num_pivots,
     width,
@@ -102,95 +107,118 @@ def centrifugal_kernel(
     row_stride,
     pivot_stride,
     PAD: tl.constexpr,
-    TOKENS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """Order int64 ``[B, T]``, counts int64 ``[B]``, owners int64 and closeness float32 ``[B, N]``.
+    """Order int64 ``[B, T]``, counts int64 ``[B]``, assignment int64 ``[B, N]``, max_similarity.
 
     ``threshold`` and ``step`` are the bits of doubles, which Triton would pass as float32: their
-    sums are rounded where they are compared. ``merits`` is scratch, int64 ``[B, N]``. Picked is
-    whatever lies at distance 0 of a pick: no two tokens share a cell.
+    sums are rounded only where they are compared. ``packed_scores`` is scratch, int64 ``[B, N]``. A
+    token is selected if it is at distance 0 of a selected one: no two tokens share a cell.
     """
+    NO_KEY: tl.constexpr = BLOCK_TOKENS * BLOCK_TOKENS  # above all of `rank_keys`
     image = tl.program_id(0).to(tl.int64)
-    token = tl.arange(0, TOKENS)
-    live = token < num_tokens
+    token = tl.arange(0, BLOCK_TOKENS)
+    mask = token < num_tokens
     similarity += image * image_stride
     pivots += image * pivot_stride
-    merits += image * num_tokens
+    packed_scores += image * num_tokens
     order += image * budget
-    owners += image * num_tokens
-    closeness += image * num_tokens
-    tl.store(owners + token, tl.zeros([TOKENS], tl.int64), mask=live)
+    assignment += image * num_tokens
+    max_similarity += image * num_tokens
+    tl.store(assignment + token, tl.zeros([BLOCK_TOKENS], tl.int64), mask=mask)
     tl.debug_barrier()
-    own = load_row(similarity, token.to(tl.int64), row_stride, token, live, 0.0)
-    # Of a NaN token NaN, which stays: no comparison holds with it, so no threshold lets it in.
+    own = load_row(similarity, token.to(tl.int64), row_stride, token, mask, 0.0)
+    # A NaN token stays NaN: no comparison with it holds, so it is never below a threshold.
     best = tl.where(own == own, float("-inf"), own)
-    nearest = tl.full([TOKENS], 2147483647, tl.int32)
-    count = 0
-    while count < num_pivots:
-        pick = tl.load(pivots + count).to(tl.int32)
-        tl.store(order + count, pick.to(tl.int64))
-        best, nearest = after_pick(
-            similarity, owners, pick, count, token, live, row_stride, width, best, nearest
+    nearest = tl.full([BLOCK_TOKENS], 2147483647, tl.int32)
+    num_selected = 0
+    while num_selected < num_pivots:
+        pick = tl.load(pivots + num_selected).to(tl.int32)
+        tl.store(order + num_selected, pick.to(tl.int64))
+        best, nearest = select_token(
+            similarity,
+            assignment,
+            pick,
+            num_selected,
+            token,
+            mask,
+            row_stride,
+            width,
+            best,
+            nearest,
         )
-        count += 1
+        num_selected += 1
 
     limit = as_double(threshold)
-    picked = count
+    num_unpadded = num_selected
     padding = 0
     before = -1
-    while (before < count) & (count < budget):
-        before = count
+    while (before < num_selected) & (num_selected < budget):
+        before = num_selected
         redundancy = redundancy_of(best, nearest, spread, diameter)
-        free = live & (nearest > 0)
-        place = places_of(best, redundancy, merits, token, live, free, num_tokens, TOKENS, UNROLL)
+        free = mask & (nearest > 0)
+        rank_key = rank_keys(
+            best, redundancy, packed_scores, token, mask, free, num_tokens, BLOCK_TOKENS, UNROLL
+        )
         # Padding is one more pass, of one chunk, that takes any token.
-        stride = tl.where(padding == 1, TOKENS, chunk)
+        stride = tl.where(padding == 1, BLOCK_TOKENS, chunk)
         start = 0
-        walking = 1
-        while walking == 1:
+        in_pass = 1
+        while in_pass == 1:
             redundancy = redundancy_of(best, nearest, spread, diameter)
             accepted = (redundancy < limit.to(tl.float32)) | (padding == 1)
-            waiting = tl.where(accepted & (place >= start * TOKENS), place, TOKENS * TOKENS)
-            lowest = tl.min(waiting) // TOKENS
+            waiting = tl.where(accepted & (rank_key >= start * BLOCK_TOKENS), rank_key, NO_KEY)
+            lowest = tl.min(waiting) // BLOCK_TOKENS
             # The first chunk's tokens were the least redundant: without one of them the pass ends.
-            walking = ((lowest < TOKENS) & ((count > before) | (lowest < stride))).to(tl.int32)
-            start = tl.where(walking == 1, lowest - lowest % stride + stride, 0)
-            waiting = tl.where(waiting < start * TOKENS, waiting, TOKENS * TOKENS)
-            number = tl.sum((waiting < TOKENS * TOKENS).to(tl.int32))
-            room = budget - count
-            while (number > room) & (padding == 0):
-                merit = tl.where(waiting < TOKENS * TOKENS, 1.0 - redundancy, float("inf"))
-                worst = (merit == tl.min(merit)) & (waiting < TOKENS * TOKENS)
-                gone = tl.max(tl.where(worst, waiting, -1))
-                waiting = tl.where(waiting == gone, TOKENS * TOKENS, waiting)
-                number -= 1
-            last = count + tl.minimum(number, room)
-            while count < last:
-                # Rank and id together: one minimum finds both.
+            in_pass = ((lowest < BLOCK_TOKENS) & ((num_selected > before) | (lowest < stride))).to(
+                tl.int32
+            )
+            start = tl.where(in_pass == 1, lowest - lowest % stride + stride, 0)
+            waiting = tl.where(waiting < start * BLOCK_TOKENS, waiting, NO_KEY)
+            num_waiting = tl.sum((waiting < NO_KEY).to(tl.int32))
+            room = budget - num_selected
+            while (num_waiting > room) & (padding == 0):
+                score = tl.where(waiting < NO_KEY, 1.0 - redundancy, float("inf"))
+                worst = (score == tl.min(score)) & (waiting < NO_KEY)
+                dropped = tl.max(tl.where(worst, waiting, -1))
+                waiting = tl.where(waiting == dropped, NO_KEY, waiting)
+                num_waiting -= 1
+            last = num_selected + tl.minimum(num_waiting, room)
+            while num_selected < last:
+                # The key has rank and id: one minimum finds both.
                 lowest = tl.min(waiting)
-                waiting = tl.where(waiting == lowest, TOKENS * TOKENS, waiting)
-                pick = lowest % TOKENS
-                tl.store(order + count, pick.to(tl.int64))
-                best, nearest = after_pick(
-                    similarity, owners, pick, count, token, live, row_stride, width, best, nearest
+                waiting = tl.where(waiting == lowest, NO_KEY, waiting)
+                pick = lowest % BLOCK_TOKENS
+                tl.store(order + num_selected, pick.to(tl.int64))
+                best, nearest = select_token(
+                    similarity,
+                    assignment,
+                    pick,
+                    num_selected,
+                    token,
+                    mask,
+                    row_stride,
+                    width,
+                    best,
+                    nearest,
                 )
-                count += 1
-            walking = walking * (count < budget).to(tl.int32)
+                num_selected += 1
+            in_pass = in_pass * (num_selected < budget).to(tl.int32)
         limit += as_double(step)
-        picked = tl.where(padding == 1, picked, count)
+        num_unpadded = tl.where(padding == 1, num_unpadded, num_selected)
         if PAD:
-            short = (count == before) & (padding == 0)
+            short = (num_selected == before) & (padding == 0)
             padding = tl.where(short, 1, padding)
             before = tl.where(short, -1, before)
 
-    tl.store(counts + image, tl.cast(picked, tl.int64))
-    nothing = tl.full([TOKENS], -1, tl.int64)
-    tl.store(order + token, nothing, mask=(token >= count) & (token < budget))
+    tl.store(counts + image, tl.cast(num_unpadded, tl.int64))
+    nothing = tl.full([BLOCK_TOKENS], -1, tl.int64)
+    tl.store(order + token, nothing, mask=(token >= num_selected) & (token < budget))
     tl.debug_barrier()
-    owned = (nearest > 0) & (best == best)
-    tl.store(owners + token, nothing, mask=live & ~owned)
-    tl.store(closeness + token, tl.where(owned, best, 0.0), mask=live)
+    is_assigned = (nearest > 0) & (best == best)
+    tl.store(assignment + token, nothing, mask=mask & ~is_assigned)
+    tl.store(max_similarity + token, tl.where(is_assigned, best, 0.0), mask=mask)
 
 
 def centrifugal_select(
@@ -205,12 +233,12 @@ def centrifugal_select(
     chunk: int = 16,
     pad: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`ocvtp_kernels.ops.centrifugal_select.reference.centrifugal_select` in one launch."""
+    """`ocvtp::centrifugal_select` in one launch."""
     similarity, pivots = unit_stride(similarity), unit_stride(pivots)
     batch, num_tokens, _ = similarity.shape
     order = torch.empty((batch, budget), dtype=torch.int64, device=similarity.device)
-    counts, owners = order.new_empty((batch,)), order.new_empty((batch, num_tokens))
-    closeness = similarity.new_empty((batch, num_tokens), dtype=torch.float32)
+    counts, assignment = order.new_empty((batch,)), order.new_empty((batch, num_tokens))
+    max_similarity = similarity.new_empty((batch, num_tokens), dtype=torch.float32)
     tile = expansion_tile(num_tokens)
     launch(
         centrifugal_kernel,
@@ -218,11 +246,11 @@ def centrifugal_select(
         {
             "similarity": similarity,
             "pivots": pivots,
-            "merits": order.new_empty((batch, num_tokens)),
+            "packed_scores": order.new_empty((batch, num_tokens)),
             "order": order,
             "counts": counts,
-            "owners": owners,
-            "closeness": closeness,
+            "assignment": assignment,
+            "max_similarity": max_similarity,
             "num_tokens": num_tokens,
             "num_pivots": min(pivots.shape[1], budget),
             "width": width,
@@ -236,15 +264,15 @@ def centrifugal_select(
             "row_stride": similarity.stride(1),
             "pivot_stride": pivots.stride(0),
             "PAD": pad,
-            "TOKENS": tile.tokens,
+            "BLOCK_TOKENS": tile.block_tokens,
             "UNROLL": tile.unroll,
         },
-        num_warps=tile.warps,
+        num_warps=tile.num_warps,
     )
-    return order, counts, owners, closeness
+    return order, counts, assignment, max_similarity
 
 
-def _bits(number: float) -> int:
-    """A double as the integer of the same bits."""
-    bits: int = struct.unpack("<q", struct.pack("<d", number))[0]
+def _bits(num_waiting: float) -> int:
+    """The bits of a float64 as an integer."""
+    bits: int = struct.unpack("<q", struct.pack("<d", num_waiting))[0]
     return bits

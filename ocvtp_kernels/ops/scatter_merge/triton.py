@@ -1,4 +1,4 @@
-"""Weighted sums of tokens by owner: a program an owner and block of channels."""
+"""Weighted sums of the tokens of each owner: a program an owner and block of channels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ocvtp_kernels.triton_common.launch import launch, unit_stride
 @triton.jit
 def scatter_kernel(
     tokens,
-    owner,
+    assignment,
     weight,
     sums,
     mass,
@@ -24,70 +24,70 @@ def scatter_kernel(
     width,
     token_image_stride,
     token_row_stride,
-    owner_stride,
+    assignment_stride,
     weight_stride,
-    TOKENS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
 ):
     """Sums float32 ``[B, T, C]`` and mass ``[B, T]``.
 
-    A program reads all owners and goes from one of its tokens to the next, so that the sum runs in
-    the order of ids whatever the tile, and tokens of others are never read.
+    A program reads the whole assignment and goes from one of its tokens to the next: the sum runs
+    in the order of ids for every tile, and tokens of other owners are never read.
     """
-    blocks = tl.maximum(tl.cdiv(width, COLUMNS), 1)
+    blocks = tl.maximum(tl.cdiv(width, BLOCK_COLUMNS), 1)
     block = tl.program_id(0) % blocks
-    place = (tl.program_id(0) // blocks).to(tl.int64)
-    image = place // num_owners
-    mine = place % num_owners
-    column = block * COLUMNS + tl.arange(0, COLUMNS)
-    live_column = column < width
+    offs_owner = (tl.program_id(0) // blocks).to(tl.int64)
+    image = offs_owner // num_owners
+    owner = offs_owner % num_owners
+    column = block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    mask_column = column < width
     tokens += image * token_image_stride + column
-    owner += image * owner_stride
+    assignment += image * assignment_stride
     weight += image * weight_stride
-    total = tl.zeros([COLUMNS], tl.float32)
-    group = tl.zeros([COLUMNS], tl.float32)
-    total_share = 0.0
-    group_share = 0.0
-    number = 0
-    for first in range(0, num_tokens, TOKENS):
-        token = first + tl.arange(0, TOKENS)
-        theirs = tl.load(owner + token, mask=token < num_tokens, other=-1)
-        waiting = tl.where(theirs == mine, token, num_tokens)
-        following = tl.min(waiting)
-        while following < num_tokens:
-            row = following.to(tl.int64) * token_row_stride
-            value = tl.load(tokens + row, mask=live_column, other=0.0).to(tl.float32)
-            part = tl.load(weight + following).to(tl.float32)
-            group += part * value
-            group_share += part
-            number += 1
-            # Sixteen at a time: a long sum into one number loses the small ones.
-            full = number % 16 == 0
+    total = tl.zeros([BLOCK_COLUMNS], tl.float32)
+    group = tl.zeros([BLOCK_COLUMNS], tl.float32)
+    total_weight = 0.0
+    group_weight = 0.0
+    count = 0
+    for first in range(0, num_tokens, BLOCK_TOKENS):
+        token = first + tl.arange(0, BLOCK_TOKENS)
+        assigned = tl.load(assignment + token, mask=token < num_tokens, other=-1)
+        waiting = tl.where(assigned == owner, token, num_tokens)
+        next_token = tl.min(waiting)
+        while next_token < num_tokens:
+            row = next_token.to(tl.int64) * token_row_stride
+            value = tl.load(tokens + row, mask=mask_column, other=0.0).to(tl.float32)
+            token_weight = tl.load(weight + next_token).to(tl.float32)
+            group += token_weight * value
+            group_weight += token_weight
+            count += 1
+            # Sums of sixteen are added up: one long sum would round small terms away.
+            full = count % 16 == 0
             total += tl.where(full, group, 0.0)
             group = tl.where(full, 0.0, group)
-            total_share += tl.where(full, group_share, 0.0)
-            group_share = tl.where(full, 0.0, group_share)
-            following = tl.min(tl.where(waiting > following, waiting, num_tokens))
-    tl.store(sums + place * width + column, total + group, mask=live_column)
+            total_weight += tl.where(full, group_weight, 0.0)
+            group_weight = tl.where(full, 0.0, group_weight)
+            next_token = tl.min(tl.where(waiting > next_token, waiting, num_tokens))
+    tl.store(sums + offs_owner * width + column, total + group, mask=mask_column)
     if block == 0:
-        tl.store(mass + place, total_share + group_share)
+        tl.store(mass + offs_owner, total_weight + group_weight)
 
 
 def scatter_merge(
-    tokens: Tensor, owner: Tensor, weight: Tensor, num_owners: int
+    tokens: Tensor, assignment: Tensor, weight: Tensor, num_owners: int
 ) -> tuple[Tensor, Tensor]:
-    """`ocvtp_kernels.ops.greedy.scatter_merge` in one launch."""
-    tokens, owner, weight = (unit_stride(t) for t in (tokens, owner, weight))
+    """`ocvtp::scatter_merge` in one launch."""
+    tokens, assignment, weight = (unit_stride(t) for t in (tokens, assignment, weight))
     batch, num_tokens, width = tokens.shape
     tile = merge_tile(num_tokens, max(width, 1))
     sums = torch.empty((batch, num_owners, width), dtype=torch.float32, device=tokens.device)
     mass = sums.new_empty((batch, num_owners))
     launch(
         scatter_kernel,
-        (batch * num_owners * max(ceil_div(width, tile.columns), 1),),
+        (batch * num_owners * max(ceil_div(width, tile.block_columns), 1),),
         {
             "tokens": tokens,
-            "owner": owner,
+            "assignment": assignment,
             "weight": weight,
             "sums": sums,
             "mass": mass,
@@ -96,11 +96,11 @@ def scatter_merge(
             "width": width,
             "token_image_stride": tokens.stride(0),
             "token_row_stride": tokens.stride(1),
-            "owner_stride": owner.stride(0),
+            "assignment_stride": assignment.stride(0),
             "weight_stride": weight.stride(0),
-            "TOKENS": tile.rows,
-            "COLUMNS": tile.columns,
+            "BLOCK_TOKENS": tile.block_rows,
+            "BLOCK_COLUMNS": tile.block_columns,
         },
-        num_warps=tile.warps,
+        num_warps=tile.num_warps,
     )
     return sums, mass

@@ -1,41 +1,35 @@
-"""Each slot's best token: logits, softmax over slots and argmax over tokens in one pass.
+"""Each slot's best tokens: logits, softmax over slots and argmax over tokens in one pass.
 
-A pick travels as one integer that orders as the reference does, higher score first and then lower
-id: ``ordered(score) * 2^31 + (2^31 - 1 - id)``, so that taking a maximum never depends on an order.
+A program stores the packed argmax of its block of tokens (`triton_common.packed_argmax`); a second
+kernel, or the one that resolves, reduces over the blocks.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from ocvtp_kernels.ops.slot_argmax.tiles import argmax_tile, reduce_tile
+from ocvtp_kernels.ops.slot_attention.tiles import ONE_TILE
+from ocvtp_kernels.ops.slot_attention.triton.forward import SlotAttentionArgs, softmax_stats
 from ocvtp_kernels.ops.slot_attention.triton.logits import (
     clamp_index,
     logits_tile,
     softmax_stats_of,
 )
+from ocvtp_kernels.triton_common.archs import arch_of
+from ocvtp_kernels.triton_common.blocks import ceil_div
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
-from ocvtp_kernels.triton_common.maths import log1p, ordered
-
-
-@triton.jit
-def pack_pick(score, token):
-    """Score and id as one integer of their order."""
-    return ordered(score) * 2147483648 + (2147483647 - token)
-
-
-@triton.jit
-def pick_token(pick):
-    """The id that `pack_pick` packed."""
-    return 2147483647 - (pick % 2147483648)
-
-
-@triton.jit
-def pick_score(pick):
-    """The score that `pack_pick` packed, float32."""
-    order = pick // 2147483648 - 2147483648
-    bits = tl.where(order < 0, -order - 2147483649, order)
-    return bits.to(tl.int32).to(tl.float32, bitcast=True)
+from ocvtp_kernels.triton_common.launch import launch, unit_stride
+from ocvtp_kernels.triton_common.maths import log1p
+from ocvtp_kernels.triton_common.packed_argmax import (
+    pack_argmax,
+    reduce_packed,
+    unpack_score,
+    unpack_token,
+)
 
 
 @triton.jit
@@ -45,9 +39,9 @@ def argmax_kernel(
     slot_constant,
     slot_mask,
     softmax_stats,
-    below,
-    picks,
-    evidence,
+    upper_bound,
+    packed_topk,
+    token_score,
     num_slots,
     num_tokens,
     depth,
@@ -59,8 +53,8 @@ def argmax_kernel(
     CONSTANT: tl.constexpr,
     MASK: tl.constexpr,
     SOFTMAX_STATS: tl.constexpr,
-    BELOW: tl.constexpr,
-    EVIDENCE: tl.constexpr,
+    UPPER_BOUND: tl.constexpr,
+    TOKEN_SCORE: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -68,29 +62,29 @@ def argmax_kernel(
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Picks int64 ``[B, token blocks, K]``, the best of each block; evidence float32 ``[B, N]``.
+    """Packed argmax int64 ``[B, token blocks, K]`` of each block; token_score float32 ``[B, N]``.
 
-    With BELOW only picks beneath ``below`` ``[B, K]`` count: the next best. The evidence of a token
-    is its highest score over slots.
+    With UPPER_BOUND only packed values below ``upper_bound`` ``[B, K]`` count: the next rank.
+    ``token_score`` is a token's largest log-attention over slots.
     """
     wait_for_launches_before(PDL)
-    blocks = tl.cdiv(num_tokens, BLOCK_TOKENS)
+    num_blocks = tl.cdiv(num_tokens, BLOCK_TOKENS)
     slot_blocks = tl.cdiv(num_slots, BLOCK_SLOTS)
-    block = tl.program_id(0) % blocks
-    slot_block = (tl.program_id(0) // blocks) % slot_blocks
-    image = (tl.program_id(0) // (blocks * slot_blocks)).to(tl.int64)
+    block = tl.program_id(0) % num_blocks
+    slot_block = (tl.program_id(0) // num_blocks) % slot_blocks
+    image = (tl.program_id(0) // (num_blocks * slot_blocks)).to(tl.int64)
     slot = slot_block * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
     token = block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-    live_slot = slot < num_slots
-    live_token = token < num_tokens
-    place = image * num_slots + slot
+    mask_slot = slot < num_slots
+    mask_token = token < num_tokens
+    offs_slot = image * num_slots + slot
     logits = logits_tile(
         q + image * q_image_stride + clamp_index(slot, num_slots) * q_row_stride,
         k + image * k_image_stride + clamp_index(token, num_tokens) * k_row_stride,
-        live_slot,
-        live_token,
-        slot_constant + place,
-        slot_mask + place,
+        mask_slot,
+        mask_token,
+        slot_constant + offs_slot,
+        slot_mask + offs_slot,
         depth,
         scale,
         CONSTANT,
@@ -102,79 +96,180 @@ def argmax_kernel(
         PRECISION,
     )
     if SOFTMAX_STATS:
-        row = softmax_stats + (image * num_tokens + token) * 2
-        top = tl.load(row, mask=live_token, other=0.0)
-        others = tl.load(row + 1, mask=live_token, other=0.0)
+        stats = softmax_stats + (image * num_tokens + token) * 2
+        row_max = tl.load(stats, mask=mask_token, other=0.0)
+        rest_sum = tl.load(stats + 1, mask=mask_token, other=0.0)
     else:
-        top, others = softmax_stats_of(logits)
-    rivals = log1p(others)
-    score = (logits - top[None, :]) - rivals[None, :]
-    pick = pack_pick(score, token[None, :])
-    live = live_slot[:, None] & live_token[None, :]
-    if BELOW:
-        limit = tl.load(below + place, mask=live_slot, other=0)
-        live = live & (pick < limit[:, None])
-    best = tl.max(tl.where(live, pick, -1), axis=1)
-    tl.store(picks + (image * blocks + block) * num_slots + slot, best, mask=live_slot)
-    if EVIDENCE:
+        row_max, rest_sum = softmax_stats_of(logits)
+    log_sum = log1p(rest_sum)
+    score = (logits - row_max[None, :]) - log_sum[None, :]
+    packed = pack_argmax(score, token[None, :])
+    valid = mask_slot[:, None] & mask_token[None, :]
+    if UPPER_BOUND:
+        bound = tl.load(upper_bound + offs_slot, mask=mask_slot, other=0)
+        valid = valid & (packed < bound[:, None])
+    best = tl.max(tl.where(valid, packed, -1), axis=1)
+    tl.store(packed_topk + (image * num_blocks + block) * num_slots + slot, best, mask=mask_slot)
+    if TOKEN_SCORE:
         if slot_block == 0:
-            # top - top is 0, and NaN where the leading logit is infinite, as every score is then.
-            tl.store(evidence + image * num_tokens + token, (top - top) - rivals, mask=live_token)
+            # row_max - row_max is 0, or NaN where the largest logit is infinite, as every score is.
+            largest = (row_max - row_max) - log_sum
+            tl.store(token_score + image * num_tokens + token, largest, mask=mask_token)
 
 
 @triton.jit
-def best_pick(
-    picks, slot, live_slot, blocks, num_slots, BLOCKS: tl.constexpr, PASSES: tl.constexpr
-):
-    """The best over an image's token blocks of each slot: int64, -1 for slots that are not there.
-
-    ``picks`` is where the image's begin.
-    """
-    best = tl.full([BLOCKS, slot.shape[0]], -1, tl.int64)
-    for first in range(0, blocks, BLOCKS * PASSES):
-        # Unrolled, so that no load waits for another.
-        for step in tl.static_range(PASSES):
-            # The last block once more is quicker than a mask.
-            block = tl.minimum(first + step * BLOCKS + tl.arange(0, BLOCKS), blocks - 1)
-            there = (block * num_slots)[:, None] + slot[None, :]
-            best = tl.maximum(best, tl.load(picks + there, mask=live_slot[None, :]))
-    return tl.where(live_slot, tl.max(best, axis=0), -1)
-
-
-@triton.jit
-def best_kernel(
-    picks,
+def argmax_reduce_kernel(
+    packed_topk,
     best,
     ids,
-    peak,
-    blocks,
+    max_prob,
+    num_blocks,
     num_slots,
     rank,
-    ranks,
-    ANSWER: tl.constexpr,
+    top_k,
+    UNPACK: tl.constexpr,
     LOG: tl.constexpr,
-    SLOTS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    PASSES: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_PARTIALS: tl.constexpr,
+    UNROLL: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Best pick of each slot: row ``rank`` of int64 ``[B, ranks, K]``, or its id and attention.
+    """Packed argmax over token blocks: row ``rank`` of int64 ``[B, top_k, K]``.
 
-    With LOG the attention's logarithm. One program takes a block of slots of an image.
+    With UNPACK the id and its attention instead, or with LOG the attention's logarithm. One program
+    takes a block of slots of an image.
     """
     wait_for_launches_before(PDL)
-    slot_blocks = tl.cdiv(num_slots, SLOTS)
+    slot_blocks = tl.cdiv(num_slots, BLOCK_SLOTS)
     image = (tl.program_id(0) // slot_blocks).to(tl.int64)
-    slot = (tl.program_id(0) % slot_blocks) * SLOTS + tl.arange(0, SLOTS)
-    live_slot = slot < num_slots
-    of_image = picks + image * blocks * num_slots
-    pick = best_pick(of_image, slot, live_slot, blocks, num_slots, BLOCKS, PASSES)
-    if ANSWER:
-        place = image * num_slots + slot
-        tl.store(ids + place, pick_token(pick), mask=live_slot)
-        score = pick_score(pick)
+    slot = (tl.program_id(0) % slot_blocks) * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
+    mask_slot = slot < num_slots
+    of_image = packed_topk + image * num_blocks * num_slots
+    packed = reduce_packed(of_image, slot, mask_slot, num_blocks, num_slots, BLOCK_PARTIALS, UNROLL)
+    if UNPACK:
+        offs_slot = image * num_slots + slot
+        tl.store(ids + offs_slot, unpack_token(packed), mask=mask_slot)
+        score = unpack_score(packed)
         if not LOG:
             score = tl.exp(score)
-        tl.store(peak + place, score.to(peak.dtype.element_ty), mask=live_slot)
+        tl.store(max_prob + offs_slot, score.to(max_prob.dtype.element_ty), mask=mask_slot)
     else:
-        tl.store(best + (image * ranks + rank) * num_slots + slot, pick, mask=live_slot)
+        tl.store(best + (image * top_k + rank) * num_slots + slot, packed, mask=mask_slot)
+
+
+def packed_topk_of(
+    args: SlotAttentionArgs, top_k: int, with_token_score: bool, stats: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The slots' best tokens, packed, and the tokens' scores if asked for: one argmax a rank.
+
+    Args:
+        args: the last iteration's slots and tokens.
+        stats: float32 ``[B, N, 2]`` to hold the softmax statistics, where there are many slots.
+
+    Returns:
+        packed_topk int64: the best of each token block ``[B, blocks, K]`` where top_k is 1, else
+        the best of each rank ``[B, top_k, K]``; token_score float32 ``[B, N]`` or None.
+    """
+    q, k = args.q, args.k
+    batch, num_slots, _ = q.shape
+    num_tokens, device = k.shape[1], q.device
+    tile = argmax_tile(arch_of(device), q.dtype, num_slots)
+    num_blocks = ceil_div(num_tokens, tile.block_tokens)
+    use_stats = num_slots > ONE_TILE
+    if use_stats:
+        if stats is None:
+            stats = torch.empty((batch, num_tokens, 2), dtype=torch.float32, device=device)
+        softmax_stats(args, stats)
+    partial = torch.empty((batch, num_blocks, num_slots), dtype=torch.int64, device=device)
+    best = partial if top_k == 1 else partial.new_empty((batch, top_k, num_slots))
+    token_score = (
+        torch.empty((batch, num_tokens), dtype=torch.float32, device=device)
+        if with_token_score
+        else None
+    )
+    upper_bound = partial
+    for rank in range(top_k):
+        launch(
+            argmax_kernel,
+            (batch * ceil_div(num_slots, tile.block_slots) * num_blocks,),
+            {
+                **args.arguments(tile),
+                "softmax_stats": q if stats is None else stats,
+                "upper_bound": upper_bound,
+                "packed_topk": partial,
+                "token_score": q if token_score is None else token_score,
+                "SOFTMAX_STATS": use_stats,
+                "UPPER_BOUND": rank > 0,
+                "TOKEN_SCORE": with_token_score and rank == 0,
+            },
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
+        if top_k > 1:
+            _reduce(partial, best, None, None, rank)
+            upper_bound = best[:, rank].contiguous()
+    return best, token_score
+
+
+def _reduce(
+    packed_topk: Tensor,
+    best: Tensor,
+    ids: Tensor | None,
+    max_prob: Tensor | None,
+    rank: int = 0,
+    log: bool = False,
+) -> None:
+    """From ``[B, blocks, K]`` row ``rank`` of ``best`` ``[B, top_k, K]``, or ids and max_prob."""
+    batch, num_blocks, num_slots = packed_topk.shape
+    num_warps = 4
+    tile = reduce_tile(num_slots, num_blocks, num_warps, 32)
+    launch(
+        argmax_reduce_kernel,
+        (batch * ceil_div(num_slots, tile.block_slots),),
+        {
+            "packed_topk": packed_topk,
+            "best": best,
+            "ids": packed_topk if ids is None else ids,
+            "max_prob": packed_topk if max_prob is None else max_prob,
+            "num_blocks": num_blocks,
+            "num_slots": num_slots,
+            "rank": rank,
+            "top_k": best.shape[1],
+            "UNPACK": ids is not None,
+            "LOG": log,
+            "BLOCK_SLOTS": tile.block_slots,
+            "BLOCK_PARTIALS": tile.block_partials,
+            "UNROLL": tile.unroll,
+        },
+        num_warps=num_warps,
+    )
+
+
+def topk_of(
+    args: SlotAttentionArgs, top_k: int, stats: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """topk_ids ``[B, K, top_k]``, max_logprob ``[B, K]`` and token_score ``[B, N]``."""
+    packed_topk, token_score = packed_topk_of(args, top_k, True, stats)
+    assert token_score is not None
+    batch, num_slots, _ = args.q.shape
+    ids = packed_topk.new_empty((top_k, batch, num_slots))
+    logprob = token_score.new_empty((top_k, batch, num_slots))
+    for rank in range(top_k):
+        ranked = packed_topk if top_k == 1 else packed_topk[:, rank : rank + 1].contiguous()
+        _reduce(ranked, ranked, ids[rank], logprob[rank], log=True)
+    return ids.permute(1, 2, 0).contiguous(), logprob[0], token_score
+
+
+def slot_argmax(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """`ocvtp::slot_argmax` without a ``[K, N]`` attention in memory."""
+    packed_topk, _ = packed_topk_of(args_of(q, k, scale), 1, False)
+    ids = packed_topk.new_empty(q.shape[:2])
+    max_prob = q.new_empty(q.shape[:2])
+    _reduce(packed_topk, packed_topk, ids, max_prob)
+    return ids, max_prob
+
+
+def args_of(q: Tensor, k: Tensor, scale: float | None) -> SlotAttentionArgs:
+    """Slots ``[B, K, D]`` and tokens ``[B, N, D]`` for the kernels; ``D**-0.5`` if no scale."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return SlotAttentionArgs(unit_stride(q), unit_stride(k), scale)

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ocvtp_kernels.ops.argmax_gather.triton import picks_of, select
+from ocvtp_kernels.ops.argmax_gather.triton import select
 from ocvtp_kernels.ops.gru_cell.triton import gru
 from ocvtp_kernels.ops.prune.reference import MASS_EPS
 from ocvtp_kernels.ops.prune.triton.encode import encode
 from ocvtp_kernels.ops.prune.triton.workspace import Workspace, new_workspace
 from ocvtp_kernels.ops.prune.weights import Folded, unpack
+from ocvtp_kernels.ops.slot_argmax.triton import topk_of
 from ocvtp_kernels.ops.slot_attention.triton.forward import (
     SlotAttentionArgs,
     SplitPlan,
@@ -49,7 +50,7 @@ def prune_picks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums and slots are float32."""
     args, softmax_stats = _last_iteration(reference_tokens, weights, slots_init)
-    return picks_of(args, top_k, softmax_stats)
+    return topk_of(args, top_k, softmax_stats)
 
 
 def _last_iteration(
