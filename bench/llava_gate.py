@@ -52,7 +52,7 @@ def why_wrong(run: Eager, seeds: tuple[int, ...]) -> str | None:
         logits = run.first().clone()
         if not bool(logits.isfinite().all()):
             return "logits are not finite"
-        # Encoded anew, because a graph does not tell the handle what it keeps.
+        # Encoded again, because a graph does not record the kept ids on the handle.
         features = run.features()
         last = None if run.handle is None else run.handle.last
         if last is not None:

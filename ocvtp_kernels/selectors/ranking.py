@@ -9,7 +9,7 @@ from ocvtp_kernels.dtypes import accumulate_dtype
 from ocvtp_kernels.greedy.reference import nan_last
 from ocvtp_kernels.selection.reference import gather_tokens
 
-EPS = 1e-8  # least norm of a cosine: a token of zeros is similar to nothing, not NaN
+EPS = 1e-8  # smallest norm of a cosine: a token of zeros is similar to nothing, not NaN
 
 
 def widen(scores: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""LLaVA-1.5: the tokens that the pruner keeps are projected and stand in the prompt, no others."""
+"""LLaVA-1.5: only the kept tokens are projected and get placeholders in the prompt."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import (
     Selector,
-    chooses_early,
     place_of,
     reads_of,
-    require_known,
+    reads_only_reference_tokens,
+    require_available,
 )
 from ocvtp_kernels.selectors.oc_pruner import require_width
-from ocvtp_kernels.vlm.choice import Choice
+from ocvtp_kernels.vlm.choice import PendingSelection
 from ocvtp_kernels.vlm.handle import Handle, Options, require_free
 from ocvtp_kernels.vlm.towers import Tower
 
@@ -27,17 +27,17 @@ def attach_llava(
     """Attaches a selector to a ``LlavaForConditionalGeneration`` or ``LlavaModel``.
 
     Candidates are the tokens that the model itself would take from its tower; an image with no
-    more of them than the budget takes the model's own way, to the last bit.
+    more of them than the budget runs bitwise as the model alone.
 
     Raises:
         ValueError: the tower is of no known type, the selector or the reference layer does not fit
             it, something is attached already, or transformers is too old.
     """
-    # generate asks the inner model; replacing the outer method would do nothing.
+    # generate calls the inner model's method.
     inner = model.base_model
     tower = Tower.of(inner.vision_tower)
     require_width(selector, tower.width)
-    require_known(selector, tower.known)
+    require_available(selector, tower.available_fields)
     reference_layer = tower.resolve_reference(options.reference_layer)
     for owner, name in ((inner, "get_image_features"), (processor, "replace_image_token")):
         if not hasattr(owner, name):
@@ -62,7 +62,7 @@ def limit_placeholders(handle: Handle, processor: Any, budget: int) -> None:
 
     def fewer(original: Callable[..., str]) -> Callable[..., str]:
         def replace_image_token(self: Any, *args: Any, **kwargs: Any) -> str:
-            # The processor's own count, so that its rules for CLS and strategy stay its own.
+            # From the processor's own count, which knows about CLS and the strategy.
             count = len(original(self, *args, **kwargs)) // len(self.image_token)
             return str(self.image_token * min(budget, count))
 
@@ -120,24 +120,26 @@ def _pruned_features(
             handle.record(torch.arange(num_tokens, device=device).repeat(len(pixel_values), 1))
             return outputs
 
-        choice = Choice(selector, handle, device, options)
-        by_rows = (
-            options.savings
-            and chooses_early(selector)
+        pending = PendingSelection(selector, handle, device, options)
+        compute_rows = (
+            options.skip_unused_layers
+            and reads_only_reference_tokens(selector)
             and tower.can_compute_rows(reference_layer, layer)
         )
         return_dict = kwargs.pop("return_dict", True)
         kwargs.pop("output_hidden_states", None)
         with handle.stage("encoder", device):
-            evidence = tower.encode(
+            inputs = tower.encode(
                 pixel_values,
                 reference_layer,
                 layer,
                 reads_of(selector),
-                watch=lambda reference_tokens: choice.begin(reference_tokens, budget),
-                rows=(lambda: choice.finish().ids) if by_rows else None,
+                on_reference_tokens=lambda reference_tokens: pending.start(
+                    reference_tokens, budget
+                ),
+                row_ids=(lambda: pending.finish().ids) if compute_rows else None,
                 num_dropped=dropped,
-                savings=options.savings,
+                skip_unused_layers=options.skip_unused_layers,
                 **kwargs,
             )
 
@@ -146,9 +148,9 @@ def _pruned_features(
                 return cast(Tensor, self.multi_modal_projector(tokens))
 
         if place_of(selector) == "projector":
-            evidence = evidence._replace(final_tokens=project(evidence.final_tokens))
-        selected = choice.finish(evidence)
-        kept = evidence.final_tokens if by_rows else selected.gather(evidence.final_tokens)
+            inputs = inputs._replace(final_tokens=project(inputs.final_tokens))
+        selected = pending.finish(inputs)
+        kept = inputs.final_tokens if compute_rows else selected.gather(inputs.final_tokens)
         features = kept if place_of(selector) == "projector" else project(kept)
         handle.record(selected.ids)
         return _as_output(list(features), return_dict)

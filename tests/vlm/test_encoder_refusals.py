@@ -30,9 +30,9 @@ def test_a_text_model_is_told_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=r"has no vision tower known here: .*clip_vision_model, siglip_vision_model, .*llama",
-    ) as told:
+    ) as error:
         load_tower_encoder(tmp_path)
-    assert "qwen2_5_vl" in str(told.value) and str(tmp_path) in str(told.value)
+    assert "qwen2_5_vl" in str(error.value) and str(tmp_path) in str(error.value)
 
 
 def test_an_unknown_tower_inside_a_llava(tmp_path: Path) -> None:
