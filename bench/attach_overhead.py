@@ -28,7 +28,7 @@ from ocvtp_kernels.vlm.qwen_encoder import average_units
 from ocvtp_kernels.vlm.qwen_rows import grid_arguments
 
 BUDGET = 5
-# Of TINY's sizes: the fewer the patches, the more of a call is the host's.
+# Of TINY's sizes: with few patches most of a call is host time.
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "image_size": 56}
 REFERENCE_LAYER = SIZES["num_hidden_layers"] // 3
 ALLOWED_S = 0.5e-3  # a call, beside the pruner
@@ -36,7 +36,7 @@ ROUNDS = (20, 400)
 
 
 class Pair(NamedTuple):
-    """The same work twice; both return the image's features, or what came of them."""
+    """The same work twice; both return the image's features, or what follows from them."""
 
     attached: Callable[[], Tensor]
     by_hand: Callable[[], Tensor]

@@ -33,7 +33,7 @@ def split(vlm: Vlm, choice: Choice, batch: int) -> dict[str, float]:
             last = handle
         assert last.last is not None
         times = last.last.times
-        if run:  # the first call is slower, and no fair measure
+        if run:  # the first call is slower
             for stage, seconds in found.items():
                 seconds.append(times.get(stage, 0.0))
     return {stage: statistics.median(seconds) for stage, seconds in found.items()}

@@ -61,7 +61,7 @@ def run(result: Result, folder: Path, device: torch.device, short: bool, deadlin
     longest, failed = 0.0, 0
     for index, job in enumerate(todo):
         start = time.monotonic()
-        # The next takes about as long as those before, and nothing is left half done.
+        # The next job takes about as long as those before, and is not started unless it fits.
         if start + longest > deadline:
             print(f"out of time: the last {len(todo) - index} of {len(todo)} sizes are left out")
             break

@@ -1,4 +1,4 @@
-"""The gate of the selectors: the ids of plain PyTorch, exactly T of them, or no time.
+"""The correctness gate of the selectors: exactly T ids, those of plain PyTorch, or no timing.
 
 The oracle is the method of that name, made anew, with every op on the reference backend; what a
 selector does beside ops is checked by ``tests/selectors`` alone. On a single image VLM-Pruner and
@@ -72,7 +72,7 @@ def quality(selector: Selector, inputs: SelectorInputs, budget: int) -> Quality 
     if not all(kept):
         return None
     duplicates = sum(len(image) - len(set(image)) for image in kept)
-    # An id twice covers nothing more: it stands where there is none.
+    # A repeated id covers nothing more, so it may replace a missing one.
     covered = coverage(tokens, torch.where(ids < 0, ids.amax(dim=1, keepdim=True), ids))
     exact = all(len(set(image)) == len(image) == budget for image in kept)
     return Quality(float(covered.mean()), duplicates, exact)
@@ -83,7 +83,7 @@ def _look(name: str, selector: Selector, inputs: SelectorInputs, job: Job) -> st
     kept = Selected(*(v.clone() if isinstance(v, Tensor) else v for v in answer))
     poison(tuple(answer))
     _require_form(kept, inputs, job)
-    # What the selector remembers of earlier batches its oracle does not know.
+    # The oracle is a new one, without what the selector has cached of earlier batches.
     oracle = selector_of(name, job, inputs.final_tokens.device)
     reference = _reference(oracle, inputs, job.budget)
     tied = _require_alike("the reference's", kept, reference, oracle, inputs)
@@ -144,9 +144,9 @@ def _require_alike(
 def _require_published(
     name: str, kept: Selected, oracle: Selector, inputs: SelectorInputs, budget: int
 ) -> int:
-    """As `_require_alike`, with the published loops; where they fall short ours goes on."""
+    """As `_require_alike`, with the published loops; which may keep fewer."""
     ids, rows = run_published(name, inputs, budget)
-    # A duplicate that is picked twice, or a pass that finds none: ours keeps others instead.
+    # Where they pick a duplicate twice, or a pass finds none, ours keeps other tokens.
     found = len(set(ids))
     ours = kept.ids[0]
     if found < budget:
@@ -173,7 +173,7 @@ def _differing(ids: Tensor, others: Tensor) -> int:
 
 
 def _swayed(oracle: Selector, inputs: SelectorInputs, image: int, budget: int) -> int:
-    """The most ids that the reference changes on an image when its input moves by a rounding."""
+    """The largest number of ids that a rounding of the input changes in the reference."""
     one = copy_of(_single(inputs, image))
     ids = _reference(oracle, one, budget).ids[0]
     generator = torch.Generator(ids.device).manual_seed(0)

@@ -1,4 +1,4 @@
-"""What the selectors are timed on: images drawn by seed, and who chooses among their tokens."""
+"""The inputs of the selector benchmark: random images, and the selectors."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _drawn(job: Job, seed: int, device: torch.device) -> SelectorInputs:
 
 
 def _image(job: Job, seed: int) -> dict[str, Tensor]:
-    # Drawn on the CPU, so that coverage is the same question on every device.
+    # Drawn on the CPU, so that every device has the same images.
     generator = torch.Generator().manual_seed(seed)
     tokens = _smooth(job, job.width, generator)
     loud = torch.randperm(job.width, generator=generator)[:OUTLIERS]
@@ -96,7 +96,7 @@ def _image(job: Job, seed: int) -> dict[str, Tensor]:
 
 
 def _smooth(job: Job, channels: int, generator: torch.Generator) -> Tensor:
-    """Features that neighbours share, a mean that all share, and detail: ``[N, channels]``."""
+    """Features smooth over neighbours, plus a common mean, plus noise: ``[N, channels]``."""
     coarse = torch.randn(1, channels, OBJECTS, OBJECTS, generator=generator)
     fine = F.interpolate(coarse, (job.side, job.side), mode="bicubic", align_corners=False)
     mean = torch.randn(channels, generator=generator)

@@ -1,4 +1,4 @@
-"""What a pruner folds, when it folds anew, and that its tensors serve every mode."""
+"""What a pruner folds, when it folds again, and that its tensors work in every mode."""
 
 from __future__ import annotations
 

@@ -149,11 +149,6 @@ def place_of(selector: Selector) -> str:
     return place
 
 
-def is_exact(selector: Selector) -> bool:
-    """Whether a selector always keeps exactly the budget."""
-    return bool(getattr(selector, "exact", SelectorAttributes.exact))
-
-
 def reads_only_reference_tokens(selector: Selector) -> bool:
     """Whether a selector can run as soon as there are reference tokens."""
     return reads_of(selector) <= {"reference_tokens"}
@@ -163,6 +158,13 @@ def required(value: T | None) -> T:
     """A field that the selector needs, which `run_selector` has checked to be there."""
     assert value is not None
     return value
+
+
+def require_at_least(name: str, value: int, minimum: int) -> None:
+    """Raises TypeError unless ``value`` is an int, and ValueError if it is below ``minimum``."""
+    checks.require_whole(name, value)
+    if value < minimum:
+        raise ValueError(f"{name}: expected at least {minimum}, got {value}")
 
 
 def start_selector(selector: Selector, reference_tokens: Tensor, budget: int) -> FinishSelection:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import checks
 from ocvtp_kernels.selection.reference import gather_tokens
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, require_at_least, required
 from ocvtp_kernels.selectors.ranking import cosine_with, top, widen
 from ocvtp_kernels.selectors.trim import merge_dropped
 
@@ -43,9 +42,7 @@ class PruMerge:
     needs = frozenset({"cls_attention", "keys", "final_tokens"})
 
     def __init__(self, neighbours: int = 32, spatial: bool = False) -> None:
-        checks.require_whole("neighbours", neighbours)
-        if neighbours < 0:
-            raise ValueError(f"neighbours: expected at least 0, got {neighbours}")
+        require_at_least("neighbours", neighbours, 0)
         self.neighbours, self.spatial = neighbours, spatial
 
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:

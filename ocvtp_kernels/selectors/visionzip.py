@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import checks
 from ocvtp_kernels.greedy.reference import nan_last
 from ocvtp_kernels.selection.reference import gather_tokens
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, require_at_least, required
 from ocvtp_kernels.selectors.ranking import cosine_with, others, top, widen
 
 
@@ -44,9 +43,7 @@ class VisionZip:
     ) -> None:
         for name, value, minimum in (("contextual", contextual, 0), ("heads", heads, 1)):
             if value is not None:
-                checks.require_whole(name, value)
-                if value < minimum:
-                    raise ValueError(f"{name}: expected at least {minimum}, got {value}")
+                require_at_least(name, value, minimum)
         self.contextual, self.heads, self.as_published = contextual, heads, as_published
         needs = {"cls_attention", "keys", "final_tokens"}
         self.needs = frozenset(needs | {"cls_token"} if as_published else needs)

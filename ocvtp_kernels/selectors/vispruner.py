@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ocvtp_kernels import checks
 from ocvtp_kernels.greedy.similarity import cosine
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, require_at_least, required
 from ocvtp_kernels.selectors.ranking import EPS, ranking, top
 
 
@@ -45,9 +44,7 @@ class VisPruner:
     def __init__(self, important_share: float = 0.5, drop: int = 8) -> None:
         if not 0 <= important_share <= 1:
             raise ValueError(f"important_share: expected 0 to 1, got {important_share}")
-        checks.require_whole("drop", drop)
-        if drop < 1:
-            raise ValueError(f"drop: expected at least 1, got {drop}")
+        require_at_least("drop", drop, 1)
         self.important_share, self.drop = important_share, drop
 
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:

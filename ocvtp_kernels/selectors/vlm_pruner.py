@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import checks
 from ocvtp_kernels.greedy.similarity import cosine
 from ocvtp_kernels.selection.reference import gather_tokens
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, place_of, required
+from ocvtp_kernels.selectors.interface import (
+    Selected,
+    SelectorInputs,
+    place_of,
+    require_at_least,
+    required,
+)
 
 EPS = 1e-8  # smallest norm of a cosine and sum of weights, of the published code
 
@@ -57,9 +62,7 @@ class VLMPruner:
     ) -> None:
         positive = {"pivots": pivots, "channels": channels, "chunk": chunk, "layer": layer}
         for name, value in positive.items():
-            checks.require_whole(name, value)
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+            require_at_least(name, value, 1)
         self.pivots, self.channels, self.own_share = pivots, channels, own_share
         self.spread, self.threshold, self.step, self.chunk = spread, threshold, step, chunk
         self.place, self.layer, self.exact = place, layer, not as_published

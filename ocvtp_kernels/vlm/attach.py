@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Any, cast
 
-from ocvtp_kernels import checks
 from ocvtp_kernels.pruner import OCPruner
-from ocvtp_kernels.selectors.interface import Selector, is_exact, place_of
+from ocvtp_kernels.selectors.interface import (
+    Selector,
+    SelectorAttributes,
+    place_of,
+    require_at_least,
+)
 from ocvtp_kernels.selectors.oc_pruner import as_selector
 from ocvtp_kernels.vlm.handle import NEWLINES, Handle, Options
 
@@ -61,13 +65,11 @@ def attach(
             keep fewer tokens than the budget.
         TypeError: the pruner is neither a pruner nor a selector, or budget is no whole number.
     """
-    checks.require_whole("budget", budget)
-    if budget < 1:
-        raise ValueError(f"budget: expected at least 1, got {budget}")
+    require_at_least("budget", budget, 1)
     if newlines not in NEWLINES:
         raise ValueError(f"newlines: expected one of {NEWLINES}, got {newlines!r}")
     selector = as_selector(pruner)
-    if not is_exact(selector):
+    if not getattr(selector, "exact", SelectorAttributes.exact):
         raise ValueError(
             f"pruner: expected one that keeps exactly the budget, as shapes are fixed before "
             f"the image is seen; got {type(selector).__name__} as published"

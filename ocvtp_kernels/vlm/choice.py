@@ -40,7 +40,7 @@ class PendingSelection:
         self._pending: list[FinishSelection] = []
 
     def start(self, reference_tokens: Tensor, budget: int) -> None:
-        """Starts on a group ``[B, N, C]``, of which ``budget`` tokens an image are kept."""
+        """Starts a group ``[B, N, C]``, of which ``budget`` tokens an image are kept."""
         with self._handle.stage("pruner", self._device), self._side.work(reference_tokens):
             self._pending.append(start_selector(self._selector, reference_tokens, budget))
 

@@ -33,7 +33,7 @@ from ocvtp_kernels.vlm.decoder_images import (
     takes_outputs,
 )
 from ocvtp_kernels.vlm.decoder_masks import read_attended, takes_flat_masks
-from ocvtp_kernels.vlm.handle import Handle, Options, require_free
+from ocvtp_kernels.vlm.handle import Handle, Options, Replacement
 from ocvtp_kernels.vlm.layer_call import CALL, cache_name, read_cache, require_known_layer
 
 IGNORED_LABEL = -100
@@ -79,21 +79,14 @@ def attach_decoder(
         raise ValueError(
             "model: pruning in the decoder needs full attention in every layer, got windows"
         )
-    depth, layer = (
-        int(text.config.num_hidden_layers),
-        getattr(selector, "layer", SelectorAttributes.layer),
-    )
+    depth = int(text.config.num_hidden_layers)
+    layer = getattr(selector, "layer", SelectorAttributes.layer)
     checks.require_whole("layer", layer)
     if not 1 <= layer < depth:
         raise ValueError(f"layer: expected 1 to {depth - 1}, got {layer}")
     layers = list(text.layers[:depth])
     for module in layers:
         require_known_layer(module)
-    for owner in (model, inner, *layers):
-        require_free(owner, "forward")
-    for owner, name in ((inner, "get_image_features"), (model, "generate")):
-        if hasattr(owner, name):
-            require_free(owner, name)
     handle = Handle(options.timed)
     is_qwen = inner.config.model_type.startswith("qwen")
 
@@ -102,19 +95,20 @@ def attach_decoder(
         flash = takes_flat_masks(inner.language_model)
         return Settings(selector, budget, layer, depth, flash, not is_qwen, handle)
 
-    read_grids = read_qwen_grids if is_qwen else read_llava_grids
-    handle.replace_method(
-        inner, "get_image_features", lambda original: recording_grids(original, read_grids, handle)
-    )
+    grids = read_qwen_grids if is_qwen else read_llava_grids
+    replacements: list[Replacement] = [
+        (inner, "get_image_features", lambda original: recording_grids(original, grids, handle)),
+        (inner, "forward", lambda original: _pruned_forward(original, settings)),
+        (layers[layer - 1].self_attn, "forward", _tapped_attention),
+    ]
     if is_qwen and not takes_outputs(inner.forward):
-        handle.replace_method(inner, "get_video_features", reusing_encoded_videos)
-    handle.replace_method(inner, "forward", lambda original: _pruned_forward(original, settings))
+        replacements.append((inner, "get_video_features", reusing_encoded_videos))
     if model is not inner:
-        handle.replace_method(model, "forward", _labelled_forward)
+        replacements.append((model, "forward", _labelled_forward))
     for index, module in enumerate(layers):
         wrap = functools.partial(_pruned_layer, index=index, tapped=index == layer - 1)
-        handle.replace_method(module, "forward", wrap)
-    handle.replace_method(layers[layer - 1].self_attn, "forward", _tapped_attention)
+        replacements.append((module, "forward", wrap))
+    handle.replace_methods(*replacements)
     return handle
 
 

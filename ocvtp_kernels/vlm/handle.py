@@ -17,6 +17,9 @@ from torch import Tensor
 NEWLINES = ("drop", "all")
 _OURS = "_ocvtp_attached"
 
+Method = Callable[..., Any]
+Replacement = tuple[Any, str, Callable[[Method], Method]]
+
 
 class Options(NamedTuple):
     """The options of `attach`, without the budget."""
@@ -88,34 +91,41 @@ class Handle:
         own = self._running_timings.setdefault(name, [])
         own.append(lambda: total() - sum(read() for read in inner))
 
-    def replace_method(
-        self, owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
-    ) -> None:
-        """Replaces a method of the object ``owner``, and of no other, until `remove`.
+    def replace_methods(self, *replacements: Replacement) -> None:
+        """Replaces methods of single objects, all or none of them, until `remove`.
 
-        Args:
-            owner: a model or a processor.
-            name: the method.
-            wrap: makes the new function from the old one; both take the object first, so that a
-                deep copy's method is bound to the copy. The signature stays the old one's, as
-                transformers chooses arguments by it.
+        Each is a triple:
+
+        * a model or a processor, whose class and other instances stay unchanged;
+        * the name of its method;
+        * the function that makes the new method from the old one. Both take the object first, so
+          that a deep copy's method is bound to the copy. The signature stays the old one's, as
+          transformers chooses arguments by it.
 
         Raises:
-            ValueError: the method is not there, or was already replaced by a handle.
+            ValueError: a method is not there, or was already replaced by a handle.
         """
-        method = getattr(owner, name, None)
-        if not callable(method):
-            raise ValueError(f"{type(owner).__name__} has no method {name}")
-        require_free(owner, name)
-        function = method.__func__ if isinstance(method, MethodType) else _with_self(method)
-        replacement = functools.wraps(function)(wrap(function))
-        # Made once, as generate reads it several times a call.
-        vars(replacement)["__signature__"] = inspect.signature(function)
-        setattr(replacement, _OURS, True)
-        self.replace_attribute(owner, name, MethodType(replacement, owner))
+        for owner, name, _ in replacements:
+            method = getattr(owner, name, None)
+            if not callable(method):
+                raise ValueError(
+                    f"{type(owner).__name__} has no {name}: transformers >= 5.16 is needed"
+                )
+            if getattr(method, _OURS, False):
+                raise ValueError(
+                    f"{type(owner).__name__}: a selector is attached already; remove() its handle "
+                    "first"
+                )
+        for owner, name, wrap in replacements:
+            method = getattr(owner, name)
+            function = method.__func__ if isinstance(method, MethodType) else _with_self(method)
+            replacement = functools.wraps(function)(wrap(function))
+            # Made once, as generate reads it several times a call.
+            vars(replacement)["__signature__"] = inspect.signature(function)
+            setattr(replacement, _OURS, True)
+            self._replace_attribute(owner, name, MethodType(replacement, owner))
 
-    def replace_attribute(self, owner: Any, name: str, value: Any) -> None:
-        """Sets an attribute of the object ``owner`` itself, until `remove`."""
+    def _replace_attribute(self, owner: Any, name: str, value: Any) -> None:
         own = vars(owner)
         if name in own:
             self._undo.append(functools.partial(setattr, owner, name, own[name]))
@@ -140,16 +150,8 @@ class Handle:
         self.remove()
 
 
-def require_free(owner: Any, name: str) -> None:
-    """Raises ValueError if a handle has replaced the method ``name`` of ``owner``."""
-    if getattr(getattr(owner, name, None), _OURS, False):
-        raise ValueError(
-            f"{type(owner).__name__}: a selector is attached already; remove() its handle first"
-        )
-
-
 def _with_self(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that was set on the object as it is, made to take the object first."""
+    """A function set on the object itself, changed to take the object first."""
 
     def call(_owner: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)

@@ -17,8 +17,8 @@ from ocvtp_kernels.selectors.interface import (
 )
 from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.choice import PendingSelection
-from ocvtp_kernels.vlm.handle import Handle, Options, require_free
-from ocvtp_kernels.vlm.towers import Tower
+from ocvtp_kernels.vlm.handle import Handle, Options, Replacement
+from ocvtp_kernels.vlm.towers import Tower, as_output
 
 
 def attach_llava(
@@ -33,36 +33,29 @@ def attach_llava(
         ValueError: the tower is of no known type, the selector or the reference layer does not fit
             it, something is attached already, or transformers is too old.
     """
-    # generate calls the inner model's method.
+    # generate calls the method of the inner model.
     inner = model.base_model
     tower = Tower.of(inner.vision_tower)
     require_width(selector, tower.width)
     require_available(selector, tower.available_fields)
     reference_layer = tower.resolve_reference(options.reference_layer)
-    for owner, name in ((inner, "get_image_features"), (processor, "replace_image_token")):
-        if not hasattr(owner, name):
-            raise ValueError(
-                f"{type(owner).__name__} has no {name}: transformers >= 5.16 is needed"
-            )
-        require_free(owner, name)
     handle = Handle(options.timed)
-    handle.replace_method(
-        inner,
-        "get_image_features",
-        lambda original: _pruned_features(
-            original, handle, selector, budget, reference_layer, options
-        ),
+
+    def pruned_features(original: Callable[..., Any]) -> Callable[..., Any]:
+        return _pruned_features(original, handle, selector, budget, reference_layer, options)
+
+    handle.replace_methods(
+        (inner, "get_image_features", pruned_features), *_limit_placeholders(processor, budget)
     )
-    limit_placeholders(handle, processor, budget)
     return handle
 
 
-def limit_placeholders(handle: Handle, processor: Any, budget: int) -> None:
+def _limit_placeholders(processor: Any, budget: int) -> list[Replacement]:
     """Makes a LLaVA processor write at most ``budget`` placeholders an image."""
 
     def fewer(original: Callable[..., str]) -> Callable[..., str]:
         def replace_image_token(self: Any, *args: Any, **kwargs: Any) -> str:
-            # From the processor's own count, which knows about CLS and the strategy.
+            # From the processor's own count, which depends on CLS and the strategy.
             count = len(original(self, *args, **kwargs)) // len(self.image_token)
             return str(self.image_token * min(budget, count))
 
@@ -77,9 +70,10 @@ def limit_placeholders(handle: Handle, processor: Any, budget: int) -> None:
 
         return _get_num_multimodal_tokens
 
-    handle.replace_method(processor, "replace_image_token", fewer)
+    replacements: list[Replacement] = [(processor, "replace_image_token", fewer)]
     if hasattr(processor, "_get_num_multimodal_tokens"):
-        handle.replace_method(processor, "_get_num_multimodal_tokens", fewer_counted)
+        replacements.append((processor, "_get_num_multimodal_tokens", fewer_counted))
+    return replacements
 
 
 def _pruned_features(
@@ -153,17 +147,10 @@ def _pruned_features(
         kept = inputs.final_tokens if compute_rows else selected.gather(inputs.final_tokens)
         features = kept if place_of(selector) == "projector" else project(kept)
         handle.record(selected.ids)
-        return _as_output(list(features), return_dict)
+        return as_output(list(features), return_dict)
 
     return get_image_features
 
 
 def _or_else(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _as_output(features: list[Tensor], return_dict: bool) -> Any:
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    outputs = BaseModelOutputWithPooling(pooler_output=features)
-    return outputs if return_dict is not False else outputs.to_tuple()

@@ -23,10 +23,10 @@ from ocvtp_kernels.selectors.interface import (
 )
 from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.choice import PendingSelection
-from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.handle import Handle, Options, Replacement
 from ocvtp_kernels.vlm.llava_next_call import read_size, read_sizes, require_patches, take_crops
 from ocvtp_kernels.vlm.llava_next_layout import Group, KeepCounts, Layout, Layouts, group_images
-from ocvtp_kernels.vlm.towers import Tower
+from ocvtp_kernels.vlm.towers import Tower, as_output
 
 
 class _Pruning:
@@ -99,7 +99,7 @@ class _Pruning:
                 inner.config.vision_feature_layer if layer is None else layer,
                 **kwargs,
             )
-            return _as_output(features, return_dict)
+            return as_output(features, return_dict)
 
         return get_image_features
 
@@ -259,14 +259,13 @@ def attach_llava_next(
     reference_layer = tower.resolve_reference(options.reference_layer)
     handle = Handle(options.timed)
     pruning = _Pruning(inner, selector, budget, reference_layer, options, handle)
-    try:
-        handle.replace_method(inner, "get_image_features", pruning.replace_features)
-        handle.replace_method(processor, "replace_image_token", pruning.replace_image_token)
-        if hasattr(processor, "_get_num_multimodal_tokens"):
-            handle.replace_method(processor, "_get_num_multimodal_tokens", pruning.replace_counts)
-    except ValueError:
-        handle.remove()
-        raise
+    replacements: list[Replacement] = [
+        (inner, "get_image_features", pruning.replace_features),
+        (processor, "replace_image_token", pruning.replace_image_token),
+    ]
+    if hasattr(processor, "_get_num_multimodal_tokens"):
+        replacements.append((processor, "_get_num_multimodal_tokens", pruning.replace_counts))
+    handle.replace_methods(*replacements)
     return handle
 
 
@@ -276,10 +275,3 @@ def _by_image(groups: list[Group], parts: list[Tensor]) -> list[Tensor]:
     for group, part in zip(groups, parts, strict=True):
         rows |= zip(group.images, part, strict=True)
     return [rows[image] for image in sorted(rows)]
-
-
-def _as_output(features: list[Tensor], return_dict: bool | None) -> Any:
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    output = BaseModelOutputWithPooling(pooler_output=features)
-    return output.to_tuple() if return_dict is False else output

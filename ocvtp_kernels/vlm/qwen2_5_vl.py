@@ -12,7 +12,7 @@ from torch import Tensor
 from ocvtp_kernels.selectors.interface import Selector, require_available
 from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.columns import cached_length, drop_placeholders, text_positions
-from ocvtp_kernels.vlm.handle import Handle, Options, require_free
+from ocvtp_kernels.vlm.handle import Handle, Options
 from ocvtp_kernels.vlm.layer_call import read_cache
 from ocvtp_kernels.vlm.qwen_call import (
     positions_of,
@@ -84,12 +84,12 @@ def attach_qwen2_5_vl(
     require_width(selector, int(visual.config.hidden_size))
     require_available(selector, AVAILABLE_FIELDS)
     layer = resolve_reference(options.reference_layer, len(visual.blocks))
-    for name in ("generate", "forward"):
-        require_free(model, name)
     handle = Handle(options.timed)
     encoder = QwenEncoder(selector, budget, layer, handle, options)
-    handle.replace_method(model, "generate", lambda original: _pruned_generate(original, encoder))
-    handle.replace_method(model, "forward", lambda original: _pruned_forward(original, encoder))
+    handle.replace_methods(
+        (model, "generate", lambda original: _pruned_generate(original, encoder)),
+        (model, "forward", lambda original: _pruned_forward(original, encoder)),
+    )
     return handle
 
 

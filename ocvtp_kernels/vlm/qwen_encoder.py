@@ -23,7 +23,7 @@ class QwenEncoder:
     """Encodes images and keeps ``budget`` merged tokens of each, or all where there are no more.
 
     Args:
-        selector: what chooses the tokens.
+        selector: chooses the tokens.
         budget: tokens to keep of an image.
         layer: block of the encoder whose output the decision is made on.
         handle: where ids and times are recorded.
@@ -127,7 +127,7 @@ class _Call:
         return selected
 
     def finish_early(self) -> Units:
-        """The units kept, before there are merged tokens; sets `ids`."""
+        """The kept units, before there are merged tokens; sets `ids`."""
         for index, reference_tokens in enumerate(self._reference_tokens):
             self._select(index, reference_tokens)
         with self._handle.stage("pruner", self._unit_index.device):

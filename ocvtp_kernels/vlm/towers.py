@@ -37,7 +37,7 @@ _TOWER_TYPES = {
 AVAILABLE_FIELDS = frozenset(
     {"importance", "shallow_importance", "cls_attention", "cls_token", "keys", "grid"}
 )
-_FINAL_LAYER_FIELDS = frozenset({"importance", "cls_attention", "keys"})
+_DEEP_FIELDS = frozenset({"importance", "cls_attention", "keys"})
 
 
 class Tower:
@@ -146,11 +146,8 @@ class Tower:
         finals = [self._resolve(index) for index in _as_list(final_layer)]
         dropped = self.num_prefix if num_dropped is None else num_dropped
         deepest = max(finals)
-        deep = (
-            self._tap(deepest - 1)
-            if deepest > 0 and not _FINAL_LAYER_FIELDS.isdisjoint(fields)
-            else None
-        )
+        taps_deep = deepest > 0 and not _DEEP_FIELDS.isdisjoint(fields)
+        deep = self._tap(deepest - 1) if taps_deep else None
         shallow = self._tap(reference_layer) if "shallow_importance" in fields else None
         with ExitStack() as stack:
             if skip_unused_layers:
@@ -259,6 +256,14 @@ def resolve_reference(layer: int | None, depth: int) -> int:
     if not 0 <= layer < depth:
         raise ValueError(f"reference_layer: expected 0 to {depth - 1}, got {layer}")
     return layer
+
+
+def as_output(features: list[Tensor], return_dict: bool | None) -> Any:
+    """The features of a call's images as the model's ``get_image_features`` returns them."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    output = BaseModelOutputWithPooling(pooler_output=features)
+    return output.to_tuple() if return_dict is False else output
 
 
 def _as_list(layers: int | Sequence[int]) -> list[int]:

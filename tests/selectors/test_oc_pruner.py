@@ -1,4 +1,4 @@
-"""What runs for a pruner that is not frozen is a frozen copy, and the pruner stays as it is."""
+"""A pruner that is not frozen runs as a frozen copy, and stays unchanged."""
 
 from __future__ import annotations
 

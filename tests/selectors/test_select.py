@@ -1,4 +1,4 @@
-"""What every method keeps to: exact budgets, ties, batches, strides, dtypes, tracing, errors."""
+"""What all methods share: exact budgets, ties, batches, strides, dtypes, tracing, errors."""
 
 from __future__ import annotations
 

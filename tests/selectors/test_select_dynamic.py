@@ -44,7 +44,7 @@ def test_one_graph_serves_every_number_of_tokens(method: str, options: dict[str,
     assert len(graphs) == 1
 
 
-def test_a_told_grid_may_vary_in_a_graph() -> None:
+def test_a_given_grid_may_vary_in_a_graph() -> None:
     def run(tokens: Tensor, inputs: dict[str, Any]) -> Selected:
         return select(tokens, 5, "hiprune", **inputs)
 

@@ -179,6 +179,6 @@ def test_ties_of_diversity_go_to_the_lowest_id(method: str) -> None:
     for way in WAYS:
         with on(way):
             selected = select(tokens, 9, method)
-        # Twins have nothing to add: they come after all that differ.
+        # Duplicates add nothing, so they come after all distinct tokens.
         assert selected.order is not None
         assert selected.order.tolist() == [list(range(9))]

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 class Recorder:
-    """Stands in for CUDA streams, and notes in which order they wait and work."""
+    """In place of CUDA streams: records in which order they wait and work."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -79,7 +79,7 @@ def note(streams: list[str]) -> Any:
     return Selector()
 
 
-def test_the_selector_works_beside_the_encoder_and_is_waited_for_once(streams: list[str]) -> None:
+def test_the_selector_runs_on_a_side_stream_and_is_waited_for_once(streams: list[str]) -> None:
     pending = PendingSelection(note(streams), Handle(), torch.device("cuda"), Options())
     tokens = random_tokens(2, 5, 3)
     pending.start(tokens, 2)

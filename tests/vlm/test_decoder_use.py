@@ -129,7 +129,7 @@ def test_refused_models() -> None:
         attach(windows, None, VLMPruner(), BUDGET)
 
 
-def test_a_selector_that_needs_what_a_decoder_does_not_tell() -> None:
+def test_a_selector_that_needs_unavailable_fields() -> None:
     selector = VLMPruner()
     selector.needs = frozenset({"cls_attention"})
     with pytest.raises(ValueError, match="cls_attention: needed by VLMPruner"):

@@ -62,7 +62,7 @@ def prepare(photo: Image.Image, processor: Any = None) -> Tensor:
 def assert_taps(
     encoded: Encoded, truth: Any, prefix: int, layer: int, final_layer: int = -2
 ) -> None:
-    """What was encoded is what a plain run says, patches only."""
+    """What was encoded equals a plain run, patches only."""
     # hidden_states[0] is the embedding, so layer l ends in hidden_states[l + 1].
     reference = truth.hidden_states[layer + 1][:, prefix:]
     torch.testing.assert_close(encoded.inputs.reference_tokens, reference, rtol=1e-4, atol=1e-4)
@@ -188,7 +188,7 @@ def test_without_a_crop_the_photo_decides_how_many_tokens(tmp_path: Path) -> Non
             grid[0] * grid[1],
             32,
         )
-        # 90 pixels hold 6 patches and a rest, which no token speaks for.
+        # 90 pixels hold 6 patches and a rest without a token.
         assert encoded.picture.size == (grid[1] * PATCH, grid[0] * PATCH)
 
 

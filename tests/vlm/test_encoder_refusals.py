@@ -1,4 +1,4 @@
-"""Models that `ocvtp prune` cannot take, and the sentences that say so."""
+"""Models that `ocvtp prune` cannot take, and the error messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_half_a_file_of_weights(tmp_path: Path) -> None:
         load_tower_encoder(tmp_path)
 
 
-def test_a_text_model_is_told_what_there_is(tmp_path: Path) -> None:
+def test_a_text_model_is_refused_with_the_known_types(tmp_path: Path) -> None:
     transformers.LlamaModel(models.make_text_config()).save_pretrained(tmp_path)
     with pytest.raises(
         ValueError,

@@ -188,7 +188,7 @@ def test_a_conversation_goes_on(attached: Any) -> None:
     assert torch.equal(out, generate(model, more | {"pixel_values": pixels}))
 
 
-def test_text_alone_asks_nothing_of_the_pruner(attached: Any) -> None:
+def test_text_alone_does_not_run_the_pruner(attached: Any) -> None:
     model, processor, handle = attached
     generate(model, processor(text=[PROMPTS[2]], return_tensors="pt"))
     assert handle.last is None

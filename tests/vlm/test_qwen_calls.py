@@ -141,7 +141,7 @@ def test_forward_prunes_and_labels_follow(model: Any) -> None:
     batch = make_batch(rows)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     labels = labels.masked_fill(labels == IMAGE, -100)
-    # A row's first token would be foretold from padding, where there is some.
+    # A row's first token would be predicted from padding, where there is some.
     labels[torch.arange(2), batch["attention_mask"].argmax(1)] = -100
     with attach(model):
         output = model(**batch, labels=labels, use_cache=True)

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: what the encoder leaves out changes nothing but the work done."""
+"""Qwen2.5-VL: skipping unused work changes no result."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_gradients_are_the_same(model: Any) -> None:
 
 @pytest.mark.parametrize("savings", [True, False])
 def test_nothing_waits_for_the_device(savings: bool) -> None:
-    """A tensor on the meta device has no values that anybody could wait for."""
+    """On the meta device reading a value fails."""
     model, selector = make_model().to("meta"), RandomSelector(1)
     pixels, grids = make_images()
     ids, tokens = encode(model, (pixels.to("meta"), grids), selector, skip_unused_layers=savings)
