@@ -26,7 +26,7 @@ class PendingSelection:
     """What a selector keeps of the images of one call, group by group of equal counts.
 
     Args:
-        selector: what chooses the tokens.
+        selector: chooses the tokens.
         handle: takes the time as the stage "pruner".
         device: of the tokens.
         options: ``overlap``, which ``timed`` turns off, as overlapping stages cannot be timed.
