@@ -22,13 +22,13 @@ from bench.llava_models import TINY, TINY_NEXT, Placeholders, Shape, Vlm
 from bench.qwen_models import make_prompt, make_qwen
 from bench.timing import measure
 from ocvtp_kernels.selectors.at_random import RandomSelector
-from ocvtp_kernels.selectors.interface import Evidence, ask
+from ocvtp_kernels.selectors.interface import SelectorInputs, run_selector
 from ocvtp_kernels.vlm.attach import attach
 from ocvtp_kernels.vlm.qwen_encoder import average_units
-from ocvtp_kernels.vlm.qwen_rows import plan
+from ocvtp_kernels.vlm.qwen_rows import grid_arguments
 
 BUDGET = 5
-# Of TINY's sizes: the fewer the patches, the more of a call is the host's.
+# Of TINY's sizes: with few patches most of a call is host time.
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "image_size": 56}
 REFERENCE_LAYER = SIZES["num_hidden_layers"] // 3
 ALLOWED_S = 0.5e-3  # a call, beside the pruner
@@ -36,7 +36,7 @@ ROUNDS = (20, 400)
 
 
 class Pair(NamedTuple):
-    """The same work twice; both return the image's features, or what came of them."""
+    """The same work twice; both return the image's features, or what follows from them."""
 
     attached: Callable[[], Tensor]
     by_hand: Callable[[], Tensor]
@@ -57,7 +57,7 @@ def llava() -> Pair:
     def by_hand() -> Tensor:
         states = _without_last(inner.vision_tower, layers, pixels)
         reference = states[REFERENCE_LAYER + 1][:, 1:]
-        ids = ask(selector, Evidence(reference, reference), BUDGET).ids
+        ids = run_selector(selector, SelectorInputs(reference, reference), BUDGET).ids
         kept = states[-2][:, 1:][torch.arange(1)[:, None], ids]
         return torch.stack(list(inner.multi_modal_projector(kept)))
 
@@ -87,7 +87,7 @@ def llava_next() -> Pair:
     def by_hand() -> Tensor:
         states = _without_last(inner.vision_tower, layers, pixels.flatten(0, 1))
         reference = states[REFERENCE_LAYER + 1][:, 1:].flatten(0, 1)[None]
-        ask(selector, Evidence(reference, reference), BUDGET)
+        run_selector(selector, SelectorInputs(reference, reference), BUDGET)
         kept = states[-2][:, 1:].flatten(0, 1)[rows]
         return torch.stack([inner.multi_modal_projector(kept)])
 
@@ -102,15 +102,16 @@ def qwen2_5_vl() -> Pair:
     attach(model, None, selector, BUDGET)
     prompt, grid = batch["input_ids"].shape[1], batch["image_grid_thw"]
     states = torch.randn(len(batch["pixel_values"]), plain.model.visual.config.hidden_size)
-    places = plan(plain.model.visual, grid, states.device)["window_index"].argsort()
+    arguments = grid_arguments(plain.model.visual, grid, states.device)
+    unit_index = arguments["window_index"].argsort()
 
     def attached() -> Tensor:
         output: Tensor = model.generate(**batch, **settings)
         return output[:, :prompt].float()
 
     def by_hand() -> Tensor:
-        reference = average_units(plain.model.visual, states, places)[None]
-        ask(selector, Evidence(reference, reference), BUDGET)
+        reference = average_units(plain.model.visual, states, unit_index)[None]
+        run_selector(selector, SelectorInputs(reference, reference), BUDGET)
         output: Tensor = plain.generate(**batch, **settings)
         return output[:, :prompt].float()
 

@@ -124,7 +124,7 @@ def _time_group(
     try:
         timings = _measure(runs, vlm.device, deadline)
     except torch.OutOfMemoryError:
-        # Whose fault it was nobody knows: all of them hold their caches.
+        # The failing variant is unknown: all of them hold their caches.
         for mode, choice in runs:
             rows[mode, choice] = empty_row(job, choice, mode, f"{NO_MEMORY} while taking turns")
         runs, timings = {}, {}

@@ -92,7 +92,7 @@ class Eager:
         return token
 
     def cache_bytes(self) -> int:
-        """What keys and values take once the prompt and `NEW_TOKENS` tokens are in the cache."""
+        """Bytes of keys and values once the prompt and `NEW_TOKENS` tokens are in the cache."""
         token = self.input_ids[:, -1:]
         for _ in range(NEW_TOKENS):
             token = self.step(token).argmax(-1, keepdim=True)
@@ -155,11 +155,11 @@ class Static(Eager):
         return self._run_step()
 
     def rewind(self) -> None:
-        """Later tokens are masked, and overwritten when their turn comes."""
+        """Later tokens are masked, and overwritten by the next decoding."""
         self._set_length(self.length)
 
     def decode(self) -> Tensor:
-        """As `Eager.decode`; the graph hands each token to the next step."""
+        """As `Eager.decode`; the graph passes each token on to the next step."""
         self._token.copy_(self.input_ids[:, -1:])
         for _ in range(NEW_TOKENS):
             self._run_step()
@@ -211,7 +211,7 @@ class Static(Eager):
             for _ in range(2):
                 call()
                 self.rewind()
-            # A capture that breaks off leaves the allocator in disorder, so it is tried before.
+            # Run first without capture: a failed capture leaves the allocator in a bad state.
             with no_waiting():
                 call()
             self.rewind()

@@ -1,4 +1,4 @@
-"""The gate of whole models: what is attached computes what it says, or it gets no time.
+"""The correctness gate of whole models: a variant with wrong results is not timed.
 
 The oracle is written out here: the unattached tower, the tokens that the handle says were kept, the
 projector, the embeddings, and one pass of the language model without a cache.
@@ -15,12 +15,12 @@ from bench.llava_models import BEFORE, OCVTP, TILES, Choice, Vlm
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """The most that two right ways may differ, as a share of the norm: half of the digits."""
+    """The tolerance of two correct results, as a share of the norm: half of the digits."""
     return float(FACTOR * torch.finfo(dtype).eps ** 0.5)
 
 
 def why_model_is_wrong(vlm: Vlm) -> str | None:
-    """The sentence why a model is not its own self with everything kept, or None."""
+    """Why a model with all tokens kept differs from the model alone, or None."""
     shape = vlm.shape
     whole, _, placeholders = pruned_view(vlm, Choice("unpruned", shape.num_tokens), 1)
     kept, _, attached = pruned_view(vlm, Choice(OCVTP, shape.num_packed), 1)
@@ -41,7 +41,7 @@ def why_model_is_wrong(vlm: Vlm) -> str | None:
 
 
 def why_wrong(run: Eager, seeds: tuple[int, ...]) -> str | None:
-    """The sentence why a run cannot be believed on random images, or None.
+    """Why a run is wrong on random images, or None.
 
     Its first token and one decoded from its cache are held against the oracle, on new pixels
     written over the old ones, so that a graph which keeps an old answer is found out.
@@ -52,7 +52,7 @@ def why_wrong(run: Eager, seeds: tuple[int, ...]) -> str | None:
         logits = run.first().clone()
         if not bool(logits.isfinite().all()):
             return "logits are not finite"
-        # Encoded anew, because a graph does not tell the handle what it keeps.
+        # Encoded again, because a graph does not record the kept ids on the handle.
         features = run.features()
         last = None if run.handle is None else run.handle.last
         if last is not None:
@@ -60,7 +60,7 @@ def why_wrong(run: Eager, seeds: tuple[int, ...]) -> str | None:
             if reason := _why_ids_are_wrong(run, kept):
                 return reason
             features = _project(run, kept)
-            # Row by row: in the logits one wrong token among many is little.
+            # Row by row, since in the logits one wrong token among many is a small error.
             error = _off(found, features)
             # Written so that NaN is refused.
             if not error <= limit:

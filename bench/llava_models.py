@@ -146,7 +146,7 @@ class Vlm:
         _spread(self.model, torch.Generator(device).manual_seed(0))
 
     def view(self) -> Any:
-        """The same parameters under methods of their own, so that each view may have a handle."""
+        """A model of the same parameters, which may have a handle of its own."""
         outer, inner = copy.copy(self.model), copy.copy(self.model.model)
         vars(outer)["_modules"] = {**vars(outer)["_modules"], "model": inner}
         return outer
@@ -179,7 +179,7 @@ class Vlm:
         return CASES["prune"](load, self.device)
 
     def selector(self, choice: Choice) -> Selector:
-        """What chooses the tokens."""
+        """The selector."""
         if choice.selector == RANDOM:
             return RandomSelector(0)
         pruner = self.pruning(choice.budget).pruner
@@ -229,7 +229,7 @@ def _made_as(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
 
 @torch.no_grad()
 def _spread(model: Any, generator: torch.Generator) -> None:
-    """Matrices that keep the scale of what they multiply, so that every token has a say."""
+    """Matrices that keep the scale of their inputs, so that every token has an influence."""
     for parameter in model.parameters():
         if parameter.dim() == 2:
             parameter.normal_(std=parameter.shape[1] ** -0.5, generator=generator)

@@ -41,7 +41,7 @@ class Job:
 
     @property
     def groups(self) -> list[list[tuple[str, Choice]]]:
-        """The modes and choices that take turns, and are held in memory at once.
+        """The modes and choices that are interleaved, and in memory at once.
 
         A budget each, whose rows are there as soon as it is done; the unpruned model takes turns
         with the first, unless the batch is so large that it is alone.
@@ -65,7 +65,7 @@ def plan(device: str, short: bool) -> list[Job]:
         return [Job(s, batch, s.budgets[:1] if short else s.budgets) for s, batch in tiny]
     if short:
         return headlines
-    # A model is made anew when its turn comes again.
+    # A model used later again is made again.
     others = [Job(shape, 1, shape.budgets[1:], unpruned=False) for shape in (LLAVA, NEXT)]
     order = [(LLAVA, 8), (LLAVA, 32), (NEXT, 8), (LLAVA_13B, 1)]
     order += [(LLAVA_13B, 8), (NEXT, 32), (LLAVA_13B, 32)]

@@ -25,7 +25,7 @@ def split(vlm: Vlm, choice: Choice, batch: int) -> dict[str, float]:
     view, handle, _ = pruned_view(vlm, choice, batch, timed=True)
     pixels, arguments = vlm.pixels(batch, 0), vlm.image_arguments(batch)
     found: dict[str, list[float]] = {"encoder": [], "pruner": [], "projector": []}
-    for place in range(SPLITS + 1):
+    for run in range(SPLITS + 1):
         if handle is None:
             last = _unpruned_stages(view, pixels, arguments)
         else:
@@ -33,7 +33,7 @@ def split(vlm: Vlm, choice: Choice, batch: int) -> dict[str, float]:
             last = handle
         assert last.last is not None
         times = last.last.times
-        if place:  # the first call is slower, and no fair measure
+        if run:  # the first call is slower
             for stage, seconds in found.items():
                 seconds.append(times.get(stage, 0.0))
     return {stage: statistics.median(seconds) for stage, seconds in found.items()}

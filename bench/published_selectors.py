@@ -35,8 +35,8 @@ def screened_similarity(tokens: Tensor, channels: int) -> Tensor:
 def grid_distances(grid: tuple[int, int], device: torch.device) -> Tensor:
     """Euclidean distances between the cells of a grid, float32 ``[N, N]``."""
     cell = torch.arange(grid[0] * grid[1], device=device)
-    places = torch.stack([cell % grid[1], cell // grid[1]], dim=1).float()
-    return (places.unsqueeze(1) - places.unsqueeze(0)).square().sum(dim=-1).sqrt()
+    cells = torch.stack([cell % grid[1], cell // grid[1]], dim=1).float()
+    return (cells.unsqueeze(1) - cells.unsqueeze(0)).square().sum(dim=-1).sqrt()
 
 
 class Expansion:
@@ -66,10 +66,10 @@ class Expansion:
         return raised.max(dim=1).values
 
     def ranked(self, picked: list[int]) -> list[int]:
-        """The tokens left, least redundant first."""
-        left = sorted(set(range(len(self.similarity))) - set(picked))
-        merit = 1 - self.redundancy(left, picked)
-        return [left[place] for place in merit.argsort(descending=True, stable=True).tolist()]
+        """The remaining tokens, least redundant first."""
+        remaining = sorted(set(range(len(self.similarity))) - set(picked))
+        merit = 1 - self.redundancy(remaining, picked)
+        return [remaining[index] for index in merit.argsort(descending=True, stable=True).tolist()]
 
     def run(self, pivots: list[int], budget: int) -> list[int]:
         """Ids in the order picked, the pivots first; may be fewer than the budget."""
@@ -91,28 +91,30 @@ class Expansion:
                     break
         return picked
 
-    def _accepted(self, tokens: list[int], picked: list[int], limit: float, room: int) -> list[int]:
+    def _accepted(
+        self, tokens: list[int], picked: list[int], limit: float, budget: int
+    ) -> list[int]:
         redundancy = self.redundancy(tokens, picked)
-        places = (redundancy < limit).nonzero().flatten().tolist()
-        if len(places) > room:
-            best = (1 - redundancy)[places].argsort(descending=True, stable=True)[:room]
-            places = sorted({places[index] for index in best.tolist()})
-        return [tokens[place] for place in places]
+        accepted = (redundancy < limit).nonzero().flatten().tolist()
+        if len(accepted) > budget:
+            best = (1 - redundancy)[accepted].argsort(descending=True, stable=True)[:budget]
+            accepted = sorted({accepted[index] for index in best.tolist()})
+        return [tokens[index] for index in accepted]
 
 
 def recover(tokens: Tensor, similarity: Tensor, picked: list[int], own_share: float) -> Tensor:
     """Stage 3 of VLM-Pruner: the picked rows ``[T, C]`` with the rest merged into them."""
     kept = tokens[picked].clone()
-    left = sorted(set(range(len(tokens))) - set(picked))
-    if not left:
+    remaining = sorted(set(range(len(tokens))) - set(picked))
+    if not remaining:
         return kept
-    likeness = similarity[left][:, picked]
+    likeness = similarity[remaining][:, picked]
     nearest = likeness.max(dim=1).indices
     weights = torch.zeros_like(likeness)
-    rows = torch.arange(len(left), device=tokens.device)
+    rows = torch.arange(len(remaining), device=tokens.device)
     weights[rows, nearest] = likeness[rows, nearest]
     weights = weights / weights.sum(dim=0, keepdim=True).clamp_min(1e-8)
-    merged = weights.to(tokens.dtype).T @ tokens[left]
+    merged = weights.to(tokens.dtype).T @ tokens[remaining]
     is_merged = weights.sum(dim=0) > 0
     kept[is_merged] = own_share * kept[is_merged] + (1 - own_share) * merged[is_merged]
     return kept
@@ -141,7 +143,7 @@ def vlm_pruner(
     picked = Expansion(similarity, grid).run(picked, budget)
     merged = recover(tokens, similarity, picked, own_share)
     by_id = sorted(range(len(picked)), key=picked.__getitem__)
-    return [picked[place] for place in by_id], merged[by_id]
+    return [picked[index] for index in by_id], merged[by_id]
 
 
 def divprune(tokens: Tensor, budget: int) -> list[int]:

@@ -43,7 +43,7 @@ from bench.timing import (
     release,
 )
 from bench.traffic import tensor_bytes
-from ocvtp_kernels.selectors.interface import Evidence, Selected, Selector, ask
+from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs, run_selector
 
 SEEDS = (11, 71)  # of the gate, before and after the timing; the first is timed
 SECONDS = {"cpu": 20.0, "cuda": 2.0}  # of all methods in turns
@@ -59,11 +59,11 @@ def run(result: Result, folder: Path, device: torch.device, short: bool, deadlin
     result.rows = rows
     todo = plan(device.type, short)
     longest, failed = 0.0, 0
-    for place, job in enumerate(todo):
+    for index, job in enumerate(todo):
         start = time.monotonic()
-        # The next takes about as long as those before, and nothing is left half done.
+        # The next job takes about as long as those before, and is not started unless it fits.
         if start + longest > deadline:
-            print(f"out of time: the last {len(todo) - place} of {len(todo)} sizes are left out")
+            print(f"out of time: the last {len(todo) - index} of {len(todo)} sizes are left out")
             break
         try:
             found = time_job(job, device, deadline)
@@ -85,20 +85,20 @@ def time_job(job: Job, device: torch.device, deadline: float) -> list[SelectorRo
     verdicts = {
         name: judge(name, selector, job, device, SEEDS[0]) for name, selector in selectors.items()
     }
-    evidence = draw(job, SEEDS[0], device)
+    inputs = draw(job, SEEDS[0], device)
     passed = [name for name, verdict in verdicts.items() if verdict.passed]
     timings: dict[str, Timing] = {}
     while passed:
         try:
             chosen = {name: selectors[name] for name in passed}
-            timings = _measure(chosen, evidence, job.budget, device)
+            timings = _measure(chosen, inputs, job.budget, device)
             break
         except StaleReplay as stale:
             name = stale.variant.removesuffix(GRAPH)
             verdicts[name] = Verdict(False, str(stale))
             passed.remove(name)
         except torch.OutOfMemoryError:
-            # Whose fault it was nobody knows: several copies of the inputs are held while timing.
+            # The failing selector is unknown: several copies of the inputs are held while timing.
             verdicts |= {name: Verdict(False, "out of memory") for name in passed}
             passed = []
     beside: dict[str, tuple[Beside, Beside]] = {}
@@ -108,10 +108,10 @@ def time_job(job: Job, device: torch.device, deadline: float) -> list[SelectorRo
                 print(f"out of time: the published loops of {name} are left out at {job}")
                 continue
             whole = (
-                partial(keep, selectors[name], evidence, job.budget),
-                partial(run_published, name, evidence, job.budget),
+                partial(keep, selectors[name], inputs, job.budget),
+                partial(run_published, name, inputs, job.budget),
             )
-            loops = loops_of(name, evidence, job.budget)
+            loops = loops_of(name, inputs, job.budget)
             beside[name] = _beside(*whole, device), _beside(*loops, device)
     for name in passed:
         again = judge(name, selectors[name], job, device, SEEDS[1])
@@ -122,7 +122,7 @@ def time_job(job: Job, device: torch.device, deadline: float) -> list[SelectorRo
             name,
             job,
             verdicts[name],
-            quality(selector, evidence, job.budget),
+            quality(selector, inputs, job.budget),
             timings,
             beside.get(name, (None, None)),
         )
@@ -130,17 +130,17 @@ def time_job(job: Job, device: torch.device, deadline: float) -> list[SelectorRo
     ]
 
 
-def keep(selector: Selector, evidence: Evidence, budget: int) -> Selected:
-    """What is timed: the choice, and the kept rows ``[B, T, C]``."""
-    selected = ask(selector, evidence, budget)
-    return selected._replace(tokens=selected.gather(evidence.final_tokens))
+def keep(selector: Selector, inputs: SelectorInputs, budget: int) -> Selected:
+    """What is timed: the selection, and the kept rows ``[B, T, C]``."""
+    selected = run_selector(selector, inputs, budget)
+    return selected._replace(tokens=selected.gather(inputs.final_tokens))
 
 
 def _measure(
-    selectors: dict[str, Selector], evidence: Evidence, budget: int, device: torch.device
+    selectors: dict[str, Selector], inputs: SelectorInputs, budget: int, device: torch.device
 ) -> dict[str, Timing]:
-    copies = copies_for_cold_cache(tensor_bytes(*tensors_in(evidence).values()), device)
-    clones = [copy_of(evidence) for _ in range(copies)]
+    copies = copies_for_cold_cache(tensor_bytes(*tensors_in(inputs).values()), device)
+    clones = [copy_of(inputs) for _ in range(copies)]
     calls: dict[str, Call] = {}
     graphs: list[str] = []
     for name, selector in selectors.items():

@@ -1,4 +1,4 @@
-"""The gate of the selectors: the ids of plain PyTorch, exactly T of them, or no time.
+"""The correctness gate of the selectors: exactly T ids, those of plain PyTorch, or no timing.
 
 The oracle is the method of that name, made anew, with every op on the reference backend; what a
 selector does beside ops is checked by ``tests/selectors`` alone. On a single image VLM-Pruner and
@@ -27,7 +27,7 @@ from bench.selectors_inputs import (
 from bench.timing import first_line, poison
 from ocvtp_kernels import use_backend
 from ocvtp_kernels.selectors.coverage import coverage
-from ocvtp_kernels.selectors.interface import Evidence, Selected, Selector, ask
+from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs, run_selector
 
 ROUNDING = 8.0  # units in the last place by which an input is moved
 DRAWS = 8  # of such movements
@@ -43,13 +43,13 @@ class Quality(NamedTuple):
 
 
 def judge(name: str, selector: Selector, job: Job, device: torch.device, seed: int) -> Verdict:
-    """Asks a method's selector about two batches in the same memory, and demands both right."""
-    evidence = draw(job, seed, device)
+    """Checks a method's selector on two batches in the same memory."""
+    inputs = draw(job, seed, device)
     try:
-        _look(name, selector, evidence, job)
+        _look(name, selector, inputs, job)
         fresh = draw(job, seed + 1, device)
-        overwrite(tuple(tensors_in(evidence).values()), tuple(tensors_in(fresh).values()))
-        note = _look(name, selector, evidence, job)
+        overwrite(tuple(tensors_in(inputs).values()), tuple(tensors_in(fresh).values()))
+        note = _look(name, selector, inputs, job)
     except Refused as refusal:
         return Verdict(False, str(refusal))
     except torch.OutOfMemoryError:
@@ -59,42 +59,42 @@ def judge(name: str, selector: Selector, job: Job, device: torch.device, seed: i
     return Verdict(True, note)
 
 
-def quality(selector: Selector, evidence: Evidence, budget: int) -> Quality | None:
-    """How good a choice is; None where it cannot be told, the selector failing or inventing ids."""
+def quality(selector: Selector, inputs: SelectorInputs, budget: int) -> Quality | None:
+    """The quality of a selection; None where the selector fails or returns invalid ids."""
     try:
-        ids = ask(selector, evidence, budget).ids
+        ids = run_selector(selector, inputs, budget).ids
     except (RuntimeError, ValueError, TypeError, ImportError):
         return None
-    tokens = evidence.final_tokens
+    tokens = inputs.final_tokens
     if not bool(((ids >= -1) & (ids < tokens.shape[1])).all()):
         return None
     kept = [image[image >= 0].tolist() for image in ids]
     if not all(kept):
         return None
     duplicates = sum(len(image) - len(set(image)) for image in kept)
-    # An id twice covers nothing more: it stands where there is none.
+    # A repeated id covers nothing more, so it may replace a missing one.
     covered = coverage(tokens, torch.where(ids < 0, ids.amax(dim=1, keepdim=True), ids))
     exact = all(len(set(image)) == len(image) == budget for image in kept)
     return Quality(float(covered.mean()), duplicates, exact)
 
 
-def _look(name: str, selector: Selector, evidence: Evidence, job: Job) -> str:
-    answer = ask(selector, evidence, job.budget)
+def _look(name: str, selector: Selector, inputs: SelectorInputs, job: Job) -> str:
+    answer = run_selector(selector, inputs, job.budget)
     kept = Selected(*(v.clone() if isinstance(v, Tensor) else v for v in answer))
     poison(tuple(answer))
-    _require_form(kept, evidence, job)
-    # What the selector remembers of earlier batches its oracle does not know.
-    oracle = selector_of(name, job, evidence.final_tokens.device)
-    reference = _reference(oracle, evidence, job.budget)
-    tied = _require_alike("the reference's", kept, reference, oracle, evidence)
+    _require_form(kept, inputs, job)
+    # The oracle is a new one, without what the selector has cached of earlier batches.
+    oracle = selector_of(name, job, inputs.final_tokens.device)
+    reference = _reference(oracle, inputs, job.budget)
+    tied = _require_alike("the reference's", kept, reference, oracle, inputs)
     if name in PUBLISHED and job.batch == 1:
-        tied += _require_published(name, kept, oracle, evidence, job.budget)
+        tied += _require_published(name, kept, oracle, inputs, job.budget)
     return f"ids exact but for {tied} that rounding decides" if tied else "ids exact"
 
 
-def _reference(oracle: Selector, evidence: Evidence, budget: int) -> Selected:
+def _reference(oracle: Selector, inputs: SelectorInputs, budget: int) -> Selected:
     with use_backend("reference"):
-        return ask(oracle, evidence, budget)
+        return run_selector(oracle, inputs, budget)
 
 
 def _require(right: bool, sentence: str) -> None:
@@ -102,7 +102,7 @@ def _require(right: bool, sentence: str) -> None:
         raise Refused(sentence)
 
 
-def _require_form(selected: Selected, evidence: Evidence, job: Job) -> None:
+def _require_form(selected: Selected, inputs: SelectorInputs, job: Job) -> None:
     """Exactly T ids an image, in range, distinct and ascending."""
     ids, tokens = selected.ids, selected.tokens
     _require(
@@ -121,7 +121,7 @@ def _require_form(selected: Selected, evidence: Evidence, job: Job) -> None:
 
 
 def _require_alike(
-    whose: str, kept: Selected, wanted: Selected, oracle: Selector, evidence: Evidence
+    whose: str, kept: Selected, wanted: Selected, oracle: Selector, inputs: SelectorInputs
 ) -> int:
     """How many ids differ because of a tie; rows are compared wherever ids agree.
 
@@ -132,7 +132,7 @@ def _require_alike(
     tied = 0
     for image in (~alike).nonzero().flatten().tolist():
         differ = _differing(kept.ids[image], wanted.ids[image])
-        allowed = FACTOR * _swayed(oracle, evidence, image, kept.ids.shape[1])
+        allowed = FACTOR * _swayed(oracle, inputs, image, kept.ids.shape[1])
         _require(differ <= allowed, f"{differ} ids of an image are not {whose}, which is no tie")
         tied += differ
     for rows, right in ((kept.tokens, wanted.tokens), (kept.extra, wanted.extra)):
@@ -142,11 +142,11 @@ def _require_alike(
 
 
 def _require_published(
-    name: str, kept: Selected, oracle: Selector, evidence: Evidence, budget: int
+    name: str, kept: Selected, oracle: Selector, inputs: SelectorInputs, budget: int
 ) -> int:
-    """As `_require_alike`, with the published loops; where they fall short ours goes on."""
-    ids, rows = run_published(name, evidence, budget)
-    # A duplicate that is picked twice, or a pass that finds none: ours keeps others instead.
+    """As `_require_alike`, with the published loops; which may keep fewer."""
+    ids, rows = run_published(name, inputs, budget)
+    # Where they pick a duplicate twice, or a pass finds none, ours keeps other tokens.
     found = len(set(ids))
     ours = kept.ids[0]
     if found < budget:
@@ -156,7 +156,7 @@ def _require_published(
     wanted = Selected(ours.new_tensor([sorted(set(ids))]), None if rows is None else rows[None])
     ours_rows = kept.tokens if rows is not None else None
     return _require_alike(
-        "the published loops'", Selected(ours[None], ours_rows), wanted, oracle, evidence
+        "the published loops'", Selected(ours[None], ours_rows), wanted, oracle, inputs
     )
 
 
@@ -172,9 +172,9 @@ def _differing(ids: Tensor, others: Tensor) -> int:
     return int((~torch.isin(ids, others)).sum())
 
 
-def _swayed(oracle: Selector, evidence: Evidence, image: int, budget: int) -> int:
-    """The most ids that the reference changes on an image when its input moves by a rounding."""
-    one = copy_of(_single(evidence, image))
+def _swayed(oracle: Selector, inputs: SelectorInputs, image: int, budget: int) -> int:
+    """The largest number of ids that a rounding of the input changes in the reference."""
+    one = copy_of(_single(inputs, image))
     ids = _reference(oracle, one, budget).ids[0]
     generator = torch.Generator(ids.device).manual_seed(0)
     most = 0
@@ -187,6 +187,6 @@ def _swayed(oracle: Selector, evidence: Evidence, image: int, budget: int) -> in
     return most
 
 
-def _single(evidence: Evidence, image: int) -> Evidence:
+def _single(inputs: SelectorInputs, image: int) -> SelectorInputs:
     here = slice(image, image + 1)
-    return evidence._replace(**{n: v[here] for n, v in tensors_in(evidence).items()})
+    return inputs._replace(**{n: v[here] for n, v in tensors_in(inputs).items()})

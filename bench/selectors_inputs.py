@@ -1,4 +1,4 @@
-"""What the selectors are timed on: images drawn by seed, and who chooses among their tokens."""
+"""The inputs of the selector benchmark: random images, and the selectors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from bench import published_selectors as published
 from bench.pruners import random_pruner
 from ocvtp_kernels import PrunerConfig
-from ocvtp_kernels.selectors.interface import Evidence, Selector
+from ocvtp_kernels.selectors.interface import Selector, SelectorInputs
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.selectors.registry import METHODS, make_selector
 from ocvtp_kernels.selectors.similarity import cosine
@@ -59,17 +59,17 @@ def plan(device: str, short: bool) -> list[Job]:
     return [Job(batch, budget) for budget in budgets for batch in batches]
 
 
-def draw(job: Job, seed: int, device: torch.device) -> Evidence:
+def draw(job: Job, seed: int, device: torch.device) -> SelectorInputs:
     """A batch of images, float32; the images of a small batch are the first of a large one."""
-    # All methods ask for the same few draws, which do not depend on the budget.
+    # All methods use the same few draws, which do not depend on the budget.
     return copy_of(_drawn(replace(job, budget=1), seed, device))
 
 
 @lru_cache(maxsize=8)
-def _drawn(job: Job, seed: int, device: torch.device) -> Evidence:
-    images = [_image(job, seed * 1000 + place) for place in range(job.batch)]
+def _drawn(job: Job, seed: int, device: torch.device) -> SelectorInputs:
+    images = [_image(job, seed * 1000 + index) for index in range(job.batch)]
     stacked = {name: torch.stack([one[name] for one in images]).to(device) for name in images[0]}
-    return Evidence(
+    return SelectorInputs(
         reference_tokens=stacked["final_tokens"],
         grid=(job.side, job.side),
         num_heads=job.heads,
@@ -78,7 +78,7 @@ def _drawn(job: Job, seed: int, device: torch.device) -> Evidence:
 
 
 def _image(job: Job, seed: int) -> dict[str, Tensor]:
-    # Drawn on the CPU, so that coverage is the same question on every device.
+    # Drawn on the CPU, so that every device has the same images.
     generator = torch.Generator().manual_seed(seed)
     tokens = _smooth(job, job.width, generator)
     loud = torch.randperm(job.width, generator=generator)[:OUTLIERS]
@@ -96,7 +96,7 @@ def _image(job: Job, seed: int) -> dict[str, Tensor]:
 
 
 def _smooth(job: Job, channels: int, generator: torch.Generator) -> Tensor:
-    """Features that neighbours share, a mean that all share, and detail: ``[N, channels]``."""
+    """Features smooth over neighbours, plus a common mean, plus noise: ``[N, channels]``."""
     coarse = torch.randn(1, channels, OBJECTS, OBJECTS, generator=generator)
     fine = F.interpolate(coarse, (job.side, job.side), mode="bicubic", align_corners=False)
     mean = torch.randn(channels, generator=generator)
@@ -127,48 +127,50 @@ def selector_of(name: str, job: Job, device: torch.device) -> Selector:
     return PrunerSelector(random_pruner(config).to(device).freeze())
 
 
-def run_published(name: str, evidence: Evidence, budget: int) -> tuple[list[int], Tensor | None]:
+def run_published(
+    name: str, inputs: SelectorInputs, budget: int
+) -> tuple[list[int], Tensor | None]:
     """The published loops of one of `PUBLISHED` on the only image: ids ascending, merged rows."""
-    (tokens,) = evidence.final_tokens
+    (tokens,) = inputs.final_tokens
     if name == "divprune":
         return sorted(published.divprune(tokens, budget)), None
-    assert name == "vlm-pruner" and evidence.keys is not None and evidence.grid is not None
-    return published.vlm_pruner(tokens, evidence.keys[0], evidence.grid, budget)
+    assert name == "vlm-pruner" and inputs.keys is not None and inputs.grid is not None
+    return published.vlm_pruner(tokens, inputs.keys[0], inputs.grid, budget)
 
 
 def loops_of(
-    name: str, evidence: Evidence, budget: int
+    name: str, inputs: SelectorInputs, budget: int
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """Our greedy loop of one of `PUBLISHED` on the only image, and the published one.
 
     Both are given the matrix that they read, which whole methods make first.
     """
-    tokens, ops = evidence.final_tokens, torch.ops.ocvtp
+    tokens, ops = inputs.final_tokens, torch.ops.ocvtp
     if name == "divprune":
         distances = 1 - cosine(tokens)
         return (
             partial(ops.farthest_select, distances, None, budget),
             partial(published.farthest, distances[0], budget),
         )
-    assert name == "vlm-pruner" and evidence.keys is not None and evidence.grid is not None
+    assert name == "vlm-pruner" and inputs.keys is not None and inputs.grid is not None
     method = VLMPruner()
     similarity = cosine(screen_channels(tokens, method.channels), EPS)
-    pivots = ops.pivot_select(evidence.keys, min(method.pivots, budget))
+    pivots = ops.pivot_select(inputs.keys, min(method.pivots, budget))
     first: list[int] = pivots[0].tolist()
     return (
-        partial(ops.centrifugal_select, similarity, pivots, *evidence.grid, budget),
-        lambda: published.Expansion(similarity[0], evidence.grid).run(first, budget),
+        partial(ops.centrifugal_select, similarity, pivots, *inputs.grid, budget),
+        lambda: published.Expansion(similarity[0], inputs.grid).run(first, budget),
     )
 
 
-def tensors_in(evidence: Evidence) -> dict[str, Tensor]:
-    """The evidence's tensors by name; two names may share one."""
-    named: dict[str, Any] = evidence._asdict()
+def tensors_in(inputs: SelectorInputs) -> dict[str, Tensor]:
+    """The tensors of the inputs by name; two names may share one."""
+    named: dict[str, Any] = inputs._asdict()
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
-def copy_of(evidence: Evidence) -> Evidence:
+def copy_of(inputs: SelectorInputs) -> SelectorInputs:
     """The same values in memory of its own."""
-    copied: dict[str, Any] = {name: value.clone() for name, value in tensors_in(evidence).items()}
+    copied: dict[str, Any] = {name: value.clone() for name, value in tensors_in(inputs).items()}
     copied["reference_tokens"] = copied["final_tokens"]
-    return evidence._replace(**copied)
+    return inputs._replace(**copied)

@@ -16,7 +16,7 @@ from bench.gate import FACTOR, REGRET, Verdict
 from bench.pruners import random_pruner
 from bench.timing import Call
 from ocvtp_kernels import OCPruner, PrunerConfig, native, prepare
-from ocvtp_kernels.selectors.interface import Evidence
+from ocvtp_kernels.selectors.interface import SelectorInputs
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 
 HALF = torch.bfloat16
@@ -113,7 +113,7 @@ def attached(pruner: OCPruner) -> Callable[..., Any]:
     selector = PrunerSelector(pruner)
 
     def run(tokens: Tensor, final: Tensor, budget: int, scores: Tensor, num_slots: int) -> Outputs:
-        kept = selector(Evidence(tokens, final, importance=scores), budget)
+        kept = selector(SelectorInputs(tokens, final, importance=scores), budget)
         return kept.gather(final), kept.ids
 
     return run

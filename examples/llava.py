@@ -2,7 +2,7 @@
 
     python examples/llava.py photo.jpg "What is this?" --model llava-hf/llava-1.5-7b-hf
 
-Without --model a tiny LLaVA with random weights shows the way offline; its answers mean nothing.
+Without --model it runs a tiny LLaVA with random weights, offline; its answers mean nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import torch
 import transformers
 from PIL import Image
 
-from ocvtp_kernels import OCPruner, PrunerConfig
-from ocvtp_kernels.vlm.attach import attach
+from ocvtp_kernels import OCPruner, PrunerConfig, attach
 
 TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "USER", "ASSISTANT", ":", "?"]
 TOKENS += ["what", "is", "in", "this", "picture", "a", "cat", "rocket", "and", "red", "blue"]
@@ -89,13 +88,13 @@ def answer(model: Any, processor: Any, photo: Image.Image, question: str, length
 
 
 def make_photo() -> Image.Image:
-    """A picture for whoever names none."""
+    """A made-up picture."""
     ramp = Image.linear_gradient("L").resize((640, 427))
     return Image.merge("RGB", (ramp, ramp.transpose(Image.Transpose.ROTATE_180), ramp))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Answers twice, and says what the encoder, the pruner and the projector took."""
+    """Answers twice, and prints the times of the encoder, the pruner and the projector."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("photo", type=Path, nargs="?", help="a made-up picture if left out")
     parser.add_argument("question", nargs="?", default="what is in this picture ?")
@@ -109,19 +108,19 @@ def main(arguments: list[str] | None = None) -> None:
     if given.checkpoint:
         pruner = OCPruner.from_checkpoint(given.checkpoint)
     else:
-        print("The pruner has random weights: give --checkpoint for the tokens it was taught.")
+        print("The pruner has random weights: give --checkpoint for trained ones.")
         pruner = OCPruner(PrunerConfig(enc_in_dim=width)).eval()
     pruner = pruner.to(model.device).freeze()
     photo = make_photo() if given.photo is None else Image.open(given.photo).convert("RGB")
 
-    def ask() -> str:
+    def run() -> str:
         return answer(model, processor, photo, given.question, given.length)
 
-    ask()  # the first call is slower, and no fair measure
-    print("all tokens:", ask())
+    run()  # the first call is slower
+    print("all tokens:", run())
     with attach(model, processor, pruner, given.budget, timed=True) as handle:
-        ask()
-        print("pruned:", ask())
+        run()
+        print("pruned:", run())
         last = handle.last
     if last is not None:
         print("stages:", ", ".join(f"{name} {s * 1e3:.1f} ms" for name, s in last.times.items()))

@@ -108,8 +108,9 @@ def test_the_readme_runs_as_printed() -> None:
 
 
 def test_the_page_of_selectors_runs_as_printed() -> None:
-    names = run_blocks(SELECTORS, {**taken_for_granted(), "ocvtp": ocvtp})
+    names = run_blocks(SELECTORS, {**taken_for_granted(), **make_model(), "ocvtp": ocvtp})
     assert_kept(names["kept"].ids, 2)
+    assert isinstance(names["handle"], ocvtp.Handle)
 
 
 @pytest.mark.usefixtures("folder")
@@ -126,7 +127,7 @@ def test_a_mistake_in_a_block_does_not_pass(
 def test_every_block_of_python_has_a_test() -> None:
     pages = [README, *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]
     found = {page: len(blocks(page, "python")) for page in pages}
-    assert {page: count for page, count in found.items() if count} == {README: 3, SELECTORS: 1}
+    assert {page: count for page, count in found.items() if count} == {README: 3, SELECTORS: 2}
 
 
 def printed_commands() -> list[str]:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from ocvtp_kernels import OCPruner, select
+from ocvtp_kernels import OCPruner, Selected, SelectorInputs, select
 from ocvtp_kernels.pruner.pruner import Picks, Pruned
-from ocvtp_kernels.selectors.interface import Selected
 from tests.build_cases import ROOT
 from tests.cases import random_pruner, random_tokens
 
@@ -94,3 +94,9 @@ def test_a_frozen_pruner_itself_is_exported_and_saved(tmp_path: Path) -> None:
     torch.export.save(program, tmp_path / "program.pt2")
     loaded = torch.export.load(tmp_path / "program.pt2").module()
     assert torch.equal(loaded(tokens, tokens, BUDGET).ids, pruner(tokens, tokens, BUDGET).ids)
+
+
+def test_programs_saved_with_the_former_name_of_the_inputs_load() -> None:
+    spec = pytree.tree_structure(SelectorInputs(torch.zeros(1), torch.zeros(1)))
+    text = pytree.treespec_dumps(spec)
+    assert pytree.treespec_loads(text.replace("SelectorInputs", "Evidence")) == spec

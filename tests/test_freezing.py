@@ -1,4 +1,4 @@
-"""What a pruner folds, when it folds anew, and that its tensors serve every mode."""
+"""What a pruner folds, when it folds again, and that its tensors work in every mode."""
 
 from __future__ import annotations
 
@@ -123,12 +123,12 @@ def test_packed_sees_every_edit_of_every_parameter() -> None:
 def test_edits_of_what_packed_gave_reach_no_later_list(dtype: torch.dtype) -> None:
     pruner = random_pruner(dtype=dtype)
     expected = [weight.clone() for weight in pruner.packed()]
-    for place in range(1, len(expected)):
+    for index in range(1, len(expected)):
         given = pruner.packed()
-        given[place].data.mul_(-1)
-        edited = given[place].clone()
+        given[index].data.mul_(-1)
+        edited = given[index].clone()
         assert same(pruner.packed(), expected)
-        assert torch.equal(given[place], edited)
+        assert torch.equal(given[index], edited)
     pruner.packed()[1].requires_grad_()
     assert not any(weight.requires_grad for weight in pruner.packed())
     pruner.packed()[1].data = torch.zeros(1)

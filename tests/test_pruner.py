@@ -123,7 +123,7 @@ def test_picks_are_what_forward_resolves(frozen: bool, budget: int, top_k: int) 
     picks = pruner.pick(tokens, num_slots, top_k=top_k)
     assert picks.picks.shape == (3, num_slots, top_k)
     for importance in (None, random_tokens(3, 33, seed=5)):
-        padding = picks.evidence if importance is None else importance
+        padding = picks.token_score if importance is None else importance
         ids = torch.ops.ocvtp.resolve_picks(picks.picks, picks.peak, padding, budget)
         expected = pruner(tokens, tokens, budget, importance, top_k=top_k).ids
         assert torch.equal(ids, expected)
@@ -184,8 +184,8 @@ def test_random_padding_is_seeded_and_alike_for_every_image(frozen: bool) -> Non
     assert_kept(out.ids, 20, 50)
     assert torch.equal(out.ids, again.ids)
     assert torch.equal(out.ids[0], out.ids[2])
-    evidence = pruner(tokens, tokens, budget=20, slots_init=slots)
-    assert not torch.equal(out.ids, evidence.ids)
+    padded = pruner(tokens, tokens, budget=20, slots_init=slots)
+    assert not torch.equal(out.ids, padded.ids)
 
 
 @FROZEN

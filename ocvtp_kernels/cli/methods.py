@@ -12,7 +12,7 @@ from PIL import Image
 from ocvtp_kernels.cli.report import RANDOM_SEEDS, require_finite
 from ocvtp_kernels.cli.sheet import Panel, draw_sheet
 from ocvtp_kernels.selectors.coverage import coverage, random_coverage
-from ocvtp_kernels.selectors.interface import Selector, ask
+from ocvtp_kernels.selectors.interface import Selector, run_selector
 from ocvtp_kernels.version import __version__
 from ocvtp_kernels.vlm.encoder import Encoded
 
@@ -41,7 +41,7 @@ class Comparison:
     @property
     def num_tokens(self) -> int:
         """N, tokens before selection."""
-        return self.encoded.evidence.final_tokens.shape[1]
+        return self.encoded.inputs.final_tokens.shape[1]
 
     def coverage_line(self) -> str:
         """Budget, and the methods by their coverage, in one line."""
@@ -93,25 +93,25 @@ def compare_methods(
         ValueError: the tokens hold NaN or inf, or no method can be used.
     """
     require_finite(encoded)
-    evidence = encoded.evidence
-    budget_here = min(budget, evidence.final_tokens.shape[1])
+    inputs = encoded.inputs
+    budget_here = min(budget, inputs.final_tokens.shape[1])
     kept, left_out = [], {}
     for name, selector in selectors.items():
         if isinstance(selector, str):
             left_out[name] = selector
             continue
         try:
-            selected = ask(selector, evidence, budget_here)
+            selected = run_selector(selector, inputs, budget_here)
         except ValueError as error:
             left_out[name] = str(error)
             continue
         found = budget_here if selected.found is None else int(selected.found)
-        share = float(coverage(evidence.final_tokens, selected.ids))
+        share = float(coverage(inputs.final_tokens, selected.ids))
         kept.append(Kept(name, selected.ids[0].tolist(), found, share))
     if not kept:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"method: none can be used: {reasons}")
-    by_chance = random_coverage(evidence.final_tokens[0], budget_here, RANDOM_SEEDS)
+    by_chance = random_coverage(inputs.final_tokens[0], budget_here, RANDOM_SEEDS)
     return Comparison(
         encoded, budget, kept, left_out, float(by_chance.mean()), float(by_chance.std())
     )

@@ -98,15 +98,15 @@ def prune_encoded(pruner: OCPruner, encoded: Encoded, budget: int, padding: str)
     """
     require_finite(encoded)
     reference_tokens, final_tokens = (
-        encoded.evidence.reference_tokens,
-        encoded.evidence.final_tokens,
+        encoded.inputs.reference_tokens,
+        encoded.inputs.final_tokens,
     )
     kept = min(budget, reference_tokens.shape[1])
     out = pruner(
         reference_tokens,
         final_tokens,
         budget=kept,
-        importance=encoded.evidence.importance,
+        importance=encoded.inputs.importance,
         padding=padding,
     )
     slots = pruner.sample_slots(1, kept)
@@ -126,5 +126,5 @@ def prune_encoded(pruner: OCPruner, encoded: Encoded, budget: int, padding: str)
 def require_finite(encoded: Encoded) -> None:
     """Raises ValueError if the tokens hold NaN or inf."""
     for name in ("reference_tokens", "final_tokens"):
-        if not getattr(encoded.evidence, name).isfinite().all():
+        if not getattr(encoded.inputs, name).isfinite().all():
             raise ValueError(f"{name}: expected finite numbers, got NaN or inf")

@@ -16,19 +16,19 @@ from ocvtp_kernels.files import write_aside
 from ocvtp_kernels.pruner.config import PrunerConfig
 
 CONFIG_KEY = "ocvtp_config"
-# The training decoder travels in the authors' checkpoints; pruning has no use for it.
+# The authors' checkpoints contain the training decoder, which pruning does not use.
 DECODER_PREFIX = "decode."
 
 
 def read_checkpoint(
     path: str | Path, *, with_decoder: bool = False
 ) -> tuple[dict[str, Tensor], PrunerConfig | None]:
-    """Reads a pruner's weights, the decoder left out unless asked for.
+    """Reads a pruner's weights, without the decoder unless ``with_decoder``.
 
     Args:
         path: ``.safetensors``, or anything ``torch.load(weights_only=True)`` reads: a state dict,
             bare or under the key ``state_dict``.
-        with_decoder: keep the decoder's weights, which pruning has no use for.
+        with_decoder: read the decoder's weights too, which pruning does not use.
 
     Returns:
         the state dict on the CPU, and the config if the file carries one.
@@ -83,9 +83,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def infer_config(state: Mapping[str, Tensor]) -> PrunerConfig:
-    """The config that a state dict's names and shapes tell; what they do not is as published.
+    """The config that follows from a state dict's names and shapes, with the published rest.
 
-    Shapes do not tell the number of iterations, of slots, the dropouts or the decoder.
+    The rest are the numbers of iterations and slots, the dropouts and the decoder.
 
     Raises:
         ValueError: the names are not a pruner's.
@@ -95,11 +95,11 @@ def infer_config(state: Mapping[str, Tensor]) -> PrunerConfig:
         for name, tensor in state.items()
         if name.startswith("encode_project.mlp.") and name.endswith(".weight")
     }
-    linears = [encode[place] for place in sorted(encode) if encode[place].dim() == 2]
+    linears = [encode[index] for index in sorted(encode) if encode[index].dim() == 2]
     hidden = state.get("aggregat.ffn.mlp.0.weight")
     if not linears or hidden is None or hidden.dim() != 2:
         raise ValueError("checkpoint: expected a pruner's state dict, got other names")
-    norms = [place for place in encode if encode[place].dim() == 1]
+    norms = [index for index in encode if encode[index].dim() == 1]
     dim = linears[-1].shape[0]
     return PrunerConfig(
         enc_in_dim=linears[0].shape[1],
@@ -139,7 +139,7 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], config: Prun
     if path.suffix != ".safetensors":
         raise ValueError(f"path: expected a name ending in .safetensors, got {path.name!r}")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    # One key alone: safetensors writes several in any order, and equal weights would differ.
+    # A single key: safetensors writes several in any order, and equal files would differ.
     metadata = {CONFIG_KEY: config.to_json()}
-    # Bytes of our own writing, as `save_file` leaves a file that its owner alone may read.
+    # Written by us, as `save_file` makes a file that only its owner may read.
     write_aside(path, lambda aside: aside.write_bytes(save(tensors, metadata)))

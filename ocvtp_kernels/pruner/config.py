@@ -26,7 +26,7 @@ class PrunerConfig:
     and ``agg_embed_dim`` are the slot width D and must agree.
 
     Raises:
-        ValueError: a value is of the wrong kind or out of range, or the widths disagree.
+        ValueError: a value is of the wrong type or out of range, or the widths disagree.
     """
 
     enc_in_dim: int = 1024

@@ -1,4 +1,4 @@
-"""Freezing: a pruner's weights are folded once, and stay those of its parameters."""
+"""Freezing: a pruner's weights are folded once, and follow its parameters."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Self = TypeVar("Self", bound="Freezable")
 
 
 class Freezable(nn.Module):
-    """What an `OCPruner` may be frozen by: `freeze`, `unfreeze`, and what keeps folds up to date.
+    """The part of an `OCPruner` that freezes it and keeps the folded weights up to date.
 
     A subclass sets the config and the three modules. While frozen, ``_folded`` is what the ops
     take, ``_slots`` the first of the seed's initial slots, if there is a seed, ``_prior`` the mean
-    and the deviation of all, and ``_given`` what `packed` gave. Tensors kept here are made outside
-    inference mode, so that all modes may use them.
+    and the deviation of all, and ``_given`` what `packed` returned. Tensors stored here are made
+    outside inference mode, so that all modes may use them.
     """
 
     config: PrunerConfig
@@ -44,7 +44,7 @@ class Freezable(nn.Module):
 
     @property
     def changes(self) -> int:
-        """How often it was frozen or not any more, moved, cast or loaded."""
+        """How often it was frozen, unfrozen, moved, cast or loaded."""
         return self._changes
 
     @property
@@ -56,7 +56,7 @@ class Freezable(nn.Module):
         """Folds the weights once; `forward` is then ``torch.ops.ocvtp.prune``.
 
         Sets ``eval`` and stops parameter gradients. Moving, casting and ``load_state_dict`` fold
-        anew; parameters edited in place after this are not seen until the next `freeze`.
+        again; parameters edited in place take effect at the next `freeze` only.
         """
         self.eval().requires_grad_(False)
         self._keep()
@@ -71,7 +71,7 @@ class Freezable(nn.Module):
 
     @torch.inference_mode(False)
     def frozen_copy(self: Self) -> Self:
-        """A frozen copy; this one stays as it is. Hooks on it are on both, now and later."""
+        """A frozen copy; this pruner stays unchanged. Both share the hooks on this pruner."""
         hooks = {id(value): value for name, value in vars(self).items() if "_hooks" in name}
         return copy.deepcopy(self, hooks).freeze()
 
@@ -80,12 +80,12 @@ class Freezable(nn.Module):
     def packed(self) -> list[Tensor]:
         """The folded weights that ``torch.ops.ocvtp.prune`` takes, in the parameters' dtype.
 
-        Folded in float64 (see `ocvtp_kernels.pruner.fold`) of the present parameters; a frozen pruner's
-        are those of `freeze`, in the same tensors each time. They are the caller's: edits change
-        no pruner. `ocvtp_kernels.prepare` makes the list as fast as the pruner's own.
+        Folded in float64 (see `ocvtp_kernels.pruner.fold`) from the present parameters; a frozen
+        pruner's are those of `freeze`, in the same tensors each time. Edits of them change no
+        pruner. With `ocvtp_kernels.prepare` the list runs as fast as the pruner itself.
 
-        On the CPU the weights folded last are kept, beside a copy of the parameters, and are given
-        again, in the same tensors, while these and the parameters are as they were.
+        On the CPU the latest folded weights are cached with a copy of the parameters, and returned
+        again, in the same tensors, while these and the parameters are unchanged.
         """
         if self._folded is not None:
             if self._given is None:
@@ -109,7 +109,7 @@ class Freezable(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def _keep(self) -> None:
-        """Makes the present weights, and the present initial slots, the frozen ones."""
+        """Freezes the present weights and initial slots."""
         self._last = None
         self._changes += 1
         self._prior = (self.initializ.mean.clone(), self.initializ.logstd.clone())
@@ -124,7 +124,7 @@ class Freezable(nn.Module):
         self._folded, self._given = prepare(weights, first), None
 
     def __getstate__(self) -> dict[str, Any]:
-        # What `prepare` adds stays in this process; `__setstate__` makes it anew.
+        # What `prepare` adds is of this process; `__setstate__` makes it again.
         folded = self._folded and [weight.clone() for weight in self._folded]
         state: dict[str, Any] = super().__getstate__()
         return {**state, "_folded": folded, "_given": None, "_last": None}
@@ -140,7 +140,7 @@ class Freezable(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As `torch.nn.Module.load_state_dict`; a frozen pruner folds anew."""
+        """As `torch.nn.Module.load_state_dict`; a frozen pruner folds again."""
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         if assign:
             # The parameters may have changed dtype, or come from the meta device.

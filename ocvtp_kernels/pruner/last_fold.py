@@ -1,6 +1,7 @@
-"""The weights folded last, for as long as what they were made of is as it was.
+"""A cache of the latest folded weights, valid while the parameters are unchanged.
 
-All is compared by value, since an edit need leave no trace, and as bytes, which is quickest.
+Tensors are compared by value, as an edit in place need not change the version; as bytes, which is
+fastest.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ class Copy(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Copy:
-        """Those of a tensor on the CPU."""
+        """Copies a tensor on the CPU."""
         return cls(tensor.shape, tensor.dtype, bytearray(_bytes(tensor)))
 
     def fits(self, tensor: Tensor) -> bool:
-        """Whether the tensor has these very bytes."""
+        """Whether the tensor has the same bytes."""
         if tensor.shape != self.shape or tensor.dtype != self.dtype or tensor.device.type != "cpu":
             return False
         return bool(self.data == _bytes(tensor))
@@ -42,25 +43,25 @@ class Copy(NamedTuple):
 
 
 class LastFold(NamedTuple):
-    """Folded weights, and what they were made of."""
+    """Folded weights, and copies of what they were made of."""
 
     rules: tuple[Any, ...]
     parameters: list[Copy]
     weights: list[Copy]
-    given: list[Tensor]  # the weights in the caller's memory
+    given: list[Tensor]  # the weights as the caller has them
 
     @classmethod
     def of(cls, unfolded: Unfolded, fold: Callable[[Unfolded], list[Tensor]]) -> LastFold:
-        """Folds these, by ``fold``."""
+        """Folds with ``fold``."""
         weights = fold(unfolded)
         return cls(unfolded.rules, _copied(unfolded.tensors), _copied(weights), weights)
 
     def is_of(self, present: Unfolded) -> bool:
-        """Whether the same would be made of these."""
+        """Whether these would fold to the same weights."""
         return self.rules == present.rules and _all_fit(self.parameters, present.tensors)
 
     def restored(self) -> LastFold:
-        """The same, given in other tensors if the caller has changed those given before."""
+        """The same, in new tensors if the caller has changed those it has."""
         changed = any(weight.requires_grad for weight in self.given)
         if not changed and _all_fit(self.weights, self.given):
             return self
@@ -68,12 +69,12 @@ class LastFold(NamedTuple):
 
 
 def comparable(tensors: list[Tensor]) -> bool:
-    """Whether tensors can be compared at once, and what is made of them may be kept."""
+    """Whether tensors can be compared without a wait, and results of them cached."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     if torch._C._are_functorch_transforms_active():
         return False
-    # On another device that would wait for it, and folding is quick there.
+    # On another device comparing would wait for it, and folding is fast there.
     return all(type(tensor) in PLAIN and tensor.device.type == "cpu" for tensor in tensors)
 
 

@@ -51,7 +51,7 @@ class MLP(nn.Module):
 
 
 class SlotPrior(nn.Module):
-    """The Gaussian all slots start from: one mean and one deviation, shared.
+    """The Gaussian of the initial slots: one mean and one deviation, shared.
 
     Args:
         dim: the slot width D.
@@ -72,7 +72,7 @@ class SlotPrior(nn.Module):
     def forward(
         self, batch: int, num_slots: int, prior: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """``mean + noise * exp(logstd)`` ``[batch, num_slots, D]``; by a seed, one for all.
+        """``mean + noise * exp(logstd)`` ``[batch, num_slots, D]``; with a seed, the same an image.
 
         Args:
             prior: another mean and logstd.
@@ -87,7 +87,7 @@ class SlotPrior(nn.Module):
         return slots.expand(batch, -1, -1)
 
     def scores(self, batch: int, num_tokens: int) -> Tensor:
-        """A random score per token: [batch, num_tokens]; by a seed, alike for all images."""
+        """A random score per token: [batch, num_tokens]; with a seed, equal for all images."""
         if self.noise_seed is None:
             return self.mean.new_empty(batch, num_tokens).normal_()
         rows = -(-num_tokens // self.mean.shape[-1])
@@ -95,7 +95,7 @@ class SlotPrior(nn.Module):
         return noise.flatten()[:num_tokens].expand(batch, -1)
 
     def draw(self) -> None:
-        """Draws the seed's noise, always alike, and brings it to where the parameters are now."""
+        """Draws the seed's noise, in the dtype and on the device of the parameters."""
         if self.noise_seed is None:
             return
         noise = seeded.draw(self.noise_seed, seeded.BLOCK, self.mean.shape[-1])
@@ -104,7 +104,7 @@ class SlotPrior(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SlotPrior:
         super()._apply(fn, recurse)
-        # Drawn anew rather than cast, so that a cast to half and back loses nothing.
+        # Drawn again, not cast, so that a cast to half and back loses nothing.
         self.draw()
         return self
 
@@ -175,14 +175,14 @@ class SlotAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """As `forward`, on the fused ops: slots, and the last iteration's attention ``[B, K, N]``.
 
-        What training runs. Dropout draws from torch's own generator.
+        Used in training. Dropout draws from torch's own generator.
         """
         x = self.norm_in(tokens)
         k, v = self.proj_k(x), self.proj_v(x)
         weights, slots = self.step_weights(), slots_init
         early = (k, v, weights)
         if self.trunc_bp == "bi-level":
-            # No gradient comes back to the early iterations, so nothing of them is kept for one.
+            # No gradient reaches the early iterations, so nothing is stored for one.
             early = (k.detach(), v.detach(), StepWeights(*(weight.detach() for weight in weights)))
             slots = slots.detach()
         for _ in range(self.num_iter - 1):

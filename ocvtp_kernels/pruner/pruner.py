@@ -1,4 +1,4 @@
-"""OCPruner: the whole way from reference tokens to kept tokens in one readable module."""
+"""OCPruner: from reference tokens to kept tokens in one readable module."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Picks(NamedTuple):
 
     picks: Tensor  # [B, K, top_k] int64, a slot's best first
     peak: Tensor  # [B, K], each slot's highest log-attention
-    evidence: Tensor  # [B, N], each token's highest log-attention: fills gaps without importance
+    token_score: Tensor  # [B, N], a token's highest log-attention: fills gaps without importance
 
 
-for _kind in (Pruned, Picks):
+for _type in (Pruned, Picks):
     # So that an exported pruner can be saved.
-    _register_namedtuple(_kind, serialized_type_name=f"ocvtp_kernels.{_kind.__name__}")
+    _register_namedtuple(_type, serialized_type_name=f"ocvtp_kernels.{_type.__name__}")
 
 
 class OCPruner(Freezable):
@@ -99,10 +99,10 @@ class OCPruner(Freezable):
         """Builds a pruner from a checkpoint, ready for inference (``eval``).
 
         Args:
-            path: the authors' ``.pth`` (read with ``weights_only=True``; its decoder is let go)
+            path: the authors' ``.pth`` (read with ``weights_only=True``, without its decoder)
                 or a ``.safetensors`` written by `save_checkpoint`.
-            config: shapes and rules; if None the file's own, and without one what the shapes
-                tell and the published values for the rest (see `infer_config`).
+            config: shapes and rules; if None the file's own, and without one inferred from the
+                shapes, with the published values for the rest (see `infer_config`).
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -120,7 +120,7 @@ class OCPruner(Freezable):
         return pruner.eval()
 
     def save_checkpoint(self, path: str | Path) -> None:
-        """Writes weights and config to ``path``, a ``.safetensors`` file, never by halves."""
+        """Writes weights and config atomically to ``path``, a ``.safetensors`` file."""
         write_checkpoint(path, self.state_dict(), self.config)
 
     def sample_slots(self, batch: int, num_slots: int) -> Tensor:
@@ -154,7 +154,7 @@ class OCPruner(Freezable):
             slots ``[B, K, D]`` and the last iteration's attention ``[B, K, N]``, whose sum over
             slots is 1 for every token.
         """
-        self._check_reference(reference_tokens)
+        self._check_reference_tokens(reference_tokens)
         slots_init = self._initial_slots(
             reference_tokens, slots_init, num_slots, self.config.init_num
         )
@@ -196,7 +196,7 @@ class OCPruner(Freezable):
         Raises:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
-        self._check_reference(reference_tokens)
+        self._check_reference_tokens(reference_tokens)
         batch, num_tokens, _ = reference_tokens.shape
         check_final_tokens(final_tokens, "reference_tokens", reference_tokens)
         check_importance(importance, "reference_tokens", reference_tokens)
@@ -233,10 +233,10 @@ class OCPruner(Freezable):
         slots_init: Tensor | None = None,
         top_k: int = 1,
     ) -> Picks:
-        """The half of `forward` that needs no importance: what each slot picks.
+        """The part of `forward` that needs no importance: what each slot picks.
 
-        ``torch.ops.ocvtp.resolve_picks(picks, peak, importance or evidence, budget)`` makes of it
-        the ids of `forward`. A frozen pruner's is ``torch.ops.ocvtp.prune_picks``.
+        ``torch.ops.ocvtp.resolve_picks(picks, peak, importance or token_score, budget)`` makes
+        the ids of `forward` of them. A frozen pruner's is ``torch.ops.ocvtp.prune_picks``.
 
         Args:
             reference_tokens, num_slots, slots_init, top_k: as `forward`, whose default of
@@ -245,7 +245,7 @@ class OCPruner(Freezable):
         Raises:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
-        self._check_reference(reference_tokens)
+        self._check_reference_tokens(reference_tokens)
         checks.require_top_k(top_k, reference_tokens.shape[1])
         slots_init = self._initial_slots(
             reference_tokens, slots_init, num_slots, self.config.init_num
@@ -256,14 +256,16 @@ class OCPruner(Freezable):
             )
         _, logits = self.aggregat(self.encode_project(reference_tokens), slots_init)
         scores = log_attention(logits.detach())
-        return Picks(*slot_topk(scores, top_k), scores.amax(dim=1))
+        return Picks(*slot_topk(scores, top_k), token_score=scores.amax(dim=1))
 
-    def _check_reference(self, tokens: Tensor) -> None:
+    def _check_reference_tokens(self, tokens: Tensor) -> None:
         checks.require_rank("reference_tokens", tokens, "B, N, C")
         checks.require_floating("reference_tokens", tokens)
         checks.require_nonempty("reference_tokens", tokens, 1, "token")
         checks.require_size("reference_tokens", tokens, 2, self.config.enc_in_dim, "enc_in_dim")
-        _require_kind("reference_tokens", tokens, "the pruner's parameters", self.initializ.mean)
+        _require_dtype_device(
+            "reference_tokens", tokens, "the pruner's parameters", self.initializ.mean
+        )
 
     def _initial_slots(
         self, tokens: Tensor, slots_init: Tensor | None, num_slots: int | None, default: int
@@ -274,7 +276,7 @@ class OCPruner(Freezable):
                 return self._slots[:, :count].expand(tokens.shape[0], -1, -1)
             return self.sample_slots(tokens.shape[0], count)
         checks.require_rank("slots_init", slots_init, "B, K, D")
-        _require_kind("slots_init", slots_init, "reference_tokens", tokens)
+        _require_dtype_device("slots_init", slots_init, "reference_tokens", tokens)
         checks.require_size("slots_init", slots_init, 0, tokens.shape[0], "reference_tokens")
         checks.require_size("slots_init", slots_init, 2, self.config.slot_dim, "init_dim")
         checks.require_nonempty("slots_init", slots_init, 1, "slot")
@@ -283,8 +285,8 @@ class OCPruner(Freezable):
         return slots_init
 
 
-def _require_kind(name: str, tensor: Tensor, owner: str, like: Tensor) -> None:
-    """Same device and, unless autocast takes care of it, same dtype."""
+def _require_dtype_device(name: str, tensor: Tensor, owner: str, like: Tensor) -> None:
+    """Same device and, outside autocast, same dtype."""
     if torch.is_autocast_enabled(like.device.type):
         checks.require_same_device(name, tensor, owner, like)
     else:

@@ -1,6 +1,6 @@
-"""What is drawn from a seed, as ops: a compiler cannot trace a generator, and need not.
+"""Random numbers from a seed, as ops, since a compiler cannot trace a generator.
 
-They are helpers of this package, without backends, and none of ``torch.ops.ocvtp``.
+They are internal: no ops of ``torch.ops.ocvtp``, and without backends.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _LIBRARY.define("rank(Tensor like, int seed, SymInt tokens) -> Tensor", tags=_TA
 
 
 def draw(seed: int, rows: int, width: int) -> Tensor:
-    """Standard normal noise, always alike: float32 ``[R, width]``, R whole blocks, on the CPU."""
-    # Of the normal kind in every mode: it is kept, and may meet a gradient.
+    """Standard normal noise: float32 ``[R, width]`` on the CPU, R a multiple of `BLOCK`."""
+    # No inference tensors: they are stored, and gradients may pass through them.
     with torch.inference_mode(False), torch.no_grad():
         generator = torch.Generator().manual_seed(seed)
         shape = (BLOCK, width)
@@ -33,10 +33,10 @@ def draw(seed: int, rows: int, width: int) -> Tensor:
 
 
 def noise(first: Tensor, seed: int, rows: int) -> Tensor:
-    """The first ``rows`` rows that `draw` draws, where ``first`` is: ``[rows, width]``.
+    """The first ``rows`` rows of `draw`, on the device of ``first``: ``[rows, width]``.
 
     Args:
-        first: the first block of them, ``[BLOCK, width]``. It keeps those that come after.
+        first: the first block of them, ``[BLOCK, width]``, on which further rows are cached.
     """
     if rows <= first.shape[0]:
         return first[:rows]

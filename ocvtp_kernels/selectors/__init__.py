@@ -1,1 +1,1 @@
-"""Token selectors: the object-centric pruner and its training-free peers, behind one interface."""
+"""Token selectors: the object-centric pruner and training-free baselines, behind one interface."""

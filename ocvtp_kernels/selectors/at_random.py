@@ -1,19 +1,19 @@
-"""Tokens at random: the baseline that every selector must beat."""
+"""Random tokens: the baseline of every selector."""
 
 from __future__ import annotations
 
 from ocvtp_kernels.pruner.seeded import rank
-from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs
 
 
 class RandomSelector:
     """Keeps tokens at random.
 
-    The choice depends on the seed and the number of tokens alone, so an image keeps the same
+    The selection depends on the seed and the number of tokens alone, so an image keeps the same
     tokens on every call, alone or in a batch.
 
     Args:
-        seed: of the ranks drawn.
+        seed: of the random ranks.
     """
 
     place = "encoder"
@@ -22,10 +22,10 @@ class RandomSelector:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids int64 ``[B, budget]``; each image must have that many valid tokens."""
-        batch, num_tokens, _ = evidence.reference_tokens.shape
-        scores = rank(evidence.reference_tokens, self.seed, num_tokens).expand(batch, -1)
-        if evidence.valid is not None:
-            scores = scores.masked_fill(~evidence.valid, -1.0)
+        batch, num_tokens, _ = inputs.reference_tokens.shape
+        scores = rank(inputs.reference_tokens, self.seed, num_tokens).expand(batch, -1)
+        if inputs.valid is not None:
+            scores = scores.masked_fill(~inputs.valid, -1.0)
         return Selected(scores.topk(budget, dim=1).indices.sort(dim=1).values)

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs
 from ocvtp_kernels.selectors.ranking import EPS, directions
 from ocvtp_kernels.selectors.similarity import cosine
 
-LEAST = 1e-6  # of the published code: quality of the least relevant token, times the range
+MIN_QUALITY = 1e-6  # of the published code: of the least relevant token, times the range
 
 
 class CDPruner:
@@ -37,16 +37,16 @@ class CDPruner:
     def __init__(self, as_published: bool = False) -> None:
         self.as_published = as_published
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending, and the order picked.
 
         Raises:
             ValueError: text without tokens in its space, or of another width.
         """
-        similarity = cosine(evidence.final_tokens, EPS)
+        similarity = cosine(inputs.final_tokens, EPS)
         # Exactly 1 (0 of a token of zeros), so that no rounding decides between equal qualities.
         similarity.diagonal(dim1=1, dim2=2).round_()
-        quality = self._quality(evidence.text, evidence.text_tokens)
+        quality = self._quality(inputs.text, inputs.text_tokens)
         if quality is None:
             quality = similarity.new_ones(similarity.shape[:2])
         order = torch.ops.ocvtp.dpp_select(similarity, quality, budget)
@@ -60,12 +60,12 @@ class CDPruner:
         relevance = (directions(text_tokens) * directions(text)[:, None]).sum(dim=2)
         if self.as_published:
             relevance = -relevance
-        # There is no range over no images.
-        over = (0, 1) if self.as_published and len(relevance) else (1,)
-        unknown = relevance.isnan()
-        least = relevance.masked_fill(unknown, math.inf).amin(dim=over, keepdim=True)
-        span = relevance.masked_fill(unknown, -math.inf).amax(dim=over, keepdim=True) - least
-        return torch.where(span > 0, (relevance - least + LEAST) / span, 1.0)
+        # An empty batch has no range.
+        dims = (0, 1) if self.as_published and len(relevance) else (1,)
+        is_nan = relevance.isnan()
+        low = relevance.masked_fill(is_nan, math.inf).amin(dim=dims, keepdim=True)
+        span = relevance.masked_fill(is_nan, -math.inf).amax(dim=dims, keepdim=True) - low
+        return torch.where(span > 0, (relevance - low + MIN_QUALITY) / span, 1.0)
 
 
 def require_text_tokens(text: Tensor, text_tokens: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs
 from ocvtp_kernels.selectors.similarity import cosine
 
 
@@ -24,8 +24,8 @@ class DivPrune:
     def __init__(self, as_published: bool = False) -> None:
         self.as_published = as_published
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending, and the order picked."""
-        distances = 1 - cosine(evidence.final_tokens)
+        distances = 1 - cosine(inputs.final_tokens)
         order = torch.ops.ocvtp.farthest_select(distances, None, budget, not self.as_published)
         return Selected(order.sort(dim=1).values, order=order)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
 from ocvtp_kernels.selectors.ranking import membership, ranking, top, widen
 
 CROSS = 5  # an anchor and its four neighbours
@@ -30,7 +30,7 @@ class HiPrune:
         anchor_share: the paper's alpha, 0 to 5: share of the budget for anchors and buffers.
         as_published: 1 is subtracted from the deep importance of anchors and buffers instead of
             leaving them out of step 3. Where importance can exceed 1, as sums over queries do, a
-            token may fill two places: ids end in -1 then, and these rows of tokens are 0.
+            token may be chosen twice: ids end in -1 then, and these rows of tokens are 0.
 
     Raises:
         ValueError: an argument is out of range.
@@ -45,19 +45,19 @@ class HiPrune:
         self.anchor_share, self.as_published = anchor_share, as_published
         self.exact = not as_published
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending; as published, also the tokens and how many there are."""
-        shallow, grid = evidence.shallow_importance, evidence.grid
-        assert evidence.importance is not None and shallow is not None and grid is not None
-        deep = widen(evidence.importance)
-        anchors = top(shallow, round(budget * self.anchor_share / CROSS))
-        buffers = _neighbours(anchors, grid[1], deep.shape[1])
+        deep = widen(required(inputs.importance))
+        num_anchors = round(budget * self.anchor_share / CROSS)
+        anchors = top(required(inputs.shallow_importance), num_anchors)
+        buffers = _neighbours(anchors, required(inputs.grid)[1], deep.shape[1])
         cross = torch.cat([anchors, buffers], dim=1)
-        peak = torch.cat([deep.new_full(anchors.shape, math.inf), deep.gather(1, buffers)], dim=1)
-        ids = torch.ops.ocvtp.resolve_picks(cross, peak, deep, budget)
+        first = deep.new_full(anchors.shape, math.inf)
+        scores = torch.cat([first, deep.gather(1, buffers)], dim=1)
+        ids = torch.ops.ocvtp.resolve_picks(cross, scores, deep, budget)
         if not self.as_published:
             return Selected(ids)
-        return _published(cross, ids, deep, evidence.final_tokens)
+        return _published(cross, ids, deep, inputs.final_tokens)
 
 
 def _neighbours(anchors: Tensor, width: int, num_tokens: int) -> Tensor:
@@ -70,13 +70,13 @@ def _published(cross: Tensor, ids: Tensor, deep: Tensor, tokens: Tensor) -> Sele
     """What the published code keeps, ``ids`` being what it would keep without overlap."""
     budget, num_tokens = ids.shape[1], deep.shape[1]
     in_cross = membership(cross, num_tokens)
-    room = budget - in_cross.sum(dim=1, keepdim=True)
+    num_registers = budget - in_cross.sum(dim=1, keepdim=True)
     order = ranking(deep - in_cross.to(deep.dtype))
-    place = torch.arange(num_tokens, device=ids.device).expand_as(order)
-    is_register = torch.zeros_like(order).scatter(1, order, place) < room
+    index = torch.arange(num_tokens, device=ids.device).expand_as(order)
+    is_register = torch.zeros_like(order).scatter(1, order, index) < num_registers
     is_kept = in_cross & membership(ids, num_tokens) | is_register
-    kept = torch.where(is_kept, place, num_tokens).sort(dim=1).values[:, :budget]
-    beyond = kept == num_tokens
+    kept = torch.where(is_kept, index, num_tokens).sort(dim=1).values[:, :budget]
+    missing = kept == num_tokens
     rows = gather_tokens(tokens, kept.clamp_max(num_tokens - 1))
-    rows = rows.masked_fill(beyond[..., None], 0)
-    return Selected(kept.masked_fill(beyond, -1), rows, None, is_kept.sum(dim=1))
+    rows = rows.masked_fill(missing[..., None], 0)
+    return Selected(kept.masked_fill(missing, -1), rows, None, is_kept.sum(dim=1))

@@ -1,24 +1,26 @@
-"""What a selector is told of an image, and what it answers."""
+"""The selector interface: what a selector reads, what it returns, and how it is run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import _register_namedtuple
+from torch.utils._pytree import SERIALIZED_TYPE_TO_PYTHON_TYPE, _register_namedtuple
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 
 PLACES = ("encoder", "projector", "decoder")
 
+T = TypeVar("T")
 
-class Evidence(NamedTuple):
-    """What a selector decides on; None where it was not asked for, or is not known.
 
-    Prefix tokens (CLS, registers) are left out of everything of N tokens.
+class SelectorInputs(NamedTuple):
+    """What a selector decides on: B images of N tokens; None where not requested or not available.
+
+    Prefix tokens (CLS, registers) are left out of every field of N tokens.
     """
 
     reference_tokens: Tensor  # [B, N, C_in], of an early layer of the vision encoder
@@ -34,17 +36,17 @@ class Evidence(NamedTuple):
     text: Tensor | None = None  # [B, E], the embedding of the question
     text_tokens: Tensor | None = None  # [B, N, E], the tokens in the text's space
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Evidence:
-        """The same with ``change`` made to everything that has a row a token."""
-        there = {name: getattr(self, name) for name in BY_TOKEN}
+    def map_tokens(self, change: Callable[[Tensor], Tensor]) -> SelectorInputs:
+        """The same with ``change`` applied to every field of shape ``[B, N, ...]``."""
+        fields = {name: getattr(self, name) for name in PER_TOKEN_FIELDS}
         changed: dict[str, Any] = {
-            name: change(value) for name, value in there.items() if value is not None
+            name: change(value) for name, value in fields.items() if value is not None
         }
         return self._replace(**changed)
 
 
-# The fields of `Evidence` of shape [B, N, ...].
-BY_TOKEN = (
+# The fields of `SelectorInputs` of shape [B, N, ...].
+PER_TOKEN_FIELDS = (
     "reference_tokens",
     "final_tokens",
     "importance",
@@ -62,7 +64,7 @@ class Selected(NamedTuple):
     ids: Tensor  # int64 [B, T], ascending; -1 last, where a published method falls short
     tokens: Tensor | None = None  # [B, T, C] where rows are merged; None: the rows named by ids
     order: Tensor | None = None  # int64 [B, T], ids in the order picked
-    found: Tensor | None = None  # int64 [B], tokens that the method's own rule found; None: T
+    found: Tensor | None = None  # int64 [B], tokens that the method's own rule kept; None: T
     extra: Tensor | None = None  # [B, X, C], tokens that the published code adds
     extra_counted: int = 0  # of them, how many are part of the T: there are as many ids fewer
 
@@ -71,114 +73,162 @@ class Selected(NamedTuple):
         return gather_tokens(final_tokens, self.ids) if self.tokens is None else self.tokens
 
 
-for _kind in (Evidence, Selected):
+for _type in (SelectorInputs, Selected):
     # So that an exported selector can be saved.
-    _register_namedtuple(_kind, serialized_type_name=f"ocvtp_kernels.{_kind.__name__}")
+    _register_namedtuple(_type, serialized_type_name=f"ocvtp_kernels.{_type.__name__}")
+# Saved programs may hold this name.
+SERIALIZED_TYPE_TO_PYTHON_TYPE["ocvtp_kernels.Evidence"] = SelectorInputs
 
-# The rest of a choice. None is enough where a selector `chooses_early`.
-Finish = Callable[[Evidence | None], Selected]
+# The second half of a selection. None is enough where the selector reads reference tokens alone.
+FinishSelection = Callable[[SelectorInputs | None], Selected]
 
 
 class Selector(Protocol):
-    """Anything that chooses tokens.
+    """A callable that chooses tokens, with any of the attributes of `SelectorAttributes`."""
 
-    Attributes that are missing count as ``needs = {"final_tokens"}``, ``wants = {}``,
-    ``place = "encoder"`` and ``exact = True``. A selector with a method
-    ``begin(reference_tokens, budget)`` does there what needs no more than that, and returns the
-    function of the evidence that does the rest (see `begin`).
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected | Tensor:
+        """Keeps ``budget`` valid tokens of each image.
+
+        Returns:
+            `Selected`, or its ids alone: int64 ``[B, budget]``, ascending.
+        """
+        ...
+
+
+class SelectorAttributes(Protocol):
+    """The optional attributes of a selector. One that is missing counts as the value here.
 
     Attributes:
-        needs: frozenset of the fields of `Evidence` that it cannot do without.
-        wants: frozenset of those that it also reads where there are any.
+        needs: fields of `SelectorInputs` that it cannot do without.
+        wants: fields that it reads as well where they are available.
         place: whose output its final tokens are, one of `PLACES`.
         exact: whether it always keeps exactly the budget.
+        layer: of the place "decoder": the decoder layer, from 0, before which tokens are dropped.
     """
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected | Tensor:
-        """Keeps ``budget`` valid tokens of each image; ids alone are enough of an answer."""
+    needs: frozenset[str] = frozenset({"final_tokens"})
+    wants: frozenset[str] = frozenset()
+    place: str = "encoder"
+    exact: bool = True
+    layer: int = 2
+
+    def begin(self, reference_tokens: Tensor, budget: int) -> FinishSelection:
+        """The part of a selection that reads reference tokens alone, all of them valid.
+
+        A selector without this method runs as a whole when all its inputs are available.
+
+        Args:
+            reference_tokens: ``[B, N, C_in]``.
+            budget: 1 to N.
+
+        Returns:
+            The function that makes the selection of the `SelectorInputs` of the same images.
+        """
         ...
 
 
 def needs_of(selector: Selector) -> frozenset[str]:
-    """The fields of `Evidence` that a selector cannot do without."""
-    return frozenset(getattr(selector, "needs", {"final_tokens"}))
+    """The fields of `SelectorInputs` that a selector cannot do without."""
+    return frozenset(getattr(selector, "needs", SelectorAttributes.needs))
 
 
 def reads_of(selector: Selector) -> frozenset[str]:
-    """The fields of `Evidence` that a selector reads."""
-    return needs_of(selector) | frozenset(getattr(selector, "wants", ()))
+    """The fields of `SelectorInputs` that a selector reads."""
+    return needs_of(selector) | frozenset(getattr(selector, "wants", SelectorAttributes.wants))
 
 
 def place_of(selector: Selector) -> str:
-    """Where a selector stands, one of `PLACES`.
+    """Whose output a selector's final tokens are, one of `PLACES`.
 
     Raises:
         ValueError: it names another place.
     """
-    place: str = getattr(selector, "place", "encoder")
+    place: str = getattr(selector, "place", SelectorAttributes.place)
     if place not in PLACES:
         raise ValueError(f"place: expected one of {', '.join(PLACES)}, got {place!r}")
     return place
 
 
-def is_exact(selector: Selector) -> bool:
-    """Whether a selector always keeps exactly the budget."""
-    return bool(getattr(selector, "exact", True))
-
-
-def chooses_early(selector: Selector) -> bool:
-    """Whether a selector needs reference tokens alone."""
+def reads_only_reference_tokens(selector: Selector) -> bool:
+    """Whether a selector can run as soon as there are reference tokens."""
     return reads_of(selector) <= {"reference_tokens"}
 
 
-def begin(selector: Selector, reference_tokens: Tensor, budget: int) -> Finish:
-    """Starts a choice as soon as there are reference tokens, all of them valid; as `ask`."""
-    if chooses_early(selector):
-        selected = ask(selector, Evidence(reference_tokens, reference_tokens), budget)
-        return lambda evidence: selected
-    start = getattr(selector, "begin", None)
-    if start is None:
-        return lambda evidence: ask(selector, cast(Evidence, evidence), budget)
+def required(value: T | None) -> T:
+    """A field that the selector needs, which `run_selector` has checked to be there."""
+    assert value is not None
+    return value
+
+
+def require_at_least(name: str, value: int, minimum: int) -> None:
+    """Raises TypeError unless ``value`` is an int, and ValueError if it is below ``minimum``."""
+    checks.require_int(name, value)
+    if value < minimum:
+        raise ValueError(f"{name}: expected at least {minimum}, got {value}")
+
+
+def start_selector(selector: Selector, reference_tokens: Tensor, budget: int) -> FinishSelection:
+    """Does what needs reference tokens alone, all of them valid; otherwise as `run_selector`.
+
+    Args:
+        reference_tokens: ``[B, N, C_in]``.
+        budget: 1 to N.
+
+    Returns:
+        The function that finishes the selection.
+    """
+    if reads_only_reference_tokens(selector):
+        inputs = SelectorInputs(reference_tokens, reference_tokens)
+        selected = run_selector(selector, inputs, budget)
+        return lambda inputs: selected
+    begin = getattr(selector, "begin", None)
+    if begin is None:
+        return lambda inputs: run_selector(selector, cast(SelectorInputs, inputs), budget)
+    checks.require_budget(budget, reference_tokens.shape[1])
     with torch.no_grad():
-        finish = start(reference_tokens, budget)
+        finish = begin(reference_tokens, budget)
 
-    def rest(evidence: Evidence | None) -> Selected:
+    def finish_checked(inputs: SelectorInputs | None) -> Selected:
         with torch.no_grad():
-            return _checked(finish(evidence), len(reference_tokens), budget)
+            return _check_selected(finish(inputs), len(reference_tokens), budget)
 
-    return rest
+    return finish_checked
 
 
-def ask(selector: Selector, evidence: Evidence, budget: int) -> Selected:
-    """Asks a selector, without gradients, and checks the form of its answer.
+def run_selector(selector: Selector, inputs: SelectorInputs, budget: int) -> Selected:
+    """Runs a selector without gradients.
+
+    Args:
+        inputs: of B images of N tokens.
+        budget: 1 to N.
 
     Raises:
-        ValueError: the budget is not within 1 to N, the evidence lacks what the selector needs, or
-            ids of another shape came back.
-        TypeError: ids of another dtype came back. Values are not looked at, which would wait for
-            the device.
+        ValueError: the budget is out of range, a field that the selector needs is None, or the
+            selector returned ids of another shape than ``[B, budget]``.
+        TypeError: the ids are not int64. Their values are not checked, as that would wait for the
+            device.
     """
-    there = {name for name, value in evidence._asdict().items() if value is not None}
-    require_known(selector, there)
-    checks.require_budget(budget, evidence.reference_tokens.shape[1])
+    available = {name for name, value in inputs._asdict().items() if value is not None}
+    require_available(selector, available)
+    checks.require_budget(budget, inputs.reference_tokens.shape[1])
     with torch.no_grad():
-        selected = selector(evidence, budget)
-    return _checked(selected, len(evidence.reference_tokens), budget)
+        selected = selector(inputs, budget)
+    return _check_selected(selected, len(inputs.reference_tokens), budget)
 
 
-def require_known(selector: Selector, known: Collection[str]) -> None:
-    """Raises ValueError, listing what there is, unless the selector's needs are among ``known``."""
+def require_available(selector: Selector, available_fields: Collection[str]) -> None:
+    """Raises ValueError, naming the available fields, unless all that the selector needs are."""
     needs = needs_of(selector)
-    missing = sorted(needs.difference(known))
+    missing = sorted(needs.difference(available_fields))
     if missing:
         raise ValueError(
             f"{missing[0]}: needed by {type(selector).__name__}, which reads "
-            f"{', '.join(sorted(needs))}; there is only {', '.join(sorted(known))}"
+            f"{', '.join(sorted(needs))}; there is only {', '.join(sorted(available_fields))}"
         )
 
 
-def _checked(answer: Selected | Tensor, batch: int, budget: int) -> Selected:
-    selected = Selected(answer) if isinstance(answer, Tensor) else answer
+def _check_selected(selected: Selected | Tensor, batch: int, budget: int) -> Selected:
+    selected = Selected(selected) if isinstance(selected, Tensor) else selected
     ids = selected.ids
     if ids.dtype != torch.int64:
         raise TypeError(f"selector: expected ids of dtype torch.int64, got {ids.dtype}")

@@ -7,12 +7,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ocvtp_kernels import checks
 from ocvtp_kernels.pruner.modules import MLP, SlotAttention, SlotPrior
 from ocvtp_kernels.pruner.pruner import OCPruner
-from ocvtp_kernels.selectors.interface import Evidence, Finish, Selected, Selector, place_of
+from ocvtp_kernels.selectors.interface import FinishSelection, Selected, Selector, SelectorInputs
 
-# Of which a pruner is made, and no subclass.
+# The exact types of the modules that a pruner is made of.
 PARTS = (
     *(MLP, SlotPrior, SlotAttention),
     *(nn.Sequential, nn.Linear, nn.LayerNorm, nn.GELU, nn.Dropout, nn.GRUCell),
@@ -22,13 +21,13 @@ PARTS = (
 class PrunerSelector:
     """The object-centric pruner of arXiv 2511.20439.
 
-    What runs is frozen: the pruner while it is, else a frozen copy of it, in ``eval``. The copy is
-    taken here, and anew where the pruner is moved, cast, loaded or unfrozen; other changes of it
-    are not seen. The pruner itself is left as it is. One with a ``forward`` or ``pick``, parts, or
-    hooks on parts, that are not `OCPruner`'s own runs as it is.
+    Runs the pruner itself while it is frozen, else a frozen copy of it, in ``eval``. The copy is
+    made here, and again whenever the pruner is moved, cast, loaded or unfrozen; it does not follow
+    other changes. The pruner stays unchanged. A pruner whose ``forward`` or ``pick``, submodules,
+    or hooks on submodules are not `OCPruner`'s own runs as it is.
 
     Args:
-        pruner: casts nothing itself, so reference tokens are cast to the dtype of its parameters.
+        pruner: reference tokens are cast to the dtype of its parameters.
         importance: whether attention received fills the gap when two slots pick one token;
             without it the slots' own attention does, and the tower's last layer can be computed
             for the kept tokens alone.
@@ -41,66 +40,64 @@ class PrunerSelector:
         if not isinstance(pruner, OCPruner):
             raise TypeError(f"pruner: expected an OCPruner, got {type(pruner).__name__}")
         self.pruner = pruner
-        self._copy, self._changes = pruner, -1
-        self._running()
+        self._active, self._changes = pruner, -1
+        self._active_pruner()
         self.wants = frozenset({"importance"} if importance else ())
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids int64 ``[B, budget]``; with ``valid``, image by image, waiting for the device.
 
         Raises:
             ValueError, TypeError: as `OCPruner.forward`.
         """
-        if evidence.valid is None:
-            return Selected(self._select(evidence.reference_tokens, evidence.importance, budget))
-        # Padding must not compete for slots, so it is taken out before, not masked after.
-        chosen = []
-        for image, valid in enumerate(evidence.valid):
-            places = valid.nonzero().flatten()
-            importance = evidence.importance
-            ids = self._select(
-                evidence.reference_tokens[image : image + 1, places],
-                None if importance is None else importance[image : image + 1, places],
+        if inputs.valid is None:
+            return Selected(self._select(inputs.reference_tokens, inputs.importance, budget))
+        # Padding is taken out before, since slots must not compete for it.
+        ids, importance = [], inputs.importance
+        for image, valid in enumerate(inputs.valid):
+            index = valid.nonzero().flatten()
+            among_valid = self._select(
+                inputs.reference_tokens[image : image + 1, index],
+                None if importance is None else importance[image : image + 1, index],
                 budget,
             )
-            chosen.append(places[ids])
-        return Selected(torch.cat(chosen))
+            ids.append(index[among_valid])
+        return Selected(torch.cat(ids))
 
-    def begin(self, reference_tokens: Tensor, budget: int) -> Finish:
-        """All but filling the gaps, which waits for importance; every token is valid."""
-        checks.require_budget(budget, reference_tokens.shape[1])
-        pruner = self._running()
-        picks, peak, own = pruner.pick(_cast(reference_tokens, pruner), budget)
+    def begin(self, reference_tokens: Tensor, budget: int) -> FinishSelection:
+        """All but filling the gaps, which needs the importance; every token is valid."""
+        pruner = self._active_pruner()
+        picks, peak, token_score = pruner.pick(_cast(reference_tokens, pruner), budget)
 
-        def finish(evidence: Evidence | None) -> Selected:
-            importance = None if evidence is None else evidence.importance
-            padding = own if importance is None else importance
+        def finish(inputs: SelectorInputs | None) -> Selected:
+            importance = None if inputs is None else inputs.importance
+            padding = token_score if importance is None else importance
             return Selected(torch.ops.ocvtp.resolve_picks(picks, peak, padding, budget))
 
         return finish
 
     def _select(self, reference_tokens: Tensor, importance: Tensor | None, budget: int) -> Tensor:
-        pruner = self._running()
+        pruner = self._active_pruner()
         tokens = _cast(reference_tokens, pruner)
-        # Only ids are wanted: one channel is all that the pruner has to gather.
+        # Only the ids are used, so the pruner gathers one channel.
         ids: Tensor = pruner(tokens, tokens[..., :1], budget, importance).ids
         return ids
 
-    def _running(self) -> OCPruner:
+    def _active_pruner(self) -> OCPruner:
         pruner = self.pruner
         if self._changes != pruner.changes:
-            runs = pruner.frozen or not _is_ordinary(pruner)
-            self._copy = pruner if runs else pruner.frozen_copy()
+            as_it_is = pruner.frozen or not _can_freeze(pruner)
+            self._active = pruner if as_it_is else pruner.frozen_copy()
             self._changes = pruner.changes
-        return self._copy
+        return self._active
 
 
 def _cast(reference_tokens: Tensor, pruner: OCPruner) -> Tensor:
     return reference_tokens.to(pruner.initializ.mean.dtype)
 
 
-def _is_ordinary(pruner: OCPruner) -> bool:
-    """Whether a pruner computes, frozen, all that it does when it is not."""
+def _can_freeze(pruner: OCPruner) -> bool:
+    """Whether a frozen copy computes all that the pruner does: no code but `OCPruner`'s own."""
     for name in ("forward", "pick"):
         if name in vars(pruner) or getattr(type(pruner), name) is not getattr(OCPruner, name):
             return False
@@ -116,16 +113,13 @@ def as_selector(pruner: Any) -> Selector:
 
     Raises:
         TypeError: it is neither.
-        ValueError: a selector names a place that there is not.
     """
     if isinstance(pruner, OCPruner):
         return PrunerSelector(pruner)
-    # Any other module can be called too, and would fail only where it is asked.
+    # Every module is callable, but one without `needs` is no selector.
     if not callable(pruner) or (isinstance(pruner, nn.Module) and not hasattr(pruner, "needs")):
         raise TypeError(f"pruner: expected an OCPruner or a selector, got {type(pruner).__name__}")
-    selector = cast(Selector, pruner)
-    place_of(selector)
-    return selector
+    return cast(Selector, pruner)
 
 
 def require_width(selector: Selector, width: int) -> None:

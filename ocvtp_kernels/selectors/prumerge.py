@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import checks
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, require_at_least, required
 from ocvtp_kernels.selectors.ranking import cosine_with, top, widen
 from ocvtp_kernels.selectors.trim import merge_dropped
 
@@ -26,8 +25,8 @@ class PruMerge:
     * a quarter of the budget by attention, at least one token, as the published share;
     * of the tokens at 0, s, 2 s ..., with the published stride ``s = (N // quarter) // 3``, at
       least 1, those not chosen yet, in positional order: all of them, or if they are too many as
-      many as there is room for, evenly (the k-th of m from g is number ``k * g // m``);
-    * the next best by attention, if there is room.
+      many as the budget allows, evenly (the k-th of m from g is number ``k * g // m``);
+    * the next best by attention, up to the budget.
 
     The published budget is adaptive, from outliers of the attention.
 
@@ -43,16 +42,13 @@ class PruMerge:
     needs = frozenset({"cls_attention", "keys", "final_tokens"})
 
     def __init__(self, neighbours: int = 32, spatial: bool = False) -> None:
-        checks.require_int("neighbours", neighbours)
-        if neighbours < 0:
-            raise ValueError(f"neighbours: expected at least 0, got {neighbours}")
+        require_at_least("neighbours", neighbours, 0)
         self.neighbours, self.spatial = neighbours, spatial
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending, the tokens and the merged rest."""
-        keys, tokens = evidence.keys, evidence.final_tokens
-        assert evidence.cls_attention is not None and keys is not None
-        attention = widen(evidence.cls_attention)
+        keys, tokens = required(inputs.keys), inputs.final_tokens
+        attention = widen(required(inputs.cls_attention))
         ids = spread_out(attention, budget) if self.spatial else top(attention, budget)
         merged = gather_tokens(tokens, ids) + self._nearest(ids, keys, attention, tokens)
         rest, _ = merge_dropped(tokens, ids, attention)
@@ -62,14 +58,14 @@ class PruMerge:
         """The weighted sum of each kept token's nearest others: ``[B, T, C]``."""
         (batch, budget), num_tokens = ids.shape, keys.shape[1]
         count = min(self.neighbours, num_tokens - 1)
-        # Below any cosine: unknown ones, and behind them the token itself.
+        # Below any cosine: NaN at -2, the token itself at -3.
         similarity = cosine_with(ids, keys).nan_to_num(nan=-2.0).scatter(2, ids[..., None], -3.0)
         nearest = top(similarity.flatten(0, 1), count).view(batch, budget, count)
-        wide = torch.promote_types(attention.dtype, widen(tokens[:, :0]).dtype)
-        # Tokens have many owners here, which a scatter does not know: a sparse matrix does it.
-        shares = attention.gather(1, nearest.flatten(1)).view_as(nearest).to(wide)
-        weights = shares.new_zeros((batch, budget, num_tokens)).scatter(2, nearest, shares)
-        return torch.bmm(weights, tokens.to(wide))
+        dtype = torch.promote_types(attention.dtype, widen(tokens[:, :0]).dtype)
+        # A token may be assigned to several kept ones, so this is a matrix product, no scatter.
+        by_pair = attention.gather(1, nearest.flatten(1)).view_as(nearest).to(dtype)
+        weights = by_pair.new_zeros((batch, budget, num_tokens)).scatter(2, nearest, by_pair)
+        return torch.bmm(weights, tokens.to(dtype))
 
 
 def spread_out(attention: Tensor, budget: int) -> Tensor:
@@ -77,15 +73,16 @@ def spread_out(attention: Tensor, budget: int) -> Tensor:
     num_tokens = attention.shape[1]
     quarter = max(1, budget // 4)
     best = top(attention, quarter)
-    places = torch.arange(0, num_tokens, max(1, num_tokens // quarter // 3), device=best.device)
-    places = places.expand(len(best), -1)
-    is_new = (places[:, :, None] != best[:, None]).all(dim=2)
-    number, there = is_new.cumsum(dim=1) - 1, is_new.sum(dim=1, keepdim=True).clamp_min(1)
-    room = budget - quarter
-    # n = k * there // room for a whole k if a multiple of there is in [n * room, (n + 1) * room).
-    is_taken = is_new & ((-number * room).remainder(there) < room)
-    # A pick that is there already counts once.
-    picks = torch.cat([best, torch.where(is_taken, places, best[:, :1])], dim=1)
-    peak = attention.new_zeros(picks.shape)
-    ids: Tensor = torch.ops.ocvtp.resolve_picks(picks, peak, attention, budget)
+    grid = torch.arange(0, num_tokens, max(1, num_tokens // quarter // 3), device=best.device)
+    grid = grid.expand(len(best), -1)
+    is_new = (grid[:, :, None] != best[:, None]).all(dim=2)
+    rank, num_new = is_new.cumsum(dim=1) - 1, is_new.sum(dim=1, keepdim=True).clamp_min(1)
+    rest = budget - quarter
+    # n = k * num_new // rest for an integer k if a multiple of num_new is in
+    # [n * rest, (n + 1) * rest).
+    is_taken = is_new & ((-rank * rest).remainder(num_new) < rest)
+    # A pick that occurs twice counts once.
+    picks = torch.cat([best, torch.where(is_taken, grid, best[:, :1])], dim=1)
+    scores = attention.new_zeros(picks.shape)
+    ids: Tensor = torch.ops.ocvtp.resolve_picks(picks, scores, attention, budget)
     return ids

@@ -9,7 +9,7 @@ from ocvtp_kernels.dtypes import acc_dtype
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.ops.ordering import nan_last
 
-EPS = 1e-8  # least norm of a cosine: a token of zeros is similar to nothing, not NaN
+EPS = 1e-8  # smallest norm of a cosine: a token of zeros is similar to nothing, not NaN
 
 
 def widen(scores: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every selector by its name, and `select`: one call for any of them."""
+"""Every selector by name, and `select`, which runs one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.cdpruner import CDPruner
 from ocvtp_kernels.selectors.divprune import DivPrune
 from ocvtp_kernels.selectors.hiprune import HiPrune
-from ocvtp_kernels.selectors.interface import Evidence, Selected, Selector, ask, reads_of
+from ocvtp_kernels.selectors.interface import (
+    Selected,
+    Selector,
+    SelectorInputs,
+    reads_of,
+    run_selector,
+)
 from ocvtp_kernels.selectors.prumerge import PruMerge
 from ocvtp_kernels.selectors.scope import SCOPE
 from ocvtp_kernels.selectors.trim import TRIM
@@ -25,7 +31,7 @@ from ocvtp_kernels.selectors.vlm_pruner import VLMPruner
 
 
 class _Method(NamedTuple):
-    """How a selector is made."""
+    """How to make a selector."""
 
     maker: Callable[..., Selector]
     options: tuple[str, ...]
@@ -33,7 +39,7 @@ class _Method(NamedTuple):
 
 
 def _method(maker: Callable[..., Selector], **fixed: Any) -> _Method:
-    # Signatures are read once: a compiler cannot trace that.
+    # Read at import, as a compiler cannot trace it.
     options = inspect.signature(maker).parameters.keys() - fixed.keys()
     return _Method(maker, tuple(sorted(options)), fixed)
 
@@ -55,7 +61,7 @@ METHODS = {
 
 
 def make_selector(method: str, **options: Any) -> Selector:
-    """The selector of a name.
+    """Makes a selector by its name, for `select` and `attach`.
 
     Args:
         method: one of `METHODS`.
@@ -70,8 +76,8 @@ def make_selector(method: str, **options: Any) -> Selector:
     maker, known, fixed = METHODS[method]
     unknown = sorted(options.keys() - set(known))
     if unknown:
-        there = ", ".join(known) or "none"
-        raise TypeError(f"{unknown[0]}: {method} takes no such option; it has: {there}")
+        available = ", ".join(known) or "none"
+        raise TypeError(f"{unknown[0]}: {method} takes no such option; it has: {available}")
     return maker(**fixed, **options)
 
 
@@ -93,7 +99,7 @@ def select(
     """Keeps ``budget`` tokens of each image by a training-free method.
 
     Args:
-        tokens: ``[B, N, C]``, what is kept and, unless said, decided on.
+        tokens: ``[B, N, C]``, the reference tokens and the final tokens.
         budget: T, 1 to N.
         method: one of `METHODS`; each class says what it reads.
         keys: ``[B, N, D]`` of an attention layer, its heads side by side.
@@ -113,7 +119,7 @@ def select(
     Raises:
         ValueError: an unknown method or a missing input, listing what there is; or an argument
             does not fit.
-        TypeError: an unknown option, or an argument of the wrong kind.
+        TypeError: an unknown option, or an argument of the wrong type.
     """
     checks.require_rank("tokens", tokens, "B, N, C")
     checks.require_floating("tokens", tokens)
@@ -121,7 +127,7 @@ def select(
     selector = make_selector(method, **options)
     if text is not None and text_tokens is None and text.shape[-1] == tokens.shape[2]:
         text_tokens = tokens
-    evidence = Evidence(
+    inputs = SelectorInputs(
         tokens,
         tokens,
         importance=importance,
@@ -133,8 +139,8 @@ def select(
         text=text,
         text_tokens=text_tokens,
     )
-    _check(evidence)
-    selected = ask(selector, evidence, budget)
+    _check(inputs)
+    selected = run_selector(selector, inputs, budget)
     # Not by _replace, which torch 2.11 cannot compile where its result is returned.
     return Selected(**selected._asdict() | {"tokens": selected.gather(tokens)})
 
@@ -143,17 +149,17 @@ def _square(num_tokens: int, selector: Selector) -> tuple[int, int] | None:
     if not torch.compiler.is_compiling():
         side = math.isqrt(num_tokens)
     elif "grid" in reads_of(selector):
-        # Traced where the number of tokens varies, which isqrt is not; exact for squares.
+        # isqrt cannot be traced where the number of tokens varies; this is exact for squares.
         side = int(num_tokens**0.5)
     else:
-        # A graph that asks whether N is a square is made anew where the answer changes.
+        # A graph that tests whether N is a square is compiled again where the result changes.
         return None
     return (side, side) if side * side == num_tokens else None
 
 
-def _check(evidence: Evidence) -> None:
-    """Raises ValueError or TypeError unless everything stands beside the tokens."""
-    tokens = evidence.final_tokens
+def _check(inputs: SelectorInputs) -> None:
+    """Raises ValueError or TypeError unless every field fits the tokens."""
+    tokens = inputs.final_tokens
     layouts = {
         "importance": "B, N",
         "cls_attention": "B, N",
@@ -164,14 +170,14 @@ def _check(evidence: Evidence) -> None:
         "text": "B, E",
     }
     for name, layout in layouts.items():
-        given = getattr(evidence, name)
-        if given is None:
+        value = getattr(inputs, name)
+        if value is None:
             continue
-        checks.require_rank(name, given, layout)
-        checks.require_floating(name, given)
-        checks.require_same_device(name, given, "tokens", tokens)
-        checks.require_size(name, given, 0, tokens.shape[0], "tokens")
+        checks.require_rank(name, value, layout)
+        checks.require_floating(name, value)
+        checks.require_same_device(name, value, "tokens", tokens)
+        checks.require_size(name, value, 0, tokens.shape[0], "tokens")
         if "N" in layout:
-            checks.require_size(name, given, 1, tokens.shape[1], "tokens")
-    if evidence.grid is not None and math.prod(evidence.grid) != tokens.shape[1]:
-        raise ValueError(f"grid: expected {tokens.shape[1]} cells, got {evidence.grid}")
+            checks.require_size(name, value, 1, tokens.shape[1], "tokens")
+    if inputs.grid is not None and math.prod(inputs.grid) != tokens.shape[1]:
+        raise ValueError(f"grid: expected {tokens.shape[1]} cells, got {inputs.grid}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
 from ocvtp_kernels.selectors.ranking import EPS, widen
 from ocvtp_kernels.selectors.similarity import cosine
 
@@ -30,11 +30,10 @@ class SCOPE:
             raise ValueError(f"alpha: expected at least 0, got {alpha}")
         self.alpha = alpha
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending, and the order picked."""
-        assert evidence.cls_attention is not None
-        saliency = widen(evidence.cls_attention) ** self.alpha
-        # A token that is NaN is like no other, and must not make every sum over tokens NaN.
-        similarity = cosine(evidence.final_tokens, EPS).nan_to_num_(nan=0.0)
+        saliency = widen(required(inputs.cls_attention)) ** self.alpha
+        # A NaN token counts as similar to none; otherwise every sum over tokens would be NaN.
+        similarity = cosine(inputs.final_tokens, EPS).nan_to_num_(nan=0.0)
         order = torch.ops.ocvtp.facility_select(similarity, saliency, budget)
         return Selected(order.sort(dim=1).values, order=order)

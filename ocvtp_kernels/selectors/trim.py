@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.selectors.cdpruner import require_text_tokens
-from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
 from ocvtp_kernels.selectors.ranking import membership, top, widen
 
 
@@ -26,15 +26,14 @@ class TRIM:
     def __init__(self, as_published: bool = False) -> None:
         self.as_published = as_published
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending.
 
         Raises:
             ValueError: text and tokens differ in width.
         """
-        text, tokens = evidence.text, evidence.final_tokens
-        assert text is not None
-        text_tokens = require_text_tokens(text, evidence.text_tokens)
+        text, tokens = required(inputs.text), inputs.final_tokens
+        text_tokens = require_text_tokens(text, inputs.text_tokens)
         scores = (widen(text_tokens) * widen(text)[:, None]).sum(dim=2)
         ids = top(-scores if self.as_published else scores, budget)
         if budget == tokens.shape[1]:
@@ -53,6 +52,6 @@ def merge_dropped(tokens: Tensor, ids: Tensor, weight: Tensor) -> tuple[Tensor, 
     Returns:
         sums ``[B, 1, C]`` and the sum of the weights ``[B, 1]``, float32 or wider.
     """
-    owner = -membership(ids, tokens.shape[1]).to(torch.int64)
-    sums, mass = torch.ops.ocvtp.scatter_merge(tokens, owner, weight, 1)
+    assignment = -membership(ids, tokens.shape[1]).to(torch.int64)
+    sums, mass = torch.ops.ocvtp.scatter_merge(tokens, assignment, weight, 1)
     return sums, mass

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import checks
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.ops.ordering import nan_last
-from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, require_at_least, required
 from ocvtp_kernels.selectors.ranking import cosine_with, others, top, widen
 
 
@@ -23,8 +22,8 @@ class VisionZip:
 
     Args:
         contextual: contextual tokens, 0 to the budget; None takes 10 of 64, as published.
-        heads: heads side by side in the keys, over which they are averaged; None: as many as the
-            evidence says, and none if it says nothing: the keys are an average already.
+        heads: heads side by side in the keys, over which they are averaged; the inputs'
+            ``num_heads`` if None, and without one the keys count as averaged already.
         as_published: the CLS token is one of the budget (``extra``; ids and tokens are then one
             less, and as many fewer dominant ones), and a target becomes the sum of itself and the
             mean of its members, about twice as long. Needs ``cls_token``.
@@ -42,43 +41,39 @@ class VisionZip:
         heads: int | None = None,
         as_published: bool = False,
     ) -> None:
-        for name, value, least in (("contextual", contextual, 0), ("heads", heads, 1)):
+        for name, value, minimum in (("contextual", contextual, 0), ("heads", heads, 1)):
             if value is not None:
-                checks.require_int(name, value)
-                if value < least:
-                    raise ValueError(f"{name}: expected at least {least}, got {value}")
+                require_at_least(name, value, minimum)
         self.contextual, self.heads, self.as_published = contextual, heads, as_published
         needs = {"cls_attention", "keys", "final_tokens"}
         self.needs = frozenset(needs | {"cls_token"} if as_published else needs)
         self.exact = not as_published
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending, of dominant tokens and targets, and the tokens.
 
         Raises:
             ValueError: more contextual tokens than the budget, or the keys are no such heads.
         """
-        attention, tokens = evidence.cls_attention, evidence.final_tokens
-        assert attention is not None
+        attention, tokens = required(inputs.cls_attention), inputs.final_tokens
         patches = budget - 1 if self.as_published else budget
         contextual = min(budget * 10 // 64, patches) if self.contextual is None else self.contextual
         if contextual > patches:
             raise ValueError(f"contextual: expected at most {patches}, got {contextual}")
         dominant = top(attention, patches - contextual)
         targets = _targets(dominant, contextual, tokens.shape[1])
-        merged = self._merge(tokens, dominant, targets, self._metric(evidence))
+        merged = self._merge(tokens, dominant, targets, self._metric(inputs))
         ids, by_id = torch.cat([dominant, targets], dim=1).sort(dim=1)
         kept = torch.cat([gather_tokens(tokens, dominant), merged], dim=1)
         kept = gather_tokens(kept, by_id)
         if not self.as_published:
             return Selected(ids, kept)
-        assert evidence.cls_token is not None
-        return Selected(ids, kept, extra=evidence.cls_token[:, None], extra_counted=1)
+        cls_token = required(inputs.cls_token)
+        return Selected(ids, kept, extra=cls_token[:, None], extra_counted=1)
 
-    def _metric(self, evidence: Evidence) -> Tensor:
+    def _metric(self, inputs: SelectorInputs) -> Tensor:
         """Keys averaged over heads: ``[B, N, D / heads]``."""
-        keys, heads = evidence.keys, self.heads or evidence.num_heads
-        assert keys is not None
+        keys, heads = required(inputs.keys), self.heads or inputs.num_heads
         if heads is None:
             return keys
         width = keys.shape[2]
@@ -91,12 +86,13 @@ class VisionZip:
         contextual = targets.shape[1]
         if contextual == 0:
             return tokens[:, :0]
-        owner = nan_last(cosine_with(targets, metric)).argmax(dim=1)
-        owner = owner.scatter(1, dominant, -1)
-        own = torch.arange(contextual, device=owner.device).expand_as(targets)
-        owner = owner.scatter(1, targets, torch.full_like(own, -1) if self.as_published else own)
-        weight = widen(tokens[..., 0]).new_ones(owner.shape)
-        sums, mass = torch.ops.ocvtp.scatter_merge(tokens, owner, weight, contextual)
+        assignment = nan_last(cosine_with(targets, metric)).argmax(dim=1)
+        assignment = assignment.scatter(1, dominant, -1)
+        own = torch.arange(contextual, device=assignment.device).expand_as(targets)
+        own = torch.full_like(own, -1) if self.as_published else own
+        assignment = assignment.scatter(1, targets, own)
+        weight = widen(tokens[..., 0]).new_ones(assignment.shape)
+        sums, mass = torch.ops.ocvtp.scatter_merge(tokens, assignment, weight, contextual)
         merged: Tensor = sums / mass.clamp_min(1)[..., None]
         if self.as_published:
             merged = gather_tokens(tokens, targets) + merged

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ocvtp_kernels import checks
-from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, require_at_least, required
 from ocvtp_kernels.selectors.ranking import EPS, ranking, top
 from ocvtp_kernels.selectors.similarity import cosine
 
@@ -16,10 +15,9 @@ class FasterVLM:
     place = "encoder"
     needs = frozenset({"cls_attention"})
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending."""
-        assert evidence.cls_attention is not None
-        return Selected(top(evidence.cls_attention, budget))
+        return Selected(top(required(inputs.cls_attention), budget))
 
 
 class VisPruner:
@@ -28,7 +26,7 @@ class VisPruner:
     1. ``int(budget * important_share)`` tokens of most attention.
     2. The rest, in attention order, goes through rounds of bipartite matching that each drop up to
        ``drop`` tokens most like another (`ocvtp_kernels.ops.greedy.match_select`), until as
-       many are left as the budget still has room for.
+       many are left as the budget still needs.
 
     The published code needs an even number of tokens in step 2; here it may be odd.
 
@@ -46,19 +44,16 @@ class VisPruner:
     def __init__(self, important_share: float = 0.5, drop: int = 8) -> None:
         if not 0 <= important_share <= 1:
             raise ValueError(f"important_share: expected 0 to 1, got {important_share}")
-        checks.require_int("drop", drop)
-        if drop < 1:
-            raise ValueError(f"drop: expected at least 1, got {drop}")
+        require_at_least("drop", drop, 1)
         self.important_share, self.drop = important_share, drop
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending; in the order, the important ones come first."""
-        assert evidence.cls_attention is not None
-        by_attention = ranking(evidence.cls_attention)
+        by_attention = ranking(required(inputs.cls_attention))
         important = int(budget * self.important_share)
         order, rest = by_attention[:, :important], by_attention[:, important:]
         if important < budget:
-            similarity = cosine(evidence.final_tokens, EPS)
+            similarity = cosine(inputs.final_tokens, EPS)
             diverse = torch.ops.ocvtp.match_select(similarity, rest, budget - important, self.drop)
             order = torch.cat([order, diverse], dim=1)
         return Selected(order.sort(dim=1).values, order=order)

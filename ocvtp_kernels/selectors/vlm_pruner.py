@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import checks
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.selectors.interface import Evidence, Selected, place_of
+from ocvtp_kernels.selectors.interface import (
+    Selected,
+    SelectorInputs,
+    place_of,
+    require_at_least,
+    required,
+)
 from ocvtp_kernels.selectors.similarity import cosine
 
-EPS = 1e-8  # least norm of a cosine, and least sum of weights, of the published code
+EPS = 1e-8  # smallest norm of a cosine and sum of weights, of the published code
 
 
 class VLMPruner:
@@ -29,10 +34,10 @@ class VLMPruner:
         channels: channels of the final tokens that similarity is taken on.
         spread: weight of the distance on the grid.
         threshold, step: redundancy that the first pass allows, and by how much each next raises it.
-        chunk: tokens judged at once.
+        chunk: tokens compared at once.
         own_share: what a kept token keeps of itself in the recovery.
         place: "decoder" as published, or "encoder" or "projector", on whose output it then works.
-        layer: decoder layer before which it stands, from 1; without meaning at another place.
+        layer: decoder layer before which tokens are dropped, from 1; unused at another place.
         as_published: keeps fewer tokens than the budget where a pass finds none; ids end in -1
             there, and these rows of tokens are 0.
 
@@ -57,25 +62,21 @@ class VLMPruner:
     ) -> None:
         positive = {"pivots": pivots, "channels": channels, "chunk": chunk, "layer": layer}
         for name, value in positive.items():
-            checks.require_int(name, value)
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+            require_at_least(name, value, 1)
         self.pivots, self.channels, self.own_share = pivots, channels, own_share
         self.spread, self.threshold, self.step, self.chunk = spread, threshold, step, chunk
         self.place, self.layer, self.exact = place, layer, not as_published
         place_of(self)
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending, merged tokens, the order picked and the count before padding."""
-        tokens, keys, grid = evidence.final_tokens, evidence.keys, evidence.grid
-        assert keys is not None and grid is not None
-        ops = torch.ops.ocvtp
-        pivots = ops.pivot_select(keys, min(self.pivots, budget))
+        tokens, ops = inputs.final_tokens, torch.ops.ocvtp
+        pivots = ops.pivot_select(required(inputs.keys), min(self.pivots, budget))
         similarity = cosine(screen_channels(tokens, self.channels), EPS)
-        order, count, owner, closeness = ops.centrifugal_select(
+        order, count, assignment, weight = ops.centrifugal_select(
             similarity,
             pivots,
-            *grid,
+            *required(inputs.grid),
             budget,
             self.spread,
             self.threshold,
@@ -86,16 +87,16 @@ class VLMPruner:
         # Past the count there is no id: these come last.
         by_id = order.masked_fill(order < 0, tokens.shape[1]).argsort(dim=1)
         ids = order.gather(1, by_id)
-        # Owners are places in the order picked, and rows are merged in the order of ids.
-        place = by_id.argsort(dim=1).gather(1, owner.clamp_min(0)).masked_fill(owner < 0, -1)
-        merged = self._recover(tokens, ids, place, closeness)
+        # The assignment counts in the order picked; rows are merged in the order of ids.
+        rank = by_id.argsort(dim=1).gather(1, assignment.clamp_min(0))
+        merged = self._recover(tokens, ids, rank.masked_fill(assignment < 0, -1), weight)
         if not self.exact:
             merged = merged.masked_fill(ids[..., None] < 0, 0)
         return Selected(ids, merged, order, count)
 
-    def _recover(self, tokens: Tensor, ids: Tensor, owner: Tensor, closeness: Tensor) -> Tensor:
+    def _recover(self, tokens: Tensor, ids: Tensor, assignment: Tensor, weight: Tensor) -> Tensor:
         """The kept tokens ``[B, T, C]``, with the rest merged into them."""
-        sums, mass = torch.ops.ocvtp.scatter_merge(tokens, owner, closeness, ids.shape[1])
+        sums, mass = torch.ops.ocvtp.scatter_merge(tokens, assignment, weight, ids.shape[1])
         kept = gather_tokens(tokens, ids.clamp_min(0)).to(sums.dtype)
         mass = mass[..., None]
         mixed = sums.mul_((1 - self.own_share) / mass.clamp_min(EPS)).add_(

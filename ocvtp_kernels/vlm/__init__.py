@@ -1,1 +1,1 @@
-"""Where tokens come from: vision encoders around the pruner."""
+"""Selectors on vision-language models, and vision encoders that supply tokens."""

@@ -1,17 +1,21 @@
-"""One line on, one line off: a pruner on a Hugging Face model as released."""
+"""`attach`: a pruner or selector on a Hugging Face model as released."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any, cast
 
-from ocvtp_kernels import checks
 from ocvtp_kernels.pruner.pruner import OCPruner
-from ocvtp_kernels.selectors.interface import Selector, is_exact, place_of
+from ocvtp_kernels.selectors.interface import (
+    Selector,
+    SelectorAttributes,
+    place_of,
+    require_at_least,
+)
 from ocvtp_kernels.selectors.oc_pruner import as_selector
 from ocvtp_kernels.vlm.handle import NEWLINES, Handle, Options
 
-# By model_type: the module here whose attach_<module> does it, imported when it is asked for.
+# By model_type: the module here whose attach_<module> does it, imported when needed.
 _MODULES = {"llava": "llava", "llava_next": "llava_next", "qwen2_5_vl": "qwen2_5_vl"}
 _IN_DECODER = ("llava", "qwen2_5_vl")
 
@@ -31,61 +35,61 @@ def attach(
     """Makes a vision-language model keep ``budget`` tokens of every image.
 
     The processor writes as many placeholders; use both together. An image with fewer tokens than
-    the budget keeps all of them and takes the model's own way, to the last bit.
+    the budget keeps all of them, bitwise as the model alone.
 
     Args:
         model: a LLaVA-1.5, LLaVA-NeXT or Qwen2.5-VL of transformers.
         processor: the model's own.
-        pruner: an `OCPruner`, or any selector (see `ocvtp_kernels.selectors`). A pruner that is
-            not frozen stays as it is, and a frozen copy runs: later changes are not seen but for
-            moving, casting and ``load_state_dict``; attach again. Where a selector's place is
-            "decoder", the prompt keeps all placeholders and the language model drops the tokens.
+        pruner: an `OCPruner`, or any `Selector` (`make_selector` makes one by its name). A pruner
+            that is not frozen stays unchanged, and a frozen copy of it runs, which follows moving,
+            casting and ``load_state_dict`` only; attach again after other changes. Where a
+            selector's place is "decoder", the prompt keeps all placeholders and the language model
+            drops the tokens.
         budget: tokens kept of an image, at least 1.
         reference_layer: vision layer the decision is made on; a third of the depth if None, which
             is the published layer 8 for 24 layers.
-        timed: whether ``handle.last.times`` holds the seconds of every stage; stages then run
-            one after the other.
+        timed: whether ``handle.last.times`` holds the seconds of every stage; turns ``overlap``
+            off.
         newlines: LLaVA-NeXT's newline tokens: "drop", or "all" to keep one a row of the image.
-        savings: whether the encoder leaves out what no kept token needs.
-        overlap: whether, on CUDA, the pruner runs on a stream of its own under the encoder layers
-            behind the reference layer.
+        savings: whether the encoder computes only what the kept tokens need.
+        overlap: whether, on CUDA, the pruner runs on a side stream, in parallel to the encoder
+            layers behind the reference layer.
 
     Returns:
-        The handle: ``last`` tells what the latest call kept, ``remove()`` takes all this off. It
-        is a context manager too.
+        The handle: ``last`` has the ids that the latest call kept, ``remove()`` restores the model
+        and the processor. It is a context manager too.
 
     Raises:
         ValueError: the model is of an unknown type, something is attached already, an argument
-            does not fit the model, or the selector needs what the model does not tell or may keep
-            fewer tokens than the budget.
+            does not fit the model, or the selector needs a field that is not available or may
+            keep fewer tokens than the budget.
         TypeError: the pruner is neither a pruner nor a selector, or budget is no whole number.
     """
-    checks.require_int("budget", budget)
-    if budget < 1:
-        raise ValueError(f"budget: expected at least 1, got {budget}")
+    require_at_least("budget", budget, 1)
     if newlines not in NEWLINES:
         raise ValueError(f"newlines: expected one of {NEWLINES}, got {newlines!r}")
     selector = as_selector(pruner)
-    if not is_exact(selector):
+    if not getattr(selector, "exact", SelectorAttributes.exact):
         raise ValueError(
             f"pruner: expected one that keeps exactly the budget, as shapes are fixed before "
             f"the image is seen; got {type(selector).__name__} as published"
         )
-    # Adapters (PEFT) wrap the model; their base_model is another thing than transformers'.
+    # Adapters (PEFT) wrap the model; their base_model is not the transformers one.
     unwrap = getattr(model, "get_base_model", None)
     model = unwrap() if callable(unwrap) else model
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in _MODULES:
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in _MODULES:
         raise ValueError(
             f"model: expected a model_type of {', '.join(_MODULES)}, "
-            f"got {kind or type(model).__name__}"
+            f"got {model_type or type(model).__name__}"
         )
-    name = _MODULES[kind]
+    name = _MODULES[model_type]
     if place_of(selector) == "decoder":
-        if kind not in _IN_DECODER:
+        if model_type not in _IN_DECODER:
             raise ValueError(
                 f"pruner: {type(selector).__name__} stands in the decoder, which is not supported "
-                f"for {kind}, as it is not in the published code, but for {', '.join(_IN_DECODER)}"
+                f"for {model_type}, as it is not in the published code, but for "
+                f"{', '.join(_IN_DECODER)}"
             )
         name = "decoder"
     module = importlib.import_module(f"ocvtp_kernels.vlm.{name}")

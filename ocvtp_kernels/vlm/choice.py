@@ -1,6 +1,6 @@
-"""One call's choice of tokens: begun inside the vision encoder, finished behind it.
+"""One call's selection of tokens: started inside the vision encoder, finished after it.
 
-On CUDA what is begun runs on a stream of its own, under the layers that remain.
+On CUDA the first part runs on a side stream, in parallel to the remaining encoder layers.
 """
 
 from __future__ import annotations
@@ -12,79 +12,85 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selectors.interface import Evidence, Finish, Selected, Selector, begin
+from ocvtp_kernels.selectors.interface import (
+    FinishSelection,
+    Selected,
+    Selector,
+    SelectorInputs,
+    start_selector,
+)
 from ocvtp_kernels.vlm.handle import Handle, Options
 
 
-class Choice:
+class PendingSelection:
     """What a selector keeps of the images of one call, group by group of equal counts.
 
     Args:
-        selector: who chooses.
+        selector: chooses the tokens.
         handle: takes the time as the stage "pruner".
         device: of the tokens.
-        options: ``overlap`` and ``timed``; stages that overlapped would have no times of their own.
+        options: ``overlap``, which ``timed`` turns off, as overlapping stages cannot be timed.
     """
 
     def __init__(
         self, selector: Selector, handle: Handle, device: torch.device, options: Options
     ) -> None:
         self._selector, self._handle, self._device = selector, handle, device
-        self._aside = _Aside(device, options.overlap and not options.timed)
-        self._waiting: list[Finish] = []
+        self._side = SideStream(device, options.overlap and not options.timed)
+        self._pending: list[FinishSelection] = []
 
-    def begin(self, reference_tokens: Tensor, budget: int) -> None:
-        """Starts on a group ``[B, N, C]``, of which ``budget`` tokens an image are kept."""
-        with self._handle.stage("pruner", self._device), self._aside.work(reference_tokens):
-            self._waiting.append(begin(self._selector, reference_tokens, budget))
+    def start(self, reference_tokens: Tensor, budget: int) -> None:
+        """Starts a group ``[B, N, C]``, of which ``budget`` tokens an image are kept."""
+        with self._handle.stage("pruner", self._device), self._side.work(reference_tokens):
+            self._pending.append(start_selector(self._selector, reference_tokens, budget))
 
-    def finish(self, evidence: Evidence | None = None, group: int = 0) -> Selected:
-        """What is kept of a group, in the order they were begun.
+    def finish(self, inputs: SelectorInputs | None = None, group: int = 0) -> Selected:
+        """What is kept of the group that was started as number ``group``.
 
         Args:
-            evidence: None is enough where the selector chooses early.
+            inputs: of the group; None is enough where the selector reads reference tokens alone.
         """
-        self._aside.join()
+        self._side.join()
         with self._handle.stage("pruner", self._device):
-            return self._waiting[group](evidence)
+            return self._pending[group](inputs)
 
 
-class _Aside:
-    """A stream beside the current one; where there is none, work is simply done in its place.
+class SideStream:
+    """A stream beside the current one; on other devices than CUDA, and if not ``enabled``, none.
 
     Results may be read on the current stream after `join`, and freed at any time: their memory is
-    given to nobody but later work aside, which starts behind all that was queued before it.
+    reused by later work on the side stream alone, which waits for all that was queued before it.
     """
 
     def __init__(self, device: torch.device, enabled: bool) -> None:
         self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
         if enabled and device.type == "cuda":
             current = torch.cuda.current_stream(device)
-            self._streams = current, _stream_beside(device, current.cuda_stream)
+            self._streams = current, _side_stream(device, current.cuda_stream)
         self._held: list[Tensor] = []
 
     @contextmanager
-    def work(self, *inputs: Tensor) -> Iterator[None]:
-        """What is queued within runs beside what is queued after it, and may read ``inputs``."""
+    def work(self, *tensors: Tensor) -> Iterator[None]:
+        """Queues the block's work, which may read ``tensors``, on the side stream."""
         if self._streams is None:
             yield
             return
-        current, beside = self._streams
-        beside.wait_stream(current)
-        # Freed before the join, their memory would be written again while it is still read.
-        self._held += inputs
-        with torch.cuda.stream(beside):
+        current, side = self._streams
+        side.wait_stream(current)
+        # Freed before the join, their memory would be overwritten while it is still read.
+        self._held += tensors
+        with torch.cuda.stream(side):
             yield
 
     def join(self) -> None:
-        """Makes the current stream, not the host, wait for the work."""
+        """Makes the current stream, not the host, wait for the side stream."""
         if self._streams is not None and self._held:
-            current, beside = self._streams
-            current.wait_stream(beside)
+            current, side = self._streams
+            current.wait_stream(side)
             self._held.clear()
 
 
 @lru_cache(64)
-def _stream_beside(device: torch.device, _current: int) -> torch.cuda.Stream:
-    """One for each current stream, so that no two of them share what was freed aside."""
+def _side_stream(device: torch.device, _current: int) -> torch.cuda.Stream:
+    """One for each current stream, so that no two of them share memory freed on the side stream."""
     return torch.cuda.Stream(device)

@@ -11,28 +11,33 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.selectors.interface import Selector, require_known
-from ocvtp_kernels.vlm.decoder_cache import Later, require_new, resume
-from ocvtp_kernels.vlm.decoder_call import KNOWN, Images, Prefill, Settings, count_columns
+from ocvtp_kernels.selectors.interface import Selector, SelectorAttributes, require_available
+from ocvtp_kernels.vlm.decoder_cache import Continuation, require_new, resume
+from ocvtp_kernels.vlm.decoder_call import (
+    AVAILABLE_FIELDS,
+    Images,
+    Prefill,
+    Settings,
+    count_columns,
+)
 from ocvtp_kernels.vlm.decoder_images import (
     OUTPUTS,
     PIXELS,
     encode,
-    encoded_videos,
     grid_of,
     hand_over,
     read_llava_grids,
     read_qwen_grids,
+    recording_grids,
+    reusing_encoded_videos,
     takes_outputs,
-    told_grids,
 )
 from ocvtp_kernels.vlm.decoder_masks import read_attended, takes_flat_masks
-from ocvtp_kernels.vlm.handle import Handle, Options, require_free
+from ocvtp_kernels.vlm.handle import Handle, Options, Replacement
 from ocvtp_kernels.vlm.layer_call import CALL, cache_name, read_cache, require_known_layer
 
 IGNORED_LABEL = -100
-LAYER = 2  # of VLM-Pruner, 0-based
-_REPORT = "ocvtp_report"  # handed through transformers' own arguments, as CALL
+_REPORT = "ocvtp_report"  # an argument that transformers passes on, as CALL
 
 
 def attach_decoder(
@@ -41,72 +46,69 @@ def attach_decoder(
     """Attaches a selector to the language model of a LLaVA-1.5 or Qwen2.5-VL.
 
     The prompt keeps all its placeholders. Before layer ``selector.layer`` (2 if it has none) the
-    selector chooses from every image's hidden states, with the keys that the layer before made
-    (after the rotary embedding, KV heads side by side); from there on layers have the kept columns
-    alone, at the positions that they had. The key-value cache is as long as the prompt below that
-    layer, shorter from it on. What comes out has all columns again: a dropped one shows the output
-    of the kept one before it, or of the first one. Attention weights of the later layers have the
-    kept columns only. With labels, dropped tokens and a row's first one are not predicted; no
-    gradient passes through merged tokens.
+    selector chooses from every image's hidden states, with the keys of the layer before (after the
+    rotary embedding, KV heads side by side); later layers have the kept columns alone, at their
+    original positions. The key-value cache is as long as the prompt below that layer, shorter from
+    it on. The output has all columns: a dropped one has the output of the kept one before it, or
+    of the first one. Attention weights of the later layers have the kept columns only. With
+    labels, dropped tokens and a row's first one are not predicted; no gradient passes through
+    merged tokens.
 
-    A prompt none of whose images has more tokens than the budget takes the model's own way, to the
-    last bit. An image can not be added to a conversation in a cache. Videos stay whole.
+    A prompt none of whose images has more tokens than the budget runs bitwise as the model alone.
+    An image cannot be added to a conversation in a cache. Videos are not pruned.
 
     Args:
         model: a model of either type, with its language model head or without.
         processor: not used.
-        selector: what chooses the tokens; merged tokens that it gives take the place of its ids.
+        selector: chooses the tokens; merged tokens that it returns replace those of its ids.
         budget: T, at least 1.
         options: ``timed``; the others have no meaning here.
 
     Raises:
         ValueError: the selector or its layer does not fit the model, the model's attention has
-            windows, something is attached already, or layers of this transformers are not known.
+            windows, something is attached already, or this transformers has other layers.
     """
     inner = model.base_model
     text = getattr(inner, "language_model", None)
     if text is None:
         raise ValueError(f"model: expected one with a language_model, got {type(inner).__name__}")
-    require_known(selector, KNOWN)
-    kinds = getattr(text.config, "layer_types", None)
-    windows = getattr(text.config, "sliding_window", None) if kinds is None else None
-    if windows is not None or set(kinds or ()) - {"full_attention"}:
+    require_available(selector, AVAILABLE_FIELDS)
+    layer_types = getattr(text.config, "layer_types", None)
+    windows = getattr(text.config, "sliding_window", None) if layer_types is None else None
+    if windows is not None or set(layer_types or ()) - {"full_attention"}:
         raise ValueError(
             "model: pruning in the decoder needs full attention in every layer, got windows"
         )
-    depth, layer = int(text.config.num_hidden_layers), getattr(selector, "layer", LAYER)
+    depth = int(text.config.num_hidden_layers)
+    layer = getattr(selector, "layer", SelectorAttributes.layer)
     checks.require_int("layer", layer)
     if not 1 <= layer < depth:
         raise ValueError(f"layer: expected 1 to {depth - 1}, got {layer}")
     layers = list(text.layers[:depth])
     for module in layers:
         require_known_layer(module)
-    for owner in (model, inner, *layers):
-        require_free(owner, "forward")
-    for owner, name in ((inner, "get_image_features"), (model, "generate")):
-        if hasattr(owner, name):
-            require_free(owner, name)
     handle = Handle(options.timed)
     is_qwen = inner.config.model_type.startswith("qwen")
 
     def settings(inner: Any) -> Settings:
-        # Read anew for each call: the attention can be changed on a model.
+        # Read for each call, since a model's attention can be changed.
         flash = takes_flat_masks(inner.language_model)
         return Settings(selector, budget, layer, depth, flash, not is_qwen, handle)
 
-    read_grids = read_qwen_grids if is_qwen else read_llava_grids
-    handle.replace_method(
-        inner, "get_image_features", lambda original: told_grids(original, read_grids, handle)
-    )
+    grids = read_qwen_grids if is_qwen else read_llava_grids
+    replacements: list[Replacement] = [
+        (inner, "get_image_features", lambda original: recording_grids(original, grids, handle)),
+        (inner, "forward", lambda original: _pruned_forward(original, settings)),
+        (layers[layer - 1].self_attn, "forward", _tapped_attention),
+    ]
     if is_qwen and not takes_outputs(inner.forward):
-        handle.replace_method(inner, "get_video_features", encoded_videos)
-    handle.replace_method(inner, "forward", lambda original: _pruned_forward(original, settings))
+        replacements.append((inner, "get_video_features", reusing_encoded_videos))
     if model is not inner:
-        handle.replace_method(model, "forward", _labelled_forward)
+        replacements.append((model, "forward", _labelled_forward))
     for index, module in enumerate(layers):
         wrap = functools.partial(_pruned_layer, index=index, tapped=index == layer - 1)
-        handle.replace_method(module, "forward", wrap)
-    handle.replace_method(layers[layer - 1].self_attn, "forward", _tapped_attention)
+        replacements.append((module, "forward", wrap))
+    handle.replace_methods(*replacements)
     return handle
 
 
@@ -139,7 +141,7 @@ def _pruned_layer(
         if call is None:
             return original(layer, hidden_states, *args, **kwargs)
         if tapped and isinstance(call, Prefill):
-            # To the attention, as a layer that checkpoints gradients takes its cache away.
+            # For the attention, since a layer that checkpoints gradients drops its cache.
             kwargs[CALL] = call
         kwargs |= dict(zip(names, args, strict=False))
         run: Tensor = call.run(functools.partial(original, layer), index, hidden_states, kwargs)
@@ -185,25 +187,25 @@ def _labelled_forward(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _begin(
     inner: Any, given: dict[str, Any], settings: Settings, by_name: bool
-) -> Prefill | Later | None:
-    """How a call goes through the layers, its images encoded; None: the model's own way."""
+) -> Prefill | Continuation | None:
+    """Encodes a call's images; how it runs through the layers, or None if as the model alone."""
     outputs = given.get(OUTPUTS)
-    raw = [kind for kind, name in PIXELS.items() if given.get(name) is not None]
+    raw = [modality for modality, name in PIXELS.items() if given.get(name) is not None]
     if raw and outputs is not None:
-        return None  # which the model refuses
+        return None  # the model raises
     if raw:
-        outputs = {kind: encode(inner, given, kind) for kind in raw}
+        outputs = {modality: encode(inner, given, modality) for modality in raw}
         hand_over(given, outputs, by_name)
     input_ids, cache = given.get("input_ids"), read_cache(given)
     features = getattr((outputs or {}).get("image"), "pooler_output", None)
     if features is None:
         return resume(cache, *_shape(given), settings.flash)
     sizes = [len(feature) for feature in features]
-    # A beam's images are the same objects as its row's.
-    seen: dict[int, int] = {}
+    # The beams of a row share its image objects.
+    unique: dict[int, int] = {}
     for image, feature in enumerate(features):
-        seen.setdefault(id(feature), image)
-    first = list(seen.values())
+        unique.setdefault(id(feature), image)
+    first = list(unique.values())
     if max(sizes, default=0) <= settings.budget:
         ids = [torch.arange(sizes[image], device=features[image].device) for image in first]
         settings.handle.record(torch.stack(ids) if settings.stacked and ids else ids)
@@ -213,7 +215,7 @@ def _begin(
         raise ValueError("input_ids: needed to find the image tokens, got None")
     is_image = input_ids == inner.config.image_token_id
     attended = read_attended(given.get("attention_mask"), input_ids)
-    # All counts at once, and before the layers are at work: the one wait for the device.
+    # The one wait for the device: all counts at once, before the layers run.
     behind = is_image.any(0).flip(0).cumsum(0) == 0
     left_padded = (attended[:, 1:] >= attended[:, :-1]).all()
     tail_of = (behind.sum() * left_padded).expand(len(input_ids))

@@ -1,4 +1,4 @@
-"""A prompt that loses image tokens between two layers of its language model."""
+"""A prompt whose image tokens are dropped between two layers of its language model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.selectors.interface import Evidence, Selector, ask
+from ocvtp_kernels.selectors.interface import Selector, SelectorInputs, run_selector
+from ocvtp_kernels.vlm.columns import drop_placeholders, text_positions
 from ocvtp_kernels.vlm.decoder_cache import Columns, Layer, remember
 from ocvtp_kernels.vlm.decoder_masks import cut_mask, take_positions
 from ocvtp_kernels.vlm.handle import Handle
 from ocvtp_kernels.vlm.layer_call import read_cache, with_cache
-from ocvtp_kernels.vlm.qwen_positions import drop_placeholders, text_positions
 
-# What a selector in the decoder can be told.
-KNOWN = frozenset({"reference_tokens", "final_tokens", "keys", "num_heads", "grid"})
+# The fields of `SelectorInputs` that are available in the decoder.
+AVAILABLE_FIELDS = frozenset({"reference_tokens", "final_tokens", "keys", "num_heads", "grid"})
 
 
 class Images(NamedTuple):
@@ -26,23 +26,23 @@ class Images(NamedTuple):
 
     sizes: list[int]  # tokens of each
     grids: list[tuple[int, int]]  # rows and columns of each
-    first: list[int]  # without those that stand there again for another beam
+    first: list[int]  # indices without the repetitions for other beams
 
 
 class Settings(NamedTuple):
-    """What holds for every call."""
+    """The settings of a call."""
 
     selector: Selector
     budget: int
     layer: int  # before which tokens are dropped
     depth: int  # layers
-    flash: bool
+    flash: bool  # see `cut_mask`
     stacked: bool  # whether the ids of all images are one tensor
     handle: Handle
 
 
 class Prefill:
-    """A prompt's way through the layers: whole up to ``layer``, and what is left of it from there.
+    """A prompt, layer by layer: all columns before ``layer``, the kept ones from there on.
 
     Args:
         settings: selector, budget and layer.
@@ -50,8 +50,8 @@ class Prefill:
         is_image: bool ``[B, L]``, the placeholders.
         attended: bool ``[B, L]``, False on padding.
         counts: columns that each row keeps.
-        tail: columns behind all images, of which none is dropped or padding on the right.
-        by_layer: whether every layer's output is asked for, so that each must have all columns.
+        tail: number of columns behind all images, none of them dropped or padding.
+        by_layer: whether every layer's output is returned, and so must have all columns.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class Prefill:
         self._is_image, self._attended = is_image, attended
         self._width, self._padded = max(counts), min(counts) < max(counts)
         self._keys: Tensor | None = None
-        self._left: Columns
-        self._places: Tensor
+        self._kept: Columns
+        self._output_index: Tensor  # int64 [B, L], the kept column whose output each column has
         self._replaced: dict[str, Any] = {}
-        self.predicted: Tensor  # bool [B, L], kept tokens that another one stands before
+        self.predicted: Tensor  # bool [B, L], kept tokens behind another kept one
 
     def run(self, layer: Layer, index: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
         """The output of the layer ``index`` for ``hidden`` and its other arguments."""
@@ -80,17 +80,17 @@ class Prefill:
         if index < start:
             return layer(hidden, **given)
         if index == start:
-            hidden = self._choose(hidden)
+            hidden = self._drop(hidden)
             self._replace(given)
         if index == start or self._by_layer:
-            hidden = gather_tokens(hidden, self._left.columns)
+            hidden = gather_tokens(hidden, self._kept.columns)
         output = layer(hidden, **given | self._replaced)
         if index == self._settings.depth - 1 or self._by_layer:
-            return gather_tokens(output, self._places)
+            return gather_tokens(output, self._output_index)
         return output
 
     def attend(self, attention: Callable[..., Any], name: str, given: dict[str, Any]) -> Any:
-        """What the attention of the layer before ``layer`` gives; its keys are remembered.
+        """The output of the attention of the layer before ``layer``; stores its keys.
 
         Args:
             attention: its own forward.
@@ -103,37 +103,40 @@ class Prefill:
         self._keys = tap.keys.detach()
         return output
 
-    def _choose(self, hidden: Tensor) -> Tensor:
-        """Decides which columns are left, and merges the others into them."""
+    def _drop(self, hidden: Tensor) -> Tensor:
+        """Selects the kept columns; returns the hidden states with merged tokens in them."""
         sizes, length = self._images.sizes, hidden.shape[1]
         with self._settings.handle.stage("pruner", hidden.device), torch.no_grad():
-            # Stable, so the placeholders come first and stay in order.
+            # Stable: the placeholders come first, in order.
             flat = (~self._is_image).flatten().int().argsort(stable=True)[: sum(sizes)]
             ids, rows, merged = self._select(hidden.detach(), list(flat.split(sizes)))
-            kept = drop_placeholders(self._attended, self._is_image, ids, sizes)
-            order = kept.int().argsort(dim=1, stable=True)[:, length - self._width :]
-            valid = kept.gather(1, order)
-            self._left = Columns(order, valid, self._padded, length, self._settings.layer)
-            # A dropped column shows what the kept one before it says, which predicts what follows.
-            rank = kept.cumsum(1)
+            is_kept = drop_placeholders(self._attended, self._is_image, ids, sizes)
+            order = is_kept.int().argsort(dim=1, stable=True)[:, length - self._width :]
+            valid = is_kept.gather(1, order)
+            self._kept = Columns(order, valid, self._padded, length, self._settings.layer)
+            # A dropped column has the output of the kept one before it, which predicts the next.
+            rank = is_kept.cumsum(1)
             first = self._width - rank[:, -1:]
-            self._places = (first + rank.clamp_min(1) - 1).clamp_max(self._width - 1)
-            self.predicted = kept & (rank > 1)
+            self._output_index = (first + rank.clamp_min(1) - 1).clamp_max(self._width - 1)
+            self.predicted = is_kept & (rank > 1)
         unique = [ids[image] for image in self._images.first]
         self._settings.handle.record(torch.stack(unique) if self._settings.stacked else unique)
         if not merged:
             return hidden
-        whole = hidden.flatten(0, 1).index_copy(0, torch.cat(rows), torch.cat(merged))
-        return whole.unflatten(0, hidden.shape[:2])
+        flat_hidden = hidden.flatten(0, 1).index_copy(0, torch.cat(rows), torch.cat(merged))
+        return flat_hidden.unflatten(0, hidden.shape[:2])
 
     def _select(
-        self, hidden: Tensor, places: list[Tensor]
+        self, hidden: Tensor, index: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The ids kept of each image, and which rows of all are merged, into what.
+        """Runs the selector on the images of each grid.
 
         Args:
             hidden: ``[B, L, C]``.
-            places: int64 ``[N]`` of each image, its rows among all ``B * L``.
+            index: int64 ``[N]`` of each image, its rows among all ``B * L``.
+
+        Returns:
+            the kept ids of each image, and of merged tokens the rows and the values.
         """
         assert self._keys is not None
         keys = self._keys.transpose(1, 2)  # [B, L, heads, d]
@@ -147,45 +150,46 @@ class Prefill:
             if sizes[image] > budget:
                 groups.setdefault(grid, []).append(image)
         for grid, group in groups.items():
-            index = torch.stack([places[image] for image in group])
-            evidence = Evidence(
-                tokens[index], tokens[index], keys=keys[index], num_heads=num_heads, grid=grid
+            of_group = torch.stack([index[image] for image in group])
+            states = tokens[of_group]
+            inputs = SelectorInputs(
+                states, states, keys=keys[of_group], num_heads=num_heads, grid=grid
             )
-            selected = ask(self._settings.selector, evidence, budget)
-            for image, chosen in zip(group, selected.ids, strict=True):
-                ids[image] = chosen
+            selected = run_selector(self._settings.selector, inputs, budget)
+            for image, kept in zip(group, selected.ids, strict=True):
+                ids[image] = kept
             if selected.tokens is not None:
-                rows.append(index.gather(1, selected.ids).flatten())
+                rows.append(of_group.gather(1, selected.ids).flatten())
                 merged.append(selected.tokens.flatten(0, 1).to(hidden.dtype))
         return ids, rows, merged
 
     def _replace(self, given: dict[str, Any]) -> None:
-        """Makes what layers are given fit the columns that are left, and the cache know of them."""
-        left, cache = self._left, read_cache(given)
-        width = left.columns.shape[1]
-        length = width if cache is None else cache.get_mask_sizes(width, left.layer)[0]
+        """Makes the layers' arguments for the kept columns, and stores these on the cache."""
+        kept, cache = self._kept, read_cache(given)
+        width = kept.columns.shape[1]
+        length = width if cache is None else cache.get_mask_sizes(width, kept.layer)[0]
         self._replaced = {
             "attention_mask": cut_mask(
                 given.get("attention_mask"),
-                left.columns,
-                left.valid,
-                left.padded,
+                kept.columns,
+                kept.valid,
+                kept.padded,
                 length,
                 self._settings.flash,
             ),
             "position_embeddings": tuple(
-                take_positions(part, left.columns) for part in given["position_embeddings"]
+                take_positions(part, kept.columns) for part in given["position_embeddings"]
             ),
-            # For flash attention, which would take gaps in it for prompts packed into one row.
-            "position_ids": text_positions(left.valid),
+            # Without gaps, which flash attention would read as prompts packed into one row.
+            "position_ids": text_positions(kept.valid),
         }
         if cache is not None:
-            # Guessed tokens may be among the tail, and are cropped where they were wrong.
-            remember(cache, left.cut(self._tail))
+            # Without the tail: it may hold speculated tokens, which are cropped if rejected.
+            remember(cache, kept.cut(self._tail))
 
 
 class _KeyTap:
-    """Stands for a layer's cache, or for none, and keeps the keys that are put into it."""
+    """In place of a layer's cache, or of none: stores the keys that are added to it."""
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache

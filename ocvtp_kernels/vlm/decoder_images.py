@@ -1,6 +1,6 @@
 """Images of a prompt that is pruned in the decoder: encoded once, with their grids.
 
-The model is handed the encoder's outputs before its layers run, so that their sizes are known.
+They are encoded before the model's forward runs, which needs to know their sizes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 _GRID, _ENCODED = "_ocvtp_grid", "_ocvtp_encoded"  # attributes of features and of pixels
 
 
-def told_grids(
+def recording_grids(
     original: Callable[..., Any], read_grids: Callable[..., list[tuple[int, int]]], handle: Handle
 ) -> Callable[..., Any]:
-    """`get_image_features` that times the encoder and writes on every image its grid."""
+    """`get_image_features` that times the encoder and stores every image's grid on its features."""
     names = list(inspect.signature(original).parameters)[1:]
 
     def get_image_features(inner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -35,7 +35,7 @@ def told_grids(
             output = original(inner, **kwargs)
         features = getattr(output, "pooler_output", None)
         if features is not None:
-            # On the features, which generate carries to the language model, beams and all.
+            # As an attribute, since generate passes the features on, beams included.
             for feature, grid in zip(features, read_grids(inner, kwargs), strict=False):
                 setattr(feature, _GRID, grid)
         return output
@@ -43,8 +43,8 @@ def told_grids(
     return get_image_features
 
 
-def encoded_videos(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`get_video_features` of a model that finds its encoded videos on the pixels."""
+def reusing_encoded_videos(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`get_video_features` that returns what `hand_over` stored on the pixels."""
     names = list(inspect.signature(original).parameters)[1:]
 
     def get_video_features(inner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -56,28 +56,28 @@ def encoded_videos(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def takes_outputs(forward: Callable[..., Any]) -> bool:
-    """Whether a model takes encoded images and videos, as it does from transformers 5.19 on."""
+    """Whether a model takes encoded images and videos, as from transformers 5.19 on."""
     return OUTPUTS in inspect.signature(forward).parameters
 
 
 def hand_over(given: dict[str, Any], outputs: dict[str, Any], by_name: bool) -> None:
     """Makes the arguments of a model's forward hold the encoder's outputs instead of pixels.
 
-    A model that has no name for them asks its encoder once more, and finds them on the pixels.
+    A model without such an argument calls its encoder again, which finds them on the pixels.
     """
     if by_name:
-        given |= {OUTPUTS: outputs} | {PIXELS[kind]: None for kind in outputs}
+        given |= {OUTPUTS: outputs} | {PIXELS[modality]: None for modality in outputs}
         return
-    for kind, output in outputs.items():
-        pixels = given[PIXELS[kind]]
-        given[PIXELS[kind]] = pixels.view_as(pixels)  # the caller's tensor stays as it is
-        setattr(given[PIXELS[kind]], _ENCODED, output)
+    for modality, output in outputs.items():
+        pixels = given[PIXELS[modality]]
+        given[PIXELS[modality]] = pixels.view_as(pixels)  # the caller's tensor stays unchanged
+        setattr(given[PIXELS[modality]], _ENCODED, output)
 
 
-def _take_encoded(given: dict[str, Any], kind: str) -> Any:
-    """What `hand_over` left on the pixels of a call of the encoder, or None."""
-    given.pop(CALL, None)  # such a model hands its encoder all that it does not know
-    return getattr(given.get(PIXELS[kind]), _ENCODED, None)
+def _take_encoded(given: dict[str, Any], modality: str) -> Any:
+    """What `hand_over` stored on the pixels of a call of the encoder, or None."""
+    given.pop(CALL, None)  # such a model passes arguments it does not know on to its encoder
+    return getattr(given.get(PIXELS[modality]), _ENCODED, None)
 
 
 def read_llava_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
@@ -93,19 +93,19 @@ def read_qwen_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
     return [(t * h // merge, w // merge) for t, h, w in grids]
 
 
-def encode(inner: Any, given: dict[str, Any], kind: str) -> Any:
-    """The encoder's output for the images or videos of a call, as the model itself asks for it."""
-    run = getattr(inner, f"get_{kind}_features")
+def encode(inner: Any, given: dict[str, Any], modality: str) -> Any:
+    """The encoder's output for the images or videos of a call, as the model itself calls it."""
+    run = getattr(inner, f"get_{modality}_features")
     names = inspect.signature(run).parameters
     arguments = {name: given[name] for name in names if given.get(name) is not None}
     return run(**arguments, return_dict=True)
 
 
 def grid_of(feature: Tensor) -> tuple[int, int]:
-    """Rows and columns of an image by what `told_grids` wrote on it.
+    """Rows and columns of an image, which `recording_grids` stored on it.
 
     Raises:
-        ValueError: nothing, or another number of tokens.
+        ValueError: there are none, or they do not fit the number of tokens.
     """
     grid: tuple[int, int] | None = getattr(feature, _GRID, None)
     if grid is None or math.prod(grid) != len(feature):

@@ -16,7 +16,7 @@ IMAGE_SIZE = PATCH_SIZE * GRID_SIZE
 ORIENTATIONS = 8
 # Ring edges in DCT radius, in half cycles per patch; the mean itself (radius 0) is left out.
 BAND_EDGES = (0.5, 1.5, 3.0, 6.0, 14.0)
-# Of 1 % lightness contrast, about the noise of a photo: below it there is nothing to tell apart.
+# Of 1 % lightness contrast, about the noise of a photo; differences below it mean nothing.
 ENERGY_FLOOR = 1e-4
 # Keeps a group that hardly varies over an image, a grey photo's colour for one, from being noise.
 SCALE_FLOOR = 0.02
@@ -73,8 +73,8 @@ def orientation_energy(lightness: Tensor) -> Tensor:
 def dct_basis(size: int) -> Tensor:
     """The orthonormal DCT-II (the transform of JPEG): float64 ``[size, size]``, a row per basis."""
     frequency = torch.arange(size, dtype=torch.float64)[:, None]
-    place = 2 * torch.arange(size, dtype=torch.float64)[None, :] + 1
-    basis = math.sqrt(2 / size) * torch.cos(math.pi * frequency * place / (2 * size))
+    sample = 2 * torch.arange(size, dtype=torch.float64)[None, :] + 1
+    basis = math.sqrt(2 / size) * torch.cos(math.pi * frequency * sample / (2 * size))
     basis[0] /= math.sqrt(2)
     return basis
 

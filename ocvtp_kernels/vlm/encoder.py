@@ -1,6 +1,6 @@
-"""What turns one photo into the pruner's two token sets, and the way that needs no weights.
+"""Encoders of one photo into reference and final tokens, and one that needs no weights.
 
-`ocvtp_kernels.vlm.tower_encoder` does it with the vision tower of a Hugging Face model.
+`ocvtp_kernels.vlm.tower_encoder` has those with the vision tower of a Hugging Face model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ocvtp_kernels.selectors.interface import Evidence
+from ocvtp_kernels.selectors.interface import SelectorInputs
 from ocvtp_kernels.vlm.descriptor import PatchDescriptor
 
 
@@ -20,12 +20,12 @@ class Encoded(NamedTuple):
     """One photo, encoded."""
 
     picture: Image.Image  # RGB, what the encoder saw
-    evidence: Evidence  # of a batch of one, without padding
+    inputs: SelectorInputs  # of a batch of one, without padding
     grid: tuple[int, int]  # rows, columns; N = rows * columns, row by row
 
 
 class Encoder(Protocol):
-    """What `ocvtp prune` asks of a vision encoder."""
+    """The vision encoder interface of `ocvtp prune`."""
 
     name: str
     num_tokens: int | None  # N; None where it depends on the photo
@@ -49,7 +49,7 @@ class DescriptorEncoder:
         self.num_tokens: int | None = self.descriptor.grid[0] * self.descriptor.grid[1]
 
     def prepare(self, photo: Image.Image) -> tuple[Image.Image, Tensor]:
-        """What is seen of an RGB photo of any size, and its pixels float32 ``[3, H, W]``."""
+        """The encoded part of an RGB photo of any size, and its pixels float32 ``[3, H, W]``."""
         size = (self.descriptor.image_size, self.descriptor.image_size)
         picture = ImageOps.fit(photo, size, method=Image.Resampling.BICUBIC)
         return picture, torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
@@ -59,4 +59,4 @@ class DescriptorEncoder:
         picture, pixels = self.prepare(photo)
         tokens = self.descriptor(pixels[None])
         grid = self.descriptor.grid
-        return Encoded(picture, Evidence(tokens, tokens, grid=grid), grid)
+        return Encoded(picture, SelectorInputs(tokens, tokens, grid=grid), grid)

@@ -1,4 +1,4 @@
-"""What is attached to a model can be taken off again: the handle, and how it was asked for."""
+"""The handle of an attached selector, which takes it off again, and the options of `attach`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# What becomes of LLaVA-NeXT's newline tokens; the other models have none.
+# What happens to LLaVA-NeXT's newline tokens; the other models have none.
 NEWLINES = ("drop", "all")
 _OURS = "_ocvtp_attached"
 
+Method = Callable[..., Any]
+Replacement = tuple[Any, str, Callable[[Method], Method]]
+
 
 class Options(NamedTuple):
-    """How a selector is attached, beside its budget."""
+    """The options of `attach`, without the budget."""
 
     reference_layer: int | None = None  # encoder layer the decision is made on; None: depth // 3
     timed: bool = False  # whether the seconds of every stage are taken
     newlines: str = "drop"  # one of NEWLINES
-    savings: bool = True  # whether the encoder leaves out the work that no kept token needs
-    overlap: bool = True  # whether, on CUDA, the selector runs beside the encoder's later layers
+    skip_unused_layers: bool = True  # `savings`: whether the encoder omits what no kept token needs
+    overlap: bool = True  # whether, on CUDA, the selector runs in parallel to later encoder layers
 
 
-class Last(NamedTuple):
+class LastCall(NamedTuple):
     """What the latest call of the vision encoder kept."""
 
     ids: Tensor | list[Tensor]  # int64 [images, T], or [T_i] an image; ascending
@@ -49,22 +52,22 @@ class Handle:
         self.timed = timed
         self._undo: list[Callable[[], None]] = []
         self._ids: Tensor | list[Tensor] | None = None
-        self._laps: dict[str, list[Callable[[], float]]] = {}
-        self._running: dict[str, list[Callable[[], float]]] = {}
+        self._timings: dict[str, list[Callable[[], float]]] = {}
+        self._running_timings: dict[str, list[Callable[[], float]]] = {}
         self._nested: list[list[Callable[[], float]]] = []
 
     @property
-    def last(self) -> Last | None:
+    def last(self) -> LastCall | None:
         """What the latest call kept, or None before the first image."""
         if self._ids is None:
             return None
-        times = {stage: sum(lap() for lap in laps) for stage, laps in self._laps.items()}
-        return Last(self._ids, times)
+        times = {stage: sum(read() for read in timings) for stage, timings in self._timings.items()}
+        return LastCall(self._ids, times)
 
     def record(self, ids: Tensor | list[Tensor]) -> None:
-        """Makes ``ids``, and the stages timed since the last record, what `last` tells."""
+        """Makes `last` return ``ids`` and the stages timed since the previous record."""
         self._ids = ids
-        self._laps, self._running = self._running, {}
+        self._timings, self._running_timings = self._running_timings, {}
 
     @contextmanager
     def stage(self, name: str, device: torch.device) -> Iterator[None]:
@@ -82,39 +85,47 @@ class Handle:
             yield
         finally:
             self._nested.pop()
-        whole = stop()
+        total = stop()
         if self._nested:
-            self._nested[-1].append(whole)
-        self._running.setdefault(name, []).append(lambda: whole() - sum(lap() for lap in inner))
+            self._nested[-1].append(total)
+        own = self._running_timings.setdefault(name, [])
+        own.append(lambda: total() - sum(read() for read in inner))
 
-    def replace_method(
-        self, owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
-    ) -> None:
-        """Puts a method of its own on the object ``owner``, until `remove`.
+    def replace_methods(self, *replacements: Replacement) -> None:
+        """Replaces methods of single objects, all or none of them, until `remove`.
 
-        Args:
-            owner: a model or a processor.
-            name: the method.
-            wrap: makes the new function from the old one; both take the object first, so a deep
-                copy of the object is bound to itself. The signature shown stays the old one's,
-                because transformers chooses arguments by it.
+        Each is a triple:
+
+        * a model or a processor, whose class and other instances stay unchanged;
+        * the name of its method;
+        * the function that makes the new method from the old one. Both take the object first, so
+          that a deep copy's method is bound to the copy. The signature stays the old one's, as
+          transformers chooses arguments by it.
 
         Raises:
-            ValueError: the method is not there, or was already replaced by a handle.
+            ValueError: a method is not there, or was already replaced by a handle.
         """
-        method = getattr(owner, name, None)
-        if not callable(method):
-            raise ValueError(f"{type(owner).__name__} has no method {name}")
-        require_free(owner, name)
-        function = method.__func__ if isinstance(method, MethodType) else _with_self(method)
-        replacement = functools.wraps(function)(wrap(function))
-        # Made once: generate asks for it several times a call.
-        vars(replacement)["__signature__"] = inspect.signature(function)
-        setattr(replacement, _OURS, True)
-        self.replace_attribute(owner, name, MethodType(replacement, owner))
+        for owner, name, _ in replacements:
+            method = getattr(owner, name, None)
+            if not callable(method):
+                raise ValueError(
+                    f"{type(owner).__name__} has no {name}: transformers >= 5.16 is needed"
+                )
+            if getattr(method, _OURS, False):
+                raise ValueError(
+                    f"{type(owner).__name__}: a selector is attached already; remove() its handle "
+                    "first"
+                )
+        for owner, name, wrap in replacements:
+            method = getattr(owner, name)
+            function = method.__func__ if isinstance(method, MethodType) else _with_self(method)
+            replacement = functools.wraps(function)(wrap(function))
+            # Made once, as generate reads it several times a call.
+            vars(replacement)["__signature__"] = inspect.signature(function)
+            setattr(replacement, _OURS, True)
+            self._replace_attribute(owner, name, MethodType(replacement, owner))
 
-    def replace_attribute(self, owner: Any, name: str, value: Any) -> None:
-        """Sets an attribute of the object ``owner`` itself, until `remove`."""
+    def _replace_attribute(self, owner: Any, name: str, value: Any) -> None:
         own = vars(owner)
         if name in own:
             self._undo.append(functools.partial(setattr, owner, name, own[name]))
@@ -132,23 +143,15 @@ class Handle:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
         self.remove()
 
 
-def require_free(owner: Any, name: str) -> None:
-    """Raises ValueError if a handle has replaced the method ``name`` of ``owner``."""
-    if getattr(getattr(owner, name, None), _OURS, False):
-        raise ValueError(
-            f"{type(owner).__name__}: a selector is attached already; remove() its handle first"
-        )
-
-
 def _with_self(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that was set on the object as it is, made to take the object first."""
+    """A function set on the object itself, changed to take the object first."""
 
     def call(_owner: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
@@ -161,7 +164,7 @@ def _with_self(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _start_clock(device: torch.device) -> Callable[[], Callable[[], float]]:
-    """Starts a clock; calling what comes back stops it, calling that reads the seconds."""
+    """Starts a clock; the result stops it and returns a function that reads the seconds."""
     if device.type != "cuda":
         start = time.perf_counter()
 

@@ -1,7 +1,7 @@
-"""How transformers calls a model, its decoder layers and their attention: the names it uses.
+"""Argument names with which transformers calls decoder layers and their attention.
 
-The key-value cache is ``cache``; before transformers 5.24 it was ``past_key_values``, which is a
-deprecated name since.
+The key-value cache is ``cache``; before transformers 5.24 it was ``past_key_values``, which is
+deprecated since.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 CACHE_NAMES = ("cache", "past_key_values")  # where a call has both, the first one counts
-CALL = "ocvtp_call"  # ours, which transformers hands through to the layers
+CALL = "ocvtp_call"  # ours, which transformers passes on to the layers
 TESTED = "5.16 to 5.24"  # versions of transformers
 
-# Beside the cache: what must be there, because pruning replaces it, and what may go on as it is.
+# Beside the cache: what pruning replaces and so must be there, and what may be there.
 _LAYER_NEEDS = {"hidden_states", "attention_mask", "position_ids", "position_embeddings"}
 _ATTENTION_NEEDS = {"hidden_states", "attention_mask", "position_embeddings"}
 _KNOWN = _LAYER_NEEDS | set(CACHE_NAMES) | {"use_cache", "output_attentions"}
@@ -22,7 +22,7 @@ _KNOWN = _LAYER_NEEDS | set(CACHE_NAMES) | {"use_cache", "output_attentions"}
 
 def read_cache(given: Mapping[str, Any]) -> Any:
     """The cache among the arguments or the outputs of a call, by either name; None without one."""
-    names = list(given)  # an output warns where it is asked for the deprecated name
+    names = list(given)  # reading the deprecated name from an output would warn
     return next((given[name] for name in CACHE_NAMES if name in names), None)
 
 
@@ -39,7 +39,7 @@ def with_cache(given: Mapping[str, Any], name: str, cache: Any) -> dict[str, Any
 
 
 def require_known_layer(layer: Any) -> None:
-    """Raises ValueError unless a decoder layer and its attention take what is known here."""
+    """Raises ValueError unless a decoder layer and its attention take the known arguments."""
     attention = getattr(layer, "self_attn", None)
     for owner, needs in ((layer, _LAYER_NEEDS), (attention, _ATTENTION_NEEDS)):
         parameters = {} if owner is None else inspect.signature(owner.forward).parameters

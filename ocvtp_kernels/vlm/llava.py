@@ -1,4 +1,4 @@
-"""LLaVA-1.5: the tokens that the pruner keeps are projected and stand in the prompt, no others."""
+"""LLaVA-1.5: only the kept tokens are projected and get placeholders in the prompt."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import (
     Selector,
-    chooses_early,
     place_of,
     reads_of,
-    require_known,
+    reads_only_reference_tokens,
+    require_available,
 )
 from ocvtp_kernels.selectors.oc_pruner import require_width
-from ocvtp_kernels.vlm.choice import Choice
-from ocvtp_kernels.vlm.handle import Handle, Options, require_free
-from ocvtp_kernels.vlm.towers import Tower
+from ocvtp_kernels.vlm.choice import PendingSelection
+from ocvtp_kernels.vlm.handle import Handle, Options, Replacement
+from ocvtp_kernels.vlm.towers import Tower, as_output
 
 
 def attach_llava(
@@ -27,42 +27,35 @@ def attach_llava(
     """Attaches a selector to a ``LlavaForConditionalGeneration`` or ``LlavaModel``.
 
     Candidates are the tokens that the model itself would take from its tower; an image with no
-    more of them than the budget takes the model's own way, to the last bit.
+    more of them than the budget runs bitwise as the model alone.
 
     Raises:
         ValueError: the tower is of no known type, the selector or the reference layer does not fit
             it, something is attached already, or transformers is too old.
     """
-    # generate asks the inner model; replacing the outer method would do nothing.
+    # generate calls the method of the inner model.
     inner = model.base_model
     tower = Tower.of(inner.vision_tower)
     require_width(selector, tower.width)
-    require_known(selector, tower.known)
+    require_available(selector, tower.available_fields)
     reference_layer = tower.resolve_reference(options.reference_layer)
-    for owner, name in ((inner, "get_image_features"), (processor, "replace_image_token")):
-        if not hasattr(owner, name):
-            raise ValueError(
-                f"{type(owner).__name__} has no {name}: transformers >= 5.16 is needed"
-            )
-        require_free(owner, name)
     handle = Handle(options.timed)
-    handle.replace_method(
-        inner,
-        "get_image_features",
-        lambda original: _pruned_features(
-            original, handle, selector, budget, reference_layer, options
-        ),
+
+    def pruned_features(original: Callable[..., Any]) -> Callable[..., Any]:
+        return _pruned_features(original, handle, selector, budget, reference_layer, options)
+
+    handle.replace_methods(
+        (inner, "get_image_features", pruned_features), *_limit_placeholders(processor, budget)
     )
-    limit_placeholders(handle, processor, budget)
     return handle
 
 
-def limit_placeholders(handle: Handle, processor: Any, budget: int) -> None:
+def _limit_placeholders(processor: Any, budget: int) -> list[Replacement]:
     """Makes a LLaVA processor write at most ``budget`` placeholders an image."""
 
     def fewer(original: Callable[..., str]) -> Callable[..., str]:
         def replace_image_token(self: Any, *args: Any, **kwargs: Any) -> str:
-            # The processor's own count, so that its rules for CLS and strategy stay its own.
+            # From the processor's own count, which depends on CLS and the strategy.
             count = len(original(self, *args, **kwargs)) // len(self.image_token)
             return str(self.image_token * min(budget, count))
 
@@ -77,9 +70,10 @@ def limit_placeholders(handle: Handle, processor: Any, budget: int) -> None:
 
         return _get_num_multimodal_tokens
 
-    handle.replace_method(processor, "replace_image_token", fewer)
+    replacements: list[Replacement] = [(processor, "replace_image_token", fewer)]
     if hasattr(processor, "_get_num_multimodal_tokens"):
-        handle.replace_method(processor, "_get_num_multimodal_tokens", fewer_counted)
+        replacements.append((processor, "_get_num_multimodal_tokens", fewer_counted))
+    return replacements
 
 
 def _pruned_features(
@@ -120,24 +114,26 @@ def _pruned_features(
             handle.record(torch.arange(num_tokens, device=device).repeat(len(pixel_values), 1))
             return outputs
 
-        choice = Choice(selector, handle, device, options)
-        by_rows = (
-            options.savings
-            and chooses_early(selector)
+        pending = PendingSelection(selector, handle, device, options)
+        compute_rows = (
+            options.skip_unused_layers
+            and reads_only_reference_tokens(selector)
             and tower.can_compute_rows(reference_layer, layer)
         )
         return_dict = kwargs.pop("return_dict", True)
         kwargs.pop("output_hidden_states", None)
         with handle.stage("encoder", device):
-            evidence = tower.encode(
+            inputs = tower.encode(
                 pixel_values,
                 reference_layer,
                 layer,
                 reads_of(selector),
-                watch=lambda reference_tokens: choice.begin(reference_tokens, budget),
-                rows=(lambda: choice.finish().ids) if by_rows else None,
+                on_reference_tokens=lambda reference_tokens: pending.start(
+                    reference_tokens, budget
+                ),
+                row_ids=(lambda: pending.finish().ids) if compute_rows else None,
                 num_dropped=dropped,
-                savings=options.savings,
+                skip_unused_layers=options.skip_unused_layers,
                 **kwargs,
             )
 
@@ -146,22 +142,15 @@ def _pruned_features(
                 return cast(Tensor, self.multi_modal_projector(tokens))
 
         if place_of(selector) == "projector":
-            evidence = evidence._replace(final_tokens=project(evidence.final_tokens))
-        selected = choice.finish(evidence)
-        kept = evidence.final_tokens if by_rows else selected.gather(evidence.final_tokens)
+            inputs = inputs._replace(final_tokens=project(inputs.final_tokens))
+        selected = pending.finish(inputs)
+        kept = inputs.final_tokens if compute_rows else selected.gather(inputs.final_tokens)
         features = kept if place_of(selector) == "projector" else project(kept)
         handle.record(selected.ids)
-        return _as_output(list(features), return_dict)
+        return as_output(list(features), return_dict)
 
     return get_image_features
 
 
 def _or_else(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _as_output(features: list[Tensor], return_dict: bool) -> Any:
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    outputs = BaseModelOutputWithPooling(pooler_output=features)
-    return outputs if return_dict is not False else outputs.to_tuple()

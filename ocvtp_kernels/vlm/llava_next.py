@@ -1,7 +1,7 @@
 """LLaVA-NeXT: all crops of an image are one sequence of tokens, of which a selector keeps some.
 
-Patches of the padded area, which the model cuts off when it packs the crops, do not take part.
-Which these are, and where the kept tokens stand, follows from the size of an image alone.
+Patches of the padded area, which the model cuts off when it packs the crops, are no candidates.
+Which these are, and the positions of the kept tokens, follow from the size of an image alone.
 """
 
 from __future__ import annotations
@@ -14,44 +14,48 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import (
-    Evidence,
     Selector,
-    chooses_early,
+    SelectorInputs,
     place_of,
     reads_of,
-    require_known,
+    reads_only_reference_tokens,
+    require_available,
 )
 from ocvtp_kernels.selectors.oc_pruner import require_width
-from ocvtp_kernels.vlm.choice import Choice
-from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.choice import PendingSelection
+from ocvtp_kernels.vlm.handle import Handle, Options, Replacement
 from ocvtp_kernels.vlm.llava_next_call import read_size, read_sizes, require_patches, take_crops
-from ocvtp_kernels.vlm.llava_next_layout import Group, Layout, Layouts, Plan, group_images
-from ocvtp_kernels.vlm.towers import Tower
+from ocvtp_kernels.vlm.llava_next_layout import Group, KeepCounts, Layout, Layouts, group_images
+from ocvtp_kernels.vlm.towers import Tower, as_output
 
 
 class _Pruning:
-    """What the replaced methods share."""
+    """The replaced methods, and their shared state."""
 
     def __init__(
-        self, inner: Any, selector: Selector, budget: int, options: Options, handle: Handle
+        self,
+        inner: Any,
+        selector: Selector,
+        budget: int,
+        reference_layer: int,
+        options: Options,
+        handle: Handle,
     ) -> None:
-        self.selector = selector
-        self.budget = budget
-        self.options = options
-        self.handle = handle
-        self.layouts = Layouts(inner)
+        self.selector, self.budget = selector, budget
+        self.reference_layer, self.options = reference_layer, options
+        self.handle, self.layouts = handle, Layouts(inner)
 
-    def plan(self, layout: Layout) -> Plan:
-        """How much of an image is kept: with "drop" never more than the budget in all."""
+    def keep_counts(self, layout: Layout) -> KeepCounts:
+        """How many tokens of an image are kept: with "drop" at most the budget in all."""
         tokens, newlines = layout.tokens.shape[0], layout.newlines.shape[0]
         keeps_newlines = self.options.newlines == "all"
         if self.budget >= (tokens if keeps_newlines else layout.num_packed):
-            return Plan(tokens, newlines, True)
-        return Plan(min(self.budget, tokens), newlines if keeps_newlines else 0, False)
+            return KeepCounts(tokens, newlines, True)
+        return KeepCounts(min(self.budget, tokens), newlines if keeps_newlines else 0, False)
 
     def placeholders(self, size: Iterable[int] | Tensor) -> int:
         """Placeholders of an image of ``size`` (height, width)."""
-        return self.plan(self.layouts.of(read_size(size))).placeholders
+        return self.keep_counts(self.layouts.of(read_size(size))).placeholders
 
     def replace_features(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def get_image_features(
@@ -62,11 +66,11 @@ class _Pruning:
             vision_feature_select_strategy: str | None = None,
             **kwargs: Any,
         ) -> Any:
-            # Before anything is queued that the read could wait for.
+            # Read before work is queued that the read would wait for.
             sizes = read_sizes(image_sizes)
             layouts = [self.layouts.of(size) for size in sizes]
-            plans = [self.plan(layout) for layout in layouts]
-            if all(plan.whole for plan in plans):
+            counts = [self.keep_counts(layout) for layout in layouts]
+            if all(each.whole for each in counts):
                 with self.handle.stage("encoder", pixel_values.device):
                     output = original(
                         inner,
@@ -91,11 +95,11 @@ class _Pruning:
                 tower,
                 crops,
                 sizes,
-                plans,
+                counts,
                 inner.config.vision_feature_layer if layer is None else layer,
                 **kwargs,
             )
-            return _as_output(features, return_dict)
+            return as_output(features, return_dict)
 
         return get_image_features
 
@@ -105,26 +109,26 @@ class _Pruning:
         tower: Tower,
         crops: Tensor,
         sizes: list[tuple[int, int]],
-        plans: list[Plan],
+        counts: list[KeepCounts],
         final_layer: int | Sequence[int],
         **kwargs: Any,
     ) -> list[Tensor]:
         """Features of every image, ``[T_i, D]``; records what is kept."""
         layouts = [self.layouts.of(size, crops.device) for size in sizes]
-        groups = group_images(layouts, plans, tower.count_patches(crops))
+        groups = group_images(layouts, counts, tower.count_patches(crops))
         pruned = [group for group in groups if group.is_pruned]
-        whole = [group for group in groups if not group.is_pruned]
-        choice = Choice(self.selector, self.handle, crops.device, self.options)
-        evidence = self._encode(tower, crops, final_layer, choice, pruned, **kwargs)
+        unpruned = [group for group in groups if not group.is_pruned]
+        pending = PendingSelection(self.selector, self.handle, crops.device, self.options)
+        inputs = self._encode(tower, crops, final_layer, pending, pruned, **kwargs)
         packed = [
-            self._pack(inner, self._project_kept(inner, group, evidence, choice, turn), group)
-            for turn, group in enumerate(pruned)
+            self._pack(inner, self._project_kept(inner, group, inputs, pending, index), group)
+            for index, group in enumerate(pruned)
         ]
         packed += [
-            self._pack(inner, self._project(inner, evidence.final_tokens[group.rows]), group)
-            for group in whole
+            self._pack(inner, self._project(inner, inputs.final_tokens[group.rows]), group)
+            for group in unpruned
         ]
-        groups = pruned + whole
+        groups = pruned + unpruned
         self.handle.record(_by_image(groups, [group.tokens for group in groups]))
         return _by_image(groups, packed)
 
@@ -133,52 +137,58 @@ class _Pruning:
         tower: Tower,
         crops: Tensor,
         final_layer: int | Sequence[int],
-        choice: Choice,
+        pending: PendingSelection,
         pruned: list[Group],
         **kwargs: Any,
-    ) -> Evidence:
-        """Evidence with the patches of all crops in one row; begins on the groups to prune."""
+    ) -> SelectorInputs:
+        """Encodes with the patches of all crops in one row; starts the selection of each group."""
 
-        def begin(reference_tokens: Tensor) -> None:
+        def start(reference_tokens: Tensor) -> None:
             patches = reference_tokens.flatten(0, 1)
             for group in pruned:
-                choice.begin(patches[group.rows], group.plan.tokens)
+                pending.start(patches[group.rows], group.counts.tokens)
 
         with self.handle.stage("encoder", crops.device):
-            evidence = tower.encode(
+            inputs = tower.encode(
                 crops,
-                tower.resolve_reference(self.options.reference_layer),
+                self.reference_layer,
                 final_layer,
                 reads_of(self.selector),
-                watch=begin if pruned else None,
-                savings=self.options.savings,
+                on_reference_tokens=start if pruned else None,
+                skip_unused_layers=self.options.skip_unused_layers,
                 **kwargs,
             )
-        if chooses_early(self.selector):
-            # The rest is read no more, and each part costs a copy.
-            return evidence._replace(final_tokens=evidence.final_tokens.flatten(0, 1))
-        return evidence.each(lambda part: part.flatten(0, 1))
+        if reads_only_reference_tokens(self.selector):
+            # The other fields are not read, and flattening copies.
+            return inputs._replace(final_tokens=inputs.final_tokens.flatten(0, 1))
+        return inputs.map_tokens(lambda part: part.flatten(0, 1))
 
     def _project_kept(
-        self, inner: Any, group: Group, evidence: Evidence, choice: Choice, turn: int
+        self,
+        inner: Any,
+        group: Group,
+        inputs: SelectorInputs,
+        pending: PendingSelection,
+        index: int,
     ) -> Tensor:
-        """Projected tokens ``[G, T, D]`` that are kept of a group, which then holds these alone.
+        """Projected kept tokens ``[G, T, D]`` of a group, which is then reduced to these.
 
         Args:
             inner: the ``LlavaNextModel``.
             group: of images to prune.
-            evidence: of all patches of the call.
-            choice: of the call.
-            turn: when the choice of this group was begun, counted from 0.
+            inputs: of all patches of the call.
+            pending: the selection of the call.
+            index: of the group's selection, in the order started.
         """
-        early = chooses_early(self.selector)
-        seen = None if early else evidence.each(operator.itemgetter(group.rows))
-        if seen is not None and place_of(self.selector) == "projector":
-            seen = seen._replace(final_tokens=self._project(inner, seen.final_tokens))
-            return group.keep(choice.finish(seen, turn)).gather(seen.final_tokens)
-        merged = group.keep(choice.finish(seen, turn)).tokens
-        # The group's rows are the kept ones by now.
-        kept = evidence.final_tokens[group.rows] if merged is None else merged
+        early = reads_only_reference_tokens(self.selector)
+        of_group = None if early else inputs.map_tokens(operator.itemgetter(group.rows))
+        if of_group is not None and place_of(self.selector) == "projector":
+            projected = self._project(inner, of_group.final_tokens)
+            of_group = of_group._replace(final_tokens=projected)
+            return group.keep(pending.finish(of_group, index)).gather(projected)
+        merged = group.keep(pending.finish(of_group, index)).tokens
+        # After `keep`, the group's rows are the kept ones.
+        kept = inputs.final_tokens[group.rows] if merged is None else merged
         return self._project(inner, kept)
 
     def _project(self, inner: Any, tokens: Tensor) -> Tensor:
@@ -186,15 +196,15 @@ class _Pruning:
             return cast(Tensor, inner.multi_modal_projector(tokens))
 
     def _pack(self, inner: Any, features: Tensor, group: Group) -> Tensor:
-        """``[G, T + R, D]`` of a group's features ``[G, T, D]``, newlines where they belong."""
+        """A group's features ``[G, T, D]`` with its kept newlines: ``[G, T + R, D]``, in order."""
         with self.handle.stage("projector", features.device):
-            places = group.places
-            if group.plan.newlines:
+            positions = group.positions
+            if group.counts.newlines:
                 newline = inner.image_newline.to(features)
-                newlines = newline.expand(len(group.images), group.plan.newlines, -1)
+                newlines = newline.expand(len(group.images), group.counts.newlines, -1)
                 features = torch.cat((features, newlines), dim=1)
-                places = torch.cat((places, group.newlines), dim=1)
-            order = places.argsort(dim=1).unsqueeze(-1)
+                positions = torch.cat((positions, group.newlines), dim=1)
+            order = positions.argsort(dim=1).unsqueeze(-1)
             return features.take_along_dim(order, dim=1)
 
     def replace_image_token(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -232,7 +242,7 @@ def attach_llava_next(
         model: a ``LlavaNextForConditionalGeneration``.
         processor: its ``LlavaNextProcessor``.
         selector: chooses among an image's tokens ``[B, V]``, crop after crop, row after row,
-            without padding. `Handle.last` has its choice as ids ``crop * patches + patch``,
+            without padding. `Handle.last` has the kept ones as ids ``crop * patches + patch``,
             ascending, crop 0 being the whole image.
         budget: tokens to keep of each image, at least 1.
         options: see `Options`.
@@ -245,31 +255,23 @@ def attach_llava_next(
     tower = Tower.of(inner.vision_tower)
     require_width(selector, tower.width)
     # Crops overlap, so their tokens share no grid, and each crop has a CLS token of its own.
-    require_known(selector, tower.known - {"grid", "cls_token"})
-    tower.resolve_reference(options.reference_layer)
+    require_available(selector, tower.available_fields - {"grid", "cls_token"})
+    reference_layer = tower.resolve_reference(options.reference_layer)
     handle = Handle(options.timed)
-    pruning = _Pruning(inner, selector, budget, options, handle)
-    try:
-        handle.replace_method(inner, "get_image_features", pruning.replace_features)
-        handle.replace_method(processor, "replace_image_token", pruning.replace_image_token)
-        if hasattr(processor, "_get_num_multimodal_tokens"):
-            handle.replace_method(processor, "_get_num_multimodal_tokens", pruning.replace_counts)
-    except ValueError:
-        handle.remove()
-        raise
+    pruning = _Pruning(inner, selector, budget, reference_layer, options, handle)
+    replacements: list[Replacement] = [
+        (inner, "get_image_features", pruning.replace_features),
+        (processor, "replace_image_token", pruning.replace_image_token),
+    ]
+    if hasattr(processor, "_get_num_multimodal_tokens"):
+        replacements.append((processor, "_get_num_multimodal_tokens", pruning.replace_counts))
+    handle.replace_methods(*replacements)
     return handle
 
 
 def _by_image(groups: list[Group], parts: list[Tensor]) -> list[Tensor]:
-    """Of each group's ``[G, ...]`` the rows, in the order of the call's images."""
+    """The rows of all groups' ``[G, ...]``, in the order of the call's images."""
     rows: dict[int, Tensor] = {}
     for group, part in zip(groups, parts, strict=True):
         rows |= zip(group.images, part, strict=True)
     return [rows[image] for image in sorted(rows)]
-
-
-def _as_output(features: list[Tensor], return_dict: bool | None) -> Any:
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    output = BaseModelOutputWithPooling(pooler_output=features)
-    return output.to_tuple() if return_dict is False else output

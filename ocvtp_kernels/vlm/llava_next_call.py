@@ -1,4 +1,4 @@
-"""What a call of LLaVA-NeXT is given, read: sizes, crops, and which tokens the model takes."""
+"""Reads the arguments of a LLaVA-NeXT call: sizes, crops, and which tokens the model takes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def require_patches(inner: Any, tower: Tower, strategy: str | None) -> None:
     Args:
         inner: a ``LlavaNextModel``.
         tower: its vision tower.
-        strategy: as the call was given it; the model's own if None.
+        strategy: of the call; the model's own if None.
     """
     strategy = inner.config.vision_feature_select_strategy if strategy is None else strategy
     prefix = tower.num_prefix
@@ -44,17 +44,17 @@ def take_crops(pixel_values: Tensor, counts: list[int]) -> Tensor:
     """Crops of all images, ``[sum of counts, 3, H, W]``, without those that fill up a batch.
 
     Args:
-        pixel_values: ``[images, most crops, 3, H, W]``, or the crops without padding.
+        pixel_values: ``[images, max crops, 3, H, W]``, or the crops without padding.
         counts: crops of each image.
 
     Raises:
         ValueError: there are fewer crops, or other images.
     """
     if pixel_values.dim() == 5:
-        images, most = pixel_values.shape[:2]
-        if counts == [most] * images:
+        images, max_crops = pixel_values.shape[:2]
+        if counts == [max_crops] * images:
             return pixel_values.flatten(0, 1)
-        if images == len(counts) and most >= max(counts):
+        if images == len(counts) and max_crops >= max(counts):
             parts = zip(pixel_values, counts, strict=True)
             return torch.cat([image[:count] for image, count in parts])
     elif pixel_values.dim() == 4 and pixel_values.shape[0] == sum(counts):

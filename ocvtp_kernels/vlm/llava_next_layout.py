@@ -1,4 +1,4 @@
-"""Where LLaVA-NeXT has the tokens of an image, and which of a call's images go together.
+"""Positions of an image's tokens in LLaVA-NeXT, and which of a call's images form a batch.
 
 All of it follows from the sizes of the images alone.
 """
@@ -14,17 +14,17 @@ from torch import Tensor
 from ocvtp_kernels.selectors.interface import Selected
 
 CPU = torch.device("cpu")
-# Sizes remembered; photos of one source share a few.
+# Image sizes whose layout is cached.
 MAX_SIZES = 256
 
 
 class Layout(NamedTuple):
-    """The tokens of an image of one size, and their places in the model's packed sequence."""
+    """The tokens of an image of one size, and their positions in the model's packed sequence."""
 
     num_crops: int  # the whole image scaled down, then its tiles
     tokens: Tensor  # int64 [V], ascending: crop * patches of a crop + patch; none is padding
-    places: Tensor  # int64 [V], where the packed sequence has them
-    newlines: Tensor  # int64 [R], where the packed sequence has its newlines
+    positions: Tensor  # int64 [V], of these tokens in the packed sequence
+    newlines: Tensor  # int64 [R], positions of its newlines
 
     @property
     def num_packed(self) -> int:
@@ -60,9 +60,9 @@ def lay_out(inner: Any, height: int, width: int) -> Layout:
         image_newline=torch.tensor([-1.0], dtype=torch.float64, device=CPU),
     )
     packed = packed.flatten().long()
-    places = (packed >= 0).nonzero().flatten()
-    tokens, order = packed[places].sort()
-    return Layout(num_crops, tokens, places[order], (packed < 0).nonzero().flatten())
+    positions = (packed >= 0).nonzero().flatten()
+    tokens, order = packed[positions].sort()
+    return Layout(num_crops, tokens, positions[order], (packed < 0).nonzero().flatten())
 
 
 class Layouts:
@@ -74,22 +74,22 @@ class Layouts:
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self._known: dict[tuple[int, int, torch.device], Layout] = {}
+        self._cache: dict[tuple[int, int, torch.device], Layout] = {}
 
     def of(self, size: tuple[int, int], device: torch.device = CPU) -> Layout:
         """Layout of an image of ``size`` (height, width), on ``device``."""
         key = (*size, device)
-        if key not in self._known:
-            # What is made in inference mode could not be used in training later.
+        if key not in self._cache:
+            # Tensors made in inference mode could not be used in training later.
             with torch.inference_mode(False):
                 layout = lay_out(self._inner, *size) if device == CPU else self.of(size).to(device)
-            while len(self._known) >= MAX_SIZES:
-                del self._known[next(iter(self._known))]
-            self._known[key] = layout
-        return self._known[key]
+            while len(self._cache) >= MAX_SIZES:
+                del self._cache[next(iter(self._cache))]
+            self._cache[key] = layout
+        return self._cache[key]
 
 
-class Plan(NamedTuple):
+class KeepCounts(NamedTuple):
     """How many tokens of an image are kept."""
 
     tokens: int
@@ -106,39 +106,39 @@ class Group:
     """Images of a call whose tensors have the same shapes, ``[G, ...]``.
 
     Attributes:
-        images: their places in the call.
-        plan: what each of them keeps.
+        images: their indices in the call.
+        counts: what each of them keeps.
         tokens: ids ``[G, V]`` of their tokens, see `Layout`; after `keep` of those kept.
-        places: where these stand in the packed image.
-        rows: where these stand among all patches of the call.
-        newlines: places of the kept newlines in the packed image, ``[G, R]``; only where the plan
-            keeps any.
-        is_pruned: whether there were more tokens than the plan keeps.
+        positions: of these tokens in the packed image.
+        rows: of these tokens among all patches of the call.
+        newlines: positions of the kept newlines in the packed image, ``[G, R]``; only where any
+            are kept.
+        is_pruned: whether there were more tokens than are kept.
     """
 
     def __init__(
-        self, images: list[int], plan: Plan, layouts: list[Layout], starts: list[int]
+        self, images: list[int], counts: KeepCounts, layouts: list[Layout], starts: list[int]
     ) -> None:
-        self.images, self.plan = images, plan
-        # Of whole images these are told to the user, who may write to them: never a view.
+        self.images, self.counts = images, counts
+        # Never a view: of whole images the user gets these, and may write to them.
         self.tokens = torch.stack([layout.tokens for layout in layouts])
-        self.is_pruned = plan.tokens < self.tokens.shape[1]
-        self.places = _stack([layout.places for layout in layouts])
-        # A number of the host that is added needs no copy to the device.
+        self.is_pruned = counts.tokens < self.tokens.shape[1]
+        self.positions = _stack([layout.positions for layout in layouts])
+        # Adding a host number needs no copy to the device.
         self.rows = _stack(
             [
                 layout.tokens + start if start else layout.tokens
                 for layout, start in zip(layouts, starts, strict=True)
             ]
         )
-        # None or all of them: where they are dropped, images may differ in how many they had.
-        if plan.newlines:
+        # Newlines are kept all or none; where they are dropped, images may differ in their number.
+        if counts.newlines:
             self.newlines = _stack([layout.newlines for layout in layouts])
 
     def keep(self, selected: Selected) -> Selected:
-        """Leaves the tokens selected alone; returns ``selected``."""
-        parts = (self.tokens, self.places, self.rows)
-        self.tokens, self.places, self.rows = (part.gather(1, selected.ids) for part in parts)
+        """Reduces the group to the selected tokens; returns ``selected``."""
+        parts = (self.tokens, self.positions, self.rows)
+        self.tokens, self.positions, self.rows = (part.gather(1, selected.ids) for part in parts)
         return selected
 
 
@@ -147,13 +147,13 @@ def _stack(parts: list[Tensor]) -> Tensor:
     return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
-def group_images(layouts: list[Layout], plans: list[Plan], patches: int) -> list[Group]:
-    """The images by what they hold and keep, given the patches of a crop."""
+def group_images(layouts: list[Layout], counts: list[KeepCounts], patches: int) -> list[Group]:
+    """Groups images that have and keep the same numbers of tokens, given the patches of a crop."""
     starts = list(accumulate((layout.num_crops * patches for layout in layouts), initial=0))
-    alike: dict[tuple[int, Plan], list[int]] = {}
-    for image, (layout, plan) in enumerate(zip(layouts, plans, strict=True)):
-        alike.setdefault((layout.tokens.shape[0], plan), []).append(image)
+    alike: dict[tuple[int, KeepCounts], list[int]] = {}
+    for image, (layout, each) in enumerate(zip(layouts, counts, strict=True)):
+        alike.setdefault((layout.tokens.shape[0], each), []).append(image)
     return [
-        Group(images, plan, [layouts[i] for i in images], [starts[i] for i in images])
-        for (_, plan), images in alike.items()
+        Group(images, each, [layouts[i] for i in images], [starts[i] for i in images])
+        for (_, each), images in alike.items()
     ]

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: image tokens are dropped from the prompt, the others stay where they stood."""
+"""Qwen2.5-VL: image tokens are dropped from the prompt, the others keep their positions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selectors.interface import Selector, require_known
+from ocvtp_kernels.selectors.interface import Selector, require_available
 from ocvtp_kernels.selectors.oc_pruner import require_width
-from ocvtp_kernels.vlm.handle import Handle, Options, require_free
+from ocvtp_kernels.vlm.columns import cached_length, drop_placeholders, text_positions
+from ocvtp_kernels.vlm.handle import Handle, Options
 from ocvtp_kernels.vlm.layer_call import read_cache
 from ocvtp_kernels.vlm.qwen_call import (
-    place,
+    positions_of,
     read_filler,
     read_grids,
     read_history,
@@ -22,22 +23,20 @@ from ocvtp_kernels.vlm.qwen_call import (
     shift_lengths,
     take_images,
 )
-from ocvtp_kernels.vlm.qwen_encoder import KNOWN, QwenEncoder
+from ocvtp_kernels.vlm.qwen_encoder import AVAILABLE_FIELDS, QwenEncoder
 from ocvtp_kernels.vlm.qwen_positions import (
     History,
-    cached_length,
     count_kept,
-    drop_placeholders,
     new_images,
     next_position,
     recall,
     remember,
-    text_positions,
 )
+from ocvtp_kernels.vlm.towers import resolve_reference
 
 IGNORED_LABEL = -100
 
-# Arguments that pruning makes anew or uses up; the rest of a call goes on as it came.
+# Arguments that pruning replaces or uses up; all others are passed on.
 _REPLACED = (
     "inputs",
     "input_ids",
@@ -55,21 +54,21 @@ def attach_qwen2_5_vl(
 ) -> Handle:
     """Attaches a selector to a ``Qwen2_5_VLForConditionalGeneration``.
 
-    The processor stays as it is: a prompt has all its placeholders, and `generate` gives it back
-    whole in front of the answer. Inside, the columns of the dropped tokens are taken out and the
-    others keep their three-dimensional positions. Reference tokens are the mean of the 4 patches of
-    a merged token, final tokens what the merger makes of them; there is no importance. `forward`
-    with ``pixel_values`` prunes as well, labels too: its logits have the kept columns only, short
-    rows padded on the left. A prompt none of whose images has more tokens than the budget takes
-    the model's own way, to the last bit. Videos stay whole.
+    The processor is unchanged: a prompt has all its placeholders, and `generate` returns it whole
+    before the answer. Inside, the columns of the dropped tokens are taken out and the others keep
+    their three-dimensional positions. Reference tokens are the mean of the 4 patches of a merged
+    token, final tokens the merger's output; there is no importance. `forward` with
+    ``pixel_values`` prunes as well, labels too: its logits have the kept columns only, short rows
+    padded on the left. A prompt none of whose images has more tokens than the budget runs bitwise
+    as the model alone. Videos are not pruned.
 
     Args:
         model: a ``Qwen2_5_VLForConditionalGeneration``.
         processor: not used.
-        selector: what chooses the tokens.
+        selector: chooses the tokens.
         budget: T, at least 1.
-        options: ``newlines`` has no meaning here. ``savings`` are had with a selector that reads no
-            final tokens: the last block and the merger then compute the kept tokens alone.
+        options: ``newlines`` is not used. ``skip_unused_layers`` takes effect with a selector that
+            reads no final tokens: the last block and the merger then compute the kept tokens alone.
 
     Raises:
         ValueError: the model is of another type, the pruner or the reference layer does not fit
@@ -83,17 +82,14 @@ def attach_qwen2_5_vl(
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         raise ValueError("model: pruning a Qwen2.5-VL needs transformers >= 5.19")
     require_width(selector, int(visual.config.hidden_size))
-    require_known(selector, KNOWN)
-    depth = len(visual.blocks)
-    layer = depth // 3 if options.reference_layer is None else options.reference_layer
-    if not 0 <= layer < depth:
-        raise ValueError(f"reference_layer: expected 0 to {depth - 1}, got {layer}")
-    for name in ("generate", "forward"):
-        require_free(model, name)
+    require_available(selector, AVAILABLE_FIELDS)
+    layer = resolve_reference(options.reference_layer, len(visual.blocks))
     handle = Handle(options.timed)
     encoder = QwenEncoder(selector, budget, layer, handle, options)
-    handle.replace_method(model, "generate", lambda original: _pruned_generate(original, encoder))
-    handle.replace_method(model, "forward", lambda original: _pruned_forward(original, encoder))
+    handle.replace_methods(
+        (model, "generate", lambda original: _pruned_generate(original, encoder)),
+        (model, "forward", lambda original: _pruned_forward(original, encoder)),
+    )
     return handle
 
 
@@ -101,7 +97,7 @@ class _Call(NamedTuple):
     """A call after pruning."""
 
     arguments: dict[str, Any]
-    length: int  # columns of the prompt that are left, those in the cache included
+    length: int  # kept columns of the prompt, those in the cache included
     history: History  # of the cache, once it holds the prompt
 
 
@@ -111,16 +107,16 @@ def _pruned_generate(original: Callable[..., Any], encoder: QwenEncoder) -> Call
     @torch.no_grad()
     def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs |= dict(zip(names, args, strict=False))
-        whole = kwargs.get("inputs") if kwargs.get("input_ids") is None else kwargs["input_ids"]
-        call = _prune(model, whole, kwargs, encoder)
-        if call is None or whole is None:
+        prompts = kwargs.get("inputs") if kwargs.get("input_ids") is None else kwargs["input_ids"]
+        call = _prune(model, prompts, kwargs, encoder)
+        if call is None or prompts is None:
             return original(model, **kwargs)
-        dropped = whole.shape[1] - call.length
+        dropped = prompts.shape[1] - call.length
         output = original(model, **(call.arguments | shift_lengths(model, kwargs, dropped)))
         sequences = output if isinstance(output, Tensor) else output.sequences
-        prompts = whole.to(sequences.device)
-        if len(sequences) > len(whole):
-            prompts = prompts.repeat_interleave(len(sequences) // len(whole), 0)
+        prompts = prompts.to(sequences.device)
+        if len(sequences) > len(prompts):
+            prompts = prompts.repeat_interleave(len(sequences) // len(prompts), 0)
         sequences = torch.cat([prompts, sequences[:, call.length :]], 1)
         remember(output, kwargs, call.history)
         if isinstance(output, Tensor):
@@ -136,7 +132,7 @@ def _pruned_forward(original: Callable[..., Any], encoder: QwenEncoder) -> Calla
 
     def forward(model: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs |= dict(zip(names, args, strict=False))
-        # Without pixels it is text, a later token, or generate, which has the images encoded.
+        # Without pixels: text, a later token, or a call by generate, which has encoded the images.
         if kwargs.get("pixel_values") is None:
             return original(model, **kwargs)
         if cached_length(read_cache(kwargs)):
@@ -162,7 +158,7 @@ def _pruned_forward(original: Callable[..., Any], encoder: QwenEncoder) -> Calla
 def _prune(
     model: Any, input_ids: Tensor | None, given: dict[str, Any], encoder: QwenEncoder
 ) -> _Call | None:
-    """Encodes, selects and drops columns; None where the model's own way is taken."""
+    """Encodes, selects and drops columns; None where nothing is pruned."""
     cache = read_cache(given)
     if given.get("pixel_values") is None and recall(cache) is None:
         return None
@@ -182,50 +178,50 @@ def _prune(
     start = 0 if history is None else history.length
     cached, added, columns = _count(is_image, attended, start)
     images = new_images(sizes, cached, added)
-    prompt = place(model, input_ids[:, start:], attended[:, start:], images, given)
+    prompt = positions_of(model, input_ids[:, start:], attended[:, start:], images, given)
     if history is not None:
         prompt = prompt.after(history)
     following = next_position(prompt.positions)
-    kept, width = prompt.attended, max(columns)
+    is_kept, width = prompt.attended, max(columns)
     outputs = dict(given.get("mm_encoder_outputs") or {})
     if images:
         if "image" in outputs:
             raise ValueError("mm_encoder_outputs: expected no images beside pixel_values")
-        chosen = [sizes[image] for image in images]
+        added_sizes = [sizes[image] for image in images]
         pixels = take_images(given["pixel_values"], grids, images)
-        used = [grids[image] for image in images]
-        ids, outputs["image"] = encoder.encode(model.model, pixels, used)
-        kept = drop_placeholders(kept, is_image[:, start:], ids, chosen)
-        width = count_kept(columns, added, ids, chosen)
+        added_grids = [grids[image] for image in images]
+        ids, outputs["image"] = encoder.encode(model.model, pixels, added_grids)
+        is_kept = drop_placeholders(is_kept, is_image[:, start:], ids, added_sizes)
+        width = count_kept(columns, added, ids, added_sizes)
     filler = read_filler(model)
-    left = prompt.keep(kept, width, filler)
+    kept = prompt.keep(is_kept, width, filler)
     arguments = {name: value for name, value in given.items() if name not in _REPLACED}
     if outputs:
         arguments["mm_encoder_outputs"] = outputs
     if given.get("labels") is not None:
-        labels = given["labels"].gather(1, left.columns)
-        arguments["labels"] = labels.masked_fill(~left.attended, IGNORED_LABEL)
+        labels = given["labels"].gather(1, kept.columns)
+        arguments["labels"] = labels.masked_fill(~kept.attended, IGNORED_LABEL)
     if history is not None:
-        # Cached placeholders have had their features.
-        left = left.behind(history, input_ids.masked_fill(is_image, filler))
-    mask = left.attended.to(torch.int64)
-    # Where decoding without position_ids goes on.
+        # Cached placeholders need no features any more.
+        kept = kept.behind(history, input_ids.masked_fill(is_image, filler))
+    mask = kept.attended.to(torch.int64)
+    # From which transformers counts the positions of decoded tokens.
     model.model.rope_deltas = following[:, None] - mask.sum(1, keepdim=True)
-    # Gaps in the row for text would be taken for packed prompts by flash attention.
-    text = text_positions(left.attended)[None]
+    # Flash attention would read gaps in the text row as packed prompts.
+    text = text_positions(kept.attended)[None]
     arguments |= {
-        "input_ids": left.input_ids,
+        "input_ids": kept.input_ids,
         "attention_mask": mask,
-        "position_ids": torch.cat([text, left.positions]),
+        "position_ids": torch.cat([text, kept.positions]),
     }
-    whole = History(left.columns, left.attended, input_ids.shape[1], following)
-    return _Call(arguments, left.input_ids.shape[1], whole)
+    history = History(kept.columns, kept.attended, input_ids.shape[1], following)
+    return _Call(arguments, kept.input_ids.shape[1], history)
 
 
 def _count(is_image: Tensor, attended: Tensor, start: int) -> tuple[list[int], ...]:
     """Of each row: placeholders before column ``start``, those after, all columns after.
 
-    Read at once, and before the encoder is at work: each time is a wait for the device.
+    Read at once, before the encoder runs, as each read waits for the device.
     """
     if not start:
         added, columns = torch.stack([is_image, attended]).sum(2).tolist()

@@ -1,4 +1,4 @@
-"""What a call of Qwen2.5-VL is given, read: images, padding, positions, limits, and the cache."""
+"""Reads the arguments of a Qwen2.5-VL call: images, padding, positions, limits, and the cache."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.vlm.columns import cached_length
 from ocvtp_kernels.vlm.layer_call import read_cache
 from ocvtp_kernels.vlm.qwen_positions import (
     History,
     Prompt,
-    cached_length,
     lengthen,
     new_images,
     next_position,
@@ -43,7 +43,7 @@ def read_mask(model: Any, input_ids: Tensor, given: dict[str, Any]) -> Tensor:
     """
     mask = given.get("attention_mask")
     if mask is None:
-        # As generate guesses it: a padding token that may end an answer tells nothing.
+        # As generate does: a padding token that is also an end token marks no padding.
         pad, eos = model.generation_config.pad_token_id, model.generation_config.eos_token_id
         if pad is None or pad in (eos if isinstance(eos, list) else [eos]):
             return torch.ones_like(input_ids, dtype=torch.bool)
@@ -64,7 +64,7 @@ def read_history(
     sizes: list[int],
     given: dict[str, Any],
 ) -> History | None:
-    """What the cache stands for, also where nothing was dropped from it; None if it is empty.
+    """The columns of the conversation in the cache, pruned or not; None if it is empty.
 
     Args:
         model: the model.
@@ -92,16 +92,16 @@ def read_history(
         old = new_images(sizes, [0] * len(both), both)
         new = new_images(sizes, before, [b - a for a, b in zip(before, both, strict=True)])
         old = [image for image in old if image not in new]
-        prompt = place(model, input_ids[:, :length], attended[:, :length], old, given)
+        prompt = positions_of(model, input_ids[:, :length], attended[:, :length], old, given)
         columns = torch.arange(length, device=input_ids.device).expand(len(input_ids), -1)
         history = History(columns, prompt.attended, length, next_position(prompt.positions))
     return lengthen(history, attended, length)
 
 
-def place(
+def positions_of(
     model: Any, input_ids: Tensor, attended: Tensor, images: list[int], given: dict[str, Any]
 ) -> Prompt:
-    """A part of a conversation, with the positions that it has when nothing is before it.
+    """A part of a conversation with its positions, counted as if nothing were before it.
 
     Args:
         model: the model.
@@ -150,13 +150,13 @@ def _take_grids(given: dict[str, Any], images: list[int]) -> Tensor | None:
 
 
 def read_filler(model: Any) -> int:
-    """A token that asks for nothing: the padding's, or the first."""
+    """A token for unused columns: the padding token, or the first."""
     pad = getattr(model.generation_config, "pad_token_id", None)
     return 0 if pad is None else int(pad)
 
 
 def shift_lengths(model: Any, given: dict[str, Any], dropped: int) -> dict[str, int]:
-    """The limits that count the prompt, less the columns it lost."""
+    """The length limits that include the prompt, less its dropped columns."""
     configs = (given.get("generation_config"), model.generation_config)
     sources = [given, *(vars(config) for config in configs if config is not None)]
 

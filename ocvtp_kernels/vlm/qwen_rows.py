@@ -1,7 +1,7 @@
-"""Qwen2.5-VL's vision encoder, finished for the kept units alone, and spared waits for the device.
+"""The end of Qwen2.5-VL's vision encoder for the kept units alone, without waits for the device.
 
 A unit is the patches that the merger makes one token of. Blocks run on patches in the order of
-their attention windows, so places of units are places in that order, not ids.
+their attention windows; an index of a unit here is one in that order, not an id.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 class Units(NamedTuple):
     """The units to finish, image by image."""
 
-    places: Tensor  # int64 [K], in the order of the windows
+    indices: Tensor  # int64 [K], in the order of the windows
     counts: list[int]  # of each image, K in all
 
 
-def plan(visual: Any, grid: Tensor, device: torch.device) -> dict[str, Tensor]:
-    """What the encoder would work out of the images' sizes, waiting for the device.
+def grid_arguments(visual: Any, grid: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """What the encoder would compute from the images' sizes, waiting for the device.
 
     Args:
         visual: the vision encoder.
@@ -31,8 +31,8 @@ def plan(visual: Any, grid: Tensor, device: torch.device) -> dict[str, Tensor]:
         device: where the encoder runs.
 
     Returns:
-        Arguments of the encoder, ``window_index`` (int64 ``[units]``) among them: which unit is at
-        each place.
+        Arguments of the encoder, ``window_index`` (int64 ``[units]``) among them: the unit at each
+        index.
     """
     from transformers.vision_utils import (
         get_vision_cu_seqlens,
@@ -47,7 +47,7 @@ def plan(visual: Any, grid: Tensor, device: torch.device) -> dict[str, Tensor]:
         patch_size=visual.patch_size,
     )
     bounds = {"cu_seqlens": get_vision_cu_seqlens(grid), "cu_window_seqlens": windows}
-    # These two read bounds as numbers, in every block; flash attention wants them on the device.
+    # sdpa and eager read the bounds on the host, in every block; flash attention on the device.
     if visual.config._attn_implementation not in ("sdpa", "eager"):
         bounds = {name: bound.to(device) for name, bound in bounds.items()}
     positions = get_vision_position_ids(grid, visual.spatial_merge_size)
@@ -56,30 +56,30 @@ def plan(visual: Any, grid: Tensor, device: torch.device) -> dict[str, Tensor]:
 
 @contextmanager
 def finish_units(
-    visual: Any, choose: Callable[[], Units], lengths: list[int], whole: bool
+    visual: Any, choose: Callable[[], Units], lengths: list[int], is_last: bool
 ) -> Iterator[list[Tensor]]:
-    """Makes the encoder finish only some units, chosen before its last block or right after.
+    """Makes the encoder finish only some units, chosen before its last block or after it.
 
     The last block computes queries, projection and MLP for their patches alone where it attends
-    over whole images, and the merger merges them alone. Both are as before afterwards.
+    over whole images, and the merger merges them alone. Both are restored afterwards.
 
     Args:
         visual: the vision encoder, not training.
-        choose: the units; asked once.
+        choose: returns the units; called once.
         lengths: patches of each image.
-        whole: whether the last block computes everything, because it is the one decided on.
+        is_last: whether the reference layer is the last block, which then computes everything.
 
     Yields:
-        A list that holds ``[K, D]`` after the encoder has run: what the merger made of the units,
-        as they were chosen. The encoder itself then puts out tokens of no channels.
+        A list that holds ``[K, D]`` after the encoder has run: the merger's output of the units,
+        in the order chosen. The encoder itself then returns tokens of no channels.
     """
     merged: list[Tensor] = []
     block, unit = visual.blocks[-1], visual.spatial_merge_unit
 
     def take_rows() -> tuple[Tensor, list[int]]:
-        places, counts = choose()
-        patches = torch.arange(unit, device=places.device)
-        rows = (places[:, None] * unit + patches).flatten()
+        indices, counts = choose()
+        patches = torch.arange(unit, device=indices.device)
+        rows = (indices[:, None] * unit + patches).flatten()
         return rows, [unit * count for count in counts]
 
     def pick(_block: nn.Module, _args: Any, output: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def finish_units(
 
     def run_rows(hidden_states: Tensor, **kwargs: Any) -> Tensor:
         rows, queries = take_rows()
-        # An image of several frames attends within each, which this was not made for.
+        # An image of several frames attends within each frame, which _run_block does not.
         if len(kwargs["cu_seqlens"]) != len(lengths) + 1:
             output: Tensor = type(block).forward(block, hidden_states, **kwargs)
             return output[rows]
@@ -96,13 +96,13 @@ def finish_units(
 
     def take(_merger: nn.Module, _args: Any, output: Tensor) -> Tensor:
         merged.append(output)
-        # The encoder goes on to put all units in order; without channels that is free.
+        # The encoder then reorders all units; without channels that is free.
         return output.new_empty(sum(lengths) // unit, 0)
 
     with ExitStack() as stack:
         own, last = vars(block), len(visual.blocks) - 1
-        # A forward that somebody set on the block, to move its weights for one, has to run.
-        if whole or last not in visual.fullatt_block_indexes or "forward" in own:
+        # A forward set on the block, by offloading for example, has to run.
+        if is_last or last not in visual.fullatt_block_indexes or "forward" in own:
             stack.callback(block.register_forward_hook(pick).remove)
         else:
             own["forward"] = run_rows
@@ -132,10 +132,10 @@ def _run_block(
     """
     attention = block.attn
     query, key, value = _project(attention, block.norm1(hidden_states), rows)
-    # Turned together: on a GPU each small operation costs the host more than the work does.
+    # Queries and keys in one call: launching costs more than the work does.
     cos, sin = (torch.cat([part[rows], part]) for part in position_embeddings)
-    turned = _rotate(torch.cat([query, key], 1), cos, sin)
-    query, key = turned.split([len(rows), len(hidden_states)], 1)
+    rotated = _rotate(torch.cat([query, key], 1), cos, sin)
+    query, key = rotated.split([len(rows), len(hidden_states)], 1)
     queries, lengths = bounds
     if len(lengths) == 1:
         mixed = _attend(query, key, value, attention.scaling)
@@ -143,8 +143,8 @@ def _run_block(
         parts = (query.split(queries, 1), key.split(lengths, 1), value.split(lengths, 1))
         images = zip(*parts, strict=True)
         mixed = torch.cat([_attend(*image, attention.scaling) for image in images], 1)
-    chosen = hidden_states[rows] + attention.proj(mixed.transpose(0, 1).flatten(1))
-    result: Tensor = chosen + block.mlp(block.norm2(chosen))
+    states = hidden_states[rows] + attention.proj(mixed.transpose(0, 1).flatten(1))
+    result: Tensor = states + block.mlp(block.norm2(states))
     return result
 
 
@@ -158,7 +158,7 @@ def _project(attention: Any, normed: Tensor, rows: Tensor) -> tuple[Tensor, Tens
     linear, heads = attention.qkv, (attention.num_heads, -1)
     plain = type(linear) is nn.Linear and "forward" not in vars(linear)
     if not plain or linear._forward_hooks or linear._forward_pre_hooks:
-        # An adapter's or a quantized layer's weight is not all there is to it.
+        # An adapter or a quantized layer computes more than its weight says.
         query, key, value = linear(normed).unflatten(1, (3, *heads)).permute(1, 2, 0, 3)
         return query[:, rows], key, value
     width = normed.shape[1]
@@ -171,8 +171,8 @@ def _project(attention: Any, normed: Tensor, rows: Tensor) -> tuple[Tensor, Tens
 
 def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions of ``[heads, N, d]``, in float32 as the model has them."""
-    wide = tokens.float()
-    first, second = wide.chunk(2, -1)
-    turned = torch.cat([-second, first], -1)
-    rotated = wide * cos.float() + turned * sin.float()
+    upcast = tokens.float()
+    first, second = upcast.chunk(2, -1)
+    swapped = torch.cat([-second, first], -1)
+    rotated = upcast * cos.float() + swapped * sin.float()
     return rotated.to(tokens.dtype)

@@ -1,6 +1,6 @@
-"""What the attention of one encoder layer tells, taken from its queries and keys as they pass.
+"""Attention received and keys of one encoder layer, from the outputs of its projections.
 
-Whatever computes the attention itself, no map of it is materialised.
+Works with every attention implementation; no attention map is materialised.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class LayerAttention:
 
     @contextmanager
     def captured(self) -> Iterator[None]:
-        """Within, what the layer's projections put out is kept."""
+        """Within the block, the outputs of the layer's projections are stored."""
         with ExitStack() as stack:
             for key, projection in zip("qk", self._projections, strict=True):
 
-                def keep(_module: nn.Module, _args: Any, output: Tensor, key: str = key) -> None:
+                def store(_module: nn.Module, _args: Any, output: Tensor, key: str = key) -> None:
                     self._outputs[key] = output
 
-                stack.callback(projection.register_forward_hook(keep).remove)
+                stack.callback(projection.register_forward_hook(store).remove)
             yield
 
     def received(self, mode: str) -> Tensor:

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ocvtp_kernels.installing import install_command
-from ocvtp_kernels.selectors.interface import Evidence
+from ocvtp_kernels.selectors.interface import SelectorInputs
 from ocvtp_kernels.vlm.encoder import Encoded, Encoder
 from ocvtp_kernels.vlm.qwen_encoder import merge_units
-from ocvtp_kernels.vlm.towers import TOLD, Tower
+from ocvtp_kernels.vlm.towers import AVAILABLE_FIELDS, Tower, resolve_reference
 
 # The layer that LLaVA takes its tokens from, for towers whose model names none.
 FINAL_LAYER = -2
@@ -31,10 +31,10 @@ _NOT_LOADED = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 class TowerEncoder:
     """A tower of images of one size, in float32 on the CPU.
 
-    Candidates are the patches alone: prefix tokens (CLS, registers) have no place in a picture,
-    and are left out even where the model's own strategy takes them. Of a processor that cuts
-    crops beside the whole photo, as LLaVA-NeXT's, the whole photo is encoded. Importance is the
-    attention received in the layer that makes the (deepest) final tokens.
+    Candidates are the patches alone: prefix tokens (CLS, registers) have no position in a picture,
+    and are left out even where the model's own strategy takes them. Where the processor makes
+    crops beside the whole photo, as LLaVA-NeXT's does, the whole photo is encoded. Importance is
+    the attention received in the layer that makes the (deepest) final tokens.
 
     Args:
         tower: the tower, whose parameters become float32.
@@ -68,14 +68,14 @@ class TowerEncoder:
     def encode(self, photo: Image.Image) -> Encoded:
         """Encodes an RGB photo of any size."""
         pixels = self.prepare(photo)
-        evidence = self.tower.encode(pixels, self.reference_layer, self.final_layer, TOLD)
+        inputs = self.tower.encode(pixels, self.reference_layer, self.final_layer, AVAILABLE_FIELDS)
         rows, columns = self.tower.read_grid(pixels)
         high, wide = self.tower.patch_size
-        # A rest that fills no patch is not looked at.
+        # Pixels that fill no patch are not encoded.
         seen = pixels[0, :, : rows * high, : columns * wide]
         return Encoded(
             picture=_as_picture(seen, self.processor),
-            evidence=evidence,
+            inputs=inputs,
             grid=(rows, columns),
         )
 
@@ -86,7 +86,7 @@ class TowerEncoder:
 
     @torch.inference_mode()
     def _count_tokens(self) -> int | None:
-        """Asks the processor, whose size need not be the one in the tower's config."""
+        """By the processor, whose size may differ from the one in the tower's config."""
         blanks = [self.prepare(Image.new("RGB", size)) for size in ((64, 48), (48, 64))]
         inner: Any = getattr(self.tower.module, "vision_model", self.tower.module)
         try:
@@ -125,17 +125,14 @@ class QwenTowerEncoder:
     ) -> None:
         self.visual, self.processor, self.name = visual.float().eval(), processor, name
         self.width = int(visual.config.hidden_size)
-        depth = len(visual.blocks)
-        self.reference_layer = depth // 3 if reference_layer is None else reference_layer
-        if not 0 <= self.reference_layer < depth:
-            raise ValueError(f"reference_layer: expected 0 to {depth - 1}, got {reference_layer}")
+        self.reference_layer = resolve_reference(reference_layer, len(visual.blocks))
 
     @torch.inference_mode()
     def encode(self, photo: Image.Image) -> Encoded:
         """Encodes an RGB photo of any size."""
-        inputs = self.processor(photo, return_tensors="pt")
-        pixels, grid = inputs["pixel_values"].float(), inputs["image_grid_thw"]
-        # All hidden states of a large photo would be gigabytes; one block's is wanted.
+        processed = self.processor(photo, return_tensors="pt")
+        pixels, grid = processed["pixel_values"].float(), processed["image_grid_thw"]
+        # A hook for one block, since all hidden states of a large photo would be gigabytes.
         states: list[Any] = []
         hook = self.visual.blocks[self.reference_layer].register_forward_hook(
             lambda _block, _args, output: states.append(output)
@@ -149,7 +146,7 @@ class QwenTowerEncoder:
         reference_tokens = merge_units(self.visual, state, grid).unsqueeze(0)
         return Encoded(
             picture=_as_picture(self._join_patches(pixels, rows, columns), self.processor),
-            evidence=Evidence(reference_tokens, final_tokens[None], grid=(rows, columns)),
+            inputs=SelectorInputs(reference_tokens, final_tokens[None], grid=(rows, columns)),
             grid=(rows, columns),
         )
 
@@ -188,9 +185,9 @@ def load_tower_encoder(source: str | Path, reference_layer: int | None = None) -
     try:
         model = AutoModel.from_pretrained(source, dtype="auto")
     except _NOT_LOADED as error:
-        # Of a hub that cannot be reached, transformers says so, but not that there is another way.
-        way = "" if Path(source).is_dir() else " (a folder that has the model's files will do too)"
-        raise ValueError(f"model: cannot load {str(source)!r}{way}: {error}") from error
+        # transformers says that a hub cannot be reached, but not that a folder works as well.
+        hint = "" if Path(source).is_dir() else " (a folder that has the model's files will do too)"
+        raise ValueError(f"model: cannot load {str(source)!r}{hint}: {error}") from error
     config, name = model.config, str(source)
     if config.model_type == QWEN:
         return QwenTowerEncoder(
@@ -235,16 +232,16 @@ def _load_processor(source: str | Path) -> Any:
     with suppress(ImportError, OSError, ValueError, KeyError):
         clip = _find_processor_class(CLIP_PROCESSOR)
         settings, _ = clip.get_image_processor_dict(source)
-        kind = settings.get("image_processor_type", "")
-        return _find_processor_class(kind, clip).from_pretrained(source)
+        name = settings.get("image_processor_type", "")
+        return _find_processor_class(name, clip).from_pretrained(source)
     return None
 
 
-def _find_processor_class(kind: str, default: Any = None) -> Any:
+def _find_processor_class(saved_name: str, default: Any = None) -> Any:
     """The class of an image processor that needs no torchvision, by its saved name."""
     import transformers
 
-    plain = kind.removesuffix("Fast")
+    plain = saved_name.removesuffix("Fast")
     for name in (f"{plain}Pil", plain):
         if plain and hasattr(transformers, name):
             return getattr(transformers, name)

@@ -1,4 +1,4 @@
-"""Vision towers of Hugging Face models, tapped at two depths, without the work nobody asked for."""
+"""Vision towers of Hugging Face models: tokens of two layers, without running unused layers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.selectors.interface import Evidence
+from ocvtp_kernels.selectors.interface import SelectorInputs
 from ocvtp_kernels.vlm.tower_attention import LayerAttention, split_heads
 
 
-class _Kind(NamedTuple):
-    """How a family of towers is built."""
+class _TowerType(NamedTuple):
+    """The structure of a type of towers."""
 
     layers: str  # path of the encoder layers
     has_cls: bool
@@ -25,17 +25,19 @@ class _Kind(NamedTuple):
     rows: bool  # whether a layer can be computed for some rows alone (see `_compute_rows`)
 
 
-_KINDS = {
-    "clip_vision_model": _Kind("encoder.layers", True, ("self_attn",), True),
-    "siglip_vision_model": _Kind("encoder.layers", False, ("self_attn",), True),
-    "dinov2": _Kind("encoder.layer", True, ("attention", "attention.attention"), False),
-    "dinov2_with_registers": _Kind(
+_TOWER_TYPES = {
+    "clip_vision_model": _TowerType("encoder.layers", True, ("self_attn",), True),
+    "siglip_vision_model": _TowerType("encoder.layers", False, ("self_attn",), True),
+    "dinov2": _TowerType("encoder.layer", True, ("attention", "attention.attention"), False),
+    "dinov2_with_registers": _TowerType(
         "encoder.layer", True, ("attention", "attention.attention"), False
     ),
 }
-# What a tower can tell beside tokens, see `Tower.encode`.
-TOLD = frozenset({"importance", "shallow_importance", "cls_attention", "cls_token", "keys", "grid"})
-_DEEP = frozenset({"importance", "cls_attention", "keys"})
+# The fields of `SelectorInputs` that a tower can fill beside tokens, see `Tower.encode`.
+AVAILABLE_FIELDS = frozenset(
+    {"importance", "shallow_importance", "cls_attention", "cls_token", "keys", "grid"}
+)
+_DEEP_FIELDS = frozenset({"importance", "cls_attention", "keys"})
 
 
 class Tower:
@@ -50,19 +52,19 @@ class Tower:
         num_heads: of its attention.
     """
 
-    def __init__(self, module: nn.Module, kind: _Kind) -> None:
+    def __init__(self, module: nn.Module, tower_type: _TowerType) -> None:
         self.module = module
         config: Any = module.config
         self.config = config
         # Early releases of transformers 5 hold CLIP's layers one level deeper.
         inner: Any = getattr(module, "vision_model", module)
-        self.layers: nn.ModuleList = inner.get_submodule(kind.layers)
-        self.num_prefix = int(kind.has_cls) + int(getattr(config, "num_register_tokens", 0))
+        self.layers: nn.ModuleList = inner.get_submodule(tower_type.layers)
+        self.num_prefix = int(tower_type.has_cls) + int(getattr(config, "num_register_tokens", 0))
         self.width = int(config.hidden_size)
         patch = config.patch_size
         self.patch_size = (patch, patch) if isinstance(patch, int) else tuple(patch)
         self.num_heads = int(config.num_attention_heads)
-        self._kind = kind
+        self._type = tower_type
 
     @classmethod
     def of(cls, module: nn.Module) -> Tower:
@@ -72,18 +74,18 @@ class Tower:
             ValueError: it is of no known type.
         """
         name = getattr(getattr(module, "config", None), "model_type", None)
-        if name not in _KINDS:
+        if name not in _TOWER_TYPES:
             raise ValueError(
-                f"vision tower: expected one of {', '.join(_KINDS)}, "
+                f"vision tower: expected one of {', '.join(_TOWER_TYPES)}, "
                 f"got {name or type(module).__name__}"
             )
-        return cls(module, _KINDS[name])
+        return cls(module, _TOWER_TYPES[name])
 
     @property
-    def known(self) -> frozenset[str]:
-        """The fields of `Evidence` that it can tell."""
-        told = TOLD if self._kind.has_cls else TOLD - {"cls_attention", "cls_token"}
-        return told | {"reference_tokens", "final_tokens"}
+    def available_fields(self) -> frozenset[str]:
+        """The fields of `SelectorInputs` that it can fill."""
+        of_cls = frozenset() if self._type.has_cls else {"cls_attention", "cls_token"}
+        return AVAILABLE_FIELDS - of_cls | {"reference_tokens", "final_tokens"}
 
     def read_grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """Rows and columns of patches of an image of ``pixel_values`` ``[..., H, W]``."""
@@ -95,16 +97,8 @@ class Tower:
         return math.prod(self.read_grid(pixel_values))
 
     def resolve_reference(self, layer: int | None) -> int:
-        """The layer decided on: ``layer``, or a third of the depth, the published 8 of 24.
-
-        Raises:
-            ValueError: there is no such layer.
-        """
-        depth = len(self.layers)
-        layer = depth // 3 if layer is None else layer
-        if not 0 <= layer < depth:
-            raise ValueError(f"reference_layer: expected 0 to {depth - 1}, got {layer}")
-        return layer
+        """The index of the reference layer, see `resolve_reference`."""
+        return resolve_reference(layer, len(self.layers))
 
     def encode(
         self,
@@ -113,12 +107,12 @@ class Tower:
         final_layer: int | Sequence[int],
         fields: Collection[str] = (),
         *,
-        watch: Callable[[Tensor], None] | None = None,
-        rows: Callable[[], Tensor] | None = None,
+        on_reference_tokens: Callable[[Tensor], None] | None = None,
+        row_ids: Callable[[], Tensor] | None = None,
         num_dropped: int | None = None,
-        savings: bool = True,
+        skip_unused_layers: bool = True,
         **kwargs: Any,
-    ) -> Evidence:
+    ) -> SelectorInputs:
         """Runs the tower once.
 
         Args:
@@ -126,86 +120,90 @@ class Tower:
             reference_layer: index of the layer whose output the decision is made on.
             final_layer: index into ``hidden_states``, as LLaVA's ``vision_feature_layer``; of
                 several, the channels are joined.
-            fields: of `Evidence`, what to tell beside tokens. Attention, mean over heads, and keys,
-                heads side by side, are those of the layer that makes the (deepest) final tokens;
-                shallow importance is that of the reference layer.
-            watch: told the reference tokens ``[B, N, C]`` as soon as there are any, while the
-                layers behind them are still to run.
-            rows: asked for ids int64 ``[B, T]`` when the layer that makes the final tokens runs
-                (see `can_compute_rows`), which then computes queries, projection and MLP for these
-                tokens alone.
+            fields: of `SelectorInputs`, to fill beside tokens. Attention, mean over heads, and
+                keys, heads side by side, are those of the layer that makes the (deepest) final
+                tokens; shallow importance is that of the reference layer.
+            on_reference_tokens: called with the reference tokens ``[B, N, C]`` before the layers
+                behind them run.
+            row_ids: called for ids int64 ``[B, T]`` when the layer that makes the final tokens
+                runs (see `can_compute_rows`), which then computes queries, projection and MLP for
+                these tokens alone.
             num_dropped: tokens left out at the front; the prefix tokens if None.
-            savings: whether layers behind the last one used are left out, which changes no bit.
+            skip_unused_layers: whether layers behind the last one used do not run, which changes
+                no bit.
             kwargs: passed on to the tower.
 
         Returns:
-            Evidence of N = prefix + patches - dropped tokens. Without attention, where the final
-            tokens are the embedding, what comes of it is None; so are the CLS token and its
-            attention without a CLS token, and the grid where prefix tokens are among the N. With
-            ``rows``, final tokens are the T chosen alone.
+            Fields of N = prefix + patches - dropped tokens. None are: fields of attention, where
+            the final tokens are the embedding; the CLS token and its attention of a tower without
+            one; the grid where prefix tokens are among the N. With ``row_ids``, final tokens are
+            those T alone.
 
         Raises:
-            ValueError: ``final_layer`` is out of range, or ``rows`` cannot be had.
+            ValueError: ``final_layer`` is out of range, or the layer cannot be computed for
+                ``row_ids`` alone.
         """
         finals = [self._resolve(index) for index in _as_list(final_layer)]
         dropped = self.num_prefix if num_dropped is None else num_dropped
         deepest = max(finals)
-        deep = self._tap(deepest - 1) if deepest > 0 and not _DEEP.isdisjoint(fields) else None
+        taps_deep = deepest > 0 and not _DEEP_FIELDS.isdisjoint(fields)
+        deep = self._tap(deepest - 1) if taps_deep else None
         shallow = self._tap(reference_layer) if "shallow_importance" in fields else None
         with ExitStack() as stack:
-            if savings:
+            if skip_unused_layers:
                 for layer in self.layers[max(deepest, reference_layer + 1) :]:
                     stack.enter_context(_replaced_forward(layer, _pass_through))
             for tap in (deep, shallow):
                 if tap is not None:
                     stack.enter_context(tap.captured())
-            if watch is not None:
-                stack.enter_context(_watched(self.layers[reference_layer], watch, dropped))
-            if rows is not None:
+            if on_reference_tokens is not None:
+                layer = self.layers[reference_layer]
+                stack.enter_context(_hooked(layer, on_reference_tokens, dropped))
+            if row_ids is not None:
                 if not self.can_compute_rows(reference_layer, final_layer):
                     raise ValueError(
-                        f"rows: layer {deepest - 1} of this tower cannot be computed for some "
+                        f"row_ids: layer {deepest - 1} of this tower cannot be computed for some "
                         "rows alone"
                     )
-                stack.enter_context(self._compute_rows(self.layers[deepest - 1], rows, dropped))
+                stack.enter_context(self._compute_rows(self.layers[deepest - 1], row_ids, dropped))
             # A list of indices would mean other layers in some transformers versions.
             outputs = self.module(
                 pixel_values, output_hidden_states=True, return_dict=True, **kwargs
             )
         states = outputs.hidden_states
-        skip = 0 if rows is not None else dropped
+        skip = 0 if row_ids is not None else dropped
         final_tokens = [states[index][:, skip:] for index in finals]
-        told: dict[str, Any] = {}
+        optional: dict[str, Any] = {}
         if deep is not None:
-            told = self._tell(deep, fields, dropped)
+            optional = self._attention_fields(deep, fields, dropped)
         if shallow is not None:
-            told["shallow_importance"] = shallow.received("meanq")[:, dropped:]
-        if "cls_token" in fields and self._kind.has_cls:
-            told["cls_token"] = states[finals[0]][:, 0]
+            optional["shallow_importance"] = shallow.received("meanq")[:, dropped:]
+        if "cls_token" in fields and self._type.has_cls:
+            optional["cls_token"] = states[finals[0]][:, 0]
         if "grid" in fields and dropped == self.num_prefix:
-            told["grid"] = self.read_grid(pixel_values)
-        return Evidence(
+            optional["grid"] = self.read_grid(pixel_values)
+        return SelectorInputs(
             states[reference_layer + 1][:, dropped:],
             final_tokens[0] if len(finals) == 1 else torch.cat(final_tokens, dim=-1),
-            **told,
+            **optional,
         )
 
     def _tap(self, layer: int) -> LayerAttention:
-        return LayerAttention(self.layers[layer], self._kind.attention, self.num_heads)
+        return LayerAttention(self.layers[layer], self._type.attention, self.num_heads)
 
-    def _tell(
+    def _attention_fields(
         self, attention: LayerAttention, fields: Collection[str], dropped: int
     ) -> dict[str, Any]:
-        """The fields of `Evidence` that the layer of the final tokens tells."""
-        told: dict[str, Any] = {}
+        """The fields that the attention of the final tokens' layer fills."""
+        filled: dict[str, Any] = {}
         if "importance" in fields:
-            told["importance"] = attention.received("meanq")[:, dropped:]
-        if "cls_attention" in fields and self._kind.has_cls:
-            told["cls_attention"] = attention.received("cls")[:, dropped:]
+            filled["importance"] = attention.received("meanq")[:, dropped:]
+        if "cls_attention" in fields and self._type.has_cls:
+            filled["cls_attention"] = attention.received("cls")[:, dropped:]
         if "keys" in fields:
-            told["keys"] = attention.keys[:, dropped:]
-            told["num_heads"] = self.num_heads
-        return told
+            filled["keys"] = attention.keys[:, dropped:]
+            filled["num_heads"] = self.num_heads
+        return filled
 
     def can_compute_rows(self, reference_layer: int, final_layer: int | Sequence[int]) -> bool:
         """Whether the last layer used can be computed for some rows alone.
@@ -213,7 +211,7 @@ class Tower:
         It takes one final layer, a reference layer before it, and a CLIP or SigLIP that is not
         training, whose attention would drop out.
         """
-        if not self._kind.rows or self.module.training:
+        if not self._type.rows or self.module.training:
             return False
         finals = [self._resolve(index) for index in _as_list(final_layer)]
         return len(finals) == 1 and reference_layer < finals[0] - 1
@@ -226,24 +224,46 @@ class Tower:
         return index % count
 
     @contextmanager
-    def _compute_rows(self, layer: Any, rows: Callable[[], Tensor], dropped: int) -> Iterator[None]:
-        """Makes a layer compute only the rows that are asked for when it runs."""
+    def _compute_rows(
+        self, layer: Any, row_ids: Callable[[], Tensor], dropped: int
+    ) -> Iterator[None]:
+        """Makes a layer compute only the rows ``row_ids()``, which it calls when it runs."""
         attention = layer.self_attn
 
         def forward(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-            chosen = rows() + dropped
+            rows = row_ids() + dropped
             normed = layer.layer_norm1(hidden_states)
             mixed = F.scaled_dot_product_attention(
-                split_heads(attention.q_proj(gather_tokens(normed, chosen)), self.num_heads),
+                split_heads(attention.q_proj(gather_tokens(normed, rows)), self.num_heads),
                 split_heads(attention.k_proj(normed), self.num_heads),
                 split_heads(attention.v_proj(normed), self.num_heads),
             )
             mixed = attention.out_proj(mixed.transpose(1, 2).flatten(2))
-            kept = gather_tokens(hidden_states, chosen) + mixed
+            kept = gather_tokens(hidden_states, rows) + mixed
             return kept + layer.mlp(layer.layer_norm2(kept))
 
         with _replaced_forward(layer, forward):
             yield
+
+
+def resolve_reference(layer: int | None, depth: int) -> int:
+    """The index of the reference layer: ``layer``, or a third of the depth, the published 8 of 24.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    layer = depth // 3 if layer is None else layer
+    if not 0 <= layer < depth:
+        raise ValueError(f"reference_layer: expected 0 to {depth - 1}, got {layer}")
+    return layer
+
+
+def as_output(features: list[Tensor], return_dict: bool | None) -> Any:
+    """The features of a call's images as the model's ``get_image_features`` returns them."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    output = BaseModelOutputWithPooling(pooler_output=features)
+    return output.to_tuple() if return_dict is False else output
 
 
 def _as_list(layers: int | Sequence[int]) -> list[int]:
@@ -255,14 +275,14 @@ def _pass_through(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
 
 
 @contextmanager
-def _watched(layer: nn.Module, watch: Callable[[Tensor], None], dropped: int) -> Iterator[None]:
-    """Tells ``watch`` what a layer puts out, without the first tokens."""
+def _hooked(layer: nn.Module, use: Callable[[Tensor], None], dropped: int) -> Iterator[None]:
+    """Calls ``use`` with the layer's output, without the first ``dropped`` tokens."""
 
-    def tell(_module: nn.Module, _args: Any, output: Any) -> None:
+    def read(_module: nn.Module, _args: Any, output: Any) -> None:
         tokens = output[0] if isinstance(output, tuple) else output
-        watch(tokens[:, dropped:])
+        use(tokens[:, dropped:])
 
-    hook = layer.register_forward_hook(tell)
+    hook = layer.register_forward_hook(read)
     try:
         yield
     finally:
@@ -271,7 +291,7 @@ def _watched(layer: nn.Module, watch: Callable[[Tensor], None], dropped: int) ->
 
 @contextmanager
 def _replaced_forward(layer: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Lets a layer run another forward; what was set on the module before comes back."""
+    """Makes a layer run another forward; afterwards its own attribute, if any, is restored."""
     own: Any = vars(layer)
     had, before = "forward" in own, own.get("forward")
     own["forward"] = forward

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bench.selectors_inputs import Job
-from ocvtp_kernels.selectors.interface import Evidence, Selected, ask
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, run_selector
 from ocvtp_kernels.selectors.registry import make_selector
 
 CPU = torch.device("cpu")
@@ -24,8 +24,8 @@ class Changed:
         self.inner, self.change = make_selector(method, **options), change
         self.needs = self.inner.needs  # type: ignore[attr-defined]
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
-        return self.change(ask(self.inner, evidence, budget))
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
+        return self.change(run_selector(self.inner, inputs, budget))
 
 
 def set_id(place: int, value: int) -> Change:

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench import selectors_gate
 from bench.selectors_gate import judge, quality
 from bench.selectors_inputs import NAMES, PUBLISHED, Job, draw, selector_of
-from ocvtp_kernels.selectors.interface import Evidence, Selected, ask
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, run_selector
 from ocvtp_kernels.selectors.registry import make_selector
 from tests.bench.selector_cases import CPU, JOB, ONE, Change, Changed, set_id
 
@@ -128,10 +128,10 @@ def test_other_rows_than_the_published_loops_are_refused(monkeypatch: pytest.Mon
 
 
 def test_where_the_published_loops_fall_short_ours_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(name: str, evidence: Evidence, budget: int) -> tuple[list[int], Tensor | None]:
-        order = ask(make_selector(name), evidence, budget).order
+    def short(name: str, inputs: SelectorInputs, budget: int) -> tuple[list[int], Tensor | None]:
+        order = run_selector(make_selector(name), inputs, budget).order
         assert order is not None
-        return sorted(order[0, :5].tolist()), evidence.final_tokens[0, :5]
+        return sorted(order[0, :5].tolist()), inputs.final_tokens[0, :5]
 
     monkeypatch.setattr(selectors_gate, "run_published", short)
     assert judge("vlm-pruner", make_selector("vlm-pruner"), ONE, CPU, 1).passed
@@ -141,9 +141,9 @@ def test_who_returns_an_old_answer_is_refused() -> None:
     class Lazy(Changed):
         kept: Selected | None = None
 
-        def __call__(self, evidence: Evidence, budget: int) -> Selected:
+        def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
             if self.kept is None:
-                self.kept = ask(self.inner, evidence, budget)
+                self.kept = run_selector(self.inner, inputs, budget)
             return self.kept._replace(ids=self.kept.ids.clone())
 
     found = judge("fastervlm", Lazy(lambda selected: selected), JOB, CPU, 1)
@@ -153,7 +153,7 @@ def test_who_returns_an_old_answer_is_refused() -> None:
 def test_a_tie_that_rounding_decides_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = draw(JOB, 1, CPU)
 
-    def tied(*_: Any) -> Evidence:
+    def tied(*_: Any) -> SelectorInputs:
         # The last place in the budget is between two tokens of nearly equal attention.
         assert honest.cls_attention is not None
         attention = torch.linspace(1, 2, 64).repeat(2, 1)
@@ -174,10 +174,10 @@ def test_a_tie_that_rounding_decides_is_no_mistake(monkeypatch: pytest.MonkeyPat
 
 
 def test_quality_of_what_cannot_be_told() -> None:
-    evidence = draw(JOB, 1, CPU)
-    assert quality(Changed(set_id(0, 64)), evidence, 8) is None
-    short = quality(Changed(set_id(-1, -1)), evidence, 8)
-    whole = quality(make_selector("fastervlm"), evidence, 8)
+    inputs = draw(JOB, 1, CPU)
+    assert quality(Changed(set_id(0, 64)), inputs, 8) is None
+    short = quality(Changed(set_id(-1, -1)), inputs, 8)
+    whole = quality(make_selector("fastervlm"), inputs, 8)
     assert short is not None and whole is not None
     assert (short.exact, short.duplicates, whole.exact) == (False, 0, True)
     assert short.coverage <= whole.coverage

@@ -80,7 +80,7 @@ def test_without_a_model_the_descriptors_tokens(photos: Path, tmp_path: Path) ->
     assert folder.manifest["reference_layer"] is None
     assert (folder.num_tokens, folder.width, folder.grid) == (576, 64, (24, 24))
     for index, name in enumerate(folder.paths):
-        tokens = DescriptorEncoder().encode(open_photo(photos / name)).evidence.reference_tokens
+        tokens = DescriptorEncoder().encode(open_photo(photos / name)).inputs.reference_tokens
         assert_near_float16(folder[index], tokens[0])
 
 
@@ -101,7 +101,7 @@ def test_a_towers_reference_tokens(
     for index, name in enumerate(folder.paths):
         encoded = encoder.encode(open_photo(photos / name))
         assert folder.grid == encoded.grid
-        assert_near_float16(folder[index], encoded.evidence.reference_tokens[0])
+        assert_near_float16(folder[index], encoded.inputs.reference_tokens[0])
 
 
 def test_a_batch_is_stored_as_the_encoder_gave_it(

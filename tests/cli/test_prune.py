@@ -61,7 +61,7 @@ def test_the_record_says_what_the_pruner_does(photo: Path, tmp_path: Path) -> No
     record = json.loads((tmp_path / "garden-pruned.json").read_text())
     checkpoint = Path(ocvtp.__file__).parent / "assets" / "demo_pruner.safetensors"
     pruner = ocvtp.OCPruner.from_checkpoint(checkpoint, noise_seed=3)
-    tokens = DescriptorEncoder().encode(open_photo(photo)).evidence.reference_tokens
+    tokens = DescriptorEncoder().encode(open_photo(photo)).inputs.reference_tokens
     out = pruner(tokens, tokens, budget=40)
     assert record["ids"] == out.ids[0].tolist()
     # In float64, where no attention rounds to 1 and ties.
@@ -181,9 +181,9 @@ def test_nan_tokens_are_reported(
 
     def spoilt(self: DescriptorEncoder, photo: Image.Image) -> object:
         encoded = encode(self, photo)
-        tokens = encoded.evidence.reference_tokens.clone()
+        tokens = encoded.inputs.reference_tokens.clone()
         tokens[0, 5, 5] = float("nan")
-        return encoded._replace(evidence=encoded.evidence._replace(reference_tokens=tokens))
+        return encoded._replace(inputs=encoded.inputs._replace(reference_tokens=tokens))
 
     monkeypatch.setattr(DescriptorEncoder, "encode", spoilt)
     result = run("prune", photo, "--output", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""``ocvtp prune --method``: the peers, alone and side by side."""
+"""``ocvtp prune --method``: the baselines, alone and side by side."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def prune(photo: Path, output: Path, *options: object) -> dict[str, Any]:
 def test_one_method(photo: Path, tmp_path: Path) -> None:
     record = prune(photo, tmp_path / "out", "--method", "divprune", "--budget", 40)
     (kept,) = record["methods"]
-    tokens = DescriptorEncoder().encode(Image.open(photo)).evidence.final_tokens
+    tokens = DescriptorEncoder().encode(Image.open(photo)).inputs.final_tokens
     assert kept["ids"] == select(tokens, 40, "divprune").ids[0].tolist()
     assert kept["method"] == "divprune" and kept["found"] == 40 and not record["left_out"]
     assert record["checkpoint"] is None

@@ -81,14 +81,14 @@ def test_the_record_says_what_the_pruner_keeps_of_patches(
     pruner = ocvtp.OCPruner.from_checkpoint(shelf / "pruner.safetensors")
     with torch.no_grad():
         out = pruner(
-            encoded.evidence.reference_tokens,
-            encoded.evidence.final_tokens,
+            encoded.inputs.reference_tokens,
+            encoded.inputs.final_tokens,
             budget=BUDGET,
-            importance=encoded.evidence.importance,
+            importance=encoded.inputs.importance,
         )
     assert record["ids"] == out.ids[0].tolist()
     assert record["budget"] == record["kept"] == BUDGET
-    assert (encoded.evidence.importance is None) == (model == "qwen")
+    assert (encoded.inputs.importance is None) == (model == "qwen")
 
 
 def test_a_llava_keeps_the_same_tokens_when_it_answers(shelf: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class Images:
     grid: tuple[int, int] = field(init=False)
     budget: int = field(init=False)
     tokens: Tensor = field(init=False)
-    evidence: dict[str, Any] = field(init=False)
+    inputs: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         draw = random.Random(self.seed)
@@ -64,7 +64,7 @@ class Images:
         # From unrelated tokens to such as are nearly alike.
         shared = draw.choice([0.0, 0.5, 1.0, 3.0]) * normal(batch, 1, width)
         self.tokens = normal(batch, num_tokens, width) + shared
-        self.evidence = {
+        self.inputs = {
             "keys": normal(batch, num_tokens, 4 * HEADS),
             "cls_attention": normal(batch, num_tokens).softmax(1),
             "importance": normal(batch, num_tokens).softmax(1),
@@ -76,11 +76,11 @@ class Images:
         }
 
     def select(self, method: str, **options: Any) -> Selected:
-        return select(self.tokens, self.budget, method, **self.evidence, **options)
+        return select(self.tokens, self.budget, method, **self.inputs, **options)
 
     def image(self, index: int) -> dict[str, Any]:
         """One of the images in NumPy, float64, and its budget."""
-        given = {"tokens": self.tokens, **self.evidence}
+        given = {"tokens": self.tokens, **self.inputs}
         return {
             name: value[index].double().numpy() if isinstance(value, Tensor) else value
             for name, value in given.items()
@@ -102,9 +102,9 @@ def tied(seed: int) -> Images:
         batch, num_tokens, _ = images.tokens.shape
         return torch.eye(width, dtype=images.dtype)[few(batch, num_tokens, values=width)]
 
-    for name, value in images.evidence.items():
+    for name, value in images.inputs.items():
         if isinstance(value, Tensor):
-            images.evidence[name] = few(*value.shape).to(images.dtype) / 8
-    images.tokens, images.evidence["keys"] = one_hot(images.tokens.shape[2] // 3), one_hot(12)
-    images.evidence["cls_token"] = images.tokens[:, 0]
+            images.inputs[name] = few(*value.shape).to(images.dtype) / 8
+    images.tokens, images.inputs["keys"] = one_hot(images.tokens.shape[2] // 3), one_hot(12)
+    images.inputs["cls_token"] = images.tokens[:, 0]
     return images

@@ -1,4 +1,4 @@
-"""What runs for a pruner that is not frozen is a frozen copy, and the pruner stays as it is."""
+"""A pruner that is not frozen runs as a frozen copy, and stays unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ocvtp_kernels import OCPruner
 from ocvtp_kernels.pruner.pruner import Picks, Pruned
-from ocvtp_kernels.selectors.interface import Evidence, begin
+from ocvtp_kernels.selectors.interface import SelectorInputs, start_selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from tests.cases import random_pruner, random_tokens, small_config
 
@@ -21,7 +21,7 @@ BUDGET = 7
 
 
 def ids(selector: PrunerSelector, tokens: Tensor = TOKENS) -> Tensor:
-    return selector(Evidence(tokens, tokens), BUDGET).ids
+    return selector(SelectorInputs(tokens, tokens), BUDGET).ids
 
 
 def ids_of(pruner: OCPruner) -> Tensor:
@@ -30,7 +30,7 @@ def ids_of(pruner: OCPruner) -> Tensor:
 
 
 def runs_frozen(selector: PrunerSelector) -> bool:
-    """Whether both ways to ask it run the op on folded weights."""
+    """Whether it runs the ops on folded weights, at once and in two halves."""
     called: list[str] = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -42,7 +42,7 @@ def runs_frozen(selector: PrunerSelector) -> bool:
 
     with torch.no_grad(), Watch():
         ids(selector)
-        begin(selector, TOKENS, BUDGET)
+        start_selector(selector, TOKENS, BUDGET)
     return "ocvtp.prune.default" in called and "ocvtp.prune_picks.default" in called
 
 
@@ -60,7 +60,7 @@ def test_a_pruner_that_is_not_frozen_runs_as_a_frozen_copy(training: bool) -> No
     pruner.attend(TOKENS)[0].square().sum().backward()
     assert parameters[0].grad is not None
     frozen = random_pruner().freeze()
-    assert PrunerSelector(frozen)._running() is frozen
+    assert PrunerSelector(frozen)._active_pruner() is frozen
 
 
 def test_the_copy_follows_as_a_frozen_pruner_does() -> None:
@@ -76,9 +76,9 @@ def test_the_copy_follows_as_a_frozen_pruner_does() -> None:
     assert torch.equal(ids(selector), ids_of(pruner)) and runs_frozen(selector)
     pruner.double()
     assert torch.equal(ids(selector, TOKENS.double()), ids_of(pruner)) and runs_frozen(selector)
-    assert selector._running().initializ.mean.dtype == torch.float64
+    assert selector._active_pruner().initializ.mean.dtype == torch.float64
     pruner.float().freeze()
-    assert selector._running() is pruner
+    assert selector._active_pruner() is pruner
     pruner.unfreeze()
     assert runs_frozen(selector) and not pruner.frozen
     with torch.device("meta"):
@@ -96,7 +96,7 @@ def test_a_selector_is_copied_with_its_pruner(how: str) -> None:
     assert torch.equal(ids(twin), ids(selector)) and runs_frozen(twin)
     assert twin.pruner is not selector.pruner
     frozen = way(PrunerSelector(random_pruner().freeze()))
-    assert frozen._running() is frozen.pruner
+    assert frozen._active_pruner() is frozen.pruner
 
 
 def test_hooks_on_the_pruner_are_on_its_copy() -> None:
@@ -114,10 +114,10 @@ def test_hooks_on_the_pruner_are_on_its_copy() -> None:
 
 class Refusing(OCPruner):
     def forward(self, *args: Any, **kwargs: Any) -> Pruned:
-        raise AssertionError("asked")
+        raise AssertionError("called")
 
     def pick(self, *args: Any, **kwargs: Any) -> Picks:
-        raise AssertionError("asked")
+        raise AssertionError("called")
 
 
 class Doubled(nn.Linear):
@@ -153,4 +153,4 @@ def with_a_forward_of_its_own() -> OCPruner:
 )
 def test_a_pruner_that_is_no_ordinary_one_runs_itself(make: Any) -> None:
     pruner = make()
-    assert PrunerSelector(pruner)._running() is pruner
+    assert PrunerSelector(pruner)._active_pruner() is pruner

@@ -48,7 +48,7 @@ def compare_vlm_pruner(images: Images) -> bool:
     for pad in (True, False):
         wanted = [
             vlm_pruner(tokens, keys, images, pivots, channels, pad)
-            for tokens, keys in zip(images.tokens, images.evidence["keys"], strict=True)
+            for tokens, keys in zip(images.tokens, images.inputs["keys"], strict=True)
         ]
         for way in WAYS:
             with on(way):
@@ -87,7 +87,7 @@ def test_ties_of_vlm_pruner_go_to_the_lowest_id() -> None:
 def test_the_whole_of_vlm_pruner_on_one_image() -> None:
     images = Images(4)
     ids, merged = published.vlm_pruner(
-        images.tokens[0], images.evidence["keys"][0], images.grid, images.budget
+        images.tokens[0], images.inputs["keys"][0], images.grid, images.budget
     )
     selected = images.select("vlm-pruner", as_published=True)
     assert selected.tokens is not None
@@ -112,7 +112,7 @@ def test_divprune_as_published_takes_duplicates_twice() -> None:
     # Unit vectors: their products are exact.
     tokens = torch.eye(6).repeat(2, 1)[None]
     images = Images(0, torch.float32)
-    images.tokens, images.budget, images.evidence = tokens, 9, {}
+    images.tokens, images.budget, images.inputs = tokens, 9, {}
     wanted = published.divprune(tokens[0], 9)
     assert len(set(wanted)) == 6
     for way in WAYS:

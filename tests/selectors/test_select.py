@@ -1,4 +1,4 @@
-"""What every method keeps to: exact budgets, ties, batches, strides, dtypes, tracing, errors."""
+"""What all methods share: exact budgets, ties, batches, strides, dtypes, tracing, errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selectors.interface import Evidence, Selected, ask
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, run_selector
 from ocvtp_kernels.selectors.registry import METHODS, make_selector, select
 from tests.cases import assert_kept
 from tests.selectors.cases import HEADS, PUBLISHED, WAYS, Images, on
@@ -20,12 +20,12 @@ EVERY_VARIANT = pytest.mark.parametrize(("method", "options"), VARIANTS)
 
 
 def changed(images: Images, change: Any) -> tuple[Tensor, dict[str, Any]]:
-    """Tokens and evidence with ``change`` made to every tensor."""
-    evidence = {
+    """Tokens and inputs with ``change`` applied to every tensor."""
+    inputs = {
         name: change(value) if isinstance(value, Tensor) else value
-        for name, value in images.evidence.items()
+        for name, value in images.inputs.items()
     }
-    return change(images.tokens), evidence
+    return change(images.tokens), inputs
 
 
 def letterbox(value: Tensor) -> Tensor:
@@ -64,12 +64,12 @@ AWKWARD = {
 def test_exactly_the_budget_is_kept(method: str, awkward: str) -> None:
     for seed in range(12):
         images = Images(seed, torch.float32)
-        tokens, evidence = changed(images, AWKWARD[awkward])
+        tokens, inputs = changed(images, AWKWARD[awkward])
         num_tokens = tokens.shape[1]
         for budget in {1, 2, images.budget, num_tokens - 1, num_tokens}:
             for way in WAYS:
                 with on(way):
-                    selected = select(tokens, budget, method, **evidence)
+                    selected = select(tokens, budget, method, **inputs)
                 assert_kept(selected.ids, budget, num_tokens)
                 assert selected.tokens is not None
                 assert selected.tokens.shape == (len(tokens), budget, tokens.shape[2])
@@ -85,10 +85,10 @@ def test_a_token_that_is_nan_is_kept_last(method: str) -> None:
     images = Images(3, torch.float32)
     # Anchors bring their neighbours, whatever these are.
     options: dict[str, Any] = {"anchor_share": 0.0} if method == "hiprune" else {}
-    tokens, evidence = changed(images, poison)
+    tokens, inputs = changed(images, poison)
     for way in WAYS:
         with on(way):
-            selected = select(tokens, tokens.shape[1] - 1, method, **evidence, **options)
+            selected = select(tokens, tokens.shape[1] - 1, method, **inputs, **options)
         assert not (selected.ids == 2).any()
 
 
@@ -101,8 +101,8 @@ def test_an_image_alone_keeps_the_same(method: str, options: dict[str, Any]) -> 
         whole = images.select(method, **options)
         for index in range(len(images.tokens)):
             here = slice(index, index + 1)
-            tokens, evidence = changed(images, lambda value, here=here: value[here])
-            alone = select(tokens, images.budget, method, **evidence, **options)
+            tokens, inputs = changed(images, lambda value, here=here: value[here])
+            alone = select(tokens, images.budget, method, **inputs, **options)
             for name, value in alone._asdict().items():
                 if isinstance(value, Tensor):
                     torch.testing.assert_close(getattr(whole, name)[here], value)
@@ -120,11 +120,11 @@ def strided(value: Tensor) -> Tensor:
 def test_strides_change_nothing(way: str, method: str, options: dict[str, Any]) -> None:
     for seed in range(5):
         images = Images(seed)
-        tokens, evidence = changed(images, strided)
+        tokens, inputs = changed(images, strided)
         assert not tokens.is_contiguous()
         with on(way):
             dense = images.select(method, **options)
-            views = select(tokens, images.budget, method, **evidence, **options)
+            views = select(tokens, images.budget, method, **inputs, **options)
         assert_alike(dense, views)
 
 
@@ -143,9 +143,9 @@ def test_half_tokens_are_scored_in_float32(
     method: str, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
     images = Images(7, torch.float32)
-    tokens, evidence = changed(images, lambda value: value.to(dtype))
-    wide = {name: v.float() if isinstance(v, Tensor) else v for name, v in evidence.items()}
-    half = select(tokens, images.budget, method, **evidence, **options)
+    tokens, inputs = changed(images, lambda value: value.to(dtype))
+    wide = {name: v.float() if isinstance(v, Tensor) else v for name, v in inputs.items()}
+    half = select(tokens, images.budget, method, **inputs, **options)
     full = select(tokens.float(), images.budget, method, **wide, **options)
     assert torch.equal(half.ids, full.ids)
     assert half.tokens is not None and half.tokens.dtype == dtype
@@ -155,8 +155,8 @@ def test_half_tokens_are_scored_in_float32(
 @EVERY_VARIANT
 def test_no_images_are_no_ids(method: str, options: dict[str, Any]) -> None:
     images = Images(5)
-    tokens, evidence = changed(images, lambda value: value[:0])
-    selected = select(tokens, images.budget, method, **evidence, **options)
+    tokens, inputs = changed(images, lambda value: value[:0])
+    selected = select(tokens, images.budget, method, **inputs, **options)
     assert selected.ids.shape == (0, images.budget - selected.extra_counted)
 
 
@@ -164,28 +164,28 @@ def test_no_images_are_no_ids(method: str, options: dict[str, Any]) -> None:
 def test_it_compiles_to_one_graph(method: str, options: dict[str, Any]) -> None:
     images = Images(11)
 
-    def run(tokens: Tensor, evidence: dict[str, Any]) -> Selected:
-        return select(tokens, images.budget, method, **evidence, **options)
+    def run(tokens: Tensor, inputs: dict[str, Any]) -> Selected:
+        return select(tokens, images.budget, method, **inputs, **options)
 
     torch._dynamo.reset()
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    assert_alike(run(images.tokens, images.evidence), compiled(images.tokens, images.evidence))
+    assert_alike(run(images.tokens, images.inputs), compiled(images.tokens, images.inputs))
 
 
 def test_visionzip_as_published_counts_the_cls_token() -> None:
     images = Images(1)
     selected = images.select("visionzip", as_published=True)
     assert selected.extra is not None and selected.tokens is not None
-    assert torch.equal(selected.extra[:, 0], images.evidence["cls_token"])
+    assert torch.equal(selected.extra[:, 0], images.inputs["cls_token"])
     assert selected.tokens.shape[1] + selected.extra_counted == images.budget
 
 
-def test_visionzip_takes_the_heads_that_the_evidence_names() -> None:
+def test_visionzip_takes_the_heads_of_the_inputs() -> None:
     images = Images(3)
     images.budget, given = 12, {"contextual": 4}
-    told = Evidence(images.tokens, images.tokens, num_heads=HEADS)
-    told = told._replace(**{name: images.evidence[name] for name in ("cls_attention", "keys")})
-    one = ask(make_selector("visionzip", **given), told, images.budget)
+    inputs = SelectorInputs(images.tokens, images.tokens, num_heads=HEADS)
+    inputs = inputs._replace(**{name: images.inputs[name] for name in ("cls_attention", "keys")})
+    one = run_selector(make_selector("visionzip", **given), inputs, images.budget)
     other = images.select("visionzip", heads=HEADS, **given)
     assert one.tokens is not None and other.tokens is not None
     assert torch.equal(one.tokens, other.tokens)
@@ -196,16 +196,16 @@ def test_visionzip_takes_the_heads_that_the_evidence_names() -> None:
 @pytest.mark.parametrize(("counted", "fits"), [(0, False), (1, True), (2, False)])
 def test_fewer_ids_need_extra_tokens_that_count(counted: int, fits: bool) -> None:
     class Short:
-        def __call__(self, evidence: Evidence, budget: int) -> Selected:
-            ids = torch.arange(budget - 1).expand(len(evidence.final_tokens), -1)
-            return Selected(ids, extra=evidence.final_tokens[:, :1], extra_counted=counted)
+        def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
+            ids = torch.arange(budget - 1).expand(len(inputs.final_tokens), -1)
+            return Selected(ids, extra=inputs.final_tokens[:, :1], extra_counted=counted)
 
     tokens = torch.zeros(2, 6, 4)
     if fits:
-        assert ask(Short(), Evidence(tokens, tokens), 4).ids.shape == (2, 3)
+        assert run_selector(Short(), SelectorInputs(tokens, tokens), 4).ids.shape == (2, 3)
     else:
         with pytest.raises(ValueError, match=rf"expected ids of shape \(2, {4 - counted}\)"):
-            ask(Short(), Evidence(tokens, tokens), 4)
+            run_selector(Short(), SelectorInputs(tokens, tokens), 4)
 
 
 def test_an_unknown_method_lists_all() -> None:
@@ -289,9 +289,9 @@ def test_an_option_out_of_range_is_named(
 
 def test_the_range_of_relevance_may_be_nothing() -> None:
     images = Images(2)
-    images.evidence["text_tokens"] = images.evidence["text_tokens"][:, :1].expand(
+    images.inputs["text_tokens"] = images.inputs["text_tokens"][:, :1].expand(
         -1, images.tokens.shape[1], -1
     )
     same = images.select("cdpruner")
-    images.evidence["text"] = None
+    images.inputs["text"] = None
     assert torch.equal(same.ids, images.select("cdpruner").ids)

@@ -17,7 +17,7 @@ GRIDS = ((6, 6), (7, 7), (9, 9))
 
 @EVERY_VARIANT
 def test_one_graph_serves_every_number_of_tokens(method: str, options: dict[str, Any]) -> None:
-    # Where the grid is not told, a square is one; 55 tokens are none, and most methods need none.
+    # Without a grid a square number of tokens is one; 55 is none, and most methods need no grid.
     sizes = [rows * columns for rows, columns in GRIDS]
     if "grid" not in needs_of(make_selector(method)):
         sizes.append(55)
@@ -27,29 +27,29 @@ def test_one_graph_serves_every_number_of_tokens(method: str, options: dict[str,
         graphs.append(graph)
         return graph
 
-    def run(tokens: Tensor, evidence: dict[str, Any]) -> Selected:
-        return select(tokens, 5, method, **evidence, **options)
+    def run(tokens: Tensor, inputs: dict[str, Any]) -> Selected:
+        return select(tokens, 5, method, **inputs, **options)
 
     torch._dynamo.reset()
     marked = not options  # else all that can vary does
     compiled = torch.compile(run, fullgraph=True, dynamic=None if marked else True, backend=keep)
     for seed, size in enumerate(sizes):
         images = Images(seed, sizes=(2, 1, size, 40))
-        del images.evidence["grid"]
+        del images.inputs["grid"]
         if marked:
-            for value in (images.tokens, *images.evidence.values()):
+            for value in (images.tokens, *images.inputs.values()):
                 if value.shape[1] == size:
                     torch._dynamo.mark_dynamic(value, 1)
-        assert_alike(run(images.tokens, images.evidence), compiled(images.tokens, images.evidence))
+        assert_alike(run(images.tokens, images.inputs), compiled(images.tokens, images.inputs))
     assert len(graphs) == 1
 
 
-def test_a_told_grid_may_vary_in_a_graph() -> None:
-    def run(tokens: Tensor, evidence: dict[str, Any]) -> Selected:
-        return select(tokens, 5, "hiprune", **evidence)
+def test_a_given_grid_may_vary_in_a_graph() -> None:
+    def run(tokens: Tensor, inputs: dict[str, Any]) -> Selected:
+        return select(tokens, 5, "hiprune", **inputs)
 
     torch._dynamo.reset()
     compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
     for seed, grid in enumerate([(3, 8), (5, 5), (9, 4)]):
         images = Images(seed, sizes=(2, *grid, 40))
-        assert_alike(run(images.tokens, images.evidence), compiled(images.tokens, images.evidence))
+        assert_alike(run(images.tokens, images.inputs), compiled(images.tokens, images.inputs))

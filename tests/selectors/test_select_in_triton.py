@@ -27,12 +27,12 @@ def test_every_method(method: str, options: dict[str, Any]) -> None:
         images = Images(seed, torch.float32)
         with use_backend("reference"):
             wanted = images.select(method, **options)
-        evidence = {
+        inputs = {
             name: value.to(DEVICE) if isinstance(value, Tensor) else value
-            for name, value in images.evidence.items()
+            for name, value in images.inputs.items()
         }
         with use_backend("triton"):
-            got = select(images.tokens.to(DEVICE), images.budget, method, **evidence, **options)
+            got = select(images.tokens.to(DEVICE), images.budget, method, **inputs, **options)
         assert torch.equal(got.ids.cpu(), wanted.ids)
         for name in ("order", "found", "tokens", "extra"):
             one, other = getattr(got, name), getattr(wanted, name)

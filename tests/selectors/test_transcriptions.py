@@ -71,7 +71,7 @@ def test_hiprune(as_published: bool) -> None:
 
     def options(images: Images) -> dict[str, Any]:
         if images.seed % 2:  # sums over queries, which exceed 1
-            images.evidence["importance"] *= images.tokens.shape[1]
+            images.inputs["importance"] *= images.tokens.shape[1]
         share = shares[images.seed % len(shares)]
         return {"anchor_share": share, "as_published": as_published}
 
@@ -115,7 +115,7 @@ def test_cdpruner(relevance: str) -> None:
         for seed in range(count):
             images = Images(seed, dtype)
             if relevance == "none":
-                images.evidence["text"] = None
+                images.inputs["text"] = None
             orders = cdpruner_orders(images, relevance)
             for way in WAYS:
                 with on(way):
@@ -179,6 +179,6 @@ def test_ties_of_diversity_go_to_the_lowest_id(method: str) -> None:
     for way in WAYS:
         with on(way):
             selected = select(tokens, 9, method)
-        # Twins have nothing to add: they come after all that differ.
+        # Duplicates add nothing, so they come after all distinct tokens.
         assert selected.order is not None
         assert selected.order.tolist() == [list(range(9))]

@@ -69,7 +69,7 @@ def test_the_descriptor_in_batches_is_the_descriptor(tmp_path: Path) -> None:
     assert folder.grid == (24, 24) and folder.manifest["model"] is None
     for index, name in enumerate(names):
         photo = open_photo(tmp_path / "images" / name)
-        tokens = DescriptorEncoder().encode(photo).evidence.reference_tokens[0]
+        tokens = DescriptorEncoder().encode(photo).inputs.reference_tokens[0]
         torch.testing.assert_close(folder[index].float(), tokens, rtol=1e-3, atol=1e-5)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selectors.interface import Evidence
+from ocvtp_kernels.selectors.interface import SelectorInputs
 from tests.vlm import models_qwen
 from tests.vlm.models import make_llava, make_text_config
 
@@ -20,15 +20,15 @@ RUNS += [("flat", "dynamic")]
 
 
 class Row(NamedTuple):
-    """A prompt: its tokens as vectors, where they stand, and its images."""
+    """A prompt: its tokens as vectors, their positions, and its images."""
 
     vectors: Tensor  # [L, C]
     positions: Tensor  # [3, L]
     images: list[tuple[int, tuple[int, int]]]  # first column, and rows and columns of the grid
 
 
-class Told(NamedTuple):
-    """What is to come out for a row."""
+class Expected(NamedTuple):
+    """The expected output of a row."""
 
     tokens: list[int]
     logits: Tensor  # [steps, vocabulary]
@@ -84,8 +84,8 @@ def split_row(
         images.append((column, (height, width)))
         for index, feature in enumerate(features[image]):
             vectors.append(feature)
-            row, place = (index, index) if flat else divmod(index, width)
-            shift = [index] * 3 if flat else [0, row, place]
+            row, cell = (index, index) if flat else divmod(index, width)
+            shift = [index] * 3 if flat else [0, row, cell]
             positions.append([position + step for step in shift])
         column += height * width
         position += height * width if flat else max(height, width)
@@ -112,10 +112,10 @@ def prune_by_hand(
                     ids.append(torch.arange(size))
                     continue
                 tokens = whole[:, start : start + size]
-                evidence = Evidence(
+                inputs = SelectorInputs(
                     tokens, tokens, keys=keys[None, start : start + size], grid=(height, width)
                 )
-                selected = selector(evidence, budget)
+                selected = selector(inputs, budget)
                 ids.append(selected.ids[0])
                 hidden[0, start + selected.ids[0]] = selected.tokens[0]
                 dropped |= set(range(start, start + size)) - set((start + ids[-1]).tolist())
@@ -158,7 +158,7 @@ def rotated_keys(block: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> T
 @torch.no_grad()
 def answer_by_hand(
     model: Any, row: Row, selector: Any, budget: int, banned: Sequence[int] = (), steps: int = NEW
-) -> Told:
+) -> Expected:
     """Greedy decoding; every step computes all of the row again. No ``banned`` token comes."""
     embed = model.get_input_embeddings().weight
     tokens: list[int] = []
@@ -175,7 +175,7 @@ def answer_by_hand(
             vectors=torch.cat([row.vectors, embed[tokens[-1]][None]]),
             positions=torch.cat([row.positions, following.expand(3, 1)], 1),
         )
-    return Told(tokens, torch.stack(logits), first[1], first[0], first[2])
+    return Expected(tokens, torch.stack(logits), first[1], first[0], first[2])
 
 
 def loss_by_hand(model: Any, row: Row, labels: list[int], selector: Any, budget: int) -> Tensor:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ocvtp_kernels import OCPruner, PrunerConfig
-from ocvtp_kernels.selectors.interface import Evidence
+from ocvtp_kernels.selectors.interface import SelectorInputs
 
 SPECIAL = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 WORDS = ["<pad>", "</s>", "<unk>", *SPECIAL, "what", "is", "this", "and", "that", "a"]
@@ -91,7 +91,7 @@ def make_processor() -> Any:
         padding_side="left",
     )
     processor = Qwen2_5_VLProcessor.__new__(Qwen2_5_VLProcessor)
-    # The video processor needs torchvision; photos do not ask for it.
+    # The video processor needs torchvision; photos do not need it.
     processor.image_processor = Qwen2VLImageProcessorPil(
         min_pixels=28 * 28, max_pixels=28 * 28 * 80
     )
@@ -129,14 +129,14 @@ def needs_encoded_images() -> pytest.MarkDecorator:
 
 
 class ByNorm:
-    """Keeps the tokens of the largest reference norm: an image's choice is its own."""
+    """Keeps the tokens of the largest reference norm: images do not depend on one another."""
 
     def __init__(self) -> None:
-        self.asked: list[Evidence] = []
+        self.received: list[SelectorInputs] = []
 
-    def __call__(self, evidence: Evidence, budget: int) -> Tensor:
-        self.asked.append(evidence)
-        norms = evidence.reference_tokens.norm(dim=-1)
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Tensor:
+        self.received.append(inputs)
+        norms = inputs.reference_tokens.norm(dim=-1)
         return norms.topk(budget, dim=1).indices.sort(dim=1).values
 
 
@@ -156,9 +156,9 @@ def state_of(model: Any, photo: Any, layer: int) -> tuple[Tensor, Tensor]:
         for column in range(left, min(left + 2, width))
     ]
     reference = torch.zeros(height * width, WIDTH)
-    for unit, place in enumerate(order):
+    for unit, index in enumerate(order):
         patches = output.hidden_states[layer + 1][4 * unit : 4 * unit + 4]
-        reference[place] = patches.sum(0) / 4
+        reference[index] = patches.sum(0) / 4
     return reference, output.pooler_output
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selectors.interface import Evidence
+from ocvtp_kernels.selectors.interface import SelectorInputs
 from ocvtp_kernels.vlm import attach as public
 from tests.vlm.models import make_photo
 
@@ -31,11 +31,11 @@ class LoudestSelector:
 
     def __init__(self, needs_importance: bool = False) -> None:
         self.wants = frozenset({"importance"} if needs_importance else ())
-        self.seen: list[Evidence] = []
+        self.seen: list[SelectorInputs] = []
 
-    def __call__(self, evidence: Evidence, budget: int) -> Tensor:
-        self.seen.append(evidence)
-        norms = evidence.reference_tokens.norm(dim=-1)
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Tensor:
+        self.seen.append(inputs)
+        norms = inputs.reference_tokens.norm(dim=-1)
         return norms.topk(budget, dim=1).indices.sort(dim=1).values
 
 
@@ -111,10 +111,10 @@ def embed_by_hand(
         *(features_by_hand(model, batch, first + i, budget, newlines, i) for i in photos),
         strict=True,
     )
-    places = (batch["input_ids"] == model.config.image_token_id).nonzero().tolist()
+    positions = (batch["input_ids"] == model.config.image_token_id).nonzero().tolist()
     rows = torch.cat(features)
-    assert len(places) == len(rows)
-    for (sample, position), row in zip(places, rows, strict=True):
+    assert len(positions) == len(rows)
+    for (sample, position), row in zip(positions, rows, strict=True):
         embeds[sample, position] = row
     return embeds, list(kept)
 

@@ -1,4 +1,4 @@
-"""The pruner beside the encoder on a GPU: the same features as one after the other."""
+"""The pruner in parallel to the encoder on a GPU: the same features as in sequence."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ from tests.vlm.decoder_by_hand import (
     BUDGET,
     LAYERS,
     RUNS,
+    Expected,
     Row,
-    Told,
     answer_by_hand,
     copies_for,
     loss_by_hand,
@@ -43,7 +43,7 @@ from tests.vlm.models import (
 )
 
 GRID, CLOSE = (4, 4), {"rtol": 1e-4, "atol": 1e-4}
-BANNED = [2, IMAGE_ID]  # answers are as long as they are asked to be, and have no placeholders
+BANNED = [2, IMAGE_ID]  # answers have the full length, and no placeholders
 ATTENTION = pytest.mark.parametrize("attention", ["sdpa", "eager", "flat"])
 CACHE = pytest.mark.parametrize("cache", ["dynamic", "static"])
 PROCESSOR = make_llava_processor()
@@ -64,15 +64,15 @@ def read_rows(model: Any, inputs: Any) -> list[Row]:
     return rows
 
 
-def tell(model: Any, inputs: Any, selector: Any) -> list[Told]:
+def answers_by_hand(model: Any, inputs: Any, selector: Any) -> list[Expected]:
     rows = read_rows(model, inputs)
     return [answer_by_hand(model, row, selector, BUDGET, BANNED) for row in rows]
 
 
-def check_answer(output: Any, told: list[Told]) -> None:
-    assert output.sequences[:, -NEW:].tolist() == [row.tokens for row in told]
+def check_answer(output: Any, expected: list[Expected]) -> None:
+    assert output.sequences[:, -NEW:].tolist() == [row.tokens for row in expected]
     scores = torch.stack(output.scores, 1)
-    torch.testing.assert_close(scores, torch.stack([row.logits for row in told]), **CLOSE)
+    torch.testing.assert_close(scores, torch.stack([row.logits for row in expected]), **CLOSE)
 
 
 @pytest.mark.parametrize(("attention", "cache"), RUNS)
@@ -80,7 +80,7 @@ def check_answer(output: Any, told: list[Told]) -> None:
 def test_answers_as_row_by_row_without_a_cache(attention: str, cache: str, layer: int) -> None:
     model, inputs = make_deep_llava(), prepare(PROCESSOR)
     selector = VLMPruner(layer=layer)
-    told = tell(model, inputs, selector)
+    expected = answers_by_hand(model, inputs, selector)
     use_attention(model, attention)
     with attach(model, PROCESSOR, selector, BUDGET) as handle:
         assert torch.equal(prepare(PROCESSOR)["input_ids"], inputs["input_ids"])
@@ -91,10 +91,12 @@ def test_answers_as_row_by_row_without_a_cache(attention: str, cache: str, layer
             return_dict_in_generate=True,
             output_scores=True,
         )
-        assert torch.equal(handle.last.ids, torch.stack([ids for row in told for ids in row.ids]))
-    check_answer(output, told)
+        assert torch.equal(
+            handle.last.ids, torch.stack([ids for row in expected for ids in row.ids])
+        )
+    check_answer(output, expected)
     whole = inputs["input_ids"].shape[1] + NEW - 1
-    width = max(len(row.kept) for row in told) + NEW - 1
+    width = max(len(row.kept) for row in expected) + NEW - 1
     if cache == "dynamic":
         lengths = [part.keys.shape[2] for part in output.past_key_values.layers]
         assert lengths == [whole] * layer + [width] * (LAYERS - layer)
@@ -243,8 +245,8 @@ def test_loss_is_of_the_kept_tokens(every: bool) -> None:
     if not every:
         labels = labels.masked_fill(labels == IMAGE_ID, -100)
     losses = []
-    for row, told in zip(read_rows(model, inputs), labels, strict=True):
-        given = told[len(told) - len(row.vectors) :].tolist()
+    for row, expected in zip(read_rows(model, inputs), labels, strict=True):
+        given = expected[len(expected) - len(row.vectors) :].tolist()
         losses.append(loss_by_hand(model, row, given, selector, BUDGET))
     with attach(model, PROCESSOR, selector, BUDGET):
         output = model(**inputs, labels=labels)

@@ -67,7 +67,7 @@ def generate(model: Any, inputs: dict[str, Tensor], **kwargs: Any) -> Any:
 def test_answers_as_row_by_row_without_a_cache(attention: str, cache: str, layer: int) -> None:
     model, inputs, selector = make_deep_qwen(), make_batch(ROWS), VLMPruner(layer=layer)
     rows = read_rows(model, inputs)
-    told = [answer_by_hand(model, row, selector, BUDGET, BANNED) for row in rows]
+    expected = [answer_by_hand(model, row, selector, BUDGET, BANNED) for row in rows]
     use_attention(model, attention)
     with attach(model, make_processor(), selector, BUDGET) as handle:
         output = generate(
@@ -77,13 +77,13 @@ def test_answers_as_row_by_row_without_a_cache(attention: str, cache: str, layer
             return_dict_in_generate=True,
             output_scores=True,
         )
-        ids = [image for row in told for image in row.ids]
+        ids = [image for row in expected for image in row.ids]
         assert [image.tolist() for image in handle.last.ids] == [image.tolist() for image in ids]
-    assert output.sequences[:, -NEW:].tolist() == [row.tokens for row in told]
+    assert output.sequences[:, -NEW:].tolist() == [row.tokens for row in expected]
     scores = torch.stack(output.scores, 1)
-    torch.testing.assert_close(scores, torch.stack([row.logits for row in told]), **CLOSE)
+    torch.testing.assert_close(scores, torch.stack([row.logits for row in expected]), **CLOSE)
     whole = inputs["input_ids"].shape[1] + NEW - 1
-    width = max(len(row.kept) for row in told) + NEW - 1
+    width = max(len(row.kept) for row in expected) + NEW - 1
     lengths = [int(part.get_seq_length()) for part in output.past_key_values.layers]
     assert lengths == [whole] * layer + [width] * (LAYERS - layer)
 
@@ -99,11 +99,11 @@ def test_forward_and_loss(attention: str) -> None:
         assert [len(ids) for ids in handle.last.ids] == [BUDGET, 4, BUDGET]
     use_attention(model, "sdpa")
     losses = []
-    for row, found, told in zip(rows, output.logits, labels, strict=True):
+    for row, found, expected in zip(rows, output.logits, labels, strict=True):
         hidden, _, kept = prune_by_hand(model, row, selector, BUDGET, 2)
         start = len(found) - len(row.vectors)
         torch.testing.assert_close(found[start:][kept], model.lm_head(hidden), **CLOSE)
-        losses.append(loss_by_hand(model, row, told[start:].tolist(), selector, BUDGET))
+        losses.append(loss_by_hand(model, row, expected[start:].tolist(), selector, BUDGET))
     torch.testing.assert_close(output.loss, torch.cat(losses).mean())
 
 

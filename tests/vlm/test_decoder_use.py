@@ -14,7 +14,7 @@ pytest.importorskip("tokenizers")
 import torch
 import transformers
 
-from ocvtp_kernels.selectors.interface import Evidence, Selected
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs
 from ocvtp_kernels.selectors.vlm_pruner import VLMPruner
 from ocvtp_kernels.vlm import decoder
 from ocvtp_kernels.vlm.attach import attach
@@ -35,15 +35,15 @@ PROCESSOR = make_llava_processor()
 
 
 class Breaks(VLMPruner):
-    """Fails as often as it is told."""
+    """Fails as often as given."""
 
     failures = 1
 
-    def __call__(self, evidence: Evidence, budget: int) -> Selected:
+    def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         if self.failures:
             self.failures -= 1
-            raise RuntimeError("no choice today")
-        return super().__call__(evidence, budget)
+            raise RuntimeError("selection failed")
+        return super().__call__(inputs, budget)
 
 
 def test_an_error_leaves_the_model_usable() -> None:
@@ -51,7 +51,7 @@ def test_an_error_leaves_the_model_usable() -> None:
     with attach(model, PROCESSOR, VLMPruner(), BUDGET):
         expected = generate(model, inputs)
     with attach(model, PROCESSOR, Breaks(), BUDGET):
-        with pytest.raises(RuntimeError, match="no choice today"):
+        with pytest.raises(RuntimeError, match="selection failed"):
             generate(model, inputs)
         assert torch.equal(generate(model, inputs), expected)
 
@@ -129,7 +129,7 @@ def test_refused_models() -> None:
         attach(windows, None, VLMPruner(), BUDGET)
 
 
-def test_a_selector_that_needs_what_a_decoder_does_not_tell() -> None:
+def test_a_selector_that_needs_unavailable_fields() -> None:
     selector = VLMPruner()
     selector.needs = frozenset({"cls_attention"})
     with pytest.raises(ValueError, match="cls_attention: needed by VLMPruner"):

@@ -62,16 +62,16 @@ def prepare(photo: Image.Image, processor: Any = None) -> Tensor:
 def assert_taps(
     encoded: Encoded, truth: Any, prefix: int, layer: int, final_layer: int = -2
 ) -> None:
-    """What was encoded is what a plain run says, patches only."""
+    """What was encoded equals a plain run, patches only."""
     # hidden_states[0] is the embedding, so layer l ends in hidden_states[l + 1].
     reference = truth.hidden_states[layer + 1][:, prefix:]
-    torch.testing.assert_close(encoded.evidence.reference_tokens, reference, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoded.inputs.reference_tokens, reference, rtol=1e-4, atol=1e-4)
     final = truth.hidden_states[final_layer][:, prefix:]
-    torch.testing.assert_close(encoded.evidence.final_tokens, final, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoded.inputs.final_tokens, final, rtol=1e-4, atol=1e-4)
     # The layer that makes the final tokens, all queries, CLS among them.
     received = truth.attentions[final_layer].mean((1, 2))[:, prefix:]
-    assert encoded.evidence.importance is not None
-    torch.testing.assert_close(encoded.evidence.importance, received, rtol=1e-4, atol=1e-6)
+    assert encoded.inputs.importance is not None
+    torch.testing.assert_close(encoded.inputs.importance, received, rtol=1e-4, atol=1e-6)
     assert encoded.grid == (SIDE // PATCH, SIDE // PATCH)
 
 
@@ -132,8 +132,8 @@ def test_final_tokens_of_several_layers_are_joined(tmp_path: Path, photo: Image.
     states = run_plainly(model.model.vision_tower, prepare(photo)).hidden_states
     expected = torch.cat([states[-3], states[-2]], dim=-1)[:, 1:]
     encoded = encoder.encode(photo)
-    torch.testing.assert_close(encoded.evidence.final_tokens, expected, rtol=1e-4, atol=1e-4)
-    assert encoder.width == encoded.evidence.reference_tokens.shape[-1] == WIDTH
+    torch.testing.assert_close(encoded.inputs.final_tokens, expected, rtol=1e-4, atol=1e-4)
+    assert encoder.width == encoded.inputs.reference_tokens.shape[-1] == WIDTH
 
 
 def test_of_a_llava_next_the_whole_photo_is_encoded(tmp_path: Path, photo: Image.Image) -> None:
@@ -174,7 +174,7 @@ def test_tokens_are_counted_at_the_size_of_the_processor(
     encoder = load_tower_encoder(save(tmp_path, models.make_tower(kind), processor))
     assert encoder.num_tokens == 9
     encoded = encoder.encode(photo)
-    assert encoded.evidence.reference_tokens.shape == (1, 9, WIDTH) and encoded.grid == (3, 3)
+    assert encoded.inputs.reference_tokens.shape == (1, 9, WIDTH) and encoded.grid == (3, 3)
 
 
 def test_without_a_crop_the_photo_decides_how_many_tokens(tmp_path: Path) -> None:
@@ -183,12 +183,12 @@ def test_without_a_crop_the_photo_decides_how_many_tokens(tmp_path: Path) -> Non
     assert encoder.num_tokens is None
     for size, grid in {(56, 56): (4, 4), (90, 56): (4, 6), (56, 90): (6, 4)}.items():
         encoded = encoder.encode(models.make_photo(1, size))
-        assert encoded.grid == grid and encoded.evidence.reference_tokens.shape == (
+        assert encoded.grid == grid and encoded.inputs.reference_tokens.shape == (
             1,
             grid[0] * grid[1],
             32,
         )
-        # 90 pixels hold 6 patches and a rest, which no token speaks for.
+        # 90 pixels hold 6 patches and a rest without a token.
         assert encoded.picture.size == (grid[1] * PATCH, grid[0] * PATCH)
 
 
@@ -207,11 +207,9 @@ def test_qwen_is_read_in_merged_units(qwen: Path, layer: int | None, size: tuple
     encoded = encoder.encode(photo)
     used = models_qwen.DEPTH // 3 if layer is None else layer
     reference, final = models_qwen.state_of(models_qwen.make_model(), photo, used)
-    torch.testing.assert_close(
-        encoded.evidence.reference_tokens[0], reference, rtol=1e-4, atol=1e-4
-    )
-    torch.testing.assert_close(encoded.evidence.final_tokens[0], final, rtol=1e-4, atol=1e-4)
-    assert encoded.evidence.importance is None and encoded.grid == size[::-1]
+    torch.testing.assert_close(encoded.inputs.reference_tokens[0], reference, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoded.inputs.final_tokens[0], final, rtol=1e-4, atol=1e-4)
+    assert encoded.inputs.importance is None and encoded.grid == size[::-1]
     difference = np.asarray(encoded.picture, dtype=int) - np.asarray(photo, dtype=int)
     assert np.abs(difference).max() <= 1
 
@@ -248,12 +246,12 @@ def test_a_spot_of_the_photo_is_where_its_token_stands(
     columns, rows, side = (4, 4, PATCH) if kind == "clip" else (6, 4, 28)
     noise = np.random.default_rng(0).integers(0, 255, (rows * side, columns * side, 3))
     before = np.asarray(noise, dtype=np.uint8)
-    tokens = encoder.encode(Image.fromarray(before)).evidence.reference_tokens[0]
+    tokens = encoder.encode(Image.fromarray(before)).inputs.reference_tokens[0]
     for row, column in ((0, 0), (1, 2), (3, 1), (rows - 1, columns - 1)):
         after = before.copy()
         spot = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
         after[spot] = 255 - after[spot]
-        moved = encoder.encode(Image.fromarray(after)).evidence.reference_tokens[0] - tokens
+        moved = encoder.encode(Image.fromarray(after)).inputs.reference_tokens[0] - tokens
         assert int(moved.norm(dim=-1).argmax()) == row * columns + column
 
 
@@ -268,5 +266,5 @@ def test_the_language_model_is_not_held(tmp_path: Path) -> None:
 def test_the_descriptor_takes_the_middle_square(size: tuple[int, int]) -> None:
     encoded = DescriptorEncoder().encode(Image.new("RGB", size, "grey"))
     assert encoded.picture.size == (336, 336)
-    assert encoded.evidence.reference_tokens.shape == (1, 576, 64)
-    assert encoded.evidence.importance is None and encoded.grid == (24, 24)
+    assert encoded.inputs.reference_tokens.shape == (1, 576, 64)
+    assert encoded.inputs.importance is None and encoded.grid == (24, 24)

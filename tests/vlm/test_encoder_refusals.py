@@ -1,4 +1,4 @@
-"""Models that `ocvtp prune` cannot take, and the sentences that say so."""
+"""Models that `ocvtp prune` cannot take, and the error messages."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def test_half_a_file_of_weights(tmp_path: Path) -> None:
         load_tower_encoder(tmp_path)
 
 
-def test_a_text_model_is_told_what_there_is(tmp_path: Path) -> None:
+def test_a_text_model_is_refused_with_the_known_types(tmp_path: Path) -> None:
     transformers.LlamaModel(models.make_text_config()).save_pretrained(tmp_path)
     with pytest.raises(
         ValueError,
         match=r"has no vision tower known here: .*clip_vision_model, siglip_vision_model, .*llama",
-    ) as told:
+    ) as error:
         load_tower_encoder(tmp_path)
-    assert "qwen2_5_vl" in str(told.value) and str(tmp_path) in str(told.value)
+    assert "qwen2_5_vl" in str(error.value) and str(tmp_path) in str(error.value)
 
 
 def test_an_unknown_tower_inside_a_llava(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The names by which transformers hands on the cache, and layers that are not known."""
+"""The names by which transformers passes on the cache, and unknown layers."""
 
 from __future__ import annotations
 

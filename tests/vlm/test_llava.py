@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 
 from ocvtp_kernels.selectors.at_random import RandomSelector
-from ocvtp_kernels.selectors.interface import Evidence, ask, reads_of
+from ocvtp_kernels.selectors.interface import SelectorInputs, reads_of, run_selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.vlm.attach import attach
 from tests.vlm.models import (
@@ -46,11 +46,11 @@ def features_by_hand(model: Any, pixels: Tensor, choose: Any, budget: int = BUDG
     layer = model.config.vision_feature_layer
     cut = 1 if model.config.vision_feature_select_strategy == "default" else 0
     importance = attentions[layer].mean(dim=(1, 2))[:, cut:]
-    evidence = Evidence(states[DEPTH // 3 + 1][:, cut:], states[layer][:, cut:], importance)
+    inputs = SelectorInputs(states[DEPTH // 3 + 1][:, cut:], states[layer][:, cut:], importance)
     if "importance" not in reads_of(choose):
-        evidence = evidence._replace(importance=None)
-    ids = ask(choose, evidence, budget).ids
-    kept = torch.stack([evidence.final_tokens[image, ids[image]] for image in range(len(ids))])
+        inputs = inputs._replace(importance=None)
+    ids = run_selector(choose, inputs, budget).ids
+    kept = torch.stack([inputs.final_tokens[image, ids[image]] for image in range(len(ids))])
     return ids, inner.multi_modal_projector(kept)
 
 
@@ -70,7 +70,7 @@ def logits_by_hand(model: Any, inputs: Any, features: Tensor) -> Tensor:
 def test_keeping_all_changes_no_bit(kind: str, budget: int) -> None:
     model, processor = make_llava(kind), make_llava_processor(kind)
     if kind == "dinov2_with_registers":
-        # transformers' own count has no registers in it; its processor is told of them here.
+        # transformers' own count has no registers in it; its processor counts them here.
         processor.num_additional_image_tokens = 5
     inputs = prepare(processor)
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_a_conversation_goes_on(attached: Any) -> None:
     assert torch.equal(out, generate(model, more | {"pixel_values": pixels}))
 
 
-def test_text_alone_asks_nothing_of_the_pruner(attached: Any) -> None:
+def test_text_alone_does_not_run_the_pruner(attached: Any) -> None:
     model, processor, handle = attached
     generate(model, processor(text=[PROMPTS[2]], return_tensors="pt"))
     assert handle.last is None

@@ -51,8 +51,8 @@ def test_the_layout_is_the_grid_without_its_padding(model: Any, photo: int) -> N
     for line in grid:
         packed += [*line, -1]
     mine = [-1] * layout.num_packed
-    for token, place in zip(layout.tokens.tolist(), layout.places.tolist(), strict=True):
-        mine[place] = token
+    for token, position in zip(layout.tokens.tolist(), layout.positions.tolist(), strict=True):
+        mine[position] = token
     assert layout.num_crops == 1 + across * down
     assert mine == packed
     assert layout.newlines.tolist() == [i for i, token in enumerate(packed) if token < 0]
@@ -222,12 +222,12 @@ def test_a_selector_sees_all_crops_of_an_image_as_one_sequence(model: Any, proce
     sizes = [lay_out(model.model, *size).tokens.shape[0] for size in batch["image_sizes"].tolist()]
     # Photos 1 to 3 have as many tokens, and so are chosen from together.
     assert sizes == [48, 64, 64, 64]
-    seen = [(*evidence.reference_tokens.shape,) for evidence in selector.seen]
+    seen = [(*inputs.reference_tokens.shape,) for inputs in selector.seen]
     assert seen == [(1, 48, WIDTH), (3, 64, WIDTH)]
-    for evidence in selector.seen:
-        assert evidence.importance.shape == evidence.reference_tokens.shape[:2]
-        assert evidence.final_tokens.shape == evidence.reference_tokens.shape
-        assert evidence.valid is None
+    for inputs in selector.seen:
+        assert inputs.importance.shape == inputs.reference_tokens.shape[:2]
+        assert inputs.final_tokens.shape == inputs.reference_tokens.shape
+        assert inputs.valid is None
 
 
 @torch.no_grad()

@@ -85,12 +85,12 @@ def test_pruned_is_as_by_hand(model: Any, case: str, layer: int | None) -> None:
     handle.remove()
     length = batch["input_ids"].shape[1]
     assert torch.equal(output.sequences[:, :length], batch["input_ids"])
-    told = iter(handle.last.ids)
+    recorded = iter(handle.last.ids)
     for row, (text, photos) in enumerate(ROWS[case]):
         depth = DEPTH // 3 if layer is None else layer
         kept = [choose(model, photo, BUDGET, depth) for photo in photos]
         for ids in kept:
-            assert torch.equal(next(told), ids)
+            assert torch.equal(next(recorded), ids)
         tokens = make_batch([(text, photos)])["input_ids"][0].tolist()
         answer, logits = by_hand(model, tokens, photos, kept, STEPS)
         assert output.sequences[row, length:].tolist() == answer
@@ -121,14 +121,14 @@ def test_the_selector_sees_images_of_one_size_together(model: Any) -> None:
     selector = ByNorm()
     with attach(model, selector=selector):
         model.generate(**make_batch(rows), max_new_tokens=1)
-    shapes = [tuple(evidence.reference_tokens.shape) for evidence in selector.asked]
+    shapes = [tuple(inputs.reference_tokens.shape) for inputs in selector.received]
     assert shapes == [(2, 60, WIDTH), (1, 16, WIDTH)]
-    assert [e.final_tokens.shape[:2] for e in selector.asked] == [s[:2] for s in shapes]
-    assert all(evidence.importance is None for evidence in selector.asked)
+    assert [e.final_tokens.shape[:2] for e in selector.received] == [s[:2] for s in shapes]
+    assert all(inputs.importance is None for inputs in selector.received)
     for image, photo in enumerate((WIDE, make_photo(10, 6, 5))):
         reference, final = state_of(model, photo, DEPTH // 3)
-        torch.testing.assert_close(selector.asked[0].reference_tokens[image], reference)
-        torch.testing.assert_close(selector.asked[0].final_tokens[image], final)
+        torch.testing.assert_close(selector.received[0].reference_tokens[image], reference)
+        torch.testing.assert_close(selector.received[0].final_tokens[image], final)
 
 
 @pytest.mark.parametrize(

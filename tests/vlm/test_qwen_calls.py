@@ -141,7 +141,7 @@ def test_forward_prunes_and_labels_follow(model: Any) -> None:
     batch = make_batch(rows)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     labels = labels.masked_fill(labels == IMAGE, -100)
-    # A row's first token would be foretold from padding, where there is some.
+    # A row's first token would be predicted from padding, where there is some.
     labels[torch.arange(2), batch["attention_mask"].argmax(1)] = -100
     with attach(model):
         output = model(**batch, labels=labels, use_cache=True)
@@ -157,10 +157,10 @@ def test_forward_prunes_and_labels_follow(model: Any) -> None:
         stop = tokens.index(IMAGE)
         end = len(tokens) - tokens[::-1].index(IMAGE)
         # Logits before every token but the first, and but the placeholders.
-        for place in [*range(1, stop), *range(end, len(tokens))]:
-            seen = kept if place > stop else []
-            _, logits = by_hand(model, tokens[:place], photos, seen, 1)
-            losses.append(F.cross_entropy(logits, torch.tensor([tokens[place]])))
+        for position in [*range(1, stop), *range(end, len(tokens))]:
+            seen = kept if position > stop else []
+            _, logits = by_hand(model, tokens[:position], photos, seen, 1)
+            losses.append(F.cross_entropy(logits, torch.tensor([tokens[position]])))
     torch.testing.assert_close(output.loss.detach(), torch.stack(losses).mean(), rtol=1e-4, atol=0)
 
 
@@ -276,8 +276,8 @@ def test_padding_without_a_mask_is_guessed_as_generate_does(model: Any, eos: int
     if eos is not None:
         batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
     with attach(model):
-        told = model.generate(**batch, max_new_tokens=STEPS, do_sample=False)
-        assert torch.equal(model.generate(**lone, max_new_tokens=STEPS, do_sample=False), told)
+        expected = model.generate(**batch, max_new_tokens=STEPS, do_sample=False)
+        assert torch.equal(model.generate(**lone, max_new_tokens=STEPS, do_sample=False), expected)
 
 
 def test_positions_given_are_kept(model: Any) -> None:

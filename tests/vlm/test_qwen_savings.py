@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: what the encoder leaves out changes nothing but the work done."""
+"""Qwen2.5-VL: skipping unused work changes no result."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ pytest.importorskip("transformers", minversion="5.19")
 
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
+from ocvtp_kernels.vlm.columns import drop_placeholders
 from ocvtp_kernels.vlm.handle import Handle, Options
 from ocvtp_kernels.vlm.qwen2_5_vl import attach_qwen2_5_vl
 from ocvtp_kernels.vlm.qwen_encoder import QwenEncoder
-from ocvtp_kernels.vlm.qwen_positions import Prompt, count_kept, drop_placeholders
+from ocvtp_kernels.vlm.qwen_positions import Prompt, count_kept
 from tests.cases import assert_within_budget
 from tests.vlm.models_qwen import (
     DEPTH,
@@ -68,9 +69,9 @@ def encode(
 
 def check_lossless(model: Any, images: Any, **options: Any) -> None:
     ids, saved = encode(model, images, **options)
-    same, plain = encode(model, images, savings=False, **options)
+    same, plain = encode(model, images, skip_unused_layers=False, **options)
     dtype = model.dtype
-    exact, oracle = encode(model.double(), images, savings=False, **options)
+    exact, oracle = encode(model.double(), images, skip_unused_layers=False, **options)
     model.to(dtype)
     for some, others, exactly in zip(ids, same, exact, strict=True):
         assert torch.equal(some, others) and torch.equal(some, exactly)
@@ -78,7 +79,7 @@ def check_lossless(model: Any, images: Any, **options: Any) -> None:
 
 
 class Work:
-    """Rows that the encoder's parts were asked for, while open."""
+    """Rows that the encoder's parts computed, while open."""
 
     def __init__(self, visual: Any) -> None:
         self.parts = {"first": visual.blocks[0].mlp, "last": visual.blocks[-1].mlp}
@@ -125,7 +126,7 @@ def test_only_the_kept_are_finished(model: Any, layer: int) -> None:
         encode(model, images, layer=layer)
         saved = {"last": 4 * kept, "projection": 4 * kept} if layer < DEPTH - 1 else {}
         assert rows == whole | saved | {"merger": kept}
-        for options in ({"savings": False}, {"selector": ByNorm()}):
+        for options in ({"skip_unused_layers": False}, {"selector": ByNorm()}):
             encode(model, images, layer=layer, **options)
             assert rows == whole | {"merger": all_units}
         # Where all are kept, nothing is to be left out.
@@ -200,7 +201,7 @@ def test_answers_are_the_same(model: Any, make: Any, beams: int) -> None:
     rows += [(f"{PHOTO} that {PHOTO} {PHOTO} ?", photos[2:])]
     batch, outputs = make_batch(rows), []
     for savings in (True, False):
-        options = Options(savings=savings)
+        options = Options(skip_unused_layers=savings)
         with attach_qwen2_5_vl(model, None, make(), BUDGET, options) as handle:
             output = model.generate(
                 **batch,
@@ -258,7 +259,7 @@ def test_gradients_are_the_same(model: Any) -> None:
     gradients = []
     for savings in (True, False):
         model.zero_grad()
-        options = Options(savings=savings)
+        options = Options(skip_unused_layers=savings)
         with attach_qwen2_5_vl(model, None, ByEarlyNorm(), BUDGET, options):
             model(**batch, labels=batch["input_ids"]).loss.backward()
         gradients.append([p.grad for p in model.model.visual.parameters()])
@@ -268,10 +269,10 @@ def test_gradients_are_the_same(model: Any) -> None:
 
 @pytest.mark.parametrize("savings", [True, False])
 def test_nothing_waits_for_the_device(savings: bool) -> None:
-    """A tensor on the meta device has no values that anybody could wait for."""
+    """On the meta device reading a value fails."""
     model, selector = make_model().to("meta"), RandomSelector(1)
     pixels, grids = make_images()
-    ids, tokens = encode(model, (pixels.to("meta"), grids), selector, savings=savings)
+    ids, tokens = encode(model, (pixels.to("meta"), grids), selector, skip_unused_layers=savings)
     assert tokens.is_meta and len(tokens) == 34
     sizes = [t * h * w // 4 for t, h, w in grids]
     is_image = torch.ones(1, sum(sizes), dtype=torch.bool, device="meta")

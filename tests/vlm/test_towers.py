@@ -8,7 +8,7 @@ import transformers
 from torch import Tensor
 
 from ocvtp_kernels.selectors.at_random import RandomSelector
-from ocvtp_kernels.selectors.interface import Evidence, ask
+from ocvtp_kernels.selectors.interface import SelectorInputs, run_selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector, as_selector
 from ocvtp_kernels.vlm.towers import Tower
 from tests.vlm.models import DEPTH, NUM_PATCHES, SIDE, WIDTH, make_pruner, make_tower
@@ -38,13 +38,13 @@ def test_taps_the_layers_asked_for(kind: str, final_layer: int, reference_layer:
     tower = Tower.of(module)
     assert tower.num_prefix == KINDS[kind]
     assert tower.width == WIDTH and tower.count_patches(pixels) == NUM_PATCHES
-    evidence = tower.encode(pixels, reference_layer, final_layer)
+    inputs = tower.encode(pixels, reference_layer, final_layer)
     truth = module(pixels, output_hidden_states=True).hidden_states
     prefix = KINDS[kind]
-    assert evidence.final_tokens.shape == (2, NUM_PATCHES, WIDTH)
-    assert torch.equal(evidence.reference_tokens, truth[reference_layer + 1][:, prefix:])
-    assert torch.equal(evidence.final_tokens, truth[final_layer][:, prefix:])
-    assert evidence.importance is None and evidence.valid is None
+    assert inputs.final_tokens.shape == (2, NUM_PATCHES, WIDTH)
+    assert torch.equal(inputs.reference_tokens, truth[reference_layer + 1][:, prefix:])
+    assert torch.equal(inputs.final_tokens, truth[final_layer][:, prefix:])
+    assert inputs.importance is None and inputs.valid is None
 
 
 @KIND
@@ -53,11 +53,11 @@ def test_taps_the_layers_asked_for(kind: str, final_layer: int, reference_layer:
 def test_importance_is_the_attention_received_beside_sdpa(kind: str, final_layer: int) -> None:
     pixels = make_pixels()
     tower = Tower.of(make_tower(kind))
-    evidence = tower.encode(pixels, 1, final_layer, {"importance"})
+    inputs = tower.encode(pixels, 1, final_layer, {"importance"})
     weights = run_eagerly(kind, pixels).attentions[final_layer]
-    assert evidence.importance is not None
+    assert inputs.importance is not None
     expected = weights.mean(dim=(1, 2))[:, KINDS[kind] :]
-    torch.testing.assert_close(evidence.importance, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(inputs.importance, expected, rtol=1e-5, atol=1e-7)
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def test_layers_behind_the_last_used_are_not_run(kind: str) -> None:
     tower.encode(pixels, DEPTH - 1, -2)
     assert len(run) == DEPTH
     run.clear()
-    whole = tower.encode(pixels, 1, -2, {"importance"}, savings=False)
+    whole = tower.encode(pixels, 1, -2, {"importance"}, skip_unused_layers=False)
     assert len(run) == DEPTH
     for ours, full in zip(less[:3], whole[:3], strict=True):
         assert torch.equal(ours, full)
@@ -117,10 +117,10 @@ def test_rows_alone_equal_rows_of_the_whole(kind: str, final_layer: int) -> None
     seen: list[Tensor] = []
 
     def choose() -> Tensor:
-        assert len(seen) == 1  # the reference tokens are told before the rows are asked for
+        assert len(seen) == 1  # reference tokens come before the rows are needed
         return ids
 
-    rows = tower.encode(pixels, 1, final_layer, watch=seen.append, rows=choose)
+    rows = tower.encode(pixels, 1, final_layer, on_reference_tokens=seen.append, row_ids=choose)
     whole = tower.encode(pixels, 1, final_layer)
     assert torch.equal(seen[0], whole.reference_tokens)
     assert torch.equal(rows.reference_tokens, whole.reference_tokens)
@@ -134,18 +134,18 @@ def test_rows_alone_need_a_decision_before_the_last_layer() -> None:
     assert not tower.can_compute_rows(2, -2)
     assert not tower.can_compute_rows(1, [-2, -1])
     assert not Tower.of(make_tower("dinov2")).can_compute_rows(1, -2)
-    with pytest.raises(ValueError, match="rows: layer 2"):
-        tower.encode(make_pixels(), 2, -2, rows=lambda: torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="row_ids: layer 2"):
+        tower.encode(make_pixels(), 2, -2, row_ids=lambda: torch.zeros(2, 1))
 
 
 @torch.no_grad()
 def test_several_final_layers_are_joined() -> None:
     module, pixels = make_tower(), make_pixels()
-    evidence = Tower.of(module).encode(pixels, 1, [-3, -2], {"importance"})
+    inputs = Tower.of(module).encode(pixels, 1, [-3, -2], {"importance"})
     states = module(pixels, output_hidden_states=True).hidden_states
-    assert torch.equal(evidence.final_tokens, torch.cat([states[-3], states[-2]], dim=-1)[:, 1:])
+    assert torch.equal(inputs.final_tokens, torch.cat([states[-3], states[-2]], dim=-1)[:, 1:])
     whole = Tower.of(module).encode(pixels, 1, -2, {"importance"})
-    assert torch.equal(evidence.importance, whole.importance)
+    assert torch.equal(inputs.importance, whole.importance)
 
 
 def test_bad_towers_and_layers_are_named() -> None:
@@ -167,10 +167,10 @@ def test_bad_towers_and_layers_are_named() -> None:
         tower.encode(make_pixels(), 1, DEPTH + 1)
 
 
-def make_evidence(batch: int = 3, tokens: int = 20, valid: Tensor | None = None) -> Evidence:
+def make_inputs(batch: int = 3, tokens: int = 20, valid: Tensor | None = None) -> SelectorInputs:
     generator = torch.Generator().manual_seed(3)
     states = torch.randn(batch, tokens, WIDTH, generator=generator)
-    return Evidence(states, states, torch.rand(batch, tokens, generator=generator), valid)
+    return SelectorInputs(states, states, torch.rand(batch, tokens, generator=generator), valid)
 
 
 @pytest.mark.parametrize("selector", [PrunerSelector(make_pruner()), RandomSelector(4)])
@@ -178,33 +178,33 @@ def make_evidence(batch: int = 3, tokens: int = 20, valid: Tensor | None = None)
 def test_selectors_keep_the_budget_of_valid_tokens(selector: Any) -> None:
     valid = torch.rand(3, 20, generator=torch.Generator().manual_seed(0)) > 0.3
     for mask in (None, valid):
-        evidence = make_evidence(valid=mask)
-        ids = ask(selector, evidence, 6).ids
+        inputs = make_inputs(valid=mask)
+        ids = run_selector(selector, inputs, 6).ids
         assert ids.shape == (3, 6) and ids.dtype == torch.int64
         assert (ids.diff(dim=1) > 0).all()
         assert mask is None or mask.gather(1, ids).all()
-        assert torch.equal(ids, ask(selector, evidence, 6).ids)
+        assert torch.equal(ids, run_selector(selector, inputs, 6).ids)
         for image in range(3):
-            alone = Evidence(*(None if t is None else t[image : image + 1] for t in evidence))
-            assert torch.equal(ask(selector, alone, 6).ids[0], ids[image])
+            alone = SelectorInputs(*(None if t is None else t[image : image + 1] for t in inputs))
+            assert torch.equal(run_selector(selector, alone, 6).ids[0], ids[image])
 
 
 @torch.no_grad()
 def test_the_pruner_never_sees_padding() -> None:
-    evidence = make_evidence(batch=1)
+    inputs = make_inputs(batch=1)
     valid = torch.ones(1, 20, dtype=torch.bool)
     valid[0, [0, 5, 6, 19]] = False
-    places = valid[0].nonzero().flatten()
+    index = valid[0].nonzero().flatten()
     selector = PrunerSelector(make_pruner())
-    cut = Evidence(*(t[:, places] for t in evidence[:3]))
-    expected = places[selector(cut, 6).ids]
-    assert torch.equal(selector(evidence._replace(valid=valid), 6).ids, expected)
+    cut = SelectorInputs(*(t[:, index] for t in inputs[:3]))
+    expected = index[selector(cut, 6).ids]
+    assert torch.equal(selector(inputs._replace(valid=valid), 6).ids, expected)
 
 
 @torch.no_grad()
-def test_the_pruner_is_asked_in_its_own_dtype() -> None:
-    evidence = make_evidence()
-    half = Evidence(*(None if t is None else t.half() for t in evidence))
+def test_the_pruner_runs_in_its_own_dtype() -> None:
+    inputs = make_inputs()
+    half = SelectorInputs(*(None if t is None else t.half() for t in inputs))
     pruner = make_pruner()
     tokens = half.reference_tokens.float()
     expected = pruner(tokens, tokens, 6, half.importance).ids
@@ -216,10 +216,10 @@ def test_the_pruner_is_asked_in_its_own_dtype() -> None:
 
 
 def test_seeds_choose_differently() -> None:
-    evidence = make_evidence()
-    chosen = [RandomSelector(seed)(evidence, 6).ids for seed in (0, 1)]
+    inputs = make_inputs()
+    chosen = [RandomSelector(seed)(inputs, 6).ids for seed in (0, 1)]
     assert not torch.equal(*chosen)
-    assert torch.equal(chosen[0], RandomSelector(0)(evidence, 6).ids)
+    assert torch.equal(chosen[0], RandomSelector(0)(inputs, 6).ids)
 
 
 def test_what_is_no_selector_is_named() -> None:
@@ -229,16 +229,16 @@ def test_what_is_no_selector_is_named() -> None:
         with pytest.raises(TypeError, match=f"a selector, got {type(thing).__name__}"):
             as_selector(thing)
     with pytest.raises(ValueError, match="budget: expected 1 to 20"):
-        ask(RandomSelector(), make_evidence(), 21)
+        run_selector(RandomSelector(), make_inputs(), 21)
 
     class Wrong(RandomSelector):
         answer = torch.zeros(3, 5, dtype=torch.int64)
 
-        def __call__(self, evidence: Evidence, budget: int) -> Tensor:  # type: ignore[override]
+        def __call__(self, inputs: SelectorInputs, budget: int) -> Tensor:  # type: ignore[override]
             return self.answer
 
     with pytest.raises(ValueError, match=r"selector: expected ids of shape \(3, 6\), got \(3, 5\)"):
-        ask(Wrong(), make_evidence(), 6)
+        run_selector(Wrong(), make_inputs(), 6)
     Wrong.answer = torch.zeros(3, 6)
     with pytest.raises(TypeError, match=r"int64, got torch\.float32"):
-        ask(Wrong(), make_evidence(), 6)
+        run_selector(Wrong(), make_inputs(), 6)

@@ -1,4 +1,4 @@
-"""The training-free peers attached: what the encoder tells them is what its own layers say."""
+"""Training-free baselines attached: their inputs are those of the encoder's own layers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 import ocvtp_kernels as ocvtp
-from ocvtp_kernels.selectors.registry import METHODS, make_selector
-from ocvtp_kernels.vlm.attach import attach
+from ocvtp_kernels import attach, make_selector
+from ocvtp_kernels.selectors.registry import METHODS
 from tests.vlm.models import BUDGET, DEPTH, generate, make_llava, make_llava_processor, prepare
 from tests.vlm.models_next import make_llava_next, make_next_processor
 from tests.vlm.models_qwen import PHOTO, make_model, make_photo, needs_encoded_images
 from tests.vlm.models_qwen import make_batch as make_qwen_batch
 from tests.vlm.next_by_hand import make_batch
 
-# What an encoder does not tell: the question. Random is in test_llava.
+# TRIM needs the question, which no encoder has. Random is in test_llava.
 ATTACHED = [name for name in METHODS if name not in ("trim", "random")]
 OPTIONS: dict[str, dict[str, Any]] = {"vlm-pruner": {"place": "encoder"}}
 NEEDS_CLS = ("visionzip", "vispruner", "fastervlm", "scope", "prumerge", "prumerge+")
@@ -74,7 +74,7 @@ def test_attached_equals_select_by_hand(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ATTACHED)
-def test_a_tower_without_cls_token_says_what_it_lacks(method: str) -> None:
+def test_a_tower_without_cls_token_names_what_it_lacks(method: str) -> None:
     model, processor = make_llava("siglip"), make_llava_processor("siglip")
     selector = make_selector(method, **OPTIONS.get(method, {}))
     if method in NEEDS_CLS:
@@ -86,7 +86,7 @@ def test_a_tower_without_cls_token_says_what_it_lacks(method: str) -> None:
         assert generate(model, inputs).shape[0] == len(inputs["input_ids"])
 
 
-def test_the_question_is_not_told() -> None:
+def test_the_question_is_not_available() -> None:
     with pytest.raises(ValueError, match="text: needed by TRIM"):
         attach(make_llava(), make_llava_processor(), make_selector("trim"), BUDGET)
 
