@@ -19,7 +19,7 @@ from bench.compiled_budget import Budget, violations
 from bench.compiled_launches import plan
 from bench.growth import add_options
 from bench.results import ROOT
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.gpu.chips import CHIPS
 from ocvtp_kernels.gpu.launch import interpreting
 
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         budget.write(BUDGET)
     if given.output is not None:
         text = page(rows, triton)
-        write_aside(given.output, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(given.output, text)
     if triton != budget.triton:
         print(f"numbers are not compared: recorded with Triton {budget.triton}, this is {triton}")
     broken = violations(rows, budget, triton)

@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.compiled_binaries import STRENGTH, Row
 from bench.compiled_sums import size_of
 from bench.growth import Slack, renewed, worse
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.gpu.chips import CHIPS
 
 Entries = dict[str, dict[str, dict[str, float]]]
@@ -83,7 +83,7 @@ class Budget:
             for chip, rows in self.rows.items()
         )
         text = text.replace('"rows": null', f'"rows": {{\n{chips}\n }}') + "\n"
-        write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(path, text)
 
     def worsened(self, rows: Iterable[Row]) -> dict[tuple[str, str], list[str]]:
         """What got worse, by chip and key."""

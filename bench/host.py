@@ -29,7 +29,7 @@ from bench.shapes import Workload, square
 from bench.timing import Timing, measure
 from ocvtp_kernels import backends
 from ocvtp_kernels.chain_native import prepare
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.gpu.chips import CHIPS, pretend
 from ocvtp_kernels.gpu.launch import interpreting
 
@@ -137,7 +137,7 @@ def write(path: Path, found: dict[str, tuple[Verdict, Timing | None]]) -> None:
         "rows": rows,
     }
     text = json.dumps(top, indent=1, allow_nan=False) + "\n"
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    atomic_write(path, text)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from bench.gate import Verdict
 from bench.shapes import Workload
 from bench.timing import Timing
 from bench.traffic import Ceilings, Work
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.version import __version__
 
 SCHEMA = 1
@@ -198,7 +198,7 @@ class Result:
         """Writes ``<kind>.json`` in ``folder``, never by halves."""
         path = folder / f"{self.kind}.json"
         text = json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
-        write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(path, text)
         return path
 
 

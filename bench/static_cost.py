@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +24,11 @@ from bench.counted import Count, counting
 from bench.least import Least, least_of, least_total, step_of
 from bench.shapes import Workload, square
 from ocvtp_kernels.chain_triton import prune_triton
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.gpu.chips import CHIPS, pretend
 from ocvtp_kernels.gpu.launch import interpreting
-from ocvtp_kernels.report.text import markdown, three_digits
+from ocvtp_kernels.markdown import markdown_table
+from ocvtp_kernels.report.text import three_digits
 from ocvtp_kernels.slots.tiles import ONE_TILE
 
 CHIP = CHIPS[90]  # of an H200
@@ -201,7 +201,7 @@ def page(found: Steps) -> str:
         [str(load), str(total.launches), *_cells(total, least_total(load))]
         for load, total in ((load, total_of(steps)) for load, steps in found.items())
     ]
-    blocks = [PREFACE, "## The whole way", markdown(["workload", "launches", *HEADER], whole)]
+    blocks = [PREFACE, "## The whole way", markdown_table(["workload", "launches", *HEADER], whole)]
     for load, steps in found.items():
         least = least_of(load)
         rows = [
@@ -213,7 +213,7 @@ def page(found: Steps) -> str:
             for step in steps
         ]
         header = ["step", "kernel", "launches", "programs", "MB loaded", "MB stored", *HEADER]
-        blocks += [f"## {load}", markdown(header, rows)]
+        blocks += [f"## {load}", markdown_table(header, rows)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         texts[BUDGET] = budget_text(found)
     for path, text in texts.items():
         if path is not None:
-            write_aside(path, partial(Path.write_text, data=text, encoding="utf-8"))
+            atomic_write(path, text)
             print(path)
     if given.output is None:
         print(page(found))

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ocvtp_kernels.config import PrunerConfig
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 
 CONFIG_KEY = "ocvtp_config"
 # The training decoder travels in the authors' checkpoints; pruning has no use for it.
@@ -142,4 +142,4 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], config: Prun
     # One key alone: safetensors writes several in any order, and equal weights would differ.
     metadata = {CONFIG_KEY: config.to_json()}
     # Bytes of our own writing, as `save_file` leaves a file that its owner alone may read.
-    write_aside(path, lambda aside: aside.write_bytes(save(tensors, metadata)))
+    atomic_write(path, save(tensors, metadata))

@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 
 ALIGNMENT = 16  # bytes: Triton compiles for pointers, and numbers, that are multiples of it
 
@@ -58,7 +58,7 @@ def write(path: Path, chip: int, binaries: Iterable[Binary]) -> None:
     """Writes a list of binaries, never by halves."""
     top = {"chip": chip, "triton": triton.__version__, "binaries": [b._asdict() for b in binaries]}
     text = json.dumps(top) + "\n"
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    atomic_write(path, text)
 
 
 def read(path: Path) -> tuple[int, list[Binary]]:

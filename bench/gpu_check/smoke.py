@@ -24,7 +24,7 @@ from bench.shapes import BUDGETS, square
 from bench.timing import StaleReplay, first_line, measure, side_stream
 from bench.variants import on_backend
 from ocvtp_kernels import backends
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 
 DTYPES = ("float32", "bfloat16", "float16")
 LOADS = tuple(square(1, n, budgets[0], dtype) for n, budgets in BUDGETS.items() for dtype in DTYPES)
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{backend:9} is not here: {reason}", flush=True)
     if given.output is not None:
         text = json.dumps({**facts, "absent": absent, "answers": answers}, indent=1) + "\n"
-        write_aside(given.output, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(given.output, text)
     wrong = {one["backend"] for one in answers if not one["right"]}
     right = {one["backend"] for one in answers} - wrong
     return NONE_RIGHT if not right else 1 if wrong or (given.backends and absent) else 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 
 REPORT, PROJECTIONS = Path("bench/report.html"), Path("docs/projections.md")
 FAILED = 2
@@ -85,7 +84,7 @@ def bench(
         typer.echo(f"ocvtp bench: {error}", err=True)
         raise typer.Exit(FAILED) from error
     for path, text in texts.items():
-        write_aside(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        atomic_write(path, text)
         typer.echo(path)
 
 

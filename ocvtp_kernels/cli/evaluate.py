@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ocvtp_kernels.cli.train import MISUSED, parse_counts
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 
 if TYPE_CHECKING:
     from ocvtp_kernels.training.evaluation import Result
@@ -101,9 +100,7 @@ def evaluate(
     title = {"layer": "Reference layer", "loss": "Loss"}.get(ablate or "", "Reconstruction error")
     text = as_markdown(table, title)
     for name, content in (("table.csv", as_csv(table)), ("table.md", text)):
-        write_aside(
-            output / name, partial(Path.write_text, data=content, encoding="utf-8", newline="")
-        )
+        atomic_write(output / name, content)
     draw(table, output / "errors.png")
     typer.echo(text)
     typer.echo(output / "errors.png")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ocvtp_kernels.config import PrunerConfig
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.pruner import PADDINGS, OCPruner
 from ocvtp_kernels.selectors.interface import Selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
@@ -228,6 +228,6 @@ def write_report(report: Report | Comparison, stem: Path, **about: Any) -> Path:
     picture, record = (stem.with_name(stem.name + suffix) for suffix in (".png", ".json"))
     text = json.dumps(report.as_json(**about, picture=picture.name), indent=2) + "\n"
     image = report.draw(title=Path(about["photo"]).stem)
-    write_aside(picture, lambda aside: image.save(aside))
-    write_aside(record, lambda aside: aside.write_text(text, encoding="utf-8"))
+    atomic_write(picture, image.save)
+    atomic_write(record, text)
     return picture

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report.results import STAGES, EndToEndRow, EndToEndTimes
-from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
+from ocvtp_kernels.report.text import duration, three_digits, times_text
 
 PLACE = ("batch", "mode", "selector", "vision tokens")
 HEADER = (
@@ -127,7 +128,7 @@ def readme(rows: Rows) -> list[str]:
     blocks = ["End to end. " + LEGEND]
     for model, mine in models_of(rows).items():
         shown = shortlist(mine)
-        blocks += [f"{model}:", markdown(HEADER, [cells(row, rows) for row in shown])]
+        blocks += [f"{model}:", markdown_table(HEADER, [cells(row, rows) for row in shown])]
         blocks += [
             f"Note on {row.mode}, {budget_text(row)}: {row.note}."
             for row in shown

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report.costs import Size
 from ocvtp_kernels.report.fields import load_json
-from ocvtp_kernels.report.text import duration, markdown, three_digits
+from ocvtp_kernels.report.text import duration, three_digits
 
 BELIEF = """\
 No GPU has run it: believe a whole call to within a quarter, and a single step to within a half.
@@ -119,4 +120,4 @@ def model_table(chips: Mapping[str, Sequence[Step]]) -> str:
     totals = [duration(modelled_s(steps)) for steps in chips.values()]
     header = ["step", "launches", *(f"{name} (model)" for name in chips)]
     header += ["waves", "MB asked of L2", "waits for"]
-    return markdown(header, [*rows, ["all", str(launches), *totals, "", "", ""]])
+    return markdown_table(header, [*rows, ["all", str(launches), *totals, "", "", ""]])

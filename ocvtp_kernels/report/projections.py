@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report.costs import CHUNKS, HALF, ITERATIONS, ONE_TILE_SLOTS, STAGES, Cost, Size
 from ocvtp_kernels.report.fields import ResultError, load_json
 from ocvtp_kernels.report.modelled import BELIEF, Model, model_table, modelled_s
 from ocvtp_kernels.report.results import ResultFile, graph_first, whole_way
-from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
+from ocvtp_kernels.report.text import duration, three_digits, times_text
 
 
 class Chip(NamedTuple):
@@ -142,7 +143,7 @@ def projections_page(
                 "as slots, and final tokens as wide as reference tokens.",
             )
         ),
-        markdown(["chip", "dense TFLOP/s", "GB/s", "datasheet"], chips),
+        markdown_table(["chip", "dense TFLOP/s", "GB/s", "datasheet"], chips),
         "## The whole pruner",
         "V100 runs CUDA C++ and no Triton, so it has a floor and no model.",
         _chips_table(results, counts, model),
@@ -187,7 +188,7 @@ def _chips_table(results: dict[str, list[ResultFile]], counts: Counts, model: Mo
                 ]
             )
     header = ["chip", "workload", "model", "model per image", "floor (costs)", "model / floor"]
-    return markdown([*header, "floor's arithmetic", "memory", "measured"], rows)
+    return markdown_table([*header, "floor's arithmetic", "memory", "measured"], rows)
 
 
 def _beside_the_paper() -> str:
@@ -223,4 +224,4 @@ def _stages_table(chain: Sequence[Cost]) -> str:
         ]
         for cost, part in [*((c, [c]) for c in chain), (total, list(chain))]
     ]
-    return markdown(header, rows)
+    return markdown_table(header, rows)

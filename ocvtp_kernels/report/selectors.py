@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report.fields import Field, Times, read_times
-from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
+from ocvtp_kernels.report.text import duration, three_digits, times_text
 
 # What every reader of the tables must know.
 LEGEND = (
@@ -202,7 +203,7 @@ def readme(rows: Rows) -> list[str]:
         return ["Selectors: the file holds no row."]
     sizes = sizes_of(rows)
     size = min(sizes, key=lambda one: (-one.num_tokens, one.budget))
-    blocks = ["Selectors. " + LEGEND, f"{size}:", markdown(*table(rows, size))]
+    blocks = ["Selectors. " + LEGEND, f"{size}:", markdown_table(*table(rows, size))]
     if others := [str(one) for one in sizes if one != size]:
         blocks.append("In the report: " + "; ".join(others) + ".")
     blocks.append(summary(rows))

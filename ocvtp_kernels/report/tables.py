@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report import end_to_end, selectors, settings
 from ocvtp_kernels.report.drawing import KNOWN_VARIANTS
 from ocvtp_kernels.report.fields import Times
@@ -18,7 +19,7 @@ from ocvtp_kernels.report.results import (
     graph_first,
     whole_way,
 )
-from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
+from ocvtp_kernels.report.text import duration, three_digits, times_text
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 README_LOSSES = 5
@@ -283,7 +284,7 @@ def _readme_whole_way(main: ResultFile, files: Sequence[ResultFile]) -> list[str
         share = [share_text(row)] if on_gpu else []
         lines.append([workload_text(row.workload), times_text(row.times) + mark, *ratios, *share])
     header = ["workload", "ours", *columns, *(["of the ceilings"] if on_gpu else [])]
-    return [" ".join(said), markdown(header, lines)]
+    return [" ".join(said), markdown_table(header, lines)]
 
 
 def _column(c: Comparison) -> str:

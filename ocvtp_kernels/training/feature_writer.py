@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.training.feature_encoders import ReferenceEncoder
 from ocvtp_kernels.training.features import (
     FORMAT,
@@ -102,17 +102,14 @@ class FeatureWriter:
             self._write_shard()
         skipped = [{"path": name, "reason": why} for name, why in sorted(self.skipped.items())]
         text = json.dumps({**self._about, "shards": self.shards, "skipped": skipped}, indent=1)
-        write_aside(
-            self.output / MANIFEST,
-            partial(Path.write_text, data=text + "\n", encoding="utf-8"),
-        )
+        atomic_write(self.output / MANIFEST, text + "\n")
 
     def _write_shard(self) -> None:
         path = self.output / shard_name(len(self.shards))
         tokens = self._buffer[: len(self._names)]
         # Not save_file, which writes to a file of its own name first, and a kill would leave that.
         data = save({TENSOR: tokens})
-        write_aside(path, partial(Path.write_bytes, data=data))
+        atomic_write(path, data)
         self.shards.append(
             {
                 "file": path.name,

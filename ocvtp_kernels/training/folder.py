@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ocvtp_kernels.config import PrunerConfig
-from ocvtp_kernels.files import write_aside
-from ocvtp_kernels.report.text import markdown
+from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.training.autoencoder import OCAutoencoder
 from ocvtp_kernels.training.config import FREE_KEYS
 from ocvtp_kernels.training.log import Row, draw_curve, read_log
@@ -82,7 +82,7 @@ class RunFolder:
             for aside in self.path.glob(f".{path.stem}-????????{path.suffix}"):
                 aside.unlink()
         text = json.dumps(identity, indent=2) + "\n"
-        write_aside(self.run, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(self.run, text)
 
     def finish(self, trainer: Trainer, command: str) -> None:
         """Writes the best weights' pruner, the curve and the card."""
@@ -93,7 +93,7 @@ class RunFolder:
         rows = read_log(self.log)
         draw_curve(rows, self.curve)
         text = card(trainer, rows, command)
-        write_aside(self.card, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(self.card, text)
 
 
 def _require_same(there: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
@@ -165,4 +165,4 @@ def card(trainer: Trainer, rows: list[Row], command: str) -> str:
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    return markdown(("", ""), [(key, str(value)) for key, value in values.items()])
+    return markdown_table(("", ""), [(key, str(value)) for key, value in values.items()])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.installing import install_command
 
 HEADER = ("step", "epoch", "K", "loss", "lr", "val_loss", "seconds")
@@ -51,7 +51,7 @@ class Log:
         self.path = path
         if size == 0:
             header = ",".join(HEADER) + "\n"
-            write_aside(path, lambda aside: aside.write_text(header, encoding="utf-8"))
+            atomic_write(path, header)
             return
         there = path.stat().st_size if path.exists() else 0
         if there < size:
@@ -127,4 +127,4 @@ def draw_curve(rows: Sequence[Row], path: Path) -> None:
     axes.grid(color=GRID, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, labelcolor=INK)
-    write_aside(path, lambda aside: figure.savefig(aside, dpi=150))
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=150))
