@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
-    """Writes a file through a temporary one, so that ``path`` is always whole or absent.
+    """Writes a temporary file and renames it to ``path``, which stays as it was on an error.
 
     Args:
         path: the file; missing folders are made.

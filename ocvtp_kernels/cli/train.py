@@ -115,7 +115,7 @@ def train(
         for name, value in locals().items()
         if name in {field.name for field in dataclasses.fields(TrainConfig)} and value is not None
     }
-    from ocvtp_kernels.training import loop
+    from ocvtp_kernels.training import loop, run
 
     try:
         _require_packages()
@@ -123,7 +123,7 @@ def train(
             given["slots"] = parse_counts("slots", slots)
         settings, keys = ({}, None) if config is None else read_config(config)
         tokens = FeatureFolder(features)
-        loop.train(
+        run.train(
             tokens,
             output,
             TrainConfig.from_dict({**settings, **given}),

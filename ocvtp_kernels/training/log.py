@@ -25,10 +25,10 @@ class Row(NamedTuple):
     loss: float
     lr: float
     val_loss: float | None  # of the epoch that ends with this step
-    seconds: float  # spent on the run up to here, what was lost by a kill left out
+    seconds: float  # of training up to here; steps repeated after a kill count once
 
     def line(self) -> str:
-        """As CSV; nine digits tell every float32 from its neighbours."""
+        """As CSV; nine digits identify a float32."""
         val = "" if self.val_loss is None else f"{self.val_loss:.9g}"
         return (
             f"{self.step},{self.epoch},{self.num_slots},{self.loss:.9g},{self.lr:.9g},{val},"
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 class Log:
-    """``log.csv``, appended to in whole rows and cut back to where a resumed run stands.
+    """``log.csv``: whole rows are appended, and a resumed run first truncates it to its checkpoint.
 
     Args:
         path: of the file.
@@ -53,13 +53,13 @@ class Log:
             header = ",".join(HEADER) + "\n"
             atomic_write(path, header)
             return
-        there = path.stat().st_size if path.exists() else 0
-        if there < size:
-            raise ValueError(f"{path}: expected at least {size} bytes to go on from, got {there}")
+        present = path.stat().st_size if path.exists() else 0
+        if present < size:
+            raise ValueError(f"{path}: expected at least {size} bytes to go on from, got {present}")
         os.truncate(path, size)
 
     def append(self, rows: Sequence[Row]) -> int:
-        """Writes rows through to the disk; returns the file's size then."""
+        """Writes and syncs rows; returns the file's size in bytes."""
         with self.path.open("ab") as file:
             file.write("".join(row.line() for row in rows).encode())
             file.flush()
@@ -71,7 +71,7 @@ def read_log(path: Path) -> list[Row]:
     """The rows of a log.
 
     Raises:
-        ValueError: the file is not a log of ours.
+        ValueError: the file has other columns.
     """
     with path.open(encoding="utf-8", newline="") as file:
         lines = csv.reader(file)
