@@ -188,9 +188,8 @@ class Trainer:
         devices = [tokens.device] if tokens.is_cuda else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(keyed_seed(seed, "dropout", step, self.rank))
-            out = self.trained(
-                tokens, noise=self._local(draws.noise), visible=self._local(draws[1])
-            )
+            noise, visible = self._local(draws.noise), self._local(draws.visible)
+            out = self.trained(tokens, noise=noise, visible=visible)
             target = config.target_scale * tokens
             loss = self.loss(out.reconstruction, target, out.attention).sum()
             loss = loss / self.split.batch_size
