@@ -30,8 +30,8 @@ class SettingRow(NamedTuple):
     gate_note: str
 
     @property
-    def place(self) -> tuple[object, ...]:
-        """What no other row of a file has too."""
+    def key(self) -> tuple[object, ...]:
+        """Unique among the rows of a file."""
         return self.setting, self.what, self.threads
 
     @property

@@ -73,7 +73,7 @@ def test_the_report_reads_what_is_written(tmp_path: Path) -> None:
     rows.append(setting_row("some", "memory", 2, "bytes", grown, grown, Verdict(True, "measured")))
     result = Result("settings", "a CPU", None, Ceilings(1.0, {"float32": 1.0}), rows=rows)
     read = read_result(result.save(tmp_path)).settings
-    assert [row.place for row in read] == [
+    assert [row.key for row in read] == [
         ("some", "ones", 1),
         ("some", "ones", 2),
         ("some", "memory", 2),
