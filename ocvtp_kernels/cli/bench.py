@@ -1,4 +1,4 @@
-"""``ocvtp bench``: from the benchmark's result files to a page, tables and projections."""
+"""``ocvtp bench``: from the benchmark's result files to a report, tables and projections."""
 
 from __future__ import annotations
 
@@ -64,22 +64,22 @@ def bench(
             raise ValueError("model: goes with --projections")
         if readme is not None and readme.resolve() == (output or REPORT).resolve():
             raise ValueError(f"readme: expected another file than the report's, got {readme}")
-        found = read_results(results)
+        files = read_results(results)
         texts: dict[Path, str] = {}
         if projections:
             texts[output or PROJECTIONS] = projections_page(
-                found,
+                files,
                 {} if counts is None else read_counts(counts),
                 None if model is None else read_model(model),
             )
         else:
-            if not found:
+            if not files:
                 names = ", ".join(f"*/{kind}.json" for kind in KINDS)
                 raise ValueError(f"results: expected any of {names} in {results}, found none")
             require_matplotlib()
-            texts[output or REPORT] = page(found)
+            texts[output or REPORT] = page(files)
             if readme is not None:
-                texts[readme] = _with_tables(readme, readme_tables(found))
+                texts[readme] = _with_tables(readme, readme_tables(files))
     except (ValueError, OSError, ImportError) as error:
         typer.echo(f"ocvtp bench: {error}", err=True)
         raise typer.Exit(FAILED) from error

@@ -28,7 +28,7 @@ def doctor(
 
 
 def examine() -> dict[str, Any]:
-    """Everything `doctor` tells, as plain data."""
+    """Everything that `doctor` prints, as plain data."""
     built = native.build_info()
     return {
         "versions": {
@@ -97,16 +97,16 @@ def describe(facts: dict[str, Any]) -> str:
 
 
 def _reasons(ops: dict[str, Any]) -> list[str]:
-    """The sentences why not, each once, with the ops that it holds for."""
-    held: dict[str, list[str]] = {}
+    """Each reason once, with the ops that it applies to."""
+    by_reason: dict[str, list[str]] = {}
     for op, where in ops.items():
         for device in DEVICES:
             for reason in where[device]["why_not"].values():
-                names = held.setdefault(reason.replace(f"ocvtp::{op} has", "there is"), [])
+                names = by_reason.setdefault(reason.replace(f"ocvtp::{op} has", "there is"), [])
                 names += [] if op in names else [op]
     return [
         f"  {reason} ({'every op' if len(names) == len(ops) else ', '.join(names)})"
-        for reason, names in held.items()
+        for reason, names in by_reason.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""``ocvtp evaluate``: what kept tokens tell of an image, against the budget."""
+"""``ocvtp evaluate``: how much of an image the kept tokens preserve, against the budget."""
 
 from __future__ import annotations
 
@@ -153,16 +153,16 @@ def _results(
         return list(evaluate(contenders, judge, images, budgets, seeds, batch_size))
     others = second[0]
     other = Trained.load(second[1], others, device)
-    called = names.split(",") if names else _names(ablate, folder, others)
+    labels = names.split(",") if names else _names(ablate, folder, others)
     contenders = [
-        Contender(called[0], trained, folder),
-        Contender(called[1], other, others),
+        Contender(labels[0], trained, folder),
+        Contender(labels[1], other, others),
         RANDOM,
     ]
-    # Each pruner decides on its own tokens, and both are judged on either one's.
+    # Each pruner selects on its own tokens; both selections are measured on the tokens of either.
     judges = [
-        Judge(f"tokens and decoder of {called[0]}", trained, folder),
-        Judge(f"tokens and decoder of {called[1]}", other, others),
+        Judge(f"tokens and decoder of {labels[0]}", trained, folder),
+        Judge(f"tokens and decoder of {labels[1]}", other, others),
     ]
     return [
         result

@@ -77,8 +77,8 @@ def features(
             device or ("cuda" if torch.cuda.is_available() else "cpu"),
         )
         writer = FeatureWriter(output, encoder, shard_size)
-        there = sum(name in writer.done for name in names)
-        with tqdm(total=len(names), initial=there, unit="image") as bar:
+        done = sum(name in writer.done for name in names)
+        with tqdm(total=len(names), initial=done, unit="image") as bar:
 
             def report(name: str, reason: str | None) -> None:
                 if reason is not None:

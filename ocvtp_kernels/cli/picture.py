@@ -1,4 +1,4 @@
-"""The overlay picture of ``ocvtp prune``: which tokens were kept, and which region each speaks for.
+"""The overlay picture of ``ocvtp prune``: the kept tokens, and the region of each slot.
 
 Two panels of one photo, side by side (one above the other for panoramas): the kept patches bright
 and framed in their slot's colour, and the slots' segmentation in the same colours.

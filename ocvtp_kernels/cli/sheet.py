@@ -87,12 +87,12 @@ def draw_sheet(
     for line, line_font, ink in text:
         draw.text((MARGIN, y + round(0.8 * line_font.size)), line, ink, line_font, anchor="ls")
         y += round(1.4 * line_font.size)
-    for place, (panel, colour) in enumerate(zip(panels, colours, strict=True)):
+    for index, (panel, colour) in enumerate(zip(panels, colours, strict=True)):
         kept = np.zeros(grid, dtype=bool)
         kept.flat[list(panel.ids)] = True
         frames = np.broadcast_to(colour, (*grid, 3))
-        x = MARGIN + place % across * (width + GUTTER)
-        y = top + place // across * (HEADING + height + GUTTER)
+        x = MARGIN + index % across * (width + GUTTER)
+        y = top + index // across * (HEADING + height + GUTTER)
         heading = "".join(fit_text(panel.heading, font, width, 1))
         draw.text((x, y + 18), heading, INK, font, anchor="ls")
         if font.getlength(panel.heading + panel.note) + GUTTER <= width:

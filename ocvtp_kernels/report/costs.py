@@ -78,9 +78,9 @@ def query(size: Size) -> StageCost:
 
 def splits(size: Size) -> int:
     """Token splits of an image in `compete`: enough for `PROGRAMS` programs."""
-    maximum = ceil(size.num_tokens / SPLIT_TOKENS)
+    max_splits = ceil(size.num_tokens / SPLIT_TOKENS)
     per_split = CHUNKS * ceil(size.num_slots / ONE_TILE_SLOTS) * size.batch
-    return min(maximum, ceil(PROGRAMS / per_split))
+    return min(max_splits, ceil(PROGRAMS / per_split))
 
 
 def logit_pass(size: Size) -> tuple[float, float]:
