@@ -74,7 +74,8 @@ def prune(
     peaks, coverage beside random selection) for each photo. Several methods share a picture, a
     panel each; those that need what the encoder does not provide, such as a CLS token, are named in
     the record. A model that takes photos at their own size may have fewer tokens than the budget:
-    all are kept then, and the record says so. A photo that cannot be pruned is reported and skipped.
+    all are kept then, and the record says so. A photo that cannot be pruned is reported and
+    skipped.
 
     Exit code: 0, all photos pruned; 1, some were not; 2, an option is wrong and nothing was
     written.
