@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from bench.cases import CASES
-from bench.gate import judge
+from bench.gate import check_variant
 from bench.results import device_name, driver, versions
 from bench.shapes import BUDGETS, square
 from bench.timing import StaleReplay, first_line, measure, side_stream
@@ -53,8 +53,8 @@ def ask(backend: str, device: torch.device) -> list[dict[str, Any]]:
     for load in LOADS if device.type == "cuda" else LOADS[:1]:
         case = CASES["prune"](load, device)
         variant = on_backend(case, backend, backend)
-        verdict = judge(case, variant, "forward", seed=1)
-        passed, note, seconds = verdict.passed, verdict.note, None
+        check = check_variant(case, variant, "forward", seed=1)
+        passed, note, seconds = check.passed, check.note, None
         if passed:
             try:
                 call = partial(variant.function, *case.inputs(1))
