@@ -273,10 +273,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     print(f"\n{table(results)}")
     if given.readme is not None and any(each.status == "passed" for each in results.values()):
-        aside = given.readme.with_name(f"{given.readme.name}.new")
+        temporary = given.readme.with_name(f"{given.readme.name}.new")
         line = tested_line(results)
-        aside.write_text(LINE.sub(lambda found: found[1] + line + found[2], text), encoding="utf-8")
-        os.replace(aside, given.readme)
+        temporary.write_text(
+            LINE.sub(lambda found: found[1] + line + found[2], text), encoding="utf-8"
+        )
+        os.replace(temporary, given.readme)
     return int(any(each.status == "failed" for each in results.values()))
 
 

@@ -154,20 +154,20 @@ def test_a_bundle_is_put_in_its_place(tmp_path: Path, monkeypatch: pytest.Monkey
     (prepared / bundle.MANIFEST).write_text(json.dumps({"chip": "sm_90", "commit": "abc"}))
     with zipfile.ZipFile(prepared / "theirs-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("theirs/__init__.py", "")
-    said = bundle.place(prepared, folder)
+    said = bundle.install(prepared, folder)
     assert said == "prepared: chip sm_90, commit abc; 1 entries in Triton's cache"
     assert (tmp_path / "checkout" / "ocvtp_kernels" / "_C.abi3.so").read_bytes() == b"object"
     assert (bundle.cache_of(folder) / "ABC" / "a.cubin").read_bytes() == b"binary"
     assert (bundle.site_of(folder) / "theirs" / "__init__.py").exists()
     # A second command finds what was compiled in the first, and another bundle is added to it.
     (bundle.cache_of(folder) / "NEW").mkdir()
-    bundle.place(prepared, folder)
+    bundle.install(prepared, folder)
     assert bundle.count(folder) == 2
     (cache / "DEF").mkdir()
     (cache / "DEF" / "a.cubin").write_bytes(b"another")
     bundle.pack(cache, prepared / bundle.CACHE)
     (prepared / bundle.MANIFEST).write_text(json.dumps({"chip": "sm_90", "commit": "def"}))
-    bundle.place(prepared, folder)
+    bundle.install(prepared, folder)
     assert {path.name for path in bundle.cache_of(folder).iterdir()} == {"ABC", "DEF", "NEW"}
 
 
