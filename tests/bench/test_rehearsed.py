@@ -128,7 +128,7 @@ def test_ceilings_are_measured(gpu: torch.device, monkeypatch: pytest.MonkeyPatc
 def test_the_command_writes_what_it_found(
     gpu: torch.device, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "plan", lambda *_: Workloads((TINY,), (), compiled=(TINY,)))
+    monkeypatch.setattr(run, "workloads", lambda *_: Workloads((TINY,), (), compiled=(TINY,)))
     monkeypatch.setattr(run, "measure_ceilings", lambda *_: Ceilings(10.0, {"float32": 0.1}))
     # Inductor, once imported, would remember the GPU.
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)

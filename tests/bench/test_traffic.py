@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.cases import CASES
 from bench.gate import fresh
 from bench.run import jobs
-from bench.shapes import CPU, CPU_SHORT, CUDA, CUDA_SHORT, HEADLINE, Workload, Workloads, plan
+from bench.shapes import CPU, CPU_SHORT, CUDA, CUDA_SHORT, HEADLINE, Workload, Workloads, workloads
 from bench.traffic import Ceilings, Work, measure_ceilings, stages, tensor_bytes, work_of
 from bench.variants import Variant
 from ocvtp_kernels.backends import use_backend
@@ -107,4 +107,4 @@ def test_the_list_of_workloads() -> None:
         assert len(set(chosen.prune)) == len(chosen.prune)
         assert set(chosen.compiled) <= set(chosen.prune)
         assert all(load.slot_dim <= 256 for load in chosen.narrow)
-    assert plan("cpu", True) is CPU_SHORT and plan("cuda", False) is CUDA
+    assert workloads("cpu", True) is CPU_SHORT and workloads("cuda", False) is CUDA

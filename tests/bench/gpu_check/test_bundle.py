@@ -91,13 +91,13 @@ def test_a_tensor_is_as_it_was_written(dtype: torch.dtype, aligned: bool) -> Non
 
 
 def test_numbers_are_told_apart_as_triton_does() -> None:
-    kinds = [launches._kind("n", value) for value in (1, 16, 32, 7, 9, 2**31, 2**31 + 16)]
-    assert kinds[1] == kinds[2] and kinds[3] == kinds[4]
-    assert kinds[5] == kinds[6] and len(set(kinds)) == 4
-    assert launches._kind("eps", 0.5) == launches._kind("eps", 0.25)
-    assert launches._kind("EPS", 0.5) != launches._kind("EPS", 0.25)
-    assert launches._kind("ROWS", 16) != launches._kind("ROWS", 32)
-    assert launches._kind("MASKED", True) != launches._kind("MASKED", 1)
+    types = [launches._type_of("n", value) for value in (1, 16, 32, 7, 9, 2**31, 2**31 + 16)]
+    assert types[1] == types[2] and types[3] == types[4]
+    assert types[5] == types[6] and len(set(types)) == 4
+    assert launches._type_of("eps", 0.5) == launches._type_of("eps", 0.25)
+    assert launches._type_of("EPS", 0.5) != launches._type_of("EPS", 0.25)
+    assert launches._type_of("ROWS", 16) != launches._type_of("ROWS", 32)
+    assert launches._type_of("MASKED", True) != launches._type_of("MASKED", 1)
 
 
 def test_an_argument_that_cannot_be_written_is_named() -> None:

@@ -179,11 +179,11 @@ def test_at_most_eight_files_come_back_after_every_stage(
 def test_the_bundle_is_put_in_its_place_on_a_gpu_alone(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    placed = []
-    monkeypatch.setattr(bundle, "place", lambda *given: placed.append(given) or "placed")
+    installed = []
+    monkeypatch.setattr(bundle, "install", lambda *given: installed.append(given) or "installed")
     prepared = tmp_path / "prepared"
     prepared.mkdir()
     run("--only", "smoke", "--bundle", str(prepared))
-    assert placed == []
+    assert installed == []
     run("--only", "smoke", "--bundle", str(prepared), "--device", "cuda")
-    assert placed == [(prepared, tmp_path / "build" / "gpu_check" / "cuda")]
+    assert installed == [(prepared, tmp_path / "build" / "gpu_check" / "cuda")]
