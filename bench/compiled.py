@@ -127,8 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         budget.write(BUDGET)
     if given.output is not None:
-        text = page(rows, triton)
-        atomic_write(given.output, text)
+        atomic_write(given.output, page(rows, triton))
     if triton != budget.triton:
         print(f"numbers are not compared: recorded with Triton {budget.triton}, this is {triton}")
     broken = violations(rows, budget, triton)

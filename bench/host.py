@@ -138,8 +138,7 @@ def write(path: Path, found: dict[str, tuple[CheckResult, Timing | None]]) -> No
         "commit": commit(),
         "rows": rows,
     }
-    text = json.dumps(top, indent=1, allow_nan=False) + "\n"
-    atomic_write(path, text)
+    atomic_write(path, json.dumps(top, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -197,8 +197,7 @@ class Result:
     def save(self, folder: Path) -> Path:
         """Writes ``<kind>.json`` in ``folder`` atomically; returns its path."""
         path = folder / f"{self.kind}.json"
-        text = json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
-        atomic_write(path, text)
+        atomic_write(path, json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
         return path
 
 

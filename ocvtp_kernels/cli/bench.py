@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.installing import require_package
 
 REPORT, PROJECTIONS = Path("bench/report.html"), Path("docs/projections.md")
 FAILED = 2
@@ -46,7 +47,6 @@ def bench(
 
     Exit code: 0, written; 2, an option or a file is wrong and nothing was written.
     """
-    from ocvtp_kernels.report.drawing import require_matplotlib
     from ocvtp_kernels.report.modelled import read_model
     from ocvtp_kernels.report.page import page
     from ocvtp_kernels.report.projections import projections_page, read_counts
@@ -76,7 +76,7 @@ def bench(
             if not files:
                 names = ", ".join(f"*/{kind}.json" for kind in KINDS)
                 raise ValueError(f"results: expected any of {names} in {results}, found none")
-            require_matplotlib()
+            require_package("matplotlib", "draws the report", "train")
             texts[output or REPORT] = page(files)
             if readme is not None:
                 texts[readme] = _with_tables(readme, readme_tables(files))

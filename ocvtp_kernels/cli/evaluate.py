@@ -9,6 +9,7 @@ import typer
 
 from ocvtp_kernels.cli.train import MISUSED, parse_counts
 from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.installing import require_package
 
 if TYPE_CHECKING:
     from ocvtp_kernels.training.evaluation import Result
@@ -69,9 +70,8 @@ def evaluate(
     try:
         from ocvtp_kernels.training.evaluation_report import as_csv, as_markdown, draw, lines
         from ocvtp_kernels.training.features import FeatureFolder
-        from ocvtp_kernels.training.log import require_matplotlib
 
-        require_matplotlib()
+        require_package("matplotlib", "draws the curves", "train")
         _check(ablate, other_features, other_checkpoint, names, images)
         if output.exists() and not output.is_dir():
             raise ValueError(f"output: expected a folder, got a file: {output}")

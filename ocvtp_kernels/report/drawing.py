@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from math import ceil, exp, floor, log, log10
 from typing import Any
 
-from ocvtp_kernels.installing import install_command
-
 INK, SOFT, GRID, LOSS, CARD = (f"#0a000{i}" for i in range(1, 6))
 SERIES = tuple(f"#0b00{i:02x}" for i in range(8))  # 0 is ours, 7 whatever comes after the seventh
 STAND_INS = {INK: "ink", SOFT: "soft", GRID: "grid", LOSS: "loss", CARD: "card"} | {
@@ -27,7 +25,6 @@ MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚
 WIDTH = 4.4  # inches: 422 px at the browser's 96 px an inch, so that phones hardly shrink it
 GAP = 0.075  # of the height, the minimum between two labels
 MAX_TICKS = 5
-MISSING = "matplotlib draws the report and is not installed: run {}"
 
 
 @dataclass(frozen=True)
@@ -36,14 +33,6 @@ class Picture:
 
     svg: str
     caption: str
-
-
-def require_matplotlib() -> None:
-    """Raises `ImportError` with a sentence to act on where there is no matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(MISSING.format(install_command("train"))) from error
 
 
 def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ocvtp_kernels.files import atomic_write
-from ocvtp_kernels.installing import install_command
 
 HEADER = ("step", "epoch", "K", "loss", "lr", "val_loss", "seconds")
 INK, TRAINING, VALIDATION, GRID = "#1b1d22", "#b9c4d4", "#d9480f", "#dcdee2"
-MISSING = "matplotlib draws the curves and is not installed: run {}"
 
 
 class Row(NamedTuple):
@@ -89,14 +87,6 @@ def read_log(path: Path) -> list[Row]:
             )
             for step, epoch, count, loss, lr, val, seconds in lines
         ]
-
-
-def require_matplotlib() -> None:
-    """Raises `ImportError` with a sentence to act on where there is no matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(MISSING.format(install_command("train"))) from error
 
 
 def draw_curve(rows: Sequence[Row], path: Path) -> None:
