@@ -8,7 +8,6 @@ import re
 import subprocess
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from bench.shapes import Workload
 from bench.timing import Timing
 from bench.traffic import Ceilings, Work
 from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.installing import installed_version
 from ocvtp_kernels.version import __version__
 
 SCHEMA = 1
@@ -247,13 +247,12 @@ def driver(device: torch.device) -> str | None:
 
 def versions() -> dict[str, str | None]:
     """Versions of the packages that run; None where one is not installed."""
-    found: dict[str, str | None] = {"torch": torch.__version__}
-    for name in ("triton", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return {**found, "python": platform.python_version(), "ocvtp-kernels": __version__}
+    return {
+        "torch": torch.__version__,
+        **{name: installed_version(name) for name in ("triton", "transformers")},
+        "python": platform.python_version(),
+        "ocvtp-kernels": __version__,
+    }
 
 
 def commit() -> str:

@@ -1,10 +1,19 @@
-"""Errors for missing packages, and the command that installs them."""
+"""Versions of packages, errors for missing ones, and the command that installs them."""
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import ocvtp_kernels
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed package, None where it is missing."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def require_package(name: str, purpose: str, extra: str) -> None:

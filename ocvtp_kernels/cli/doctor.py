@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 from dataclasses import asdict
@@ -12,6 +11,7 @@ import torch
 import typer
 
 from ocvtp_kernels import backends, native
+from ocvtp_kernels.installing import installed_version
 from ocvtp_kernels.ops.library import COMPOSED
 from ocvtp_kernels.version import __version__
 
@@ -35,7 +35,7 @@ def examine() -> dict[str, Any]:
             "ocvtp-kernels": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            **{name: _version(name) for name in PACKAGES},
+            **{name: installed_version(name) or "not installed" for name in PACKAGES},
         },
         "devices": {
             "cpu": {
@@ -108,10 +108,3 @@ def _reasons(ops: dict[str, Any]) -> list[str]:
         f"  {reason} ({'every op' if len(names) == len(ops) else ', '.join(names)})"
         for reason, names in by_reason.items()
     ]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

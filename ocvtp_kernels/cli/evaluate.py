@@ -148,22 +148,18 @@ def _results(
     folder, checkpoint = first
     trained = Trained.load(checkpoint, folder, device)
     if ablate is None or second[1] is None:
-        judge = Judge("its tokens", trained, folder)
         contenders = [Contender(OC_PRUNER, trained, folder), RANDOM, GRID]
-        return list(evaluate(contenders, judge, images, budgets, seeds, batch_size))
-    others = second[0]
-    other = Trained.load(second[1], others, device)
-    labels = names.split(",") if names else _names(ablate, folder, others)
-    contenders = [
-        Contender(labels[0], trained, folder),
-        Contender(labels[1], other, others),
-        RANDOM,
-    ]
-    # Each pruner selects on its own tokens; both selections are measured on the tokens of either.
-    judges = [
-        Judge(f"tokens and decoder of {labels[0]}", trained, folder),
-        Judge(f"tokens and decoder of {labels[1]}", other, others),
-    ]
+        judges = [Judge("its tokens", trained, folder)]
+    else:
+        others = second[0]
+        pairs = (trained, folder), (Trained.load(second[1], others, device), others)
+        labels = names.split(",") if names else _names(ablate, folder, others)
+        # Each pruner selects on its own tokens; both are measured on the tokens of either.
+        contenders = [*(Contender(n, *p) for n, p in zip(labels, pairs, strict=False)), RANDOM]
+        judges = [
+            Judge(f"tokens and decoder of {name}", *pair)
+            for name, pair in zip(labels, pairs, strict=False)
+        ]
     return [
         result
         for judge in judges

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from ocvtp_kernels.config import PrunerConfig
 from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.installing import installed_version
 from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.training.autoencoder import OCAutoencoder
 from ocvtp_kernels.training.config import TrainConfig
@@ -84,11 +84,7 @@ def _card(trainer: Trainer, rows: list[Row], command: str) -> str:
     }
     versions = {"ocvtp-kernels": __version__, "Python": platform.python_version()}
     versions["torch"] = torch.__version__  # which tells the build too
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "unknown"
+    versions |= {name: installed_version(name) or "unknown" for name in PACKAGES}
     parts = [
         "# An object-centric token pruner",
         "Trained by `ocvtp train` (OC-VTP, arXiv 2511.20439). `pruner.safetensors` is the pruner"
