@@ -3,10 +3,10 @@
     python scripts/constraints.py renew torch==2.13.0   # the newest of all, beside this torch
     python scripts/constraints.py beside-torch          # what of it holds in this environment
 
-The file is for every Python from the oldest supported on and for every system; uv resolves it. The
-libraries that a build of torch for CUDA brings are not in it, as torch itself tells their exact
-versions. In an environment it comes after torch: what torch holds to certain versions, such as the
-Triton of such a build, and torch, is left out.
+The file is for every supported Python and system; uv resolves it. The libraries that a build of
+torch for CUDA brings are not in it, as torch requires exact versions of them. An environment has
+torch installed first; torch and packages that it pins, such as the Triton of such a build, are left
+out there.
 """
 
 from __future__ import annotations

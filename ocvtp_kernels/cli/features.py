@@ -39,7 +39,7 @@ def features(
 ) -> None:
     """Write the reference tokens of every image in IMAGE_DIR, for training: float16, in shards.
 
-    Takes vision towers with a fixed number of tokens. Run again, it goes on behind the last whole
+    Takes vision towers with a fixed number of tokens. Run again, it resumes after the last complete
     shard, and encodes only images that are new; nothing is half-written when it is killed. An
     image that cannot be read is reported, skipped, named in manifest.json and tried again next
     time.

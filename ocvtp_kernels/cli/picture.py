@@ -22,9 +22,9 @@ Mask = npt.NDArray[np.bool_]
 
 PANEL = 672  # px, longest side of a panel: 28 px per patch on a 24 x 24 grid
 MARGIN, GUTTER, HEADING = 48, 32, 32  # px, around the picture, between and above the panels
-SMALLEST_CELL = 4  # px, below which a frame hides its patch
+MIN_CELL = 4  # px, below which a frame hides its patch
 PANORAMA = 1.6  # width : height above which the panels stand one above the other
-NARROWEST_TEXT = 480  # px, so that tall, thin photos still leave room for their words
+MIN_TEXT_WIDTH = 480  # px, so that text fits over tall, thin photos
 PAPER, INK, SOFT_INK = (17, 18, 21), (240, 240, 236), (154, 157, 164)
 FONT_SIZES = 38, 24, 22  # px: title, caption, headings of the panels
 LOOKALIKES = {"\u00d7": "x", "\u2212": "-"}  # times and minus, which the built-in font lacks
@@ -197,7 +197,7 @@ def check(photo: Image.Image, kept: Integers, owner: Integers, segmentation: Int
 
 def start_picture(width: int, height: int, title: str, caption: str) -> tuple[Image.Image, int]:
     """A picture with title and caption above panels of this size (px), and the panels' top."""
-    width = max(NARROWEST_TEXT, width)
+    width = max(MIN_TEXT_WIDTH, width)
     large_font, soft_font, _ = map(built_in_font, FONT_SIZES)
     text = [(line, large_font, INK) for line in fit_text(title, large_font, width, 1)]
     text += [(line, soft_font, SOFT_INK) for line in fit_text(caption, soft_font, width, 3)]
@@ -243,8 +243,8 @@ def draw_selection(
     panorama = photo.width > PANORAMA * photo.height
     scale = (2 * PANEL + GUTTER if panorama else PANEL) / max(photo.size)
     # Whole pixels per patch keep every frame and border crisp.
-    width = cols * max(SMALLEST_CELL, round(scale * photo.width / cols))
-    height = rows * max(SMALLEST_CELL, round(scale * photo.height / rows))
+    width = cols * max(MIN_CELL, round(scale * photo.width / cols))
+    height = rows * max(MIN_CELL, round(scale * photo.height / rows))
     cell = width // cols, height // rows
     large = np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS))
     slots, colours = slot_colours(slot_of, owner)

@@ -13,8 +13,8 @@ from ocvtp_kernels.cli.picture import (
     GUTTER,
     HEADING,
     MARGIN,
+    MIN_CELL,
     PANEL,
-    SMALLEST_CELL,
     kept_panel,
     oklab_to_rgb,
     palette,
@@ -62,8 +62,8 @@ def draw_sheet(
                 f"ids: expected 0 to {rows * columns - 1} (the grid), got {outside[0]}"
             )
     scale = (PANEL if len(panels) == 1 else SMALL_PANEL) / max(photo.size)
-    width = columns * max(SMALLEST_CELL, round(scale * photo.width / columns))
-    height = rows * max(SMALLEST_CELL, round(scale * photo.height / rows))
+    width = columns * max(MIN_CELL, round(scale * photo.width / columns))
+    height = rows * max(MIN_CELL, round(scale * photo.height / rows))
     cell = width // columns, height // rows
     large = np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS))
     colours = oklab_to_rgb(palette(len(panels)))

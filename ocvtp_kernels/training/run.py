@@ -83,7 +83,7 @@ def _card(trainer: Trainer, rows: list[Row], command: str) -> str:
         "seconds": f"{rows[-1].seconds:.0f}",
     }
     versions = {"ocvtp-kernels": __version__, "Python": platform.python_version()}
-    versions["torch"] = torch.__version__  # which tells the build too
+    versions["torch"] = torch.__version__  # includes the build
     versions |= {name: installed_version(name) or "unknown" for name in PACKAGES}
     parts = [
         "# An object-centric token pruner",

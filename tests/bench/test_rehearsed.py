@@ -51,7 +51,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU is
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """The stand-in, and figures that nobody reads."""
+    """The stand-in, and few rounds, as no figure is read."""
 
     def quick(calls: Any, /, **given: Any) -> Any:
         return measure(calls, **{**given, "seconds": 0.0, "rounds": (2, 2)})

@@ -1,4 +1,4 @@
-"""The whole command on a GPU that is stood in for, at tiny sizes, every stage a process."""
+"""The whole command on a stand-in for a GPU, at tiny sizes, every stage a process."""
 
 from __future__ import annotations
 
