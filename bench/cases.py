@@ -1,4 +1,4 @@
-"""Every op as a case: fresh random inputs, the op, its reference, and what is right about it."""
+"""Every op as a case: random inputs, the op, its reference, and how outputs are checked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Case:
     scores: Function | None = None  # log-attention [B, K, N], where ids are picked by it
     wrt: tuple[int, ...] = ()  # the inputs that have a gradient
     carries: tuple[int, ...] = (0,)  # the outputs that carry it
-    pruner: OCPruner | None = None  # the plain module, of the whole way
+    pruner: OCPruner | None = None  # the plain module, of `prune`
 
     def inputs(self, seed: int) -> Inputs:
         """Fresh random inputs, on the device."""
@@ -71,7 +71,7 @@ def _sizes(load: Workload) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
 
 
 def _with_importance(draw: Any, load: Workload) -> Any:
-    # Always float32, as `attention_received` returns it: half would tie.
+    # float32, as `attention_received` returns it; half precision would tie.
     scores = _draw(load, (load.batch, 1, load.num_tokens), dtype=torch.float32)
     return lambda generator: (*draw(generator), scores(generator)[0].squeeze(1))
 
@@ -167,14 +167,14 @@ def resolve_picks(load: Workload, device: torch.device) -> Case:
 
 def argmax_gather(load: Workload, device: torch.device) -> Case:
     q, x = _sizes(load)
-    final = (load.batch, load.num_tokens, load.in_dim)
+    tokens = (load.batch, load.num_tokens, load.in_dim)
     return Case(
         "argmax_gather",
         load,
         device,
-        _with_importance(_draw(load, q, x, final), load),
-        lambda q, k, final, scores: _ops("argmax_gather")(q, k, final, scores, load.budget),
-        lambda q, k, final, scores: ops.argmax_gather.reference(q, k, final, scores, load.budget),
+        _with_importance(_draw(load, q, x, tokens), load),
+        lambda q, k, tokens, scores: _ops("argmax_gather")(q, k, tokens, scores, load.budget),
+        lambda q, k, tokens, scores: ops.argmax_gather.reference(q, k, tokens, scores, load.budget),
         kind="kept",
         scores=_log_attention,
         wrt=(2,),
@@ -183,12 +183,12 @@ def argmax_gather(load: Workload, device: torch.device) -> Case:
 
 def merge(load: Workload, device: torch.device) -> Case:
     q, x = _sizes(load)
-    final = (load.batch, load.num_tokens, load.in_dim)
+    tokens = (load.batch, load.num_tokens, load.in_dim)
     return Case(
         "merge",
         load,
         device,
-        _draw(load, q, x, final),
+        _draw(load, q, x, tokens),
         _ops("merge"),
         ops.merge.reference,
         wrt=(2,),
@@ -208,7 +208,7 @@ def attention_received(load: Workload, device: torch.device) -> Case:
 
 
 def prune(load: Workload, device: torch.device) -> Case:
-    """The whole way; the inputs are reference and final tokens, initial slots and importance."""
+    """`prune`; the inputs are reference and final tokens, initial slots and importance."""
     config = PrunerConfig(
         enc_in_dim=load.in_dim,
         enc_dims=(load.hidden_dim, load.slot_dim),
@@ -221,9 +221,9 @@ def prune(load: Workload, device: torch.device) -> Case:
     weights = prepare(plain.packed())  # as a frozen pruner passes them
     modules = {load.torch_dtype: plain, torch.float64: copy.deepcopy(plain).double()}
 
-    def scores(reference: Tensor, final: Tensor, slots_init: Tensor, _: Tensor) -> Tensor:
-        module = modules[reference.dtype]
-        encoded = module.encode_project(reference)
+    def scores(tokens: Tensor, _final: Tensor, slots_init: Tensor, _: Tensor) -> Tensor:
+        module = modules[tokens.dtype]
+        encoded = module.encode_project(tokens)
         return slots.log_attention(module.aggregat(encoded, slots_init)[1])
 
     def reference_prune(*inputs: Tensor) -> Outputs:
@@ -237,8 +237,8 @@ def prune(load: Workload, device: torch.device) -> Case:
         load,
         device,
         _with_importance(_draw(load, tokens, tokens, q), load),
-        lambda reference, final, slots_init, importance: _ops("prune")(
-            reference, final, weights, slots_init, importance, load.budget
+        lambda reference_tokens, final_tokens, slots_init, importance: _ops("prune")(
+            reference_tokens, final_tokens, weights, slots_init, importance, load.budget
         ),
         reference_prune,
         kind="kept",

@@ -19,7 +19,7 @@ from bench.compiled_budget import Budget, violations
 from bench.compiled_launches import plan
 from bench.growth import add_options
 from bench.results import ROOT
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.triton_common.archs import ARCHS
 from ocvtp_kernels.triton_common.launch import interpreting
 
@@ -127,8 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         budget.write(BUDGET)
     if given.output is not None:
-        text = page(rows, triton)
-        write_aside(given.output, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(given.output, page(rows, triton))
     if triton != budget.triton:
         print(f"numbers are not compared: recorded with Triton {budget.triton}, this is {triton}")
     broken = violations(rows, budget, triton)

@@ -1,6 +1,6 @@
-"""What each launch compiles to for an architecture: registers, stack, shared memory, instructions.
+"""The compiled binary of each launch: registers, stack, shared memory, instructions.
 
-No GPU is needed: Triton compiles for the GPU that it is told is there.
+No GPU is needed: Triton compiles for the architecture that a stand-in driver reports.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class Row(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What tells the row from others of its architecture."""
+        """Unique among the rows of its arch."""
         stages = "" if self.stages is None else f", {self.stages} stages"
         return f"{self.kernel} {self.tile}, {self.dtype}, {self.warps} warps{stages}"
 
 
 class StandIn:
-    """Stands in for Triton's driver: there is a GPU of this capability."""
+    """Triton's driver for a GPU that is not there, of this compute capability."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -71,17 +71,17 @@ class StandIn:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        # Triton keeps binaries by device, so one an architecture.
+        # Triton caches binaries by device, so each architecture is a device.
         return self.capability
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
 
-def compile_launch(part: Part, place: int) -> Row:
+def compile_launch(part: Part, index: int) -> Row:
     """Compiles one launch; changes the process' driver, so only for a process of its own."""
-    # Launches cannot be sent to another process; they are found again there.
-    job = launches(part)[place]
+    # Launches cannot be pickled, so the process builds them again.
+    job = launches(part)[index]
     triton.runtime.driver.set_active(StandIn(part.arch))
     kernel, grid, arguments, options = job.launch
     row = Row(
@@ -96,8 +96,8 @@ def compile_launch(part: Part, place: int) -> Row:
         compiled = kernel.warmup(grid=grid, **arguments, **options)
     except TritonError as error:
         return row._replace(failure=str(error).strip().splitlines()[-1])
-    said = disassembled(compiled.asm["cubin"])
-    registers, stack = usage(said)
+    text = disassembled(compiled.asm["cubin"])
+    registers, stack = usage(text)
     ptx = compiled.asm["ptx"]
     if options.get("launch_pdl") and not waits_first(ptx):
         return row._replace(failure="it touches memory before the launch before it has ended")
@@ -106,7 +106,7 @@ def compile_launch(part: Part, place: int) -> Row:
         stack=stack,
         shared=compiled.metadata.shared,
         instruction=weakest(name for name, text in INSTRUCTIONS.items() if text in ptx),
-        counts=counts_of(read_sass(said), part.arch),
+        counts=counts_of(read_sass(text), part.arch),
         orders=frozenset([sums_of(compiled.asm["ttgir"])]),
     )
 
@@ -118,7 +118,7 @@ def waits_first(ptx: str) -> bool:
 
 
 def disassembled(binary: bytes) -> str:
-    """What cuobjdump says of a binary: its usage and its SASS."""
+    """Cuobjdump's output for a binary: resource usage and SASS."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(binary)
@@ -126,11 +126,11 @@ def disassembled(binary: bytes) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def usage(said: str) -> tuple[int, int]:
+def usage(text: str) -> tuple[int, int]:
     """Registers and stack bytes of a thread."""
-    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", said)
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text)
     if found is None:
-        raise RuntimeError(f"cuobjdump -res-usage says no registers: {said[:200]!r}")
+        raise RuntimeError(f"cuobjdump -res-usage says no registers: {text[:200]!r}")
     number, stack, local = map(int, found.groups())
     return number, max(stack, local)
 
@@ -155,7 +155,7 @@ def worst(one: Row, other: Row) -> Row:
 
 def compile_all(parts: Iterable[Part]) -> list[Row]:
     """A row for every kernel and tile of these parts, compiled in `WORKERS` processes."""
-    tasks = [(part, place) for part in parts for place in range(len(launches(part)))]
+    tasks = [(part, i) for part in parts for i in range(len(launches(part)))]
     found: dict[str, Row] = {}
     # A forked process would share torch's threads.
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:

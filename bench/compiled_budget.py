@@ -1,4 +1,4 @@
-"""What binaries may cost: rules for all, and for each kernel's tile what was recorded of it."""
+"""The budget of compiled kernels: rules for all, and recorded numbers for each kernel's tile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.compiled_binaries import STRENGTH, Row
 from bench.compiled_sums import size_of
 from bench.growth import Slack, renewed, worse
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.triton_common.archs import ARCHS
 
 Entries = dict[str, dict[str, dict[str, float]]]
@@ -42,7 +42,7 @@ class Rules:
         """How far each number of a row may go the wrong way."""
         instructions = Slack(self.instruction_growth, 8)
         return {
-            "registers": Slack(least=self.register_growth),
+            "registers": Slack(minimum=self.register_growth),
             "shared": Slack(),
             "step": instructions,
             "outside": instructions,
@@ -74,7 +74,7 @@ class Budget:
         return cls(values["triton"], rules, values["rows"], values["reasons"])
 
     def write(self, path: Path) -> None:
-        """Writes the file, a row a line, never by halves."""
+        """Writes the file atomically, a line for each row."""
         text = json.dumps({**dataclasses.asdict(self), "rows": None}, indent=1)
         archs = ",\n".join(
             f"  {json.dumps(arch)}: {{\n"
@@ -83,7 +83,7 @@ class Budget:
             for arch, rows in self.rows.items()
         )
         text = text.replace('"rows": null', f'"rows": {{\n{archs}\n }}') + "\n"
-        write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(path, text)
 
     def worsened(self, rows: Iterable[Row]) -> dict[tuple[str, str], list[str]]:
         """What got worse, by architecture and key."""
@@ -147,9 +147,9 @@ def violations(rows: Sequence[Row], budget: Budget, triton: str) -> list[str]:
             continue
         if row.stack > rules.stack:
             found.append(f"{name}: stack was {rules.stack} bytes, now {row.stack}: it spills")
-        most = ARCHS[row.arch].shared_bytes
-        if row.shared > most:
-            found.append(f"{name}: shared memory is {row.shared} bytes, the GPU has {most}")
+        available = ARCHS[row.arch].shared_bytes
+        if row.shared > available:
+            found.append(f"{name}: shared memory is {row.shared} bytes, the GPU has {available}")
         expected = expected_instruction(row, rules)
         if STRENGTH.index(row.instruction) < STRENGTH.index(expected):
             found.append(f"{name}: matrix instruction was {expected}, now {row.instruction}")
@@ -171,8 +171,8 @@ def unlike(rows: Iterable[Row]) -> list[str]:
         for order in row.orders:
             groups[row.arch, row.kernel, row.dtype, size_of(row.tile)].setdefault(order, row.tile)
     return [
-        f"sm_{arch} {kernel} {size}, {dtype}: tiles sum in {len(orders)} orders, so an image alone "
-        f"differs from itself in a batch: "
+        f"sm_{arch} {kernel} {size}, {dtype}: tiles sum in {len(orders)} orders, so results "
+        "are not batch-invariant: "
         + "; ".join(f"{tile}: {', '.join(order)}" for order, tile in orders.items())
         for (arch, kernel, dtype, size), orders in groups.items()
         if len(orders) > 1

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench.csrc_binaries import ARCHS, Row, Tools, compile_all, compiler_of
 from bench.results import ROOT
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 
 BUDGET = ROOT / "bench" / "budgets" / "compiled_csrc.json"
 COLUMNS = ("kernel", "registers", "stack", "shared", "instruction")
@@ -65,7 +65,7 @@ class Budget:
     def write(self, path: Path) -> None:
         """Writes the file, never by halves."""
         text = json.dumps(dataclasses.asdict(self), indent=1) + "\n"
-        write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(path, text)
 
     def with_rows(self, rows: Iterable[Row], compilers: Mapping[str, str]) -> Budget:
         """The registers of these rows recorded, in place of all others of their architectures."""
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         budget.write(BUDGET)
     if given.output is not None:
         text = page(rows, compilers)
-        write_aside(given.output, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(given.output, text)
     for name in changed:
         if not given.write_budget:
             recorded = budget.compilers[name]

@@ -1,15 +1,15 @@
-"""In which order a binary sums, read out of Triton's GPU dialect.
+"""The order in which a binary sums, read from Triton's GPU dialect.
 
-Floating sums round, so two tiles of a kernel give the same bits only where they sum alike: equal
-steps, one matrix instruction, and rows of equal parts a thread, a warp and a program wherever
-``tl.sum`` runs. Triton picks these parts for each tile by itself.
+Floating-point sums round, so two tiles of a kernel give the same bits only if they sum in one
+order: equal steps, one matrix instruction, and the same layout over threads, warps and program
+wherever ``tl.sum`` runs. Triton chooses that layout for each tile.
 """
 
 from __future__ import annotations
 
 import re
 
-# What may differ between the tiles of one size of slots, tokens and channels, and is no step.
+# Constants that may differ between tiles of one size without changing the order of sums.
 FREE = (
     "BLOCK_ROWS",
     "BLOCK_COLUMNS",
@@ -34,7 +34,7 @@ def size_of(tile: str) -> str:
 def sums_of(text: str) -> tuple[str, ...]:
     """Each kind of floating sum in a module of the dialect, sorted.
 
-    A reduction is its length and, along its axis, the numbers a thread, a warp and a program hold;
+    A reduction is its length and, along its axis, the elements of a thread, a warp and a program;
     a product of matrices is the version of its instruction.
     """
     layouts = dict(re.findall(r"^(#\w+) = (#\w+\.\w+<.*>)$", text, re.MULTILINE))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from bench.results import ROOT
 from bench.shapes import Workload, square
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 
 GPU = "V100"
 GHZ = 1.38
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "native_time.md")
     given = parser.parse_args(arguments)
     text = page(square(1, 576, 64, "float16"))
-    write_aside(given.output, lambda aside: aside.write_text(text, encoding="utf-8"))
+    atomic_write(given.output, text)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The gate before any figure: a variant is right on fresh inputs, twice, or it gets no time.
+"""The correctness gate: a variant must be right on two fresh inputs before it is timed.
 
 Floats keep the error budget of CONTRIBUTING; ids are exact off ties in float32 and float64, and in
-half precision the kept tokens hold 99 % of each slot's largest attention. Between two looks the
-first outputs are poisoned and the inputs overwritten in place, so whoever returns what it computed
-before, or leaves a part unwritten, is found out.
+half precision the kept tokens hold 99 % of each slot's largest attention. Between the two checks
+the first outputs are poisoned and the inputs overwritten in place, which exposes a variant that
+returns earlier results or leaves outputs unwritten.
 """
 
 from __future__ import annotations
@@ -20,69 +20,69 @@ from bench.timing import first_line, poison
 from bench.variants import Run, Variant, bind_backward, draw_grads
 
 FACTOR = 2.0  # of plain PyTorch's error
-# One draw of a few numbers may be lucky: plain PyTorch's error is the largest of several.
+# Plain PyTorch's error is the largest of several draws, as a single small one may be exact.
 YARDSTICK_SEEDS = (101, 102, 103)
 REGRET = 1e-2  # of a slot's largest attention, in half precision
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the gate says of a variant."""
+class CheckResult:
+    """Whether a variant passed, and a note on its accuracy or its error."""
 
     passed: bool
     note: str
 
 
-def judge(case: Case, variant: Variant, direction: str, seed: int) -> Verdict:
-    """Runs a variant on two different inputs, poisoning in between, and demands both right."""
+def check_variant(case: Case, variant: Variant, direction: str, seed: int) -> CheckResult:
+    """Runs a variant on two different inputs, poisoning in between, and checks both outputs."""
     try:
         inputs, grads = fresh(case, direction, seed)
         run = variant.bind(case, direction, inputs, grads)
-        note = _look(case, variant, direction, run, inputs, grads)
+        note = _run_and_check(case, variant, direction, run, inputs, grads)
         again, again_grads = fresh(case, direction, seed + 1)
         if direction == "forward":
             overwrite(inputs, again)
         else:
-            # The forward pass holds on to its inputs: the gradients alone may change under it.
+            # The forward pass keeps its inputs, so only the gradients may be overwritten.
             overwrite(grads, draw_grads(case, inputs, seed + 2))
-            note = _look(case, variant, direction, run, inputs, grads)
+            note = _run_and_check(case, variant, direction, run, inputs, grads)
             inputs, grads = again, again_grads
             run = variant.bind(case, direction, inputs, grads)
-        note = _look(case, variant, direction, run, inputs, grads)
+        note = _run_and_check(case, variant, direction, run, inputs, grads)
     except Refused as refusal:
-        return Verdict(False, str(refusal))
+        return CheckResult(False, str(refusal))
     except (RuntimeError, ValueError, TypeError, ImportError) as error:
-        return Verdict(False, f"it fails: {type(error).__name__}: {first_line(error)}")
-    return Verdict(True, note)
+        return CheckResult(False, f"it fails: {type(error).__name__}: {first_line(error)}")
+    return CheckResult(True, note)
 
 
 class Refused(Exception):
-    """The sentence why outputs are wrong."""
+    """Outputs are wrong; the message says how."""
 
 
 def fresh(case: Case, direction: str, seed: int) -> tuple[Inputs, Inputs]:
-    """Inputs, and backward the gradients of the outputs."""
+    """Inputs and, for the backward pass, gradients of the outputs."""
     inputs = case.inputs(seed)
     return inputs, draw_grads(case, inputs, seed) if direction == "backward" else ()
 
 
 def overwrite(targets: Inputs, sources: Inputs) -> None:
-    """Other values in the same memory."""
+    """Writes other values into the same memory."""
     with torch.no_grad():
         for target, source in zip(targets, sources, strict=True):
             target.copy_(source)
 
 
-def _look(
+def _run_and_check(
     case: Case, variant: Variant, direction: str, run: Run, inputs: Inputs, grads: Inputs
 ) -> str:
     outputs = run()
     kept = tuple(output.clone() for output in outputs)
     poison(outputs)
-    return check(case, direction, kept, inputs, grads, variant.plain, variant.rounds)
+    return check_outputs(case, direction, kept, inputs, grads, variant.plain, variant.rounds)
 
 
-def check(
+def check_outputs(
     case: Case,
     direction: str,
     outputs: Outputs,
@@ -91,7 +91,7 @@ def check(
     plain: bool,
     rounds: bool = False,
 ) -> str:
-    """What is right about the outputs, in a few words; ``plain`` and ``rounds`` as in `Variant`.
+    """How accurate the outputs are, in a few words; ``plain`` and ``rounds`` as in `Variant`.
 
     Raises:
         Refused: they are wrong.
@@ -115,7 +115,7 @@ def check(
             return _floats(outputs, yardstick, oracle, plain_errors(case, direction), rounding)
         assert case.scores is not None
         scores = case.scores(*wide)
-        # The scores at the dtype given say how near two tokens tie.
+        # The scores at the given dtype show which tokens tie within rounding.
         near = case.scores(*inputs).double()
         if case.kind == "argmax":
             yardstick = outputs_of(case.reference(*inputs))
@@ -143,7 +143,7 @@ def _error(actual: Tensor, exact: Tensor) -> float:
 
 
 def _scale(exact: Tensor) -> float:
-    """The largest value, or the smallest number there is."""
+    """The largest absolute value, at least the smallest normal float64."""
     return max(exact.abs().max().item(), torch.finfo(torch.float64).tiny)
 
 
@@ -165,15 +165,15 @@ def _floats(
 ) -> str:
     _require(len(outputs) == len(oracle), f"{len(outputs)} outputs instead of {len(oracle)}")
     worst = 0.0
-    for place, (actual, plain, exact) in enumerate(zip(outputs, yardstick, oracle, strict=True)):
-        _require(actual.shape == exact.shape, f"output {place} has shape {list(actual.shape)}")
-        _require(actual.dtype == plain.dtype, f"output {place} is {actual.dtype}")
+    for index, (actual, plain, exact) in enumerate(zip(outputs, yardstick, oracle, strict=True)):
+        _require(actual.shape == exact.shape, f"output {index} has shape {list(actual.shape)}")
+        _require(actual.dtype == plain.dtype, f"output {index} is {actual.dtype}")
         scale = _scale(exact)
-        plain_error = max(_error(plain, exact), errors[place] * scale)
+        plain_error = max(_error(plain, exact), errors[index] * scale)
         allowed = FACTOR * plain_error + max(rounding, torch.finfo(plain.dtype).eps) * scale
         error = _error(actual, exact)
-        # Written so that NaN is refused.
-        _require(error <= allowed, f"output {place}: error {error:.2e}, allowed {allowed:.2e}")
+        # In this form NaN is refused.
+        _require(error <= allowed, f"output {index}: error {error:.2e}, allowed {allowed:.2e}")
         worst = max(worst, error / allowed)
     return f"error {worst:.2f} of the budget"
 
@@ -219,20 +219,24 @@ def _kept(
     plain: bool,
 ) -> str:
     tokens, ids = outputs
-    final, importance = inputs[case.wrt[0]], inputs[-1]
-    num_tokens = final.shape[1]
-    _require(ids.shape == oracle.shape and ids.dtype == torch.int64, "ids of another shape or kind")
+    final_tokens, importance = inputs[case.wrt[0]], inputs[-1]
+    num_tokens = final_tokens.shape[1]
+    _require(
+        ids.shape == oracle.shape and ids.dtype == torch.int64, "ids of another shape or dtype"
+    )
     _require(bool((ids[:, 1:] > ids[:, :-1]).all()), "ids not ascending and distinct")
     _require(bool(((ids >= 0) & (ids < num_tokens)).all()), "ids out of range")
-    rows = ids.unsqueeze(-1).expand(-1, -1, final.shape[2])
-    _require(torch.equal(tokens, final.gather(1, rows)), "tokens are not the rows that ids name")
+    rows = ids.unsqueeze(-1).expand(-1, -1, final_tokens.shape[2])
+    _require(
+        torch.equal(tokens, final_tokens.gather(1, rows)), "tokens are not the rows that ids name"
+    )
     if torch.equal(ids, oracle):
         return "ids exact"
     slack = _slack(scores, near, case, plain)
     best = scores.amax(-1, keepdim=True)
     lost = (best.squeeze(-1) - scores.gather(-1, _by_slot(ids, scores)).amax(-1)).max().item()
     note = _regret(lost, slack, case)
-    # Kept tokens that no slot picks are padding: no token left out may be more important.
+    # Kept tokens that no slot picks are padding; no token left out may be more important.
     inside = torch.zeros_like(importance, dtype=torch.bool).scatter(1, ids, True)
     picked = (scores >= best - slack).any(dim=1)
     padding = importance.masked_fill(~inside | picked, math.inf).amin(-1)
@@ -244,17 +248,17 @@ def _kept(
 def _scattered(
     grad: Tensor, inputs: Inputs, wide: Inputs, given: Tensor, case: Case, plain: bool
 ) -> str:
-    """The gradient of a gather: the rows given stand where tokens were kept, the rest is zero."""
+    """The gradient of a gather: the given rows at the kept tokens, zero elsewhere."""
     assert case.scores is not None
-    place = case.wrt[0]
-    _require(grad.shape == inputs[place].shape, f"the gradient has shape {list(grad.shape)}")
+    index = case.wrt[0]
+    _require(grad.shape == inputs[index].shape, f"the gradient has shape {list(grad.shape)}")
     rows = (grad != 0).any(-1)
     _require(bool((rows.sum(-1) == given.shape[1]).all()), "another number of rows has a gradient")
     ids = rows.nonzero()[:, 1].view(given.shape[:2])
     where = ids.unsqueeze(-1).expand_as(given)
     _require(torch.equal(grad.gather(1, where), given), "the gradient is not the rows given")
     with torch.no_grad():
-        tokens = inputs[place].gather(1, where)
+        tokens = inputs[index].gather(1, where)
         oracle = outputs_of(case.reference(*wide))[1]
         scores, near = case.scores(*wide), case.scores(*inputs).double()
         return _kept((tokens, ids), oracle, inputs, scores, near, case, plain)

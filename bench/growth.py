@@ -1,4 +1,4 @@
-"""Numbers that no change may make worse unseen, and the sentences that say why one may."""
+"""Recorded numbers that a change may make worse only with a stated reason."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ class Slack(NamedTuple):
     """How far a number may go the wrong way.
 
     Attributes:
-        share: of what is recorded.
-        least: at least so much.
-        falls: whether it is less of it that is worse.
+        share: relative slack.
+        minimum: absolute slack; the larger of the two holds.
+        falls: whether a smaller number is worse.
     """
 
     share: float = 0.0
-    least: float = 0.0
+    minimum: float = 0.0
     falls: bool = False
 
 
 def worse(recorded: Numbers, now: Numbers, slacks: Mapping[str, Slack]) -> list[str]:
-    """``step: 97 before, now 559`` of each number that got worse; of numbers on both sides."""
+    """``step: 97 before, now 559`` of each number in both that got worse."""
     found = []
     for name, slack in slacks.items():
         if name in recorded and name in now:
-            room = max(slack.least, slack.share * recorded[name])
+            allowed = max(slack.minimum, slack.share * recorded[name])
             further = (recorded[name] - now[name]) if slack.falls else (now[name] - recorded[name])
-            if further > room:
+            if further > allowed:
                 found.append(f"{name}: {recorded[name]:g} before, now {now[name]:g}")
     return found
 
@@ -38,7 +38,7 @@ def worse(recorded: Numbers, now: Numbers, slacks: Mapping[str, Slack]) -> list[
 def renewed(
     old: Mapping[str, str], gone: Mapping[str, object], worsened: Mapping[str, object], why: str
 ) -> dict[str, str]:
-    """The reasons to keep: ``why`` of what got worse, and old ones of what is still there."""
+    """Reasons after a change: ``why`` for what got worse, and old ones of what is not gone."""
     kept = {name: reason for name, reason in old.items() if name not in gone}
     return {**kept, **dict.fromkeys(worsened, why)}
 

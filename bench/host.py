@@ -1,10 +1,9 @@
 """Host time of a `prune` call, without a GPU: ``python -m bench.host [--output file.json]``.
 
-The driver is stood in for, so what is timed is all else that a call does on the host: finding its
-launches, and handing them over. Timed in turns: the launches prepared, the same call without that,
-and ``torch.ops.ocvtp.prune``, prepared, with what the op itself does around it. The gate is that
-the driver gets the very same arguments. Status 1 where it does not, or where a prepared call takes
-longer than is allowed.
+A stand-in replaces the driver, so the time is that of all other host work of a call. Timed
+interleaved: prepared launches, the same call without preparation, and ``torch.ops.ocvtp.prune``
+(prepared, with the op's own overhead). The gate is that the driver gets the same arguments from all
+three. Status 1 where it does not, or where a prepared call takes longer than allowed.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ import torch
 from torch import Tensor
 
 from bench.cases import CASES
-from bench.gate import Verdict
+from bench.gate import CheckResult
 from bench.host_driver import Driver, difference, standing_in
 from bench.results import commit, device_name, versions
 from bench.shapes import Workload, square
 from bench.timing import Timing, measure
 from ocvtp_kernels import backends
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.ops.prune.native.pipeline import prepare
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import interpreting
@@ -42,41 +41,44 @@ Call = Callable[[], Any]
 
 
 def calls_of(load: Workload) -> tuple[dict[str, Call], list[Tensor]]:
-    """The same call in every way, by name, and its tensors."""
+    """The same call in each way, by name, and its tensors."""
     from ocvtp_kernels.ops.prune.triton.pipeline import prune
 
     case = CASES["prune"](load, torch.device("cpu"))
     assert case.pruner is not None
-    reference, final, slots_init, importance = case.inputs(0)
+    reference_tokens, final_tokens, slots_init, importance = case.inputs(0)
     weights = prepare(case.pruner.packed())
-    arguments = (reference, final, weights, slots_init, importance, load.budget, 1)
+    tokens = reference_tokens, final_tokens
+    arguments = (*tokens, weights, slots_init, importance, load.budget, 1)
     calls: dict[str, Call] = {
         "prepared": lambda: prune(*arguments),
         "ordinary": lambda: prune.__wrapped__(*arguments),
         "op": lambda: torch.ops.ocvtp.prune(*arguments),
     }
-    return calls, [reference, final, *weights, slots_init, importance]
+    return calls, [*tokens, *weights, slots_init, importance]
 
 
-def judge(driver: Driver, calls: dict[str, Call], inputs: Sequence[Tensor]) -> dict[str, Verdict]:
-    """Whether the driver gets the same of every way as of the ordinary one."""
+def check_calls(
+    driver: Driver, calls: dict[str, Call], inputs: Sequence[Tensor]
+) -> dict[str, CheckResult]:
+    """Whether the driver gets the same launches from every call as from the ordinary one."""
     expected, outputs = driver.given(calls["ordinary"])
-    verdicts = {}
+    checks = {}
     for name, call in calls.items():
-        call()  # the first call of a kind is what it is prepared by
+        call()  # the first call is recorded and prepares the later ones
         given, result = driver.given(call)
         if name == "ordinary":
             sentence = "" if len(given) == len(expected) else "it launches otherwise each time"
         else:
             pairs = list(zip(outputs, result, strict=True))
             sentence = difference(expected, given, inputs, pairs)
-        verdicts[name] = Verdict(not sentence, sentence or f"{len(given)} launches")
-    return verdicts
+        checks[name] = CheckResult(not sentence, sentence or f"{len(given)} launches")
+    return checks
 
 
 @torch.no_grad()
-def time_calls(load: Workload, seconds: float) -> dict[str, tuple[Verdict, Timing | None]]:
-    """Each way's verdict, and its time if it passed."""
+def time_calls(load: Workload, seconds: float) -> dict[str, tuple[CheckResult, Timing | None]]:
+    """Each call's check, and its time if it passed."""
 
     def choose(op: str, *_: Any) -> Any:
         return backends._kernels[op]["triton"].run
@@ -87,14 +89,14 @@ def time_calls(load: Workload, seconds: float) -> dict[str, tuple[Verdict, Timin
         mock.patch.object(backends, "select_kernel", choose),
     ):
         calls, inputs = calls_of(load)
-        verdicts = judge(driver, calls, inputs)
-        passed = {name: call for name, call in calls.items() if verdicts[name].passed}
+        checks = check_calls(driver, calls, inputs)
+        passed = {name: call for name, call in calls.items() if checks[name].passed}
         timings = measure(passed, calls=CALLS, seconds=seconds, rounds=ROUNDS) if passed else {}
-    return {name: (verdict, timings.get(name)) for name, verdict in verdicts.items()}
+    return {name: (check, timings.get(name)) for name, check in checks.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a line each; status 1 if the gate refuses one, or the prepared call takes too long."""
+    """Prints a line for each call; status 1 if the gate refuses one or the prepared one is slow."""
     parser = argparse.ArgumentParser(prog="python -m bench.host", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="about how long")
     parser.add_argument("--output", type=Path, help="a JSON file with the figures")
@@ -103,16 +105,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("Triton's interpreter compiles nothing: unset TRITON_INTERPRET")
     torch.set_num_threads(1)
     found = time_calls(LOAD, given.seconds)
-    print(f"{LOAD}, sm_{ARCH}, the driver stood in for")
-    for name, (verdict, timing) in found.items():
-        print(f"{name:9} {describe(timing) if timing else 'refused'}; {verdict.note}")
+    print(f"{LOAD}, sm_{ARCH}, without the driver")
+    for name, (check, timing) in found.items():
+        print(f"{name:9} {describe(timing) if timing else 'refused'}; {check.note}")
     if given.output is not None:
         write(given.output, found)
     timing = found["prepared"][1]
     over = timing is not None and timing.median_s > ALLOWED_S
     if over:
         print(f"prepared takes more than the {ALLOWED_S * 1e6:.0f} us allowed")
-    return int(over or not all(verdict.passed for verdict, _ in found.values()))
+    return int(over or not all(check.passed for check, _ in found.values()))
 
 
 def describe(timing: Timing) -> str:
@@ -121,11 +123,11 @@ def describe(timing: Timing) -> str:
     return f"{median:7.1f} us [{p20:.1f}, {p80:.1f}] over {timing.rounds} rounds"
 
 
-def write(path: Path, found: dict[str, tuple[Verdict, Timing | None]]) -> None:
+def write(path: Path, found: dict[str, tuple[CheckResult, Timing | None]]) -> None:
     """The figures with what they were measured on and with."""
     rows = [
-        {"variant": name, "gate": asdict(verdict), "timing": timing and asdict(timing)}
-        for name, (verdict, timing) in found.items()
+        {"variant": name, "gate": asdict(check), "timing": timing and asdict(timing)}
+        for name, (check, timing) in found.items()
     ]
     top = {
         "kind": "host",
@@ -136,8 +138,7 @@ def write(path: Path, found: dict[str, tuple[Verdict, Timing | None]]) -> None:
         "commit": commit(),
         "rows": rows,
     }
-    text = json.dumps(top, indent=1, allow_nan=False) + "\n"
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    atomic_write(path, json.dumps(top, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

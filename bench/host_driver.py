@@ -1,7 +1,6 @@
-"""Stands in for the driver behind Triton's launches: kernels are compiled, and nothing runs.
+"""A stand-in for the CUDA driver behind Triton's launches: kernels are compiled, and none runs.
 
-Triton does on the host what it does with a GPU, but for its last step: what would hand a launch to
-the driver takes it down.
+Triton's host code runs as with a GPU, except that the last step records the launch.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ SPECIALIZED = 16  # bytes; Triton compiles other code for pointers that are mult
 
 
 class Given(NamedTuple):
-    """A launch as the driver gets it; its hooks and what they are told left out."""
+    """A launch as the driver gets it, without its hooks."""
 
     grid: tuple[int, int, int]
     stream: int
@@ -32,23 +31,23 @@ class Given(NamedTuple):
 
 
 class Driver:
-    """What is handed to the driver, while ``launches`` is a list."""
+    """Records the launches that the driver would get, while ``launches`` is a list."""
 
     def __init__(self) -> None:
         self.launches: list[Given] | None = None
 
     def run(self, *given: Any) -> None:
         """Takes what ``CompiledKernel.run`` takes, and calls its hooks."""
-        x, y, z, stream, kernel, metadata, told, enter, leave, *arguments = given
+        x, y, z, stream, kernel, metadata, info, enter, leave, *arguments = given
         if enter is not None:
-            enter(told)
+            enter(info)
         if self.launches is not None:
             self.launches.append(Given((x, y, z), stream, kernel, metadata, tuple(arguments)))
         if leave is not None:
-            leave(told)
+            leave(info)
 
     def given(self, call: Any) -> tuple[list[Given], Any]:
-        """The launches of a call, and what it returns; their tensors keep their memory."""
+        """The launches of a call, whose tensors stay allocated, and what it returns."""
         self.launches = []
         try:
             result = call()
@@ -59,15 +58,14 @@ class Driver:
 
 @contextmanager
 def standing_in(capability: int) -> Iterator[Driver]:
-    """Within the block there is a GPU, which takes tensors on the CPU.
+    """Within the block Triton sees a GPU of this capability, and launches take CPU tensors.
 
-    Driver and kernels stay what they are, so this is for a process of its own.
+    Driver and kernels stay changed, so use a new process.
     """
     driver = Driver()
 
     def bind(kernel: Any) -> None:
         if kernel.module is None:
-            # Kept by the kernel until it is handed over.
             kernel.module, kernel.function, kernel._run = 1, kernel, driver.run
 
     triton.runtime.driver.set_active(StandIn(capability))
@@ -81,7 +79,7 @@ def difference(
     inputs: Sequence[Tensor],
     outputs: Sequence[tuple[Tensor, Tensor]],
 ) -> str:
-    """In what two ways to launch the same differ, or nothing; scratch may lie elsewhere.
+    """The first difference between two lists of launches, or ""; scratch may be elsewhere.
 
     Args:
         ordinary: launches on tensors.
@@ -94,8 +92,8 @@ def difference(
     moved = {_start(each): 0 for each in inputs}
     moved |= {_start(one): other.data_ptr() - one.data_ptr() for one, other in outputs}
     sizes: dict[int, int] = {}
-    for place, (one, other) in enumerate(zip(ordinary, prepared, strict=True)):
-        name = f"launch {place}, {one.kernel.name}"
+    for index, (one, other) in enumerate(zip(ordinary, prepared, strict=True)):
+        name = f"launch {index}, {one.kernel.name}"
         if one[:4] != other[:4] or one.kernel is not other.kernel:
             return f"{name}: {one[:4]} and {other[:4]}"
         names = one.kernel.src.fn.arg_names

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.gate import Verdict, judge
+from bench.gate import CheckResult, check_variant
 from bench.llava_calls import MODES, NEW_TOKENS, Eager
 from bench.llava_gate import why_model_is_wrong, why_wrong
 from bench.llava_models import OCVTP, RANDOM, Choice, Shape, Vlm
@@ -41,7 +41,7 @@ def run(result: Result, folder: Path, device: torch.device, short: bool, deadlin
     rows: list[EndToEnd] = []
     result.rows = rows
     refused = 0
-    judged: dict[tuple[Shape, int], Verdict] = {}
+    judged: dict[tuple[Shape, int], CheckResult] = {}
     vlm: Vlm | None = None
     unbelieved: dict[str, str] = {}
     for job in plan(device.type, short):
@@ -83,7 +83,7 @@ def _build(shape: Shape, device: torch.device) -> tuple[Vlm | None, str]:
 
 
 def time_job(
-    vlm: Vlm, job: Job, deadline: float, judged: dict[tuple[Shape, int], Verdict]
+    vlm: Vlm, job: Job, deadline: float, judged: dict[tuple[Shape, int], CheckResult]
 ) -> Iterator[EndToEnd]:
     """A row for each variant of a job; none of those that too little time is left for.
 
@@ -108,7 +108,7 @@ def _time_group(
     job: Job,
     group: list[Variation],
     deadline: float,
-    judged: dict[tuple[Shape, int], Verdict],
+    judged: dict[tuple[Shape, int], CheckResult],
 ) -> list[EndToEnd] | None:
     runs: dict[Variation, Eager] = {}
     rows: dict[Variation, EndToEnd] = {}
@@ -148,14 +148,14 @@ def _prepare(
     choice: Choice,
     batch: int,
     mode: str,
-    judged: dict[tuple[Shape, int], Verdict],
+    judged: dict[tuple[Shape, int], CheckResult],
 ) -> Eager | str:
     """A run that may be timed, or the note why there is none."""
     if choice.selector == OCVTP:
         key = vlm.shape, choice.budget
         if key not in judged:
             case = vlm.pruning(choice.budget)
-            judged[key] = judge(case, Variant("prune", case.call), "forward", seed=1)
+            judged[key] = check_variant(case, Variant("prune", case.call), "forward", seed=1)
         if not judged[key].passed:
             return f"refused: the pruner: {judged[key].note}"
     try:

@@ -22,8 +22,9 @@ from bench.model_launches import Call, compiled_call
 from bench.model_time import SILICON, Silicon, Time, time_of
 from bench.results import ROOT
 from bench.shapes import Workload, square
-from ocvtp_kernels.files import write_aside
-from ocvtp_kernels.report.text import markdown, three_digits
+from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.markdown import markdown_table
+from ocvtp_kernels.report.text import three_digits
 from ocvtp_kernels.triton_common.launch import interpreting
 
 BUDGET = ROOT / "bench" / "budgets" / "model.json"
@@ -99,7 +100,7 @@ def table(steps: Steps) -> str:
     ]
     launches = sum(step["launches"] for step in steps.values())
     last = ["all", str(launches), three_digits(total_us(steps)), *[""] * 6]
-    return markdown(header, [*rows, last])
+    return markdown_table(header, [*rows, last])
 
 
 def detail(call: Call) -> str:
@@ -113,7 +114,7 @@ def detail(call: Call) -> str:
             for times, phase in way.phases:
                 numbers = [f"{number:g}" for number in phase.numbers()]
                 rows.append([*map(str, (*one, way.programs, times)), *numbers])
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def worsened(tables: Mapping[str, Steps], budget: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"--write-budget: nothing is recorded: {error}", file=sys.stderr)
             return 2
         text = json.dumps(written, indent=1) + "\n"
-        write_aside(given.budget, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(given.budget, text)
         return 0
     if triton != budget["triton"]:
         print(f"\nnothing is compared: recorded with Triton {budget['triton'] or 'none'}")

@@ -1,4 +1,4 @@
-"""Pruners with nothing left at its initial value."""
+"""Pruners whose every parameter is random."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""The published path, as arXiv 2511.20439 runs it, to be compared with.
+"""The published implementation of arXiv 2511.20439, as a baseline.
 
-Written from the published description: float32, one image after the other, keys and values
-projected, all three iterations complete, picks fetched to the host, a Python set, padding through
-a set that is built again for every token. Two things are given instead of computed: the initial
-slots, which the authors draw afresh, and the attention scores for padding, so that every variant
-answers the same question.
+Written from the published description: float32, one image at a time, keys and values projected, all
+three iterations complete, picks fetched to the host, a Python set, padding through a set that is
+built again for every token. Initial slots and the attention scores for padding are inputs, so that
+all variants compute the same.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ def padded_ids(attention: Tensor, scores: Tensor, budget: int) -> list[int]:
 @torch.no_grad()
 def published_prune(
     pruner: OCPruner,
-    reference: Tensor,
-    final: Tensor,
+    reference_tokens: Tensor,
+    final_tokens: Tensor,
     slots_init: Tensor,
     scores: Tensor,
     budget: int,
@@ -63,15 +62,17 @@ def published_prune(
 
     Args:
         pruner: plain, in float32.
-        reference: ``[B, N, C_in]``; final: ``[B, N, C]``; slots_init: ``[B, K, D]``.
+        reference_tokens: ``[B, N, C_in]``; final_tokens: ``[B, N, C]``.
+        slots_init: ``[B, K, D]``.
         scores: ``[B, N]``, the attention that pads; budget: T.
     """
     tokens, ids = [], []
-    for image in range(reference.shape[0]):
+    for image in range(reference_tokens.shape[0]):
         one = slice(image, image + 1)
-        attention = slot_attention_map(pruner, reference[one].float(), slots_init[one].float())
+        tokens_in = reference_tokens[one].float()
+        attention = slot_attention_map(pruner, tokens_in, slots_init[one].float())
         kept = padded_ids(attention, scores[one], budget)
-        rows = torch.tensor(kept, dtype=torch.int64, device=final.device)
-        tokens.append(final[image].index_select(0, rows))
+        rows = torch.tensor(kept, dtype=torch.int64, device=final_tokens.device)
+        tokens.append(final_tokens[image].index_select(0, rows))
         ids.append(rows)
     return torch.stack(tokens), torch.stack(ids)

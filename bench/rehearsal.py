@@ -1,12 +1,11 @@
-"""Code for a GPU rehearsed where there is none: what it calls exists, and its branches are taken.
+"""Runs code for a GPU without one, to find wrong calls in its CUDA branches.
 
-Within `standing_in` torch.cuda has one H100, whose tensors live in the CPU's memory, marked (see
-`bench.rehearsal_tensors`). Found are names that are missing, wrong keywords, tensors of two devices
-in one op, waits where none may be, and work that a graph does not hold.
+Within `standing_in` torch.cuda has one H100, whose tensors are marked CPU tensors (see
+`bench.rehearsal_tensors`). It finds missing names, wrong keywords, ops on tensors of two devices,
+synchronizations where none is allowed, and work that a CUDA graph misses.
 
-Not found are how long anything takes, or how much memory; what our GPU kernels compute and whether
-they wait, since every op of ours runs its CPU kernel, whichever backend is chosen; streams that
-race; what other threads do; and what torch.compile makes of CUDA.
+It cannot find: time and memory; what our GPU kernels compute, since every op of ours runs its CPU
+kernel; races between streams or threads; and what torch.compile does on CUDA.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ PROPERTIES = SimpleNamespace(
     major=9,
     minor=0,
     multi_processor_count=132,
-    L2_cache_size=2**12,  # small, as what is rehearsed is, so that copies past it stay few
+    L2_cache_size=2**12,  # small, so that few copies of small inputs exceed it
     total_memory=80 * 2**30,
 )
 gpu = Gpu(None)  # each `standing_in` has its own
 
 
 class Stream:
-    """A stream; what is queued on it is done at once."""
+    """A stream; its work runs immediately."""
 
     def __init__(self, device: Any = None, priority: int = 0) -> None:
         self.device, self.priority, self.cuda_stream = device, priority, id(self)
@@ -64,7 +63,7 @@ class Stream:
 
 
 class Event:
-    """An event; the host's clock tells its time."""
+    """An event, timed by the host's clock."""
 
     def __init__(
         self,
@@ -106,7 +105,7 @@ def on_stream(stream: Stream | None) -> Iterator[None]:
 
 
 class CUDAGraph:
-    """The ops of a capture, done again into the same memory."""
+    """The ops of a capture; a replay runs them again into the same memory."""
 
     def __init__(self, keep_graph: bool = False) -> None:
         self.tape: list[Launch] = []
@@ -129,7 +128,7 @@ class CUDAGraph:
 def captured_in(
     cuda_graph: CUDAGraph, pool: Any = None, stream: Stream | None = None, **_: str
 ) -> Iterator[None]:
-    """As torch.cuda.graph; what was computed meanwhile is taken back, since only a replay does."""
+    """As torch.cuda.graph; results of the capture are undone, as only a replay computes."""
     origin = stream or Stream()
     if origin is gpu.default:
         raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
@@ -151,16 +150,16 @@ def captured_in(
 
 
 class Generator(torch.Generator):
-    """A generator that tells the device it was asked for."""
+    """A CPU generator that reports the device it was made for."""
 
     def __new__(cls, device: Any = "cpu") -> Generator:
         made = super().__new__(cls, "cpu")
-        made.place = torch.device(device)
+        made._device = torch.device(device)
         return made
 
     @property
     def device(self) -> torch.device:
-        return self.place
+        return self._device
 
 
 def set_sync_debug_mode(debug_mode: str | int) -> None:
@@ -203,7 +202,7 @@ CACHED = type(cache(always))
 
 
 def called_as(name: str, value: Any) -> Any:
-    """A stand-in that takes no arguments but those of what it stands for in torch.cuda."""
+    """A stand-in with the signature of the torch.cuda function of this name."""
     if isinstance(value, type) or not callable(value):
         return value
     signature = inspect.signature(getattr(torch.cuda, name))
@@ -251,7 +250,7 @@ def standing_in() -> Iterator[None]:
 
 
 def _forget() -> None:
-    """Whether there is a GPU, and which, is remembered by who asked."""
+    """Clears cached answers about whether there is a GPU, and which."""
     for name, module in list(sys.modules.items()):
         if name.startswith(("ocvtp_kernels", "transformers.utils.import_utils")):
             for value in list(vars(module).values()):

@@ -1,4 +1,4 @@
-"""The tensors of `bench.rehearsal`: on the CPU, but marked as a GPU's, and watched like those."""
+"""The tensors of `bench.rehearsal`: CPU tensors marked as a GPU's, with checks on every op."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _device as default_device
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# What a tensor on the GPU answers without being asked.
+# Attributes and methods of a tensor on the GPU.
 ANSWERS: dict[Any, object] = {
     Tensor.device.__get__: torch.device("cuda", 0),
     Tensor.is_cuda.__get__: True,
@@ -23,7 +23,7 @@ ANSWERS: dict[Any, object] = {
 MOVES = ("to", "cuda", "cpu", "as_tensor", "asarray", "tolist")
 FROM_LISTS = ("tensor", "new_tensor", "as_tensor", "asarray")
 aten = torch.ops.aten
-# The host learns values, or how many there are, when the device is done.
+# Ops that synchronize: the host needs values or their number.
 WAITS = (
     *(aten._local_scalar_dense, aten.equal, aten.nonzero, aten.masked_select, aten.bincount),
     *(aten._unique2, aten.unique_dim, aten.unique_consecutive, aten._linalg_check_errors),
@@ -52,28 +52,30 @@ def memory_of(tensors: Sequence[Tensor]) -> set[int]:
     return {tensor.untyped_storage()._cdata for tensor in tensors}
 
 
-def mark(value: object, place: bool, unless: Sequence[Tensor] = ()) -> None:
-    """Says where the tensors in ``value`` are, but those that share host memory with others."""
+def mark(value: object, is_on_gpu: bool, unless: Sequence[Tensor] = ()) -> None:
+    """Marks the device of tensors, except those that share host memory with ``unless``."""
     host = memory_of([tensor for tensor in unless if not on_gpu(tensor)])
     for tensor in tensors_in(value):
         if not host or not host & memory_of([tensor]):
-            tensor.untyped_storage().on_gpu = place  # type: ignore[attr-defined]
+            tensor.untyped_storage().on_gpu = is_on_gpu  # type: ignore[attr-defined]
 
 
 class Gpu(TorchDispatchMode):
-    """The device's state, and every op on its way to the CPU's kernels.
+    """The device's state; checks every op before its CPU kernel runs.
 
     Args:
-        default: the default stream; one is the same as another here, if it is the same object.
+        default: the default stream, compared by identity.
     """
 
     def __init__(self, default: object) -> None:
         super().__init__()
         self.default = self.stream = default
         self.sync_mode = 0
-        self.makes = False  # whether what is made now is made on the device
-        self.tape: list[Launch] | None = None  # of the graph that is captured now
-        self.overwritten: list[tuple[Tensor, Tensor]] = []  # while capturing: what, and its value
+        self.makes = False  # whether new tensors are on the device
+        self.tape: list[Launch] | None = None  # of the graph being captured
+        self.overwritten: list[
+            tuple[Tensor, Tensor]
+        ] = []  # while capturing: tensor and value before
         self.captured: set[object] = set()
         self.unjoined: set[object] = set()
 
@@ -82,7 +84,7 @@ class Gpu(TorchDispatchMode):
             raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
 
     def wait(self, what: object) -> None:
-        """Raises where nobody may wait for the device."""
+        """Raises where a synchronization is not allowed."""
         self.refuse_in_capture(what)
         if self.sync_mode == 2:
             raise RuntimeError(f"called a synchronizing CUDA operation: {what}")
@@ -112,7 +114,7 @@ class Gpu(TorchDispatchMode):
                 self.wait(f"{func} between host and device")
         elif op in INDEXING and on_gpu(args[0]):
             masks = [t for t in args[1] if t is not None and t.dtype in (torch.bool, torch.uint8)]
-            # One value under a mask is filled in without counting.
+            # Filling one value under a mask needs no count.
             if elsewhere or (masks and not (len(args) > 2 and args[2].numel() == 1)):
                 self.wait(f"{func} by a mask or an index from the host")
         elif elsewhere:
@@ -122,7 +124,7 @@ class Gpu(TorchDispatchMode):
 
 
 class Devices(TorchFunctionMode):
-    """The way of Python's calls to the device: the places that they name, and that tensors tell."""
+    """Redirects calls that name the GPU to the CPU, and marks what they return."""
 
     def __init__(self, gpu: Gpu) -> None:
         super().__init__()
@@ -140,14 +142,14 @@ class Devices(TorchFunctionMode):
             return ANSWERS[func]
         if ours and name in ("numpy", "__array__"):
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
-        place, args, kwargs = _placed(func, name, args, dict(kwargs or {}))
-        makes = place == "cuda" or (place is None and ours)
+        device, args, kwargs = _redirected(func, name, args, dict(kwargs or {}))
+        makes = device == "cuda" or (device is None and ours)
         generator = kwargs.get("generator")
         if generator is not None and (generator.device.type == "cuda") != makes:
             raise RuntimeError(f"{name}: a generator on {generator.device} for another device")
         before, self.gpu.makes = self.gpu.makes, makes
         try:
-            if inputs and name in MOVES and place is not None and on_gpu(inputs[0]) != makes:
+            if inputs and name in MOVES and device is not None and on_gpu(inputs[0]) != makes:
                 if not (kwargs.get("non_blocking") or any(value is True for value in args)):
                     self.gpu.wait(name)
                 moved = inputs[0].clone()
@@ -158,13 +160,13 @@ class Devices(TorchFunctionMode):
             result = args[0] if name == "cuda" else func(*args, **kwargs)
         finally:
             self.gpu.makes = before
-        if place is not None or ours:
-            mark(result, makes, unless=() if place else inputs)
+        if device is not None or ours:
+            mark(result, makes, unless=() if device else inputs)
         return result
 
 
-def _placed(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """The device type that a call names, or None, and its arguments with the CPU in its stead."""
+def _redirected(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The device type that a call names, or None, and its arguments with the CPU instead."""
     named = kwargs.get("device")
     if name in ("cuda", "cpu", "tolist"):
         named = "cuda" if name == "cuda" else "cpu"
@@ -176,15 +178,15 @@ def _placed(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> tuple[An
                 named = value
     elif named is None and func in default_device._device_constructors():
         named = kwargs["device"] = default_device.CURRENT_DEVICE
-    place = None if named is None else torch.device(named).type
-    if place == "cuda":
+    device = None if named is None else torch.device(named).type
+    if device == "cuda":
         args = tuple("cpu" if isinstance(a, (str, torch.device)) else a for a in args)
         kwargs |= {"device": "cpu"} if "device" in kwargs else {}
-    return place, args, kwargs
+    return device, args, kwargs
 
 
 def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
-    """What an op writes to, among its arguments."""
+    """The arguments that an op writes to."""
     if not func._schema.is_mutable:
         return []
     names = [argument.name for argument in func._schema.arguments]

@@ -1,4 +1,4 @@
-"""Result files: one JSON a device and kind, written aside and renamed."""
+"""Result files: one JSON per device and kind."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import re
 import subprocess
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.gate import Verdict
+from bench.gate import CheckResult
 from bench.shapes import Workload
 from bench.timing import Timing
 from bench.traffic import Ceilings, Work
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.installing import installed_version
 from ocvtp_kernels.version import __version__
 
 SCHEMA = 1
@@ -43,8 +43,8 @@ class Row:
     tflops: float | None
     gb_s: float | None
     share_of_ceiling: float | None
-    gate: Verdict
-    method: str | None = None  # who kept the time: "graph", "events" or "host"
+    gate: CheckResult
+    method: str | None = None  # of timing: "graph", "events" or "host"
 
 
 def row(
@@ -54,17 +54,17 @@ def row(
     load: Workload,
     work: Work,
     ceilings: Ceilings,
-    verdict: Verdict,
+    check: CheckResult,
     timing: Timing | None,
 ) -> Row:
     """A row with its rates; a time without a passed gate is an error."""
     head = (op, variant, direction, asdict(load))
     if timing is None:
         return Row(
-            *head, None, None, None, 0, work.flops, work.bytes, None, None, None, verdict, None
+            *head, None, None, None, 0, work.flops, work.bytes, None, None, None, check, None
         )
-    if not verdict.passed:
-        raise ValueError(f"{op} {variant}: a refused variant gets no time ({verdict.note})")
+    if not check.passed:
+        raise ValueError(f"{op} {variant}: a refused variant gets no time ({check.note})")
     return Row(
         *head,
         timing.median_s,
@@ -75,8 +75,8 @@ def row(
         work.bytes,
         work.flops / timing.median_s / 1e12,
         work.bytes / timing.median_s / 1e9,
-        ceilings.least_seconds(work, load.dtype) / timing.median_s,
-        verdict,
+        ceilings.roofline_seconds(work, load.dtype) / timing.median_s,
+        check,
         timing.method,
     )
 
@@ -133,16 +133,16 @@ class SelectorRow:
     graph_p20_s: float | None
     graph_p80_s: float | None
     coverage: float | None  # see `ocvtp_kernels.selectors.coverage`, mean over images
-    duplicates: int | None  # tokens kept again, over all images
+    duplicates: int | None  # tokens kept more than once, over all images
     exact: bool | None  # whether every image keeps exactly the budget
     published: Beside | None  # the whole method
     loop: Beside | None  # its greedy loop alone, the matrix given
-    gate: Verdict
+    gate: CheckResult
 
 
 @dataclass(frozen=True)
 class SettingRow:
-    """One way to use the package, beside plain PyTorch in the same; see `bench.settings`."""
+    """One way to use the package and plain PyTorch used in the same way; see `bench.settings`."""
 
     setting: str
     what: str  # the op and its sizes
@@ -155,7 +155,7 @@ class SettingRow:
     plain_p20: float | None
     plain_p80: float | None
     rounds: int
-    gate: Verdict
+    gate: CheckResult
 
 
 def setting_row(
@@ -165,7 +165,7 @@ def setting_row(
     unit: str,
     ours: Timing | None,
     plain: Timing | None,
-    verdict: Verdict,
+    check: CheckResult,
 ) -> SettingRow:
     """A row; a refused one has no figures."""
     mine, theirs = (
@@ -173,7 +173,7 @@ def setting_row(
         for one in (ours, plain)
     )
     rounds = 0 if ours is None else ours.rounds
-    return SettingRow(name, what, threads, unit, *mine, *theirs, rounds, verdict)
+    return SettingRow(name, what, threads, unit, *mine, *theirs, rounds, check)
 
 
 @dataclass
@@ -195,10 +195,9 @@ class Result:
     schema: int = SCHEMA
 
     def save(self, folder: Path) -> Path:
-        """Writes ``<kind>.json`` in ``folder``, never by halves."""
+        """Writes ``<kind>.json`` in ``folder`` atomically; returns its path."""
         path = folder / f"{self.kind}.json"
-        text = json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
-        write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(path, json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
         return path
 
 
@@ -210,16 +209,16 @@ def read_ceilings(path: Path, device: str) -> Ceilings:
     """
     try:
         top = json.loads(path.read_text(encoding="utf-8"))
-        whose, ceilings = top["device"], Ceilings(**top["ceilings"])
+        measured_on, ceilings = top["device"], Ceilings(**top["ceilings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected a result file: {error}") from error
-    if whose != device:
-        raise ValueError(f"{path}: expected those of {device}, got those of {whose}")
+    if measured_on != device:
+        raise ValueError(f"{path}: expected those of {device}, got those of {measured_on}")
     return ceilings
 
 
 def device_name(device: torch.device) -> str:
-    """What the vendor calls the device."""
+    """The vendor's name of the device; of a CPU with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -242,19 +241,18 @@ def driver(device: torch.device) -> str | None:
     if device.type != "cuda":
         return None
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    said = _output_of(command)
-    return said.splitlines()[0].strip() if said else None
+    output = _output_of(command)
+    return output.splitlines()[0].strip() if output else None
 
 
 def versions() -> dict[str, str | None]:
-    """What was run with; None where it is not installed."""
-    found: dict[str, str | None] = {"torch": torch.__version__}
-    for name in ("triton", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return {**found, "python": platform.python_version(), "ocvtp-kernels": __version__}
+    """Versions of the packages that run; None where one is not installed."""
+    return {
+        "torch": torch.__version__,
+        **{name: installed_version(name) for name in ("triton", "transformers")},
+        "python": platform.python_version(),
+        "ocvtp-kernels": __version__,
+    }
 
 
 def commit() -> str:

@@ -1,8 +1,8 @@
 """The bench's command: ``python -m bench.run prune|compile|micro|settings|e2e|selectors|ceilings``.
 
-"prune" is the whole way beside every baseline but torch.compile, "compile" the whole way beside
-that, "micro" every other op, "settings" the CPU as people use it. Ceilings first, then every
-variant through the gate, then the timings, then the gate once more. A variant that the gate refuses
+"prune" is `prune` beside every baseline but torch.compile, "compile" `prune` beside that, "micro"
+every other op, "settings" ways to use the CPU. The ceilings are measured first; then every variant
+passes the correctness gate, is timed, and passes the gate again. A variant that the gate refuses
 gets no time, and the command ends with status 1.
 """
 
@@ -20,9 +20,9 @@ import torch
 
 from bench import llava, selectors, settings
 from bench.cases import CASES, FORWARD_ONLY, Case, Outputs
-from bench.gate import Verdict, fresh, judge
+from bench.gate import CheckResult, check_variant, fresh
 from bench.results import Result, Row, default_folder, device_name, driver, read_ceilings, row
-from bench.shapes import Plan, Workload, plan
+from bench.shapes import Workload, Workloads, workloads
 from bench.timing import (
     StaleReplay,
     Timing,
@@ -37,11 +37,11 @@ from bench.variants import Run, Variant, variants_of
 
 SEEDS = (11, 71)  # before and after the timing
 KINDS = ("prune", "compile", "micro", "settings", "e2e", "selectors", "ceilings")
-COMPILE_S = 20.0  # what torch.compile may take; with less time left it does not begin
+COMPILE_S = 20.0  # time that torch.compile needs; with less left it does not start
 
 
 class Job(NamedTuple):
-    """What is timed together, its variants taking turns."""
+    """One op at one workload, whose variants are timed interleaved."""
 
     op: str
     workload: Workload
@@ -49,19 +49,19 @@ class Job(NamedTuple):
     compiled: bool = False  # ours beside torch.compile, instead of every other baseline
 
 
-class Found(NamedTuple):
-    """What the gate says of a variant, and a time of it; one by a graph is apart from the eager."""
+class Measured(NamedTuple):
+    """A variant's check and time; a variant timed by graph and launched has two of these."""
 
     variant: str
-    verdict: Verdict
+    check: CheckResult
     timing: Timing | None = None
 
 
-LAUNCHED = " launched"  # behind the name of a variant that is timed in a graph too
+LAUNCHED = " launched"  # suffix of a variant's name where it is timed in a graph too
 
 
 class Rotation:
-    """A call that takes the next of several runs each time."""
+    """A call that runs the next of several runs each time."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._next = cycle(runs).__next__
@@ -70,58 +70,58 @@ class Rotation:
         return self._next()()
 
 
-def jobs(kind: str, chosen: Plan) -> list[Job]:
-    """What a kind times of a plan, in order."""
+def jobs(kind: str, loads: Workloads) -> list[Job]:
+    """The jobs of a kind, in order."""
     if kind == "prune":
-        return [Job("prune", load) for load in chosen.prune]
+        return [Job("prune", load) for load in loads.prune]
     if kind == "compile":
-        return [Job("prune", load, compiled=True) for load in chosen.compiled]
+        return [Job("prune", load, compiled=True) for load in loads.compiled]
     ops = [
         Job(op, load, direction)
-        for load in chosen.ops
+        for load in loads.ops
         for op in CASES
         for direction in ("forward", "backward")
         if not (op == "prune" and direction == "forward")
         and not (op in FORWARD_ONLY and direction == "backward")
     ]
-    return ops + [Job("slot_attention", load) for load in chosen.narrow]
+    return ops + [Job("slot_attention", load) for load in loads.narrow]
 
 
-def time_job(job: Job, device: torch.device, seconds: float) -> tuple[list[Found], list[str]]:
-    """What there is to say of each variant, which is timed if it passes twice; who is left out."""
+def time_job(job: Job, device: torch.device, seconds: float) -> tuple[list[Measured], list[str]]:
+    """Each variant's check, with times if it passes before and after; and the variants left out."""
     case = CASES[job.op](job.workload, device)
     variants, skipped = variants_of(case, job.direction, job.compiled)
-    verdicts = {one.name: judge(case, one, job.direction, SEEDS[0]) for one in variants}
+    checks = {one.name: check_variant(case, one, job.direction, SEEDS[0]) for one in variants}
     timings: dict[str, list[Timing]] = {}
-    passed = [one for one in variants if verdicts[one.name].passed]
+    passed = [one for one in variants if checks[one.name].passed]
     while passed:
         try:
             timings = _measure(case, job, passed, seconds)
             break
         except StaleReplay as stale:
-            verdicts[stale.variant] = Verdict(False, str(stale))
+            checks[stale.variant] = CheckResult(False, str(stale))
             passed = [one for one in passed if one.name != stale.variant]
         except torch.OutOfMemoryError:
-            # Whose fault it was nobody knows: several copies of the inputs are held while timing.
-            verdicts |= {one.name: Verdict(False, "out of memory") for one in passed}
+            # The failing variant is unknown: several copies of the inputs are held while timing.
+            checks |= {one.name: CheckResult(False, "out of memory") for one in passed}
             passed = []
     for one in passed:
-        again = judge(case, one, job.direction, SEEDS[1])
+        again = check_variant(case, one, job.direction, SEEDS[1])
         if not again.passed:
-            verdicts[one.name] = Verdict(False, f"after the timing, {again.note}")
-    found: list[Found] = []
-    for name, verdict in verdicts.items():
-        if not verdict.passed:
-            found.append(Found(name, verdict))
+            checks[one.name] = CheckResult(False, f"after the timing, {again.note}")
+    measured: list[Measured] = []
+    for name, check in checks.items():
+        if not check.passed:
+            measured.append(Measured(name, check))
         else:
-            found += [Found(name, _told(verdict, timing), timing) for timing in timings[name]]
-    return found, [f"{one.name}: {one.reason}" for one in skipped]
+            measured += [Measured(name, _noted(check, timing), timing) for timing in timings[name]]
+    return measured, [f"{one.name}: {one.reason}" for one in skipped]
 
 
-def _told(verdict: Verdict, timing: Timing) -> Verdict:
-    """The verdict with who kept the time: events count the host, a graph does not."""
+def _noted(check: CheckResult, timing: Timing) -> CheckResult:
+    """The check with the timing's method: events count host time, a graph does not."""
     why = f", no graph: {timing.note}" if timing.note else ""
-    return Verdict(True, f"{verdict.note}; timed by {timing.method}{why}")
+    return CheckResult(True, f"{check.note}; timed by {timing.method}{why}")
 
 
 def _measure(
@@ -129,7 +129,7 @@ def _measure(
 ) -> dict[str, list[Timing]]:
     inputs, grads = fresh(case, job.direction, SEEDS[0])
     cuda = case.device.type == "cuda"
-    # torch.compile's graph is made for inputs that stay in their place.
+    # torch.compile's CUDA graph is captured for fixed input addresses.
     copies = copies_for_cold_cache(tensor_bytes(*inputs, *grads), case.device)
     copies = 1 if job.compiled else copies
     sets = [
@@ -143,7 +143,7 @@ def _measure(
         }
 
     captured = [one for one in variants if cuda and one.capturable]
-    # Of the whole way both are told: what the device takes, and what a call takes with the host.
+    # `prune` is timed both ways: device time by graph, and launched, with host time.
     again = calls_of(captured if job.op == "prune" and job.direction == "forward" else [])
     timings = measure(
         {**calls_of(variants), **{name + LAUNCHED: call for name, call in again.items()}},
@@ -153,13 +153,13 @@ def _measure(
         slow=[one.name for one in variants if one.slow],
         seconds=seconds,
     )
-    found: dict[str, list[Timing]] = {}
+    by_variant: dict[str, list[Timing]] = {}
     for one in variants:
         timing, launched = timings[one.name], timings.get(one.name + LAUNCHED)
-        # What could not be captured was launched both times.
+        # A variant that could not be captured was launched both times.
         twice = launched is not None and timing.method == launched.method
-        found[one.name] = [timing, *([] if launched is None or twice else [launched])]
-    return found
+        by_variant[one.name] = [timing, *([] if launched is None or twice else [launched])]
+    return by_variant
 
 
 def describe(one: Row) -> str:
@@ -183,35 +183,37 @@ def time_jobs(
     """Times jobs, saving after every one; returns how many variants were refused."""
     refused = 0
     seconds = 0.5 if device.type == "cuda" else 3.0
-    said: set[str] = set()
+    printed: set[str] = set()
     rows: list[Row] = []
     result.rows = rows
-    for place, job in enumerate(todo):
+    for index, job in enumerate(todo):
         if time.monotonic() + (COMPILE_S if job.compiled else 0.0) > deadline:
-            print(f"out of time: the last {len(todo) - place} of {len(todo)} cases are left out")
+            print(f"out of time: the last {len(todo) - index} of {len(todo)} cases are left out")
             break
         try:
-            found, left_out = time_job(job, device, seconds if job.op == "prune" else seconds / 3)
+            measured, left_out = time_job(
+                job, device, seconds if job.op == "prune" else seconds / 3
+            )
         except RuntimeError as error:
-            found = [Found("prune" if job.op == "prune" else "ocvtp", _failed(error))]
+            measured = [Measured("prune" if job.op == "prune" else "ocvtp", _failed(error))]
             left_out = []
         work = work_of(job.op, job.workload, job.direction)
-        for name, verdict, timing in found:
+        for name, check, timing in measured:
             head = (job.op, name, job.direction, job.workload)
-            rows.append(row(*head, work, result.ceilings, verdict, timing))
+            rows.append(row(*head, work, result.ceilings, check, timing))
             print(describe(rows[-1]), flush=True)
-            refused += not verdict.passed
+            refused += not check.passed
         for sentence in left_out:
-            if sentence not in said:
+            if sentence not in printed:
                 print(f"left out: {sentence}", flush=True)
-                said.add(sentence)
+                printed.add(sentence)
         result.save(folder)
         release(device)
     return refused
 
 
-def _failed(error: RuntimeError) -> Verdict:
-    return Verdict(False, f"the timing fails: {type(error).__name__}: {first_line(error)}")
+def _failed(error: RuntimeError) -> CheckResult:
+    return CheckResult(False, f"the timing fails: {type(error).__name__}: {first_line(error)}")
 
 
 def run(
@@ -228,24 +230,24 @@ def run(
 
     Args:
         kind: one of `KINDS`.
-        device: where to.
-        short: the short plan.
+        device: cpu or cuda.
+        short: the short list of workloads.
         folder: of the result file.
-        seconds: nothing new begins after so long.
+        seconds: after these nothing new starts.
         ops: of "micro", these alone; all if empty.
         known: ceilings measured before on this device; measured now if None.
-        commit: what the result file says was run; asks Git if None.
+        commit: recorded in the result file; Git's if None.
     """
     deadline = time.monotonic() + seconds
-    chosen = plan(device.type, short)
-    dtypes = sorted({"float32", *(load.dtype for load in (*chosen.prune, *chosen.ops))})
+    loads = workloads(device.type, short)
+    dtypes = sorted({"float32", *(load.dtype for load in (*loads.prune, *loads.ops))})
     with side_stream(device):
         ceilings = known or measure_ceilings(device, tuple(dtypes), short)
         result = Result(kind, device_name(device), driver(device), ceilings)
         result.commit = commit or result.commit
         print(f"{result.device}: {describe_ceilings(ceilings)}", flush=True)
         path = result.save(folder)
-        todo = [job for job in jobs(kind, chosen) if not ops or job.op in ops]
+        todo = [job for job in jobs(kind, loads) if not ops or job.op in ops]
         kinds: dict[str, Callable[[], int]] = {
             "ceilings": lambda: 0,
             "e2e": lambda: llava.run(result, folder, device, short, deadline),

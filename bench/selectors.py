@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from bench.gate import Verdict
+from bench.gate import CheckResult
 from bench.results import Beside, Result, SelectorRow
 from bench.selectors_gate import Quality, judge, quality
 from bench.selectors_inputs import (
@@ -95,11 +95,11 @@ def time_job(job: Job, device: torch.device, deadline: float) -> list[SelectorRo
             break
         except StaleReplay as stale:
             name = stale.variant.removesuffix(GRAPH)
-            verdicts[name] = Verdict(False, str(stale))
+            verdicts[name] = CheckResult(False, str(stale))
             passed.remove(name)
         except torch.OutOfMemoryError:
-            # The failing selector is unknown: several copies of the inputs are held while timing.
-            verdicts |= {name: Verdict(False, "out of memory") for name in passed}
+            # Whose fault it was nobody knows: several copies of the inputs are held while timing.
+            verdicts |= {name: CheckResult(False, "out of memory") for name in passed}
             passed = []
     beside: dict[str, tuple[Beside, Beside]] = {}
     if job.batch == 1:
@@ -116,7 +116,7 @@ def time_job(job: Job, device: torch.device, deadline: float) -> list[SelectorRo
     for name in passed:
         again = judge(name, selectors[name], job, device, SEEDS[1])
         if not again.passed:
-            verdicts[name] = Verdict(False, f"after the timing, {again.note}")
+            verdicts[name] = CheckResult(False, f"after the timing, {again.note}")
     return [
         _row(
             name,
@@ -188,14 +188,14 @@ def _beside(
 def _row(
     name: str,
     job: Job,
-    verdict: Verdict,
+    verdict: CheckResult,
     kept: Quality | None,
     timings: dict[str, Timing],
     beside: tuple[Beside, Beside] | tuple[None, None],
 ) -> SelectorRow:
     timing, graph = (timings.get(key) if verdict.passed else None for key in (name, name + GRAPH))
     if timing is not None:
-        verdict = Verdict(True, f"{verdict.note}; timed by {timing.method}")
+        verdict = CheckResult(True, f"{verdict.note}; timed by {timing.method}")
     if graph is not None and graph.method != "graph":
         graph = None
     whole, loop = beside if verdict.passed else (None, None)

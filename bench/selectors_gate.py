@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.gate import FACTOR, Refused, Verdict, overwrite
+from bench.gate import FACTOR, CheckResult, Refused, overwrite
 from bench.selectors_inputs import (
     PUBLISHED,
     Job,
@@ -42,8 +42,8 @@ class Quality(NamedTuple):
     exact: bool  # whether every image keeps exactly T distinct tokens
 
 
-def judge(name: str, selector: Selector, job: Job, device: torch.device, seed: int) -> Verdict:
-    """Checks a method's selector on two batches in the same memory."""
+def judge(name: str, selector: Selector, job: Job, device: torch.device, seed: int) -> CheckResult:
+    """Asks a method's selector about two batches in the same memory, and demands both right."""
     inputs = draw(job, seed, device)
     try:
         _look(name, selector, inputs, job)
@@ -51,12 +51,12 @@ def judge(name: str, selector: Selector, job: Job, device: torch.device, seed: i
         overwrite(tuple(tensors_in(inputs).values()), tuple(tensors_in(fresh).values()))
         note = _look(name, selector, inputs, job)
     except Refused as refusal:
-        return Verdict(False, str(refusal))
+        return CheckResult(False, str(refusal))
     except torch.OutOfMemoryError:
-        return Verdict(False, "out of memory")
+        return CheckResult(False, "out of memory")
     except (RuntimeError, ValueError, TypeError, ImportError) as error:
-        return Verdict(False, f"it fails: {type(error).__name__}: {first_line(error)}")
-    return Verdict(True, note)
+        return CheckResult(False, f"it fails: {type(error).__name__}: {first_line(error)}")
+    return CheckResult(True, note)
 
 
 def quality(selector: Selector, inputs: SelectorInputs, budget: int) -> Quality | None:

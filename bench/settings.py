@@ -1,8 +1,7 @@
-"""The CPU as people use it: half precision, autocast, modes of autograd, many sizes, small ones.
+"""Ways to use the CPU: half precision, autocast, modes of autograd, many sizes, small ones.
 
-A row is one way to use the package beside plain PyTorch used in the same way, in turns: times of
-one thread are CPU time, of two the clock's. What needs a process of its own, memory and imports,
-is measured in one.
+A row is one way to use the package and plain PyTorch used in the same way, interleaved: times of
+one thread are CPU time, of two wall time. Memory and imports are measured in new processes.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ import torch
 from bench.results import Result, SettingRow, setting_row
 from bench.settings_ops import (
     TINY,
-    compete,
     draw,
     iteration,
     received,
+    slot_attention,
     small,
     small_picks,
     training,
@@ -45,7 +44,7 @@ from ocvtp_kernels import ops
 
 SECONDS = 4.0  # of a row
 ROUNDS = (7, 60)
-# In a sample, at sizes where a call takes microseconds: a row of fewer would see one moment alone.
+# Calls in a sample where one takes microseconds; fewer would not average over drift.
 SMALL_CALLS = 300
 BIG = (1, 576, 64)
 DTYPES = {"bfloat16": HALF, "float32": torch.float32}
@@ -90,11 +89,11 @@ def prunings() -> Iterator[Setting]:
 
 
 def others() -> Iterator[Setting]:
-    """What else there is."""
+    """Other ops."""
     for backward in (False, True):
         direction = "backward" if backward else "forward"
         what = f"slot_attention {direction} B 12 · N 576 · K 64"
-        yield Setting("bfloat16", what, lambda b=backward: compete(b))
+        yield Setting("bfloat16", what, lambda b=backward: slot_attention(b))
     for dtype, is_autocast in ((torch.float32, True), (HALF, False)):
         name = "float32, autocast to bfloat16" if is_autocast else "bfloat16"
         mode = (dtype, is_autocast)
@@ -114,7 +113,7 @@ def others() -> Iterator[Setting]:
 
 
 def smalls() -> Iterator[Setting]:
-    """Sizes at which the host's time is all: B 1, N 16, K 4, D 32."""
+    """Sizes at which host overhead dominates: B 1, N 16, K 4, D 32."""
     q, k, x = draw(1, 4, 32), draw(1, 16, 32, seed=1), draw(1, 16, 64, seed=2)
     shapes = ((1, 4, 32), (1, 4, 32), (96, 32), (96, 32), (96,), (96,))
     gru = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
@@ -133,7 +132,7 @@ def smalls() -> Iterator[Setting]:
 
 
 def settings() -> list[Setting]:
-    """All that are timed in this process."""
+    """All settings that are timed in this process."""
     return [*prunings(), *others(), *smalls()]
 
 
@@ -166,9 +165,9 @@ def run(result: Result, folder: Path, short: bool, deadline: float) -> int:
 def timed(setting: Setting, threads: int, seconds: float) -> SettingRow:
     """The setting's row."""
     pair = setting.make()
-    verdict = pair.check()
+    check = pair.check()
     times: dict[str, Timing] = {}
-    if verdict.passed:
+    if check.passed:
         times = measure(
             {"ours": pair.ours, "plain": pair.plain},
             calls=setting.calls,
@@ -177,7 +176,7 @@ def timed(setting: Setting, threads: int, seconds: float) -> SettingRow:
             cpu_time=threads == 1,
         )
     ours, plain = times.get("ours"), times.get("plain")
-    return setting_row(setting.name, setting.what, threads, "s", ours, plain, verdict)
+    return setting_row(setting.name, setting.what, threads, "s", ours, plain, check)
 
 
 def describe(row: SettingRow) -> str:

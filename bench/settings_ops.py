@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.cases import Outputs, outputs_of
-from bench.gate import FACTOR, Verdict
+from bench.gate import FACTOR, CheckResult
 from bench.pruners import random_pruner
 from bench.settings_prune import HALF, Pair
 from bench.timing import Call, tensors_of
@@ -27,20 +27,20 @@ TINY = PrunerConfig(
 
 
 def floats(ours: Callable[[], Outputs], plain: Callable[[], Outputs], exact: Call) -> Pair:
-    """Outputs that are numbers: the error is within the budget of plain PyTorch's."""
+    """A pair with float outputs, checked against the error budget."""
 
-    def check() -> Verdict:
+    def check() -> CheckResult:
         for got, near, truth in zip(ours(), plain(), tensors_of(exact()), strict=True):
             scale = truth.abs().max().item()
             error, allowed = ((value.double() - truth).abs().max().item() for value in (got, near))
             if error > FACTOR * allowed + torch.finfo(near.dtype).eps * scale:
-                return Verdict(False, f"error {error:.3g}, plain PyTorch's {allowed:.3g}")
-        return Verdict(True, "within the error budget")
+                return CheckResult(False, f"error {error:.3g}, plain PyTorch's {allowed:.3g}")
+        return CheckResult(True, "within the error budget")
 
     return Pair(ours, plain, check)
 
 
-def competition(batch: int, dtype: torch.dtype) -> list[Tensor]:
+def slot_attention_inputs(batch: int, dtype: torch.dtype) -> list[Tensor]:
     shapes = [(batch, 64, 512), (batch, 576, 512), (batch, 576, 512)]
     return [draw(*shape, seed=i).to(dtype).requires_grad_() for i, shape in enumerate(shapes)]
 
@@ -49,9 +49,9 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def compete(backward: bool) -> Pair:
+def slot_attention(backward: bool) -> Pair:
     """`slot_attention` in bfloat16, 12 images."""
-    inputs, scale, grad = competition(12, HALF), 512**-0.5, draw(12, 64, 512, seed=9)
+    inputs, scale, grad = slot_attention_inputs(12, HALF), 512**-0.5, draw(12, 64, 512, seed=9)
 
     def bound(op: Callable[..., Any], given: Sequence[Tensor]) -> Callable[[], Outputs]:
         if not backward:
@@ -70,7 +70,7 @@ def compete(backward: bool) -> Pair:
 
 def iteration(dtype: torch.dtype, is_autocast: bool) -> Pair:
     """`slot_attention_step` and its gradients, 12 images."""
-    inputs, scale, grad = competition(12, dtype), 512**-0.5, draw(12, 64, 512, seed=9)
+    inputs, scale, grad = slot_attention_inputs(12, dtype), 512**-0.5, draw(12, 64, 512, seed=9)
     pruner = random_pruner(PrunerConfig(), dtype=dtype)
     weights = [w.detach().requires_grad_() for w in pruner.aggregat.step_weights()]
 
@@ -134,7 +134,7 @@ def received(mode: str, dtype: torch.dtype, heads: int, num_tokens: int, width: 
 
 
 def small(op: str, plain: Callable[..., Any], *inputs: Any) -> Pair:
-    """A float op at a size where the host's time is all."""
+    """A float op at a size where host overhead dominates."""
     wide = [x.double() if isinstance(x, Tensor) else x for x in inputs]
     ours = getattr(OPS, op)
     count = len(tensors_of(ours(*inputs)))
@@ -161,7 +161,7 @@ def small_picks() -> Pair:
         scores = slots.log_attention(logits)
         return *slot_topk(scores, 1), scores.amax(dim=1)
 
-    def check() -> Verdict:
-        return Verdict(torch.equal(ours()[0], plain()[0]), "ids exact")
+    def check() -> CheckResult:
+        return CheckResult(torch.equal(ours()[0], plain()[0]), "ids exact")
 
     return Pair(ours, plain, check)

@@ -1,4 +1,4 @@
-"""What is measured in processes of their own: memory over many sizes, and the time of imports."""
+"""Settings measured in new processes: memory over many sizes, and the time of imports."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from bench.gate import Verdict
+from bench.gate import CheckResult
 from bench.results import SettingRow, setting_row
 from bench.timing import summary
 
 SIZES = 500  # of images, where each has its own
-PROCESSES = 11  # that are started to time an import
+PROCESSES = 11  # started to time an import
 
 GROWTH = """
 import sys
@@ -53,7 +53,7 @@ print(resident() - before)
 
 
 def memories() -> Iterator[Callable[[], SettingRow]]:
-    """By how much a process grows over images that each have a size of their own."""
+    """Growth of a process' memory over images of different sizes."""
     for name in ("float32", "bfloat16"):
 
         def make(name: str = name) -> SettingRow:
@@ -63,14 +63,14 @@ def memories() -> Iterator[Callable[[], SettingRow]]:
             ours, plain = (summary([value], "host") for value in grown)
             what = f"memory after {SIZES} sizes of image"
             return setting_row(
-                name, what, 2, "bytes", ours, plain, Verdict(True, "resident memory")
+                name, what, 2, "bytes", ours, plain, CheckResult(True, "resident memory")
             )
 
         yield make
 
 
 def imports() -> Iterator[Callable[[], SettingRow]]:
-    """What a process takes to start, beside one that imports torch alone."""
+    """Start-up time of a process, beside one that imports torch alone."""
     for what, arguments in {
         "import ocvtp_kernels": ["-c", "import ocvtp_kernels"],
         "ocvtp --help": ["-m", "ocvtp_kernels.cli", "--help"],
@@ -79,7 +79,7 @@ def imports() -> Iterator[Callable[[], SettingRow]]:
         def make(what: str = what, arguments: list[str] = arguments) -> SettingRow:
             commands = {"ours": arguments, "plain": ["-c", "import torch"]}
             taken: dict[str, list[float]] = {name: [] for name in commands}
-            # As an installed package is imported: compiled before.
+            # The first turn compiles bytecode, as an installation does.
             with tempfile.TemporaryDirectory() as cache:
                 for turn in range(PROCESSES + 1):
                     for name, command in commands.items():
@@ -88,16 +88,16 @@ def imports() -> Iterator[Callable[[], SettingRow]]:
                         if turn:
                             taken[name].append(time.perf_counter() - start)
             ours, plain = (summary(values, "host") for values in taken.values())
-            verdict = Verdict(True, "beside import torch")
+            check = CheckResult(True, "beside import torch")
             return setting_row(
-                "a new process", what, torch.get_num_threads(), "s", ours, plain, verdict
+                "a new process", what, torch.get_num_threads(), "s", ours, plain, check
             )
 
         yield make
 
 
 def output_of(arguments: Sequence[str]) -> str:
-    """What this Python says to standard output."""
+    """Standard output of this Python with these arguments."""
     done = subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,

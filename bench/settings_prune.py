@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.cases import Outputs, outputs_of
-from bench.gate import FACTOR, REGRET, Verdict
+from bench.gate import FACTOR, REGRET, CheckResult
 from bench.pruners import random_pruner
 from bench.timing import Call
 from ocvtp_kernels import OCPruner, PrunerConfig, native, prepare
@@ -27,7 +27,7 @@ class Pair(NamedTuple):
 
     ours: Call
     plain: Call
-    check: Callable[[], Verdict]
+    check: Callable[[], CheckResult]
 
 
 def pruning(
@@ -58,18 +58,18 @@ def pruning(
 
         return run
 
-    def check() -> Verdict:
+    def check() -> CheckResult:
         slots_init = pruner.sample_slots(batch, num_slots).double()
         _, attention = copy.deepcopy(pruner).double().attend(tokens.double(), slots_init)
         regrets = []
         for run in (within(call), within(pruner)):
             ids = run()[1]
             if ids.shape != (batch, budget) or bool((ids.diff(dim=1) <= 0).any()):
-                return Verdict(False, f"expected {budget} distinct ascending ids")
+                return CheckResult(False, f"expected {budget} distinct ascending ids")
             among = attention.gather(2, ids.unsqueeze(1).expand(-1, num_slots, -1)).amax(dim=2)
             regrets.append((1 - among / attention.amax(dim=2)).max().item())
         passed = regrets[0] <= max(REGRET, FACTOR * regrets[1]) or budget < num_slots
-        return Verdict(passed, f"regret {regrets[0]:.2g}, the plain module's {regrets[1]:.2g}")
+        return CheckResult(passed, f"regret {regrets[0]:.2g}, the plain module's {regrets[1]:.2g}")
 
     return Pair(within(call), within(pruner), check)
 

@@ -1,4 +1,4 @@
-"""The only list of workloads: what is timed, on which device, in which run."""
+"""The workloads of the benchmarks, by device; every benchmark takes them from here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Workload:
 
     @property
     def hidden_dim(self) -> int:
-        """The width of both hidden layers, encode and FFN: four slots wide, as published."""
+        """The width of both hidden layers, encode and FFN: 4 D, as published."""
         return 4 * self.slot_dim
 
     def __str__(self) -> str:
@@ -45,13 +45,13 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is timed, the most wanted first, since a run may have a deadline."""
+class Workloads:
+    """Workloads of a run, in order of importance, since a run may have a deadline."""
 
-    prune: tuple[Workload, ...]  # the whole way, beside every baseline
+    prune: tuple[Workload, ...]  # `prune` beside every baseline but torch.compile
     ops: tuple[Workload, ...]  # every other op, forward and backward
     narrow: tuple[Workload, ...] = ()  # `slot_attention` alone, narrow enough for FlashSlice
-    compiled: tuple[Workload, ...] = ()  # the whole way beside torch.compile: up to a minute each
+    compiled: tuple[Workload, ...] = ()  # `prune` beside torch.compile: up to a minute each
 
 
 def square(batch: int, num_tokens: int, budget: int, dtype: str, slot_dim: int = 512) -> Workload:
@@ -62,10 +62,10 @@ def square(batch: int, num_tokens: int, budget: int, dtype: str, slot_dim: int =
 HEADLINE = square(1, 576, 64, "float32")
 
 GRID = tuple(
-    square(batch, num_tokens, BUDGETS[num_tokens][place], dtype)
-    for place, dtype, num_tokens, batch in product(range(3), DTYPES, BUDGETS, BATCHES)
+    square(batch, num_tokens, BUDGETS[num_tokens][i], dtype)
+    for i, dtype, num_tokens, batch in product(range(3), DTYPES, BUDGETS, BATCHES)
 )
-CUDA = Plan(
+CUDA = Workloads(
     GRID,
     (
         *(square(batch, 576, 64, "bfloat16") for batch in BATCHES),
@@ -81,13 +81,13 @@ CUDA = Plan(
         square(1, 2880, 160, "bfloat16"),
     ),
 )
-CUDA_SHORT = Plan(
+CUDA_SHORT = Workloads(
     GRID[: 2 * len(BUDGETS) * len(BATCHES)],  # the fewest tokens, in bfloat16 and float32
     (square(8, 576, 64, "bfloat16"),),
     (square(8, 576, 64, "float32", slot_dim=256),),
     CUDA.compiled[:3],
 )
-CPU = Plan(
+CPU = Workloads(
     (
         HEADLINE,
         square(8, 576, 64, "float32"),
@@ -101,11 +101,11 @@ CPU = Plan(
     (HEADLINE,),
     compiled=(HEADLINE,),
 )
-CPU_SHORT = Plan((HEADLINE,), (Workload(2, 96, 16, 16, 64, 32),))
+CPU_SHORT = Workloads((HEADLINE,), (Workload(2, 96, 16, 16, 64, 32),))
 
 
-def plan(device: str, short: bool) -> Plan:
-    """The plan of a run on a device type, whole or short."""
+def workloads(device: str, short: bool) -> Workloads:
+    """The workloads of a run on a device type, all or the short list."""
     if device == "cuda":
         return CUDA_SHORT if short else CUDA
     return CPU_SHORT if short else CPU

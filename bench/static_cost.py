@@ -1,8 +1,8 @@
 """The static cost report: ``python -m bench.static_cost [--output] [--counts] [--write-budget]``.
 
-Runs the whole way on Triton kernels in Triton's interpreter (`bench.counted`) with an H200's tiles,
-and holds what each step moves and multiplies against the least that it needs (`bench.least`). Ends
-with status 1 where a rule does not hold or a count is beyond ``bench/budgets/static_cost.json``.
+Runs `prune` on Triton kernels in Triton's interpreter (`bench.counted`) with an H200's tiles, and
+compares the bytes and FLOPs of each step with the minimum (`bench.least`). Ends with status 1 where
+a rule does not hold or a count is beyond ``bench/budgets/static_cost.json``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +23,11 @@ from bench.cases import CASES
 from bench.counted import Count, counting
 from bench.least import Least, least_of, least_total, step_of
 from bench.shapes import Workload, square
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.ops.prune.triton import pipeline
 from ocvtp_kernels.ops.slot_attention.tiles import ONE_TILE
-from ocvtp_kernels.report.text import markdown, three_digits
+from ocvtp_kernels.report.text import three_digits
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import interpreting
 
@@ -41,8 +41,8 @@ LOADS = tuple(
         *((1, 2880, 160), (1, 576, 192), (1, 576, 128), (1, 576, 64)),
     )
 )
-MOST_LAUNCHES = 20  # with at most `ONE_TILE` slots
-MOST_FLOPS, MOST_BYTES = 1.35, 1.7  # times the least of the whole way
+MAX_LAUNCHES = 20  # with at most `ONE_TILE` slots
+MAX_FLOPS, MAX_BYTES = 1.35, 1.7  # times the minimum of the pipeline
 
 
 class Step(NamedTuple):
@@ -58,18 +58,18 @@ class Step(NamedTuple):
     flops: int
 
     def costs(self) -> dict[str, int]:
-        """What the budget limits."""
+        """The numbers that the budget limits."""
         return {"launches": self.launches, "flops": self.flops, "bytes": self.bytes}
 
 
 def count_launches(load: Workload, multiply: bool = False) -> list[Count]:
-    """The launches of one call of the whole way."""
+    """The launches of one call of `prune`."""
     case = CASES["prune"](load, torch.device("cpu"))
     assert case.pruner is not None
-    reference, final, slots_init, importance = case.inputs(0)
+    reference_tokens, final_tokens, slots_init, importance = case.inputs(0)
     weights = case.pruner.packed()
     with pretend(ARCH), counting(multiply) as counts:
-        pipeline.prune(reference, final, weights, slots_init, importance, load.budget)
+        pipeline.prune(reference_tokens, final_tokens, weights, slots_init, importance, load.budget)
     return counts
 
 
@@ -93,17 +93,17 @@ def steps_of(counts: Iterable[Count]) -> list[Step]:
 
 
 def total_of(steps: Sequence[Step]) -> Step:
-    """The whole way as one step."""
+    """The pipeline as one step."""
     sums = [sum(values) for values in zip(*(step[2:] for step in steps), strict=True)]
     return Step("all", "", *sums)
 
 
 def broken_rules(load: Workload, costs: dict[str, int]) -> list[str]:
-    """What the whole way's launches, FLOPs and bytes break, each in a sentence."""
+    """A sentence for each rule that the pipeline's launches, FLOPs and bytes break."""
     least = least_total(load)
-    limits = {"flops": MOST_FLOPS * least.flops, "bytes": MOST_BYTES * least.bytes}
+    limits = {"flops": MAX_FLOPS * least.flops, "bytes": MAX_BYTES * least.bytes}
     if load.num_slots <= ONE_TILE:
-        limits["launches"] = MOST_LAUNCHES
+        limits["launches"] = MAX_LAUNCHES
     return [
         f"{load}: {costs[name]:,} {name}, {costs[name] / limit:.3f} of the most, {limit:,.0f}"
         for name, limit in limits.items()
@@ -112,7 +112,7 @@ def broken_rules(load: Workload, costs: dict[str, int]) -> list[str]:
 
 
 def beyond_budget(load: Workload, steps: Sequence[Step], path: Path = BUDGET) -> list[str]:
-    """Where the steps, or the whole way, cost more than the budget file allows."""
+    """Where a step or the pipeline costs more than the budget file allows."""
     allowed = read_budget(path).get(load)
     if allowed is None:
         return [f"{load}: no budget in {path.name}"]
@@ -127,7 +127,7 @@ def beyond_budget(load: Workload, steps: Sequence[Step], path: Path = BUDGET) ->
 
 
 def read_budget(path: Path = BUDGET) -> dict[Workload, dict[str, dict[str, int]]]:
-    """Launches, FLOPs and bytes by workload and step; step "all" is the whole way."""
+    """Launches, FLOPs and bytes by workload and step; step "all" is the pipeline."""
     return {
         square(w["batch"], w["num_tokens"], w["num_slots"], w["dtype"]): w["steps"]
         for w in json.loads(path.read_text(encoding="utf-8"))["workloads"]
@@ -151,7 +151,7 @@ def _workloads(found: Steps, content: Callable[[Workload, list[Step]], dict[str,
 
 
 def budget_text(found: Steps) -> str:
-    """The budget file: these costs and no more."""
+    """The budget file with these costs."""
     return _workloads(
         found,
         lambda load, steps: {
@@ -171,8 +171,8 @@ def counts_text(found: Steps) -> str:
 
 PREFACE = f"""# Static cost
 
-Written by `python -m bench.static_cost --output docs/static_cost.md`, not by hand. One call of the
-whole way on Triton kernels, run in Triton's interpreter with the tiles of sm_{ARCH.capability} (an
+Written by `python -m bench.static_cost --output docs/static_cost.md`, not by hand. One call of
+`prune` on Triton kernels, run in Triton's interpreter with the tiles of sm_{ARCH.capability} (an
 H200), every load, store, atomic and dot counted; nothing is timed, so the figures are the same
 anywhere. *Loaded* and *stored* are the bytes that programs ask for, masked lanes left out. *Memory*
 is the distinct bytes that a launch reads plus those that it writes, summed over launches: what
@@ -180,10 +180,9 @@ crosses device memory if caches hold everything within a launch and nothing betw
 are 2 M N K of every dot, padding included. *Least* is what a step needs at least: its inputs read
 once, its outputs written once, and the FLOPs of the folded algebra, without padding, recomputed
 logits, partial sums or softmax statistics (`bench.least`). Three iterations; importance float32.
-Beside these tables stands a budget, `bench/budgets/static_cost.json`, that no change may exceed
-unseen: `--write-budget` writes it anew.
-Rules for the whole way: at most {MOST_LAUNCHES} launches with at most {ONE_TILE} slots,
-{MOST_FLOPS}× the least FLOPs and {MOST_BYTES}× the least bytes."""
+The budget `bench/budgets/static_cost.json` limits these numbers; `--write-budget` writes it anew.
+Rules for the pipeline: at most {MAX_LAUNCHES} launches with at most {ONE_TILE} slots,
+{MAX_FLOPS}× the least FLOPs and {MAX_BYTES}× the least bytes."""
 HEADER = ["MB memory", "least", "×", "GFLOP", "least", "×"]
 
 
@@ -201,7 +200,7 @@ def page(found: Steps) -> str:
         [str(load), str(total.launches), *_cells(total, least_total(load))]
         for load, total in ((load, total_of(steps)) for load, steps in found.items())
     ]
-    blocks = [PREFACE, "## The whole way", markdown(["workload", "launches", *HEADER], whole)]
+    blocks = [PREFACE, "## The pipeline", markdown_table(["workload", "launches", *HEADER], whole)]
     for load, steps in found.items():
         least = least_of(load)
         rows = [
@@ -213,7 +212,7 @@ def page(found: Steps) -> str:
             for step in steps
         ]
         header = ["step", "kernel", "launches", "programs", "MB loaded", "MB stored", *HEADER]
-        blocks += [f"## {load}", markdown(header, rows)]
+        blocks += [f"## {load}", markdown_table(header, rows)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -234,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         texts[BUDGET] = budget_text(found)
     for path, text in texts.items():
         if path is not None:
-            write_aside(path, partial(Path.write_text, data=text, encoding="utf-8"))
+            atomic_write(path, text)
             print(path)
     if given.output is None:
         print(page(found))

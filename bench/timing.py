@@ -26,12 +26,12 @@ class Timing:
     p20_s: float
     p80_s: float
     rounds: int
-    method: str  # "graph", "events" or "host": who kept the time
+    method: str  # "graph", "events" or "host"
     note: str = ""  # why there is no graph where one was asked for
 
 
 class StaleReplay(RuntimeError):
-    """Replaying the graph of a variant does not compute its outputs anew."""
+    """Replaying a variant's CUDA graph does not recompute its outputs."""
 
     def __init__(self, variant: str) -> None:
         super().__init__("its CUDA graph does not compute the outputs anew")
@@ -71,48 +71,48 @@ def measure(
     rounds: tuple[int, int] = (5, 40),
     cpu_time: bool = False,
 ) -> dict[str, Timing]:
-    """Times each variant, taking turns round by round, so that all see the same weather.
+    """Times variants interleaved, round by round, so that drift of the machine affects all alike.
 
     Args:
-        variants: calls by name. One that rotates over its inputs keeps its own place.
+        variants: calls by name.
         device: CPU if None.
-        calls: calls in one sample, a whole rotation, say.
+        calls: calls in one sample, such as one for each copy of the inputs.
         capture: names that may go into a CUDA graph; the others, and those that refuse, are timed
             by events around the calls, which counts the host where it is the slower.
-        slow: names whose sample is one call: a rotation of theirs would take seconds.
+        slow: names whose sample is one call, as each takes tens of milliseconds.
         seconds: about how long all of it may take.
-        rounds: fewest and most rounds.
-        cpu_time: of this process on the CPU, which others that run meanwhile do not lengthen.
+        rounds: minimum and maximum.
+        cpu_time: CPU time of this process, which other processes do not lengthen.
 
     Raises:
-        StaleReplay: a graph's replay left poisoned outputs, or other ones than the eager call.
+        StaleReplay: a graph's replay left outputs poisoned, or unlike those of the eager call.
     """
     device = torch.device("cpu") if device is None else device
     eager = "events" if device.type == "cuda" else "host"
-    kept: dict[str, tuple[str, str]] = {}  # by whom, and why not by a graph
+    methods: dict[str, tuple[str, str]] = {}  # and why not by graph
     counts = {name: 1 if name in slow else calls for name in variants}
     samples: dict[str, Call] = {}
     for name, call in variants.items():
         for _ in range(counts[name] + 1):
             call()
-        samples[name], kept[name] = _repeated(call, counts[name]), (eager, "")
+        samples[name], methods[name] = _repeated(call, counts[name]), (eager, "")
         if device.type == "cuda" and name in capture:
             graph = _capture(name, call, counts[name])
             if isinstance(graph, str):
-                kept[name] = eager, graph
+                methods[name] = eager, graph
             else:
-                samples[name], kept[name] = graph, ("graph", "")
+                samples[name], methods[name] = graph, ("graph", "")
     clock = _event_clock if device.type == "cuda" else _cpu_clock if cpu_time else _host_clock
     once = sum(clock(sample) for sample in samples.values())
     count = int(min(max(seconds / max(once, 1e-9), rounds[0]), rounds[1]))
     times: dict[str, list[float]] = {name: [] for name in samples}
     order = list(samples)
     for turn in range(count):
-        # Whoever comes first finds the processor at rest; it is another one every round.
+        # The first of a round finds an idle device, so the order rotates.
         start = turn % len(order)
         for name in order[start:] + order[:start]:
             times[name].append(clock(samples[name]) / counts[name])
-    return {name: summary(values, *kept[name]) for name, values in times.items()}
+    return {name: summary(values, *methods[name]) for name, values in times.items()}
 
 
 def summary(values: list[float], method: str, note: str = "") -> Timing:
@@ -162,18 +162,18 @@ def tensors_of(outputs: object) -> list[Tensor]:
 
 
 def poison(outputs: object) -> None:
-    """Overwrites outputs, so that whoever returns them again is found out."""
+    """Overwrites outputs with NaN or -1, so that returning them again is detected."""
     with torch.no_grad():
         for tensor in tensors_of(outputs):
             tensor.detach().fill_(torch.nan if tensor.is_floating_point() else -1)
 
 
 def _capture(name: str, call: Call, calls: int) -> Call | str:
-    """A graph of ``calls`` calls, checked to do the work, or the sentence why there is none."""
+    """A checked CUDA graph of ``calls`` calls, or the reason why there is none."""
     expected: object = None
     captured: object = None
     try:
-        # A capture that breaks off leaves the allocator in disorder, so it is tried before.
+        # A failed capture leaves the allocator inconsistent, so a dry run comes first.
         with no_waiting():
             for _ in range(calls):
                 expected = call()
@@ -185,7 +185,7 @@ def _capture(name: str, call: Call, calls: int) -> Call | str:
     except RuntimeError as error:
         torch.cuda.synchronize()
         return first_line(error)
-    # A kernel launched beside the graph's stream is not in it: the replay would leave the poison.
+    # A kernel launched on another stream is not in the graph: its outputs would stay poisoned.
     poison(captured)
     graph.replay()
     torch.cuda.synchronize()
@@ -197,7 +197,7 @@ def _capture(name: str, call: Call, calls: int) -> Call | str:
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """Within the block whatever waits for the GPU raises RuntimeError."""
+    """Within the block a synchronization with the GPU raises RuntimeError."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -207,10 +207,10 @@ def no_waiting() -> Iterator[None]:
 
 
 def release(device: torch.device) -> None:
-    """Gives back the memory of what is gone; graphs keep theirs until they are collected."""
+    """Frees cached memory; CUDA graphs hold theirs until they are collected."""
     gc.collect()
     if device.type == "cuda":
-        # After a capture that broke off it cannot.
+        # It fails after a capture that failed.
         with suppress(RuntimeError):
             torch.cuda.empty_cache()
 

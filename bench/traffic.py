@@ -1,9 +1,8 @@
-"""What has to be done: FLOPs and least bytes, and the ceilings that they are held against.
+"""Roofline: FLOPs and minimum bytes of the ops, and the measured ceilings of a device.
 
-FLOPs are those of the matrix products of the folded way (`ocvtp_kernels.pruner.fold`), a multiply and an
-add being two; bytes are each input read once and each output written once. Both belong to the
-work and not to who does it, so every variant of a row has the same, and what a variant does beyond
-them shows as a smaller share of the ceilings.
+FLOPs are those of the matrix products on folded weights (`ocvtp_kernels.pruner.fold`), two for a
+multiply-add; bytes are each input read once and each output written once. All variants of an op
+have the same work, so what a variant does beyond it lowers its share of the ceilings.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ INT64, FLOAT32 = 8, 4
 
 @dataclass(frozen=True)
 class Work:
-    """Matrix FLOPs, and the fewest bytes that cross memory."""
+    """Matrix FLOPs and the minimum bytes that cross memory."""
 
     flops: int
     bytes: int
@@ -35,15 +34,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device reached in this run: copying (read + write) and large matrix products."""
+    """Measured rates of the device: copying (read + write) and large matrix products."""
 
     copy_gb_s: float
     matmul_tflops: dict[str, float] = field(default_factory=dict)
 
-    def least_seconds(self, work: Work, dtype: str) -> float:
-        """The roofline: the larger of the two times.
+    def roofline_seconds(self, work: Work, dtype: str) -> float:
+        """The larger of the times of FLOPs and bytes.
 
-        Whatever a dtype's own rate is, its products can be done in float32 too.
+        Products run at the dtype's rate or, where that is higher, at that of float32.
         """
         rates = [
             self.matmul_tflops[name] for name in (dtype, "float32") if name in self.matmul_tflops
@@ -55,7 +54,7 @@ class Ceilings:
 def measure_ceilings(
     device: torch.device, dtypes: tuple[str, ...], short: bool = False
 ) -> Ceilings:
-    """Measures both ceilings, on random data: zeros run faster than anything real."""
+    """Measures both ceilings, on random data, as zeros run faster."""
     cuda = device.type == "cuda"
     size = (4096 if short else 8192) if cuda else (512 if short else 1024)
     elements = 2 ** (28 if cuda else 24 if short else 26)
@@ -65,7 +64,7 @@ def measure_ceilings(
     for dtype in dtypes:
         a, b = torch.randn(2, size, size, device=device).to(getattr(torch, dtype))
         calls[dtype] = lambda a=a, b=b: torch.mm(a, b)  # type: ignore[misc]
-    # A ceiling is what the device can do, not what it does on average.
+    # A ceiling is a best case, so it takes the 20th percentile.
     seconds = {
         name: measure({name: call}, device=device, seconds=1.0)[name].p20_s
         for name, call in calls.items()
@@ -78,12 +77,12 @@ def measure_ceilings(
 
 
 def tensor_bytes(*tensors: Tensor) -> int:
-    """What it takes to read or write tensors once."""
+    """Bytes of tensors, read or written once."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def stages(load: Workload) -> dict[str, Work]:
-    """The work of `prune`, stage by stage; what one stage hands to the next crosses no memory."""
+    """The work of `prune` by stage; tensors between stages are not counted."""
     size = load.torch_dtype.itemsize
     b, n, k, t = load.batch, load.num_tokens, load.num_slots, load.budget
     c, d, h = load.in_dim, load.slot_dim, load.hidden_dim

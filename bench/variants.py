@@ -1,4 +1,4 @@
-"""Who is timed: ours and every baseline, each from one place, or the sentence why it is not."""
+"""The variants that are timed: ours and the baselines, or the reason why one is skipped."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bench.published import published_prune
 from bench.shapes import Workload
 from ocvtp_kernels import backends
 
-# One image after the other: beyond this many tokens one call takes seconds.
-MOST_PUBLISHED_TOKENS = 64 * 576
+# The published code takes one image at a time: above this a call takes seconds.
+MAX_PUBLISHED_TOKENS = 64 * 576
 
 Run = Callable[[], Outputs]
 
@@ -31,12 +31,11 @@ class Variant:
     function: Function
     capturable: bool = True
     slow: bool = False  # one call takes tens of milliseconds
-    # Plain PyTorch in half precision sets the budget that others are held to.
-    plain: bool = False
+    plain: bool = False  # plain PyTorch, whose half-precision error is the budget of the others
     rounds: bool = False  # float32 outputs are rounded to the workload's dtype first
 
     def bind(self, case: Case, direction: str, inputs: Inputs, grads: Inputs = ()) -> Run:
-        """The call that is timed; going backward, the forward pass is done here, once."""
+        """The call that is timed; for the backward pass the forward pass runs here, once."""
         if direction == "forward":
 
             def forward() -> Outputs:
@@ -50,15 +49,15 @@ class Variant:
 def bind_backward(case: Case, function: Function, inputs: Inputs, grads: Inputs) -> Run:
     """The gradients of `Case.wrt`, given those of the outputs that `Case.carries` names."""
     leaves = [
-        tensor.detach().requires_grad_() if place in case.wrt else tensor
-        for place, tensor in enumerate(inputs)
+        tensor.detach().requires_grad_() if i in case.wrt else tensor
+        for i, tensor in enumerate(inputs)
     ]
     outputs = outputs_of(function(*leaves))
 
     def backward() -> Outputs:
         return torch.autograd.grad(
-            [outputs[place] for place in case.carries],
-            [leaves[place] for place in case.wrt],
+            [outputs[i] for i in case.carries],
+            [leaves[i] for i in case.wrt],
             list(grads),
             retain_graph=True,
         )
@@ -72,10 +71,8 @@ def draw_grads(case: Case, inputs: Inputs, seed: int) -> Inputs:
     with torch.no_grad():
         outputs = outputs_of(case.reference(*inputs))
     return tuple(
-        torch.randn(outputs[place].shape, generator=generator, device=case.device).to(
-            outputs[place].dtype
-        )
-        for place in case.carries
+        torch.randn(outputs[i].shape, generator=generator, device=case.device).to(outputs[i].dtype)
+        for i in case.carries
     )
 
 
@@ -89,23 +86,23 @@ class Skipped:
 
 def variants_of(case: Case, direction: str, compiled: bool) -> tuple[list[Variant], list[Skipped]]:
     """Ours and the baselines of a case; ``compiled``: ours and torch.compile alone."""
-    found: list[Variant | Skipped] = []
+    variants: list[Variant | Skipped] = []
     whole = case.pruner is not None and direction == "forward"
     ours = Variant("prune" if whole else "ocvtp", case.call)
     if compiled:
-        found += [compile_variant(case), ours]
+        variants += [compile_variant(case), ours]
     elif whole:
-        found += [Variant("eager", _eager(case), plain=True), _published(case), ours]
+        variants += [Variant("eager", _eager(case), plain=True), _published(case), ours]
     else:
-        found += [Variant("eager", case.reference, plain=True), ours]
+        variants += [Variant("eager", case.reference, plain=True), ours]
     if direction == "forward" and not compiled:
         if case.device.type == "cuda":
-            found.append(csrc_variant(case))
-        if case.op in THEIRS:
-            found.append(THEIRS[case.op](case.workload, case.device))
+            variants.append(csrc_variant(case))
+        if case.op in THIRD_PARTY:
+            variants.append(THIRD_PARTY[case.op](case.workload, case.device))
     return (
-        [one for one in found if isinstance(one, Variant)],
-        [one for one in found if isinstance(one, Skipped)],
+        [one for one in variants if isinstance(one, Variant)],
+        [one for one in variants if isinstance(one, Skipped)],
     )
 
 
@@ -113,8 +110,10 @@ def _eager(case: Case) -> Function:
     pruner, budget = case.pruner, case.workload.budget
     assert pruner is not None
 
-    def eager(reference: Tensor, final: Tensor, slots_init: Tensor, scores: Tensor) -> Outputs:
-        return pruner(reference, final, budget, scores, slots_init)
+    def eager(
+        reference_tokens: Tensor, final_tokens: Tensor, slots_init: Tensor, scores: Tensor
+    ) -> Outputs:
+        return pruner(reference_tokens, final_tokens, budget, scores, slots_init)
 
     return eager
 
@@ -122,17 +121,17 @@ def _eager(case: Case) -> Function:
 def compile_variant(case: Case) -> Variant | Skipped:
     """The plain module through ``torch.compile``, on CUDA inside its own CUDA graphs.
 
-    Those copy their inputs into memory of theirs, which is part of the time.
+    The graphs copy their inputs, which is part of the time.
     """
     if case.device.type == "cpu" and shutil.which("g++") is None:
         return Skipped("compile", "torch.compile needs g++ on the CPU, and there is none")
-    # Every workload is compiled afresh: dynamo stops compiling one function after eight shapes.
+    # Dynamo stops compiling a function after eight shapes, so its cache is cleared.
     torch.compiler.reset()
     mode = "reduce-overhead" if case.device.type == "cuda" else None
     compiled = torch.compile(_eager(case), mode=mode, dynamic=False)
 
     def run(*inputs: Tensor) -> Outputs:
-        # Its outputs live in its graph's memory until the next step begins.
+        # Outputs stay in the graph's memory until the next step begins.
         torch.compiler.cudagraph_mark_step_begin()
         return outputs_of(compiled(*inputs))
 
@@ -141,19 +140,23 @@ def compile_variant(case: Case) -> Variant | Skipped:
 
 def _published(case: Case) -> Variant | Skipped:
     load = case.workload
-    if load.batch * load.num_tokens > MOST_PUBLISHED_TOKENS:
+    if load.batch * load.num_tokens > MAX_PUBLISHED_TOKENS:
         return Skipped("published", f"{load.batch} images one after the other take too long")
     assert case.pruner is not None
     pruner = copy.deepcopy(case.pruner).float()
 
-    def run(reference: Tensor, final: Tensor, slots_init: Tensor, scores: Tensor) -> Outputs:
-        return published_prune(pruner, reference, final, slots_init, scores, load.budget)
+    def run(
+        reference_tokens: Tensor, final_tokens: Tensor, slots_init: Tensor, scores: Tensor
+    ) -> Outputs:
+        return published_prune(
+            pruner, reference_tokens, final_tokens, slots_init, scores, load.budget
+        )
 
     return Variant("published", run, capturable=False, slow=True)
 
 
 def on_backend(case: Case, backend: str, name: str) -> Variant:
-    """Our op on one backend, whichever it would choose."""
+    """Our op, forced to one backend."""
 
     def run(*inputs: Tensor) -> Outputs:
         with backends.use_backend(backend):
@@ -163,7 +166,7 @@ def on_backend(case: Case, backend: str, name: str) -> Variant:
 
 
 def csrc_variant(case: Case) -> Variant | Skipped:
-    """The CUDA C++ kernels, where Triton's are chosen."""
+    """The CUDA C++ kernels, where the op selects Triton's."""
     reason = backends.unsupported_reason(case.op, "cuda", str(case.device))
     if reason is None and backends.select_backend(case.op, str(case.device)) == "cuda":
         reason = "it is what the op chooses here"
@@ -173,7 +176,7 @@ def csrc_variant(case: Case) -> Variant | Skipped:
 
 
 def _kernels_of(name: str, module: str, device: torch.device) -> Any:
-    """Other people's module of kernels, or `Skipped`."""
+    """A third-party module of kernels, or `Skipped`."""
     if device.type != "cuda":
         return Skipped(name, f"{module} runs on CUDA devices only")
     try:
@@ -214,8 +217,8 @@ def colreduce_variant(_: Workload, device: torch.device) -> Variant | Skipped:
     return Variant("colreduce", run, rounds=True)
 
 
-# Other people's kernels, by the op that they compute too.
-THEIRS: dict[str, Callable[[Workload, torch.device], Variant | Skipped]] = {
+# Third-party kernels, by the op that they compute.
+THIRD_PARTY: dict[str, Callable[[Workload, torch.device], Variant | Skipped]] = {
     "slot_attention": flashslice_variant,
     "attention_received": colreduce_variant,
 }

@@ -1,4 +1,4 @@
-"""Files are written aside and renamed, so that nobody ever reads half of one."""
+"""Files that are never seen half-written: a temporary file in the same folder, then a rename."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write`` with a new name beside ``path``, then renames that to ``path``.
+def atomic_write(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+    """Writes a temporary file and renames it to ``path``, which stays as it was on an error.
 
-    If ``write`` raises, ``path`` is as it was and nothing is left behind.
+    Args:
+        path: the file; missing folders are made.
+        content: text (as UTF-8), bytes, or what writes a file at the path that it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    # The suffix stays last, as writers choose a format by it.
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     try:
-        write(aside)
-        aside.replace(path)
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

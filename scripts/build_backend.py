@@ -1,4 +1,4 @@
-"""setuptools' build backend, which brings along what the native build lacks.
+"""setuptools' build backend, with the requirements of the native build.
 
 An installer asks for these requirements before an isolated build, so that a plain `pip install .`
 compiles the kernels. Where torch is installed already none is downloaded, nor where nothing would
@@ -15,10 +15,10 @@ from setuptools.build_meta import *  # noqa: F403 - the other hooks are setuptoo
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
-    """What pyproject.toml does not name."""
+    """Requirements that pyproject.toml does not name."""
     return [*build_meta.get_requires_for_build_wheel(config_settings), *requirements()]
 
 
 def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
-    """What pyproject.toml does not name."""
+    """Requirements that pyproject.toml does not name."""
     return [*build_meta.get_requires_for_build_editable(config_settings), *requirements()]

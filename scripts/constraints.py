@@ -3,10 +3,10 @@
     python scripts/constraints.py renew torch==2.13.0   # the newest of all, beside this torch
     python scripts/constraints.py beside-torch          # what of it holds in this environment
 
-The file is for every Python from the oldest supported on and for every system; uv resolves it. The
-libraries that a build of torch for CUDA brings are not in it, as torch itself tells their exact
-versions. In an environment it comes after torch: what torch holds to certain versions, such as the
-Triton of such a build, and torch, is left out.
+The file is for every supported Python and system; uv resolves it. The libraries that a build of
+torch for CUDA brings are not in it, as torch requires exact versions of them. An environment has
+torch installed first; torch and packages that it pins, such as the Triton of such a build, are left
+out there.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ def renew(torch: str) -> None:
     """Writes the newest versions, beside ``torch``, such as "torch==2.13.0"."""
     if not re.fullmatch(r"torch==[\d.]+", torch):
         sys.exit(f"torch: expected an exact version such as torch==2.13.0, got {torch!r}")
-    aside = ROOT / "build" / "constraints"
-    aside.mkdir(parents=True, exist_ok=True)
-    (aside / "overrides.txt").write_text(OVERRIDES, encoding="utf-8")
-    (aside / "torch.txt").write_text(f"{torch}\n", encoding="utf-8")
+    temporary = ROOT / "build" / "constraints"
+    temporary.mkdir(parents=True, exist_ok=True)
+    (temporary / "overrides.txt").write_text(OVERRIDES, encoding="utf-8")
+    (temporary / "torch.txt").write_text(f"{torch}\n", encoding="utf-8")
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--upgrade"]
     command += ["--python-version", OLDEST_PYTHON, "--all-extras", "--no-annotate", "--no-header"]
     command += ["--overrides", "overrides.txt", str(ROOT / "pyproject.toml"), "torch.txt"]
-    resolved = subprocess.run(command, cwd=aside, check=True, stdout=subprocess.PIPE, text=True)
+    resolved = subprocess.run(command, cwd=temporary, check=True, stdout=subprocess.PIPE, text=True)
     ours = re.findall(r'"([\w.-]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     pins = [
         pin
         for pin in resolved.stdout.splitlines(keepends=True)
         if not re.match("(cuda|nvidia)-", pin) or name_of(pin) in ours
     ]
-    new = aside / FILE.name
+    new = temporary / FILE.name
     new.write_text(HEADER + "".join(pins), encoding="utf-8")
     os.replace(new, FILE)
 

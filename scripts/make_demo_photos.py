@@ -1,4 +1,4 @@
-"""Makes the two folders of photos for training and judging the demo's pruner, offline.
+"""Makes the two folders of photos for training and evaluating the demo's pruner, offline.
 
 The photos are those that scikit-image, scikit-learn and matplotlib ship. ``training/`` gets
 collages of eleven of them: crops, recoloured, laid over one another with soft-edged shapes, so
@@ -59,7 +59,7 @@ HELD_OUT_PHOTOS = (
     ("matplotlib", "mpl-data", "sample_data", "grace_hopper.jpg"),
 )
 SIZE = 336
-SMALLEST_CROP = 0.25  # of the shorter side
+MIN_CROP = 0.25  # of the shorter side
 LAYERS = (0, 1, 2, 4, 8)
 
 
@@ -82,7 +82,7 @@ class Painter:
         """A random square of a random photo, turned, tinted, brighter or darker."""
         rng = self.rng
         photo = self.photos[rng.choice(len(self.photos), p=self.weights)]
-        side = min(photo.size) * SMALLEST_CROP ** rng.random()
+        side = min(photo.size) * MIN_CROP ** rng.random()
         left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
         box = (left, top, left + side, top + side)
         square = photo.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box)

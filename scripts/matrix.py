@@ -1,13 +1,13 @@
-"""Tries this checkout on the versions that it names as supported, and prints one table.
+"""Tests this checkout on the oldest and newest supported versions, and prints one table.
 
     python scripts/matrix.py [--rows oldest,newest] [--output build/matrix] [--readme README.md]
 
 For a maintainer, before a release and after `make renew`. A row is an environment of its own, of
 the newest of everything but what it names, beside a copy of the checkout: the native objects are
 built (for CUDA too, where torch is a build for it and there is nvcc) and loaded, and tests are run.
-Environments and logs stay in the output folder; only a row that asks for the newest is made anew.
-A row that cannot be tried here, for want of a Python or of a torch, says so and is no failure.
-With --readme, the line of that file about versions becomes what the rows that passed tell.
+Environments and logs stay in the output folder; only rows of the newest versions are made again.
+A row without its Python or torch is "not tried", which is no failure. With --readme, the line of
+that file about versions is rewritten from the rows that passed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ print(json.dumps(facts))
 
 
 class Row(NamedTuple):
-    """What a row asks for; an empty version is the newest that there is.
+    """Requested versions; an empty one is the newest.
 
     ``triton`` is for a torch that brings none, as its builds for the CPU.
     """
@@ -82,7 +82,7 @@ ROWS = (
 
 
 class Result(NamedTuple):
-    """What became of a row; ``status`` is "passed", "failed" or "not tried"."""
+    """The outcome of a row; ``status`` is "passed", "failed" or "not tried"."""
 
     status: str
     note: str
@@ -98,7 +98,7 @@ class Stopped(Exception):
 def find_python(version: str) -> str | None:
     """A Python of this version: on PATH, or among those of pyenv."""
     found = shutil.which(f"python{version}")
-    # pyenv has stand-ins on PATH for versions that are not chosen, which only fail.
+    # pyenv puts wrappers on PATH for versions that are not selected, and those fail.
     if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
         return found
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
@@ -192,10 +192,10 @@ def ask(bin: Path, question: str, source: Path = ROOT) -> str:
         Stopped: it fails.
     """
     command = [str(bin / "python"), "-c", question]
-    told = subprocess.run(command, cwd=source, capture_output=True, text=True)
-    if told.returncode:
-        raise Stopped(f"does not import: {told.stderr.strip().splitlines()[-1]}")
-    return told.stdout.strip()
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    if done.returncode:
+        raise Stopped(f"does not import: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout.strip()
 
 
 def read_facts(bin: Path, source: Path) -> tuple[dict[str, str], str]:
@@ -215,7 +215,7 @@ def read_facts(bin: Path, source: Path) -> tuple[dict[str, str], str]:
     nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
     if f"release {cuda.split('.')[0]}." in nvcc:
         raise Stopped(f"_C_cuda does not load: {loads['cuda']}")
-    # Of another CUDA than torch's: it compiles against these headers, which is all that it can.
+    # nvcc is of another CUDA than torch's, so the object is compiled but cannot load.
     return facts, "_C, _C_cuda compiles"
 
 
@@ -227,8 +227,8 @@ def table(results: dict[Row, Result]) -> str:
         cells = [f"{asked[title] or 'newest':<{width}}" for title, width in WIDTHS.items()]
         if not result.native:
             cells[-1] = " " * WIDTHS["native"]
-        told = ", ".join(filter(None, (result.counts, result.note)))
-        lines.append("".join(cells) + f"{result.status}: {told}")
+        note = ", ".join(filter(None, (result.counts, result.note)))
+        lines.append("".join(cells) + f"{result.status}: {note}")
     return "\n".join(lines)
 
 
@@ -238,8 +238,8 @@ def tested_line(results: dict[Row, Result]) -> str:
 
     def listed(name: str) -> str:
         releases = {tuple(map(int, facts[name].split("+")[0].split(".")[:2])) for facts in passed}
-        *most, last = (f"{major}.{minor}" for major, minor in sorted(releases))
-        return f"{', '.join(most)} and {last}" if most else last
+        *others, last = (f"{major}.{minor}" for major, minor in sorted(releases))
+        return f"{', '.join(others)} and {last}" if others else last
 
     parts = [f"Python {listed('python')}"]
     parts += [f"{title} {listed(name)}" for name, title in PACKAGES.items()]
@@ -273,10 +273,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     print(f"\n{table(results)}")
     if given.readme is not None and any(each.status == "passed" for each in results.values()):
-        aside = given.readme.with_name(f"{given.readme.name}.new")
+        temporary = given.readme.with_name(f"{given.readme.name}.new")
         line = tested_line(results)
-        aside.write_text(LINE.sub(lambda found: found[1] + line + found[2], text), encoding="utf-8")
-        os.replace(aside, given.readme)
+        temporary.write_text(
+            LINE.sub(lambda found: found[1] + line + found[2], text), encoding="utf-8"
+        )
+        os.replace(temporary, given.readme)
     return int(any(each.status == "failed" for each in results.values()))
 
 

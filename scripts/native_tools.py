@@ -1,6 +1,6 @@
-"""What the native build needs, what of it is here, and the sentences where something is not.
+"""Tools of the native build: which are needed, which are found, and messages where one is missing.
 
-setup.py builds by it, and build_backend.py asks for what an isolated build is to bring along.
+Used by setup.py and, for the requirements of an isolated build, by build_backend.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Pure(NamedTuple):
 
 
 def read_mode() -> str:
-    """OCVTP_NATIVE; a value that means nothing ends the build."""
+    """OCVTP_NATIVE; an unknown value ends the build."""
     mode = os.environ.get("OCVTP_NATIVE", "auto")
     if mode not in MODES:
         sys.exit(f"OCVTP_NATIVE must be auto, 0, 1 or cuda, not {mode!r}.")
@@ -52,11 +52,11 @@ def read_mode() -> str:
 def find_tool(name: str, oldest: tuple[int, int] | None = None) -> str | None:
     """Look beside this Python first: a virtual environment need not be activated.
 
-    With ``oldest``, only what tells a version that is not older: a script beside this Python whose
-    package an isolated build does not see tells none.
+    With ``oldest``, only a tool that prints a version that is not older: a script beside this
+    Python may not run in an isolated build.
     """
-    for place in (sysconfig.get_path("scripts"), os.environ.get("PATH", "")):
-        path = shutil.which(name, path=place)
+    for folders in (sysconfig.get_path("scripts"), os.environ.get("PATH", "")):
+        path = shutil.which(name, path=folders)
         if path and (oldest is None or _version(path) >= oldest):
             return path
     return None
@@ -64,10 +64,10 @@ def find_tool(name: str, oldest: tuple[int, int] | None = None) -> str | None:
 
 @cache
 def _version(path: str) -> tuple[int, ...]:
-    """The version that a program tells, empty where it does not run."""
-    told = subprocess.run([path, "--version"], capture_output=True, text=True)
-    found = re.search(r"(\d+)\.(\d+)", told.stdout)
-    return (int(found[1]), int(found[2])) if found and told.returncode == 0 else ()
+    """The version that a program prints, empty where it does not run."""
+    done = subprocess.run([path, "--version"], capture_output=True, text=True)
+    found = re.search(r"(\d+)\.(\d+)", done.stdout)
+    return (int(found[1]), int(found[2])) if found and done.returncode == 0 else ()
 
 
 def find_cmake() -> str | None:
@@ -97,7 +97,7 @@ def find_nvcc() -> str | None:
 
 
 def find_torch() -> Torch | None:
-    """The first that is new enough: what this Python imports, else what it is installed beside.
+    """The first torch that is new enough: one that this Python imports, else one beside it.
 
     An isolated build does not import from the environment that it installs into, yet runs its
     Python. With the stable ABI headers and libraries are all that is needed of torch.
@@ -126,7 +126,7 @@ def _packages_beside() -> list[str]:
 
 
 def requirements() -> list[str]:
-    """What an isolated build is to bring along; nothing where it would not help."""
+    """Requirements of an isolated build; none where nothing native would be built."""
     if read_mode() == "0" or find_compiler() is None:
         return []
     needs = {
@@ -162,7 +162,7 @@ def why_pure(*, is_editable: bool = False) -> Pure | None:
 
 
 def failed_build(failure: str, *, is_editable: bool) -> Pure:
-    """What is left of a build that began, and failed."""
+    """The result of a build that failed."""
     return Pure(failure, f"{_build(is_editable)} in a checkout shows all messages")
 
 
@@ -175,20 +175,20 @@ def why_no_cuda() -> str | None:
         return None
     if torch is None or torch.cuda is None:
         return "torch has no CUDA (OCVTP_NATIVE=cuda builds it all the same)"
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    release = re.search(r"release (\d+)\.", said)
+    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.", output)
     if release and release[1] == torch.cuda.split(".")[0]:
         return None
     own = release[1] if release else "an unknown version"
     return f"nvcc is of CUDA {own}, torch of CUDA {torch.cuda}"
 
 
-def first_error(said: str) -> str:
-    """The line of a build's output that tells what went wrong: a compiler's, else CMake's."""
+def first_error(output: str) -> str:
+    """The first error in a build's output: a compiler's, else CMake's, else the last line."""
     for pattern in (r"^.*\berror: .*$", r"^CMake Error.*\n(?:\s*\n)?(?:[ \t]+\S.*\n?)+"):
-        if found := re.search(pattern, said, re.MULTILINE):
+        if found := re.search(pattern, output, re.MULTILINE):
             return " ".join(found[0].split())
-    return said.strip().splitlines()[-1] if said.strip() else "it said nothing"
+    return output.strip().splitlines()[-1] if output.strip() else "it said nothing"
 
 
 def _build(is_editable: bool) -> str:

@@ -32,17 +32,17 @@ def main() -> None:
     version = oldest_torch()
     if (FOLDER / version).exists():
         return
-    aside = FOLDER / "aside"
-    shutil.rmtree(aside, ignore_errors=True)
+    temporary = FOLDER / "temporary"
+    shutil.rmtree(temporary, ignore_errors=True)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "download")
-    options = ("--no-deps", *WHEEL, "--dest", str(aside), f"torch=={version}")
+    options = ("--no-deps", *WHEEL, "--dest", str(temporary), f"torch=={version}")
     subprocess.run([*pip, *options], check=True)
-    (wheel,) = aside.glob("*.whl")
+    (wheel,) = temporary.glob("*.whl")
     with zipfile.ZipFile(wheel) as inside:
         names = [name for name in inside.namelist() if name.startswith("torch/include/")]
-        inside.extractall(aside, names)
-    os.replace(aside / "torch" / "include", FOLDER / version)
-    shutil.rmtree(aside)
+        inside.extractall(temporary, names)
+    os.replace(temporary / "torch" / "include", FOLDER / version)
+    shutil.rmtree(temporary)
 
 
 if __name__ == "__main__":

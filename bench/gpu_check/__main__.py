@@ -1,9 +1,9 @@
 """``bench/gpu_check.sh [--device cuda|cpu] [--short] [--only smoke,prune,...]``: see docs/gpu.md.
 
-Builds, tests, sanitizes and measures, the most wanted first, each stage within its own time. What
-there is is packed into the output folder after every stage: at most eight files. A stage that fails
-is recorded and the rest goes on, unless no backend computes `prune` rightly; status 1 tells of a
-failure, 3 of that.
+Builds, tests, sanitizes and measures in order of importance, each stage within its time limit. The
+results are packed into the output folder after every stage: at most eight files. A stage that fails
+is recorded and the rest runs, unless no backend computes `prune` correctly. Status 1: a stage
+failed; 3: `prune` is wrong on every backend.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from bench.gpu_check.screen import screen
 from bench.gpu_check.stages import NONE_RIGHT, STAGES
 
 KINDS = ("prune", "compile", "micro", "e2e", "selectors")
-TOTAL_S = 780  # of fifteen minutes, of which starting a machine takes one or two
-LEAST_S = 10  # with less time left a stage does not begin
+TOTAL_S = 780  # of fifteen minutes, less the start of a machine
+MIN_S = 10  # with less time left a stage does not start
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = given.output or _default_output(given.device)
     output.mkdir(parents=True, exist_ok=True)
     if check.cuda and given.bundle.is_dir():
-        print(bundle.place(given.bundle, folder), flush=True)
+        print(bundle.install(given.bundle, folder), flush=True)
     deadline = time.monotonic() + given.total
     status = 0
     for name in chosen:
@@ -109,9 +109,9 @@ def _run(name: str, check: Check, deadline: float) -> dict[str, Any]:
     check.log.unlink(missing_ok=True)
     check.log.touch()
     start = time.monotonic()
-    check.limit = min(stage.most, deadline - start)
+    check.limit = min(stage.max_s, deadline - start)
     before = bundle.count(check.folder)
-    if check.limit < LEAST_S:
+    if check.limit < MIN_S:
         outcome = Outcome(OUT_OF_TIME, "not begun: too little time is left")
     else:
         print(f"== {name} (at most {check.limit:.0f} s)", flush=True)
@@ -130,7 +130,7 @@ def _run(name: str, check: Check, deadline: float) -> dict[str, Any]:
 
 
 def _earlier(folder: Path, device: str, commit: str) -> dict[str, Any]:
-    """The summary of stages that were run before of the same commit, or an empty one."""
+    """The summary of earlier stages of the same commit, or an empty one."""
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
         if summary["commit"] == commit:
@@ -141,7 +141,7 @@ def _earlier(folder: Path, device: str, commit: str) -> dict[str, Any]:
 
 
 def _pack(summary: dict[str, Any], lines: Sequence[str], folder: Path, output: Path) -> None:
-    """The eight files, none of them ever by halves."""
+    """Writes the eight files atomically."""
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     (folder / "screen.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with tarfile.open(folder / "logs.tgz", "w:gz") as archive:
@@ -149,9 +149,9 @@ def _pack(summary: dict[str, Any], lines: Sequence[str], folder: Path, output: P
             archive.add(path, path.name)
     for name in ("summary.json", "screen.txt", "logs.tgz", *(f"{kind}.json" for kind in KINDS)):
         if (folder / name).exists():
-            aside = output / f".{name}"
-            shutil.copyfile(folder / name, aside)
-            aside.replace(output / name)
+            temporary = output / f".{name}"
+            shutil.copyfile(folder / name, temporary)
+            temporary.replace(output / name)
 
 
 def _default_output(device: str) -> Path:

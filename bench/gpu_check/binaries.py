@@ -1,4 +1,4 @@
-"""Triton binaries that a machine will want, written down where there is no GPU."""
+"""Triton binaries that a GPU machine will need, listed in a file without a GPU."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 import triton
 from torch import Tensor
 
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 
-ALIGNMENT = 16  # bytes: Triton compiles for pointers, and numbers, that are multiples of it
+ALIGNMENT = 16  # bytes: Triton specializes pointers and integers that are multiples of it
 
 
 class Binary(NamedTuple):
-    """What decides a binary, in a form that can be written down.
+    """What identifies a binary, in a form that JSON can hold.
 
     Attributes:
         kernel: ``module:name``.
@@ -40,9 +40,11 @@ class Binary(NamedTuple):
 
 
 def _tensor(dtype: str, aligned: bool) -> Tensor:
-    kind: torch.dtype = getattr(torch, dtype)
-    start = 0 if aligned else max(1, kind.itemsize)
-    return torch.empty(2 * ALIGNMENT, dtype=torch.uint8)[start : start + ALIGNMENT].view(kind)
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    start = 0 if aligned else max(1, torch_dtype.itemsize)
+    return torch.empty(2 * ALIGNMENT, dtype=torch.uint8)[start : start + ALIGNMENT].view(
+        torch_dtype
+    )
 
 
 def written(value: Any) -> Any:
@@ -55,10 +57,9 @@ def written(value: Any) -> Any:
 
 
 def write(path: Path, arch: int, binaries: Iterable[Binary]) -> None:
-    """Writes a list of binaries, never by halves."""
+    """Writes a list of binaries atomically."""
     top = {"chip": arch, "triton": triton.__version__, "binaries": [b._asdict() for b in binaries]}
-    text = json.dumps(top) + "\n"
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    atomic_write(path, json.dumps(top) + "\n")
 
 
 def read(path: Path) -> tuple[int, list[Binary]]:
@@ -75,9 +76,9 @@ def read(path: Path) -> tuple[int, list[Binary]]:
 
 def merged(lists: Iterable[Iterable[Binary]]) -> list[Binary]:
     """One list of several; a binary of two is launched by the stages of both."""
-    found: dict[str, Binary] = {}
+    by_key: dict[str, Binary] = {}
     for binary in (one for each in lists for one in each):
         key = json.dumps([binary.kernel, binary.arguments, binary.options], sort_keys=True)
-        known = found.setdefault(key, binary._replace(stages=[]))
-        known.stages.extend(stage for stage in binary.stages if stage not in known.stages)
-    return list(found.values())
+        first = by_key.setdefault(key, binary._replace(stages=[]))
+        first.stages.extend(stage for stage in binary.stages if stage not in first.stages)
+    return list(by_key.values())

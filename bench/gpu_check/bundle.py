@@ -1,9 +1,9 @@
-"""Makes beforehand, without a GPU, what would take a GPU's time: ``.gpu/``.
+"""Prepares the bundle ``.gpu/`` without a GPU, so that a GPU machine need not compile.
 
 ``python -m bench.gpu_check.bundle [--chip 90]``, in an environment of the GPU machine's Python,
-torch, Triton and transformers: the native objects for its GPU, Triton's cache with every kernel
-that a stage launches, the list of them, and the wheels of other people's kernels.
-``--check`` finds the launches again, from wherever it is run, and asks the bundle's cache for each.
+torch, Triton and transformers: the native objects for its arch, Triton's cache with every kernel
+that a stage launches, the list of them, and the wheels of third-party kernels. ``--check`` finds
+the launches again and looks each up in the bundle's cache.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from bench.gpu_check.checkout import ROOT, commit, tests_marked
 
 FOLDER, LIST, CACHE, MANIFEST = ".gpu", "launches.json", "triton-cache.tar.xz", "manifest.json"
 WHEELS = ("flashslice==0.3.0", "flash-colreduce==0.2.2", "einops>=0.8")
-KEPT = (".cubin", ".json", ".so")  # what Triton reads of its cache
-GROUP = "__grp__"  # begins the names of files that hold the paths of others
-MOST_BYTES = 60 * 2**20
+CACHED_SUFFIXES = (".cubin", ".json", ".so")  # the files that Triton reads from its cache
+GROUP = "__grp__"  # begins the names of files that list the paths of others
+MAX_BYTES = 60 * 2**20
 TESTS = {"tests": "gpu", "kernels": "interpreter"}  # stages, and the mark of their tests
 
 
@@ -40,7 +40,7 @@ def cache_of(folder: Path) -> Path:
 
 
 def site_of(folder: Path) -> Path:
-    """The packages that a check brings along."""
+    """The packages of a check's bundle."""
     return folder / "site"
 
 
@@ -50,54 +50,54 @@ def count(folder: Path) -> int:
     return sum(1 for _ in cache.iterdir()) if cache.is_dir() else 0
 
 
-def place(prepared: Path, folder: Path) -> str:
-    """Puts a bundle where a check looks for its parts; returns what it is, in a sentence."""
+def install(prepared: Path, folder: Path) -> str:
+    """Copies a bundle's parts to where a check looks for them; returns a sentence about it."""
     for made in prepared.glob("*.so"):
-        aside = ROOT / "ocvtp_kernels" / f"{made.name}.new"
-        shutil.copyfile(made, aside)
-        aside.replace(aside.with_suffix(""))
+        temporary = ROOT / "ocvtp_kernels" / f"{made.name}.new"
+        shutil.copyfile(made, temporary)
+        temporary.replace(temporary.with_suffix(""))
     manifest = json.loads((prepared / MANIFEST).read_text(encoding="utf-8"))
-    placed = folder / MANIFEST
-    if not placed.exists() or json.loads(placed.read_text(encoding="utf-8")) != manifest:
+    installed = folder / MANIFEST
+    if not installed.exists() or json.loads(installed.read_text(encoding="utf-8")) != manifest:
         unpack(prepared / CACHE, cache_of(folder))
         for wheel in prepared.glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(site_of(folder))
-        shutil.copyfile(prepared / MANIFEST, placed)
+        shutil.copyfile(prepared / MANIFEST, installed)
     said = ", ".join(f"{name} {value}" for name, value in manifest.items())
     return f"prepared: {said}; {count(folder)} entries in Triton's cache"
 
 
 def unpack(archive: Path, cache: Path) -> None:
-    """Adds an archive to a cache; the paths in it become those of what is there now."""
-    aside = cache.with_name(f"{cache.name}.new")
-    shutil.rmtree(aside, ignore_errors=True)
+    """Adds an archive to a cache, with the paths in its group files changed to the cache's."""
+    temporary = cache.with_name(f"{cache.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
     with tarfile.open(archive) as packed:
-        packed.extractall(aside, filter="data")
-    for group in aside.glob(f"*/{GROUP}*"):
+        packed.extractall(temporary, filter="data")
+    for group in temporary.glob(f"*/{GROUP}*"):
         top = json.loads(group.read_text(encoding="utf-8"))
         here, there = group.parent, cache / group.parent.name
         kept = [name for name in top["child_paths"] if (here / name).exists()]
         top["child_paths"] = {name: str(there / name) for name in kept}
         group.write_text(json.dumps(top), encoding="utf-8")
     cache.mkdir(parents=True, exist_ok=True)
-    for entry in aside.iterdir():
-        # An entry is named after all that decides it.
+    for entry in temporary.iterdir():
+        # An entry's name is a hash of its content's inputs, so one that exists is the same.
         if not (cache / entry.name).exists():
             entry.replace(cache / entry.name)
-    shutil.rmtree(aside)
+    shutil.rmtree(temporary)
 
 
 def pack(cache: Path, archive: Path) -> None:
-    """Packs what Triton reads of a cache."""
+    """Packs the files of a cache that Triton reads."""
     with tarfile.open(archive, "w:xz", preset=3) as packed:
         for path in sorted(cache.glob("*/*")):
-            if path.suffix in KEPT:
+            if path.suffix in CACHED_SUFFIXES:
                 packed.add(path, path.relative_to(cache))
 
 
 def record(arch: int, folder: Path) -> list[Path]:
-    """The lists of what every stage launches, each found in processes of its own."""
+    """The lists of the kernels of every stage, each recorded in new processes."""
     folder.mkdir(parents=True, exist_ok=True)
     others = folder / "others.json"
     _call("-m", "bench.gpu_check.launches", str(arch), str(others))
@@ -114,7 +114,7 @@ def record(arch: int, folder: Path) -> list[Path]:
 
 
 def native(arch: int, target: Path) -> None:
-    """The native objects for a GPU, out of a wheel: those of the source tree stay as they are."""
+    """Builds the native objects for an architecture in a wheel, without changing the source tree's."""
     with tempfile.TemporaryDirectory() as folder:
         _call(
             *("-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"),
@@ -130,7 +130,7 @@ def native(arch: int, target: Path) -> None:
 
 
 def _call(*arguments: str, **environment: str) -> None:
-    """Runs this Python; what fails ends the bundle."""
+    """Runs this Python; a failure ends the bundle."""
     # Kernels are compiled or recorded, never interpreted.
     given = {**os.environ, "TRITON_INTERPRET": "0", **environment}
     subprocess.run([sys.executable, *arguments], cwd=ROOT, env=given, check=True)
@@ -138,25 +138,25 @@ def _call(*arguments: str, **environment: str) -> None:
 
 def make(arch: int, target: Path) -> int:
     """Makes a bundle; returns the exit status."""
-    aside = target.with_name(f"{target.name}.new")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    temporary = target.with_name(f"{target.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     with tempfile.TemporaryDirectory() as folder:
         lists = record(arch, Path(folder))
         from bench.gpu_check import binaries
 
         found = binaries.merged(binaries.read(path)[1] for path in lists)
-        binaries.write(aside / LIST, arch, found)
+        binaries.write(temporary / LIST, arch, found)
         cache = Path(folder) / "cache"
         processes = str(os.cpu_count() or 2)
         _call(
-            *("-m", "bench.gpu_check.warm", str(aside / LIST), "--processes", processes),
+            *("-m", "bench.gpu_check.warm", str(temporary / LIST), "--processes", processes),
             TRITON_CACHE_DIR=str(cache),
         )
-        pack(cache, aside / CACHE)
-    native(arch, aside)
+        pack(cache, temporary / CACHE)
+    native(arch, temporary)
     for wheel in WHEELS:
-        command = ("-m", "pip", "download", "--quiet", "--no-deps", "-d", str(aside), wheel)
+        command = ("-m", "pip", "download", "--quiet", "--no-deps", "-d", str(temporary), wheel)
         try:
             _call(*command, "--disable-pip-version-check")
         except subprocess.CalledProcessError:
@@ -168,14 +168,14 @@ def make(arch: int, target: Path) -> int:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "triton", "transformers")},
     }
-    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
-    aside.replace(target)
+    temporary.replace(target)
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"{target}: {size / 2**20:.1f} MiB, {len(found)} binaries")
-    if size > MOST_BYTES:
-        print(f"that is more than the {MOST_BYTES // 2**20} MiB that it may be")
-    return int(size > MOST_BYTES)
+    if size > MAX_BYTES:
+        print(f"that is more than the {MAX_BYTES // 2**20} MiB allowed")
+    return int(size > MAX_BYTES)
 
 
 def check(prepared: Path) -> int:

@@ -1,4 +1,4 @@
-"""The checkout that is checked; torch is not imported to ask."""
+"""The checkout under test; importing this does not import torch."""
 
 from __future__ import annotations
 

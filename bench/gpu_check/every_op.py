@@ -1,7 +1,7 @@
-"""Every op once, small, on one GPU backend: what compute-sanitizer watches.
+"""Every op on small inputs on one GPU backend, for compute-sanitizer.
 
-``python -m bench.gpu_check.every_op triton|cuda``. Without pytest, whose collection alone would
-take longer under a sanitizer than the calls.
+``python -m bench.gpu_check.every_op triton|cuda``. Without pytest, whose collection takes longer
+under a sanitizer than the calls.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The Triton binaries that the check launches on an architecture, found without one.
+"""The Triton binaries that the check launches on a GPU, found without one.
 
-Nothing runs: a launch is recorded, and the memory that it would have filled holds zeros. The tests
-run as they are, under `bench.rehearsal`; what the bench launches at real sizes is asked for on
-tensors without memory.
+No kernel runs: launches are recorded, and their outputs hold zeros. The tests run unchanged under
+`bench.rehearsal`; the bench runs at real sizes on meta tensors.
 """
 
 from __future__ import annotations
@@ -35,32 +34,32 @@ class Recorder:
 
     def __init__(self) -> None:
         self.stage = ""
-        self._found: dict[tuple[Any, ...], Binary] = {}
+        self._binaries: dict[tuple[Any, ...], Binary] = {}
 
     def note(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        """Takes a launch down, in place of ``JITFunction.run``."""
+        """Records a launch, in place of ``JITFunction.run``."""
         given = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
         arguments = {name: given.pop(name) for name in kernel.arg_names if name in given}
-        place = f"{kernel.fn.__module__}:{kernel.fn.__name__}"
-        kinds = [
-            tuple(written(value)) if isinstance(value, Tensor) else _kind(name, value)
-            for name, value in arguments.items()
+        name = f"{kernel.fn.__module__}:{kernel.fn.__name__}"
+        types = [
+            tuple(written(value)) if isinstance(value, Tensor) else _type_of(argument, value)
+            for argument, value in arguments.items()
         ]
-        key = place, *kinds, *sorted(given.items())
-        if key not in self._found:
-            kept = {name: written(value) for name, value in arguments.items()}
-            self._found[key] = Binary(place, kept, given, [])
-        stages = self._found[key].stages
+        key = name, *types, *sorted(given.items())
+        if key not in self._binaries:
+            stored = {argument: written(value) for argument, value in arguments.items()}
+            self._binaries[key] = Binary(name, stored, given, [])
+        stages = self._binaries[key].stages
         if self.stage not in stages:
             stages.append(self.stage)
 
     def binaries(self) -> list[Binary]:
-        """All that was launched."""
-        return list(self._found.values())
+        """All binaries that were launched."""
+        return list(self._binaries.values())
 
 
-def _kind(name: str, value: Any) -> Any:
-    """A number as Triton tells it from others; a constant as it is."""
+def _type_of(name: str, value: Any) -> Any:
+    """The class of numbers that Triton compiles together; a constant itself."""
     if name.isupper() or isinstance(value, bool) or not isinstance(value, int):
         return (type(value), value) if not isinstance(value, float) or name.isupper() else float
     return value == 1, value % ALIGNMENT == 0, -(2**31) <= value < 2**31
@@ -68,7 +67,7 @@ def _kind(name: str, value: Any) -> Any:
 
 @contextmanager
 def zeros() -> Iterator[None]:
-    """Within the block new memory holds zeros, which are ids and numbers in range."""
+    """Within the block new memory holds zeros, which are valid ids and values."""
     with ExitStack() as stack:
         for owner, name in EMPTIES:
             stack.enter_context(mock.patch.object(owner, name, _zeroed(getattr(owner, name))))
@@ -82,7 +81,7 @@ def _zeroed(empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _triton_of(op: str, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
     """The op's Triton kernel if a GPU would run it on these arguments.
 
-    Where "cuda" is asked for too: it launches what is launched anyway, and computes nothing.
+    Also where the "cuda" backend is forced.
     """
     kernel = backends._kernels.get(op, {}).get("triton")
     if kernel is None or backends.override() == "reference":
@@ -99,7 +98,7 @@ def _choose(op: str, arguments: Any, gradient: bool = False) -> Callable[..., An
 
 
 class _OnMeta(TorchDispatchMode):
-    """Our ops on tensors without memory run their Triton kernels, as far as the launches."""
+    """Our ops on meta tensors run their Triton launchers."""
 
     def __torch_dispatch__(
         self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -112,18 +111,18 @@ class _OnMeta(TorchDispatchMode):
 
 
 class _Undrawn(TorchFunctionMode):
-    """Random numbers that nobody looks at need no generator, and a device of no memory has none."""
+    """Drops generators from calls, as meta tensors have none."""
 
     def __torch_function__(
         self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kept = {name: value for name, value in (kwargs or {}).items() if name != "generator"}
-        return func(*args, **kept)
+        kwargs = {name: value for name, value in (kwargs or {}).items() if name != "generator"}
+        return func(*args, **kwargs)
 
 
 @contextmanager
 def recording(arch: int) -> Iterator[Recorder]:
-    """Within the block Triton's kernels are recorded, as for ``arch``, and not run."""
+    """Within the block Triton's kernels are recorded for ``chip`` instead of run."""
     recorder = Recorder()
 
     def note(*args: Any, **kwargs: Any) -> None:
@@ -138,7 +137,7 @@ def recording(arch: int) -> Iterator[Recorder]:
 
 
 class _AnyGenerator(torch.Generator):
-    """A generator for whichever device."""
+    """A generator that accepts any device."""
 
     def __new__(cls, *_: Any) -> _AnyGenerator:
         return super().__new__(cls)
@@ -146,7 +145,7 @@ class _AnyGenerator(torch.Generator):
 
 @contextmanager
 def without_memory() -> Iterator[torch.device]:
-    """Within the block the bench's own code draws and calls on a device of no memory."""
+    """Within the block the bench's own code runs on the meta device."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch, "Generator", _AnyGenerator))
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda _: False))
@@ -155,8 +154,8 @@ def without_memory() -> Iterator[torch.device]:
         yield torch.device("meta")
 
 
-def whole_way() -> None:
-    """What smoke, prune, compile and profile launch of `prune`."""
+def prune() -> None:
+    """Launches of `prune` in smoke, prune, compile and profile."""
     from bench.gpu_check.one_prune import SIZES
     from bench.gpu_check.smoke import LOADS
     from bench.shapes import CUDA_SHORT, square
@@ -169,7 +168,7 @@ def whole_way() -> None:
 
 
 def other_kernels() -> None:
-    """What compile launches of other ops, beside other people's kernels."""
+    """Launches of other ops in compile, beside third-party kernels."""
     from bench.gpu_check.stages import OTHERS
     from bench.run import jobs
     from bench.shapes import CUDA_SHORT
@@ -189,7 +188,7 @@ def other_kernels() -> None:
 
 
 def models() -> None:
-    """What e2e launches."""
+    """Launches of e2e."""
     from bench.llava_calls import pruned_view
     from bench.llava_models import OCVTP, UNPRUNED, Vlm
     from bench.llava_plan import plan
@@ -210,7 +209,7 @@ def models() -> None:
 
 
 def selectors() -> None:
-    """What selectors launches, the loops alone too."""
+    """Launches of selectors, of the loops alone too."""
     from bench.selectors import keep
     from bench.selectors_inputs import NAMES, PUBLISHED, draw, loops_of, plan, selector_of
 
@@ -223,14 +222,14 @@ def selectors() -> None:
             for name in NAMES:
                 keep(selector_of(name, job, device), evidence, job.budget)
             if job.batch == 1:
-                # The published loop beside ours begins at pivots that are read on the host.
+                # The published loop reads its pivots on the host.
                 with mock.patch.object(Tensor, "tolist", lambda _: []):
                     for name in PUBLISHED:
                         loops_of(name, evidence, job.budget)[0]()
 
 
 def every_op() -> None:
-    """What sanitizer launches."""
+    """Launches of sanitizer."""
     from bench.gpu_check.every_op import calls
     from tests.ops.cases import ARGUMENTS, op
 
@@ -241,7 +240,7 @@ def every_op() -> None:
 
 
 STAGES: dict[str, Callable[[], None]] = {
-    "prune": whole_way,
+    "prune": prune,
     "compile": other_kernels,
     "e2e": models,
     "selectors": selectors,

@@ -23,7 +23,7 @@ def arch() -> str:
 
 
 def why_not(device: str) -> str | None:
-    """The sentence why not, or None."""
+    """The reason why not, or None."""
     reason = native.missing_reason(device)
     info = native.build_info()
     if reason is not None or isinstance(info, str):
@@ -34,15 +34,15 @@ def why_not(device: str) -> str | None:
 
 
 def main(device: str) -> int:
-    """Prints what there is to say; returns the exit status."""
+    """Prints the result; returns the exit status."""
     if device == "cuda":
         if not torch.cuda.is_available():
             print(f"torch {torch.__version__} sees no GPU")
             return NO_DEVICE
         print(f"chip {arch()}")
-    said = why_not(device)
-    print(said or "here")
-    return int(said is not None)
+    reason = why_not(device)
+    print(reason or "here")
+    return int(reason is not None)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""One call of `prune` for Nsight Compute to look at, and what it says of the call's kernels.
+"""One call of `prune` for Nsight Compute, and reading its table of the call's kernels.
 
-``python -m bench.gpu_check.one_prune PLACE``: two calls to warm up, then the one that is profiled.
+``python -m bench.gpu_check.one_prune INDEX``: two calls to warm up, then the one that is profiled.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ METRICS = {
 }
 
 
-def name(place: int) -> str:
+def name(index: int) -> str:
     """A workload in words."""
-    batch, tokens, slots = SIZES[place]
+    batch, tokens, slots = SIZES[index]
     return f"B {batch}, N {tokens}, K {slots}, bfloat16"
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Each kernel of the call in order, with its `METRICS`; none where ncu told of none."""
+    """Each kernel of the call in order, with its `METRICS`; empty where ncu reports none."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    # What ncu itself has to say stands before the table.
-    start = next((place for place, line in enumerate(lines) if line.startswith('"ID"')), None)
+    # ncu prints messages before the table.
+    start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
         return []
-    found: dict[str, dict[str, Any]] = {}
+    kernels: dict[str, dict[str, Any]] = {}
     names = {metric: short for short, metric in METRICS.items()}
     for row in csv.DictReader(lines[start:]):
-        kernel = found.setdefault(row["ID"], {"kernel": row["Kernel Name"].partition("(")[0]})
+        kernel = kernels.setdefault(row["ID"], {"kernel": row["Kernel Name"].partition("(")[0]})
         short = names.get(row["Metric Name"])
         try:
             value = float(row["Metric Value"].replace(",", ""))
@@ -43,10 +43,10 @@ def read(path: Path) -> list[dict[str, Any]]:
             continue
         if short is not None:
             kernel[short] = value
-    return [kernel for kernel in found.values() if "ns" in kernel]
+    return [kernel for kernel in kernels.values() if "ns" in kernel]
 
 
-def main(place: int, device: str = "cuda") -> int:
+def main(index: int, device: str = "cuda") -> int:
     """Runs the call; returns the exit status."""
     import torch
 
@@ -54,7 +54,7 @@ def main(place: int, device: str = "cuda") -> int:
     from bench.shapes import square
 
     with torch.no_grad():
-        case = CASES["prune"](square(*SIZES[place], "bfloat16"), torch.device(device))
+        case = CASES["prune"](square(*SIZES[index], "bfloat16"), torch.device(device))
         inputs = case.inputs(1)
         for _ in range(2):
             case.call(*inputs)
@@ -64,7 +64,7 @@ def main(place: int, device: str = "cuda") -> int:
         case.call(*inputs)
         torch.cuda.synchronize()
         profiler.cudaProfilerStop()
-    print(name(place))
+    print(name(index))
     return 0
 
 

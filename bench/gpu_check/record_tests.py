@@ -1,8 +1,8 @@
 """A plugin of pytest that records what the tests launch on a GPU: see `bench.gpu_check.launches`.
 
 ``pytest --assert=plain -p bench.gpu_check.record_tests`` with the three variables below; each
-process writes a list of its own. Kernels do not run, so what is asserted of them is only evaluated,
-for the launches in it.
+process writes its own list. Kernels do not run, so assertions are evaluated for their launches
+without being checked.
 """
 
 from __future__ import annotations

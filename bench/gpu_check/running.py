@@ -1,4 +1,4 @@
-"""Processes with a limit, that leave what they have said when it is over, and whose they are."""
+"""Processes with a time limit whose output stays in a log, and the check that runs them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 from bench.gpu_check import bundle
 
 OUT_OF_TIME = 124
-GRACE_S = 8  # to say what failed so far, as pytest does when it is interrupted
+GRACE_S = 8  # for pytest to print failures after an interrupt
 
 
 def run(
     command: Sequence[str], log: Path, limit: float, environment: Mapping[str, str] | None = None
 ) -> int:
-    """Runs a command with its output behind a log's end; returns its status.
+    """Runs a command with its output appended to a log; returns its status.
 
-    It is interrupted in time to tell what it has, then killed with all that it began; the status
-    is then `OUT_OF_TIME`, and 127 where there is no such command.
+    Shortly before the limit it is interrupted, then killed with its children; the status is then
+    `OUT_OF_TIME`, and 127 where there is no such command.
     """
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(command)}\n")
@@ -60,16 +60,16 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 @dataclass
 class Check:
-    """A check, and the stage that it is at.
+    """A check and its current stage.
 
     Attributes:
         device: "cuda" or "cpu".
-        short: what CI takes of a CPU.
-        folder: results and logs, while they are made.
-        prepared: the bundle's folder, which need not be there.
-        commit: what result files say was run; None asks Git.
-        limit: seconds that the stage has.
-        log: the stage's.
+        short: the short list, for CI on a CPU.
+        folder: of results and logs.
+        prepared: the bundle's folder, which may be absent.
+        commit: recorded in result files; None asks Git.
+        limit: seconds of the stage.
+        log: of the stage.
     """
 
     device: str
@@ -83,14 +83,14 @@ class Check:
 
     @property
     def cuda(self) -> bool:
-        """Whether there has to be a GPU."""
+        """Whether the check needs a GPU."""
         return self.device == "cuda"
 
     def run(self, *command: str, share: float = 1.0, **environment: str) -> int:
         """Runs a command within a share of the stage's time."""
         given = {"PYTHONUNBUFFERED": "1", **environment}
         if self.cuda:
-            # Else tests that find no GPU would pass in the interpreter.
+            # Otherwise tests would pass in the interpreter without a GPU.
             given["TRITON_INTERPRET"] = "0"
             given["TRITON_CACHE_DIR"] = str(bundle.cache_of(self.folder))
             sites = [str(bundle.site_of(self.folder)), os.environ.get("PYTHONPATH", "")]
@@ -98,7 +98,7 @@ class Check:
         return run(command, self.log, self.limit * share, given)
 
     def python(self, *arguments: str, share: float = 1.0, **environment: str) -> int:
-        """As `run`, of this Python."""
+        """Runs this Python as `run` does."""
         return self.run(sys.executable, *arguments, share=share, **environment)
 
     def said(self) -> str:
@@ -107,7 +107,7 @@ class Check:
 
 
 class Outcome(NamedTuple):
-    """A stage's exit status, and a sentence where there is something to say."""
+    """A stage's exit status, and a note that may be empty."""
 
     status: int
     note: str = ""

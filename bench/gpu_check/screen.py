@@ -1,4 +1,4 @@
-"""What a check found, on one screen: from the summary and the result files beside it."""
+"""A check's results on one screen, from the summary and the result files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Rows = list[dict[str, Any]]
 
 
 def screen(summary: dict[str, Any], folder: Path) -> list[str]:
-    """At most `LINES` lines; what failed is cut short first."""
+    """At most `LINES` lines; the list of failures is cut to fit."""
     blocks = [
         list(part)
         for part in (
@@ -27,10 +27,11 @@ def screen(summary: dict[str, Any], folder: Path) -> list[str]:
         )
     ]
     lines = [line[:WIDTH] for block in blocks for line in block]
-    room = LINES - len(lines)
+    available = LINES - len(lines)
     failures = [line[:WIDTH] for line in _failures(summary, folder)]
-    if len(failures) > room:
-        failures = [*failures[: room - 1], f"... and {len(failures) - room + 1} more, in logs.tgz"]
+    if len(failures) > available:
+        more = len(failures) - available + 1
+        failures = [*failures[: available - 1], f"... and {more} more, in logs.tgz"]
     return [*lines, *failures][:LINES]
 
 
@@ -63,9 +64,9 @@ def _correctness(summary: dict[str, Any]) -> Iterator[str]:
     cells: dict[str, list[int]] = {}
     for name, facts in summary["facts"].items():
         for subject, counts in facts["by subject"].items() if name.endswith(" tests") else ():
-            known = cells.setdefault(subject, [0, 0])
-            for place, count in enumerate(counts):
-                known[place] += count
+            cell = cells.setdefault(subject, [0, 0])
+            for i, count in enumerate(counts):
+                cell[i] += count
     if not cells:
         return
     said = [
@@ -110,8 +111,8 @@ def _prune(folder: Path) -> Iterator[str]:
 
 def _load(row: dict[str, Any]) -> str:
     size = row["workload"]
-    kind = size["dtype"].replace("bfloat", "bf").replace("float", "fp")
-    return f"B {size['batch']}, N {size['num_tokens']}, K {size['num_slots']}, {kind}"
+    dtype = size["dtype"].replace("bfloat", "bf").replace("float", "fp")
+    return f"B {size['batch']}, N {size['num_tokens']}, K {size['num_slots']}, {dtype}"
 
 
 def _time(rows: Rows, variant: str, methods: set[str]) -> str:

@@ -1,8 +1,8 @@
-"""The first thing a machine is asked: is `prune` right here, at one image, on every backend?
+"""A first check of a machine: is `prune` right at one image on every backend?
 
-``python -m bench.gpu_check.smoke [--device cuda] [--backends triton,cuda]``: each backend through
-the bench's gate, against float64, then in a CUDA graph. Status 0 where whatever is there is right,
-1 where a backend is wrong, 3 where none is right: nothing else is worth its time.
+``python -m bench.gpu_check.smoke [--device cuda] [--backends triton,cuda]``: each backend passes
+the bench's gate, against float64, and runs in a CUDA graph. Status 0: every available backend is
+right; 1: one is wrong; 3: none is right, so that further checks make no sense.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from bench.cases import CASES
-from bench.gate import judge
+from bench.gate import check_variant
 from bench.results import device_name, driver, versions
 from bench.shapes import BUDGETS, square
 from bench.timing import StaleReplay, first_line, measure, side_stream
 from bench.variants import on_backend
 from ocvtp_kernels import backends
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 
 DTYPES = ("float32", "bfloat16", "float16")
 LOADS = tuple(square(1, n, budgets[0], dtype) for n, budgets in BUDGETS.items() for dtype in DTYPES)
@@ -33,28 +33,28 @@ NONE_RIGHT = 3
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What is asked."""
+    """Facts about the device."""
     facts: dict[str, Any] = {"device": device_name(device), "driver": driver(device)}
     if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
+        properties = torch.cuda.get_device_properties(device)
         facts |= {
-            "chip": f"sm_{found.major}{found.minor}",
-            "multiprocessors": found.multi_processor_count,
-            "l2_bytes": found.L2_cache_size,
-            "memory_bytes": found.total_memory,
+            "chip": f"sm_{properties.major}{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "l2_bytes": properties.L2_cache_size,
+            "memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
         }
     return {**facts, "versions": versions()}
 
 
-def ask(backend: str, device: torch.device) -> list[dict[str, Any]]:
-    """A backend's answers: what the gate says of each workload, and a first time."""
+def check_backend(backend: str, device: torch.device) -> list[dict[str, Any]]:
+    """A backend's check at each workload, and a first time."""
     answers: list[dict[str, Any]] = []
     for load in LOADS if device.type == "cuda" else LOADS[:1]:
         case = CASES["prune"](load, device)
         variant = on_backend(case, backend, backend)
-        verdict = judge(case, variant, "forward", seed=1)
-        passed, note, seconds = verdict.passed, verdict.note, None
+        check = check_variant(case, variant, "forward", seed=1)
+        passed, note, seconds = check.passed, check.note, None
         if passed:
             try:
                 call = partial(variant.function, *case.inputs(1))
@@ -99,13 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for backend in given.backends.split(",") if given.backends else BACKENDS[given.device]:
             reason = backends.unsupported_reason("prune", backend, given.device)
             if reason is None:
-                answers += ask(backend, device)
+                answers += check_backend(backend, device)
             else:
                 absent[backend] = reason
                 print(f"{backend:9} is not here: {reason}", flush=True)
     if given.output is not None:
-        text = json.dumps({**facts, "absent": absent, "answers": answers}, indent=1) + "\n"
-        write_aside(given.output, lambda aside: aside.write_text(text, encoding="utf-8"))
+        top = {**facts, "absent": absent, "answers": answers}
+        atomic_write(given.output, json.dumps(top, indent=1) + "\n")
     wrong = {one["backend"] for one in answers if not one["right"]}
     right = {one["backend"] for one in answers} - wrong
     return NONE_RIGHT if not right else 1 if wrong or (given.backends and absent) else 0

@@ -1,4 +1,4 @@
-"""What the check runs, the most wanted first, and how long each part may take."""
+"""The stages of the check in order of importance, and their time limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.gpu_check.tests_read import Tests, read_junit
 
 NONE_RIGHT = 3  # smoke's status where nothing else is worth its time
 NO_DEVICE = 2  # native_here's status where there is no GPU
-OTHERS = ("slot_attention", "attention_received")  # ops that other people have kernels of
+OTHERS = ("slot_attention", "attention_received")  # ops with third-party kernels
 SANITIZED = (("memcheck", "triton"), ("memcheck", "cuda"), ("racecheck", "cuda"))
 
 
@@ -27,28 +27,28 @@ class Stage(NamedTuple):
     """One part of the check."""
 
     expected: int  # seconds on an H100 with the bundle
-    most: int  # seconds that it may take
+    max_s: int  # time limit in seconds
     run: Callable[[Check], Outcome]
 
 
 def smoke(check: Check) -> Outcome:
-    """`bench.gpu_check.smoke`, on all backends that are here."""
+    """`bench.gpu_check.smoke`, on all available backends."""
     check.facts.pop("smoke", None)
-    status = _ask(check)
+    status = _smoke(check)
     absent = check.facts.get("smoke", {}).get("absent", {})
     notes = [f"{backend} is not here yet: {why}" for backend, why in absent.items()]
     return Outcome(status, "; ".join(notes) if notes else _last_line(check) if status else "")
 
 
-def _ask(check: Check, *arguments: str, share: float = 1.0) -> int:
+def _smoke(check: Check, *arguments: str, share: float = 1.0) -> int:
     output = check.folder / "smoke.json"
     output.unlink(missing_ok=True)
-    asked = ("--device", check.device, "--output", str(output), *arguments)
-    status = check.python("-m", "bench.gpu_check.smoke", *asked, share=share)
+    options = ("--device", check.device, "--output", str(output), *arguments)
+    status = check.python("-m", "bench.gpu_check.smoke", *options, share=share)
     if output.exists():
-        said = json.loads(output.read_text(encoding="utf-8"))
-        said["answers"] = [*check.facts.get("smoke", {}).get("answers", []), *said["answers"]]
-        check.facts["smoke"] = said
+        facts = json.loads(output.read_text(encoding="utf-8"))
+        facts["answers"] = [*check.facts.get("smoke", {}).get("answers", []), *facts["answers"]]
+        check.facts["smoke"] = facts
     return status
 
 
@@ -71,12 +71,12 @@ def build(check: Check) -> Outcome:
     if status == 0:
         status = check.python("-m", "bench.gpu_check.native_here", check.device, share=0.1)
     if status == 0 and check.cuda:
-        status = _ask(check, "--backends", "cuda", share=0.2)
+        status = _smoke(check, "--backends", "cuda", share=0.2)
     return Outcome(status, _last_line(check) if status else "")
 
 
 def warm(check: Check) -> Outcome:
-    """What Triton's cache lacks of the kernels that the bundle lists."""
+    """Compiles the bundle's kernels that Triton's cache lacks."""
     lists = check.prepared / bundle.LIST
     if not check.cuda or not lists.exists():
         return Outcome(0, "no list of launches: kernels are compiled when they are launched")
@@ -109,7 +109,7 @@ def sanitizer(check: Check) -> Outcome:
             *("compute-sanitizer", "--tool", tool, "--target-processes", "application-only"),
             *("--error-exitcode", "9", sys.executable, "-m", "bench.gpu_check.every_op", backend),
             share=1 / len(SANITIZED),
-            # Without torch's memory cache every tensor is an allocation with edges of its own.
+            # Without torch's memory cache every tensor is an allocation, whose bounds are checked.
             PYTORCH_NO_CUDA_MEMORY_CACHING="1",
         )
         if status:
@@ -120,12 +120,12 @@ def sanitizer(check: Check) -> Outcome:
 
 
 def prune(check: Check) -> Outcome:
-    """The whole way beside its baselines."""
+    """`prune` beside its baselines."""
     return _bench(check, "prune")
 
 
 def compiled(check: Check) -> Outcome:
-    """The whole way beside torch.compile, then ops beside other people's kernels of them."""
+    """`prune` beside torch.compile, then ops beside third-party kernels."""
     outcome = _bench(check, "compile", share=0.75 if check.cuda else 1.0)
     if not check.cuda:
         return outcome
@@ -151,22 +151,22 @@ def profile(check: Check) -> Outcome:
         return Outcome(0, "ncu looks at CUDA kernels only")
     if not _has_tool("ncu"):
         return Outcome(1, "there is no ncu")
-    failed, found = [], []
-    for place in range(len(one_prune.SIZES)):
-        table = check.folder / f"ncu-{place}.csv"
+    failed, profiles = [], []
+    for index in range(len(one_prune.SIZES)):
+        table = check.folder / f"ncu-{index}.csv"
         status = check.run(
             *("ncu", "--clock-control", "none", "--profile-from-start", "off", "--csv"),
             *("--print-units", "base", "--metrics", ",".join(one_prune.METRICS.values())),
             *("--log-file", str(table), "--force-overwrite"),
-            *(sys.executable, "-m", "bench.gpu_check.one_prune", str(place)),
+            *(sys.executable, "-m", "bench.gpu_check.one_prune", str(index)),
             share=1 / len(one_prune.SIZES),
         )
         kernels = one_prune.read(table) if table.exists() else []
         if status or not kernels:
-            failed.append(f"workload {place}: status {status}, {len(kernels)} kernels")
+            failed.append(f"workload {index}: status {status}, {len(kernels)} kernels")
         else:
-            found.append({"workload": one_prune.name(place), "kernels": kernels})
-        check.facts["profile"] = found
+            profiles.append({"workload": one_prune.name(index), "kernels": kernels})
+        check.facts["profile"] = profiles
     return Outcome(int(bool(failed)), "; ".join(failed))
 
 
@@ -186,13 +186,13 @@ STAGES: dict[str, Stage] = {
 
 
 def _bench(check: Check, kind: str, *more: str, share: float = 1.0) -> Outcome:
-    """A kind of `bench.run`, which stops by itself in time to write down what has begun."""
+    """A kind of `bench.run`, with a limit that lets it finish and write its results."""
     seconds = check.limit * share
     arguments = ["--device", check.device, "--output", str(check.folder)]
-    # torch.compile does not begin with too little time, everything else is done soon.
-    left = seconds - 5 if kind == "compile" else max(seconds - 20, 0.6 * seconds)
-    arguments += ["--seconds", str(left)]
-    # One plan on a GPU, whose minutes it is made for.
+    # torch.compile checks the time before it starts; other cases are short.
+    limit = seconds - 5 if kind == "compile" else max(seconds - 20, 0.6 * seconds)
+    arguments += ["--seconds", str(limit)]
+    # On a GPU too, the short list.
     if check.short or check.cuda:
         arguments.append("--short")
     if check.commit is not None:

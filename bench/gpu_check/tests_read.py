@@ -1,4 +1,4 @@
-"""What pytest's report says, test by test, summed up by op and backend."""
+"""pytest's report, summed up by op and backend."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Tests:
     def facts(self) -> dict[str, Any]:
         """For the summary: counts, the tests that failed, and passed and failed by subject."""
         subjects: dict[str, list[int]] = {}
-        for place, names in enumerate((self.passed, self.failed)):
+        for i, names in enumerate((self.passed, self.failed)):
             for name in names:
-                subjects.setdefault(subject_of(name), [0, 0])[place] += 1
+                subjects.setdefault(subject_of(name), [0, 0])[i] += 1
         return {
             "passed": len(self.passed),
             "failed": self.failed,
@@ -50,7 +50,7 @@ class Tests:
 
 
 def subject_of(name: str) -> str:
-    """An op and its backend, of a test of every op; else the test's file.
+    """Op and backend of a test of every op; else the test's file.
 
     ``tests.ops.test_gpu::test_never_waits[dtype0-triton-merge]`` is of "merge on triton".
     """
@@ -64,19 +64,19 @@ def subject_of(name: str) -> str:
 
 
 def read_junit(path: Path) -> Tests:
-    """A report as pytest writes it; one that was cut off counts as empty."""
-    found = Tests()
+    """A JUnit report; a truncated one counts as empty."""
+    tests = Tests()
     try:
         cases = list(xml.parse(path).iter("testcase"))
     except xml.ParseError:
-        return found
+        return tests
     for case in cases:
         name = f"{case.get('classname')}::{case.get('name')}"
         skip = case.find("skipped")
         if case.find("failure") is not None or case.find("error") is not None:
-            found.failed.append(name)
+            tests.failed.append(name)
         elif skip is not None:
-            found.skipped[skip.get("message") or "for no reason given"] += 1
+            tests.skipped[skip.get("message") or "for no reason given"] += 1
         else:
-            found.passed.append(name)
-    return found
+            tests.passed.append(name)
+    return tests

@@ -1,7 +1,7 @@
-"""Puts listed Triton binaries, and what launches them, into Triton's cache: no GPU is touched.
+"""Compiles listed Triton binaries and their launch stubs into Triton's cache, without a GPU.
 
-``python -m bench.gpu_check.warm LIST [LIST ...] --processes 16``: prints what the cache had and
-what it lacked, stage by stage. With ``--strict`` the status is 1 where it lacked anything.
+``python -m bench.gpu_check.warm LIST [LIST ...] --processes 16``: prints hits and misses of the
+cache by stage. With ``--strict`` the status is 1 where there was a miss.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bench.gpu_check.binaries import Binary, merged, read
 
 
 class Prepared(NamedTuple):
-    """What a binary took."""
+    """The result for a binary."""
 
     binary: Binary
     hit: bool  # whether the cache had it
@@ -39,15 +39,15 @@ class Prepared(NamedTuple):
 
 
 def prepare(arch: int, binary: Binary) -> Prepared:
-    """Compiles one binary where the cache lacks it; for a process of its own.
+    """Compiles one binary where the cache lacks it.
 
-    The process' Triton then believes in a GPU of this architecture.
+    Triton's driver stays replaced by that of ``chip``, so use a new process.
     """
     triton.runtime.driver.set_active(StandIn(arch))
     module, name = binary.kernel.split(":")
     hits: list[bool] = []
-    knobs.compilation.listener = lambda **told: hits.append(told["cache_hit"])
-    # A stub is loaded only where there is a driver, by whoever launches.
+    knobs.compilation.listener = lambda **event: hits.append(event["cache_hit"])
+    # Loading a stub needs a driver, so it is mocked.
     loads = mock.patch.object(build, "_load_module_from_path", lambda *_: mock.MagicMock())
     with loads, mock.patch.object(build, "_build", wraps=build._build) as stub:
         try:
@@ -62,7 +62,7 @@ def prepare(arch: int, binary: Binary) -> Prepared:
 
 
 def _launcher(compiled: Any) -> None:
-    """The C stub of a kernel's signature, of versions of Triton that compile one."""
+    """Builds the C stub of a kernel's signature, in versions of Triton that have one."""
     if not hasattr(nvidia, "compile_module_from_src"):
         return
     with mock.patch.object(nvidia, "library_dirs", lambda: [nvidia.libdevice_dir, _libcuda()]):
@@ -72,7 +72,7 @@ def _launcher(compiled: Any) -> None:
 
 @cache
 def _libcuda() -> str:
-    """A folder of a library to link against, in the place of the driver's; nothing runs it."""
+    """A folder with an empty library to link against in place of the driver's."""
     folder = tempfile.mkdtemp(prefix="ocvtp-libcuda-")
     source = Path(folder) / "empty.c"
     source.touch()
@@ -82,7 +82,7 @@ def _libcuda() -> str:
 
 
 def warm(arch: int, binaries: Sequence[Binary], processes: int) -> list[Prepared]:
-    """Prepares all binaries in so many processes."""
+    """Prepares all binaries in ``processes`` processes."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return list(pool.map(prepare, [arch] * len(binaries), binaries, chunksize=4))
 

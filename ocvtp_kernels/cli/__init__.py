@@ -1,4 +1,4 @@
-"""The command ``ocvtp``: one file a command."""
+"""The command ``ocvtp``: a module for each command."""
 
 from __future__ import annotations
 

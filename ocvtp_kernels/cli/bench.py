@@ -1,14 +1,14 @@
-"""``ocvtp bench``: from the benchmark's result files to a page, tables and projections."""
+"""``ocvtp bench``: from the benchmark's result files to a report, tables and projections."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.installing import require_package
 
 REPORT, PROJECTIONS = Path("bench/report.html"), Path("docs/projections.md")
 FAILED = 2
@@ -47,7 +47,6 @@ def bench(
 
     Exit code: 0, written; 2, an option or a file is wrong and nothing was written.
     """
-    from ocvtp_kernels.report.drawing import require_matplotlib
     from ocvtp_kernels.report.modelled import read_model
     from ocvtp_kernels.report.page import page
     from ocvtp_kernels.report.projections import projections_page, read_counts
@@ -65,27 +64,27 @@ def bench(
             raise ValueError("model: goes with --projections")
         if readme is not None and readme.resolve() == (output or REPORT).resolve():
             raise ValueError(f"readme: expected another file than the report's, got {readme}")
-        found = read_results(results)
+        files = read_results(results)
         texts: dict[Path, str] = {}
         if projections:
             texts[output or PROJECTIONS] = projections_page(
-                found,
+                files,
                 {} if counts is None else read_counts(counts),
                 None if model is None else read_model(model),
             )
         else:
-            if not found:
+            if not files:
                 names = ", ".join(f"*/{kind}.json" for kind in KINDS)
                 raise ValueError(f"results: expected any of {names} in {results}, found none")
-            require_matplotlib()
-            texts[output or REPORT] = page(found)
+            require_package("matplotlib", "draws the report", "train")
+            texts[output or REPORT] = page(files)
             if readme is not None:
-                texts[readme] = _with_tables(readme, readme_tables(found))
+                texts[readme] = _with_tables(readme, readme_tables(files))
     except (ValueError, OSError, ImportError) as error:
         typer.echo(f"ocvtp bench: {error}", err=True)
         raise typer.Exit(FAILED) from error
     for path, text in texts.items():
-        write_aside(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        atomic_write(path, text)
         typer.echo(path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 from dataclasses import asdict
@@ -12,6 +11,7 @@ import torch
 import typer
 
 from ocvtp_kernels import backends, native
+from ocvtp_kernels.installing import installed_version
 from ocvtp_kernels.ops.registry import COMPOSED
 from ocvtp_kernels.version import __version__
 
@@ -28,14 +28,14 @@ def doctor(
 
 
 def examine() -> dict[str, Any]:
-    """Everything `doctor` tells, as plain data."""
+    """Everything that `doctor` prints, as plain data."""
     built = native.build_info()
     return {
         "versions": {
             "ocvtp-kernels": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            **{name: _version(name) for name in PACKAGES},
+            **{name: installed_version(name) or "not installed" for name in PACKAGES},
         },
         "devices": {
             "cpu": {
@@ -97,21 +97,14 @@ def describe(facts: dict[str, Any]) -> str:
 
 
 def _reasons(ops: dict[str, Any]) -> list[str]:
-    """The sentences why not, each once, with the ops that it holds for."""
-    held: dict[str, list[str]] = {}
+    """Each reason once, with the ops that it applies to."""
+    by_reason: dict[str, list[str]] = {}
     for op, where in ops.items():
         for device in DEVICES:
             for reason in where[device]["why_not"].values():
-                names = held.setdefault(reason.replace(f"ocvtp::{op} has", "there is"), [])
+                names = by_reason.setdefault(reason.replace(f"ocvtp::{op} has", "there is"), [])
                 names += [] if op in names else [op]
     return [
         f"  {reason} ({'every op' if len(names) == len(ops) else ', '.join(names)})"
-        for reason, names in held.items()
+        for reason, names in by_reason.items()
     ]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -1,15 +1,15 @@
-"""``ocvtp evaluate``: what kept tokens tell of an image, against the budget."""
+"""``ocvtp evaluate``: how much of an image the kept tokens preserve, against the budget."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ocvtp_kernels.cli.train import MISUSED, parse_counts
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.installing import require_package
 
 if TYPE_CHECKING:
     from ocvtp_kernels.training.evaluation import Result
@@ -70,9 +70,8 @@ def evaluate(
     try:
         from ocvtp_kernels.training.evaluation_report import as_csv, as_markdown, draw, lines
         from ocvtp_kernels.training.features import FeatureFolder
-        from ocvtp_kernels.training.log import require_matplotlib
 
-        require_matplotlib()
+        require_package("matplotlib", "draws the curves", "train")
         _check(ablate, other_features, other_checkpoint, names, images)
         if output.exists() and not output.is_dir():
             raise ValueError(f"output: expected a folder, got a file: {output}")
@@ -101,9 +100,7 @@ def evaluate(
     title = {"layer": "Reference layer", "loss": "Loss"}.get(ablate or "", "Reconstruction error")
     text = as_markdown(table, title)
     for name, content in (("table.csv", as_csv(table)), ("table.md", text)):
-        write_aside(
-            output / name, partial(Path.write_text, data=content, encoding="utf-8", newline="")
-        )
+        atomic_write(output / name, content)
     draw(table, output / "errors.png")
     typer.echo(text)
     typer.echo(output / "errors.png")
@@ -151,22 +148,18 @@ def _results(
     folder, checkpoint = first
     trained = Trained.load(checkpoint, folder, device)
     if ablate is None or second[1] is None:
-        judge = Judge("its tokens", trained, folder)
         contenders = [Contender(OC_PRUNER, trained, folder), RANDOM, GRID]
-        return list(evaluate(contenders, judge, images, budgets, seeds, batch_size))
-    others = second[0]
-    other = Trained.load(second[1], others, device)
-    called = names.split(",") if names else _names(ablate, folder, others)
-    contenders = [
-        Contender(called[0], trained, folder),
-        Contender(called[1], other, others),
-        RANDOM,
-    ]
-    # Each pruner decides on its own tokens, and both are judged on either one's.
-    judges = [
-        Judge(f"tokens and decoder of {called[0]}", trained, folder),
-        Judge(f"tokens and decoder of {called[1]}", other, others),
-    ]
+        judges = [Judge("its tokens", trained, folder)]
+    else:
+        others = second[0]
+        pairs = (trained, folder), (Trained.load(second[1], others, device), others)
+        labels = names.split(",") if names else _names(ablate, folder, others)
+        # Each pruner selects on its own tokens; both are measured on the tokens of either.
+        contenders = [*(Contender(n, *p) for n, p in zip(labels, pairs, strict=False)), RANDOM]
+        judges = [
+            Judge(f"tokens and decoder of {name}", *pair)
+            for name, pair in zip(labels, pairs, strict=False)
+        ]
     return [
         result
         for judge in judges

@@ -39,7 +39,7 @@ def features(
 ) -> None:
     """Write the reference tokens of every image in IMAGE_DIR, for training: float16, in shards.
 
-    Takes vision towers with a fixed number of tokens. Run again, it goes on behind the last whole
+    Takes vision towers with a fixed number of tokens. Run again, it resumes after the last complete
     shard, and encodes only images that are new; nothing is half-written when it is killed. An
     image that cannot be read is reported, skipped, named in manifest.json and tried again next
     time.
@@ -77,8 +77,8 @@ def features(
             device or ("cuda" if torch.cuda.is_available() else "cpu"),
         )
         writer = FeatureWriter(output, encoder, shard_size)
-        there = sum(name in writer.done for name in names)
-        with tqdm(total=len(names), initial=there, unit="image") as bar:
+        done = sum(name in writer.done for name in names)
+        with tqdm(total=len(names), initial=done, unit="image") as bar:
 
             def report(name: str, reason: str | None) -> None:
                 if reason is not None:

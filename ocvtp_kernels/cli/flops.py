@@ -1,4 +1,4 @@
-"""``ocvtp flops``: what pruning saves, by the paper's formula and counted exactly."""
+"""``ocvtp flops``: FLOPs and KV cache with and without pruning, by formula and counted exactly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ocvtp_kernels.cost.flops import TEXT_TOKENS, Cost, cost, importance
+from ocvtp_kernels.cost.flops import TEXT_TOKENS, PrefillCost, cost, importance
 from ocvtp_kernels.cost.models import MODELS, VisionLanguageModel
 
 TERA, GIGA, MEBI = 1e12, 1e9, 2**20
@@ -104,7 +104,7 @@ def flops(
 
 
 def count() -> dict[str, Any]:
-    """Everything `flops` tells, as plain data: FLOPs, bytes and shares in [0, 1]."""
+    """Everything that `flops` prints, as plain data: FLOPs, bytes and shares in [0, 1]."""
     return {
         "counted": {name: sentence for name, _, sentence in COUNTED},
         "text_tokens": TEXT_TOKENS,
@@ -125,7 +125,7 @@ def _count_model(model: VisionLanguageModel) -> dict[str, Any]:
     }
 
 
-def _count_budget(now: Cost, full: Cost) -> dict[str, Any]:
+def _count_budget(now: PrefillCost, full: PrefillCost) -> dict[str, Any]:
     plain_total = now.total - now.pruner_folded + now.pruner_plain
     return {
         **asdict(now),

@@ -1,4 +1,4 @@
-"""Several selection methods on one photo: what each keeps, as a record and as a picture."""
+"""Several selection methods on one photo: the tokens that each keeps, as record and picture."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ocvtp_kernels.vlm.encoder import Encoded
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What one method keeps of a photo."""
+class MethodResult:
+    """The tokens that one method keeps of a photo."""
 
     method: str
     ids: list[int]
-    found: int  # by the method's own rule; fewer than the ids where it was filled up
+    found: int  # ids by the method's own rule; the rest fill the budget
     coverage: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What every method keeps of one photo, at one budget."""
+    """The tokens that every method keeps of one photo, at one budget."""
 
     encoded: Encoded
     budget: int  # as asked for; a photo of fewer tokens keeps them all
-    kept: list[Kept]
-    left_out: dict[str, str]  # by method: what it lacks
+    results: list[MethodResult]
+    left_out: dict[str, str]  # by method: the input that it lacks
     random_mean: float
     random_std: float
 
@@ -45,8 +45,8 @@ class Comparison:
 
     def coverage_line(self) -> str:
         """Budget, and the methods by their coverage, in one line."""
-        best = sorted(self.kept, key=lambda kept: -kept.coverage)
-        listed = ", ".join(f"{kept.method} {kept.coverage:.3f}" for kept in best)
+        best = sorted(self.results, key=lambda result: -result.coverage)
+        listed = ", ".join(f"{result.method} {result.coverage:.3f}" for result in best)
         chance = f"random {self.random_mean:.3f} ± {self.random_std:.3f}"
         return (
             f"{min(self.budget, self.num_tokens)} of {self.num_tokens} tokens · coverage {listed} "
@@ -54,14 +54,14 @@ class Comparison:
         )
 
     def as_json(self, **about: Any) -> dict[str, Any]:
-        """The record: ``about`` (photo, model, ...) first, then what each method kept."""
+        """The record: ``about`` (photo, model, ...) first, then each method's result."""
         return {
             **about,
             "version": __version__,
             "budget": self.budget,
             "num_tokens": self.num_tokens,
             "grid": list(self.encoded.grid),
-            "methods": [asdict(kept) for kept in self.kept],
+            "methods": [asdict(result) for result in self.results],
             "left_out": self.left_out,
             "random_coverage": {
                 "mean": self.random_mean,
@@ -72,7 +72,7 @@ class Comparison:
 
     def draw(self, title: str) -> Image.Image:
         """The picture, a panel a method."""
-        panels = [Panel(kept.method, f"{kept.coverage:.3f}", kept.ids) for kept in self.kept]
+        panels = [Panel(one.method, f"{one.coverage:.3f}", one.ids) for one in self.results]
         kept = min(self.budget, self.num_tokens)
         caption = f"{kept} of {self.num_tokens} tokens, coverage beside each method"
         return draw_sheet(self.encoded.picture, self.encoded.grid, panels, title, caption)
@@ -87,7 +87,7 @@ def compare_methods(
     Args:
         encoded: the photo.
         budget: T; a photo of fewer tokens keeps them all.
-        selectors: by name; in place of a selector the sentence why there is none.
+        selectors: by name; instead of a selector the reason why there is none.
 
     Raises:
         ValueError: the tokens hold NaN or inf, or no method can be used.
@@ -95,7 +95,7 @@ def compare_methods(
     require_finite(encoded)
     inputs = encoded.inputs
     budget_here = min(budget, inputs.final_tokens.shape[1])
-    kept, left_out = [], {}
+    results, left_out = [], {}
     for name, selector in selectors.items():
         if isinstance(selector, str):
             left_out[name] = selector
@@ -107,11 +107,11 @@ def compare_methods(
             continue
         found = budget_here if selected.found is None else int(selected.found)
         share = float(coverage(inputs.final_tokens, selected.ids))
-        kept.append(Kept(name, selected.ids[0].tolist(), found, share))
-    if not kept:
+        results.append(MethodResult(name, selected.ids[0].tolist(), found, share))
+    if not results:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"method: none can be used: {reasons}")
     by_chance = random_coverage(inputs.final_tokens[0], budget_here, RANDOM_SEEDS)
     return Comparison(
-        encoded, budget, kept, left_out, float(by_chance.mean()), float(by_chance.std())
+        encoded, budget, results, left_out, float(by_chance.mean()), float(by_chance.std())
     )

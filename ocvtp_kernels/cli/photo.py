@@ -1,4 +1,4 @@
-"""Opening photos as people keep them."""
+"""Opening photos in the formats and orientations of cameras."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def open_photo(path: Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a whole image: {error}") from error
     if photo.mode.startswith("I"):
-        # 16 bits of grey, which Pillow would clip to 8 instead of scaling.
+        # Pillow would clip 16 bits of grey to 8 instead of scaling them.
         grey = np.asarray(photo).clip(0, 65535) // 256
         photo = Image.fromarray(grey.astype(np.uint8))
     if photo.has_transparency_data:

@@ -1,4 +1,4 @@
-"""The overlay picture of ``ocvtp prune``: which tokens were kept, and which region each speaks for.
+"""The overlay picture of ``ocvtp prune``: the kept tokens, and the region of each slot.
 
 Two panels of one photo, side by side (one above the other for panoramas): the kept patches bright
 and framed in their slot's colour, and the slots' segmentation in the same colours.
@@ -22,9 +22,9 @@ Mask = npt.NDArray[np.bool_]
 
 PANEL = 672  # px, longest side of a panel: 28 px per patch on a 24 x 24 grid
 MARGIN, GUTTER, HEADING = 48, 32, 32  # px, around the picture, between and above the panels
-SMALLEST_CELL = 4  # px, below which a frame hides its patch
+MIN_CELL = 4  # px, below which a frame hides its patch
 PANORAMA = 1.6  # width : height above which the panels stand one above the other
-NARROWEST_TEXT = 480  # px, so that tall, thin photos still leave room for their words
+MIN_TEXT_WIDTH = 480  # px, so that text fits over tall, thin photos
 PAPER, INK, SOFT_INK = (17, 18, 21), (240, 240, 236), (154, 157, 164)
 FONT_SIZES = 38, 24, 22  # px: title, caption, headings of the panels
 LOOKALIKES = {"\u00d7": "x", "\u2212": "-"}  # times and minus, which the built-in font lacks
@@ -195,6 +195,33 @@ def check(photo: Image.Image, kept: Integers, owner: Integers, segmentation: Int
         raise ValueError(f"owners: expected one per id ({len(kept)}), got {len(owner)}")
 
 
+def start_picture(width: int, height: int, title: str, caption: str) -> tuple[Image.Image, int]:
+    """A picture with title and caption above panels of this size (px), and the panels' top."""
+    width = max(MIN_TEXT_WIDTH, width)
+    large_font, soft_font, _ = map(built_in_font, FONT_SIZES)
+    text = [(line, large_font, INK) for line in fit_text(title, large_font, width, 1)]
+    text += [(line, soft_font, SOFT_INK) for line in fit_text(caption, soft_font, width, 3)]
+    top = MARGIN + sum(round(1.4 * font.size) for _, font, _ in text) + GUTTER
+    picture = Image.new("RGB", (width + 2 * MARGIN, top + height + MARGIN), PAPER)
+    draw, y = ImageDraw.Draw(picture), MARGIN
+    for line, font, ink in text:
+        draw.text((MARGIN, y + round(0.8 * font.size)), line, ink, font, anchor="ls")
+        y += round(1.4 * font.size)
+    return picture, top
+
+
+def paste_panel(
+    picture: Image.Image, corner: tuple[int, int], heading: str, note: str, panel: Bytes
+) -> None:
+    """Pastes a panel [height, width, 3] under its heading, with the note beside it if that fits."""
+    (x, y), width = corner, panel.shape[1]
+    draw, font = ImageDraw.Draw(picture), built_in_font(FONT_SIZES[-1])
+    draw.text((x, y + 18), "".join(fit_text(heading, font, width, 1)), INK, font, anchor="ls")
+    if font.getlength(heading + note) + GUTTER <= width:
+        draw.text((x + width, y + 18), note, SOFT_INK, font, anchor="rs")
+    picture.paste(Image.fromarray(panel), (x, y + HEADING))
+
+
 def draw_selection(
     photo: Image.Image,
     ids: Sequence[int],
@@ -216,8 +243,8 @@ def draw_selection(
     panorama = photo.width > PANORAMA * photo.height
     scale = (2 * PANEL + GUTTER if panorama else PANEL) / max(photo.size)
     # Whole pixels per patch keep every frame and border crisp.
-    width = cols * max(SMALLEST_CELL, round(scale * photo.width / cols))
-    height = rows * max(SMALLEST_CELL, round(scale * photo.height / rows))
+    width = cols * max(MIN_CELL, round(scale * photo.width / cols))
+    height = rows * max(MIN_CELL, round(scale * photo.height / rows))
     cell = width // cols, height // rows
     large = np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS))
     slots, colours = slot_colours(slot_of, owner)
@@ -228,23 +255,10 @@ def draw_selection(
     left = "kept tokens", "framed in their slot's colour", kept_panel(large, cell, kept, frames)
     right = "slots", "a dot on each kept token", slot_panel(large, cell, kept, region, colours)
 
-    inner = max(NARROWEST_TEXT, width if panorama else 2 * width + GUTTER)
-    large_font, soft_font, font = map(built_in_font, FONT_SIZES)
-    text = [(line, large_font, INK) for line in fit_text(title, large_font, inner, 1)]
-    text += [(line, soft_font, SOFT_INK) for line in fit_text(caption, soft_font, inner, 3)]
-    top = MARGIN + sum(round(1.4 * line_font.size) for _, line_font, _ in text) + GUTTER
     body = HEADING + height + (GUTTER + HEADING + height if panorama else 0)
-    picture = Image.new("RGB", (inner + 2 * MARGIN, top + body + MARGIN), PAPER)
-    draw = ImageDraw.Draw(picture)
-    x = y = MARGIN
-    for line, line_font, ink in text:
-        draw.text((x, y + round(0.8 * line_font.size)), line, ink, line_font, anchor="ls")
-        y += round(1.4 * line_font.size)
-    y = top
+    picture, y = start_picture(width if panorama else 2 * width + GUTTER, body, title, caption)
+    x = MARGIN
     for heading, note, panel in (left, right):
-        draw.text((x, y + 18), "".join(fit_text(heading, font, width, 1)), INK, font, anchor="ls")
-        if font.getlength(heading + note) + GUTTER <= width:
-            draw.text((x + width, y + 18), note, SOFT_INK, font, anchor="rs")
-        picture.paste(Image.fromarray(panel), (x, y + HEADING))
+        paste_panel(picture, (x, y), heading, note, panel)
         x, y = (x, y + HEADING + height + GUTTER) if panorama else (x + width + GUTTER, y)
     return picture

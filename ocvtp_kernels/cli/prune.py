@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.checks import require_budget
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.pruner.config import PrunerConfig
 from ocvtp_kernels.pruner.pruner import PADDINGS, OCPruner
 from ocvtp_kernels.selectors.interface import Selector
@@ -55,8 +56,8 @@ def prune(
     method: Annotated[
         str,
         typer.Option(
-            help=f"{OC_PRUNER}, one of the training-free peers ({', '.join(METHODS)}), or {ALL} of"
-            " them side by side."
+            help=f"{OC_PRUNER}, one of the training-free methods ({', '.join(METHODS)}), or {ALL}"
+            " of them side by side."
         ),
     ] = OC_PRUNER,
     padding: Annotated[
@@ -67,13 +68,14 @@ def prune(
         "ocvtp-pruned"
     ),
 ) -> None:
-    """Show which tokens of each PHOTO the object-centric pruner, or one of its peers, keeps.
+    """Show which tokens of each PHOTO the object-centric pruner, or another method, keeps.
 
     Writes an overlay picture (NAME-pruned.png) and a record (NAME-pruned.json: ids, per-slot
-    peaks, coverage beside random selection) for each photo. Peers share a picture, a panel each;
-    those that need what the encoder does not tell, a CLS token for one, are named in the record. A
-    model that takes photos at their own size may have fewer tokens than the budget: all are kept
-    then, and the record says so. A photo that cannot be pruned is reported and skipped.
+    peaks, coverage beside random selection) for each photo. Several methods share a picture, a
+    panel each; those that need what the encoder does not provide, such as a CLS token, are named in
+    the record. A model that takes photos at their own size may have fewer tokens than the budget:
+    all are kept then, and the record says so. A photo that cannot be pruned is reported and
+    skipped.
 
     Exit code: 0, all photos pruned; 1, some were not; 2, an option is wrong and nothing was
     written.
@@ -95,7 +97,10 @@ def prune(
         if OC_PRUNER in methods and trained:
             pruner = load_pruner(checkpoint, config, seed, encoder)
         selectors = make_selectors(methods, pruner, seed)
-        require_budget(budget, encoder.num_tokens)
+        if encoder.num_tokens is not None:
+            require_budget(budget, encoder.num_tokens)
+        elif budget < 1:
+            raise ValueError(f"budget: expected at least 1, got {budget}")
         if padding not in PADDINGS:
             raise ValueError(f"padding: expected one of {PADDINGS}, got {padding!r}")
         if output.exists() and not output.is_dir():
@@ -136,18 +141,18 @@ def choose_methods(method: str) -> list[str]:
     """The methods of a name, or all.
 
     Raises:
-        ValueError: there is no such method; the message lists what there is.
+        ValueError: there is no such method; the message lists the methods.
     """
-    there = [OC_PRUNER, *METHODS]
-    if method not in (*there, ALL):
-        raise ValueError(f"method: expected one of {', '.join((*there, ALL))}, got {method!r}")
-    return there if method == ALL else [method]
+    methods = [OC_PRUNER, *METHODS]
+    if method not in (*methods, ALL):
+        raise ValueError(f"method: expected one of {', '.join((*methods, ALL))}, got {method!r}")
+    return methods if method == ALL else [method]
 
 
 def make_selectors(
     methods: list[str], pruner: OCPruner | None, seed: int
 ) -> dict[str, Selector | str]:
-    """A selector a method, or the sentence why there is none."""
+    """By method its selector, or the reason why there is none."""
     selectors: dict[str, Selector | str] = {}
     for name in methods:
         if name == OC_PRUNER:
@@ -175,14 +180,6 @@ def load_encoder(model: str | None, reference_layer: int | None) -> Encoder:
     return DescriptorEncoder()
 
 
-def require_budget(budget: int, num_tokens: int | None) -> None:
-    """Raises ValueError unless the budget is 1 to ``num_tokens``, which None leaves open."""
-    if num_tokens is None and budget < 1:
-        raise ValueError(f"budget: expected at least 1, got {budget}")
-    if num_tokens is not None and not 1 <= budget <= num_tokens:
-        raise ValueError(f"budget: expected 1 to {num_tokens} (the tokens there are), got {budget}")
-
-
 def load_pruner(
     checkpoint: Path | None, config: Path | None, seed: int, encoder: Encoder
 ) -> OCPruner:
@@ -192,12 +189,12 @@ def load_pruner(
         FileNotFoundError: there is no such file.
         ValueError: checkpoint, config and encoder do not fit together.
     """
-    known = None if config is None else PrunerConfig.from_json(config)
+    given = None if config is None else PrunerConfig.from_json(config)
     if checkpoint is None:
         with as_file(files("ocvtp_kernels") / "assets" / DEMO_CHECKPOINT) as packaged:
-            pruner = OCPruner.from_checkpoint(packaged, known, noise_seed=seed)
+            pruner = OCPruner.from_checkpoint(packaged, given, noise_seed=seed)
     else:
-        pruner = OCPruner.from_checkpoint(checkpoint, known, noise_seed=seed)
+        pruner = OCPruner.from_checkpoint(checkpoint, given, noise_seed=seed)
     if pruner.config.enc_in_dim != encoder.width:
         raise ValueError(
             f"checkpoint: expected enc_in_dim {encoder.width} for the tokens of {encoder.name}, "
@@ -224,10 +221,10 @@ def output_stems(photos: list[Path], output: Path) -> dict[Path, Path]:
 
 
 def write_report(report: Report | Comparison, stem: Path, **about: Any) -> Path:
-    """Writes ``stem``.png and ``stem``.json, each aside first; returns the picture's path."""
+    """Writes ``stem``.png and ``stem``.json, atomically; returns the picture's path."""
     picture, record = (stem.with_name(stem.name + suffix) for suffix in (".png", ".json"))
     text = json.dumps(report.as_json(**about, picture=picture.name), indent=2) + "\n"
     image = report.draw(title=Path(about["photo"]).stem)
-    write_aside(picture, lambda aside: image.save(aside))
-    write_aside(record, lambda aside: aside.write_text(text, encoding="utf-8"))
+    atomic_write(picture, image.save)
+    atomic_write(record, text)
     return picture

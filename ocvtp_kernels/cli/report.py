@@ -1,4 +1,4 @@
-"""What pruning one photo came to: ids, peaks and coverage, as a record and as a picture."""
+"""The result of pruning one photo: ids, peaks and coverage, as a record and as a picture."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ocvtp_kernels.installing import install_command
+from ocvtp_kernels.installing import require_package
 from ocvtp_kernels.training.config import (
     PRECISIONS,
     STARTS,
@@ -22,7 +22,6 @@ from ocvtp_kernels.training.features import FeatureFolder
 from ocvtp_kernels.training.loss import CHANNEL_REDUCTIONS, NORM_MODES
 
 FAILED, MISUSED = 1, 2
-MISSING = "accelerate runs the training and is not installed: run {}"
 PUBLISHED = TrainConfig()
 
 
@@ -115,15 +114,16 @@ def train(
         for name, value in locals().items()
         if name in {field.name for field in dataclasses.fields(TrainConfig)} and value is not None
     }
-    from ocvtp_kernels.training import loop
+    from ocvtp_kernels.training import loop, run
 
     try:
-        _require_packages()
+        require_package("matplotlib", "draws the curves", "train")
+        require_package("accelerate", "runs the training", "train")
         if slots is not None:
             given["slots"] = parse_counts("slots", slots)
         settings, keys = ({}, None) if config is None else read_config(config)
         tokens = FeatureFolder(features)
-        loop.train(
+        run.train(
             tokens,
             output,
             TrainConfig.from_dict({**settings, **given}),
@@ -150,13 +150,3 @@ def parse_counts(name: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise ValueError(f"{name}: expected whole numbers like 16,32, got {text!r}") from error
-
-
-def _require_packages() -> None:
-    from ocvtp_kernels.training.log import require_matplotlib
-
-    require_matplotlib()
-    try:
-        import accelerate  # noqa: F401
-    except ImportError as error:
-        raise ImportError(MISSING.format(install_command("train"))) from error

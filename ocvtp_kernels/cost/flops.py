@@ -1,4 +1,4 @@
-"""FLOPs and bytes by formula, in whole numbers.
+"""FLOPs and bytes of whole models by formula, exact integers.
 
 Counted are matrix multiplications and convolutions, a multiply-accumulate as 2 FLOPs. Left out is
 element-wise work: norms, softmax, activations, gates, rotary angles, biases, argmax, gathers and
@@ -94,7 +94,7 @@ def vision_tower(tower: VisionTower) -> int:
     """FLOPs of the patch embedding and all layers, over all crops.
 
     A crop takes ``2 P v w + sum over layers of (8 s w^2 + 4 p w + 2 f s w m)`` with P patches of
-    v numbers, s = P + class tokens, width w, p query-key pairs (all within the crop or within
+    v values, s = P + class tokens, width w, p query-key pairs (all within the crop or within
     windows) and f matrices of width m in the FFN. All layers are counted, also one whose output
     the model does not read. Source: ViT (arXiv 2010.11929).
     """
@@ -128,8 +128,8 @@ def pruner_plain(config: PrunerConfig, tokens: int, slots: int) -> int:
     dim = config.slot_dim
     encode = mlp((config.enc_in_dim, *config.enc_dims), tokens)
     keys_and_values = 2 * matmul(tokens, dim, dim)
-    competition = matmul(slots, dim, dim) + 2 * matmul(slots, dim, tokens)
-    return encode + keys_and_values + config.agg_num_iter * (competition + _update(config, slots))
+    attention = matmul(slots, dim, dim) + 2 * matmul(slots, dim, tokens)
+    return encode + keys_and_values + config.agg_num_iter * (attention + _update(config, slots))
 
 
 def pruner_folded(config: PrunerConfig, tokens: int, slots: int) -> int:
@@ -155,7 +155,7 @@ def importance(tower: VisionTower) -> int | None:
     """FLOPs of the scores that ``attention_received`` computes again: ``2 s^2 w`` a crop.
 
     None for a tower with windows: no single layer has all scores there, and gaps are filled by the
-    slots' own evidence, without a matrix multiplication.
+    slots' own attention, without a matrix multiplication.
     """
     if tower.window is not None:
         return None
@@ -170,8 +170,8 @@ def _update(config: PrunerConfig, slots: int) -> int:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one prefill of one image costs, FLOPs unless the name says bytes.
+class PrefillCost:
+    """Cost of one prefill of one image: FLOPs, unless the name says bytes.
 
     Attributes:
         kept: vision tokens that the language model reads.
@@ -206,7 +206,9 @@ class Cost:
         return self.total - self.language + self.language_causal
 
 
-def cost(model: VisionLanguageModel, budget: int | None, text_tokens: int = TEXT_TOKENS) -> Cost:
+def cost(
+    model: VisionLanguageModel, budget: int | None, text_tokens: int = TEXT_TOKENS
+) -> PrefillCost:
     """The cost of ``model`` on its image.
 
     Args:
@@ -223,7 +225,7 @@ def cost(model: VisionLanguageModel, budget: int | None, text_tokens: int = TEXT
     kept = available if budget is None else budget
     sequence = kept + text_tokens
     pruned = budget is not None
-    return Cost(
+    return PrefillCost(
         kept=kept,
         sequence=sequence,
         paper=paper_prefill(model.language, sequence),

@@ -37,7 +37,7 @@ class VisionTower:
     Attributes:
         layers, width, ffn_width: of the transformer.
         ffn_matrices: 2 for a plain FFN, 3 for a gated one.
-        patch_values: numbers in the pixels of one patch, what the patch embedding reads.
+        patch_values: elements of one patch, the input of the patch embedding.
         grid: rows and columns of patches in one crop.
         crops: crops that go through the tower, each on its own.
         class_tokens: tokens beside the patches of a crop; they take part and are dropped after.

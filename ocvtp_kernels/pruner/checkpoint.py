@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.pruner.config import PrunerConfig
 
 CONFIG_KEY = "ocvtp_config"
@@ -141,5 +141,5 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], config: Prun
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     # A single key: safetensors writes several in any order, and equal files would differ.
     metadata = {CONFIG_KEY: config.to_json()}
-    # Written by us, as `save_file` makes a file that only its owner may read.
-    write_aside(path, lambda aside: aside.write_bytes(save(tensors, metadata)))
+    # Bytes of our own writing, as `save_file` leaves a file that its owner alone may read.
+    atomic_write(path, save(tensors, metadata))

@@ -1,4 +1,7 @@
-"""Launches, FLOPs and least bytes of each stage of the planned chain of GPU kernels, by formula."""
+"""Launches, FLOPs and minimum bytes of each stage of `prune` on a GPU, by formula.
+
+Where kernels were counted, `projections.read_counts` takes the place of these formulas.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ from collections.abc import Callable
 from math import ceil
 from typing import NamedTuple
 
-HALF, FLOAT, PICK = 2, 4, 8  # bytes: a number, an accumulator, a packed (score, id)
+HALF, FLOAT, PICK = 2, 4, 8  # bytes: an element, an accumulator, a packed (score, id)
 ITERATIONS = 3
-ONE_TILE_SLOTS = 128  # above it a token's logsumexp over slots takes a pass of its own
+ONE_TILE_SLOTS = 128  # with more, the logsumexp over slots takes a pass of its own
 CHUNKS = 2  # D chunks of 256; each recomputes the logits
-SPLIT_TOKENS = 32  # least tokens a split
-PROGRAMS = 132  # splits are made until the chip has this many programs
+SPLIT_TOKENS = 32  # minimum tokens of a split
+PROGRAMS = 132  # tokens are split until a launch has this many programs
 
 
 class Size(NamedTuple):
@@ -40,8 +43,8 @@ class Size(NamedTuple):
         return self.batch * self.num_slots
 
 
-class Cost(NamedTuple):
-    """Launches, FLOPs and least bytes of a stage; ``source`` is "formula" or "counted"."""
+class StageCost(NamedTuple):
+    """Launches, FLOPs and minimum bytes of a stage; ``source`` is "formula" or "counted"."""
 
     stage: str
     launches: int
@@ -52,32 +55,32 @@ class Cost(NamedTuple):
 
 def gemm(rows: int, inner: int, columns: int) -> tuple[float, float]:
     """FLOPs and half-precision bytes of ``[rows, inner] x [inner, columns]``, all three moved."""
-    numbers = rows * inner + inner * columns + rows * columns
-    return 2.0 * rows * inner * columns, float(HALF * numbers)
+    elements = rows * inner + inner * columns + rows * columns
+    return 2.0 * rows * inner * columns, float(HALF * elements)
 
 
-def encode_hidden(size: Size) -> Cost:
-    """LayerNorm, Linear and GELU: ``2 BN C H`` FLOPs; statistics are taken on the way."""
-    return Cost("encode, first GEMM", 1, *gemm(size.tokens, size.width, size.hidden))
+def encode_hidden(size: Size) -> StageCost:
+    """LayerNorm, Linear and GELU: ``2 BN C H`` FLOPs."""
+    return StageCost("encode, first GEMM", 1, *gemm(size.tokens, size.width, size.hidden))
 
 
-def encode_output(size: Size) -> Cost:
+def encode_output(size: Size) -> StageCost:
     """Linear and LayerNorm statistics: ``2 BN H D`` FLOPs; mean and scale per token written."""
     flops, moved = gemm(size.tokens, size.hidden, size.slot_dim)
-    return Cost("encode, second GEMM", 1, flops, moved + 2 * FLOAT * size.tokens)
+    return StageCost("encode, second GEMM", 1, flops, moved + 2 * FLOAT * size.tokens)
 
 
-def query(size: Size) -> Cost:
+def query(size: Size) -> StageCost:
     """LayerNorm, folded query and per-slot constant: ``2 BK D (D + 1)`` FLOPs an iteration."""
     flops, moved = gemm(size.slots, size.slot_dim, size.slot_dim + 1)
-    return Cost("query GEMM", ITERATIONS, ITERATIONS * flops, ITERATIONS * moved)
+    return StageCost("query GEMM", ITERATIONS, ITERATIONS * flops, ITERATIONS * moved)
 
 
 def splits(size: Size) -> int:
-    """Token splits of an image in `compete`: enough to give the chip `PROGRAMS` programs."""
-    most = ceil(size.num_tokens / SPLIT_TOKENS)
+    """Token splits of an image in `compete`: enough for `PROGRAMS` programs."""
+    max_splits = ceil(size.num_tokens / SPLIT_TOKENS)
     per_split = CHUNKS * ceil(size.num_slots / ONE_TILE_SLOTS) * size.batch
-    return min(most, ceil(PROGRAMS / per_split))
+    return min(max_splits, ceil(PROGRAMS / per_split))
 
 
 def logit_pass(size: Size) -> tuple[float, float]:
@@ -86,11 +89,11 @@ def logit_pass(size: Size) -> tuple[float, float]:
     return flops, float(HALF * (size.tokens + size.slots) * size.slot_dim + FLOAT * size.slots)
 
 
-def compete(size: Size) -> Cost:
+def compete(size: Size) -> StageCost:
     """Softmax over slots and sums over tokens, in all iterations but the last.
 
-    Logits once per D chunk and ``2 BKN D`` FLOPs for the sums; one float32 partial of D + 1 numbers
-    per slot and split. Beyond `ONE_TILE_SLOTS`, one more pass writes a logsumexp per token.
+    Logits once per D chunk and ``2 BKN D`` FLOPs for the sums; one float32 partial sum of D + 1
+    elements per slot and split. Beyond `ONE_TILE_SLOTS`, a pass more writes a logsumexp per token.
     """
     logits, read = logit_pass(size)
     flops = CHUNKS * logits + logits
@@ -99,30 +102,32 @@ def compete(size: Size) -> Cost:
     if size.num_slots > ONE_TILE_SLOTS:
         flops, moved, launches = flops + logits, moved + read + 2 * FLOAT * size.tokens, 2
     times = ITERATIONS - 1
-    return Cost("compete", times * launches, times * flops, times * moved)
+    return StageCost("compete", times * launches, times * flops, times * moved)
 
 
-def update_gates(size: Size) -> Cost:
-    """Partials reduced, both gate GEMMs and the GRU: ``12 BK D^2`` FLOPs an iteration."""
+def update_gates(size: Size) -> StageCost:
+    """Partial sums reduced, both gate GEMMs and the GRU: ``12 BK D^2`` FLOPs an iteration."""
     flops, moved = gemm(size.slots, 2 * size.slot_dim, 3 * size.slot_dim)
     # The gates stay in registers; only the new slots are written.
     moved += HALF * (size.slots * size.slot_dim - size.slots * 3 * size.slot_dim)
     moved += FLOAT * splits(size) * size.slots * (size.slot_dim + 1)
     times = ITERATIONS - 1
-    return Cost("gate GEMMs and GRU", times, times * flops, times * moved)
+    return StageCost("gate GEMMs and GRU", times, times * flops, times * moved)
 
 
-def update_ffn(size: Size) -> Cost:
+def update_ffn(size: Size) -> StageCost:
     """LayerNorm, Linear, GELU, Linear and the residual: ``4 BK D F`` FLOPs an iteration."""
     into, read = gemm(size.slots, size.slot_dim, size.hidden)
     out, written = gemm(size.slots, size.hidden, size.slot_dim)
     residual = HALF * size.slots * size.slot_dim
     times = ITERATIONS - 1
-    return Cost("FFN GEMMs", 2 * times, times * (into + out), times * (read + written + residual))
+    return StageCost(
+        "FFN GEMMs", 2 * times, times * (into + out), times * (read + written + residual)
+    )
 
 
-def last_iteration(size: Size) -> Cost:
-    """Last logits, the best token per slot, and in the last program dedupe, pad, sort and gather.
+def last_iteration(size: Size) -> StageCost:
+    """Last logits, the argmax per slot, then deduplication, padding, sorting and gather.
 
     ``2 BKN D`` FLOPs (twice that beyond `ONE_TILE_SLOTS`); importance, packed maxima, and the kept
     final tokens read and written.
@@ -133,10 +138,10 @@ def last_iteration(size: Size) -> Cost:
         flops, moved, launches = 2 * flops, 2 * moved + 2 * FLOAT * size.tokens, 2
     moved += FLOAT * size.tokens + 2 * PICK * size.slots + PICK * size.slots
     moved += 2 * HALF * size.slots * size.width
-    return Cost("last logits and selection", launches, flops, moved)
+    return StageCost("last logits and selection", launches, flops, moved)
 
 
-STAGES: tuple[Callable[[Size], Cost], ...] = (
+STAGES: tuple[Callable[[Size], StageCost], ...] = (
     encode_hidden,
     encode_output,
     query,

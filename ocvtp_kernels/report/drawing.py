@@ -1,7 +1,7 @@
-"""From matplotlib to inline SVG that takes its colours from the page.
+"""From matplotlib to inline SVG that takes its colours from the HTML page.
 
-Colours are drawn as stand-ins and replaced by CSS variables, and text stays text, so that one
-picture serves light and dark, phone and desktop.
+Colours are drawn as placeholders and replaced by CSS variables, and text stays text, so one
+picture fits light and dark pages of any width.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from math import ceil, exp, floor, log, log10
 from typing import Any
 
-from ocvtp_kernels.installing import install_command
-
 INK, SOFT, GRID, LOSS, CARD = (f"#0a000{i}" for i in range(1, 6))
 SERIES = tuple(f"#0b00{i:02x}" for i in range(8))  # 0 is ours, 7 whatever comes after the seventh
 STAND_INS = {INK: "ink", SOFT: "soft", GRID: "grid", LOSS: "loss", CARD: "card"} | {
@@ -25,9 +23,8 @@ KNOWN_VARIANTS = (
 )  # fmt: skip
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
 WIDTH = 4.4  # inches: 422 px at the browser's 96 px an inch, so that phones hardly shrink it
-GAP = 0.075  # of the height, the least between two labels
-MOST_TICKS = 5
-MISSING = "matplotlib draws the report and is not installed: run {}"
+GAP = 0.075  # of the height, the minimum between two labels
+MAX_TICKS = 5
 
 
 @dataclass(frozen=True)
@@ -36,14 +33,6 @@ class Picture:
 
     svg: str
     caption: str
-
-
-def require_matplotlib() -> None:
-    """Raises `ImportError` with a sentence to act on where there is no matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(MISSING.format(install_command("train"))) from error
 
 
 def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:
@@ -77,10 +66,10 @@ def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing, bbox_inches="tight")
-    return _for_a_page(file.getvalue())
+    return _inline(file.getvalue())
 
 
-def _for_a_page(svg: str) -> str:
+def _inline(svg: str) -> str:
     """The bare SVG element, CSS colours in, and only the ids that something refers to."""
     svg = svg[svg.index("<svg") :]
     for colour, variable in STAND_INS.items():
@@ -105,17 +94,17 @@ def apart(heights: dict[str, float]) -> dict[str, float]:
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """At most `MOST_TICKS` round numbers over a logarithmic range."""
+    """At most `MAX_TICKS` round numbers over a logarithmic range."""
     decades = range(floor(log10(low)) - 1, ceil(log10(high)) + 2)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-        if len(ticks) <= MOST_TICKS:
+        if len(ticks) <= MAX_TICKS:
             break
-    return ticks[:: ceil(len(ticks) / MOST_TICKS)] if ticks else [low, high]
+    return ticks[:: ceil(len(ticks) / MAX_TICKS)] if ticks else [low, high]
 
 
-def padded(values: Sequence[float], least: float = 2.5) -> tuple[float, float]:
-    """The values' range with room, at least a factor ``least`` wide."""
+def padded(values: Sequence[float], min_factor: float = 2.5) -> tuple[float, float]:
+    """The values' range with a margin, at least a factor ``min_factor`` wide."""
     low, high = min(values), max(values)
-    room = max(log(least) - log(high / low), 0) / 2 + 0.08 * log(max(high / low, least))
-    return low / exp(room), high * exp(room)
+    margin = max(log(min_factor) - log(high / low), 0) / 2 + 0.08 * log(max(high / low, min_factor))
+    return low / exp(margin), high * exp(margin)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report.results import STAGES, EndToEndRow, EndToEndTimes
-from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
+from ocvtp_kernels.report.text import duration, three_digits, times_text
 
-PLACE = ("batch", "mode", "selector", "vision tokens")
+KEY = ("batch", "mode", "selector", "vision tokens")
 HEADER = (
-    *PLACE, "TTFT", *STAGES, "speed-up", "decode tokens/s", "KV MiB", "pruner adds",
+    *KEY, "TTFT", *STAGES, "speed-up", "decode tokens/s", "KV MiB", "pruner adds",
 )  # fmt: skip
-# What every reader of the tables must know.
 LEGEND = (
     "TTFT: from pixels and ids on the device to the first token, median (20th to 80th "
     "percentile); its stages are timed apart. Speed-up: the unpruned model's TTFT over this one, "
@@ -24,17 +24,17 @@ Rows = Sequence[EndToEndRow]
 
 def models_of(rows: Rows) -> dict[str, list[EndToEndRow]]:
     """Each model's rows."""
-    found: dict[str, list[EndToEndRow]] = {}
+    models: dict[str, list[EndToEndRow]] = {}
     for row in rows:
-        found.setdefault(row.model, []).append(row)
-    return found
+        models.setdefault(row.model, []).append(row)
+    return models
 
 
 def unpruned(row: EndToEndRow, rows: Rows) -> EndToEndTimes | None:
-    """What the unpruned model took in a row's mode and batch."""
-    place = (row.model, row.mode, row.batch)
+    """The unpruned model's times in a row's mode and batch."""
+    key = (row.model, row.mode, row.batch)
     for other in rows:
-        if (other.model, other.mode, other.batch) == place and not other.is_pruned:
+        if (other.model, other.mode, other.batch) == key and not other.is_pruned:
             return other.times
     return None
 
@@ -54,18 +54,18 @@ def losses(rows: Rows) -> list[str]:
         whole = unpruned(row, rows)
         if row.selector != "ocvtp" or row.times is None or whole is None:
             continue
-        place = f"{row.model}, batch {row.batch}, {row.mode}, {budget_text(row)}"
+        where = f"{row.model}, batch {row.batch}, {row.mode}, {budget_text(row)}"
         ours, theirs = row.times.ttft.median, whole.ttft.median
         if ours > theirs:
             sentence = (
-                f"{place}: the first token takes {three_digits(ours / theirs)}× the unpruned "
+                f"{where}: the first token takes {three_digits(ours / theirs)}× the unpruned "
                 f"model's time ({duration(ours)} against {duration(theirs)})"
             )
             said.append((ours / theirs, sentence))
         fast, slow = whole.decode_tokens_per_s, row.times.decode_tokens_per_s
         if slow < fast:
             sentence = (
-                f"{place}: decodes {three_digits(slow)} tokens/s against {three_digits(fast)}"
+                f"{where}: decodes {three_digits(slow)} tokens/s against {three_digits(fast)}"
             )
             said.append((fast / slow, sentence))
     return [sentence for _, sentence in sorted(said, key=lambda pair: -pair[0])]
@@ -88,11 +88,11 @@ def budget_text(row: EndToEndRow) -> str:
 
 
 def cells(row: EndToEndRow, rows: Rows) -> list[str]:
-    """A row's cells under `HEADER`; without figures the note stands for them."""
+    """A row's cells under `HEADER`; without figures, the note."""
     head = [str(row.batch), row.mode, row.selector, budget_text(row)]
     times = row.times
     if times is None:
-        return [*head, row.note, *[""] * (len(HEADER) - len(PLACE) - 1)]
+        return [*head, row.note, *[""] * (len(HEADER) - len(KEY) - 1)]
     ratio = speed_up(row, rows) if row.is_pruned else None
     return [
         *head,
@@ -116,8 +116,8 @@ def _added_text(times: EndToEndTimes) -> str:
 
 def shortlist(rows: Rows) -> list[EndToEndRow]:
     """The unpruned model and the pruner at the smallest batch."""
-    least = min((row.batch for row in rows), default=0)
-    return [row for row in rows if row.batch == least and row.selector != "random"]
+    smallest = min((row.batch for row in rows), default=0)
+    return [row for row in rows if row.batch == smallest and row.selector != "random"]
 
 
 def readme(rows: Rows) -> list[str]:
@@ -127,7 +127,7 @@ def readme(rows: Rows) -> list[str]:
     blocks = ["End to end. " + LEGEND]
     for model, mine in models_of(rows).items():
         shown = shortlist(mine)
-        blocks += [f"{model}:", markdown(HEADER, [cells(row, rows) for row in shown])]
+        blocks += [f"{model}:", markdown_table(HEADER, [cells(row, rows) for row in shown])]
         blocks += [
             f"Note on {row.mode}, {budget_text(row)}: {row.note}."
             for row in shown

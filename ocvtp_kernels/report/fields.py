@@ -1,4 +1,4 @@
-"""Values of a JSON file that know their place, so that a complaint names the file and the field."""
+"""Typed reading of JSON files, with errors that name the file and the field."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ class ResultError(ValueError):
 
 @dataclass(frozen=True)
 class Field:
-    """A value in a result file that knows its place, so that a complaint can name it."""
+    """A value of a JSON file, with its file and field path for error messages."""
 
     path: Path
-    place: str
+    field_path: str
     value: Any
 
     def wrong(self, expected: str) -> ResultError:
         """The error that ``expected`` was not what was found."""
         got = repr(self.value)
         return ResultError(
-            f"{self.path}: {self.place}: expected {expected}, got {got[:80]}"
+            f"{self.path}: {self.field_path}: expected {expected}, got {got[:80]}"
             + ("…" if len(got) > 80 else "")
         )
 
     def get(self, name: str) -> Field:
         """The member ``name``, which must be there."""
-        place = f"{self.place}.{name}" if self.place != "file" else name
+        field_path = f"{self.field_path}.{name}" if self.field_path != "file" else name
         if not isinstance(self.value, Mapping):
             raise self.wrong("an object")
         if name not in self.value:
-            raise ResultError(f"{self.path}: {place}: missing")
-        return Field(self.path, place, self.value[name])
+            raise ResultError(f"{self.path}: {field_path}: missing")
+        return Field(self.path, field_path, self.value[name])
 
     def members(self) -> dict[str, Field]:
         """All members."""
@@ -49,7 +49,7 @@ class Field:
         """The elements of a list."""
         if not isinstance(self.value, list):
             raise self.wrong("a list")
-        return [Field(self.path, f"{self.place}[{i}]", v) for i, v in enumerate(self.value)]
+        return [Field(self.path, f"{self.field_path}[{i}]", v) for i, v in enumerate(self.value)]
 
     def text(self, among: tuple[str, ...] | None = None) -> str:
         """A non-empty text, one of ``among`` if given."""

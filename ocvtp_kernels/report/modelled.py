@@ -1,4 +1,4 @@
-"""Times of the Triton kernels as the performance model has them, from its file."""
+"""Times of the Triton kernels by the performance model, read from its file."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report.costs import Size
 from ocvtp_kernels.report.fields import load_json
-from ocvtp_kernels.report.text import duration, markdown, three_digits
+from ocvtp_kernels.report.text import duration, three_digits
 
-BELIEF = """\
-No GPU has run it: believe a whole call to within a quarter, and a single step to within a half.
-For each launch of a CUDA graph `bench/model.py` takes the machine code apart. A warp's control
-codes say how long it issues and what it waits for; copies in flight hide the latency of L2. A step
+ACCURACY = """\
+No GPU has run it: expect a whole call to be right within a quarter, a single step within a half.
+For each launch of a CUDA graph `bench/model.py` reads the machine code. A warp's control codes give
+its issue cycles and what it waits for; copies in flight hide the latency of L2. A step
 of a loop lasts as long as the busiest of the schedulers, the tensor cores and the port to L2, for
 all programs that the multiprocessor holds at once, or the longest chain of one program. Programs
 come in waves; beside them stand the bytes asked of L2 and, where the call's tensors do not fit it,
@@ -35,15 +36,15 @@ against it at all."""
 
 
 class Step(NamedTuple):
-    """What the model says of all launches of a step of a call.
+    """The model's prediction for all launches of a step of a call.
 
     Attributes:
         name: the step.
-        launches: of a call.
-        seconds: theirs together.
-        waves: of programs on the chip, of one launch.
-        l2_bytes: asked of L2, by all launches.
-        bound: what the slowest launch waits for.
+        launches: in a call.
+        seconds: of all its launches.
+        waves: of programs on the GPU, in one launch.
+        l2_bytes: requested from L2 by all launches.
+        bound: what limits the slowest launch.
     """
 
     name: str
@@ -58,10 +59,10 @@ Model = dict[tuple[str, Size], list[Step]]
 
 
 def read_model(path: Path) -> Model:
-    """The model's times by chip and size.
+    """The model's times by GPU and size.
 
     The file: ``{"schema": 1, "tables": {"H100 B 1 N 576 K 64": {"gru": {"launches", "us", "waves",
-    "l2_mb", "bound"}}}}``; what else it holds is left alone.
+    "l2_mb", "bound"}}}}``; other keys are ignored.
 
     Raises:
         ResultError: the file is malformed.
@@ -71,10 +72,10 @@ def read_model(path: Path) -> Model:
         raise schema.wrong("schema 1")
     model: Model = {}
     for key, table in top.get("tables").members().items():
-        found = re.fullmatch(r"(\S+) B (\d+) N (\d+) K (\d+)", key)
-        if found is None:
+        match = re.fullmatch(r"(\S+) B (\d+) N (\d+) K (\d+)", key)
+        if match is None:
             raise table.wrong("a table named such as 'H100 B 1 N 576 K 64'")
-        model[found[1], Size(int(found[2]), int(found[3]), int(found[4]))] = [
+        model[match[1], Size(int(match[2]), int(match[3]), int(match[4]))] = [
             Step(
                 name,
                 step.get("launches").count(),
@@ -93,16 +94,16 @@ def modelled_s(steps: Sequence[Step]) -> float:
     return sum(step.seconds for step in steps)
 
 
-def model_table(chips: Mapping[str, Sequence[Step]]) -> str:
-    """A size's steps, by chip; the details are the last chip's."""
-    of_chip = [{step.name: step for step in steps} for steps in chips.values()]
-    last = of_chip[-1]
-    names = dict.fromkeys(name for steps in of_chip for name in steps)
+def model_table(gpus: Mapping[str, Sequence[Step]]) -> str:
+    """A size's steps, by GPU; waves, bytes and bounds are the last GPU's."""
+    by_name = [{step.name: step for step in steps} for steps in gpus.values()]
+    last = by_name[-1]
+    names = dict.fromkeys(name for steps in by_name for name in steps)
     rows = [
         [
             name,
             str(last[name].launches) if name in last else "",
-            *(duration(s[name].seconds) if name in s else "—" for s in of_chip),
+            *(duration(s[name].seconds) if name in s else "—" for s in by_name),
             *(
                 (
                     f"{last[name].waves:.2f}",
@@ -116,7 +117,7 @@ def model_table(chips: Mapping[str, Sequence[Step]]) -> str:
         for name in names
     ]
     launches = sum(step.launches for step in last.values())
-    totals = [duration(modelled_s(steps)) for steps in chips.values()]
-    header = ["step", "launches", *(f"{name} (model)" for name in chips)]
+    totals = [duration(modelled_s(steps)) for steps in gpus.values()]
+    header = ["step", "launches", *(f"{name} (model)" for name in gpus)]
     header += ["waves", "MB asked of L2", "waits for"]
-    return markdown(header, [*rows, ["all", str(launches), *totals, "", "", ""]])
+    return markdown_table(header, [*rows, ["all", str(launches), *totals, "", "", ""]])

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing but itself."""
+"""The report: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ocvtp_kernels.report.results import (
     MicroRow,
     ResultFile,
     graph_first,
-    whole_way,
+    pipeline_file,
 )
 from ocvtp_kernels.report.style import CSS
 from ocvtp_kernels.report.tables import (
@@ -33,8 +33,8 @@ from ocvtp_kernels.report.tables import (
 from ocvtp_kernels.report.text import duration, three_digits, times_text
 
 KIND_NAMES = {
-    "prune": "The whole way",
-    "compile": "The whole way beside torch.compile",
+    "prune": "The pipeline",
+    "compile": "The pipeline beside torch.compile",
     "micro": "Micro-benchmarks",
     "settings": "Settings",
     "e2e": "End to end",
@@ -79,8 +79,8 @@ def _device(slug: str, files: Sequence[ResultFile]) -> str:
         comparisons = [c for file in ops for c in compare(file.micro)]
         used = [row for file in files for row in file.settings]
         parts += [_tiles(ops, comparisons), _where_we_lose(ops, comparisons, used)]
-        # In older files these two variants of the whole way stand among the single ops.
-        held = {row.variant for file in ops for row in file.micro if row.is_whole_way}
+        # In older files `prune` and its compiled variant are among the single ops.
+        held = {row.variant for file in ops for row in file.micro if row.is_pipeline}
         kinds |= held & {"prune", "compile"}
     section = {"settings": _settings, "e2e": _end_to_end, "selectors": _selectors}
     for file in files:
@@ -120,7 +120,7 @@ def _ops(file: ResultFile) -> list[str]:
 
 
 def _refused(rows: Sequence[MicroRow]) -> str:
-    """What did not pass the gate, once per reason."""
+    """Variants that failed the correctness gate, once per reason."""
     held: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         key = (f"{row.op} {row.direction}", row.shown_variant, row.gate_note or "none recorded")
@@ -134,10 +134,10 @@ def _refused(rows: Sequence[MicroRow]) -> str:
 
 
 def _tiles(files: Sequence[ResultFile], comparisons: Sequence[Comparison]) -> str:
-    """The headline: prune forward on the smallest workload of the dtype the chip is fastest in."""
+    """The headline: prune forward, smallest workload of the dtype the device is fastest in."""
     tiles = []
-    if (main := whole_way(files)) is not None:
-        rows = graph_first(row for row in main.measured() if row.is_whole_way and row.is_ours)
+    if (main := pipeline_file(files)) is not None:
+        rows = graph_first(row for row in main.measured() if row.is_pipeline and row.is_ours)
         peaks = main.matmul_tflops
         row = min(rows, key=lambda r: (-peaks.get(r.workload.dtype, 0.0), *_sizes(r)))
         if row.times is not None:
@@ -173,7 +173,7 @@ def _where_we_lose(
     if lost := all_losses(comparisons, used):
         items = "".join(f"<li>{escape(sentence)}</li>" for sentence in lost)
         text += f'<ol class="losses">{items}</ol>'
-    if alone := [place for file in files for place in without_ours(file.micro)]:
+    if alone := [case for file in files for case in without_ours(file.micro)]:
         items = "".join(f"<li>{escape(f'{op} {d}, {workload_text(w)}')}</li>" for op, d, w in alone)
         text += f"<p>A baseline has a time here and ours none by its method:</p><ul>{items}</ul>"
     return text
@@ -187,13 +187,13 @@ def _speed(
 ) -> str:
     parts = []
     for against, title in (("batch", "Latency against batch"), ("num_tokens", "Latency against N")):
-        drawn = pictures.latency_pictures(file.place, rows, against, colours)
+        drawn = pictures.latency_pictures(file.name, rows, against, colours)
         note = f"{title} was measured at one size only." if not drawn else title
         parts.append(f"<h4>{note}</h4>{_figures(drawn)}")
     ratios = []
     for kind in dict.fromkeys((r.op, r.direction, r.workload.dtype, r.method) for r in rows):
         mine = [c for c in comparisons if (c.op, c.direction, c.workload.dtype, c.method) == kind]
-        ratios += [pictures.ratio_picture(file.place, mine, colours)] if mine else []
+        ratios += [pictures.ratio_picture(file.name, mine, colours)] if mine else []
     if ratios:
         parts.append(f"<h4>Against each baseline</h4>{_figures(ratios)}")
     return "".join(parts)

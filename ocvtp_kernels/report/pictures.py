@@ -157,7 +157,7 @@ def roofline_pictures(file: ResultFile, colours: dict[str, str]) -> list[Picture
                 f" Ours reaches {_tflops(best.tflops or 0)} at most: {best.op} {best.direction}, "
                 f"{workload_text(best.workload, dtype=False)}."
             )
-        pictures.append(Picture(draw(f"{file.place}-roofline-{dtype}", 3.6, paint), caption))
+        pictures.append(Picture(draw(f"{file.name}-roofline-{dtype}", 3.6, paint), caption))
     return pictures
 
 

@@ -1,8 +1,8 @@
-"""Projections of the whole way on GPUs: a model of the compiled kernels, and a floor beside it.
+"""Projections of `prune` on GPUs: a model of the compiled kernels, and a roofline floor beside it.
 
 The floor of a stage is the larger of its FLOPs over the datasheet's matrix rate and its bytes over
-the datasheet's bandwidth; launches are free. Its costs are formulas until kernels
-supply counted ones. The model's times come from a file (`bench/model.py` writes it).
+the datasheet's bandwidth; launches are free. Costs are counted on the kernels where counts are
+given, else formulas. The model's times come from a file (`bench/model.py` writes it).
 """
 
 from __future__ import annotations
@@ -11,14 +11,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ocvtp_kernels.report.costs import CHUNKS, HALF, ITERATIONS, ONE_TILE_SLOTS, STAGES, Cost, Size
+from ocvtp_kernels.markdown import markdown_table
+from ocvtp_kernels.report.costs import (
+    CHUNKS,
+    HALF,
+    ITERATIONS,
+    ONE_TILE_SLOTS,
+    STAGES,
+    Size,
+    StageCost,
+)
 from ocvtp_kernels.report.fields import ResultError, load_json
-from ocvtp_kernels.report.modelled import BELIEF, Model, model_table, modelled_s
-from ocvtp_kernels.report.results import ResultFile, graph_first, whole_way
-from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
+from ocvtp_kernels.report.modelled import ACCURACY, Model, model_table, modelled_s
+from ocvtp_kernels.report.results import ResultFile, graph_first, pipeline_file
+from ocvtp_kernels.report.text import duration, three_digits, times_text
 
 
-class Chip(NamedTuple):
+class Gpu(NamedTuple):
     """A datasheet's ceilings: dense half-precision matrix TFLOP/s and HBM GB/s."""
 
     name: str
@@ -28,35 +37,35 @@ class Chip(NamedTuple):
 
 
 HOPPER = "half of the 1,979 TFLOP/s printed with sparsity"
-CHIPS = (
-    Chip("V100", 125, 900, "NVIDIA V100 Tensor Core GPU datasheet, SXM2, float16"),
-    Chip("A100", 312, 2039, "NVIDIA A100 Tensor Core GPU datasheet, 80 GB SXM, bfloat16"),
-    Chip("H100", 989.5, 3350, f"NVIDIA H100 Tensor Core GPU datasheet, SXM, bfloat16; {HOPPER}"),
-    Chip("H200", 989.5, 4800, f"NVIDIA H200 Tensor Core GPU datasheet, SXM, bfloat16; {HOPPER}"),
+GPUS = (
+    Gpu("V100", 125, 900, "NVIDIA V100 Tensor Core GPU datasheet, SXM2, float16"),
+    Gpu("A100", 312, 2039, "NVIDIA A100 Tensor Core GPU datasheet, 80 GB SXM, bfloat16"),
+    Gpu("H100", 989.5, 3350, f"NVIDIA H100 Tensor Core GPU datasheet, SXM, bfloat16; {HOPPER}"),
+    Gpu("H200", 989.5, 4800, f"NVIDIA H200 Tensor Core GPU datasheet, SXM, bfloat16; {HOPPER}"),
 )
-WITH_TRITON = CHIPS[1:]  # what is counted is counted on Triton kernels, which V100 has none of
+WITH_TRITON = GPUS[1:]  # kernels are counted on Triton, which does not run on V100
 SIZES = tuple(Size(b, n, k) for n, k in ((576, 64), (2880, 160)) for b in (1, 8, 64))
-Counts = dict[Size, list[Cost]]
+Counts = dict[Size, list[StageCost]]
 
 
-def costs(size: Size, counts: Counts) -> list[Cost]:
-    """The chain's costs: counted where there are counts for this size, else by formula."""
+def costs(size: Size, counts: Counts) -> list[StageCost]:
+    """Costs of a size's stages: counted where there are counts for it, else by formula."""
     return counts.get(size) or [stage(size) for stage in STAGES]
 
 
-def compute_s(cost: Cost, chip: Chip) -> float:
+def compute_s(cost: StageCost, gpu: Gpu) -> float:
     """Seconds of arithmetic at the datasheet's rate."""
-    return cost.flops / (chip.tflops * 1e12)
+    return cost.flops / (gpu.tflops * 1e12)
 
 
-def memory_s(cost: Cost, chip: Chip) -> float:
+def memory_s(cost: StageCost, gpu: Gpu) -> float:
     """Seconds of memory traffic at the datasheet's rate."""
-    return cost.bytes / (chip.gb_s * 1e9)
+    return cost.bytes / (gpu.gb_s * 1e9)
 
 
-def projected_s(chain: Sequence[Cost], chip: Chip) -> float:
-    """Seconds of the chain at the datasheet's rates, launches free."""
-    return sum(max(compute_s(cost, chip), memory_s(cost, chip)) for cost in chain)
+def projected_s(stages: Sequence[StageCost], gpu: Gpu) -> float:
+    """Seconds of all stages at the datasheet's rates, launches free."""
+    return sum(max(compute_s(cost, gpu), memory_s(cost, gpu)) for cost in stages)
 
 
 def read_counts(path: Path) -> Counts:
@@ -75,11 +84,11 @@ def read_counts(path: Path) -> Counts:
     for workload in top.get("workloads").items():
         size = Size(*(workload.get(n).count() for n in ("batch", "num_tokens", "num_slots")))
         if size in counts:
-            raise ResultError(f"{path}: {workload.place}: {size.text} a second time")
+            raise ResultError(f"{path}: {workload.field_path}: {size.text} a second time")
         if not (kernels := workload.get("kernels").items()):
             raise workload.get("kernels").wrong("at least one kernel")
         counts[size] = [
-            Cost(
+            StageCost(
                 kernel.get("kernel").text(),
                 kernel.get("launches").count(),
                 kernel.get("flops").number(),
@@ -91,21 +100,21 @@ def read_counts(path: Path) -> Counts:
     return counts
 
 
-def measured_text(results: dict[str, list[ResultFile]], chip: Chip, size: Size) -> str:
-    """What a result file of this chip says of this size, at half precision."""
-    found = [
+def measured_text(results: dict[str, list[ResultFile]], gpu: Gpu, size: Size) -> str:
+    """The measured times of this GPU at this size, in half precision."""
+    measured = [
         f"{times_text(row.times)}, {row.workload.dtype}"
         + ("" if row.method in (None, "graph") else f", timed by {row.method}")
         for files in results.values()
-        if (file := whole_way(files)) is not None and chip.name in file.device
+        if (file := pipeline_file(files)) is not None and gpu.name in file.device
         for row in graph_first(file.measured())
         if row.times is not None
         and row.is_ours
-        and row.is_whole_way
+        and row.is_pipeline
         and row.workload[:3] == size[:3]
         and row.workload.dtype in ("float16", "bfloat16")
     ]
-    return "; ".join(found) or "not measured"
+    return "; ".join(measured) or "not measured"
 
 
 def projections_page(
@@ -113,27 +122,27 @@ def projections_page(
 ) -> str:
     """``docs/projections.md``."""
     model = model or {}
-    chips = [[c.name, f"{c.tflops:g}", f"{c.gb_s:g}", c.source] for c in CHIPS]
+    gpus = [[c.name, f"{c.tflops:g}", f"{c.gb_s:g}", c.source] for c in GPUS]
     plain = Size(1, 1, 1)
     blocks = [
         "# Projections",
         "Written by `ocvtp bench --projections`, not by hand. **Every time and share on this page "
         "is a projection** unless its column says *measured*. The *model* is computed from the "
-        "machine code that the Triton kernels compile to for a chip, given by `--model`. The "
+        "machine code that the Triton kernels compile to for a GPU, given by `--model`. The "
         "*floor* is what kernels that move and multiply as much would take at a datasheet's rates: "
         "*counted* on ours ([static cost](static_cost.md), given by `--counts`) or by *formula*.",
-        "## How far the model is believed",
-        BELIEF,
+        "## Accuracy of the model",
+        ACCURACY,
         "## The floor",
         "\n".join(
             f"* {line}"
             for line in (
                 "A stage takes the larger of FLOPs / datasheet matrix rate and bytes / datasheet "
                 "bandwidth; stages run one after another, and launching costs nothing.",
-                "Optimistic: no chip reaches its datasheet, and small matrices do not fill it. "
+                "Optimistic: no GPU reaches its datasheet, and small matrices do not fill it. "
                 "Softmax, GELU, LayerNorm, GRU gates and the selection's sorting are free.",
                 "Pessimistic: caches hold nothing from one launch to the next.",
-                f"Half precision ({HALF} bytes a number), float32 sums, folded weights; within a "
+                f"Half precision ({HALF} bytes an element), float32 sums, folded weights; within a "
                 "launch every matrix moves once.",
                 f"{ITERATIONS} iterations, the last without mean, GRU and FFN. `compete` computes "
                 f"the logits again for each of {CHUNKS} chunks of D; beyond K {ONE_TILE_SLOTS} the "
@@ -142,76 +151,76 @@ def projections_page(
                 "as slots, and final tokens as wide as reference tokens.",
             )
         ),
-        markdown(["chip", "dense TFLOP/s", "GB/s", "datasheet"], chips),
-        "## The whole pruner",
+        markdown_table(["GPU", "dense TFLOP/s", "GB/s", "datasheet"], gpus),
+        "## The whole pipeline",
         "V100 runs CUDA C++ and no Triton, so it has a floor and no model.",
-        _chips_table(results, counts, model),
+        _gpus_table(results, counts, model),
         _beside_the_paper(),
         "## Step by step",
-        "Of a whole call: the model on each chip, launches included, then the floor. Waves, bytes "
-        "asked of L2 and what is waited for are the model's, on the last of its chips.",
+        "Of a whole call: the model on each GPU, launches included, then the floor. Waves, bytes "
+        "asked of L2 and what is waited for are the model's, on the last of its GPUs.",
     ]
     for size in SIZES:
         blocks += [f"### {size.text}"]
-        modelled = {chip.name: its for chip in CHIPS if (its := model.get((chip.name, size)))}
+        modelled = {gpu.name: its for gpu in GPUS if (its := model.get((gpu.name, size)))}
         if modelled:
             blocks += [model_table(modelled)]
         blocks += [_stages_table(costs(size, counts))]
     return "\n\n".join(blocks) + "\n"
 
 
-def _chips_table(results: dict[str, list[ResultFile]], counts: Counts, model: Model) -> str:
+def _gpus_table(results: dict[str, list[ResultFile]], counts: Counts, model: Model) -> str:
     rows = []
-    for chip in CHIPS:
+    for gpu in GPUS:
         for size in SIZES:
-            chain = costs(size, counts if chip in WITH_TRITON else {})
-            total = projected_s(chain, chip)
+            stages = costs(size, counts if gpu in WITH_TRITON else {})
+            total = projected_s(stages, gpu)
             bounds = {
                 "arithmetic": sum(
-                    c for k in chain if (c := compute_s(k, chip)) >= memory_s(k, chip)
+                    c for k in stages if (c := compute_s(k, gpu)) >= memory_s(k, gpu)
                 ),
-                "memory": sum(m for k in chain if (m := memory_s(k, chip)) > compute_s(k, chip)),
+                "memory": sum(m for k in stages if (m := memory_s(k, gpu)) > compute_s(k, gpu)),
             }
-            steps = model.get((chip.name, size))
+            steps = model.get((gpu.name, size))
             taken = modelled_s(steps) if steps else None
             rows.append(
                 [
-                    chip.name,
+                    gpu.name,
                     size.text,
                     "—" if taken is None else duration(taken),
                     "—" if taken is None else duration(taken / size.batch),
-                    f"{duration(total)} ({chain[0].source})",
+                    f"{duration(total)} ({stages[0].source})",
                     "—" if taken is None else f"{taken / total:.2f}",
                     *(f"{share / total:.0%}" for share in bounds.values()),
-                    measured_text(results, chip, size),
+                    measured_text(results, gpu, size),
                 ]
             )
-    header = ["chip", "workload", "model", "model per image", "floor (costs)", "model / floor"]
-    return markdown([*header, "floor's arithmetic", "memory", "measured"], rows)
+    header = ["GPU", "workload", "model", "model per image", "floor (costs)", "model / floor"]
+    return markdown_table([*header, "floor's arithmetic", "memory", "measured"], rows)
 
 
 def _beside_the_paper() -> str:
     """The published saving (arXiv 2511.20439: V100, batch 1, ms per image), and the floor."""
     before, after = 811.8, 287.3
-    chip, size = CHIPS[0], Size(1, 2880, 160)
-    seconds = projected_s(costs(size, {}), chip)
+    gpu, size = GPUS[0], Size(1, 2880, 160)
+    seconds = projected_s(costs(size, {}), gpu)
     return (
         f"The paper reports {before} ms per image without and {after} ms with pruning on one "
-        f"{chip.name} (LLaVA-NeXT, {size.num_slots} of {size.num_tokens} tokens): "
+        f"{gpu.name} (LLaVA-NeXT, {size.num_slots} of {size.num_tokens} tokens): "
         f"{before - after:.1f} ms less. The pruner's floor there, {duration(seconds)}, is "
         f"{seconds / (before - after) * 1e3:.2%} of that saving."
     )
 
 
-def _stages_table(chain: Sequence[Cost]) -> str:
-    source = chain[0].source
+def _stages_table(stages: Sequence[StageCost]) -> str:
+    source = stages[0].source
     header = ["stage", "launches", f"GFLOP ({source})", f"MB ({source})"]
-    header += [f"{chip.name} (floor)" for chip in WITH_TRITON]
-    total = Cost(
+    header += [f"{gpu.name} (floor)" for gpu in WITH_TRITON]
+    total = StageCost(
         "all",
-        sum(cost.launches for cost in chain),
-        sum(cost.flops for cost in chain),
-        sum(cost.bytes for cost in chain),
+        sum(cost.launches for cost in stages),
+        sum(cost.flops for cost in stages),
+        sum(cost.bytes for cost in stages),
     )
     rows = [
         [
@@ -219,8 +228,8 @@ def _stages_table(chain: Sequence[Cost]) -> str:
             str(cost.launches),
             three_digits(cost.flops / 1e9),
             three_digits(cost.bytes / 1e6),
-            *(duration(projected_s(part, chip)) for chip in WITH_TRITON),
+            *(duration(projected_s(part, gpu)) for gpu in WITH_TRITON),
         ]
-        for cost, part in [*((c, [c]) for c in chain), (total, list(chain))]
+        for cost, part in [*((c, [c]) for c in stages), (total, list(stages))]
     ]
-    return markdown(header, rows)
+    return markdown_table(header, rows)

@@ -1,7 +1,6 @@
 """The benchmark's result files, ``<results>/<device>/<kind>.json``, read with types.
 
-A file that does not keep to schema 1 is refused with the file and the field named: a report must
-never be drawn from half of a measurement.
+A file that does not fit schema 1 is an error that names the file and the field.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ocvtp_kernels.report.settings import SettingRow
 SCHEMA = 1
 OP_KINDS = ("prune", "compile", "micro")  # files of rows of ops
 KINDS = (*OP_KINDS, "settings", "e2e", "selectors")  # in the order of the report
-WHOLE_WAY = ("prune", "forward")
+PIPELINE = ("prune", "forward")
 DIRECTIONS = ("forward", "backward")
 STAGES = ("encoder", "pruner", "projector", "prefill")
 MODES = ("eager", "static")
@@ -29,7 +28,7 @@ METHODS = ("graph", "events", "host")
 
 
 class Workload(NamedTuple):
-    """What an op was timed on; None where the op has no such size."""
+    """Sizes that an op was timed at; None where the op has no such size."""
 
     batch: int
     num_tokens: int
@@ -50,16 +49,16 @@ class MicroRow:
     workload: Workload
     times: Times | None  # None: refused by the correctness gate
     flops: float | None  # per call
-    bytes: float | None  # per call, the least that must move
+    bytes: float | None  # per call, the minimum that must move
     tflops: float | None
     gb_s: float | None
     share_of_ceiling: float | None
     gate_note: str
-    method: str | None  # who kept the time, of `METHODS`; None: refused, or an older file
+    method: str | None  # how it was timed, of `METHODS`; None: refused, or an older file
 
     @property
-    def place(self) -> tuple[object, ...]:
-        """What no other row of a file has too; the method is last."""
+    def key(self) -> tuple[object, ...]:
+        """Unique among the rows of a file; the method is last."""
         return self.op, self.variant, self.direction, self.workload, self.method
 
     @property
@@ -73,13 +72,13 @@ class MicroRow:
         return "ocvtp" if self.is_ours else self.variant
 
     @property
-    def is_whole_way(self) -> bool:
-        """Whether this is the op that does everything, forward."""
-        return (self.op, self.direction) == WHOLE_WAY
+    def is_pipeline(self) -> bool:
+        """Whether this is `prune`, forward."""
+        return (self.op, self.direction) == PIPELINE
 
 
 class EndToEndTimes(NamedTuple):
-    """What was measured of a whole model."""
+    """Measurements of a whole model."""
 
     ttft: Times  # until the first token
     stages: dict[str, float]  # seconds by `STAGES`, timed apart from the whole
@@ -125,8 +124,8 @@ class ResultFile:
     settings: tuple[SettingRow, ...] = ()
 
     @property
-    def place(self) -> str:
-        """Device folder and kind, which no other file has."""
+    def name(self) -> str:
+        """Device folder and kind, unique among files."""
         return f"{self.path.parent.name}/{self.kind}"
 
     def measured(self) -> list[MicroRow]:
@@ -144,11 +143,11 @@ def read_results(folder: Path) -> dict[str, list[ResultFile]]:
     Raises:
         ResultError: a file is malformed.
     """
-    found: dict[str, list[ResultFile]] = {}
+    results: dict[str, list[ResultFile]] = {}
     for path in sorted(folder.glob("*/*.json")):
         if path.stem in KINDS:
-            found.setdefault(path.parent.name, []).append(read_result(path))
-    return found
+            results.setdefault(path.parent.name, []).append(read_result(path))
+    return results
 
 
 def read_result(path: Path) -> ResultFile:
@@ -173,10 +172,10 @@ def read_result(path: Path) -> ResultFile:
     e2e = tuple(_end_to_end_row(row) for row in rows) if kind == "e2e" else ()
     by_method = tuple(map(selectors.read_row, rows)) if kind == "selectors" else ()
     by_setting = tuple(map(settings.read_row, rows)) if kind == "settings" else ()
-    keys: list[tuple[object, ...]] = [row.place for row in micro]
+    keys: list[tuple[object, ...]] = [row.key for row in micro]
     keys += [row[:6] for row in e2e]
-    keys += [row.place for row in by_method]
-    keys += [row.place for row in by_setting]
+    keys += [row.key for row in by_method]
+    keys += [row.key for row in by_setting]
     seen: dict[tuple[object, ...], int] = {}
     for index, key in enumerate(keys):
         if (first := seen.setdefault(key, index)) != index:
@@ -204,11 +203,11 @@ def read_result(path: Path) -> ResultFile:
     )
 
 
-def whole_way(files: Sequence[ResultFile]) -> ResultFile | None:
-    """Of a device's files the one with times of ours for the whole way, prune.json if it can."""
+def pipeline_file(files: Sequence[ResultFile]) -> ResultFile | None:
+    """Of a device's files one with times of our `prune` forward; prune.json is preferred."""
     for kind in ("prune", "micro", "compile"):
         for file in files:
-            if file.kind == kind and any(r.is_ours and r.is_whole_way for r in file.measured()):
+            if file.kind == kind and any(r.is_ours and r.is_pipeline for r in file.measured()):
                 return file
     return None
 
@@ -216,14 +215,14 @@ def whole_way(files: Sequence[ResultFile]) -> ResultFile | None:
 def graph_first(rows: Iterable[MicroRow]) -> list[MicroRow]:
     """Of each variant's rows at a workload, that of a graph's replay where there is one."""
     rows = list(rows)
-    replayed = {row.place[:-1] for row in rows if row.method == "graph"}
-    return [row for row in rows if row.method == "graph" or row.place[:-1] not in replayed]
+    replayed = {row.key[:-1] for row in rows if row.method == "graph"}
+    return [row for row in rows if row.method == "graph" or row.key[:-1] not in replayed]
 
 
 def _micro_row(row: Field) -> MicroRow:
     size, gate, method = row.get("workload"), row.get("gate"), row.members().get("method")
     times = None
-    # A time beside a closed gate is not a time: such a row stays refused.
+    # Without a passed correctness check a time is ignored: the row is refused.
     if gate.get("passed").flag():
         times = read_times(row, "median_s", "p20_s", "p80_s")
     elif method is not None and method.value is None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report.fields import Field, Times, read_times
-from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
+from ocvtp_kernels.report.text import duration, three_digits, times_text
 
-# What every reader of the tables must know.
 LEGEND = (
     "Every method on the same images at the same budget: time per image in a batch of B, median "
     "(20th to 80th percentile), from tokens, keys and attention, which are given, to ids and kept "
@@ -53,16 +53,16 @@ class SelectorRow(NamedTuple):
     size: Size
     times: Times | None  # None: refused by the correctness gate
     graph: Times | None  # of a CUDA graph's replay
-    coverage: float | None  # mean over images; None: it could not be told
-    duplicates: int | None  # tokens kept again, over all images
+    coverage: float | None  # mean over images; None: unknown
+    duplicates: int | None  # tokens kept more than once, over all images
     exact: bool | None  # whether every image keeps exactly T distinct tokens
     published: Published | None  # the whole method
     loop: Published | None  # its greedy loop alone
     gate_note: str
 
     @property
-    def place(self) -> tuple[object, ...]:
-        """What no other row of a file has too."""
+    def key(self) -> tuple[object, ...]:
+        """Unique among the rows of a file."""
         return self.method, self.batch, self.size
 
 
@@ -77,7 +77,7 @@ def read_row(row: Field) -> SelectorRow:
     """
     gate, duplicates, exact = row.get("gate"), row.get("duplicates"), row.get("exact")
     times = graph = published = loop = None
-    # A time beside a closed gate is not a time: such a row stays refused.
+    # Without a passed correctness check a time is ignored: the row is refused.
     if gate.get("passed").flag():
         times = read_times(row, "median_s", "p20_s", "p80_s")
         if row.get("graph_median_s").value is not None:
@@ -103,12 +103,12 @@ def read_row(row: Field) -> SelectorRow:
     )
 
 
-def _read_published(beside: Field) -> Published | None:
-    if beside.value is None:
+def _read_published(row: Field) -> Published | None:
+    if row.value is None:
         return None
     return Published(
-        read_times(beside, "median_s", "p20_s", "p80_s"),
-        read_times(beside, "ours_median_s", "ours_p20_s", "ours_p80_s"),
+        read_times(row, "median_s", "p20_s", "p80_s"),
+        read_times(row, "ours_median_s", "ours_p20_s", "ours_p80_s"),
     )
 
 
@@ -121,7 +121,7 @@ def table(rows: Rows, size: Size) -> tuple[list[str], list[list[str]]]:
     """Header and cells of a size: a line a method, a column or two a batch."""
     mine = [row for row in rows if row.size == size]
     batches = sorted({row.batch for row in mine})
-    found = {(row.method, row.batch): row for row in mine}
+    by_key = {(row.method, row.batch): row for row in mine}
     columns = [
         (batch, is_graph)
         for batch in batches
@@ -132,8 +132,8 @@ def table(rows: Rows, size: Size) -> tuple[list[str], list[list[str]]]:
     header = ["method", *heads, "coverage", "duplicates", "exactly T", "published / ours", "loop"]
     lines = []
     for method in dict.fromkeys(row.method for row in mine):
-        its = [found[method, batch] for batch in batches if (method, batch) in found]
-        times = [_time(found.get((method, batch)), is_graph) for batch, is_graph in columns]
+        its = [by_key[method, batch] for batch in batches if (method, batch) in by_key]
+        times = [_time(by_key.get((method, batch)), is_graph) for batch, is_graph in columns]
         ratios = _ratio([row.published for row in its]), _ratio([row.loop for row in its])
         lines.append([method, *times, *_kept(its), *ratios])
     return header, lines
@@ -160,8 +160,8 @@ def _kept(its: Rows) -> tuple[str, str, str]:
     )
 
 
-def _ratio(found: Sequence[Published | None]) -> str:
-    ratios = [one.ratio for one in found if one is not None]
+def _ratio(published: Sequence[Published | None]) -> str:
+    ratios = [one.ratio for one in published if one is not None]
     return f"{three_digits(ratios[0])}×" if ratios else ""
 
 
@@ -197,12 +197,12 @@ def summary(rows: Rows) -> str:
 
 
 def readme(rows: Rows) -> list[str]:
-    """What the README says: the table of the least budget, where we lose, what was refused."""
+    """What the README says: the table of the smallest budget, where we lose, what was refused."""
     if not rows:
         return ["Selectors: the file holds no row."]
     sizes = sizes_of(rows)
     size = min(sizes, key=lambda one: (-one.num_tokens, one.budget))
-    blocks = ["Selectors. " + LEGEND, f"{size}:", markdown(*table(rows, size))]
+    blocks = ["Selectors. " + LEGEND, f"{size}:", markdown_table(*table(rows, size))]
     if others := [str(one) for one in sizes if one != size]:
         blocks.append("In the report: " + "; ".join(others) + ".")
     blocks.append(summary(rows))

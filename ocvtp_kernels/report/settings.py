@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report.fields import Field, Times, read_times
-from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
+from ocvtp_kernels.report.text import duration, three_digits, times_text
 
 LEGEND = (
     "The package as people use it, and plain PyTorch used in the same way, in turns: median (20th "
@@ -29,8 +30,8 @@ class SettingRow(NamedTuple):
     gate_note: str
 
     @property
-    def place(self) -> tuple[object, ...]:
-        """What no other row of a file has too."""
+    def key(self) -> tuple[object, ...]:
+        """Unique among the rows of a file."""
         return self.setting, self.what, self.threads
 
     @property
@@ -84,7 +85,7 @@ def table(rows: Sequence[SettingRow]) -> list[tuple[str, ...]]:
 def readme(rows: Sequence[SettingRow]) -> list[str]:
     """The blocks for the README."""
     folded = ("<details><summary>All settings</summary>", "</details>")
-    return ["Settings. " + LEGEND, folded[0], markdown(HEADER, table(rows)), folded[1]]
+    return ["Settings. " + LEGEND, folded[0], markdown_table(HEADER, table(rows)), folded[1]]
 
 
 def _cells(row: SettingRow) -> tuple[str, ...]:

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report import end_to_end, selectors, settings
 from ocvtp_kernels.report.drawing import KNOWN_VARIANTS
 from ocvtp_kernels.report.fields import Times
 from ocvtp_kernels.report.results import (
     KINDS,
     OP_KINDS,
-    WHOLE_WAY,
+    PIPELINE,
     MicroRow,
     ResultFile,
     Workload,
     graph_first,
-    whole_way,
+    pipeline_file,
 )
-from ocvtp_kernels.report.text import duration, markdown, three_digits, times_text
+from ocvtp_kernels.report.text import duration, three_digits, times_text
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 README_LOSSES = 5
@@ -77,7 +78,7 @@ class Comparison:
 
     @property
     def is_within_spread(self) -> bool:
-        """Whether 1 lies inside the spread, so that another run may turn it round."""
+        """Whether 1 lies inside the spread, so that another run may reverse it."""
         return self.low <= 1 <= self.high
 
 
@@ -91,14 +92,14 @@ def pair(rows: Sequence[MicroRow]) -> list[Comparison]:
     ours: dict[tuple[str, str, Workload], dict[str | None, Times]] = {}
     for row in rows:
         if row.is_ours and row.times is not None:
-            ours.setdefault(_place(row), {})[row.method] = row.times
+            ours.setdefault(_case(row), {})[row.method] = row.times
     pairs = []
     for row in rows:
-        mine = ours.get(_place(row), {})
+        mine = ours.get(_case(row), {})
         if not row.is_ours and row.times is not None and mine:
             method = row.method if row.method in mine else next(iter(mine))
             times = mine[method], row.times
-            pairs.append(Comparison(*_place(row), row.variant, *times, method, row.method))
+            pairs.append(Comparison(*_case(row), row.variant, *times, method, row.method))
     return pairs
 
 
@@ -110,10 +111,8 @@ def losses(comparisons: Iterable[Comparison]) -> list[Comparison]:
 def without_ours(rows: Sequence[MicroRow]) -> list[tuple[str, str, Workload]]:
     """Op, direction and workload wherever a baseline has a time and ours none by its method."""
     timed = [row for row in rows if row.times is not None]
-    ours = {(_place(row), row.method) for row in timed if row.is_ours}
-    return list(
-        dict.fromkeys(_place(row) for row in timed if (_place(row), row.method) not in ours)
-    )
+    ours = {(_case(row), row.method) for row in timed if row.is_ours}
+    return list(dict.fromkeys(_case(row) for row in timed if (_case(row), row.method) not in ours))
 
 
 def fewest_slots(rows: Sequence[MicroRow]) -> list[MicroRow]:
@@ -130,7 +129,7 @@ def _width(row: MicroRow) -> tuple[object, ...]:
     return row.op, w.num_tokens, w.in_dim, w.slot_dim
 
 
-def _place(row: MicroRow) -> tuple[str, str, Workload]:
+def _case(row: MicroRow) -> tuple[str, str, Workload]:
     return row.op, row.direction, row.workload
 
 
@@ -141,7 +140,7 @@ def ratio_text(comparison: Comparison) -> str:
 
 
 def loss_text(comparison: Comparison) -> str:
-    """One loss, said plainly."""
+    """One loss in words."""
     c = comparison
     note = "; within the spread" if c.is_within_spread else ""
     return (
@@ -213,7 +212,7 @@ def provenance(file: ResultFile) -> str:
 
 
 def readme_tables(results: dict[str, list[ResultFile]]) -> str:
-    """What stands between the README's markers: a device's figures, kind by kind."""
+    """The text between the README's markers: each device's figures, kind by kind."""
     blocks: list[str] = []
     for files in results.values():
         blocks.append(f"**{files[0].device}**")
@@ -239,8 +238,8 @@ def _footer(file: ResultFile) -> str:
 
 
 def _readme_ops(files: Sequence[ResultFile], used: Sequence[settings.SettingRow]) -> list[str]:
-    main = whole_way(files)
-    blocks = [] if main is None else _readme_whole_way(main, files)
+    main = pipeline_file(files)
+    blocks = [] if main is None else _readme_pipeline(main, files)
     comparisons = [c for file in files for c in compare(file.micro)]
     said = summary([row for file in files for row in file.micro], comparisons, used)
     blocks.append("Where we lose, over all ops, sizes and settings: " + said)
@@ -251,9 +250,9 @@ def _readme_ops(files: Sequence[ResultFile], used: Sequence[settings.SettingRow]
     return blocks
 
 
-def _readme_whole_way(main: ResultFile, files: Sequence[ResultFile]) -> list[str]:
+def _readme_pipeline(main: ResultFile, files: Sequence[ResultFile]) -> list[str]:
     """The table of `prune`; torch.compile may have a file of its own, ours beside it there."""
-    rows = fewest_slots([row for row in main.measured() if row.is_whole_way])
+    rows = fewest_slots([row for row in main.measured() if row.is_pipeline])
     ours = graph_first(row for row in rows if row.is_ours)
     said = [
         "`prune`, forward, at the fewest slots measured for each N: time per call, median "
@@ -268,7 +267,7 @@ def _readme_whole_way(main: ResultFile, files: Sequence[ResultFile]) -> list[str
     ]
     columns: dict[str, dict[Workload, str]] = {}
     for c in sorted([*pair(main.micro), *apart], key=_column_order):
-        if (c.op, c.direction) == WHOLE_WAY and any(c.workload == row.workload for row in ours):
+        if (c.op, c.direction) == PIPELINE and any(c.workload == row.workload for row in ours):
             columns.setdefault(_column(c), {})[c.workload] = ratio_text(c)
     on_gpu = any(row.method in CLOCKS for row in ours)
     if on_gpu:
@@ -283,7 +282,7 @@ def _readme_whole_way(main: ResultFile, files: Sequence[ResultFile]) -> list[str
         share = [share_text(row)] if on_gpu else []
         lines.append([workload_text(row.workload), times_text(row.times) + mark, *ratios, *share])
     header = ["workload", "ours", *columns, *(["of the ceilings"] if on_gpu else [])]
-    return [" ".join(said), markdown(header, lines)]
+    return [" ".join(said), markdown_table(header, lines)]
 
 
 def _column(c: Comparison) -> str:
@@ -294,8 +293,8 @@ def _column(c: Comparison) -> str:
 
 def _column_order(c: Comparison) -> tuple[int, bool]:
     known = c.baseline in KNOWN_VARIANTS
-    place = KNOWN_VARIANTS.index(c.baseline) if known else len(KNOWN_VARIANTS)
-    return place, c.method == "events"
+    index = KNOWN_VARIANTS.index(c.baseline) if known else len(KNOWN_VARIANTS)
+    return index, c.method == "events"
 
 
 def rewrite_between_markers(text: str, inside: str) -> str:

@@ -21,7 +21,7 @@ from ocvtp_kernels.training.decoder import RandomDecoder, draw_visible
 
 
 class Reconstructed(NamedTuple):
-    """What an autoencoder makes of reference tokens."""
+    """Outputs of an autoencoder."""
 
     slots: Tensor  # [B, K, D]
     attention: Tensor  # [B, K, N] of the last slot iteration; sums to 1 over slots
@@ -30,7 +30,7 @@ class Reconstructed(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What is random in one training step, on the CPU; a row an image, so it can be split."""
+    """The random draws of one training step, on the CPU, a row an image."""
 
     noise: Tensor  # [B, K, D] float32, of the initial slots
     visible: Tensor  # [B, N] bool, which tokens the decoder sees
@@ -39,10 +39,10 @@ class Draws(NamedTuple):
 class OCAutoencoder(nn.Module):
     """Reference tokens to slots and back: what an OC-pruner is trained as (arXiv 2511.20439).
 
-    Parameters carry the authors' names, the decoder's under ``decode``, so their whole state dict
-    loads strictly. In training mode slots start from fresh noise and the decoder sees a few tokens
-    of each image; in evaluation mode nothing is hidden. The slot iterations run on the fused,
-    differentiable ops.
+    Parameters have the authors' names, the decoder's under ``decode``, so their state dict loads
+    strictly. In training mode slots start from fresh noise and the decoder sees a few tokens of
+    each image; in evaluation mode it sees all. The slot iterations run on the fused, differentiable
+    ops.
 
     Args:
         config: shapes and rules, of the pruner and of the decoder.
@@ -138,13 +138,14 @@ class OCAutoencoder(nn.Module):
         if visible is None and self.training:
             visible = draw_visible(batch, num_tokens, generator)
         if visible is not None:
-            visible = _moved(visible, reference_tokens.device)
+            visible = _to_device(visible, reference_tokens.device)
         if slots_init is None:
             slots_init = self._sample_slots(batch, num_slots, generator, noise)
         elif noise is not None:
             raise ValueError("noise: expected None where slots_init is given")
         else:
-            self._check_slots(reference_tokens, slots_init, num_slots)
+            self._check_slots("slots_init", slots_init, batch, num_slots)
+            self._check_dtype_device("slots_init", slots_init)
         slots, attention = self.aggregat.aggregate(
             self.encode_project(reference_tokens), slots_init
         )
@@ -154,7 +155,7 @@ class OCAutoencoder(nn.Module):
     def draw(
         self, batch: int, num_slots: int | None = None, generator: torch.Generator | None = None
     ) -> Draws:
-        """Draws what is random in a training step of ``batch`` images, as `forward` does.
+        """Makes the random draws of a training step of ``batch`` images, as `forward` does.
 
         Processes that share a batch draw alike for all of it, and each takes its rows.
 
@@ -170,7 +171,7 @@ class OCAutoencoder(nn.Module):
     def pruner(self, noise_seed: int | None = 0) -> OCPruner:
         """The pruner alone, with copies of the present weights, ready for inference."""
         like = self.initializ.mean
-        # Its weights are drawn before they are copied; that must not move torch's own generator.
+        # The pruner draws weights before they are copied; torch's own generator must not advance.
         with torch.random.fork_rng(devices=[]):
             pruner = OCPruner(
                 self.config, noise_seed=noise_seed, device=like.device, dtype=like.dtype
@@ -182,7 +183,7 @@ class OCAutoencoder(nn.Module):
     def save_checkpoint(self, path: str | Path) -> None:
         """Writes weights, the decoder's too, and config to ``path``, a ``.safetensors`` file.
 
-        `OCPruner.from_checkpoint` reads it and lets the decoder go.
+        `OCPruner.from_checkpoint` reads it without the decoder.
         """
         write_checkpoint(path, self.state_dict(), self.config)
 
@@ -200,14 +201,9 @@ class OCAutoencoder(nn.Module):
                 seeded: Tensor = self.initializ(batch, count)
                 return seeded
             noise = self._draw_noise(batch, count, generator)
-        checks.require_rank("noise", noise, "B, K, D")
-        checks.require_floating("noise", noise)
-        checks.require_size("noise", noise, 0, batch, "reference_tokens")
-        checks.require_size("noise", noise, 2, self.config.slot_dim, "init_dim")
-        checks.require_nonempty("noise", noise, 1, "slot")
-        if num_slots is not None:
-            checks.require_size("noise", noise, 1, num_slots, "num_slots")
-        return mean + _moved(noise, mean.device).to(mean.dtype) * self.initializ.logstd.exp()
+        else:
+            self._check_slots("noise", noise, batch, num_slots)
+        return mean + _to_device(noise, mean.device).to(mean.dtype) * self.initializ.logstd.exp()
 
     def _draw_noise(self, batch: int, num_slots: int, generator: torch.Generator | None) -> Tensor:
         shape = (batch, num_slots, self.config.slot_dim)
@@ -225,19 +221,18 @@ class OCAutoencoder(nn.Module):
         checks.require_floating("reference_tokens", tokens)
         checks.require_size("reference_tokens", tokens, 1, self.decode.num_tokens, "pos_resolut")
         checks.require_size("reference_tokens", tokens, 2, self.config.enc_in_dim, "enc_in_dim")
-        self._check_kind("reference_tokens", tokens)
+        self._check_dtype_device("reference_tokens", tokens)
 
-    def _check_slots(self, tokens: Tensor, slots_init: Tensor, num_slots: int | None) -> None:
-        checks.require_rank("slots_init", slots_init, "B, K, D")
-        checks.require_floating("slots_init", slots_init)
-        self._check_kind("slots_init", slots_init)
-        checks.require_size("slots_init", slots_init, 0, tokens.shape[0], "reference_tokens")
-        checks.require_size("slots_init", slots_init, 2, self.config.slot_dim, "init_dim")
-        checks.require_nonempty("slots_init", slots_init, 1, "slot")
+    def _check_slots(self, name: str, slots: Tensor, batch: int, num_slots: int | None) -> None:
+        checks.require_rank(name, slots, "B, K, D")
+        checks.require_floating(name, slots)
+        checks.require_size(name, slots, 0, batch, "reference_tokens")
+        checks.require_size(name, slots, 2, self.config.slot_dim, "init_dim")
+        checks.require_nonempty(name, slots, 1, "slot")
         if num_slots is not None:
-            checks.require_size("slots_init", slots_init, 1, num_slots, "num_slots")
+            checks.require_size(name, slots, 1, num_slots, "num_slots")
 
-    def _check_kind(self, name: str, tensor: Tensor) -> None:
+    def _check_dtype_device(self, name: str, tensor: Tensor) -> None:
         owner, like = "the autoencoder's parameters", self.initializ.mean
         checks.require_same_device(name, tensor, owner, like)
         if not torch.is_autocast_enabled(like.device.type):
@@ -249,8 +244,8 @@ def _check_generator(generator: torch.Generator | None) -> None:
         raise ValueError(f"generator: expected one on the CPU, got one on {generator.device}")
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it: from pinned memory a copy is asynchronous."""
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies to the device without a synchronization, which takes pinned memory."""
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

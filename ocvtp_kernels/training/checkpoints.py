@@ -1,4 +1,4 @@
-"""Where a run stands, on disk: whole folders, written aside and renamed; the last two are kept."""
+"""Checkpoints of a run: folders that a rename completes, of which the last two are kept."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-KEPT = 2
+MAX_KEPT = 2
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 NAME = re.compile(r"step-(\d{8})")
+TEMPORARY = ".aside-"  # begins the name of a folder that is being written or removed
 
 
 class Snapshot(NamedTuple):
@@ -33,18 +34,18 @@ class Snapshot(NamedTuple):
 def save_snapshot(folder: Path, step: int, snapshot: Snapshot) -> Path:
     """Writes ``folder/step-<step>``, then removes all but the last two.
 
-    The folder comes to be by a rename: at any moment it is whole or not there.
+    A rename makes the folder, so at any moment it is complete or absent.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}"
-    aside = folder / f".aside-{secrets.token_hex(4)}"
-    aside.mkdir()
-    _write(aside / MODEL, save(_contiguous(snapshot.model)))
-    _write(aside / OPTIMIZER, save(_contiguous(snapshot.optimizer)))
-    _write(aside / STATE, (json.dumps(snapshot.state, indent=2) + "\n").encode())
-    aside.rename(path)
+    temporary = folder / f"{TEMPORARY}{secrets.token_hex(4)}"
+    temporary.mkdir()
+    _write(temporary / MODEL, save(_contiguous(snapshot.model)))
+    _write(temporary / OPTIMIZER, save(_contiguous(snapshot.optimizer)))
+    _write(temporary / STATE, (json.dumps(snapshot.state, indent=2) + "\n").encode())
+    temporary.rename(path)
     _sync(folder)
-    for _, old in snapshots(folder)[:-KEPT]:
+    for _, old in snapshots(folder)[:-MAX_KEPT]:
         _remove(old)
     return path
 
@@ -53,14 +54,14 @@ def snapshots(folder: Path) -> list[tuple[int, Path]]:
     """Steps and paths, oldest first."""
     if not folder.is_dir():
         return []
-    found = ((NAME.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in found if match)
+    matches = ((NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def load_snapshot(folder: Path) -> Snapshot | None:
     """The last snapshot that can be read, None if there is none.
 
-    One that cannot be read, on a damaged disk, is passed over with a warning.
+    One that cannot be read is skipped with a warning.
     """
     for _, path in reversed(snapshots(folder)):
         try:
@@ -72,8 +73,8 @@ def load_snapshot(folder: Path) -> Snapshot | None:
 
 
 def sweep(folder: Path, last: int) -> None:
-    """Removes what a killed run left aside, and snapshots behind step ``last``."""
-    for path in folder.glob(".aside-*") if folder.is_dir() else ():
+    """Removes temporary folders of a killed run, and snapshots of steps after ``last``."""
+    for path in folder.glob(f"{TEMPORARY}*") if folder.is_dir() else ():
         shutil.rmtree(path)
     for step, path in snapshots(folder):
         if step > last:
@@ -100,13 +101,13 @@ def restore_optimizer(
         ValueError: a parameter is unknown.
     """
     ordered = (p for group in optimizer.param_groups for p in group["params"])
-    place = {id(parameter): index for index, parameter in enumerate(ordered)}
+    position = {id(parameter): index for index, parameter in enumerate(ordered)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         quantity, _, name = key.partition("/")
         if name not in named:
             raise ValueError(f"optimizer: unexpected parameter {name!r}")
-        state.setdefault(place[id(named[name])], {})[quantity] = value
+        state.setdefault(position[id(named[name])], {})[quantity] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -134,6 +135,6 @@ def _sync(folder: Path) -> None:
 
 def _remove(path: Path) -> None:
     # Renamed first: a folder that is half removed must not look like a snapshot.
-    aside = path.with_name(f".aside-{secrets.token_hex(4)}")
-    path.rename(aside)
-    shutil.rmtree(aside)
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}")
+    path.rename(temporary)
+    shutil.rmtree(temporary)

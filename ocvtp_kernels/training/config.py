@@ -1,4 +1,4 @@
-"""What a training run is told: the published settings, each of them a key and an option."""
+"""Settings of a training run; the defaults are the published ones."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ocvtp_kernels.training.loss import CHANNEL_REDUCTIONS, NORM_MODES, AreaWeig
 PRECISIONS = ("no", "bf16")
 STARTS = ("random", "kmeans")
 PRUNER_KEY = "pruner"
-# The keys of learning rates' shares, by the prefix of parameters.
+# By prefix of a parameter's name, the key of its share of the learning rate.
 SHARES = {"encode_project": "encode_lr", "initializ": "slots_lr", "aggregat": "slots_lr"}
-# Of these a resumed run may have others, as they change no result.
+# A resumed run may change these, as they change no result.
 FREE_KEYS = ("checkpoint_every",)
 # The published widths of slots, encode MLP, slot FFN and decoder FFN, in token widths.
 SLOT_SHARE, ENCODE_SHARE, AGGREGATE_SHARE, FEEDFORWARD_SHARE = 0.5, 2, 2, 4
@@ -53,7 +53,7 @@ class TrainConfig:
             plain mean squared error.
 
     Raises:
-        ValueError: a value is of the wrong kind or out of range.
+        ValueError: a value is of the wrong type or out of range.
     """
 
     epochs: int = 30
@@ -239,9 +239,9 @@ def _parse_toml(text: str, path: Path) -> dict[str, Any]:
     raise ValueError(f"{path}: expected JSON, as TOML is read from Python 3.11 on")
 
 
-def _require_int(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+def _require_int(name: str, value: object, minimum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"{name}: expected a whole number of at least {minimum}, got {value!r}")
 
 
 def _require_number(name: str, value: object, *, above: bool) -> None:

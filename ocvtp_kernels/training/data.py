@@ -1,6 +1,6 @@
-"""Which images a step sees and what it draws: functions of a seed and of where a run stands.
+"""The images of a step and its random draws: functions of the seed and the step alone.
 
-Nothing here has a state, so a run that goes on in the middle sees what it would have seen.
+Nothing here has a state, so a resumed run sees the same images and draws.
 """
 
 from __future__ import annotations
@@ -54,34 +54,34 @@ class Split:
         train, val = (list(part) for part in features.split())
         if limit is not None and limit < len(features):
             few = min(max(1, round(limit * len(val) / len(features))), limit - 1)
-            train, val = _some(train, limit - few, seed), _some(val, few, seed)
+            train, val = _sample(train, limit - few, seed), _sample(val, few, seed)
         self.train, self.val, self.seed = train, val, seed
         self.batch_size = min(batch_size, len(train))
         self.steps = len(train) // self.batch_size
 
     def batch(self, step: int) -> list[int]:
         """The images of a step of the run, counted from 0."""
-        epoch, place = divmod(step, self.steps)
+        epoch, index = divmod(step, self.steps)
         generator = keyed_generator(self.seed, "order", epoch)
         order = torch.randperm(len(self.train), generator=generator)
-        rows = order[place * self.batch_size : (place + 1) * self.batch_size]
+        rows = order[index * self.batch_size : (index + 1) * self.batch_size]
         return [self.train[row] for row in rows.tolist()]
 
     def fingerprint(self, features: FeatureFolder) -> str:
-        """Of images, splits and encoder: a run goes on only with the same."""
-        about = {
+        """A hash of images, splits and encoder, which a resumed run must share."""
+        encoder = {
             key: features.manifest.get(key)
             for key in ("encoder", "model", "reference_layer", "weights_sha256", "dtype")
         }
-        text = [str(about), f"{features.num_tokens} x {features.width}"]
+        text = [str(encoder), f"{features.num_tokens} x {features.width}"]
         for part in (self.train, self.val):
             text += ["split", *(features.paths[index] for index in part)]
         return hashlib.sha256("\n".join(text).encode()).hexdigest()
 
 
-def _some(indices: list[int], count: int, seed: int) -> list[int]:
+def _sample(indices: list[int], count: int, seed: int) -> list[int]:
     order = torch.randperm(len(indices), generator=keyed_generator(seed, "limit")).tolist()
-    return sorted(indices[place] for place in order[:count])
+    return sorted(indices[i] for i in order[:count])
 
 
 def read_tokens(features: FeatureFolder, indices: Iterable[int]) -> Tensor:
@@ -91,13 +91,13 @@ def read_tokens(features: FeatureFolder, indices: Iterable[int]) -> Tensor:
 
 
 def prefetch(features: FeatureFolder, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
-    """Tokens of batch after batch, the next one read while the last is worked on."""
+    """Tokens of batch after batch, the next one read in a thread meanwhile."""
     with ThreadPoolExecutor(max_workers=1) as reader:
-        waiting = None
+        pending = None
         for indices in batches:
-            coming = reader.submit(read_tokens, features, indices)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting.result()
+            following = reader.submit(read_tokens, features, indices)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()

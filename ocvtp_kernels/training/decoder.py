@@ -13,8 +13,8 @@ from ocvtp_kernels import checks
 from ocvtp_kernels.pruner.config import PrunerConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
-# Half of the images show this many tokens, so the slots have to tell nearly everything.
-FEW = 24
+# Half of the images show this many tokens, so that the slots must carry nearly everything.
+FEW_VISIBLE = 24
 # Deviation of the mask token and the positions at the start, as masked autoencoders have it.
 INITIAL_DEVIATION = 0.02
 
@@ -34,7 +34,7 @@ class Projection(nn.Module):
 
 
 class Positions(nn.Module):
-    """A learned embedding of each token's place, under the authors' name ``_pe``."""
+    """A learned embedding of each token's position, under the authors' name ``_pe``."""
 
     def __init__(self, resolution: tuple[int, ...], dim: int) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ def draw_visible(batch: int, num_tokens: int, generator: torch.Generator | None 
     rank = scores.argsort(dim=1).argsort(dim=1)
     uniform = torch.randint(num_tokens - 1, (batch, 1), generator=generator)
     is_uniform = torch.rand(batch, 1, generator=generator) < 0.5
-    keep = torch.where(is_uniform, uniform, min(FEW, num_tokens - 1))
+    keep = torch.where(is_uniform, uniform, min(FEW_VISIBLE, num_tokens - 1))
     return rank < keep
 
 

@@ -1,4 +1,4 @@
-"""How much of an image its kept tokens tell: reconstruction errors of selections."""
+"""Reconstruction errors of selections: how much of an image the kept tokens preserve."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ocvtp_kernels.training.data import keyed_generator, prefetch
 from ocvtp_kernels.training.features import FeatureFolder
 
 RUN_FILE = "run.json"
-# An image all of whose tokens are alike has no error to compare with.
-SMALLEST_VARIANCE = 1e-12
+# Of an image whose tokens are all equal; errors are divided by the variance.
+MIN_VARIANCE = 1e-12
 
 
 class Measures(NamedTuple):
@@ -31,7 +31,7 @@ class Measures(NamedTuple):
     coverage: Tensor  # mean cosine to the nearest kept token; higher is better
 
 
-# What of `Measures` is an error.
+# Those of `Measures` that are errors.
 ERRORS = ("decoded", "nearest")
 
 
@@ -51,11 +51,11 @@ class Trained(NamedTuple):
             ValueError: it has no decoder, or is for other tokens than the features.
         """
         autoencoder = OCAutoencoder.from_checkpoint(path, device=device).eval()
-        found = (autoencoder.decode.num_tokens, autoencoder.config.enc_in_dim)
-        if found != (features.num_tokens, features.width):
+        num_tokens, width = autoencoder.decode.num_tokens, autoencoder.config.enc_in_dim
+        if (num_tokens, width) != (features.num_tokens, features.width):
             raise ValueError(
                 f"{path}: expected an autoencoder of {features.num_tokens} tokens of"
-                f" {features.width} channels, got one of {found[0]} of {found[1]}"
+                f" {features.width} channels, got one of {num_tokens} of {width}"
             )
         autoencoder.requires_grad_(False)
         scale, run = 1.0, path.with_name(RUN_FILE)
@@ -64,7 +64,7 @@ class Trained(NamedTuple):
         return cls(autoencoder, autoencoder.pruner().freeze(), scale)
 
     def select(self, tokens: Tensor, budget: int, seed: int) -> Tensor:
-        """The pruner's choice among tokens ``[B, N, C]``: int64 ``[B, budget]``.
+        """The pruner's selection among tokens ``[B, N, C]``: int64 ``[B, budget]``.
 
         As many slots as kept tokens, from the noise of the seed; without importance, which
         features do not hold, gaps are filled by the slots' own attention.
@@ -77,8 +77,8 @@ class Trained(NamedTuple):
         """All tokens from the kept ones alone: ``[B, N, C]``, ``[B, T]`` -> ``[B, N, C]``.
 
         T slots are made of the T kept tokens as the pruner makes them of all, and the decoder
-        sees the kept tokens in their places and the mask token elsewhere. Nothing of a token that
-        is not kept gets in, however the selection was made.
+        sees the kept tokens at their positions and the mask token elsewhere, so nothing of a token
+        that is not kept enters.
         """
         model = self.autoencoder
         kept = gather_tokens(tokens, ids)
@@ -99,10 +99,10 @@ class Trained(NamedTuple):
 
 
 def measure(trained: Trained, tokens: Tensor, ids: Tensor, seed: int) -> Measures:
-    """Judges a selection on the tokens that it keeps some of.
+    """Measures a selection on the tokens that it was made from.
 
     Errors are squared distances, mean over tokens, over the image's variance (the mean squared
-    distance of its tokens to their mean): 1 is what the mean token alone would do.
+    distance of its tokens to their mean): 1 is the error of the mean token alone.
 
     Args:
         trained: whose decoder reconstructs.
@@ -110,7 +110,7 @@ def measure(trained: Trained, tokens: Tensor, ids: Tensor, seed: int) -> Measure
         seed: of the slots' noise.
     """
     variance = (tokens - tokens.mean(dim=1, keepdim=True)).double().square().sum(-1).mean(-1)
-    variance = variance.clamp(min=SMALLEST_VARIANCE)
+    variance = variance.clamp(min=MIN_VARIANCE)
     decoded = (trained.decode(tokens, ids, seed) - tokens).double().square().sum(-1).mean(-1)
     return Measures(
         (decoded / variance).cpu(),
@@ -121,8 +121,8 @@ def measure(trained: Trained, tokens: Tensor, ids: Tensor, seed: int) -> Measure
 
 def nearest_error(tokens: Tensor, ids: Tensor) -> Tensor:
     """Squared distance to the nearest kept token, mean over tokens: float64 ``[B]``."""
-    wide = tokens.double()
-    distances = torch.cdist(wide, gather_tokens(wide, ids))
+    tokens = tokens.double()
+    distances = torch.cdist(tokens, gather_tokens(tokens, ids))
     return distances.amin(dim=-1).square().mean(dim=-1)
 
 
@@ -130,7 +130,7 @@ def random_ids(batch: int, num_tokens: int, budget: int, seed: int, first: int =
     """Tokens at random, each image its own: int64 ``[batch, budget]``, ascending.
 
     Args:
-        first: the place of the batch's first image, so that batches do not matter.
+        first: index of the batch's first image, so that the batch size does not matter.
     """
     rows = []
     for image in range(first, first + batch):
@@ -142,8 +142,8 @@ def random_ids(batch: int, num_tokens: int, budget: int, seed: int, first: int =
 def grid_ids(grid: tuple[int, int], budget: int) -> Tensor:
     """``budget`` tokens spread evenly over a grid: int64 ``[budget]``, ascending, distinct.
 
-    As many rows as make the spacing alike in both directions, evenly placed; each has its share
-    of the budget, evenly placed too.
+    The number of rows makes the spacing about equal in both directions; the budget is spread
+    evenly over the rows, and each row's tokens evenly over its width.
 
     Raises:
         ValueError: the budget is not 1 to the number of tokens.
@@ -173,7 +173,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to select: a name, and the ids it keeps of some images.
+    """A way to select tokens.
 
     Its ids are those of the tokens of ``features``, by ``trained``; "random" and "grid" need
     neither.
@@ -186,7 +186,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Judge:
-    """Tokens on which selections are judged, and the decoder that reconstructs them."""
+    """Tokens on which selections are measured, and the decoder that reconstructs them."""
 
     name: str
     trained: Trained
@@ -218,7 +218,7 @@ def evaluate(
         raise ValueError("features: expected images to evaluate on, got none")
     device = judge.trained.autoencoder.initializ.mean.device
     batches = [images[at : at + batch_size] for at in range(0, len(images), batch_size)]
-    found: dict[tuple[int, str], list[list[Measures]]] = {}
+    measured: dict[tuple[int, str], list[list[Measures]]] = {}
     for number, tokens in enumerate(prefetch(judge.features, batches)):
         tokens = tokens.to(device).float()
         for contender in contenders:
@@ -239,8 +239,8 @@ def evaluate(
                             grid_ids(judge.features.grid, budget).to(device).expand(len(tokens), -1)
                         )
                     row.append(measure(judge.trained, tokens, ids, seed))
-                found.setdefault((budget, contender.name), []).append(row)
-    for (budget, name), rows_of in sorted(found.items(), key=lambda item: item[0][0]):
+                measured.setdefault((budget, contender.name), []).append(row)
+    for (budget, name), rows_of in sorted(measured.items(), key=lambda item: item[0][0]):
         by_seed = [
             Measures(*(torch.cat(parts) for parts in zip(*seed, strict=True)))
             for seed in zip(*rows_of, strict=True)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ocvtp_kernels.files import write_aside
-from ocvtp_kernels.report.text import markdown
+from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.training.evaluation import ERRORS, Measures, Result
 from ocvtp_kernels.training.log import GRID, INK
 
@@ -96,7 +96,7 @@ def as_markdown(table: Sequence[Line], title: str) -> str:
             [method, *(cells.get((method, budget), "") for budget in budgets)]
             for method in dict.fromkeys(line.method for line in own)
         ]
-        parts.append(markdown(["tokens kept", *map(str, budgets)], rows))
+        parts.append(markdown_table(["tokens kept", *map(str, budgets)], rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -147,4 +147,4 @@ def draw(table: Sequence[Line], path: Path) -> None:
         axes.grid(color=GRID, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     grid[0][0].legend(frameon=False, labelcolor=INK, fontsize=9)
-    write_aside(path, lambda aside: figure.savefig(aside, dpi=150))
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=150))

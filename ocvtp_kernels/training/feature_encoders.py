@@ -19,7 +19,7 @@ from ocvtp_kernels.vlm.towers import Tower
 class ReferenceEncoder(Protocol):
     """Reference tokens of photos, a batch at a time."""
 
-    identity: dict[str, Any]  # the manifest's entries that tell one encoder from another
+    identity: dict[str, Any]  # the manifest's entries that identify the encoder
     num_tokens: int  # N, of every photo
     width: int  # C
     computed_in: str  # device and dtype
@@ -83,15 +83,15 @@ class _TowerReference:
 
     def __init__(self, encoder: TowerEncoder, device: torch.device) -> None:
         self._encoder, self.tower, self.layer = encoder, encoder.tower, encoder.reference_layer
-        # The encoder made the weights float32, which lost nothing.
+        # The encoder converted the weights to float32, which is exact.
         own = getattr(self.tower.config, "dtype", None) or torch.float32
         weights = _hash_weights(self.tower, self.layer, own)
         self.device, self.dtype = device, own if device.type == "cuda" else torch.float32
         self.tower.module.to(device=device, dtype=self.dtype)
         grid = self.tower.read_grid(self.prepare(Image.new("RGB", (64, 64))))
         self.num_tokens, self.width = math.prod(grid), encoder.width
-        kind = self.tower.config.model_type
-        self.identity = _identify(kind, encoder.name, self.layer, weights, grid, self.width)
+        name = self.tower.config.model_type
+        self.identity = _identify(name, encoder.name, self.layer, weights, grid, self.width)
         self.computed_in = f"{device.type} {str(self.dtype).removeprefix('torch.')}"
 
     def prepare(self, photo: Image.Image) -> Tensor:
@@ -100,13 +100,12 @@ class _TowerReference:
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(device=self.device, dtype=self.dtype)
-        # hidden_states[0] is the embedding; as no deeper ones are asked for, later layers are
-        # left out.
+        # hidden_states[0] is the embedding; layers after the one asked for do not run.
         return self.tower.encode(pixels, self.layer, self.layer + 1).reference_tokens
 
 
 def _identify(
-    kind: str,
+    name: str,
     model: str | None,
     layer: int | None,
     weights: str | None,
@@ -114,7 +113,7 @@ def _identify(
     width: int,
 ) -> dict[str, Any]:
     return {
-        "encoder": kind,
+        "encoder": name,
         "model": model,
         "reference_layer": layer,
         "weights_sha256": weights,
@@ -126,9 +125,9 @@ def _identify(
 
 
 def _hash_weights(tower: Tower, layer: int, dtype: torch.dtype) -> str:
-    """SHA-256 of what makes the reference tokens: the embedding and the layers up to theirs.
+    """SHA-256 of the weights that compute the reference tokens: embedding and layers up to theirs.
 
-    Names are left out of it, since they differ between versions of transformers.
+    Names are not hashed, since they differ between versions of transformers.
     """
     digest = hashlib.sha256()
     inner: Any = getattr(tower.module, "vision_model", tower.module)

@@ -1,4 +1,4 @@
-"""Encoding a folder of images to features on disk, in a way that may be killed and run again."""
+"""Encoding a folder of images to features on disk; a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from ocvtp_kernels.files import write_aside
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.training.feature_encoders import ReferenceEncoder
 from ocvtp_kernels.training.features import (
     FORMAT,
@@ -40,8 +40,8 @@ _MAX_THREADS = 16
 class FeatureWriter:
     """Appends tokens to a folder of features, shard by shard.
 
-    A shard is renamed into place before the manifest names it, so whenever the process is killed
-    the folder holds all that the manifest names, and at most the shard in memory is lost.
+    A shard is complete before the manifest names it, so a killed process loses at most the shard in
+    memory.
 
     Args:
         output: the folder, which may hold features of the same encoder.
@@ -72,8 +72,9 @@ class FeatureWriter:
         self._names: list[str] = []
         self._sizes: list[int] = []
         self._buffer = torch.empty(0, encoder.num_tokens, encoder.width, dtype=torch.float16)
-        for aside in (*output.glob(".features-*.safetensors"), *output.glob(".manifest-*.json")):
-            aside.unlink()  # of a run that was killed while it wrote
+        # A run that was killed may have left temporary files.
+        for path in (*output.glob(".features-*.safetensors"), *output.glob(".manifest-*.json")):
+            path.unlink()
         self.done: dict[str, int] = {
             name: size
             for shard in self.shards
@@ -81,8 +82,8 @@ class FeatureWriter:
         }
 
     @property
-    def room(self) -> int:
-        """Images that the running shard still takes."""
+    def remaining(self) -> int:
+        """Images that the current shard still takes."""
         return self._shard_size - len(self._names)
 
     def add(self, name: str, size: int, tokens: Tensor) -> None:
@@ -93,26 +94,23 @@ class FeatureWriter:
         self._names.append(name)
         self._sizes.append(size)
         self.skipped.pop(name, None)
-        if not self.room:
+        if not self.remaining:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the running shard, if it has images, and the manifest."""
+        """Writes the current shard, if it has images, and the manifest."""
         if self._names:
             self._write_shard()
         skipped = [{"path": name, "reason": why} for name, why in sorted(self.skipped.items())]
         text = json.dumps({**self._about, "shards": self.shards, "skipped": skipped}, indent=1)
-        write_aside(
-            self.output / MANIFEST,
-            partial(Path.write_text, data=text + "\n", encoding="utf-8"),
-        )
+        atomic_write(self.output / MANIFEST, text + "\n")
 
     def _write_shard(self) -> None:
         path = self.output / shard_name(len(self.shards))
         tokens = self._buffer[: len(self._names)]
-        # Not save_file, which writes to a file of its own name first, and a kill would leave that.
+        # Not save_file: its own temporary file would stay if the process is killed.
         data = save({TENSOR: tokens})
-        write_aside(path, partial(Path.write_bytes, data=data))
+        atomic_write(path, data)
         self.shards.append(
             {
                 "file": path.name,
@@ -139,19 +137,19 @@ def find_images(folder: Path) -> list[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    found = []
+    names = []
     for at, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
+        names += [
             (Path(at) / name).relative_to(folder).as_posix()
             for name in files
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
         ]
-    return sorted(found)
+    return sorted(names)
 
 
 class _Prepared(NamedTuple):
-    """An image that waits for its batch, or why it does not."""
+    """An image ready for its batch, or the reason why it is skipped."""
 
     name: str
     size: int = 0
@@ -176,7 +174,7 @@ def write_features(
         open_photo: reads an image as RGB; called from several threads.
         batch_size: images encoded at once. No batch has images of two shards, so a run that was
             killed and continued encodes the same batches as one that was not.
-        report: told each image that is encoded, or the reason why it is skipped.
+        report: called with each image's name, and the reason if it is skipped.
 
     Returns:
         how many were skipped: not whole images, or with tokens that float16 cannot hold.
@@ -185,13 +183,13 @@ def write_features(
         ValueError: an image whose features are there has changed its size.
     """
     for name in names:
-        known = writer.done.get(name)
-        if known is not None and (folder / name).exists():
+        recorded = writer.done.get(name)
+        if recorded is not None and (folder / name).exists():
             size = (folder / name).stat().st_size
-            if size != known:
+            if size != recorded:
                 raise ValueError(
                     f"{printable(name)}: has {size} bytes, and the features in {writer.output} are "
-                    f"of an image of {known}; choose another output"
+                    f"of an image of {recorded}; choose another output"
                 )
     todo = [name for name in names if name not in writer.done]
     for name in [name for name in writer.skipped if not (folder / name).exists()]:
@@ -199,7 +197,7 @@ def write_features(
     batch: list[_Prepared] = []
     skipped = 0
 
-    def settle(item: _Prepared, reason: str | None) -> None:
+    def finish(item: _Prepared, reason: str | None) -> None:
         nonlocal skipped
         if reason is not None:
             skipped += 1
@@ -213,17 +211,17 @@ def write_features(
         for item, own, fits in zip(batch, tokens, finite, strict=True):
             if fits:
                 writer.add(item.name, item.size, own)
-            settle(item, None if fits else "reference_tokens: expected finite float16 numbers")
+            finish(item, None if fits else "reference_tokens: expected finite float16 numbers")
         batch.clear()
 
     read = partial(_prepare, folder, writer.encoder, open_photo)
     with closing(_ahead(read, todo, 2 * batch_size)) as prepared:
         for item in prepared:
             if item.pixels is None:
-                settle(item, item.reason)
+                finish(item, item.reason)
             else:
                 batch.append(item)
-            if len(batch) == min(batch_size, writer.room):
+            if len(batch) == min(batch_size, writer.remaining):
                 encode()
     if batch:
         encode()
@@ -245,7 +243,7 @@ def _prepare(
     try:
         size = (folder / name).stat().st_size
         return _Prepared(name, size, encoder.prepare(open_photo(folder / name)))
-    # A broken file can make its decoder raise anything, and must not end a run of hours.
+    # A broken file can make its decoder raise anything; it must not end the run.
     except Exception as error:
         reason = str(error).replace(str(folder / name), name) or type(error).__name__
         return _Prepared(name, reason=printable(reason))
@@ -254,7 +252,7 @@ def _prepare(
 def _ahead(
     read: Callable[[str], _Prepared], names: Sequence[str], count: int
 ) -> Generator[_Prepared, None, None]:
-    """What ``read`` makes of each name, in order, with ``count`` of them under way in threads."""
+    """``read`` of each name, in order, computed by threads up to ``count`` names ahead."""
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[_Prepared]] = deque()

@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 FORMAT, VERSION = "ocvtp-features", 1
 TENSOR, DTYPE = "tokens", "float16"
 _SAFETENSORS_DTYPE = "F16"
-_KINDS: dict[str, tuple[type, ...]] = {
+_TYPES: dict[str, tuple[type, ...]] = {
     "package_version": (str,),
     "encoder": (str,),
     "model": (str, type(None)),
@@ -36,7 +36,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "shards": (list,),
     "skipped": (list,),
 }
-_SHARD_KINDS: dict[str, tuple[type, ...]] = {
+_SHARD_TYPES: dict[str, tuple[type, ...]] = {
     "file": (str,),
     "count": (int,),
     "sha256": (str,),
@@ -87,14 +87,14 @@ class FeatureFolder:
             FileNotFoundError: its shard is missing.
             ValueError: its shard is not what the manifest says.
         """
-        place = operator.index(index)
-        if not -len(self) <= place < len(self):
-            raise IndexError(f"index: expected {-len(self)} to {len(self) - 1}, got {place}")
-        place %= len(self)
-        number = bisect_right(self._ends, place)
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index: expected {-len(self)} to {len(self) - 1}, got {index}")
+        index %= len(self)
+        number = bisect_right(self._ends, index)
         start = self._ends[number] - self._shards[number]["count"]
-        tokens: Tensor = self._slice(number)[place - start]
-        # What the map gives shares its memory, and a change would be read again.
+        tokens: Tensor = self._slice(number)[index - start]
+        # The slice shares the mapped memory, which a later read would see changed.
         return tokens.clone()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,12 +142,12 @@ class FeatureFolder:
         self.require_shards()
         for shard in self._shards:
             path = self.path / shard["file"]
-            found = sha256_of(path)
-            if found != shard["sha256"]:
-                raise ValueError(f"{path}: expected SHA-256 {shard['sha256']}, got {found}")
+            digest = sha256_of(path)
+            if digest != shard["sha256"]:
+                raise ValueError(f"{path}: expected SHA-256 {shard['sha256']}, got {digest}")
 
     def _slice(self, number: int) -> Any:
-        """A shard's tokens, not read yet."""
+        """A shard's tokens, read when they are indexed."""
         if number not in self._open:
             self._open[number] = self._map(self._shards[number])
         return self._open[number]
@@ -165,11 +165,11 @@ class FeatureFolder:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: expected a safetensors file, got {error}") from error
         expected = (_SAFETENSORS_DTYPE, [shard["count"], self.num_tokens, self.width])
-        found = (str(tokens.get_dtype()), list(tokens.get_shape()))
-        if found != expected:
+        actual = (str(tokens.get_dtype()), list(tokens.get_shape()))
+        if actual != expected:
             raise ValueError(
                 f"{path}: expected {expected[0]} {expected[1]} by {MANIFEST}, "
-                f"got {found[0]} {found[1]}"
+                f"got {actual[0]} {actual[1]}"
             )
         return tokens
 
@@ -191,7 +191,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected a manifest of format {FORMAT!r}")
     if manifest.get("version") != VERSION:
         raise ValueError(f"{path}: expected version {VERSION}, got {manifest.get('version')!r}")
-    _require(manifest, _KINDS, str(path))
+    _require(manifest, _TYPES, str(path))
     rows_columns = manifest["grid"]
     if (
         len(rows_columns) != 2
@@ -208,7 +208,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         where = f"{path}: shard {number}"
         if not isinstance(shard, dict):
             raise ValueError(f"{where}: expected an object, got {shard!r}")
-        _require(shard, _SHARD_KINDS, where)
+        _require(shard, _SHARD_TYPES, where)
         if not shard["count"] == len(shard["images"]) == len(shard["bytes"]) > 0:
             raise ValueError(f"{where}: expected as many images as its count, {shard['count']}")
         if shard["file"] != shard_name(number):
@@ -235,16 +235,16 @@ def float16_of(tokens: Tensor) -> Tensor:
     return tokens.to(device="cpu", dtype=torch.float16)
 
 
-def _require(found: dict[str, Any], kinds: dict[str, tuple[type, ...]], where: str) -> None:
-    for key, kind in kinds.items():
-        if key not in found:
+def _require(values: dict[str, Any], types: dict[str, tuple[type, ...]], where: str) -> None:
+    for key, allowed in types.items():
+        if key not in values:
             raise ValueError(f"{where}: {key} is missing")
-        if not isinstance(found[key], kind) or isinstance(found[key], bool):
-            expected = " or ".join("null" if k is type(None) else k.__name__ for k in kind)
-            raise ValueError(f"{where}: {key}: expected {expected}, got {found[key]!r}")
+        if not isinstance(values[key], allowed) or isinstance(values[key], bool):
+            expected = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
+            raise ValueError(f"{where}: {key}: expected {expected}, got {values[key]!r}")
 
 
 def _uniform(path: str, seed: int) -> float:
-    """A number in [0, 1) that path and seed decide."""
+    """A number in [0, 1), a hash of path and seed."""
     digest = hashlib.sha256(f"{seed}/{path}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

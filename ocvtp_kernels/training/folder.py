@@ -1,30 +1,15 @@
-"""The folder of a training run: what is in it, whose it is, and what a run leaves at its end."""
+"""The folder of a training run: its files, and whether a run may go on in it."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import platform
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from ocvtp_kernels.files import write_aside
-from ocvtp_kernels.pruner.config import PrunerConfig
-from ocvtp_kernels.report.text import markdown
-from ocvtp_kernels.training.autoencoder import OCAutoencoder
+from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.training.config import FREE_KEYS
-from ocvtp_kernels.training.log import Row, draw_curve, read_log
-from ocvtp_kernels.version import __version__
-
-if TYPE_CHECKING:
-    from ocvtp_kernels.training.loop import Trainer
-
-PACKAGES = ("accelerate", "safetensors")
 
 
 class RunFolder:
@@ -49,12 +34,6 @@ class RunFolder:
         """All of them but the checkpoints."""
         return self.log, self.best, self.pruner, self.curve, self.card, self.run
 
-    @staticmethod
-    def plain(config: PrunerConfig) -> dict[str, Any]:
-        """A pruner's config as JSON has it."""
-        plain: dict[str, Any] = json.loads(config.to_json())
-        return plain
-
     def prepare(self, identity: Mapping[str, Any], is_fresh: bool) -> None:
         """Makes the folder ready for a run of this identity, to begin or to go on with.
 
@@ -77,23 +56,11 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         elif self.run.exists():
             _require_same(json.loads(self.run.read_text(encoding="utf-8")), identity, self.path)
-        # Killed while it wrote aside, a run leaves what it wrote.
+        # A run that was killed may have left temporary files.
         for path in self.files:
-            for aside in self.path.glob(f".{path.stem}-????????{path.suffix}"):
-                aside.unlink()
-        text = json.dumps(identity, indent=2) + "\n"
-        write_aside(self.run, lambda aside: aside.write_text(text, encoding="utf-8"))
-
-    def finish(self, trainer: Trainer, command: str) -> None:
-        """Writes the best weights' pruner, the curve and the card."""
-        # Its weights are drawn before they are read; that must not move torch's own generator.
-        with torch.random.fork_rng(devices=[]):
-            best = OCAutoencoder.from_checkpoint(self.best)
-        best.pruner().save_checkpoint(self.pruner)
-        rows = read_log(self.log)
-        draw_curve(rows, self.curve)
-        text = card(trainer, rows, command)
-        write_aside(self.card, lambda aside: aside.write_text(text, encoding="utf-8"))
+            for temporary in self.path.glob(f".{path.stem}-????????{path.suffix}"):
+                temporary.unlink()
+        atomic_write(self.run, json.dumps(identity, indent=2) + "\n")
 
 
 def _require_same(there: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
@@ -112,57 +79,3 @@ def _require_same(there: Mapping[str, Any], identity: Mapping[str, Any], path: P
             f"output: {path} has a run that differs ({'; '.join(differences)}); give another"
             " folder, or begin it anew with --fresh"
         )
-
-
-def card(trainer: Trainer, rows: list[Row], command: str) -> str:
-    """The model card, Markdown."""
-    manifest, split, features = trainer.features.manifest, trainer.split, trainer.features
-    ends = [row for row in rows if row.val_loss is not None]
-    data = {
-        "encoder": manifest.get("encoder") or manifest.get("model"),
-        "reference layer": manifest.get("reference_layer"),
-        "tokens of an image": f"{features.num_tokens} of {features.width} channels",
-        "images trained on": len(split.train),
-        "images validated on": len(split.val),
-        "fingerprint": f"`{split.fingerprint(features)[:16]}`",
-    }
-    losses = {
-        "steps": f"{trainer.step} of {split.batch_size} images, {trainer.world} process(es) at the"
-        " end",
-        "epochs": f"{ends[-1].epoch} of {trainer.config.epochs}",
-        "validation loss after the first epoch": f"{ends[0].val_loss:.6g}",
-        "validation loss at its best": f"{trainer.best:.6g} (epoch {trainer.best_epoch})",
-        "seconds": f"{rows[-1].seconds:.0f}",
-    }
-    versions = {"ocvtp-kernels": __version__, "Python": platform.python_version()}
-    versions["torch"] = torch.__version__  # which tells the build too
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "unknown"
-    settings = {key: value for key, value in dataclasses.asdict(trainer.config).items()}
-    parts = [
-        "# An object-centric token pruner",
-        "Trained by `ocvtp train` (OC-VTP, arXiv 2511.20439). `pruner.safetensors` is the pruner"
-        " with its config, for `OCPruner.from_checkpoint` and `ocvtp prune --checkpoint`;"
-        " `best.safetensors` is the whole autoencoder. Both are of the epoch with the best"
-        " validation loss: the training objective on images not trained on.",
-        f"```sh\n{command or 'ocvtp train'}\n```",
-        "## Data",
-        _table(data),
-        "## Losses",
-        "![loss](loss.png)",
-        _table(losses),
-        "## Settings",
-        _table(settings),
-        "## Versions",
-        _table(versions),
-        "## The pruner's config",
-        f"```json\n{trainer.pruner.to_json()}\n```",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _table(values: Mapping[str, Any]) -> str:
-    return markdown(("", ""), [(key, str(value)) for key, value in values.items()])

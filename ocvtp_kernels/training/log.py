@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ocvtp_kernels.files import write_aside
-from ocvtp_kernels.installing import install_command
+from ocvtp_kernels.files import atomic_write
 
 HEADER = ("step", "epoch", "K", "loss", "lr", "val_loss", "seconds")
 INK, TRAINING, VALIDATION, GRID = "#1b1d22", "#b9c4d4", "#d9480f", "#dcdee2"
-MISSING = "matplotlib draws the curves and is not installed: run {}"
 
 
 class Row(NamedTuple):
@@ -25,10 +23,10 @@ class Row(NamedTuple):
     loss: float
     lr: float
     val_loss: float | None  # of the epoch that ends with this step
-    seconds: float  # spent on the run up to here, what was lost by a kill left out
+    seconds: float  # of training up to here; steps repeated after a kill count once
 
     def line(self) -> str:
-        """As CSV; nine digits tell every float32 from its neighbours."""
+        """As CSV; nine digits identify a float32."""
         val = "" if self.val_loss is None else f"{self.val_loss:.9g}"
         return (
             f"{self.step},{self.epoch},{self.num_slots},{self.loss:.9g},{self.lr:.9g},{val},"
@@ -37,7 +35,7 @@ class Row(NamedTuple):
 
 
 class Log:
-    """``log.csv``, appended to in whole rows and cut back to where a resumed run stands.
+    """``log.csv``: whole rows are appended, and a resumed run first truncates it to its checkpoint.
 
     Args:
         path: of the file.
@@ -51,15 +49,15 @@ class Log:
         self.path = path
         if size == 0:
             header = ",".join(HEADER) + "\n"
-            write_aside(path, lambda aside: aside.write_text(header, encoding="utf-8"))
+            atomic_write(path, header)
             return
-        there = path.stat().st_size if path.exists() else 0
-        if there < size:
-            raise ValueError(f"{path}: expected at least {size} bytes to go on from, got {there}")
+        present = path.stat().st_size if path.exists() else 0
+        if present < size:
+            raise ValueError(f"{path}: expected at least {size} bytes to go on from, got {present}")
         os.truncate(path, size)
 
     def append(self, rows: Sequence[Row]) -> int:
-        """Writes rows through to the disk; returns the file's size then."""
+        """Writes and syncs rows; returns the file's size in bytes."""
         with self.path.open("ab") as file:
             file.write("".join(row.line() for row in rows).encode())
             file.flush()
@@ -71,7 +69,7 @@ def read_log(path: Path) -> list[Row]:
     """The rows of a log.
 
     Raises:
-        ValueError: the file is not a log of ours.
+        ValueError: the file has other columns.
     """
     with path.open(encoding="utf-8", newline="") as file:
         lines = csv.reader(file)
@@ -89,14 +87,6 @@ def read_log(path: Path) -> list[Row]:
             )
             for step, epoch, count, loss, lr, val, seconds in lines
         ]
-
-
-def require_matplotlib() -> None:
-    """Raises `ImportError` with a sentence to act on where there is no matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(MISSING.format(install_command("train"))) from error
 
 
 def draw_curve(rows: Sequence[Row], path: Path) -> None:
@@ -127,4 +117,4 @@ def draw_curve(rows: Sequence[Row], path: Path) -> None:
     axes.grid(color=GRID, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, labelcolor=INK)
-    write_aside(path, lambda aside: figure.savefig(aside, dpi=150))
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=150))

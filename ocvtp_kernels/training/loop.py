@@ -1,9 +1,9 @@
-"""The training run: one process or several, on the CPU or on GPUs, resumable to the bit."""
+"""The training loop: one process or several, on the CPU or on GPUs; resuming is bitwise exact."""
 
 from __future__ import annotations
 
+import json
 import time
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -22,7 +22,7 @@ from ocvtp_kernels.training.start import start_as_kmeans
 
 # Images, or a row an image.
 Rows = TypeVar("Rows", list[int], Tensor)
-# Losses wait on the device for this many steps, so that no step waits for the device.
+# Losses are read from the device every so many steps, so that no step synchronizes.
 STEPS_TO_LOG = 20
 
 
@@ -33,17 +33,16 @@ class Diverged(RuntimeError):
 class Trainer:
     """A training run in a folder, see `TrainConfig`.
 
-    All that is random is drawn on the CPU for the whole batch of all processes, by generators
-    keyed by the seed and by the step, so the number of processes does not matter (but to dropout,
-    which has a key a process) and there is no generator whose state could be lost.
+    Random numbers are drawn on the CPU for the whole batch of all processes, by generators keyed by
+    seed and step: results do not depend on the number of processes (except for dropout, keyed by
+    process too), and a checkpoint needs no generator state.
 
-    Validation is the training objective, masks and noise included, on images that are not trained
-    on: an image meets the same draws in every epoch, and dropout is off. Unmasked tokens would be
-    copied, whatever the slots say.
+    Validation is the training objective on held-out images, with the same masks and noise in every
+    epoch and without dropout. Without masks the decoder could copy its input.
 
     Args:
         features: the tokens to train on.
-        folder: where the run is kept.
+        folder: of the run.
         config: its settings.
         pruner: what is trained.
         is_fresh: begin anew, and remove what the folder has of an earlier run.
@@ -78,7 +77,7 @@ class Trainer:
         self.loss = config.loss()
         self.identity = {
             "train": config.as_json(),
-            "pruner": folder.plain(pruner),
+            "pruner": json.loads(pruner.to_json()),
             "data": self.split.fingerprint(features),
         }
         if self.accelerator.is_main_process:
@@ -114,7 +113,7 @@ class Trainer:
                 self._train_epoch(bar)
                 val_loss = self._validate()
                 self._log(val_loss)
-                self._judge(val_loss)
+                self._update_best(val_loss)
                 self._checkpoint()
                 bar.set_postfix(validation=f"{val_loss:.4g}", best=f"{self.best:.4g}")
         self.accelerator.wait_for_everyone()
@@ -160,13 +159,14 @@ class Trainer:
         # After the weights are in: distributed training copies those of the first process.
         self.trained, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
 
-    def _own(self, images: Rows) -> Rows:
+    def _local(self, images: Rows) -> Rows:
+        """This process' rows of a batch."""
         return images[self.rank :: self.world]
 
     def _train_epoch(self, bar: tqdm) -> None:
         end = (self.step // self.split.steps + 1) * self.split.steps
         self.trained.train()
-        images = (self._own(self.split.batch(step)) for step in range(self.step, end))
+        images = (self._local(self.split.batch(step)) for step in range(self.step, end))
         for tokens in prefetch(self.features, images):
             self._train_step(tokens)
             bar.update()
@@ -188,8 +188,9 @@ class Trainer:
         devices = [tokens.device] if tokens.is_cuda else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(keyed_seed(seed, "dropout", step, self.rank))
-            out = self.trained(tokens, noise=self._own(draws.noise), visible=self._own(draws[1]))
-            target = self.config.target_scale * tokens
+            noise, visible = self._local(draws.noise), self._local(draws.visible)
+            out = self.trained(tokens, noise=noise, visible=visible)
+            target = config.target_scale * tokens
             loss = self.loss(out.reconstruction, target, out.attention).sum()
             loss = loss / self.split.batch_size
             # Gradients are averaged over processes, whose shares of the batch may differ.
@@ -209,21 +210,21 @@ class Trainer:
         batches = [images[first : first + size] for first in range(0, len(images), size)]
         total = torch.zeros(len(batches), dtype=torch.float64, device=self.accelerator.device)
         owned = [batch for batch in batches if len(batch) > self.rank]
-        for place, tokens in enumerate(prefetch(self.features, map(self._own, owned))):
+        for index, tokens in enumerate(prefetch(self.features, map(self._local, owned))):
             tokens = self._to_device(tokens)
             for num_slots in self.config.slots:
-                generator = keyed_generator(self.config.seed, "validation", place, num_slots)
-                draws = self.model.draw(len(owned[place]), num_slots, generator)
-                noise, visible = self._own(draws.noise), self._own(draws.visible)
+                generator = keyed_generator(self.config.seed, "validation", index, num_slots)
+                draws = self.model.draw(len(owned[index]), num_slots, generator)
+                noise, visible = self._local(draws.noise), self._local(draws.visible)
                 with self.accelerator.autocast():
                     out = self.model(tokens, noise=noise, visible=visible)
                 target = self.config.target_scale * tokens
                 losses = self.loss(out.reconstruction.float(), target, out.attention.float())
-                total[place] += losses.double().sum()
+                total[index] += losses.double().sum()
         summed: Tensor = self.accelerator.reduce(total, "sum")
         return summed.sum().item() / (len(images) * len(self.config.slots))
 
-    def _judge(self, val_loss: float) -> None:
+    def _update_best(self, val_loss: float) -> None:
         if val_loss < self.best:
             self.best, self.best_epoch = val_loss, self.step // self.split.steps
             self.bad_epochs = 0
@@ -233,7 +234,7 @@ class Trainer:
             self.bad_epochs += 1
 
     def _log(self, val_loss: float | None = None) -> None:
-        """Writes the rows that wait; the last has the validation loss, if there is one."""
+        """Writes the pending rows; the last one gets the validation loss, if given."""
         if not self.losses:
             return
         losses = self.accelerator.reduce(torch.stack(self.losses), "sum").tolist()
@@ -267,22 +268,3 @@ class Trainer:
 
     def _to_device(self, tokens: Tensor) -> Tensor:
         return tokens.to(self.accelerator.device, non_blocking=True).float()
-
-
-def train(
-    features: FeatureFolder,
-    output: Path,
-    config: TrainConfig,
-    pruner: PrunerConfig,
-    *,
-    is_fresh: bool = False,
-    command: str = "",
-) -> Trainer:
-    """Trains a pruner, or goes on with it; see `Trainer` and `RunFolder` for what it leaves."""
-    folder = RunFolder(output)
-    trainer = Trainer(features, folder, config, pruner, is_fresh=is_fresh)
-    trainer.run()
-    if trainer.accelerator.is_main_process:
-        folder.finish(trainer, command)
-    trainer.accelerator.wait_for_everyone()
-    return trainer

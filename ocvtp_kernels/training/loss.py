@@ -13,15 +13,15 @@ from ocvtp_kernels.dtypes import acc_dtype
 NORM_MODES = ("mean1", "sum1", "none")
 CHANNEL_REDUCTIONS = ("mean", "sum")
 REDUCTIONS = ("mean", "sum", "none")
-# Below this an area, or a sum of weights, counts as this.
-SMALLEST = 1e-8
+# Lower bound of areas and of sums of weights.
+EPS = 1e-8
 
 
 class AreaWeightedMSE(nn.Module):
     """Squared error in which the tokens of small slots weigh more, so that small objects count.
 
     Each token belongs to the slot with the largest attention, ties to the lowest index;
-    ``area_k`` is the share of the tokens that slot k owns. Then
+    ``area_k`` is the share of the tokens assigned to slot k. Then
 
     * ``w_k = max(area_k, 1e-8) ** -power_p``, normalised over slots, at most ``cap_w``;
     * ``alpha_n = sum_k A_kn w_k``, no gradient through it;
@@ -33,8 +33,8 @@ class AreaWeightedMSE(nn.Module):
     Args:
         power_p: how strongly small areas weigh; 0 is the plain mean squared error as long as
             ``cap_w`` is not reached.
-        cap_w: the largest weight of a slot, above 0; infinity for none. A slot that owns no token
-            has the weight of area 1e-8, which the cap tames.
+        cap_w: the largest weight of a slot, above 0; infinity for none. A slot without tokens
+            has the weight of area 1e-8, which the cap limits.
         norm_mode: slot weights have mean 1 ("mean1"), sum 1 ("sum1") or stay ("none").
         reduce_channel: "mean" or "sum" over channels.
         reduction: "mean" or "sum" over images, or "none" for a loss per image.
@@ -84,21 +84,21 @@ class AreaWeightedMSE(nn.Module):
         squared = (reconstruction.to(wide) - target.to(wide)).square()
         error = squared.mean(dim=-1) if self.reduce_channel == "mean" else squared.sum(dim=-1)
         alpha = self.token_weights(attention)
-        loss = (alpha * error).sum(dim=-1) / alpha.sum(dim=-1).clamp(min=SMALLEST)
+        loss = (alpha * error).sum(dim=-1) / alpha.sum(dim=-1).clamp(min=EPS)
         if self.reduction == "none":
             return loss
         return loss.mean() if self.reduction == "mean" else loss.sum()
 
     @torch.no_grad()
     def token_weights(self, attention: Tensor) -> Tensor:
-        """What each token's error weighs, ``alpha``: ``[B, K, N]`` -> ``[B, N]``."""
+        """The weight of each token's error, ``alpha``: ``[B, K, N]`` -> ``[B, N]``."""
         num_slots, num_tokens = attention.shape[1:]
         wide = acc_dtype(attention.dtype)
         slot = torch.arange(num_slots, device=attention.device).view(1, -1, 1)
         # Counted by comparison: a scatter adds with atomics, a histogram waits for the device.
-        owned = (attention.argmax(dim=1, keepdim=True) == slot).sum(dim=-1)
-        area = owned.to(wide) / num_tokens
-        weight = area.clamp(min=SMALLEST).pow(-self.power_p)
+        counts = (attention.argmax(dim=1, keepdim=True) == slot).sum(dim=-1)
+        area = counts.to(wide) / num_tokens
+        weight = area.clamp(min=EPS).pow(-self.power_p)
         if self.norm_mode == "mean1":
             weight = weight / weight.mean(dim=-1, keepdim=True)
         elif self.norm_mode == "sum1":

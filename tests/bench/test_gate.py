@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bench.cases import CASES, FORWARD_ONLY, Case, Outputs, outputs_of
-from bench.gate import Verdict, judge
+from bench.gate import CheckResult, check_variant
 from bench.run import jobs
-from bench.shapes import Plan, Workload
+from bench.shapes import Workload, Workloads
 from bench.variants import Run, Variant, variants_of
 
 TINY = Workload(2, 40, 7, 7, 24, 16)
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 JOBS = [
     (job.op, job.direction)
     for kind in ("prune", "micro")
-    for job in jobs(kind, Plan((TINY,), (TINY,)))
+    for job in jobs(kind, Workloads((TINY,), (TINY,)))
 ]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 IDS = ["-".join(job) for job in JOBS]
@@ -30,8 +30,8 @@ def case_of(op: str, dtype: str = "float32") -> Case:
     return CASES[op](Workload(2, 40, 7, 7, 24, 16, dtype), CPU)
 
 
-def verdict_of(op: str, function: Any, direction: str = "forward") -> Verdict:
-    return judge(case_of(op), Variant("tried", function), direction, seed=1)
+def check_of(op: str, function: Any, direction: str = "forward") -> CheckResult:
+    return check_variant(case_of(op), Variant("tried", function), direction, seed=1)
 
 
 def test_every_op_is_judged() -> None:
@@ -48,8 +48,8 @@ def test_right_variants_pass(op: str, direction: str, dtype: str) -> None:
     variants, _ = variants_of(case, direction, compiled=False)
     assert {"eager"} < {variant.name for variant in variants}
     for variant in variants:
-        verdict = judge(case, variant, direction, seed=3)
-        assert verdict.passed, f"{variant.name}: {verdict.note}"
+        check = check_variant(case, variant, direction, seed=3)
+        assert check.passed, f"{variant.name}: {check.note}"
 
 
 @pytest.mark.parametrize(("op", "direction"), JOBS, ids=IDS)
@@ -61,7 +61,7 @@ def test_a_slightly_wrong_variant_is_refused(op: str, direction: str) -> None:
         # One id too high, or a thousandth too much.
         return first + 1 if not first.is_floating_point() else first * 1.001, *rest
 
-    assert not judge(case, Variant("wrong", wrong), direction, seed=1).passed
+    assert not check_variant(case, Variant("wrong", wrong), direction, seed=1).passed
 
 
 class Remembers:
@@ -88,7 +88,7 @@ class Remembers:
 @pytest.mark.parametrize("op", list(CASES))
 def test_whoever_skips_the_work_is_caught(op: str, key: Callable[..., Any], copy: bool) -> None:
     lazy = Remembers(case_of(op).call, key, copy)
-    assert not verdict_of(op, lazy).passed
+    assert not check_of(op, lazy).passed
 
 
 @pytest.mark.parametrize("op", sorted(set(CASES) - set(FORWARD_ONLY)))
@@ -108,7 +108,7 @@ def test_a_backward_that_skips_the_work_is_caught(op: str, monkeypatch: pytest.M
         return remember
 
     monkeypatch.setattr(Variant, "bind", lazy)
-    assert not judge(case, Variant("lazy", case.call), "backward", seed=1).passed
+    assert not check_variant(case, Variant("lazy", case.call), "backward", seed=1).passed
 
 
 def test_a_part_left_unwritten_is_caught() -> None:
@@ -122,22 +122,22 @@ def test_a_part_left_unwritten_is_caught() -> None:
         memory[0][:, :-1] = updates[:, :-1]
         return memory[0], mass
 
-    assert not verdict_of("slot_attention", partial).passed
+    assert not check_of("slot_attention", partial).passed
 
 
 def test_nan_is_refused() -> None:
     def nan(*inputs: Tensor) -> Tensor:
         return torch.ops.ocvtp.gru_cell(*inputs) * torch.nan
 
-    assert not verdict_of("gru_cell", nan).passed
+    assert not check_of("gru_cell", nan).passed
 
 
-def test_an_error_is_a_verdict() -> None:
+def test_an_error_fails_the_check() -> None:
     def broken(*_: Tensor) -> Tensor:
         raise RuntimeError("no kernel image is available")
 
-    verdict = verdict_of("gru_cell", broken)
-    assert verdict == Verdict(False, "it fails: RuntimeError: no kernel image is available")
+    check = check_of("gru_cell", broken)
+    assert check == CheckResult(False, "it fails: RuntimeError: no kernel image is available")
 
 
 @pytest.mark.parametrize("wrong", ["order", "padding", "rows", "slot"])
@@ -158,8 +158,8 @@ def test_wrong_picks_are_refused(wrong: str) -> None:
             tokens = final.gather(1, ids.unsqueeze(-1).expand_as(tokens))
         return tokens, ids
 
-    assert judge(case, Variant("right", case.call), "forward", seed=1).passed
-    assert not judge(case, Variant("wrong", picks), "forward", seed=1).passed
+    assert check_variant(case, Variant("right", case.call), "forward", seed=1).passed
+    assert not check_variant(case, Variant("wrong", picks), "forward", seed=1).passed
 
 
 @pytest.mark.gpu
@@ -167,8 +167,8 @@ def test_wrong_picks_are_refused(wrong: str) -> None:
 @pytest.mark.parametrize(("op", "direction"), JOBS, ids=IDS)
 def test_ops_pass_on_cuda(op: str, direction: str) -> None:
     case = CASES[op](TINY, torch.device("cuda"))
-    verdict = judge(case, Variant("ocvtp", case.call), direction, seed=1)
-    assert verdict.passed, verdict.note
+    check = check_variant(case, Variant("ocvtp", case.call), direction, seed=1)
+    assert check.passed, check.note
 
 
 @pytest.mark.gpu

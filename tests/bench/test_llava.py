@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("transformers")
 
 from bench import llava, llava_calls, llava_models, llava_plan, run
-from bench.gate import Verdict
+from bench.gate import CheckResult
 from bench.llava_calls import MODES, NEW_TOKENS, Static
 from bench.llava_models import OCVTP, RANDOM, TEXT_TOKENS, TINY, TINY_NEXT, UNPRUNED, Choice, Vlm
 from bench.traffic import Ceilings
@@ -149,7 +149,9 @@ def test_what_turns_wrong_while_it_is_timed_is_refused(
 @pytest.mark.slow
 def test_a_wrong_pruner_gets_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, llava_plan.Job(TINY, 1, (8,)))
-    monkeypatch.setattr(llava, "judge", lambda *_, **__: Verdict(False, "ids out of range"))
+    monkeypatch.setattr(
+        llava, "check_variant", lambda *_, **__: CheckResult(False, "ids out of range")
+    )
     status, rows = end_to_end(tmp_path)
     assert status == 1
     for row in rows:

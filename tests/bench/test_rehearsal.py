@@ -155,15 +155,15 @@ def test_what_a_capture_refuses(gpu: torch.device) -> None:
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_work_on_a_stream_aside_is_in_the_graph_if_joined(gpu: torch.device, joined: bool) -> None:
-    x, aside = torch.ones(2, device=gpu), torch.cuda.Stream()
+def test_work_on_a_side_stream_is_in_the_graph_if_joined(gpu: torch.device, joined: bool) -> None:
+    x, other = torch.ones(2, device=gpu), torch.cuda.Stream()
 
     def call() -> Tensor:
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        other.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(other):
             result = x + 1
         if joined:
-            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(other)
         return result
 
     if not joined:

@@ -21,7 +21,7 @@ from bench import run, selectors, traffic
 from bench.rehearsal import standing_in
 from bench.results import Result
 from bench.run import Job
-from bench.shapes import Plan, Workload
+from bench.shapes import Workload, Workloads
 from bench.timing import measure, side_stream
 from bench.traffic import Ceilings
 from ocvtp_kernels import backends
@@ -33,7 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 GPU = torch.device("cuda")
 TINY = Workload(2, 40, 7, 7, 24, 16)
 JOBS = [
-    job for kind in ("prune", "micro") for job in run.jobs(kind, Plan((TINY,), (TINY,), (TINY,)))
+    job
+    for kind in ("prune", "micro")
+    for job in run.jobs(kind, Workloads((TINY,), (TINY,), (TINY,)))
 ]
 
 # Tests marked gpu that are not rehearsed, by pytest's -k, and why.
@@ -49,7 +51,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU is
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """The stand-in, and figures that nobody reads."""
+    """The stand-in, and few rounds, as no figure is read."""
 
     def quick(calls: Any, /, **given: Any) -> Any:
         return measure(calls, **{**given, "seconds": 0.0, "rounds": (2, 2)})
@@ -66,7 +68,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.op}-{job.direction}")
 def test_an_op_is_timed_in_graphs(gpu: torch.device, job: Job) -> None:
     found, _ = run.time_job(job, gpu, 0.0)
-    assert all(one.verdict.passed for one in found), [one.verdict.note for one in found]
+    assert all(one.check.passed for one in found), [one.check.note for one in found]
     methods = {(one.variant, one.timing.method) for one in found if one.timing is not None}
     ours = "prune" if job == Job("prune", TINY) else "ocvtp"
     assert {("eager", "graph"), (ours, "graph")} <= methods
@@ -99,7 +101,7 @@ def test_other_peoples_kernels_are_timed_where_they_are(
     for op, name in (("slot_attention", "flashslice"), ("attention_received", "colreduce")):
         found, left_out = run.time_job(Job(op, TINY), gpu, 0.0)
         (one,) = [one for one in found if one.variant == name]
-        assert one.verdict.passed and one.timing is not None, one.verdict.note
+        assert one.check.passed and one.timing is not None, one.check.note
         assert one.timing.method == "graph" and not any(name in said for said in left_out)
 
 
@@ -126,7 +128,7 @@ def test_ceilings_are_measured(gpu: torch.device, monkeypatch: pytest.MonkeyPatc
 def test_the_command_writes_what_it_found(
     gpu: torch.device, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "plan", lambda *_: Plan((TINY,), (), compiled=(TINY,)))
+    monkeypatch.setattr(run, "workloads", lambda *_: Workloads((TINY,), (), compiled=(TINY,)))
     monkeypatch.setattr(run, "measure_ceilings", lambda *_: Ceilings(10.0, {"float32": 0.1}))
     # Inductor, once imported, would remember the GPU.
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)

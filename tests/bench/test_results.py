@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gate import Verdict
+from bench.gate import CheckResult
 from bench.results import EndToEnd, Result, Row, default_folder, device_name, row
 from bench.shapes import HEADLINE
 from bench.timing import Timing
@@ -17,12 +17,12 @@ from ocvtp_kernels.report.results import read_result
 CPU = torch.device("cpu")
 CEILINGS = Ceilings(100.0, {"float32": 2.0})
 TIMING = Timing(0.5, 0.4, 0.6, 7, "host")
-PASSED, REFUSED = Verdict(True, "ids exact"), Verdict(False, "ids out of range")
+PASSED, REFUSED = CheckResult(True, "ids exact"), CheckResult(False, "ids out of range")
 WORK = Work(10**12, 10**9)
 
 
-def a_row(verdict: Verdict, timing: Timing | None) -> Row:
-    return row("prune", "ours", "forward", HEADLINE, WORK, CEILINGS, verdict, timing)
+def a_row(check: CheckResult, timing: Timing | None) -> Row:
+    return row("prune", "ours", "forward", HEADLINE, WORK, CEILINGS, check, timing)
 
 
 def test_rates() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import run
-from bench.shapes import Plan, Workload
+from bench.shapes import Workload, Workloads
 from bench.traffic import Ceilings
 from bench.variants import Variant, flashslice_variant
 from ocvtp_kernels import backends, ops
@@ -20,7 +20,7 @@ TINY = Workload(2, 40, 7, 7, 24, 16)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "plan", lambda *_: Plan((TINY,), (TINY,)))
+    monkeypatch.setattr(run, "workloads", lambda *_: Workloads((TINY,), (TINY,)))
     monkeypatch.setattr(run, "measure_ceilings", lambda *_: Ceilings(10.0, {"float32": 0.1}))
     monkeypatch.setattr(run, "measure", quick_measure(run.measure))
 
@@ -37,7 +37,7 @@ def bench(
     return status, {(row["op"], row["variant"], row["direction"]): row for row in rows}
 
 
-def test_the_whole_way_is_beside_its_baselines(tmp_path: Path) -> None:
+def test_prune_is_beside_its_baselines(tmp_path: Path) -> None:
     status, rows = bench(tmp_path, "prune")
     assert status == 0
     assert set(rows) == {("prune", who, "forward") for who in ("eager", "published", "prune")}
@@ -48,7 +48,7 @@ def test_the_whole_way_is_beside_its_baselines(tmp_path: Path) -> None:
 def test_torch_compile_is_beside_ours_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "plan", lambda *_: Plan((), (), compiled=(TINY,)))
+    monkeypatch.setattr(run, "workloads", lambda *_: Workloads((), (), compiled=(TINY,)))
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     status, rows = bench(tmp_path, "compile")
     assert status == 0
@@ -74,7 +74,7 @@ def test_some_ops_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_what_fails_while_it_is_timed_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "plan", lambda *_: Plan((TINY, TINY), ()))
+    monkeypatch.setattr(run, "workloads", lambda *_: Workloads((TINY, TINY), ()))
     honest, calls = run.measure, []
 
     def breaks(*given: Any, **options: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench import run, selectors
-from bench.gate import Verdict
+from bench.gate import CheckResult
 from bench.results import Result
 from bench.selectors_inputs import NAMES, PUBLISHED, Job, draw, plan
 from bench.timing import StaleReplay, Timing, side_stream
@@ -150,11 +150,11 @@ def test_who_turns_wrong_during_the_timing_is_refused(monkeypatch: pytest.Monkey
 def test_only_what_a_graph_took_is_a_time_in_a_graph(method: str, median: float | None) -> None:
     eager, graph = Timing(6.0, 4.0, 8.0, 5, "events"), Timing(2.0, 2.0, 2.0, 5, method)
     timings = {"trim": eager, "trim" + selectors.GRAPH: graph}
-    row = selectors._row("trim", JOB, Verdict(True, "right"), None, timings, (None, None))
+    row = selectors._row("trim", JOB, CheckResult(True, "right"), None, timings, (None, None))
     assert (row.median_s, row.graph_median_s) == (3.0, median)
     assert row.gate.note == "right; timed by events"
     assert ("in a graph 1000.000 ms" in selectors.describe(row)) == (median is not None)
-    refused = selectors._row("trim", JOB, Verdict(False, "wrong"), None, timings, (None, None))
+    refused = selectors._row("trim", JOB, CheckResult(False, "wrong"), None, timings, (None, None))
     assert refused.median_s is None and refused.graph_median_s is None
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import settings, settings_processes
-from bench.gate import Verdict
+from bench.gate import CheckResult
 from bench.results import Result, setting_row
 from bench.settings import Setting, describe, timed
 from bench.settings_ops import floats
@@ -33,15 +33,15 @@ def test_no_two_settings_are_alike() -> None:
 
 @pytest.mark.parametrize("setting", QUICK, ids=ids(QUICK))
 def test_a_setting_passes_its_gate(setting: Setting) -> None:
-    verdict = setting.make().check()
-    assert verdict.passed, verdict.note
+    check = setting.make().check()
+    assert check.passed, check.note
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SLOW, ids=ids(SLOW))
 def test_every_other_setting_does(setting: Setting) -> None:
-    verdict = setting.make().check()
-    assert verdict.passed, verdict.note
+    check = setting.make().check()
+    assert check.passed, check.note
 
 
 def test_wrong_numbers_get_no_time() -> None:
@@ -67,13 +67,15 @@ def test_too_few_tokens_get_no_time() -> None:
 
 def test_the_report_reads_what_is_written(tmp_path: Path) -> None:
     call = lambda: (torch.ones(1),)  # noqa: E731
-    pair = Pair(call, call, lambda: Verdict(True, "right"))
+    pair = Pair(call, call, lambda: CheckResult(True, "right"))
     rows = [timed(Setting("some", "ones", lambda: pair), threads, 0.01) for threads in (1, 2)]
     grown = summary([3e6], "host")
-    rows.append(setting_row("some", "memory", 2, "bytes", grown, grown, Verdict(True, "measured")))
+    rows.append(
+        setting_row("some", "memory", 2, "bytes", grown, grown, CheckResult(True, "measured"))
+    )
     result = Result("settings", "a CPU", None, Ceilings(1.0, {"float32": 1.0}), rows=rows)
     read = read_result(result.save(tmp_path)).settings
-    assert [row.place for row in read] == [
+    assert [row.key for row in read] == [
         ("some", "ones", 1),
         ("some", "ones", 2),
         ("some", "memory", 2),

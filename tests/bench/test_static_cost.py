@@ -71,7 +71,7 @@ def headline() -> Any:
 @pytest.mark.slow
 @pytest.mark.interpreter
 @interpreted
-def test_the_whole_way_keeps_to_its_budget_and_rules(headline: Any) -> None:
+def test_the_pipeline_keeps_to_its_budget_and_rules(headline: Any) -> None:
     assert static_cost.beyond_budget(HEADLINE, headline) == []
     assert static_cost.broken_rules(HEADLINE, static_cost.total_of(headline).costs()) == []
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.cases import CASES
 from bench.gate import fresh
 from bench.run import jobs
-from bench.shapes import CPU, CPU_SHORT, CUDA, CUDA_SHORT, HEADLINE, Plan, Workload, plan
+from bench.shapes import CPU, CPU_SHORT, CUDA, CUDA_SHORT, HEADLINE, Workload, Workloads, workloads
 from bench.traffic import Ceilings, Work, measure_ceilings, stages, tensor_bytes, work_of
 from bench.variants import Variant
 from ocvtp_kernels import ops
@@ -20,7 +20,7 @@ LOAD = Workload(2, 40, 7, 7, 24, 16)
 JOBS = [
     (job.op, job.direction)
     for kind in ("prune", "micro")
-    for job in jobs(kind, Plan((LOAD,), (LOAD,)))
+    for job in jobs(kind, Workloads((LOAD,), (LOAD,)))
 ]
 
 
@@ -78,11 +78,11 @@ def test_published_size() -> None:
 
 def test_the_roofline_is_the_larger_time() -> None:
     ceilings = Ceilings(copy_gb_s=100.0, matmul_tflops={"float32": 2.0, "bfloat16": 20.0})
-    assert ceilings.least_seconds(Work(4 * 10**12, 10**9), "float32") == 2.0
-    assert ceilings.least_seconds(Work(4 * 10**12, 10**11), "bfloat16") == 1.0
+    assert ceilings.roofline_seconds(Work(4 * 10**12, 10**9), "float32") == 2.0
+    assert ceilings.roofline_seconds(Work(4 * 10**12, 10**11), "bfloat16") == 1.0
     # Half that is slower than float32 is no ceiling.
     slow = Ceilings(copy_gb_s=100.0, matmul_tflops={"float32": 2.0, "float16": 0.01})
-    assert slow.least_seconds(Work(4 * 10**12, 10**9), "float16") == 2.0
+    assert slow.roofline_seconds(Work(4 * 10**12, 10**9), "float16") == 2.0
 
 
 def test_ceilings_are_measured() -> None:
@@ -108,4 +108,4 @@ def test_the_list_of_workloads() -> None:
         assert len(set(chosen.prune)) == len(chosen.prune)
         assert set(chosen.compiled) <= set(chosen.prune)
         assert all(load.slot_dim <= 256 for load in chosen.narrow)
-    assert plan("cpu", True) is CPU_SHORT and plan("cuda", False) is CUDA
+    assert workloads("cpu", True) is CPU_SHORT and workloads("cuda", False) is CUDA

@@ -16,10 +16,10 @@ def test_json_tells_every_op_where_it_runs_and_why_not() -> None:
     assert set(facts["ops"]) == set(backends.registered_ops())
     for where in facts["ops"].values():
         for device in ("cpu", "cuda"):
-            told = where[device]
-            assert told["backend"] not in told["why_not"]
-            assert {told["backend"], *told["why_not"]} <= set(backends.BACKENDS)
-            assert all(" " in reason for reason in told["why_not"].values())
+            chosen = where[device]
+            assert chosen["backend"] not in chosen["why_not"]
+            assert {chosen["backend"], *chosen["why_not"]} <= set(backends.BACKENDS)
+            assert all(" " in reason for reason in chosen["why_not"].values())
     assert facts["versions"]["torch"] and facts["native"]
 
 

@@ -12,7 +12,7 @@ from ocvtp_kernels.cost import flops
 from ocvtp_kernels.cost.models import LLAVA_NEXT_7B, MODELS
 
 
-def told(*options: str) -> str:
+def run_flops(*options: str) -> str:
     result = CliRunner().invoke(app, ["flops", *options])
     assert result.exit_code == 0
     return result.stdout
@@ -20,7 +20,7 @@ def told(*options: str) -> str:
 
 @pytest.fixture(scope="module")
 def facts() -> dict[str, Any]:
-    return json.loads(told("--json"))
+    return json.loads(run_flops("--json"))
 
 
 def test_json_has_every_model_at_every_budget(facts: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def test_every_number_of_a_cost_says_what_it_counts(facts: dict[str, Any]) -> No
 
 
 def test_text_has_the_papers_figures_in_100_columns() -> None:
-    text = told()
+    text = run_flops()
     assert max(map(len, text.splitlines())) <= 100
     for model in MODELS:
         assert f"{model.name}: {model.tower.vision_tokens} vision + 32 text tokens" in text
@@ -67,7 +67,7 @@ def test_text_has_the_papers_figures_in_100_columns() -> None:
 
 
 def test_text_shows_the_pruners_share_in_thousandths() -> None:
-    rows = [line.split() for line in told().splitlines()]
+    rows = [line.split() for line in run_flops().splitlines()]
     budgets = {str(budget) for model in MODELS for budget in model.budgets}
     shares = [row[-2:] for row in rows if row and row[0] in budgets]
     assert len(shares) == sum(len(model.budgets) for model in MODELS)

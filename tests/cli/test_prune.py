@@ -127,8 +127,8 @@ def test_photos_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
     assert run("prune", *photos, "--output", tmp_path / "out").exit_code == 0
     names = sorted(p.name for p in (tmp_path / "out").glob("*.json"))
     assert names == ["same-pruned-2.json", "same-pruned-3.json", "same-pruned.json"]
-    told = [json.loads((tmp_path / "out" / name).read_text())["photo"] for name in names]
-    assert told == [str(photos[1]), str(photos[2]), str(photos[0])]
+    recorded = [json.loads((tmp_path / "out" / name).read_text())["photo"] for name in names]
+    assert recorded == [str(photos[1]), str(photos[2]), str(photos[0])]
 
 
 def test_a_picture_never_overwrites_a_photo(tmp_path: Path) -> None:

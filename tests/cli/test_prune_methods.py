@@ -1,4 +1,4 @@
-"""``ocvtp prune --method``: the baselines, alone and side by side."""
+"""``ocvtp prune --method``: other methods, alone and side by side."""
 
 from __future__ import annotations
 

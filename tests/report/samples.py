@@ -63,7 +63,7 @@ def end_to_end_row(
 
 
 def end_to_end_rows() -> list[dict[str, Any]]:
-    """Pruning wins by 5 at batch 1 and loses by 2 at batch 8, where the static mode has no room."""
+    """Pruning wins by 5 at batch 1 and loses by 2 at batch 8, where static mode has no memory."""
     return [
         end_to_end_row("unpruned", 576, 0.5),
         end_to_end_row("ocvtp", 64, 0.1, pruner_added_s=-1e-3),

@@ -10,7 +10,7 @@ import pytest
 
 from ocvtp_kernels.report.fields import ResultError
 from ocvtp_kernels.report.projections import projections_page
-from ocvtp_kernels.report.results import graph_first, read_result, read_results, whole_way
+from ocvtp_kernels.report.results import graph_first, pipeline_file, read_result, read_results
 from ocvtp_kernels.report.tables import compare, loss_text, losses, readme_tables, without_ours
 from tests.report.samples import compile_rows, content, gpu_rows, micro_row, write
 
@@ -95,13 +95,13 @@ def test_like_is_compared_with_like(tmp_path: Path) -> None:
     assert "bfloat16, launched (" in loss_text(losses(compare(whole.micro))[0])
 
 
-def test_the_whole_way_is_that_of_its_own_file(tmp_path: Path) -> None:
+def test_the_pipeline_is_read_from_its_own_file(tmp_path: Path) -> None:
     old = write(tmp_path, content("micro", [micro_row("prune", "prune", 7e-3)]))
     beside = write(tmp_path, content("compile", compile_rows("events")))
     files = [read_result(beside), read_result(old)]
-    assert whole_way(files) is files[1] and whole_way(files[:1]) is files[0]
+    assert pipeline_file(files) is files[1] and pipeline_file(files[:1]) is files[0]
     files.append(read_result(write(tmp_path, content("prune", gpu_rows()))))
-    assert whole_way(files) is files[2] and whole_way([]) is None
+    assert pipeline_file(files) is files[2] and pipeline_file([]) is None
     ours = [row for row in graph_first(files[2].measured()) if row.is_ours]
     assert [row.method for row in ours] == ["graph", "graph"]
     assert {row.method for row in graph_first(files[0].measured())} == {"events"}
@@ -160,7 +160,7 @@ def test_a_table_of_the_host_clock_has_no_columns_of_a_gpu(
     assert "launched" not in text and "torch.compile" not in text
 
 
-def test_projections_take_the_graph_of_the_whole_way(tmp_path: Path) -> None:
+def test_projections_take_the_graph_of_the_pipeline(tmp_path: Path) -> None:
     measured = " | 100 µs (90.0 to 110), bfloat16 |"
     text = projections_page(read_results(gpu(tmp_path, "events")), {})
     assert text.count(measured) == 1 and "timed by" not in text and "500 µs (4" not in text
@@ -175,7 +175,7 @@ def test_the_page_has_a_section_a_file(tmp_path: Path) -> None:
     from ocvtp_kernels.report.page import page
 
     html = page(read_results(gpu(tmp_path, "events")))
-    for name in ("The whole way", "The whole way beside torch.compile", "Micro-benchmarks"):
+    for name in ("The pipeline", "The pipeline beside torch.compile", "Micro-benchmarks"):
         assert html.count(f"<h3>{name}</h3>") == 1
     for kind in ("prune", "compile", "micro"):
         assert f"imaginary/{kind}.json" in html and f"no {kind}.json" not in html
@@ -188,7 +188,7 @@ def test_the_page_has_a_section_a_file(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_an_older_file_holds_the_whole_way_of_the_page(tmp_path: Path) -> None:
+def test_an_older_file_holds_the_pipeline_of_the_page(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from ocvtp_kernels.report.page import page
 

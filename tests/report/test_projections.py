@@ -9,7 +9,7 @@ from ocvtp_kernels.report import costs
 from ocvtp_kernels.report.fields import ResultError
 from ocvtp_kernels.report.modelled import read_model
 from ocvtp_kernels.report.projections import (
-    CHIPS,
+    GPUS,
     SIZES,
     projected_s,
     projections_page,
@@ -19,7 +19,7 @@ from ocvtp_kernels.report.results import read_results
 from tests.report.samples import content, micro_row, write
 
 
-def test_the_planned_chain_costs_what_the_folded_algebra_costs(
+def test_the_stages_cost_what_the_folded_algebra_costs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     size = costs.Size(1, 576, 64)
@@ -27,8 +27,8 @@ def test_the_planned_chain_costs_what_the_folded_algebra_costs(
     step = 2 * k * d * (d + 1) + 4 * k * n * d + 12 * k * d * d + 4 * k * d * h
     exact = 2 * n * (c * h + h * d) + 2 * step + 2 * k * d * (d + 1) + 2 * k * n * d
     again = 2 * 2 * k * n * d  # the second D chunk's logits, twice
-    chain = [stage(size) for stage in costs.STAGES]
-    assert sum(cost.flops for cost in chain) == exact + again
+    stages = [stage(size) for stage in costs.STAGES]
+    assert sum(cost.flops for cost in stages) == exact + again
     monkeypatch.setattr(costs, "CHUNKS", 1)
     assert sum(stage(size).flops for stage in costs.STAGES) == exact
     assert exact == pytest.approx(4.85e9, rel=2e-3)
@@ -42,11 +42,11 @@ def test_more_slots_than_a_tile_take_one_more_pass() -> None:
 
 def test_a_floor_is_never_below_either_ceiling() -> None:
     for size in SIZES:
-        chain = [stage(size) for stage in costs.STAGES]
-        for chip in CHIPS:
-            time = projected_s(chain, chip)
-            assert time >= sum(cost.flops for cost in chain) / chip.tflops / 1e12 * 0.999
-            assert time >= sum(cost.bytes for cost in chain) / chip.gb_s / 1e9 * 0.999
+        stages = [stage(size) for stage in costs.STAGES]
+        for gpu in GPUS:
+            time = projected_s(stages, gpu)
+            assert time >= sum(cost.flops for cost in stages) / gpu.tflops / 1e12 * 0.999
+            assert time >= sum(cost.bytes for cost in stages) / gpu.gb_s / 1e9 * 0.999
 
 
 def test_counted_costs_replace_formulas_and_measurements_stand_beside(tmp_path: Path) -> None:
@@ -79,13 +79,13 @@ def test_counted_costs_replace_formulas_and_measurements_stand_beside(tmp_path: 
 
 def test_the_model_stands_beside_the_floor(tmp_path: Path) -> None:
     step = {"launches": 2, "us": 10.0, "waves": 0.55, "l2_mb": 12.5, "bound": "latency"}
-    tables = {f"{chip} B 8 N 576 K 64": {"gru": step, "query": step} for chip in ("A100", "H100")}
+    tables = {f"{gpu} B 8 N 576 K 64": {"gru": step, "query": step} for gpu in ("A100", "H100")}
     path = tmp_path / "model.json"
     path.write_text(json.dumps({"schema": 1, "triton": "3.9", "tables": tables}), encoding="utf-8")
     text = projections_page({}, {}, read_model(path))
     lines = text.splitlines()
-    (of_chip,) = (line for line in lines if line.startswith("| H100 | B 8, N 576, K 64 |"))
-    assert of_chip.startswith("| H100 | B 8, N 576, K 64 | 20.0 µs | 2.50 µs | ")
+    (of_gpu,) = (line for line in lines if line.startswith("| H100 | B 8, N 576, K 64 |"))
+    assert of_gpu.startswith("| H100 | B 8, N 576, K 64 | 20.0 µs | 2.50 µs | ")
     # V100 runs no Triton, and has the floor alone.
     assert all("| — | — |" in line for line in lines if line.startswith("| V100 | B"))
     assert "| gru | 2 | 10.0 µs | 10.0 µs | 0.55 | 12.5 | latency |" in lines

@@ -127,15 +127,15 @@ def test_what_cannot_be_read_is_named_and_tried_again(images: Path, tmp_path: Pa
     (images / "003.png").write_bytes(whole[: len(whole) // 2])
     (images / "0.jpg").write_text("not an image")
     (images / "gone.webp").symlink_to(images / "nowhere.webp")
-    told: dict[str, str | None] = {}
-    assert write(images, tmp_path / "out", report=told.__setitem__) == 3
+    reports: dict[str, str | None] = {}
+    assert write(images, tmp_path / "out", report=reports.__setitem__) == 3
     folder = FeatureFolder(tmp_path / "out")
     bad = ["0.jpg", "003.png", "gone.webp"]
     assert folder.paths == [name for name in find_images(images) if name not in bad]
     assert [one["path"] for one in folder.manifest["skipped"]] == bad
-    assert all(told[one["path"]] == one["reason"] for one in folder.manifest["skipped"])
+    assert all(reports[one["path"]] == one["reason"] for one in folder.manifest["skipped"])
     assert str(tmp_path) not in folder.manifest["skipped"][0]["reason"]
-    assert sum(reason is None for reason in told.values()) == 6
+    assert sum(reason is None for reason in reports.values()) == 6
 
     (images / "003.png").write_bytes(whole)
     (images / "gone.webp").unlink()
@@ -175,11 +175,11 @@ def test_names_in_any_script_and_of_any_bytes(tmp_path: Path) -> None:
         except OSError:
             pytest.skip("the file system takes no such name")
     (images / "bad\udcfe.jpg").write_text("no image")
-    told: dict[str, str | None] = {}
-    assert write(images, tmp_path / "out", report=told.__setitem__) == 1
+    reports: dict[str, str | None] = {}
+    assert write(images, tmp_path / "out", report=reports.__setitem__) == 1
     folder = FeatureFolder(tmp_path / "out")
     assert sorted(folder.paths) == sorted(names)
-    (told["bad\udcfe.jpg"] or "").encode()
+    (reports["bad\udcfe.jpg"] or "").encode()
     train, val = folder.split()
     assert sorted(train + val) == [0, 1, 2]
 

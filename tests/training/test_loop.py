@@ -13,7 +13,8 @@ from ocvtp_kernels.training.config import TrainConfig
 from ocvtp_kernels.training.data import keyed_generator
 from ocvtp_kernels.training.folder import RunFolder
 from ocvtp_kernels.training.log import read_log
-from ocvtp_kernels.training.loop import Diverged, Trainer, train
+from ocvtp_kernels.training.loop import Diverged, Trainer
+from ocvtp_kernels.training.run import train
 from ocvtp_kernels.training.start import start_as_kmeans
 from tests.cases import random_tokens
 from tests.training.cases import tiny_config

@@ -102,7 +102,7 @@ def test_killed_at_random_moments_it_ends_as_if_never_killed(tmp_path: Path) -> 
         check_nothing_is_half_written(killed)
         progress.append(snapshots(killed / "checkpoints")[-1][0])
     assert kills == KILLS, f"the run ended before it was killed {KILLS} times: {progress}"
-    assert progress == sorted(set(progress)), "a run that goes on must not fall back"
+    assert progress == sorted(set(progress)), "a resumed run must not fall back"
     process = start(folder, killed, config)
     process.join()
     assert process.exitcode == 0

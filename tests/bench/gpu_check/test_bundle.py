@@ -91,13 +91,13 @@ def test_a_tensor_is_as_it_was_written(dtype: torch.dtype, aligned: bool) -> Non
 
 
 def test_numbers_are_told_apart_as_triton_does() -> None:
-    kinds = [launches._kind("n", value) for value in (1, 16, 32, 7, 9, 2**31, 2**31 + 16)]
-    assert kinds[1] == kinds[2] and kinds[3] == kinds[4]
-    assert kinds[5] == kinds[6] and len(set(kinds)) == 4
-    assert launches._kind("eps", 0.5) == launches._kind("eps", 0.25)
-    assert launches._kind("EPS", 0.5) != launches._kind("EPS", 0.25)
-    assert launches._kind("BLOCK_M", 16) != launches._kind("BLOCK_M", 32)
-    assert launches._kind("MASKED", True) != launches._kind("MASKED", 1)
+    types = [launches._type_of("n", value) for value in (1, 16, 32, 7, 9, 2**31, 2**31 + 16)]
+    assert types[1] == types[2] and types[3] == types[4]
+    assert types[5] == types[6] and len(set(types)) == 4
+    assert launches._type_of("eps", 0.5) == launches._type_of("eps", 0.25)
+    assert launches._type_of("EPS", 0.5) != launches._type_of("EPS", 0.25)
+    assert launches._type_of("ROWS", 16) != launches._type_of("ROWS", 32)
+    assert launches._type_of("MASKED", True) != launches._type_of("MASKED", 1)
 
 
 def test_an_argument_that_cannot_be_written_is_named() -> None:
@@ -154,20 +154,20 @@ def test_a_bundle_is_put_in_its_place(tmp_path: Path, monkeypatch: pytest.Monkey
     (prepared / bundle.MANIFEST).write_text(json.dumps({"chip": "sm_90", "commit": "abc"}))
     with zipfile.ZipFile(prepared / "theirs-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("theirs/__init__.py", "")
-    said = bundle.place(prepared, folder)
+    said = bundle.install(prepared, folder)
     assert said == "prepared: chip sm_90, commit abc; 1 entries in Triton's cache"
     assert (tmp_path / "checkout" / "ocvtp_kernels" / "_C.abi3.so").read_bytes() == b"object"
     assert (bundle.cache_of(folder) / "ABC" / "a.cubin").read_bytes() == b"binary"
     assert (bundle.site_of(folder) / "theirs" / "__init__.py").exists()
     # A second command finds what was compiled in the first, and another bundle is added to it.
     (bundle.cache_of(folder) / "NEW").mkdir()
-    bundle.place(prepared, folder)
+    bundle.install(prepared, folder)
     assert bundle.count(folder) == 2
     (cache / "DEF").mkdir()
     (cache / "DEF" / "a.cubin").write_bytes(b"another")
     bundle.pack(cache, prepared / bundle.CACHE)
     (prepared / bundle.MANIFEST).write_text(json.dumps({"chip": "sm_90", "commit": "def"}))
-    bundle.place(prepared, folder)
+    bundle.install(prepared, folder)
     assert {path.name for path in bundle.cache_of(folder).iterdir()} == {"ABC", "DEF", "NEW"}
 
 

@@ -81,13 +81,13 @@ def test_the_plan_leaves_two_of_fifteen_minutes() -> None:
     # Starting a machine takes up to two minutes more.
     assert sum(stage.expected for stage in STAGES.values()) <= command.TOTAL_S - 2 * 60
     assert command.TOTAL_S == 13 * 60
-    assert all(stage.expected < stage.most for stage in STAGES.values())
+    assert all(stage.expected < stage.max_s for stage in STAGES.values())
 
 
 def test_the_guide_has_the_same_times() -> None:
     guide = (checkout.ROOT / "docs" / "gpu.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \|", guide, re.MULTILINE)
-    assert rows == [(name, str(one.expected), str(one.most)) for name, one in STAGES.items()]
+    assert rows == [(name, str(one.expected), str(one.max_s)) for name, one in STAGES.items()]
     assert f"({command.TOTAL_S} s)" in guide
 
 
@@ -179,11 +179,11 @@ def test_at_most_eight_files_come_back_after_every_stage(
 def test_the_bundle_is_put_in_its_place_on_a_gpu_alone(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    placed = []
-    monkeypatch.setattr(bundle, "place", lambda *given: placed.append(given) or "placed")
+    installed = []
+    monkeypatch.setattr(bundle, "install", lambda *given: installed.append(given) or "installed")
     prepared = tmp_path / "prepared"
     prepared.mkdir()
     run("--only", "smoke", "--bundle", str(prepared))
-    assert placed == []
+    assert installed == []
     run("--only", "smoke", "--bundle", str(prepared), "--device", "cuda")
-    assert placed == [(prepared, tmp_path / "build" / "gpu_check" / "cuda")]
+    assert installed == [(prepared, tmp_path / "build" / "gpu_check" / "cuda")]

@@ -1,4 +1,4 @@
-"""The programs of stages, on a GPU that is stood in for."""
+"""The programs of stages, on a stand-in for a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = Workload(1, 40, 7, 7, 24, 16)
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(smoke, "LOADS", (SMALL,))
-    # Kernels are stood in for as well, so it does not matter that Triton interprets.
+    # Kernels are replaced as well, so Triton's interpreter does not matter.
     monkeypatch.setattr(backends, "interpreting", lambda: False)
     with standing_in():
         yield
@@ -70,7 +70,7 @@ def test_a_backend_that_is_not_built_yet(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(backends, "_no_cuda_reason", lambda _: "it is not built")
     status, said = answers(tmp_path)
     assert status == 0 and said["absent"] == {"cuda": "it is not built"}
-    # Whoever asks for it means it to be there.
+    # A backend that is asked for must be there.
     assert answers(tmp_path, "--backends", "triton,cuda")[0] == 1
 
 

@@ -1,4 +1,4 @@
-"""The whole command on a GPU that is stood in for, at tiny sizes, every stage a process."""
+"""The whole command on a stand-in for a GPU, at tiny sizes, every stage a process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if module == "bench.run" or module.startswith("bench.gpu_check."):
 
     torch.set_num_threads(1)
     tiny = [shapes.Workload(batch, 40, 7, 7, 24, 16, "bfloat16") for batch in (1, 2)]
-    shapes.CUDA_SHORT = shapes.Plan(tuple(tiny), (tiny[0],), (tiny[1],), (tiny[0],))
+    shapes.CUDA_SHORT = shapes.Workloads(tuple(tiny), (tiny[0],), (tiny[1],), (tiny[0],))
     shapes.square = lambda *_, **__: tiny[0]
     one_prune.SIZES = one_prune.SIZES[:2]
     shape = llava_models.TINY
