@@ -99,7 +99,7 @@ def test_split_and_unsplit_give_the_same_bits() -> None:
         assert (split.num_splits == 1) == whole and split.num_groups > 1
         updates = torch.empty(1, 7, v.shape[2], dtype=q.dtype, device=DEVICE)
         mass = torch.empty(1, 7, device=DEVICE)
-        space = kernels.new_workspace(split, 1, 300, q.device)
+        space = kernels.new_split_workspace(split, 1, 300, q.device)
         kernels.slot_attention_fwd(args, v, 1e-5, updates, mass, split, space)
         assert whole or not space.semaphore.any()
         results.append((updates, mass))

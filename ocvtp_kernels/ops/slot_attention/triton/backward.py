@@ -25,7 +25,7 @@ from ocvtp_kernels.ops.slot_attention.triton.backward_kernels import (
 from ocvtp_kernels.ops.slot_attention.triton.forward import (
     SlotAttentionArgs,
     SplitPlan,
-    new_workspace,
+    new_split_workspace,
     slot_attention_fwd,
     softmax_stats,
     split_plan,
@@ -127,7 +127,7 @@ def mass_of(args: SlotAttentionArgs, eps: float) -> Tensor:
     q, k = args.q, args.k
     split = split_plan(q, k.shape[1], 1)
     mass = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    space = new_workspace(split, q.shape[0], k.shape[1], q.device)
+    space = new_split_workspace(split, q.shape[0], k.shape[1], q.device)
     slot_attention_fwd(args, k[..., :1], eps, torch.empty_like(mass), mass, split, space)
     return mass
 

@@ -198,7 +198,7 @@ def slot_attention_fwd(
     )
 
 
-def new_workspace(
+def new_split_workspace(
     split: SplitPlan, batch: int, num_tokens: int, device: torch.device
 ) -> SplitWorkspace:
     """The workspace of one forward."""
@@ -255,6 +255,6 @@ def _slot_attention(
     split = split_plan(q, num_tokens, width)
     updates = q.new_empty((batch, num_slots, width))
     mass = q.new_empty((batch, num_slots))
-    space = new_workspace(split, batch, num_tokens, q.device)
+    space = new_split_workspace(split, batch, num_tokens, q.device)
     slot_attention_fwd(args, unit_stride(v), eps, updates, mass, split, space, attention)
     return updates, mass
