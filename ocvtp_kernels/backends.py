@@ -31,7 +31,7 @@ class Kernel(NamedTuple):
 
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-# Best first; the first that is there and takes the tensors is taken.
+# Best first: the first that has a kernel which takes the tensors runs.
 PREFERENCE = ("triton", "cuda", "cpu", "reference")
 GPU_KERNELS = ("triton", "cuda")
 DEVICES = {"cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
@@ -40,14 +40,14 @@ _kernels: dict[str, dict[str, Kernel]] = {}
 _override: ContextVar[str | None] = ContextVar("ocvtp_backend", default=None)
 
 
-Choices = dict[object, str]  # by the block that chose
+Overrides = dict[object, str]  # by the `use_backend` block that forces
 
 
 class _Thread(threading.local):
-    """What is forced in a thread, the last of all; its backward passes read it from another."""
+    """The blocks open in a thread, the last one last; backward passes read them from another."""
 
     def __init__(self) -> None:
-        self.choices: Choices = {}
+        self.overrides: Overrides = {}
 
 
 _thread = _Thread()
@@ -58,11 +58,11 @@ class Remembered(NamedTuple):
 
     Attributes:
         forced: the backend that was forced.
-        choices: of its thread; none where backward passes run in the thread that calls them.
+        overrides: of its thread; none where backward passes run in the thread that calls them.
     """
 
     forced: str | None
-    choices: Choices
+    overrides: Overrides
 
 
 class BackendUnavailable(RuntimeError):
@@ -178,13 +178,13 @@ def select_backend(op: str, device: str) -> str:
     return next(name for name in PREFERENCE if unsupported_reason(op, name, device) is None)
 
 
-def select_kernel(op: str, arguments: Sequence[Any], gradient: bool = False) -> Function:
+def select_kernel(op: str, arguments: Sequence[Any], serves_backward: bool = False) -> Function:
     """The implementation of ``ocvtp::op`` for these arguments, the first of them a tensor.
 
     Args:
         op: name without the namespace.
         arguments: the call's.
-        gradient: the op belongs to another's backward pass; nobody calls it by name, so a forced
+        serves_backward: the op is called by another's backward pass, never by name, so a forced
             backend that has no kernel for it is no error.
 
     Raises:
@@ -192,7 +192,7 @@ def select_kernel(op: str, arguments: Sequence[Any], gradient: bool = False) -> 
     """
     forced = _override.get()
     kernels = _kernels[op]
-    if forced is not None and not (gradient and forced not in kernels):
+    if forced is not None and not (serves_backward and forced not in kernels):
         reason = unsupported_by_call(op, forced, arguments)
         if reason is not None:
             raise BackendUnavailable(f"backend {forced!r}: {reason}")
@@ -211,7 +211,7 @@ def select_kernel(op: str, arguments: Sequence[Any], gradient: bool = False) -> 
 
 def remember(device: torch.device) -> Remembered:
     """Called in the forward pass of an op on ``device``, for `in_backward`."""
-    return Remembered(_override.get(), {} if device.type == "cpu" else _thread.choices)
+    return Remembered(_override.get(), {} if device.type == "cpu" else _thread.overrides)
 
 
 @contextmanager
@@ -232,9 +232,9 @@ def _around_backward(remembered: Remembered) -> str | None:
         context = torch._C._get_obj_in_tls("context")
         if isinstance(context, Context):
             return context.get(_override)
-    # An older torch tells nothing of the caller, but who ran the forward pass mostly is.
-    choices = list(remembered.choices.values())
-    return choices[-1] if choices else None
+    # Before torch 2.13 the thread that ran the forward pass counts as the caller.
+    overrides = list(remembered.overrides.values())
+    return overrides[-1] if overrides else None
 
 
 @contextmanager
@@ -263,10 +263,10 @@ def use_backend(name: str) -> Iterator[None]:
     if needs_gpu and not torch.cuda.is_available():
         raise BackendUnavailable(f"backend {name!r}: torch {torch.__version__} sees no GPU")
     token = _override.set(name)
-    block, choices = object(), _thread.choices
-    choices[block] = name
+    block, overrides = object(), _thread.overrides
+    overrides[block] = name
     try:
         yield
     finally:
-        del choices[block]
+        del overrides[block]
         _override.reset(token)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import ocvtp_kernels
-
 
 def installed_version(name: str) -> str | None:
     """The version of an installed package, None where it is missing."""
@@ -38,7 +36,7 @@ def install_command(extra: str = "", setting: str = "") -> str:
         setting: of the environment, such as "OCVTP_NATIVE=1".
     """
     what = f"'.[{extra}]'" if extra else "."
-    root = Path(ocvtp_kernels.__path__[0]).parent
+    root = Path(__file__).parents[1]
     in_place = (root / "setup.py").exists()
     command = " ".join(filter(None, [setting, "pip install", "-e" if in_place else "", what]))
     return f"`{command}` in {root if in_place else 'a checkout'}"

@@ -1,7 +1,7 @@
 """The native objects, loaded when first asked for, or the sentence that says why there are none.
 
 ``_build_info`` holds facts about the build, ``_C`` the CPU kernels and ``_C_cuda`` the CUDA kernels
-of ``torch.ops.ocvtp_native``; see csrc/registration.cpp.
+of ``torch.ops.ocvtp_native``; see csrc/module_cpu.cpp.
 """
 
 from __future__ import annotations

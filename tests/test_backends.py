@@ -275,9 +275,9 @@ def test_a_block_that_ends_out_of_order_takes_only_its_own_choice() -> None:
     contexts[0].run(one.__enter__)
     contexts[1].run(other.__enter__)
     contexts[0].run(one.__exit__, None, None, None)
-    assert list(remembered.choices.values()) == ["cpu"]
+    assert list(remembered.overrides.values()) == ["cpu"]
     contexts[1].run(other.__exit__, None, None, None)
-    assert not remembered.choices
+    assert not remembered.overrides
 
 
 # On the CPU autograd goes on in a thread of its own where backward passes call one another deeply.

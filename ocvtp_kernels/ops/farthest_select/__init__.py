@@ -40,7 +40,7 @@ def farthest_select(
 ) -> Tensor:
     """Farthest-point greedy: each pick is the token farthest from its nearest pick.
 
-    ``j_t = argmax_j min_{s < t} distances[j_s, j]``; source: DivPrune, arXiv 2503.02175.
+    ``j_t = argmax_j min_{s < t} distances[j_s, j]``. Source: DivPrune, arXiv 2503.02175.
 
     Args:
         distances: ``[B, N, N]``, any floating dtype.

@@ -1,6 +1,7 @@
 """The GRU on the CPU with its gates kept for the gradient, and its gradient.
 
-All in the dtype that the CPU multiplies in, as in plain PyTorch, with fewer passes and fewer values kept.
+All in the dtype that the CPU multiplies in, with fewer passes and fewer values kept than autograd
+has of the plain module.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def backward_rows(
 
 
 class _KeptGates(torch.autograd.Function):
-    """``ocvtp::gru_cell`` where a gradient is to come: computing the gates again would cost more."""
+    """``ocvtp::gru_cell`` where a gradient is to come: to compute the gates again costs more."""
 
     @staticmethod
     def forward(ctx: Any, again: Callable[..., Any], *inputs: Tensor) -> Tensor:

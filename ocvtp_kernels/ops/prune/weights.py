@@ -1,4 +1,4 @@
-"""The list of folded weights that ``ocvtp::prune`` takes: its format, and what is made of it once."""
+"""The list of folded weights that `prune` takes: its format, and what is made of it once."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def slot_attention(
         slot_mask: bool ``[B, K]``, False leaves the slot out; every image needs one True.
 
     Returns:
-        updates ``[B, K, E]`` and mass ``[B, K]``, in the dtype of ``q``; summed in float32 or wider.
+        updates ``[B, K, E]`` and mass ``[B, K]`` in the dtype of ``q``, summed in float32 or wider.
 
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit; the message names

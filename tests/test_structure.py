@@ -1,0 +1,134 @@
+"""The package's structure: imports run one way, and an op is complete where it stands."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import ocvtp_kernels
+from ocvtp_kernels import ops
+from ocvtp_kernels.ops.registry import SCHEMA_NAMES
+
+PACKAGE = Path(ocvtp_kernels.__file__).parent
+ROOT = Path(__file__).parents[1]
+# From the bottom up; a module may import from its own layer and from those below.
+LAYERS = (
+    ("version", "files", "installing", "markdown", "dtypes", "checks"),
+    ("native", "blas"),
+    ("triton_common",),
+    ("backends",),
+    ("ops",),
+    ("pruner",),
+    ("selectors", "cost", "report"),
+    ("vlm",),
+    ("training",),
+    ("cli",),
+)
+LAYER = {name: index for index, names in enumerate(LAYERS) for name in names}
+FOLDERS = sorted(path.parent.name for path in (PACKAGE / "ops").glob("*/__init__.py"))
+PUBLIC = [getattr(ops, name) for name in ops.__all__]
+EVERY_OP = pytest.mark.parametrize("op", PUBLIC, ids=lambda op: op.__name__)
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package but its root, by its name within it."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        if parts:
+            found[".".join(parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str) -> Iterator[str]:
+    """The modules that a module imports, in functions and for type checkers too."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for full in names:
+            if full.split(".")[0] != "ocvtp_kernels":
+                continue
+            within = full.removeprefix("ocvtp_kernels").lstrip(".")
+            while within and within not in MODULES:
+                within = within.rpartition(".")[0]
+            yield within
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {name.split(".")[0] for name in MODULES} == set(LAYER)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_run_one_way(name: str) -> None:
+    own = LAYER[name.split(".")[0]]
+    for other in imported(name):
+        if other == "":
+            # The root imports what is public, so only the command line may import the root.
+            assert name.startswith("cli."), f"{name} imports the package's root"
+        else:
+            assert LAYER[other.split(".")[0]] <= own, f"{name} imports {other}"
+
+
+def test_no_modules_import_each_other() -> None:
+    waiting = {name: set(imported(name)) - {name, ""} for name in MODULES}
+    # A package imports its parts, and a part may read what its package defines first.
+    waiting = {
+        name: {other for other in others if not name.startswith(f"{other}.")}
+        for name, others in waiting.items()
+    }
+    while free := [name for name, others in waiting.items() if not others & waiting.keys()]:
+        for name in free:
+            del waiting[name]
+    assert not waiting
+
+
+@EVERY_OP
+def test_help_tells_everything_about_an_op(op: ops.registry.Op[..., object]) -> None:
+    doc = inspect.getdoc(op)
+    assert doc is not None
+    assert re.search(r"\[[A-Z.]", doc), "no shape"
+    assert re.search(r"dtype|int64|floating", doc), "no dtype"
+    assert re.search(r"^Raises:$", doc, re.MULTILINE) and re.search(r"(Value|Type)Error", doc)
+    assert re.search(r"^Returns:$", doc, re.MULTILINE)
+    assert "Source:" in doc
+    signature = inspect.signature(op)
+    described = doc.split("Args:")[1].split("Returns:")[0]
+    for name, parameter in signature.parameters.items():
+        assert re.search(rf"\b{name}\b", described), f"{name} is not described"
+        assert parameter.annotation is not inspect.Parameter.empty
+    assert signature.return_annotation is not inspect.Signature.empty
+
+
+@EVERY_OP
+def test_an_ops_schema_is_its_signature(op: ops.registry.Op[..., object]) -> None:
+    schema = getattr(torch.ops.ocvtp, op.__name__).default._schema
+    parameters = inspect.signature(op).parameters
+    names = [SCHEMA_NAMES.get(name, name) for name in parameters]
+    assert [argument.name for argument in schema.arguments] == names
+    for argument, parameter in zip(schema.arguments, parameters.values(), strict=True):
+        has_default = parameter.default is not inspect.Parameter.empty
+        assert argument.has_default_value() == has_default
+        assert not has_default or argument.default_value == parameter.default
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_an_op_is_complete(folder: str) -> None:
+    own = [op for op in PUBLIC if op.__module__ == f"ocvtp_kernels.ops.{folder}"]
+    assert folder in [op.__name__ for op in own], "the folder's op is not in ocvtp_kernels.ops"
+    assert all(callable(op.reference) for op in own), "no oracle"
+    for place in (f"tests/ops/{folder}/test_{folder}.py", f"bench/ops/{folder}.py"):
+        assert (ROOT / place).exists(), f"no {place}"
