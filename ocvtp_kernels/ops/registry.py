@@ -246,6 +246,7 @@ def _public(function: Callable[P, R], reference: Function) -> Op[P, R]:
         return cast(R, overload(*args, **named))
 
     made = cast(Any, public)
+    made.__signature__ = inspect.signature(function, eval_str=True)
     made.reference = reference
     return cast("Op[P, R]", made)
 
