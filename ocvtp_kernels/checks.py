@@ -16,11 +16,11 @@ def require_rank(name: str, tensor: Tensor, layout: str) -> None:
         raise ValueError(f"{name}: expected shape [{layout}], got {list(tensor.shape)}")
 
 
-def require_size(name: str, tensor: Tensor, dim: int, size: int, owner: str) -> None:
-    """Raises ValueError unless dimension ``dim`` equals ``size``, which ``owner`` fixed."""
+def require_size(name: str, tensor: Tensor, dim: int, size: int, other_name: str) -> None:
+    """Raises ValueError unless dimension ``dim`` equals ``size``, which ``other_name`` fixed."""
     if tensor.shape[dim] != size:
         raise ValueError(
-            f"{name}: expected size {size} in dimension {dim} to match {owner}, "
+            f"{name}: expected size {size} in dimension {dim} to match {other_name}, "
             f"got shape {list(tensor.shape)}"
         )
 

@@ -86,7 +86,7 @@ def is_built() -> bool:
 @lru_cache(maxsize=1)
 def _warn_once() -> None:
     """Says that the CPU goes the slow way, unless whoever installed the package chose that."""
-    if not _told_by_the_build().get("is_chosen"):
+    if not _build_note().get("is_chosen"):
         warnings.warn(
             f"ops on the CPU run plain PyTorch, which is slower: {missing_reason('cpu')}",
             RuntimeWarning,
@@ -94,7 +94,7 @@ def _warn_once() -> None:
         )
 
 
-def _told_by_the_build() -> dict[str, Any]:
+def _build_note() -> dict[str, Any]:
     """What `setup.py` left where it built nothing native: why, and how to mend that."""
     path = PACKAGE / WHY_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -139,7 +139,7 @@ def _sentence(name: str, error: Exception) -> str:
     others = sorted(path.name for path in PACKAGE.glob(f"{name}.*"))
     if others:
         return f"not built for {versions}, only: {', '.join(others)}; run {mend}"
-    told = _told_by_the_build()
-    if not told:
+    note = _build_note()
+    if not note:
         return f"not built: nothing was ever built here; run {mend}"
-    return f"not built: {told['why']}; {told['mend']}"
+    return f"not built: {note['why']}; {note['mend']}"
