@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -75,6 +76,18 @@ def instructions(isa: str) -> Iterator[None]:
         yield
     finally:
         torch.ops.ocvtp_native.isa(before)
+
+
+@pytest.fixture(params=ISAS)
+def every_isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test runs on each instruction set of the native CPU kernels."""
+    with instructions(request.param):
+        yield
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    """An op's outputs as a tuple."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

@@ -15,8 +15,8 @@ import torch
 
 import ocvtp_kernels as ocvtp
 from ocvtp_kernels import backends
-from tests.cases import CPU_WAYS, DEVICE, running
-from tests.ops.cases import ARGUMENTS, op, outputs
+from tests.cases import CPU_WAYS, DEVICE, outputs, running
+from tests.ops.cases import ARGUMENTS, op
 
 
 def test_unknown_names_are_refused() -> None:

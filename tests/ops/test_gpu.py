@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import backends
-from tests.cases import to_device
-from tests.ops.cases import ARGUMENTS, op, outputs
+from tests.cases import outputs, to_device
+from tests.ops.cases import ARGUMENTS, op
 from tests.ops.test_every_op import map_tensors
 
 pytestmark = [
