@@ -7,9 +7,10 @@ What is no error is listed, and has to run.
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -18,239 +19,14 @@ from torch import Tensor
 from ocvtp_kernels import native
 from tests.cases import random_tokens
 from tests.emulated import loaded  # noqa: F401
+from tests.ops.cases import op_modules
+from tests.ops.raw_calls import EPS, B, D, K, N, RawCall, ids
 
-B, K, N, D, E, H, M = 2, 3, 12, 8, 5, 2, 4
-EPS = 1e-5
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32]
 DTYPES += [torch.bool]
-FLOATING = ["dtype float*", "dtype bfloat16"]
-ROWS = ["rank *", "size *", "empty", "dtype multiplied"]
-
-
-class Case(NamedTuple):
-    """A valid call.
-
-    Attributes:
-        arguments: in the schema's order.
-        valid: by argument, patterns of what may be done to it, see `spoilt`.
-        ranges: least and most of the ints.
-        measures: arguments by which others are measured, so that these may be named for them.
-        cpu_only: the op has no CUDA kernel, so no schema in the emulated library either.
-    """
-
-    arguments: Mapping[str, Any]
-    valid: Mapping[str, list[str]] = {}
-    ranges: Mapping[str, tuple[int, int | None]] = {}
-    measures: tuple[str, ...] = ()
-    cpu_only: bool = False
-
-
-def ids(*shape: int) -> Tensor:
-    return torch.arange(torch.Size(shape).numel()).reshape(shape) % N
-
-
-def competition(**others: Any) -> dict[str, Any]:
-    q, k = random_tokens(B, K, D), random_tokens(B, N, D, seed=1)
-    return {"q": q, "k": k, **others}
-
-
-def selection(name: str, **others: Any) -> dict[str, Any]:
-    return {name: random_tokens(B, N, N).abs(), **others}
-
-
-def resolve(**others: Any) -> dict[str, Any]:
-    scores = {"peak": random_tokens(B, K), "importance": random_tokens(B, N)}
-    return {"picks": ids(B, K, 2), **scores, **others}
-
-
-PER_SLOT = {"constant": random_tokens(B, K, seed=2), "slot_mask": torch.ones(B, K) > 0}
-V = random_tokens(B, N, E, seed=3)
-SCALARS = {"scale": 0.3, "eps": EPS}
-SCORES = {"peak": FLOATING, "importance": [*FLOATING, "none"]}
-
 CASES = {
-    "layer_norm": Case({"x": random_tokens(B, D), "eps": EPS}, {"x": ROWS}),
-    "bias_gelu_": Case(
-        {"x": random_tokens(B, D), "bias": random_tokens(D)},
-        {"x": ["rank *", "size 0 *"]},
-        measures=("x",),
-    ),
-    "slot_attention": Case(
-        competition(v=V, **PER_SLOT, **SCALARS, with_attention=True),
-        {"v": ["size 2 [-+]*", "cpu: size 2 =0"], "constant": ["none"], "slot_mask": ["none"]},
-        measures=("q", "k"),
-    ),
-    "slot_attention_backward": Case(
-        competition(
-            v=V,
-            slot_mask=PER_SLOT["slot_mask"],
-            **SCALARS,
-            updates=random_tokens(B, K, E),
-            grad_updates=random_tokens(B, K, E),
-            grad_mass=random_tokens(B, K),
-            grad_attention=random_tokens(B, K, N),
-            attention=random_tokens(B, K, N).softmax(1),
-        ),
-        {name: ["none"] for name in ("slot_mask", "grad_attention", "attention")},
-        measures=("q", "k", "v"),
-        cpu_only=True,
-    ),
-    "start": Case(
-        {
-            "tokens": random_tokens(B, N, D),
-            "slots": random_tokens(1, K, D, seed=1),
-            "weight": random_tokens(D),
-            "eps": EPS,
-        },
-        {"tokens": ["rank *", "size [01] *"], "slots": ["rank *", "size [01] *"]},
-        measures=("tokens",),
-    ),
-    "norm_slots": Case(
-        {
-            "x": random_tokens(B, D),
-            "y": random_tokens(B, D),
-            "weight": random_tokens(D),
-            "eps": EPS,
-        },
-        measures=("y",),
-    ),
-    "gru_gates": Case(
-        {
-            "x_gates": random_tokens(B, K, 3 * D),
-            "h_gates": random_tokens(B, K, 3 * D),
-            "h": random_tokens(B, K, D),
-            "shift": random_tokens(3 * D),
-            "mass": torch.rand(B, K),
-            "statistics": random_tokens(B, K, 3).abs(),
-            "sums": random_tokens(3 * D),
-            "bias": random_tokens(3 * D),
-            "eps": EPS,
-            "with_norm": True,
-        },
-        measures=("x_gates", "h"),
-    ),
-    "slot_argmax": Case(
-        competition(constant=PER_SLOT["constant"], scale=0.3, top_k=2, with_evidence=True),
-        {"k": ["size 1 [-+]*"], "constant": ["none"]},
-        {"top_k": (1, N)},
-        measures=("q", "k"),
-    ),
-    "merge": Case(
-        competition(final=random_tokens(B, N, E), scale=0.3),
-        {"q": ["size 1 *"], "final": ["size 2 *", *FLOATING]},
-        measures=("q", "k"),
-        cpu_only=True,
-    ),
-    "resolve_picks": Case(
-        resolve(budget=5, num_tokens=N),
-        {"picks": ["size 2 *"], **SCORES},
-        {"budget": (0, N), "num_tokens": (N, N)},
-        measures=("picks", "num_tokens"),
-    ),
-    "resolve_gather": Case(
-        resolve(final=random_tokens(B, N, E), budget=5),
-        {"picks": ["size 2 *"], "final": ["size 2 *", "dtype *"], **SCORES},
-        {"budget": (0, N)},
-        measures=("picks", "final"),
-    ),
-    "slot_argmax_packed": Case(
-        competition(constant=PER_SLOT["constant"], scale=0.3, with_evidence=True),
-        {"k": ["size 1 [-+]*"], "constant": ["none"]},
-        measures=("q", "k"),
-    ),
-    "resolve_gather_packed": Case(
-        {
-            "packed": ids(B, 1, K),
-            "importance": random_tokens(B, N),
-            "final": random_tokens(B, N, E),
-            "budget": 5,
-        },
-        {
-            "packed": ["size [12] *"],
-            "importance": SCORES["importance"],
-            "final": ["size 2 *", "dtype *"],
-        },
-        {"budget": (0, N)},
-        measures=("packed", "final"),
-    ),
-    "attention_received": Case(
-        {
-            "q": random_tokens(B, H, M, D),
-            "k": random_tokens(B, H, N, D),
-            "row": 1,
-            "scale": 0.3,
-        },
-        {"q": ["size 2 [-+]*"], "k": ["size 2 *"]},
-        {"row": (-1, M - 1)},
-        measures=("q",),
-    ),
-    "farthest_select": Case(
-        selection("distances", first=ids(B), budget=5, distinct=True),
-        {"distances": ["dtype taken"], "first": ["none"]},
-        {"budget": (1, N)},
-        measures=("distances",),
-        cpu_only=True,
-    ),
-    "pivot_select": Case(
-        {"points": random_tokens(B, N, D), "budget": 5},
-        {"points": ["size 0 *", "size 1 [-+]*", "size 2 *", "dtype taken"]},
-        {"budget": (0, N)},
-        measures=("points",),
-        cpu_only=True,
-    ),
-    "dpp_select": Case(
-        selection("similarity", quality=random_tokens(B, N), budget=5),
-        ranges={"budget": (0, N)},
-        measures=("similarity",),
-        cpu_only=True,
-    ),
-    "facility_select": Case(
-        selection("similarity", saliency=random_tokens(B, N), budget=5),
-        ranges={"budget": (0, N)},
-        measures=("similarity",),
-        cpu_only=True,
-    ),
-    "match_select": Case(
-        selection("similarity", ranked=ids(B, N), budget=5, drop=2),
-        {"similarity": ["dtype taken"], "ranked": ["size 1 [-+]*"]},
-        {"budget": (0, N), "drop": (1, None)},
-        measures=("similarity", "ranked"),
-        cpu_only=True,
-    ),
-    "centrifugal_select": Case(
-        selection(
-            "similarity",
-            pivots=ids(B, 3),
-            height=3,
-            width=4,
-            budget=8,
-            spread=0.5,
-            threshold=0.8,
-            step=0.1,
-            chunk=4,
-            pad=True,
-        ),
-        {"similarity": ["dtype taken"], "pivots": ["size 1 *"]},
-        {"height": (3, 3), "width": (4, 4), "budget": (0, N), "chunk": (1, None)},
-        measures=("similarity",),
-        cpu_only=True,
-    ),
-    "scatter_merge": Case(
-        {
-            "tokens": random_tokens(B, N, D),
-            "owner": ids(B, N),
-            "weight": random_tokens(B, N),
-            "num_owners": 5,
-        },
-        {"tokens": ["size 2 *"]},
-        {"num_owners": (0, None)},
-        measures=("tokens",),
-        cpu_only=True,
-    ),
-    "channel_variance": Case(
-        {"tokens": random_tokens(B, N, D)}, {"tokens": ["size *", "dtype taken"]}, cpu_only=True
-    ),
-    "isa": Case({"wanted": ""}, cpu_only=True),
+    "isa": RawCall({"wanted": ""}, cpu_only=True),
+    **ChainMap(*(getattr(module, "RAW_CALLS", {}) for module in op_modules())),
 }
 # The dtypes that the kernels have, as messages list them.
 LIBRARIES = {
@@ -307,7 +83,7 @@ def schemas(library: str) -> dict[str, Any]:
     return {schema.name.removeprefix(prefix): schema for schema in found}
 
 
-def patterns(library: str, case: Case, name: str) -> Iterator[str]:
+def patterns(library: str, case: RawCall, name: str) -> Iterator[str]:
     dtypes = {"dtype taken": LIBRARIES[library], "dtype multiplied": MULTIPLIED[library]}
     for pattern in case.valid.get(name, []):
         if library == "ocvtp_native":

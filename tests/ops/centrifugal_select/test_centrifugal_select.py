@@ -14,6 +14,7 @@ from ocvtp_kernels import ops
 from ocvtp_kernels.selectors.similarity import cosine
 from tests.cases import ISAS, instructions, random_tokens
 from tests.ops.greedy.cases import similarity
+from tests.ops.raw_calls import B, N, RawCall, ids, square
 
 Function = Callable[..., tuple[Tensor, ...]]
 NUM_TOKENS = 36
@@ -25,6 +26,28 @@ PASSES = [(9.0, 0.1, 16), (0.3, 0.05, 5), (-9.0, 0.1, 1)]
 def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     pivots = torch.tensor([[3, 17, 29]]).repeat(batch, 1)
     return similarity(batch, 30, dtype, seed=4).mT, pivots, 5, 6, 11
+
+
+RAW_CALLS = {
+    "centrifugal_select": RawCall(
+        square(
+            "similarity",
+            pivots=ids(B, 3),
+            height=3,
+            width=4,
+            budget=8,
+            spread=0.5,
+            threshold=0.8,
+            step=0.1,
+            chunk=4,
+            pad=True,
+        ),
+        {"similarity": ["dtype taken"], "pivots": ["size 1 *"]},
+        {"height": (3, 3), "width": (4, 4), "budget": (0, N), "chunk": (1, None)},
+        measures=("similarity",),
+        cpu_only=True,
+    ),
+}
 
 
 @pytest.fixture(params=["reference", *ISAS])

@@ -9,10 +9,18 @@ import pytest
 import torch
 
 from tests.cases import CPU_WAYS, assert_within_budget, random_tokens, running
+from tests.ops.raw_calls import B, D, N, RawCall
 
 
 def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     return (random_tokens(batch, 31, 10, dtype=dtype)[:, 1:],)
+
+
+RAW_CALLS = {
+    "channel_variance": RawCall(
+        {"tokens": random_tokens(B, N, D)}, {"tokens": ["size *", "dtype taken"]}, cpu_only=True
+    ),
+}
 
 
 @pytest.mark.parametrize("way", CPU_WAYS)

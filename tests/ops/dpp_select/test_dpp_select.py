@@ -13,6 +13,7 @@ from tests.cases import (
     random_tokens,
 )
 from tests.ops.greedy.cases import assert_as_the_reference, problem, similarity, threads
+from tests.ops.raw_calls import B, N, RawCall, square
 
 pytestmark = pytest.mark.usefixtures("every_isa")
 
@@ -21,6 +22,16 @@ def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, 
     # No more picks than the rank of the matrix: past it rounding alone decides.
     weight = random_tokens(batch, 30, seed=5, dtype=dtype).abs()
     return similarity(batch, 30, dtype, seed=4).mT, weight, 6
+
+
+RAW_CALLS = {
+    "dpp_select": RawCall(
+        square("similarity", quality=random_tokens(B, N), budget=5),
+        ranges={"budget": (0, N)},
+        measures=("similarity",),
+        cpu_only=True,
+    ),
+}
 
 
 def test_a_dpp_of_low_rank_picks_each_direction_once() -> None:

@@ -13,6 +13,7 @@ from tests.cases import (
     random_tokens,
 )
 from tests.ops.greedy.cases import assert_as_the_reference, problem, similarity, tied_problem
+from tests.ops.raw_calls import B, N, RawCall, square
 
 pytestmark = pytest.mark.usefixtures("every_isa")
 
@@ -20,6 +21,16 @@ pytestmark = pytest.mark.usefixtures("every_isa")
 def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     weight = random_tokens(batch, 30, seed=5, dtype=dtype).abs()
     return similarity(batch, 30, dtype, seed=4).mT, weight, 6
+
+
+RAW_CALLS = {
+    "facility_select": RawCall(
+        square("similarity", saliency=random_tokens(B, N), budget=5),
+        ranges={"budget": (0, N)},
+        measures=("similarity",),
+        cpu_only=True,
+    ),
+}
 
 
 @pytest.mark.parametrize("value", [0.0, -0.5, math.nan, math.inf])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ocvtp_kernels import ops
 from tests.cases import CPU_WAYS, assert_within_budget, random_tokens, running
+from tests.ops.raw_calls import EPS, B, D, K, RawCall
 
 
 def inputs(*lead: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> list[Tensor]:
@@ -25,6 +26,24 @@ def backward_arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tu
 
 
 ARGUMENTS = {"gru_cell": arguments, "gru_cell_backward": backward_arguments}
+
+RAW_CALLS = {
+    "gru_gates": RawCall(
+        {
+            "x_gates": random_tokens(B, K, 3 * D),
+            "h_gates": random_tokens(B, K, 3 * D),
+            "h": random_tokens(B, K, D),
+            "shift": random_tokens(3 * D),
+            "mass": torch.rand(B, K),
+            "statistics": random_tokens(B, K, 3).abs(),
+            "sums": random_tokens(3 * D),
+            "bias": random_tokens(3 * D),
+            "eps": EPS,
+            "with_norm": True,
+        },
+        measures=("x_gates", "h"),
+    ),
+}
 
 
 def test_equals_torch_gru_cell() -> None:

@@ -12,12 +12,23 @@ from ocvtp_kernels import use_backend
 from ocvtp_kernels.ops.slot_attention.reference import slot_logits
 from tests.cases import CPU_WAYS, assert_within_budget, random_tokens, running
 from tests.ops.attention_cases import exact_attention, inputs, strided_qkv
+from tests.ops.raw_calls import FLOATING, B, E, N, RawCall, queries_keys
 
 EVERY_WAY = pytest.mark.parametrize("way", CPU_WAYS)
 
 
 def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     return strided_qkv(batch, dtype)
+
+
+RAW_CALLS = {
+    "merge": RawCall(
+        queries_keys(final=random_tokens(B, N, E), scale=0.3),
+        {"q": ["size 1 *"], "final": ["size 2 *", *FLOATING]},
+        measures=("q", "k"),
+        cpu_only=True,
+    ),
+}
 
 
 def merged_by_hand(q: Tensor, k: Tensor, final_tokens: Tensor) -> tuple[Tensor, Tensor]:

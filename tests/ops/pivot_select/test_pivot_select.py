@@ -12,12 +12,24 @@ from tests.cases import (
     random_tokens,
 )
 from tests.ops.greedy.cases import assert_as_the_reference
+from tests.ops.raw_calls import B, D, N, RawCall
 
 pytestmark = pytest.mark.usefixtures("every_isa")
 
 
 def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     return random_tokens(batch, 31, 10, dtype=dtype)[:, 1:], 4
+
+
+RAW_CALLS = {
+    "pivot_select": RawCall(
+        {"points": random_tokens(B, N, D), "budget": 5},
+        {"points": ["size 0 *", "size 1 [-+]*", "size 2 *", "dtype taken"]},
+        {"budget": (0, N)},
+        measures=("points",),
+        cpu_only=True,
+    ),
+}
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 9, 5, 9), (1, 577, 70, 6), (2, 40, 1000, 4)])

@@ -11,6 +11,7 @@ import torch
 from ocvtp_kernels.ops.prune.reference import encode
 from ocvtp_kernels.pruner.modules import MLP
 from tests.cases import random_pruner, random_tokens
+from tests.ops.raw_calls import EPS, ROWS, B, D, K, N, RawCall
 
 
 def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
@@ -27,6 +28,34 @@ def picks_arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple
 
 
 ARGUMENTS = {"prune": arguments, "prune_picks": picks_arguments}
+
+RAW_CALLS = {
+    "layer_norm": RawCall({"x": random_tokens(B, D), "eps": EPS}, {"x": ROWS}),
+    "bias_gelu_": RawCall(
+        {"x": random_tokens(B, D), "bias": random_tokens(D)},
+        {"x": ["rank *", "size 0 *"]},
+        measures=("x",),
+    ),
+    "start": RawCall(
+        {
+            "tokens": random_tokens(B, N, D),
+            "slots": random_tokens(1, K, D, seed=1),
+            "weight": random_tokens(D),
+            "eps": EPS,
+        },
+        {"tokens": ["rank *", "size [01] *"], "slots": ["rank *", "size [01] *"]},
+        measures=("tokens",),
+    ),
+    "norm_slots": RawCall(
+        {
+            "x": random_tokens(B, D),
+            "y": random_tokens(B, D),
+            "weight": random_tokens(D),
+            "eps": EPS,
+        },
+        measures=("y",),
+    ),
+}
 
 
 def by_hand(x: torch.Tensor, mlp: MLP) -> torch.Tensor:

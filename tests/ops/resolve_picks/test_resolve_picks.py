@@ -12,11 +12,43 @@ from torch import Tensor
 from ocvtp_kernels import ops
 from ocvtp_kernels.ops.slot_argmax import slot_topk
 from tests.cases import assert_kept, random_tokens
+from tests.ops.raw_calls import SCORES, B, E, K, N, RawCall, ids, picks_scores
 
 
 def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     topk_ids = torch.randint(0, 12, (batch, 7, 2), generator=torch.Generator().manual_seed(0))
     return topk_ids, random_tokens(batch, 7, dtype=dtype), random_tokens(batch, 12, dtype=dtype), 9
+
+
+RAW_CALLS = {
+    "resolve_picks": RawCall(
+        picks_scores(budget=5, num_tokens=N),
+        {"picks": ["size 2 *"], **SCORES},
+        {"budget": (0, N), "num_tokens": (N, N)},
+        measures=("picks", "num_tokens"),
+    ),
+    "resolve_gather": RawCall(
+        picks_scores(final=random_tokens(B, N, E), budget=5),
+        {"picks": ["size 2 *"], "final": ["size 2 *", "dtype *"], **SCORES},
+        {"budget": (0, N)},
+        measures=("picks", "final"),
+    ),
+    "resolve_gather_packed": RawCall(
+        {
+            "packed": ids(B, 1, K),
+            "importance": random_tokens(B, N),
+            "final": random_tokens(B, N, E),
+            "budget": 5,
+        },
+        {
+            "packed": ["size [12] *"],
+            "importance": SCORES["importance"],
+            "final": ["size 2 *", "dtype *"],
+        },
+        {"budget": (0, N)},
+        measures=("packed", "final"),
+    ),
+}
 
 
 def with_sets(

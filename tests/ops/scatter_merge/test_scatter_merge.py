@@ -10,6 +10,7 @@ import torch
 
 from ocvtp_kernels import use_backend
 from tests.cases import CPU_WAYS, DEVICE, random_tokens, running
+from tests.ops.raw_calls import B, D, N, RawCall, ids
 
 NONE = torch.tensor([[1, -1, 0, 3, 2**40, -(2**63), 2, 2**63 - 1]])
 
@@ -18,6 +19,22 @@ def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, 
     tokens = random_tokens(batch, 31, 10, dtype=dtype)[:, 1:]
     assignment = torch.randint(-1, 7, (batch, 30), generator=torch.Generator().manual_seed(7))
     return tokens, assignment, random_tokens(batch, 30, seed=8, dtype=dtype), 7
+
+
+RAW_CALLS = {
+    "scatter_merge": RawCall(
+        {
+            "tokens": random_tokens(B, N, D),
+            "owner": ids(B, N),
+            "weight": random_tokens(B, N),
+            "num_owners": 5,
+        },
+        {"tokens": ["size 2 *"]},
+        {"num_owners": (0, None)},
+        measures=("tokens",),
+        cpu_only=True,
+    ),
+}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from ocvtp_kernels.ops.slot_attention.reference import slot_logits
 from tests.cases import CPU_WAYS, assert_within_budget, running
 from tests.ops.attention_cases import exact_attention, inputs, strided_qkv
+from tests.ops.raw_calls import PER_SLOT, N, RawCall, queries_keys
 
 EVERY_WAY = pytest.mark.parametrize("way", CPU_WAYS)
 
@@ -17,6 +18,21 @@ EVERY_WAY = pytest.mark.parametrize("way", CPU_WAYS)
 def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     q, k, _ = strided_qkv(batch, dtype)
     return q, k, 0.3
+
+
+RAW_CALLS = {
+    "slot_argmax": RawCall(
+        queries_keys(constant=PER_SLOT["constant"], scale=0.3, top_k=2, with_evidence=True),
+        {"k": ["size 1 [-+]*"], "constant": ["none"]},
+        {"top_k": (1, N)},
+        measures=("q", "k"),
+    ),
+    "slot_argmax_packed": RawCall(
+        queries_keys(constant=PER_SLOT["constant"], scale=0.3, with_evidence=True),
+        {"k": ["size 1 [-+]*"], "constant": ["none"]},
+        measures=("q", "k"),
+    ),
+}
 
 
 @EVERY_WAY

@@ -19,6 +19,7 @@ from tests.cases import (
     small_config,
 )
 from tests.ops.attention_cases import strided_qkv
+from tests.ops.raw_calls import PER_SLOT, SCALARS, B, E, K, N, RawCall, queries_keys
 
 # K not a power of two, one slot, one token, more slots than tokens, sizes past every tile.
 SHAPES = [(1, 1, 1), (2, 7, 1), (1, 1, 50), (3, 65, 33), (2, 100, 577), (0, 7, 20)]
@@ -59,6 +60,29 @@ ARGUMENTS = {
     "slot_attention_with_attention": arguments,
     "slot_attention_backward": backward_arguments,
     "slot_attention_step": step_arguments,
+}
+
+RAW_CALLS = {
+    "slot_attention": RawCall(
+        queries_keys(v=random_tokens(B, N, E, seed=3), **PER_SLOT, **SCALARS, with_attention=True),
+        {"v": ["size 2 [-+]*", "cpu: size 2 =0"], "constant": ["none"], "slot_mask": ["none"]},
+        measures=("q", "k"),
+    ),
+    "slot_attention_backward": RawCall(
+        queries_keys(
+            v=random_tokens(B, N, E, seed=3),
+            slot_mask=PER_SLOT["slot_mask"],
+            **SCALARS,
+            updates=random_tokens(B, K, E),
+            grad_updates=random_tokens(B, K, E),
+            grad_mass=random_tokens(B, K),
+            grad_attention=random_tokens(B, K, N),
+            attention=random_tokens(B, K, N).softmax(1),
+        ),
+        {name: ["none"] for name in ("slot_mask", "grad_attention", "attention")},
+        measures=("q", "k", "v"),
+        cpu_only=True,
+    ),
 }
 
 
