@@ -29,7 +29,7 @@ WIDTHS = pytest.mark.parametrize("width", [1, 7, 64, 200, 1024])
 EPS = 1e-5
 
 # Batch, slots, tokens, depth, width: one tile and more of each, whole and not.
-COMPETITIONS = [
+ATTENTION_SHAPES = [
     (1, 1, 1, 8, 8),
     (2, 7, 31, 24, 40),
     (1, 64, 50, 64, 72),
@@ -160,7 +160,7 @@ def logits_of(q: Tensor, k: Tensor, constant: Tensor | None, mask: Tensor | None
     return logits if mask is None else logits.masked_fill(~mask.unsqueeze(-1), -torch.inf)
 
 
-class Competition:
+class AttentionCase:
     """Arguments of slot_attention and slot_argmax."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, optional: bool = True) -> None:
@@ -176,20 +176,20 @@ class Competition:
 
     def attention(self) -> list[Tensor]:
         """updates, mass and attention by formula, in this dtype."""
-        shares = logits_of(self.q, self.k, self.constant, self.mask).softmax(dim=1)
-        return [*slots.weighted_mean(shares, self.v, EPS), shares]
+        attention = logits_of(self.q, self.k, self.constant, self.mask).softmax(dim=1)
+        return [*slots.weighted_mean(attention, self.v, EPS), attention]
 
     def constants(self) -> Iterator[Tensor | None]:
-        """The constant in ever other layouts, one of them a column of a wider tensor."""
+        """The constant, in one layout after another: also as a column of a wider tensor."""
         if self.constant is None:
             return repeat(None)
         column = torch.full((*self.constant.shape, 3), torch.nan)
         column[..., 1] = self.constant
         return cycle([column[..., 1], *views(self.constant)])
 
-    def double(self) -> Competition:
+    def double(self) -> AttentionCase:
         """The same numbers in float64."""
-        wide = object.__new__(Competition)
+        wide = object.__new__(AttentionCase)
         wide.__dict__ = dict(self.__dict__)
         wide.q, wide.k, wide.v = self.q.double(), self.k.double(), self.v.double()
         return wide
@@ -197,11 +197,11 @@ class Competition:
 
 @DTYPES
 @pytest.mark.parametrize("optional", [False, True])
-@pytest.mark.parametrize("shape", COMPETITIONS)
+@pytest.mark.parametrize("shape", ATTENTION_SHAPES)
 def test_slot_attention_keeps_the_error_budget(
     emulated: Any, shape: tuple[int, ...], optional: bool, dtype: torch.dtype
 ) -> None:
-    case = Competition(shape, dtype, optional)
+    case = AttentionCase(shape, dtype, optional)
     plain, oracle = case.attention(), case.double().attention()
     given = zip(views(case.q), views(case.k), views(case.v), case.constants(), strict=False)
     for q, k, v, constant in given:
@@ -215,41 +215,41 @@ def test_slot_attention_keeps_the_error_budget(
 
 @DTYPES
 @pytest.mark.parametrize(
-    ("shape", "top_k"), list(zip(COMPETITIONS, [1, 3, 1, 1, 3, 1], strict=True))
+    ("shape", "top_k"), list(zip(ATTENTION_SHAPES, [1, 3, 1, 1, 3, 1], strict=True))
 )
 def test_slot_argmax_picks_the_largest(
     emulated: Any, shape: tuple[int, ...], top_k: int, dtype: torch.dtype
 ) -> None:
-    case = Competition(shape, dtype)
+    case = AttentionCase(shape, dtype)
     exact = slots.log_attention(logits_of(case.q.double(), case.k.double(), case.constant, None))
-    expected, peak = slot_topk(exact, top_k)
+    expected, max_logprob = slot_topk(exact, top_k)
     for q, k, constant in zip(views(case.q), views(case.k), case.constants(), strict=False):
-        picks, got, evidence = emulated.slot_argmax(q, k, constant, case.scale, top_k, True)
-        # Products of half numbers are exact in float32, so that no dtype has an excuse.
-        assert torch.equal(picks, expected)
-        torch.testing.assert_close(got.double(), peak, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(evidence.double(), exact.amax(1), rtol=1e-5, atol=1e-5)
+        topk_ids, got, token_score = emulated.slot_argmax(q, k, constant, case.scale, top_k, True)
+        # Products of half numbers are exact in float32, so every dtype has the exact ids.
+        assert torch.equal(topk_ids, expected)
+        torch.testing.assert_close(got.double(), max_logprob, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(token_score.double(), exact.amax(1), rtol=1e-5, atol=1e-5)
     *same, none = emulated.slot_argmax(q, k, case.constant, case.scale, top_k, False)
-    assert torch.equal(same[0], picks) and torch.equal(same[1], got) and none.shape == (0,)
+    assert torch.equal(same[0], topk_ids) and torch.equal(same[1], got) and none.shape == (0,)
 
 
 @DTYPES
-@pytest.mark.parametrize("shape", COMPETITIONS)
+@pytest.mark.parametrize("shape", ATTENTION_SHAPES)
 @pytest.mark.parametrize("crowd", [1, 5, None])
-def test_packed_picks_keep_the_same_tokens(
+def test_packed_topk_ids_keep_the_same_tokens(
     emulated: Any, shape: tuple[int, ...], crowd: int | None, dtype: torch.dtype
 ) -> None:
-    case = Competition(shape, dtype)
+    case = AttentionCase(shape, dtype)
     # Few distinct tokens, so that slots collide and scores tie; some NaN.
     k = case.k[:, :crowd].repeat(1, shape[2], 1)[:, : shape[2]].contiguous()
     k[:, shape[2] // 2] = torch.nan
     argmax = (case.q, k, case.constant, 1.0)
-    picks, peak, evidence = emulated.slot_argmax(*argmax, 1, True)
+    topk_ids, max_logprob, token_score = emulated.slot_argmax(*argmax, 1, True)
     packed, again = emulated.slot_argmax_packed(*argmax, True)
-    assert torch.equal(again.nan_to_num(), evidence.nan_to_num())
-    for padding in (None, evidence, random_tokens(shape[0], shape[2], seed=5, dtype=dtype)):
+    assert torch.equal(again.nan_to_num(), token_score.nan_to_num())
+    for padding in (None, token_score, random_tokens(shape[0], shape[2], seed=5, dtype=dtype)):
         for budget in {1, (shape[2] + 1) // 2, shape[2]}:
-            expected = emulated.resolve_gather(picks, peak, padding, case.v, budget)
+            expected = emulated.resolve_gather(topk_ids, max_logprob, padding, case.v, budget)
             got = emulated.resolve_gather_packed(packed, padding, case.v, budget)
             assert all(map(torch.equal, got, expected))
 
@@ -257,8 +257,8 @@ def test_packed_picks_keep_the_same_tokens(
 def test_slot_argmax_gives_ties_to_the_lowest_id(emulated: Any) -> None:
     q = random_tokens(2, 7, 16)
     k = random_tokens(2, 1, 16, seed=1).expand(-1, 90, -1)
-    picks, _, _ = emulated.slot_argmax(q, k, None, 0.25, 3, False)
-    assert torch.equal(picks, torch.arange(3).expand(2, 7, 3))
+    topk_ids, _, _ = emulated.slot_argmax(q, k, None, 0.25, 3, False)
+    assert torch.equal(topk_ids, torch.arange(3).expand(2, 7, 3))
 
 
 @pytest.mark.parametrize("scores", [*HALF, torch.float32, torch.float64])
@@ -280,17 +280,19 @@ def test_ids_and_tokens_are_the_references_exactly(
     top_k, budget = min(num_tokens, number(1, 3)), number(1, num_tokens)
     crowd = max(top_k, number(1, num_tokens))
     order = torch.rand(2, num_slots, crowd, generator=generator)
-    picks, peak = order.argsort(-1)[..., :top_k], few(2, num_slots)
+    topk_ids, max_logprob = order.argsort(-1)[..., :top_k], few(2, num_slots)
     received = few(2, num_tokens) if seed % 3 else None
-    expected = ops.resolve_picks.reference(picks, peak, received, budget, num_tokens)
-    ids = emulated.resolve_picks(picks, peak, received, budget, num_tokens)
+    expected = ops.resolve_picks.reference(topk_ids, max_logprob, received, budget, num_tokens)
+    ids = emulated.resolve_picks(topk_ids, max_logprob, received, budget, num_tokens)
     assert torch.equal(ids, expected)
     final = random_tokens(2, num_tokens, number(1, 70), dtype=scores)
     kept = gather_tokens(final, expected)
     scores_of = repeat(None) if received is None else cycle(views(received))
-    given = zip(views(final), cycle(views(peak)), scores_of, strict=False)
-    for final_view, peak_view, received_view in given:
-        tokens, ids = emulated.resolve_gather(picks, peak_view, received_view, final_view, budget)
+    given = zip(views(final), cycle(views(max_logprob)), scores_of, strict=False)
+    for final_view, max_logprob_view, received_view in given:
+        tokens, ids = emulated.resolve_gather(
+            topk_ids, max_logprob_view, received_view, final_view, budget
+        )
         assert torch.equal(ids, expected) and torch.equal(tokens, kept)
 
 
@@ -317,7 +319,7 @@ def every_op(ops: Any, dtype: torch.dtype, images: slice) -> dict[str, Tensor]:
         return random_tokens(4, 3, width, seed=seed, dtype=kind)[images].reshape(-1, width)
 
     # One image leaves the emulated GPU idle, four do not: blocks take one group of tokens, or all.
-    case = Competition((4, 9, 200, 24, 40), dtype)
+    case = AttentionCase((4, 9, 200, 24, 40), dtype)
     assert case.constant is not None and case.mask is not None
     q, k, v, constant, mask = (
         t[images] for t in (case.q, case.k, case.v, case.constant, case.mask)
@@ -336,18 +338,16 @@ def every_op(ops: Any, dtype: torch.dtype, images: slice) -> dict[str, Tensor]:
         "slot_argmax": ops.slot_argmax(q, k, constant, 0.2, 2, True),
         "received": [ops.attention_received(heads_q, heads_k, row, 0.2) for row in (-1, 0)],
     }
-    picks, peak, evidence = outputs["slot_argmax"]
-    outputs["resolve_picks"] = [ops.resolve_picks(picks, peak, evidence, 30, 200)]
-    outputs["resolve_gather"] = ops.resolve_gather(picks, peak, evidence, k, 30)
+    topk_ids, max_logprob, token_score = outputs["slot_argmax"]
+    outputs["resolve_picks"] = [ops.resolve_picks(topk_ids, max_logprob, token_score, 30, 200)]
+    outputs["resolve_gather"] = ops.resolve_gather(topk_ids, max_logprob, token_score, k, 30)
     outputs["packed"] = ops.slot_argmax_packed(q, k, constant, 0.2, True)
     outputs["gather_packed"] = ops.resolve_gather_packed(*outputs["packed"], k, 30)
     return {f"{op} {i}": out for op, outs in outputs.items() for i, out in enumerate(outs)}
 
 
 @DTYPES
-def test_an_image_alone_and_a_second_run_give_the_same_bits(
-    emulated: Any, dtype: torch.dtype
-) -> None:
+def test_batch_invariant_and_repeatable(emulated: Any, dtype: torch.dtype) -> None:
     together = every_op(emulated, dtype, slice(None))
     alone, again = (every_op(emulated, dtype, slice(3, 4)) for _ in range(2))
     for name, expected in together.items():

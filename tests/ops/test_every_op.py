@@ -180,7 +180,7 @@ def test_bad_arguments_are_the_same_error_where_a_gradient_is_to_come(name: str)
 
 
 def error_of(name: str, arguments: Any) -> str | None:
-    """The sentence that these arguments are refused with, or None."""
+    """The message of the error that these arguments raise, or None."""
     try:
         op(name)(*arguments)
     except (ValueError, TypeError, RuntimeError) as error:

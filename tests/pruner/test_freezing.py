@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import OCPruner
-from ocvtp_kernels.ops.prune import reference as chain
+from ocvtp_kernels.ops.prune.reference import attention_logits
 from ocvtp_kernels.pruner import seeded
 from tests.cases import random_pruner, random_tokens, small_config
 
@@ -68,7 +68,7 @@ def test_what_a_mode_froze_serves_every_other(inside: str, outside: str, change:
             out.tokens.sum().backward()
             tokens = TOKENS.clone().requires_grad_()
             slots = pruner.sample_slots(2, BUDGET)
-            chain.attention_logits(tokens, given, slots).square().sum().backward()
+            attention_logits(tokens, given, slots).square().sum().backward()
             assert tokens.grad is not None and tokens.grad.abs().sum() > 0
 
 

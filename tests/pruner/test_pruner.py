@@ -76,9 +76,7 @@ def test_equal_tokens_still_keep_the_whole_budget(frozen: bool) -> None:
 
 @FROZEN
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_one_image_alone_equals_it_in_a_batch_and_in_a_second_run(
-    frozen: bool, dtype: torch.dtype
-) -> None:
+def test_batch_invariant_and_repeatable(frozen: bool, dtype: torch.dtype) -> None:
     pruner = make(frozen, dtype)
     tokens, final = random_tokens(5, 60, 12, dtype=dtype), random_tokens(5, 60, 4, seed=1)
     together = pruner(tokens, final, budget=9)

@@ -1,6 +1,6 @@
-"""The authors' semantics told once more, in NumPy, one image at a time, with sets and lists.
+"""The authors' semantics written out again in NumPy, one image at a time, with sets and lists.
 
-Shares no code with the package: LayerNorm, GELU, the GRU, the competition and the selection with
+Shares no code with the package: LayerNorm, GELU, the GRU, slot attention and the selection with
 its CLS bookkeeping are written out here from the published description.
 """
 
@@ -48,8 +48,8 @@ def slot_attention(state: dict[str, Array], tokens: Array, slots: Array) -> tupl
             slots, state[agg + "norm_slots_0.weight"], state[agg + "norm_slots_0.bias"]
         )
         logits = normed @ state[agg + "proj_q.weight"].T @ keys.T / math.sqrt(dim)
-        shares = np.exp(logits - logits.max(0))
-        attention = shares / shares.sum(0)
+        exponentials = np.exp(logits - logits.max(0))
+        attention = exponentials / exponentials.sum(0)
         updates = attention / (attention.sum(1, keepdims=True) + 1e-5) @ values
         gate_i = updates @ state[agg + "gru.weight_ih"].T + state[agg + "gru.bias_ih"]
         gate_h = slots @ state[agg + "gru.weight_hh"].T + state[agg + "gru.bias_hh"]

@@ -34,7 +34,7 @@ def test_equal_tokens_are_equally_similar(num_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("num_tokens", SIZES)
-def test_one_image_alone_and_strided_rows_have_the_same_bits(num_tokens: int) -> None:
+def test_batch_and_stride_invariant(num_tokens: int) -> None:
     tokens = random_tokens(3, num_tokens + 1, 33)[:, 1:]
     together = cosine(tokens)
     assert torch.equal(together, cosine(tokens.contiguous()))

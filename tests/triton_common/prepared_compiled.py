@@ -53,7 +53,7 @@ def add(x: Tensor, y: Tensor, out: Tensor, scale: float = 0.5, flag: bool = True
 def several(
     x: Tensor, others: list[Tensor], scale: float, last: Tensor | None = None, flag: bool = True
 ) -> tuple[Tensor, ...]:
-    """Scratch carved of one allocation and by itself; outputs that share memory and do not."""
+    """Views of one workspace and an allocation of its own; outputs that share memory and do not."""
     memory = torch.empty(4 * x.numel() * x.element_size(), dtype=torch.uint8, device=x.device)
     first, second = (part.view(x.dtype).view(x.shape) for part in memory.chunk(4)[1:3])
     alone = x.new_empty(x.numel() + 3)
@@ -376,7 +376,7 @@ def test_a_watcher_sees_every_launch() -> None:
     assert len(seen_by_a_watcher(function, arguments)) == 5
 
 
-def test_who_runs_kernels_instead_sees_every_launch() -> None:
+def test_what_runs_kernels_instead_sees_every_launch() -> None:
     function, arguments = prepared(several), ARGUMENTS["plain"]()
     function(*arguments)
     with mock.patch.object(JITFunction, "run") as run:

@@ -7,22 +7,22 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cases import CPU_WAYS, assert_kept, random_tokens, running
+from tests.cases import CPU_BACKENDS, assert_kept, random_tokens, running
 from tests.ops.attention_cases import exact_attention, inputs, strided_qkv
 
-EVERY_WAY = pytest.mark.parametrize("way", CPU_WAYS)
+EVERY_BACKEND = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
 
 def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     return *strided_qkv(batch, dtype), None, 5
 
 
-@EVERY_WAY
+@EVERY_BACKEND
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_equals_its_parts(way: str, top_k: int) -> None:
+def test_equals_its_parts(backend: str, top_k: int) -> None:
     q, k, final_tokens = inputs(7, 33)
     importance = random_tokens(3, 33, seed=5)
-    with running(way):
+    with running(backend):
         tokens, ids = torch.ops.ocvtp.argmax_gather(q, k, final_tokens, importance, 16, top_k=top_k)
     exact = exact_attention(q, k)
     max_prob, topk_ids = exact.topk(top_k, dim=-1)
@@ -31,10 +31,10 @@ def test_equals_its_parts(way: str, top_k: int) -> None:
     assert torch.equal(tokens, torch.stack([f[i] for f, i in zip(final_tokens, ids, strict=True)]))
 
 
-@EVERY_WAY
-def test_without_importance_the_slots_evidence_pads(way: str) -> None:
+@EVERY_BACKEND
+def test_without_importance_the_token_score_pads(backend: str) -> None:
     q, k, final_tokens = inputs(5, 33)
-    with running(way):
+    with running(backend):
         _, ids = torch.ops.ocvtp.argmax_gather(q, k, final_tokens, None, 20)
     exact = exact_attention(q, k)
     for image in range(3):
@@ -44,11 +44,11 @@ def test_without_importance_the_slots_evidence_pads(way: str) -> None:
         assert ids[image].tolist() == sorted([*picked, *rest[: 20 - len(picked)]])
 
 
-@EVERY_WAY
+@EVERY_BACKEND
 @pytest.mark.parametrize("budget", [1, 2, 33])
-def test_equal_slots_still_keep_the_whole_budget(way: str, budget: int) -> None:
+def test_equal_slots_still_keep_the_whole_budget(backend: str, budget: int) -> None:
     q, k, final_tokens = inputs(7, 33)
-    with running(way):
+    with running(backend):
         _, ids = torch.ops.ocvtp.argmax_gather(
             q[:, :1].expand(-1, 7, -1), k, final_tokens, None, budget
         )

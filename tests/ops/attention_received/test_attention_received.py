@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import native, ops
-from tests.cases import CPU_WAYS, ISAS, assert_within_budget, peak_bytes, random_tokens, running
+from tests.cases import CPU_BACKENDS, ISAS, assert_within_budget, peak_bytes, random_tokens, running
 from tests.ops.raw_calls import B, D, H, M, N, RawCall
 
 MODES = ["meanq", "cls", "last"]
 HALF = [torch.float16, torch.bfloat16]
 # The last multiplies bfloat16, and is AVX-512 otherwise.
 NATIVE = (*ISAS, "avx512_bf16")
-WAYS = (*CPU_WAYS, "avx512_bf16")
+BACKENDS = (*CPU_BACKENDS, "avx512_bf16")
 
 
 def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
@@ -45,39 +45,39 @@ def inputs(
     return q, random_tokens(2, num_tokens, 3, 16, seed=1, dtype=dtype).transpose(1, 2)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", MODES)
-def test_is_the_mean_of_the_attention_maps(way: str, mode: str) -> None:
+def test_is_the_mean_of_the_attention_maps(backend: str, mode: str) -> None:
     q, k = inputs(11, torch.float64)
     # Values that are the identity make scaled-dot-product attention return the map itself.
     eye = torch.eye(11, dtype=torch.float64).expand(2, 3, 11, 11)
     maps = torch.nn.functional.scaled_dot_product_attention(q, k, eye).mean(1)
     expected = {"meanq": maps.mean(1), "cls": maps[:, 0], "last": maps[:, -1]}[mode]
-    with running(way):
+    with running(backend):
         got = torch.ops.ocvtp.attention_received(q, k, mode)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("num_tokens", [1, 50, 577])
 @pytest.mark.parametrize("outliers", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_error_budget(
-    way: str, mode: str, num_tokens: int, outliers: bool, dtype: torch.dtype
+    backend: str, mode: str, num_tokens: int, outliers: bool, dtype: torch.dtype
 ) -> None:
     q, k = inputs(num_tokens, dtype, outliers)
-    with running(way):
+    with running(backend):
         got = torch.ops.ocvtp.attention_received(q, k, mode)
     plain = ops.attention_received.reference(q, k, mode)
     assert_within_budget(got, plain, ops.attention_received.reference(q.double(), k.double(), mode))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
-def test_error_budget_of_a_wide_head(way: str, dtype: torch.dtype) -> None:
+def test_error_budget_of_a_wide_head(backend: str, dtype: torch.dtype) -> None:
     q, k = (random_tokens(4, 1, 49, 1024, seed=seed, dtype=dtype) for seed in (0, 1))
-    with running(way):
+    with running(backend):
         got = torch.ops.ocvtp.attention_received(q, k, "meanq")
     plain = ops.attention_received.reference(q, k, "meanq")
     assert_within_budget(
@@ -88,9 +88,7 @@ def test_error_budget_of_a_wide_head(way: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("isa", NATIVE)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
-def test_any_threads_and_an_image_alone_give_the_same_bits(
-    isa: str, mode: str, dtype: torch.dtype
-) -> None:
+def test_batch_and_thread_invariant(isa: str, mode: str, dtype: torch.dtype) -> None:
     q, k = inputs(300, dtype)
     threads = torch.get_num_threads()
     try:

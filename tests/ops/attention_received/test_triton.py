@@ -85,7 +85,7 @@ def test_two_runs_are_bitwise_equal(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", triton_dtypes())
-def test_one_image_alone_equals_it_in_a_batch(dtype: torch.dtype) -> None:
+def test_batch_invariant(dtype: torch.dtype) -> None:
     q, k = inputs((3, 2, 33, 70, 16), dtype)
     batched = attention_received(q, k, "meanq")
     for image in range(3):

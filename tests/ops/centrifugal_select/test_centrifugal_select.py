@@ -87,12 +87,12 @@ def test_numbers_are_chosen_as_if_no_other_token_were_there(
             budget,
             *options,
         )
-        order, count, owner, closeness = whole
+        order, count, assignment, max_similarity = whole
         assert torch.equal(order, torch.where(alone[0] < 0, -1, numbers[alone[0]]))
         assert torch.equal(count, alone[1])
-        assert torch.equal(owner[:, numbers], alone[2])
-        assert torch.equal(closeness[:, numbers], alone[3])
-        assert (owner[:, odd] == -1).all() and (closeness[:, odd] == 0).all()
+        assert torch.equal(assignment[:, numbers], alone[2])
+        assert torch.equal(max_similarity[:, numbers], alone[3])
+        assert (assignment[:, odd] == -1).all() and (max_similarity[:, odd] == 0).all()
 
 
 @pytest.mark.parametrize("odd", NAN_TOKENS, ids=len)
@@ -103,7 +103,7 @@ def test_padding_comes_to_them_last_and_by_id(
     matrix = with_nan(odd)
     numbers = [n for n in range(NUM_TOKENS) if n not in odd]
     for budget in range(len(numbers), NUM_TOKENS + 1):
-        order, count, _owner, _closeness = select(
+        order, count, _assignment, _max_similarity = select(
             matrix, torch.full((2, 1), numbers[-1]), 6, 6, budget, 0.5, *passes
         )
         assert (order[:, : len(numbers)].sort(dim=1).values == torch.tensor(numbers)).all()
@@ -120,7 +120,7 @@ def test_a_pivot_that_is_nan_counts_as_a_pick_alone(
     number = 11
     options = (0.0, 0.3, 0.05, 5, pad)
     for budget in {2, 8, NUM_TOKENS - len(odd) + 1}:
-        order, count, owner, closeness = select(
+        order, count, assignment, max_similarity = select(
             matrix, torch.tensor([[odd[0], number]] * 2), 6, 6, budget, *options
         )
         # Padding may come to tokens that are NaN, of which one is a pivot here.
@@ -129,8 +129,8 @@ def test_a_pivot_that_is_nan_counts_as_a_pick_alone(
         assert (order[:, 0] == odd[0]).all()
         assert torch.equal(order[:, 1:][:, same], plain[0][:, same])
         assert torch.equal(count, plain[1] + 1)
-        assert torch.equal(owner, torch.where(plain[2] < 0, -1, plain[2] + 1))
-        assert torch.equal(closeness, plain[3])
+        assert torch.equal(assignment, torch.where(plain[2] < 0, -1, plain[2] + 1))
+        assert torch.equal(max_similarity, plain[3])
 
 
 def test_a_number_that_is_most_redundant_comes_before_them(select: Function) -> None:
@@ -138,15 +138,17 @@ def test_a_number_that_is_most_redundant_comes_before_them(select: Function) -> 
     matrix = torch.full((1, 6, 6), 0.5)
     matrix[0, :, 4] = matrix[0, 4] = math.inf
     matrix[0, :, 2] = matrix[0, 2] = math.nan
-    order, count, owner, closeness = select(matrix, torch.tensor([[0]]), 2, 3, 5, 0.5, 0.8)
+    order, count, assignment, max_similarity = select(
+        matrix, torch.tensor([[0]]), 2, 3, 5, 0.5, 0.8
+    )
     assert order.tolist() == [[0, 1, 3, 5, 4]] and count.tolist() == [4]
-    assert owner.tolist() == [[-1] * 6] and closeness.tolist() == [[0.0] * 6]
+    assert assignment.tolist() == [[-1] * 6] and max_similarity.tolist() == [[0.0] * 6]
 
 
 def test_of_nothing_but_nan_the_lowest_ids_are_picked(select: Function) -> None:
     matrix = torch.full((1, 6, 6), math.nan)
-    order, count, owner, closeness = select(matrix, torch.tensor([[3]]), 2, 3, 4)
+    order, count, assignment, max_similarity = select(matrix, torch.tensor([[3]]), 2, 3, 4)
     assert order.tolist() == [[3, 0, 1, 2]] and count.tolist() == [1]
-    assert owner.tolist() == [[-1] * 6] and closeness.tolist() == [[0.0] * 6]
+    assert assignment.tolist() == [[-1] * 6] and max_similarity.tolist() == [[0.0] * 6]
     order, *_ = select(matrix, torch.tensor([[3]]), 2, 3, 4, pad=False)
     assert order.tolist() == [[3, -1, -1, -1]]

@@ -45,7 +45,7 @@ def test_centrifugal_select(
     ("budget", "threshold", "pad"), [*product((4, 60, 130), (0.25, 9.0), (True, False))]
 )
 def test_centrifugal_select_on_few_similarities(budget: int, threshold: float, pad: bool) -> None:
-    # Quarters: most redundancies are ties, and a whole chunk may be too many for the room left.
+    # Quarters: most redundancies are ties, and a whole chunk may exceed what is left of the budget.
     matrix = whole_numbers(2, 130, 130) / 4
     matrix[0, 3], matrix[1, :, ::7] = float("nan"), float("nan")
     arguments = (matrix, ranking(2, 130, 4), 10, 13, budget, 0.25)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cases import CPU_WAYS, assert_within_budget, random_tokens, running
+from tests.cases import CPU_BACKENDS, assert_within_budget, random_tokens, running
 from tests.ops.raw_calls import B, D, N, RawCall
 
 
@@ -23,26 +23,28 @@ RAW_CALLS = {
 }
 
 
-@pytest.mark.parametrize("way", CPU_WAYS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(2, 33, 20), (1, 576, 300), (3, 2, 5), (0, 4, 3)])
-def test_it_is_torchs_to_the_bit(way: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+def test_it_is_torchs_to_the_bit(
+    backend: str, shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
     tokens = random_tokens(*shape, dtype=dtype, outliers=True)
-    with running(way):
+    with running(backend):
         got = torch.ops.ocvtp.channel_variance(tokens)
     assert torch.equal(got, tokens.float().var(dim=1))
 
 
-@pytest.mark.parametrize("way", CPU_WAYS)
-def test_float64_keeps_the_error_budget(way: str) -> None:
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_float64_keeps_the_error_budget(backend: str) -> None:
     tokens = random_tokens(2, 65, 300, dtype=torch.float64, outliers=True)
     wider = tokens.numpy().astype(np.longdouble).var(axis=1, ddof=1)
-    with running(way):
+    with running(backend):
         got = torch.ops.ocvtp.channel_variance(tokens)
     assert_within_budget(got, tokens.var(dim=1), torch.from_numpy(wider.astype(np.float64)))
 
 
-@pytest.mark.parametrize("way", CPU_WAYS)
-def test_one_token_has_no_variance(way: str) -> None:
-    with running(way):
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_one_token_has_no_variance(backend: str) -> None:
+    with running(backend):
         assert torch.ops.ocvtp.channel_variance(random_tokens(2, 1, 3)).isnan().all()

@@ -46,8 +46,8 @@ def determinantal(similarity: Tensor, scores: Tensor, budget: int) -> Arguments:
 
 
 def matched(similarity: Tensor, scores: Tensor, budget: int) -> Arguments:
-    places = max(budget, similarity.shape[1] * 3 // 4)
-    return similarity, scores.argsort(dim=1)[:, :places], budget, 3
+    num_ranked = max(budget, similarity.shape[1] * 3 // 4)
+    return similarity, scores.argsort(dim=1)[:, :num_ranked], budget, 3
 
 
 def grid(num_tokens: int) -> tuple[int, int]:
@@ -150,13 +150,13 @@ def test_an_empty_batch(name: str, arguments: Callable[..., Arguments]) -> None:
 def test_views_of_any_strides(name: str, arguments: Callable[..., Arguments]) -> None:
     similarity, scores = problem(4, 33, torch.float64)
     similarity = similarity + similarity.roll(1, 2)
-    room = torch.full((4, 70, 80), math.nan, dtype=torch.float64)
-    room[:, :33, 7:40] = similarity
+    padded = torch.full((4, 70, 80), math.nan, dtype=torch.float64)
+    padded[:, :33, 7:40] = similarity
     wide = torch.full((8, 33, 2), math.nan, dtype=torch.float64)
     wide[::2, :, 1] = scores
     expected = outputs(getattr(ops, name)(*arguments(similarity, scores, 9)))
     for matrix in (
-        room[:, :33, 7:40],
+        padded[:, :33, 7:40],
         similarity.mT.contiguous().mT,
         similarity.transpose(0, 1).contiguous().transpose(0, 1),
     ):
@@ -169,7 +169,7 @@ def test_views_of_any_strides(name: str, arguments: Callable[..., Arguments]) ->
 
 @EVERY
 @DTYPES
-def test_an_image_alone_and_any_number_of_threads(
+def test_batch_and_thread_invariant(
     name: str, arguments: Callable[..., Arguments], dtype: torch.dtype
 ) -> None:
     # Large enough that most divide an image among threads.

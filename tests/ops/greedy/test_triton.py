@@ -83,7 +83,7 @@ def test_duplicates_are_explained_at_once() -> None:
 
 
 @pytest.mark.parametrize("name", ["farthest", "pivot", "dpp", "facility", "match", "centrifugal"])
-def test_an_image_alone_is_itself_in_a_batch(name: str) -> None:
+def test_batch_invariant(name: str) -> None:
     matrix, weight = similarity(3, 37).to(DEVICE), scores(3, 37).to(DEVICE)
     ranked = ranking(3, 37, 30).to(DEVICE)
     runs: dict[str, Function] = {

@@ -9,7 +9,7 @@ from torch import Tensor
 from ocvtp_kernels import ops
 from ocvtp_kernels.ops.gru_cell import kept_gates as gru_cpu
 from tests.cases import (
-    CPU_WAYS,
+    CPU_BACKENDS,
     assert_within_budget,
     peak_bytes,
     random_pruner,
@@ -20,11 +20,13 @@ from tests.cases import (
 from tests.ops.gru_cell.test_gru_cell import inputs
 
 
-@pytest.mark.parametrize("way", CPU_WAYS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("lead", [(13,), (2, 7), ()])
 @pytest.mark.parametrize("scale", [1.0, 10.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_error_budget(way: str, lead: tuple[int, ...], scale: float, dtype: torch.dtype) -> None:
+def test_error_budget(
+    backend: str, lead: tuple[int, ...], scale: float, dtype: torch.dtype
+) -> None:
     narrow = inputs(*lead, dtype=dtype, scale=scale)
     grad = random_tokens(*lead, 5, seed=9, dtype=dtype)
 
@@ -33,7 +35,7 @@ def test_error_budget(way: str, lead: tuple[int, ...], scale: float, dtype: torc
         cell = torch.ops.ocvtp.gru_cell if ours else ops.gru_cell.reference
         return torch.autograd.grad(cell(*leaves), leaves, grad.to(kind))
 
-    with running(way):
+    with running(backend):
         got = gradients(dtype, True)
     plain, oracle = gradients(dtype, False), gradients(torch.float64, False)
     for one, rough, exact in zip(got, plain, oracle, strict=True):

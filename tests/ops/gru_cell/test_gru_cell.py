@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import ops
-from tests.cases import CPU_WAYS, assert_within_budget, random_tokens, running
+from tests.cases import CPU_BACKENDS, assert_within_budget, random_tokens, running
 from tests.ops.raw_calls import EPS, B, D, K, RawCall
 
 
@@ -58,13 +58,15 @@ def test_equals_torch_gru_cell() -> None:
     )
 
 
-@pytest.mark.parametrize("way", CPU_WAYS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("lead", [(1,), (13,), (2, 7), (0,), ()])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_error_budget(way: str, lead: tuple[int, ...], scale: float, dtype: torch.dtype) -> None:
+def test_error_budget(
+    backend: str, lead: tuple[int, ...], scale: float, dtype: torch.dtype
+) -> None:
     narrow = inputs(*lead, dtype=dtype, scale=scale)
-    with running(way):
+    with running(backend):
         got = torch.ops.ocvtp.gru_cell(*narrow)
     wide = [tensor.double() for tensor in narrow]
     assert_within_budget(got, ops.gru_cell.reference(*narrow), ops.gru_cell.reference(*wide))

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ocvtp_kernels import use_backend
 from ocvtp_kernels.ops.slot_attention.reference import slot_logits
-from tests.cases import CPU_WAYS, assert_within_budget, random_tokens, running
+from tests.cases import CPU_BACKENDS, assert_within_budget, random_tokens, running
 from tests.ops.attention_cases import exact_attention, inputs, strided_qkv
 from tests.ops.raw_calls import FLOATING, B, E, N, RawCall, queries_keys
 
-EVERY_WAY = pytest.mark.parametrize("way", CPU_WAYS)
+EVERY_BACKEND = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
 
 def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
@@ -38,47 +38,47 @@ def merged_by_hand(q: Tensor, k: Tensor, final_tokens: Tensor) -> tuple[Tensor, 
     for image in range(q.shape[0]):
         for token in range(k.shape[1]):
             column = attention[image, :, token]
-            owner = int(column.argmax())
-            merged[image, owner] += column[owner] * final_tokens[image, token].double()
-            mass[image, owner] += column[owner]
+            slot = int(column.argmax())
+            merged[image, slot] += column[slot] * final_tokens[image, token].double()
+            mass[image, slot] += column[slot]
     return merged / mass.clamp_min(1e-30)[..., None], mass
 
 
-@EVERY_WAY
-def test_merge_is_the_weighted_mean_of_what_a_slot_owns(way: str) -> None:
+@EVERY_BACKEND
+def test_merge_is_the_weighted_mean_of_a_slots_tokens(backend: str) -> None:
     q, k, final_tokens = inputs(40, 33, torch.float64)
-    with running(way):
+    with running(backend):
         merged, mass = torch.ops.ocvtp.merge(q, k, final_tokens)
     expected, expected_mass = merged_by_hand(q, k, final_tokens)
     torch.testing.assert_close(merged, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(mass, expected_mass, rtol=1e-12, atol=1e-12)
-    # More slots than tokens: some own nothing, and say so.
+    # More slots than tokens: the mass of some is zero.
     assert (mass == 0).any() and (merged[mass == 0] == 0).all()
 
 
-@EVERY_WAY
+@EVERY_BACKEND
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_merge_error_budget(way: str, dtype: torch.dtype) -> None:
+def test_merge_error_budget(backend: str, dtype: torch.dtype) -> None:
     q, k, final_tokens = inputs(7, 577, dtype)
-    with running(way):
+    with running(backend):
         merged, _ = torch.ops.ocvtp.merge(q, k, final_tokens)
     with use_backend("reference"):
         plain, _ = torch.ops.ocvtp.merge(q, k, final_tokens)
     assert_within_budget(merged, plain, merged_by_hand(q, k, final_tokens)[0])
 
 
-@EVERY_WAY
+@EVERY_BACKEND
 @pytest.mark.parametrize(
     ("narrow", "wide"), [(torch.float32, torch.float64), (torch.float16, torch.float32)], ids=str
 )
 def test_merge_takes_final_tokens_of_another_dtype(
-    way: str, narrow: torch.dtype, wide: torch.dtype
+    backend: str, narrow: torch.dtype, wide: torch.dtype
 ) -> None:
     for dtype, of_final in ((narrow, wide), (wide, narrow)):
         q, k, _ = inputs(7, 70, dtype)
         # Rows that stand apart, and whose channels do.
         final_tokens = random_tokens(3, 6, 70, seed=2, dtype=of_final).mT[..., 1:]
-        with running(way):
+        with running(backend):
             got = torch.ops.ocvtp.merge(q, k, final_tokens)
         with use_backend("reference"):
             plain = torch.ops.ocvtp.merge(q, k, final_tokens)
@@ -87,22 +87,22 @@ def test_merge_takes_final_tokens_of_another_dtype(
             assert_within_budget(ours, theirs, exact)
 
 
-@EVERY_WAY
-def test_merge_gives_ties_and_nan_to_the_first_slot(way: str) -> None:
+@EVERY_BACKEND
+def test_merge_gives_ties_and_nan_to_the_first_slot(backend: str) -> None:
     q, k, final_tokens = inputs(7, 70)
     # Products of whole numbers do not round.
     q, k = q.round(), k.round()
     q[:, 5] = q[:, 3]
     k[0, 20] = 0
     k[1, 40] = torch.nan
-    with running(way):
+    with running(backend):
         merged, mass = torch.ops.ocvtp.merge(q, k, final_tokens)
     attention = slot_logits(q, k, None).softmax(dim=1)
     assert (mass[:, 5] == 0).all() and (mass[:, 3] > 0).all()
     owned = attention.argmax(1)[..., None] == torch.arange(7)
     assert owned[0, 20, 0] and owned[1, 40, 0]
-    shares = attention.where(owned.mT, 0)
-    torch.testing.assert_close(mass, shares.sum(-1), equal_nan=True)
+    owned_attention = attention.where(owned.mT, 0)
+    torch.testing.assert_close(mass, owned_attention.sum(-1), equal_nan=True)
     spoilt = torch.zeros(3, 7, dtype=torch.bool)
     spoilt[1, 0] = True
     assert torch.equal(mass.isnan(), spoilt)
@@ -117,14 +117,14 @@ def test_merge_gradient_in_final() -> None:
     assert torch.autograd.gradcheck(lambda f: torch.ops.ocvtp.merge(q, k, f)[0], final_tokens)
 
 
-@pytest.mark.parametrize("way", CPU_WAYS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_the_gradient_is_the_adjoint_of_what_was_merged(way: str, dtype: torch.dtype) -> None:
+def test_the_gradient_is_the_adjoint_of_what_was_merged(backend: str, dtype: torch.dtype) -> None:
     # Alike slots: rounded to bfloat16 the logits of many tie.
     q = (1 + random_tokens(2, 40, 24) / 64).to(dtype)
     k, grad = (random_tokens(2, size, 24, seed=size).to(dtype) for size in (50, 40))
     final_tokens = random_tokens(2, 50, 24, seed=3).to(dtype).requires_grad_()
-    with running(way):
+    with running(backend):
         merged, _ = torch.ops.ocvtp.merge(q, k, final_tokens)
         (got,) = torch.autograd.grad(merged, final_tokens, grad)
     # By channels: sum over slots of merged times grad is sum over tokens of final times its own.

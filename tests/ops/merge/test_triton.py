@@ -119,7 +119,7 @@ def test_two_runs_are_bitwise_equal() -> None:
 
 
 @pytest.mark.parametrize("dtype", triton_dtypes())
-def test_one_image_alone_equals_it_in_a_batch(dtype: torch.dtype) -> None:
+def test_batch_invariant(dtype: torch.dtype) -> None:
     arguments = inputs((3, 70, 40, 24, 40), dtype)
     batched = merge(*arguments)
     for image in range(3):

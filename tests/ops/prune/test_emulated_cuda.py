@@ -1,4 +1,4 @@
-"""``ocvtp::prune`` on the CUDA kernels, whole, on the CPU: the way that it goes on a GPU."""
+"""``ocvtp::prune`` end to end as on a GPU, its CUDA kernels emulated on the CPU."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def kept(
     """The kernels' ids, and their tokens checked."""
     arguments = on_gpu(case.arguments(dtype))
     tokens, ids = prune(*arguments, on_gpu(importance), budget, top_k)
-    assert_kept(ids, budget, case.final.shape[1])
-    assert torch.equal(tokens, case.final.take_along_dim(ids.unsqueeze(-1), 1))
+    assert_kept(ids, budget, case.final_tokens.shape[1])
+    assert torch.equal(tokens, case.final_tokens.take_along_dim(ids.unsqueeze(-1), 1))
     return ids
 
 
@@ -98,19 +98,21 @@ def test_products_sum_in_float32_whatever_torch_is_set_to(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_picks_are_what_prune_resolves(top_k: int) -> None:
     case = PruneCase(small_config(), 2, 33, 7)
-    reference, final, weights, slots = on_gpu(case.arguments(torch.float32))
-    picks, peak, evidence = prune_picks(reference, weights, slots, top_k)
-    ids = resolve_picks(picks, peak, evidence, 9, None)
-    assert torch.equal(ids, prune(reference, final, weights, slots, None, 9, top_k)[1])
+    reference_tokens, final_tokens, weights, slots = on_gpu(case.arguments(torch.float32))
+    topk_ids, max_logprob, token_score = prune_picks(reference_tokens, weights, slots, top_k)
+    ids = resolve_picks(topk_ids, max_logprob, token_score, 9, None)
+    assert torch.equal(
+        ids, prune(reference_tokens, final_tokens, weights, slots, None, 9, top_k)[1]
+    )
 
 
 @DTYPES
-def test_an_image_alone_keeps_what_it_keeps_in_a_batch(dtype: torch.dtype) -> None:
+def test_ids_are_batch_invariant(dtype: torch.dtype) -> None:
     case = PruneCase(small_config(), 4, 70, 7)
     together = kept(case, dtype, None, 12)
-    reference, final, weights, slots = on_gpu(case.arguments(dtype))
+    reference_tokens, final_tokens, weights, slots = on_gpu(case.arguments(dtype))
     one = slice(3, 4)
-    alone = prune(reference[one], final[one], weights, slots[one], None, 12)[1]
+    alone = prune(reference_tokens[one], final_tokens[one], weights, slots[one], None, 12)[1]
     assert torch.equal(alone, together[one])
 
 
@@ -118,10 +120,10 @@ def test_an_image_alone_keeps_what_it_keeps_in_a_batch(dtype: torch.dtype) -> No
 @pytest.mark.parametrize("enc_ln", ["pre", "post", None])
 def test_encode_keeps_the_error_budget(dtype: torch.dtype, enc_ln: str | None) -> None:
     case = PruneCase(small_config(**MEDIUM, enc_ln=enc_ln), 2, 33, 7)
-    reference, _, weights, _ = case.arguments(dtype)
-    exact = encode_folded(reference.double(), unpack([w.double() for w in weights]))
-    plain = encode_folded(reference, unpack(weights))
-    encoded = encode(on_gpu(reference), EncodeLayers.of(unpack(on_gpu(weights))))
+    reference_tokens, _, weights, _ = case.arguments(dtype)
+    exact = encode_folded(reference_tokens.double(), unpack([w.double() for w in weights]))
+    plain = encode_folded(reference_tokens, unpack(weights))
+    encoded = encode(on_gpu(reference_tokens), EncodeLayers.of(unpack(on_gpu(weights))))
     got = torch.ops.ocvtp_native.layer_norm(encoded, 1e-5)
     assert_within_budget(got, plain, exact)
 
@@ -165,12 +167,12 @@ def test_a_prune_takes_few_launches(dtype: torch.dtype) -> None:
     torch.use_deterministic_algorithms(False)  # which fills new memory
     config = {"enc_in_dim": 64, "enc_dims": (64, 32), "init_dim": 32, "agg_embed_dim": 32}
     case = PruneCase(small_config(**config), 1, 70, 7)
-    reference, final, weights, slots = on_gpu(case.arguments(dtype))
+    reference_tokens, final_tokens, weights, slots = on_gpu(case.arguments(dtype))
     kept = on_gpu(slots.contiguous())
     importance = on_gpu(random_tokens(1, 70, seed=3))
     frozen, seeded = prepare(weights), prepare(weights, kept)
     calls = {25: seeded, 26: frozen, 27: weights}
     for expected, given in calls.items():
-        arguments = (reference, final, given, kept, importance, 7)
+        arguments = (reference_tokens, final_tokens, given, kept, importance, 7)
         prune(*arguments)
         assert launches(lambda arguments=arguments: prune(*arguments)) == expected

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ocvtp_kernels import OCPruner, PrunerConfig, backends, ops, use_backend
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.ops.prune import reference as chain
+from ocvtp_kernels.ops.prune.reference import attention_logits
 from tests.cases import assert_kept, random_pruner, random_tokens, to_device
 
 pytestmark = [
@@ -45,8 +45,8 @@ class Inputs:
 
     def __init__(self, pruner: OCPruner, batch: int, num_tokens: int, num_slots: int) -> None:
         shape = (batch, num_tokens + 1, 1024)
-        self.reference = random_tokens(*shape, dtype=torch.float64, outliers=True)[:, 1:]
-        self.final = random_tokens(batch, num_tokens + 1, 64, seed=1)[:, 1:]
+        self.reference_tokens = random_tokens(*shape, dtype=torch.float64, outliers=True)[:, 1:]
+        self.final_tokens = random_tokens(batch, num_tokens + 1, 64, seed=1)[:, 1:]
         self.weights = pruner.packed()
         self.slots = pruner.sample_slots(1, num_slots).detach().expand(batch, -1, -1)
         self.importance = random_tokens(batch, num_tokens, seed=2)
@@ -55,8 +55,8 @@ class Inputs:
     def on_gpu(self, dtype: torch.dtype) -> list[Any]:
         """As the op takes them."""
         return [
-            to_device(self.reference, "cuda", dtype),
-            to_device(self.final, "cuda", dtype),
+            to_device(self.reference_tokens, "cuda", dtype),
+            to_device(self.final_tokens, "cuda", dtype),
             [weight.to(dtype).cuda() for weight in self.weights],
             to_device(self.slots, "cuda", dtype),
             self.importance.cuda(),
@@ -66,7 +66,7 @@ class Inputs:
     def image(self, index: int) -> Inputs:
         """One of its images alone."""
         alone = copy.copy(self)
-        for name in ("reference", "final", "slots", "importance"):
+        for name in ("reference_tokens", "final_tokens", "slots", "importance"):
             setattr(alone, name, getattr(self, name)[index : index + 1])
         return alone
 
@@ -79,7 +79,7 @@ class Inputs:
 
     def regret(self, ids: Tensor) -> Tensor:
         """The share of each slot's largest attention that the kept tokens miss."""
-        logits = chain.attention_logits(self.reference, self.weights, self.slots)
+        logits = attention_logits(self.reference_tokens, self.weights, self.slots)
         attention = logits.softmax(dim=1)
         kept = attention.gather(-1, ids.unsqueeze(1).expand(-1, attention.shape[1], -1))
         return 1 - kept.amax(-1) / attention.amax(-1)
@@ -106,9 +106,7 @@ def test_no_slot_misses_its_token(
 @EITHER
 @DTYPES
 @pytest.mark.parametrize("num_slots", [64, 160])
-def test_an_image_alone_keeps_what_it_keeps_in_a_batch(
-    pruner: OCPruner, num_slots: int, dtype: torch.dtype
-) -> None:
+def test_ids_are_batch_invariant(pruner: OCPruner, num_slots: int, dtype: torch.dtype) -> None:
     batch = 64
     inputs = Inputs(pruner, batch, 576, num_slots)
     arguments = inputs.on_gpu(dtype)
@@ -126,7 +124,7 @@ def test_an_image_alone_keeps_what_it_keeps_in_a_batch(
 
 @DTYPES
 @pytest.mark.parametrize(("num_tokens", "num_slots"), [(576, 64), (577, 100), (2880, 160)])
-def test_the_cuda_kernels_give_an_image_the_same_bits_alone(
+def test_the_cuda_kernels_are_batch_invariant(
     num_tokens: int, num_slots: int, dtype: torch.dtype
 ) -> None:
     reason = backends.unsupported_reason("prune", "cuda", "cuda")
@@ -172,7 +170,7 @@ def test_a_captured_call_replays_on_other_images(pruner: OCPruner, dtype: torch.
 
 
 @EITHER
-def test_two_streams_do_not_share_scratch(pruner: OCPruner) -> None:
+def test_two_streams_do_not_share_a_workspace(pruner: OCPruner) -> None:
     first, second = (Inputs(pruner, 1, 576, 64).on_gpu(torch.bfloat16) for _ in range(2))
     second[0] = second[0].flip(1).contiguous()
     expected = [prune(arguments)[1] for arguments in (first, second)]
@@ -187,7 +185,7 @@ def test_two_streams_do_not_share_scratch(pruner: OCPruner) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_peak_memory_has_no_room_for_the_attention(pruner: OCPruner) -> None:
+def test_peak_memory_excludes_the_attention(pruner: OCPruner) -> None:
     arguments = Inputs(pruner, 1, 2880, 640).on_gpu(torch.bfloat16)
     prune(arguments)
     torch.cuda.synchronize()
@@ -208,11 +206,13 @@ def test_peak_memory_has_no_room_for_the_attention(pruner: OCPruner) -> None:
 @DTYPES
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_picks_are_what_prune_resolves(pruner: OCPruner, dtype: torch.dtype, top_k: int) -> None:
-    reference, final, weights, slots, importance, budget = Inputs(pruner, 2, 577, 64).on_gpu(dtype)
+    reference_tokens, final_tokens, weights, slots, importance, budget = Inputs(
+        pruner, 2, 577, 64
+    ).on_gpu(dtype)
     ops = torch.ops.ocvtp
-    picks, peak, evidence = ops.prune_picks(reference, weights, slots, top_k)
+    topk_ids, max_logprob, token_score = ops.prune_picks(reference_tokens, weights, slots, top_k)
     for scores in (None, importance):
-        padding = evidence if scores is None else scores
-        ids = ops.resolve_picks(picks, peak, padding, budget)
-        whole = ops.prune(reference, final, weights, slots, scores, budget, top_k)
+        padding = token_score if scores is None else scores
+        ids = ops.resolve_picks(topk_ids, max_logprob, padding, budget)
+        whole = ops.prune(reference_tokens, final_tokens, weights, slots, scores, budget, top_k)
         assert torch.equal(ids, whole[1])

@@ -1,4 +1,4 @@
-"""``ocvtp::prune`` on the native CPU kernels, whole, and its Linears."""
+"""``ocvtp::prune`` on the native CPU kernels, end to end, and its Linears."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def kept(
 ) -> Tensor:
     """The kernels' ids, and their tokens checked."""
     tokens, ids = prune(*case.arguments(dtype), importance, budget, top_k)
-    assert_kept(ids, budget, case.final.shape[1])
-    assert torch.equal(tokens, gather_tokens(case.final, ids))
+    assert_kept(ids, budget, case.final_tokens.shape[1])
+    assert torch.equal(tokens, gather_tokens(case.final_tokens, ids))
     return ids
 
 
@@ -108,13 +108,13 @@ def test_slots_of_full_width_lose_no_attention(dtype: torch.dtype) -> None:
     assert case.regret(ids).max() <= max(1e-2, 2 * case.regret(plain).max())
 
 
-def test_an_image_alone_keeps_what_it_keeps_in_a_batch() -> None:
+def test_ids_are_batch_invariant() -> None:
     case = PruneCase(small_config(), 5, 90, 7)
     together = kept(case, torch.float32, None, 12)
-    reference, final, weights, slots = case.arguments(torch.float32)
+    reference_tokens, final_tokens, weights, slots = case.arguments(torch.float32)
     for image in range(5):
         one = slice(image, image + 1)
-        alone = prune(reference[one], final[one], weights, slots[one], None, 12)[1]
+        alone = prune(reference_tokens[one], final_tokens[one], weights, slots[one], None, 12)[1]
         assert torch.equal(alone, together[one])
 
 
@@ -122,10 +122,10 @@ def test_an_image_alone_keeps_what_it_keeps_in_a_batch() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_encode_keeps_the_error_budget(shape: tuple[int, int], dtype: torch.dtype) -> None:
     case = PruneCase(small_config(**MEDIUM), *shape, 7)
-    reference, _, weights, _ = case.arguments(dtype)
-    exact = encode_folded(reference.double(), unpack([w.double() for w in weights]))
-    plain = encode_folded(reference, unpack(weights))
-    encoded = encode(reference, EncodeLayers.of(unpack(weights)))
+    reference_tokens, _, weights, _ = case.arguments(dtype)
+    exact = encode_folded(reference_tokens.double(), unpack([w.double() for w in weights]))
+    plain = encode_folded(reference_tokens, unpack(weights))
+    encoded = encode(reference_tokens, EncodeLayers.of(unpack(weights)))
     assert encoded.dtype == product_dtype(dtype, encoded.device)
     got = torch.ops.ocvtp_native.layer_norm(encoded, 1e-5)
     assert_within_budget(got.to(dtype), plain, exact)

@@ -1,4 +1,4 @@
-"""``ocvtp::prune`` on Triton kernels, whole: the reference's ids, from launches that shapes fix."""
+"""``ocvtp::prune`` on Triton kernels, end to end: the reference's ids, launches fixed by shapes."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Case(PruneCase):
         """The kernels' ids, and their tokens checked."""
         scores = None if importance is None else importance.to(DEVICE)
         tokens, ids = prune(*self.arguments(dtype, DEVICE), scores, budget, top_k)
-        assert_kept(ids.cpu(), budget, self.final.shape[1])
-        assert torch.equal(tokens.cpu(), gather_tokens(self.final, ids.cpu()))
+        assert_kept(ids.cpu(), budget, self.final_tokens.shape[1])
+        assert torch.equal(tokens.cpu(), gather_tokens(self.final_tokens, ids.cpu()))
         return ids.cpu()
 
 
@@ -129,16 +129,25 @@ def launches(
     seen: list[Launch] = []
     width, dim = pruner.config.enc_in_dim, pruner.config.init_dim
     shapes = ((batch, num_tokens, width), (batch, num_tokens, 6), (batch, num_slots, dim))
-    reference, final, slots = (torch.empty(shape, dtype=dtype, device="meta") for shape in shapes)
+    reference_tokens, final_tokens, slots = (
+        torch.empty(shape, dtype=dtype, device="meta") for shape in shapes
+    )
     weights = [weight.to("meta", dtype) for weight in pruner.packed()]
     with watch(seen.append), pretend(ARCHS[90]):
-        prune(reference, final, weights, slots, final[..., 0], min(num_slots, num_tokens))
+        prune(
+            reference_tokens,
+            final_tokens,
+            weights,
+            slots,
+            final_tokens[..., 0],
+            min(num_slots, num_tokens),
+        )
     return seen
 
 
 @pytest.mark.parametrize("num_slots", [1, 64, 128])
 @pytest.mark.parametrize("batch", [1, 64])
-def test_the_chain_is_twenty_launches_at_most(batch: int, num_slots: int) -> None:
+def test_the_number_of_launches(batch: int, num_slots: int) -> None:
     assert len(launches(batch, 576, num_slots, torch.bfloat16)) == 20
     # In float32 the tokens' LayerNorm is one of its own.
     assert len(launches(batch, 576, num_slots)) == 21
@@ -157,7 +166,7 @@ def test_the_phases_share_memory() -> None:
     assert partial < max(memory.values()) < encoded + partial
 
 
-def test_no_scratch_is_as_large_as_the_attention() -> None:
+def test_no_workspace_is_as_large_as_the_attention() -> None:
     for launch in launches(1, 2880, 640):
         for value in launch.arguments.values():
             if isinstance(value, Tensor) and value.dtype == torch.float32:

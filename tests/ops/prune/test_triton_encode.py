@@ -1,4 +1,4 @@
-"""The encode MLP's Triton launches, whole: x^ within the error budget."""
+"""The encode MLP's Triton launches end to end: x^ within the error budget."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def test_outliers_and_rows_far_from_zero_stay_within_the_budget(
     config = small_config(enc_ln=enc_ln, enc_in_dim=96, enc_dims=(130, 10))
     # Every fifth channel is 80 times the others.
     case = PruneCase(config, 2, 33, 7)
-    case.reference = case.reference + offset
-    reference, _, weights, slots = case.arguments(dtype, DEVICE)
+    case.reference_tokens = case.reference_tokens + offset
+    reference_tokens, _, weights, slots = case.arguments(dtype, DEVICE)
     folded = unpack(weights)
     split = split_plan(slots, 33, slots.shape[2])
-    space = new_workspace(reference, slots, folded, split)
+    space = new_workspace(reference_tokens, slots, folded, split)
     norm, query = query_of(slots, folded, space)
-    got = encode(reference, folded, norm, query, space)
+    got = encode(reference_tokens, folded, norm, query, space)
 
-    tokens, halves = reference.cpu(), [weight.cpu() for weight in weights]
+    tokens, halves = reference_tokens.cpu(), [weight.cpu() for weight in weights]
     plain = encode_folded(tokens, unpack(halves))
     oracle = encode_folded(tokens.double(), unpack([weight.double() for weight in halves]))
     assert_within_budget(got.cpu(), plain, oracle)

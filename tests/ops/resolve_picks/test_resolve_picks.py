@@ -54,10 +54,10 @@ RAW_CALLS = {
 def with_sets(
     topk_ids: Tensor, max_logprob: Tensor, importance: Tensor | None, budget: int, num_tokens: int
 ) -> list[list[int]]:
-    """The rule told with Python sets and lists, one image at a time."""
+    """The rule written with Python sets and lists, one image at a time."""
     rows = []
     for image in range(topk_ids.shape[0]):
-        # (slot peak, rank within slot, id), best first
+        # (slot's max_logprob, rank within slot, id), best first
         claims = sorted(
             (-float(max_logprob[image, slot]), rank, int(topk_ids[image, slot, rank]))
             for slot in range(topk_ids.shape[1])
@@ -102,7 +102,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor | None, int, int]:
 
 @given(cases())
 @settings(max_examples=400, deadline=None)
-def test_equals_the_rule_told_with_sets(
+def test_equals_the_rule_written_with_sets(
     case: tuple[Tensor, Tensor, Tensor | None, int, int],
 ) -> None:
     ids = torch.ops.ocvtp.resolve_picks(*case)
@@ -110,7 +110,7 @@ def test_equals_the_rule_told_with_sets(
     assert_kept(ids, case[3], case[4])
 
 
-def test_the_slot_with_the_smallest_peak_loses_its_pick() -> None:
+def test_the_slot_of_smallest_max_logprob_loses_its_token() -> None:
     ids = torch.ops.ocvtp.resolve_picks(
         torch.tensor([[9, 2, 5]]), torch.tensor([[0.9, 0.1, 0.6]]), None, 2, 12
     )

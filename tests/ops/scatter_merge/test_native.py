@@ -1,4 +1,4 @@
-"""The merge by owner on the native CPU kernels."""
+"""The merge by assignment on the native CPU kernels."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
 def merge_case(
-    batch: int, num_tokens: int, width: int, owners: int
+    batch: int, num_tokens: int, width: int, num_owners: int
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     generator = torch.Generator().manual_seed(num_tokens)
     tokens = random_tokens(batch, num_tokens, width, dtype=torch.float64, outliers=True)
-    owner = torch.randint(-1, owners, (batch, num_tokens), generator=generator)
+    assignment = torch.randint(-1, num_owners, (batch, num_tokens), generator=generator)
     weight = random_tokens(batch, num_tokens, seed=1, dtype=torch.float64)
-    return tokens, owner, weight, owners
+    return tokens, assignment, weight, num_owners
 
 
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1, 1), (2, 30, 7, 40), (3, 129, 65, 1), (1, 577, 200, 64), (0, 9, 5, 2)]
 )
 def test_merged_sums_keep_the_error_budget(shape: tuple[int, int, int, int]) -> None:
-    tokens, owner, weight, owners = merge_case(*shape)
+    tokens, assignment, weight, num_owners = merge_case(*shape)
     got, plain, exact = (
-        function(tokens.to(dtype), owner, weight.to(dtype), owners)
+        function(tokens.to(dtype), assignment, weight.to(dtype), num_owners)
         for function, dtype in (
             (ops.scatter_merge, torch.float32),
             (ops.scatter_merge.reference, torch.float32),
@@ -42,24 +42,24 @@ def test_merged_sums_keep_the_error_budget(shape: tuple[int, int, int, int]) -> 
 
 @DTYPES
 def test_merged_whole_numbers_are_exact(dtype: torch.dtype) -> None:
-    tokens, owner, weight, owners = merge_case(2, 100, 37, 9)
-    whole = tokens.to(dtype).round(), owner, (2 * weight).to(dtype).round(), owners
-    views = (whole[0].mT.contiguous().mT, owner.mT.contiguous().mT, whole[2], owners)
+    tokens, assignment, weight, num_owners = merge_case(2, 100, 37, 9)
+    whole = tokens.to(dtype).round(), assignment, (2 * weight).to(dtype).round(), num_owners
+    views = (whole[0].mT.contiguous().mT, assignment.mT.contiguous().mT, whole[2], num_owners)
     for case in (whole, views):
         got, expected = ops.scatter_merge(*case), ops.scatter_merge.reference(*case)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
-def test_merging_an_image_alone_gives_the_same_bits() -> None:
-    tokens, owner, weight, owners = merge_case(3, 300, 130, 50)
-    together = ops.scatter_merge(tokens, owner, weight, owners)
+def test_batch_invariant() -> None:
+    tokens, assignment, weight, num_owners = merge_case(3, 300, 130, 50)
+    together = ops.scatter_merge(tokens, assignment, weight, num_owners)
     for image in range(3):
         one = slice(image, image + 1)
-        alone = ops.scatter_merge(tokens[one], owner[one], weight[one], owners)
+        alone = ops.scatter_merge(tokens[one], assignment[one], weight[one], num_owners)
         assert all(torch.equal(a[0], b[image]) for a, b in zip(alone, together, strict=True))
 
 
-def test_who_names_no_owner_belongs_to_none() -> None:
+def test_tokens_without_an_assignment_are_in_no_sum() -> None:
     tokens, _, weight, _ = merge_case(1, 4, 3, 2)
     tokens[0, 1] = torch.nan
     sums, mass = ops.scatter_merge(tokens, torch.tensor([[1, -1, 1, 7]]), weight, 2)

@@ -1,4 +1,4 @@
-"""Tokens whose owner is none have no gradient, as they are in no sum, on every backend."""
+"""Tokens without an assignment are in no sum and have no gradient, on every backend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ocvtp_kernels import use_backend
-from tests.cases import CPU_WAYS, DEVICE, random_tokens, running
+from tests.cases import CPU_BACKENDS, DEVICE, random_tokens, running
 from tests.ops.raw_calls import B, D, N, RawCall, ids
 
 NONE = torch.tensor([[1, -1, 0, 3, 2**40, -(2**63), 2, 2**63 - 1]])
@@ -38,25 +38,25 @@ RAW_CALLS = {
 
 
 @pytest.mark.parametrize(
-    "way", [*CPU_WAYS, "chosen", pytest.param("triton", marks=pytest.mark.interpreter)]
+    "backend", [*CPU_BACKENDS, "chosen", pytest.param("triton", marks=pytest.mark.interpreter)]
 )
 @pytest.mark.parametrize("infinite", [False, True])
-def test_tokens_of_no_owner_have_no_gradient(way: str, infinite: bool) -> None:
-    if way == "triton":
+def test_tokens_without_an_assignment_have_no_gradient(backend: str, infinite: bool) -> None:
+    if backend == "triton":
         pytest.importorskip("triton")
-    device = DEVICE if way in ("chosen", "triton") else "cpu"
+    device = DEVICE if backend in ("chosen", "triton") else "cpu"
     tokens = random_tokens(1, 8, 5).to(device).requires_grad_()
-    weight, owner = random_tokens(1, 8, seed=1).to(device), NONE.to(device)
+    weight, assignment = random_tokens(1, 8, seed=1).to(device), NONE.to(device)
     grad = random_tokens(1, 3, 5, seed=2).to(device)
     if infinite:
         grad[:, 0] = torch.inf
-    ways = {"chosen": nullcontext, "triton": lambda: use_backend("triton")}
-    with ways.get(way, lambda: running(way))():
-        sums, mass = torch.ops.ocvtp.scatter_merge(tokens, owner, weight, 3)
+    contexts = {"chosen": nullcontext, "triton": lambda: use_backend("triton")}
+    with contexts.get(backend, lambda: running(backend))():
+        sums, mass = torch.ops.ocvtp.scatter_merge(tokens, assignment, weight, 3)
         sums.backward(grad)
     expected = torch.zeros(1, 8, 5)
-    for token, place in ((0, 1), (2, 0), (6, 2)):
-        expected[0, token] = weight[0, token] * grad[0, place]
-        torch.testing.assert_close(sums[0, place], weight[0, token] * tokens[0, token])
-        torch.testing.assert_close(mass[0, place], weight[0, token])
+    for token, row in ((0, 1), (2, 0), (6, 2)):
+        expected[0, token] = weight[0, token] * grad[0, row]
+        torch.testing.assert_close(sums[0, row], weight[0, token] * tokens[0, token])
+        torch.testing.assert_close(mass[0, row], weight[0, token])
     torch.testing.assert_close(tokens.grad.cpu(), expected)

@@ -33,7 +33,7 @@ def test_scatter_merge(num_tokens: int, dim: int, num_owners: int, dtype: torch.
         assert_within_budget(a, b, c)
 
 
-def test_what_nobody_owns_is_never_read() -> None:
+def test_tokens_without_an_assignment_are_never_read() -> None:
     tokens = random_tokens(1, 37, 5)
     assignment = torch.arange(37)[None] % 4 - 1
     tokens[assignment < 0] = float("nan")

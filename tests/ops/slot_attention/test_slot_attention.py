@@ -11,7 +11,7 @@ from torch import Tensor
 from ocvtp_kernels import ops
 from ocvtp_kernels.ops.slot_attention import reference
 from tests.cases import (
-    CPU_WAYS,
+    CPU_BACKENDS,
     assert_within_budget,
     random_pruner,
     random_tokens,
@@ -94,8 +94,8 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, scale: float, eps: float) -> tuple[
         for n in range(k.shape[1]):
             logits = [scale * float((q[b, s] * k[b, n]).sum()) for s in range(num_slots)]
             top = max(logits)
-            shares = [math.exp(logit - top) for logit in logits]
-            attention[b, :, n] = torch.tensor(shares, dtype=torch.float64) / sum(shares)
+            exponentials = [math.exp(logit - top) for logit in logits]
+            attention[b, :, n] = torch.tensor(exponentials, dtype=torch.float64) / sum(exponentials)
     mass = attention.sum(-1)
     updates = torch.einsum("bkn,bne->bke", attention, v) / (mass + eps)[..., None]
     return updates, mass, attention
@@ -122,16 +122,16 @@ def test_reference_is_the_formula() -> None:
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("way", CPU_WAYS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("outliers", [False, True])
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
 def test_error_budget(
-    way: str, shape: tuple[int, int, int], outliers: bool, dtype: torch.dtype
+    backend: str, shape: tuple[int, int, int], outliers: bool, dtype: torch.dtype
 ) -> None:
     narrow = inputs(shape, dtype, outliers)
     scale = 24**-0.5
-    with running(way):
+    with running(backend):
         got = torch.ops.ocvtp.slot_attention_with_attention(*narrow, scale)
     plain = ops.slot_attention_with_attention.reference(*narrow, scale)
     if dtype == torch.float64 and math.prod(shape) > 0:
@@ -166,7 +166,7 @@ def test_masked_slots_take_nothing_and_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("batch", [2, 8])
-def test_one_image_alone_equals_it_in_a_batch(batch: int) -> None:
+def test_batch_invariant(batch: int) -> None:
     q, k, v = inputs((batch, 7, 33), torch.float32)
     together = torch.ops.ocvtp.slot_attention(q, k, v, 0.2)
     for image in range(batch):
@@ -190,10 +190,10 @@ def test_gradcheck(masked: bool) -> None:
     assert torch.autograd.gradgradcheck(all_three, (q, k, v))
 
 
-@pytest.mark.parametrize("way", CPU_WAYS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
-def test_gradient_error_budget(way: str, masked: bool, dtype: torch.dtype) -> None:
+def test_gradient_error_budget(backend: str, masked: bool, dtype: torch.dtype) -> None:
     narrow = [t.requires_grad_() for t in inputs((2, 13, 150), dtype)]
     wide = [t.detach().double().requires_grad_() for t in narrow]
     plain = [t.detach().clone().requires_grad_() for t in narrow]
@@ -204,7 +204,7 @@ def test_gradient_error_budget(way: str, masked: bool, dtype: torch.dtype) -> No
         updates, mass, attention = outputs
         return updates.square().sum() + mass.sin().sum() + attention.square().sum()
 
-    with running(way):
+    with running(backend):
         loss(torch.ops.ocvtp.slot_attention_with_attention(*narrow, 0.2, slot_mask=mask)).backward()
     for q, k, v in (plain, wide):
         loss(ops.slot_attention_with_attention.reference(q, k, v, 0.2, slot_mask=mask)).backward()

@@ -10,7 +10,7 @@ from ocvtp_kernels import use_backend
 from ocvtp_kernels.ops.slot_attention import reference
 from ocvtp_kernels.ops.slot_attention.reference import StepWeights
 from ocvtp_kernels.ops.slot_attention.step import iterate
-from tests.cases import CPU_WAYS, assert_within_budget, random_tokens, running
+from tests.cases import CPU_BACKENDS, assert_within_budget, random_tokens, running
 
 DIM, HIDDEN = 6, 10
 SHAPES = StepWeights(
@@ -38,9 +38,9 @@ def plain(slots: Tensor, k: Tensor, v: Tensor, *weights: Tensor) -> tuple[Tensor
     return out, logits.softmax(dim=1)
 
 
-@pytest.mark.parametrize("way", CPU_WAYS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("batch", [1, 2])
-def test_every_gradient_keeps_the_error_budget(way: str, batch: int) -> None:
+def test_every_gradient_keeps_the_error_budget(backend: str, batch: int) -> None:
     probes = [random_tokens(batch, 5, n, seed=n, dtype=torch.float64) for n in (DIM, 11)]
 
     def gradients(step: object, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -48,7 +48,7 @@ def test_every_gradient_keeps_the_error_budget(way: str, batch: int) -> None:
         leaves = [t.detach().to(dtype).requires_grad_() for t in inputs(torch.float32, batch)]
         return torch.autograd.grad(step(*leaves), leaves, [probe.to(dtype) for probe in probes])
 
-    with running(way):
+    with running(backend):
         got = gradients(both, torch.float32)
     rough, exact = gradients(plain, torch.float32), gradients(plain, torch.float64)
     for name, *gradient in zip(NAMES, got, rough, exact, strict=True):
