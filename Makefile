@@ -68,7 +68,7 @@ native: $(VENV)/.tools
 
 # AddressSanitizer and UndefinedBehaviorSanitizer over the CPU kernels and the emulated CUDA kernels.
 sanitize: $(VENV)/.extra-test
-	$(BIN)/python -m tests.sanitized tests/csrc tests/test_cuda_on_the_emulator.py \
+	$(BIN)/python -m tests.sanitized tests/csrc tests/ops/test_emulated_cuda.py \
 	  --shapes 2000 $(OPTIONS)
 
 headers: $(VENV)/.tools

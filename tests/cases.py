@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -15,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.pruners import random_pruner as random_pruner
 from bench.pruners import small_config as small_config
 from ocvtp_kernels import PrunerConfig, native, ops, use_backend
-from ocvtp_kernels.ops.prune import reference as chain
+from ocvtp_kernels.ops.prune.reference import attention_logits
 
 # Where Triton's kernels run: on the GPU, or in Triton's interpreter.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,22 +42,22 @@ def to_device(
     return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
-# How ops run on the CPU: plainly, as where no compiler was found, and on native kernels.
+# How ops run on the CPU: by the oracle, as where no compiler was found, and on native kernels.
 ISAS = ("portable", "avx2", "avx512")
-CPU_WAYS = ("reference", "plain", *ISAS)
+CPU_BACKENDS = ("reference", "plain", *ISAS)
 
 
 @contextmanager
-def running(way: str) -> Iterator[None]:
-    """Within the block ops on CPU tensors run in one of `CPU_WAYS`; skips what is not here."""
-    if way == "reference":
-        with use_backend(way):
+def running(backend: str) -> Iterator[None]:
+    """Within the block ops on CPU tensors run on one of `CPU_BACKENDS`; skips what is not here."""
+    if backend == "reference":
+        with use_backend(backend):
             yield
-    elif way == "plain":
+    elif backend == "plain":
         with mock.patch.object(native, "missing_reason", lambda _: "not built"):
             yield
     else:
-        with use_backend("cpu"), instructions(way):
+        with use_backend("cpu"), instructions(backend):
             yield
 
 
@@ -77,6 +78,18 @@ def instructions(isa: str) -> Iterator[None]:
         torch.ops.ocvtp_native.isa(before)
 
 
+@pytest.fixture(params=ISAS)
+def every_isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test runs on each instruction set of the native CPU kernels."""
+    with instructions(request.param):
+        yield
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    """An op's outputs as a tuple."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
 def peak_bytes(call: Callable[[], object]) -> int:
     """The most bytes that a call on the CPU holds at once of what torch's allocator gives it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
@@ -95,8 +108,10 @@ class PruneCase:
     ) -> None:
         self.pruner = random_pruner(config, seed).double()
         shape = (batch, num_tokens + 1, config.enc_in_dim)
-        self.reference = random_tokens(*shape, seed=seed, dtype=torch.float64, outliers=True)[:, 1:]
-        self.final = random_tokens(batch, num_tokens + 1, 6, seed=seed + 1)[:, 1:]
+        self.reference_tokens = random_tokens(
+            *shape, seed=seed, dtype=torch.float64, outliers=True
+        )[:, 1:]
+        self.final_tokens = random_tokens(batch, num_tokens + 1, 6, seed=seed + 1)[:, 1:]
         self.slots = self.pruner.sample_slots(batch, num_slots).detach()
         self.weights = self.pruner.packed()
 
@@ -105,8 +120,8 @@ class PruneCase:
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
         """The first four arguments of the op, in this dtype."""
         return (
-            to_device(self.reference, device, dtype),
-            to_device(self.final, device),
+            to_device(self.reference_tokens, device, dtype),
+            to_device(self.final_tokens, device),
             [to_device(weight, device, dtype) for weight in self.weights],
             to_device(self.slots, device, dtype),
         )
@@ -114,27 +129,37 @@ class PruneCase:
     def oracle(self, importance: Tensor | None, budget: int, top_k: int) -> Tensor:
         """The reference's ids in float64."""
         return ops.prune.reference(
-            self.reference, self.final, self.weights, self.slots, importance, budget, top_k
+            self.reference_tokens,
+            self.final_tokens,
+            self.weights,
+            self.slots,
+            importance,
+            budget,
+            top_k,
         )[1]
 
     def assert_picks_make_the_ids(
         self, backend: str, dtype: torch.dtype, budget: int, top_k: int, device: str = "cpu"
     ) -> None:
         """``prune_picks``, then ``resolve_picks``, keeps what ``prune`` does."""
-        reference, final, weights, slots = self.arguments(dtype, device)
-        scores = random_tokens(*reference.shape[:2], seed=9).to(device)
+        reference_tokens, final_tokens, weights, slots = self.arguments(dtype, device)
+        scores = random_tokens(*reference_tokens.shape[:2], seed=9).to(device)
         ops = torch.ops.ocvtp
         with use_backend(backend):
-            picks, peak, evidence = ops.prune_picks(reference, weights, slots, top_k)
+            topk_ids, max_logprob, token_score = ops.prune_picks(
+                reference_tokens, weights, slots, top_k
+            )
             for importance in (None, scores):
-                padding = evidence if importance is None else importance
-                ids = ops.resolve_picks(picks, peak, padding, budget)
-                whole = ops.prune(reference, final, weights, slots, importance, budget, top_k)
+                padding = token_score if importance is None else importance
+                ids = ops.resolve_picks(topk_ids, max_logprob, padding, budget)
+                whole = ops.prune(
+                    reference_tokens, final_tokens, weights, slots, importance, budget, top_k
+                )
                 assert torch.equal(ids, whole[1])
 
     def regret(self, ids: Tensor) -> Tensor:
         """By how much less than a slot's largest attention it finds among the kept: ``[B, K]``."""
-        logits = chain.attention_logits(self.reference, self.weights, self.slots)
+        logits = attention_logits(self.reference_tokens, self.weights, self.slots)
         attention = logits.softmax(dim=1)
         among = ids.unsqueeze(1).expand(-1, attention.shape[1], -1)
         return 1 - attention.gather(-1, among).amax(-1) / attention.amax(-1)

@@ -1,6 +1,6 @@
 """A pytest plugin: tests of kernels as on a GPU, for which torch's meta device stands in.
 
-    TRITON_INTERPRET=0 python -m pytest -p tests.on_meta --assert=plain -m interpreter tests/slots
+    TRITON_INTERPRET=0 python -m pytest -p tests.on_meta --assert=plain -m interpreter tests/ops
 
 Nothing is launched or computed there, so a test fails for one reason alone: a launch or a function
 got tensors of the host where a GPU's must be. It changes the process, which must be its own.

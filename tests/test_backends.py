@@ -15,8 +15,8 @@ import torch
 
 import ocvtp_kernels as ocvtp
 from ocvtp_kernels import backends
-from tests.cases import CPU_WAYS, DEVICE, running
-from tests.ops.cases import ARGUMENTS, op, outputs
+from tests.cases import CPU_BACKENDS, DEVICE, outputs, running
+from tests.ops.cases import ARGUMENTS, op
 
 
 def test_unknown_names_are_refused() -> None:
@@ -46,9 +46,9 @@ def test_an_op_without_the_kernel_says_why(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-@pytest.mark.parametrize("way", CPU_WAYS)
-def test_every_op_runs_every_way(name: str, way: str) -> None:
-    with running(way):
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_every_op_runs_on_every_backend(name: str, backend: str) -> None:
+    with running(backend):
         forced = outputs(op(name)(*ARGUMENTS[name](dtype=torch.float64)))
     for a, b in zip(forced, outputs(op(name)(*ARGUMENTS[name](dtype=torch.float64))), strict=True):
         torch.testing.assert_close(a, b)

@@ -57,7 +57,7 @@ def subject_of(name: str) -> str:
     file, _, test = name.partition("::")
     words = re.findall(r"[a-z_]+", test.partition("[")[2])
     backend = next((word for word in words if word in BACKENDS), None)
-    op = words[-1] if words and file.startswith("tests.ops.") else None
+    op = words[-1] if words and file.rpartition(".")[0] == "tests.ops" else None
     if op is not None and backend is not None:
         return f"{op} on {'the one chosen' if backend == 'chosen' else backend}"
     return op or file.removeprefix("tests.")

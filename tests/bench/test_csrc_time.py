@@ -45,7 +45,7 @@ def test_all_of_them_take_what_the_estimate_says() -> None:
 
 
 def test_a_prune_takes_at_most_200_us_in_26_launches() -> None:
-    # tests/test_chain_on_the_emulator.py counts the launches of the chain itself.
+    # tests/ops/prune/test_emulated_cuda.py counts the launches of the op itself.
     found = list(launches(LOAD))
     assert len(found) == 25
     assert sum(launch.seconds for launch in found) <= 200e-6

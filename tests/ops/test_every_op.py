@@ -13,8 +13,8 @@ from ocvtp_kernels import backends
 from ocvtp_kernels.dtypes import product_dtype
 from ocvtp_kernels.ops.registry import COMPOSED
 from ocvtp_kernels.ops.slot_attention.reference import slot_attention_step
-from tests.cases import assert_within_budget
-from tests.ops.cases import ARGUMENTS, op, outputs
+from tests.cases import assert_within_budget, outputs
+from tests.ops.cases import ARGUMENTS, op
 
 EVERY_OP = pytest.mark.parametrize("name", ARGUMENTS)
 
@@ -85,7 +85,7 @@ def test_opcheck_and_compilation_hold_for_gpu_tensors_too(name: str) -> None:
 @EVERY_OP
 def test_an_empty_batch(name: str) -> None:
     if name.startswith("gru_cell"):
-        pytest.skip("the GRU has rows, not images; its empty cases are in tests/slots")
+        pytest.skip("the GRU has rows, not images; its empty cases are in tests/ops/gru_cell")
     for result, full in zip(
         outputs(op(name)(*ARGUMENTS[name](batch=0))),
         outputs(op(name)(*ARGUMENTS[name](batch=1))),
@@ -180,7 +180,7 @@ def test_bad_arguments_are_the_same_error_where_a_gradient_is_to_come(name: str)
 
 
 def error_of(name: str, arguments: Any) -> str | None:
-    """The sentence that these arguments are refused with, or None."""
+    """The message of the error that these arguments raise, or None."""
     try:
         op(name)(*arguments)
     except (ValueError, TypeError, RuntimeError) as error:

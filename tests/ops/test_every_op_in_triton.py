@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ocvtp_kernels import backends, use_backend
 from ocvtp_kernels.ops.registry import COMPOSED
-from tests.cases import to_device, triton_dtypes
-from tests.ops.cases import ARGUMENTS, op, outputs
+from tests.cases import outputs, to_device, triton_dtypes
+from tests.ops.cases import ARGUMENTS, op
 from tests.ops.test_every_op import map_tensors
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -84,7 +84,7 @@ def test_two_runs_are_bitwise_equal(name: str, dtype: torch.dtype) -> None:
 @EVERY_OP
 def test_an_empty_batch(name: str) -> None:
     if name == "gru_cell_backward":
-        pytest.skip("the weights' gradients have no batch; its empty case is in tests/slots")
+        pytest.skip("the weights' gradients have no batch; its empty case is in tests/ops/gru_cell")
     for result, full in zip(
         run(name, ARGUMENTS[name](batch=0)), run(name, ARGUMENTS[name](batch=1)), strict=True
     ):

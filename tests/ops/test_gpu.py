@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import backends
-from tests.cases import to_device
-from tests.ops.cases import ARGUMENTS, op, outputs
+from tests.cases import outputs, to_device
+from tests.ops.cases import ARGUMENTS, op
 from tests.ops.test_every_op import map_tensors
 
 pytestmark = [
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
 ]
 EVERY_OP = pytest.mark.parametrize("name", ARGUMENTS)
-EVERY_WAY = pytest.mark.parametrize("way", ["chosen", "triton", "cuda"])
+EVERY_BACKEND = pytest.mark.parametrize("backend", ["chosen", "triton", "cuda"])
 
 
 @pytest.fixture(autouse=True)
@@ -34,26 +34,26 @@ def on_gpu(name: str, **changes: Any) -> Any:
     return map_tensors(lambda t: to_device(t, "cuda"), ARGUMENTS[name](**changes))
 
 
-def force(monkeypatch: pytest.MonkeyPatch, way: str, name: str, arguments: Any) -> None:
-    """For this test the op runs on backend ``way``, or skips with the reason why not."""
-    if way == "chosen":
+def force(monkeypatch: pytest.MonkeyPatch, backend: str, name: str, arguments: Any) -> None:
+    """For this test the op runs on this backend; skips with the reason where it cannot."""
+    if backend == "chosen":
         return
-    reason = backends.unsupported_by_call(name, way, arguments)
+    reason = backends.unsupported_by_call(name, backend, arguments)
     if reason is not None:
         pytest.skip(reason)
-    monkeypatch.setattr(backends, "PREFERENCE", (way,))
+    monkeypatch.setattr(backends, "PREFERENCE", (backend,))
 
 
 @EVERY_OP
-@EVERY_WAY
+@EVERY_BACKEND
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_small_cases_give_the_cpus_answer(
-    monkeypatch: pytest.MonkeyPatch, name: str, way: str, batch: int, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, name: str, backend: str, batch: int, dtype: torch.dtype
 ) -> None:
     expected = outputs(op(name)(*ARGUMENTS[name](batch=batch, dtype=torch.float64)))
     arguments = on_gpu(name, batch=batch, dtype=dtype)
-    force(monkeypatch, way, name, arguments)
+    force(monkeypatch, backend, name, arguments)
     got = outputs(op(name)(*arguments))
     for a, b in zip(got, expected, strict=True):
         tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {}
@@ -61,13 +61,13 @@ def test_small_cases_give_the_cpus_answer(
 
 
 @EVERY_OP
-@EVERY_WAY
+@EVERY_BACKEND
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_never_waits_for_the_device(
-    monkeypatch: pytest.MonkeyPatch, name: str, way: str, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, name: str, backend: str, dtype: torch.dtype
 ) -> None:
     arguments = on_gpu(name, dtype=dtype)
-    force(monkeypatch, way, name, arguments)
+    force(monkeypatch, backend, name, arguments)
     op(name)(*arguments)
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
@@ -78,12 +78,12 @@ def test_never_waits_for_the_device(
 
 
 @EVERY_OP
-@EVERY_WAY
+@EVERY_BACKEND
 def test_a_captured_call_replays_on_new_inputs(
-    monkeypatch: pytest.MonkeyPatch, name: str, way: str
+    monkeypatch: pytest.MonkeyPatch, name: str, backend: str
 ) -> None:
     arguments = on_gpu(name)
-    force(monkeypatch, way, name, arguments)
+    force(monkeypatch, backend, name, arguments)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -106,9 +106,11 @@ def test_a_captured_call_replays_on_new_inputs(
 
 
 @EVERY_OP
-@EVERY_WAY
-def test_two_runs_are_bitwise_equal(monkeypatch: pytest.MonkeyPatch, name: str, way: str) -> None:
+@EVERY_BACKEND
+def test_two_runs_are_bitwise_equal(
+    monkeypatch: pytest.MonkeyPatch, name: str, backend: str
+) -> None:
     arguments = on_gpu(name)
-    force(monkeypatch, way, name, arguments)
+    force(monkeypatch, backend, name, arguments)
     first, second = (outputs(op(name)(*arguments)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

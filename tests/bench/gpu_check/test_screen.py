@@ -79,7 +79,7 @@ def test_the_first_token_by_stage(tmp_path: Path) -> None:
 
 
 def test_it_is_one_screen_whatever_failed(tmp_path: Path) -> None:
-    names = [f"tests.slots.test_triton::test_one[{number}]" for number in range(900)]
+    names = [f"tests.ops.slot_attention.test_triton::test_one[{number}]" for number in range(900)]
     subjects = {f"op_{number} on triton": [number, number % 2] for number in range(80)}
     facts = {"gpu tests": {"failed": names, "by subject": subjects, "passed": 1}}
     kernels = [{"kernel": f"{place}_kernel", "ns": 1000.0 + place} for place in range(14)]
@@ -103,7 +103,8 @@ def test_what_a_test_is_about() -> None:
     assert subject_of(f"{ops}[dtype0-triton-slot_attention]") == "slot_attention on triton"
     assert subject_of(f"{ops}[chosen-merge]") == "merge on the one chosen"
     assert subject_of("tests.ops.test_every_op_in_triton::test_opcheck[dtype1-prune]") == "prune"
-    assert subject_of("tests.slots.test_triton::test_one[1-7]") == "slots.test_triton"
+    of_one_op = "ops.slot_attention.test_triton"
+    assert subject_of(f"tests.{of_one_op}::test_one[triton-7]") == of_one_op
 
 
 def test_a_report_that_was_cut_off(tmp_path: Path) -> None:

@@ -81,8 +81,9 @@ def test_files_and_marks_are_named(check: Scripted) -> None:
     for stage in (stages.tests, stages.kernels):
         assert stage(check).status == 0
     tests, kernels = check.commands
-    assert {"tests/ops/test_gpu.py", "tests/test_chain_gpu.py"} <= set(tests)
-    assert {"tests/test_chain_triton.py", "tests/slots/test_triton.py"} <= set(kernels)
+    assert {"tests/ops/test_gpu.py", "tests/ops/prune/test_gpu.py"} <= set(tests)
+    by_op = {f"tests/ops/{op}/test_triton.py" for op in ("prune", "slot_attention")}
+    assert by_op <= set(kernels)
     assert "gpu" in tests and "interpreter" in kernels
     assert "-n" in tests and "-n" in kernels
 
