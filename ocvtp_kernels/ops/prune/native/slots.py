@@ -1,4 +1,4 @@
-"""The iterations of the native pipeline on folded weights: products by BLAS, the rest by kernels."""
+"""The iterations of the native pipeline on folded weights: products by BLAS, others by kernels."""
 
 from __future__ import annotations
 
