@@ -63,6 +63,35 @@ def test_what_breaks_the_budget_is_said(changes: dict[str, object], sentence: st
     assert said.startswith("sm_90 linear ") and sentence in said
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({"instruction": "none", "registers": 255}, []),
+        ({"stack": 8}, ["it spills"]),
+        ({"shared": 240_000}, ["shared memory is 240000 bytes"]),
+        ({"failure": "no such type"}, ["does not compile"]),
+    ],
+)
+def test_a_kernel_without_a_budget_is_held_to_the_absolute_rules(
+    changes: dict[str, object], sentences: list[str]
+) -> None:
+    rows = [ROW, ROW._replace(kernel="new", **changes)]  # type: ignore[arg-type]
+    assert ALLOWED.without(rows) == ["new"]
+    found = violations(rows, ALLOWED, "3.9")
+    assert all(part in said for part, said in zip(sentences, found, strict=True))
+
+
+def test_a_kernel_without_a_budget_sums_in_one_order() -> None:
+    tiles = ("BLOCK_M 32", "BLOCK_M 64")
+    orders = [frozenset([(f"sum of 64: {tile}",)]) for tile in tiles]
+    rows = [
+        ROW._replace(kernel="new", tile=tile, orders=order)
+        for tile, order in zip(tiles, orders, strict=True)
+    ]
+    (said,) = violations(rows, ALLOWED, "3.9")
+    assert "2 orders" in said
+
+
 def test_more_shared_memory_than_the_arch_has_is_said() -> None:
     said = violations([ROW._replace(shared=240_000)], ALLOWED, "3.9")
     assert any(f"240000 bytes, the GPU has {ARCHS[90].shared_bytes}" in each for each in said)
