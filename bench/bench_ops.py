@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.cases import CASES
 from bench.gate import check_variant, fresh
+from bench.ops import case_of
 from bench.run import SEEDS, Job, jobs, time_job
 from bench.shapes import CPU, HEADLINE, Workloads
 from bench.variants import Variant
@@ -24,7 +24,7 @@ CALLS = [(job.op, job.direction) for kind in ("prune", "micro") for job in jobs(
 
 @pytest.mark.parametrize(("op", "direction"), CALLS, ids=["-".join(call) for call in CALLS])
 def test_op(benchmark: Any, op: str, direction: str) -> None:
-    case = CASES[op](HEADLINE, torch.device("cpu"))
+    case = case_of(op, HEADLINE, torch.device("cpu"))
     variant = Variant(op, case.call)
     for seed in SEEDS:
         check = check_variant(case, variant, direction, seed)

@@ -1,27 +1,28 @@
-"""Every op as a case: random inputs, the op, its reference, and how outputs are checked."""
+"""What an op's file in `bench.ops` is made of: a case of the op, its work, its inputs."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.pruners import random_pruner
 from bench.shapes import Workload
-from bench.traffic import HEAD_DIM, HEADS
-from ocvtp_kernels import OCPruner, PrunerConfig, ops
-from ocvtp_kernels.ops.argmax_gather import gather_tokens, select_ids
-from ocvtp_kernels.ops.prune.native.pipeline import prepare
+from bench.traffic import Work
+from ocvtp_kernels import OCPruner
 from ocvtp_kernels.ops.slot_attention import reference as slots
+from ocvtp_kernels.selectors.similarity import cosine
 
 Inputs = tuple[Tensor, ...]
 Outputs = tuple[Tensor, ...]
 Function = Callable[..., Any]
+Draw = Callable[[torch.Generator], Inputs]
+Launcher = Callable[[Workload], None]
+
+COMMON = 1.75  # of what the tokens of an image share, beside 1 of what is a token's own
+STEPS = 1024  # of similarity: sums of so coarse numbers are exact in float32
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Case:
     op: str
     workload: Workload
     device: torch.device
-    draw: Callable[[torch.Generator], Inputs]
+    draw: Draw
     call: Function  # ours
     reference: Function  # plain PyTorch, in the dtype of its inputs
     kind: str = "floats"  # what the outputs are: "floats", "argmax", "kept" or "exact"
@@ -39,10 +40,37 @@ class Case:
     wrt: tuple[int, ...] = ()  # the inputs that have a gradient
     carries: tuple[int, ...] = (0,)  # the outputs that carry it
     pruner: OCPruner | None = None  # the plain module, of `prune`
+    slow: bool = False  # a call of the reference takes tens of milliseconds
 
     def inputs(self, seed: int) -> Inputs:
         """Fresh random inputs, on the device."""
         return self.draw(torch.Generator(self.device).manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class OpBench:
+    """How an op is measured.
+
+    Attributes:
+        case: the op at a workload, on a device.
+        work: of the forward pass.
+        backward_work: of the backward pass; None where the op has no gradient.
+        launchers: each calls Triton's launchers with tensors without memory, for the compile
+            report: the tiles that the workload selects, and every constant that changes the code.
+        by_default: whether the op is timed where none is named.
+        max_tokens: of a batch; with more the reference would take seconds.
+    """
+
+    case: Callable[[Workload, torch.device], Case]
+    work: Callable[[Workload], Work]
+    backward_work: Callable[[Workload], Work] | None = None
+    launchers: tuple[Launcher, ...] = ()
+    by_default: bool = True
+    max_tokens: int | None = None
+
+    def takes(self, load: Workload) -> bool:
+        """Whether the op is timed at a workload."""
+        return self.max_tokens is None or load.batch * load.num_tokens <= self.max_tokens
 
 
 def outputs_of(result: Any) -> Outputs:
@@ -50,8 +78,12 @@ def outputs_of(result: Any) -> Outputs:
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
-def _draw(load: Workload, *shapes: tuple[int, ...], dtype: torch.dtype | None = None) -> Any:
-    """Draws normal tensors; weights ``[out, in]`` so that products keep their scale."""
+def normal(load: Workload, *shapes: tuple[int, ...], dtype: torch.dtype | None = None) -> Draw:
+    """Draws normal tensors; weights ``[out, in]`` so that products keep their scale.
+
+    Args:
+        load: whose dtype they have unless told.
+    """
 
     def draw(generator: torch.Generator) -> Inputs:
         drawn = []
@@ -65,200 +97,51 @@ def _draw(load: Workload, *shapes: tuple[int, ...], dtype: torch.dtype | None = 
     return draw
 
 
-def _sizes(load: Workload) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """The shapes of slots and of encoded tokens."""
-    return (load.batch, load.num_slots, load.slot_dim), (load.batch, load.num_tokens, load.slot_dim)
+def joined(*draws: Draw) -> Draw:
+    """What each of these draws, one after the other."""
+    return lambda generator: tuple(tensor for draw in draws for tensor in draw(generator))
 
 
-def _with_importance(draw: Any, load: Workload) -> Any:
-    # float32, as `attention_received` returns it; half precision would tie.
-    scores = _draw(load, (load.batch, 1, load.num_tokens), dtype=torch.float32)
-    return lambda generator: (*draw(generator), scores(generator)[0].squeeze(1))
+def importance(load: Workload) -> Draw:
+    """Draws a score a token ``[B, N]``, in float32, as `attention_received` returns it.
+
+    In half precision scores would tie.
+    """
+    batch, num_tokens = load.scores
+    draw = normal(load, (batch, 1, num_tokens), dtype=torch.float32)  # not drawn as a weight
+    return lambda generator: (draw(generator)[0].squeeze(1),)
 
 
-def _ops(name: str) -> Any:
-    return getattr(torch.ops.ocvtp, name)
+def similarity(load: Workload) -> Draw:
+    """Draws the cosines of random tokens ``[B, N, N]``, float32, rounded to steps of 1/1024.
+
+    No sum of them rounds, so that a selection by sums and comparisons has one right answer.
+    """
+
+    def draw(generator: torch.Generator) -> Inputs:
+        options = {"generator": generator, "device": generator.device}
+        tokens = torch.randn(load.tokens, **options)
+        tokens += COMMON * torch.randn(load.batch, 1, load.in_dim, **options)
+        return (cosine(tokens).mul_(STEPS).round_().div_(STEPS),)
+
+    return draw
 
 
-def _log_attention(q: Tensor, k: Tensor, *_: Tensor) -> Tensor:
+def log_attention(q: Tensor, k: Tensor, *_: Tensor) -> Tensor:
+    """What a slot's tokens are picked by, ``[B, K, N]``."""
     return slots.log_attention(slots.slot_logits(q, k, None))
 
 
-def slot_attention(load: Workload, device: torch.device, name: str = "slot_attention") -> Case:
-    q, x = _sizes(load)
-    scale = load.slot_dim**-0.5
-    width = 3 if name.endswith("with_attention") else 2
-    return Case(
-        name,
-        load,
-        device,
-        _draw(load, q, x, x),
-        lambda q, k, v: _ops(name)(q, k, v, scale),
-        lambda q, k, v: ops.slot_attention_with_attention.reference(q, k, v, scale)[:width],
-        wrt=(0, 1, 2),
-        carries=tuple(range(width)),
-    )
+def empty(load: Workload, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor without memory, in the workload's dtype unless told."""
+    return torch.empty(shape, dtype=dtype or load.torch_dtype, device="meta")
 
 
-def gru_cell(load: Workload, device: torch.device) -> Case:
-    q, _ = _sizes(load)
-    gates = 3 * load.slot_dim
-    weights = ((gates, load.slot_dim),) * 2 + ((gates,),) * 2
-    return Case(
-        "gru_cell",
-        load,
-        device,
-        _draw(load, q, q, *weights),
-        _ops("gru_cell"),
-        ops.gru_cell.reference,
-        wrt=tuple(range(6)),
-    )
+def empty_scores(load: Workload) -> Tensor:
+    """A score a token ``[B, N]`` without memory."""
+    return empty(load, *load.scores, dtype=torch.float32)
 
 
-def slot_attention_step(load: Workload, device: torch.device) -> Case:
-    q, x = _sizes(load)
-    d, h, gates = load.slot_dim, load.hidden_dim, 3 * load.slot_dim
-    weights: list[tuple[int, ...]] = [(d,), (d,), (d, d), (gates, d), (gates, d), (gates,)]
-    weights += [(gates,), (d,), (d,), (h, d), (h,), (d, h), (d,)]
-    scale = d**-0.5
-    return Case(
-        "slot_attention_step",
-        load,
-        device,
-        _draw(load, q, x, x, *weights),
-        lambda q, k, v, *weights: _ops("slot_attention_step")(q, k, v, list(weights), scale),
-        lambda q, k, v, *weights: slots.slot_attention_step(q, k, v, weights, scale)[0],
-        wrt=tuple(range(3 + len(weights))),
-    )
-
-
-def slot_argmax(load: Workload, device: torch.device) -> Case:
-    return Case(
-        "slot_argmax",
-        load,
-        device,
-        _draw(load, *_sizes(load)),
-        _ops("slot_argmax"),
-        ops.slot_argmax.reference,
-        kind="argmax",
-        scores=_log_attention,
-    )
-
-
-def resolve_picks(load: Workload, device: torch.device) -> Case:
-    peaks = _with_importance(_draw(load, (load.batch, 1, load.num_slots)), load)
-
-    def draw(generator: torch.Generator) -> Inputs:
-        size = (load.batch, load.num_slots)
-        picks = torch.randint(load.num_tokens, size, generator=generator, device=device)
-        peak, scores = peaks(generator)
-        return picks, peak.squeeze(1), scores
-
-    return Case(
-        "resolve_picks",
-        load,
-        device,
-        draw,
-        lambda picks, peak, scores: _ops("resolve_picks")(picks, peak, scores, load.budget),
-        lambda picks, peak, scores: ops.resolve_picks.reference(picks, peak, scores, load.budget),
-        kind="exact",
-    )
-
-
-def argmax_gather(load: Workload, device: torch.device) -> Case:
-    q, x = _sizes(load)
-    tokens = (load.batch, load.num_tokens, load.in_dim)
-    return Case(
-        "argmax_gather",
-        load,
-        device,
-        _with_importance(_draw(load, q, x, tokens), load),
-        lambda q, k, tokens, scores: _ops("argmax_gather")(q, k, tokens, scores, load.budget),
-        lambda q, k, tokens, scores: ops.argmax_gather.reference(q, k, tokens, scores, load.budget),
-        kind="kept",
-        scores=_log_attention,
-        wrt=(2,),
-    )
-
-
-def merge(load: Workload, device: torch.device) -> Case:
-    q, x = _sizes(load)
-    tokens = (load.batch, load.num_tokens, load.in_dim)
-    return Case(
-        "merge",
-        load,
-        device,
-        _draw(load, q, x, tokens),
-        _ops("merge"),
-        ops.merge.reference,
-        wrt=(2,),
-    )
-
-
-def attention_received(load: Workload, device: torch.device) -> Case:
-    heads = (load.batch, HEADS, load.num_tokens, HEAD_DIM)
-    return Case(
-        "attention_received",
-        load,
-        device,
-        _draw(load, heads, heads),
-        lambda q, k: _ops("attention_received")(q, k, "meanq"),
-        lambda q, k: ops.attention_received.reference(q, k, "meanq"),
-    )
-
-
-def prune(load: Workload, device: torch.device) -> Case:
-    """`prune`; the inputs are reference and final tokens, initial slots and importance."""
-    config = PrunerConfig(
-        enc_in_dim=load.in_dim,
-        enc_dims=(load.hidden_dim, load.slot_dim),
-        init_num=load.num_slots,
-        init_dim=load.slot_dim,
-        agg_embed_dim=load.slot_dim,
-        agg_ffn_dim=load.hidden_dim,
-    )
-    plain = random_pruner(config, dtype=load.torch_dtype).to(device).requires_grad_(False)
-    weights = prepare(plain.packed())  # as a frozen pruner passes them
-    modules = {load.torch_dtype: plain, torch.float64: copy.deepcopy(plain).double()}
-
-    def scores(tokens: Tensor, _final: Tensor, slots_init: Tensor, _: Tensor) -> Tensor:
-        module = modules[tokens.dtype]
-        encoded = module.encode_project(tokens)
-        return slots.log_attention(module.aggregat(encoded, slots_init)[1])
-
-    def reference_prune(*inputs: Tensor) -> Outputs:
-        ids = select_ids(scores(*inputs), inputs[3], load.budget)
-        return gather_tokens(inputs[1], ids), ids
-
-    q, _ = _sizes(load)
-    tokens = (load.batch, load.num_tokens, load.in_dim)
-    return Case(
-        "prune",
-        load,
-        device,
-        _with_importance(_draw(load, tokens, tokens, q), load),
-        lambda reference_tokens, final_tokens, slots_init, importance: _ops("prune")(
-            reference_tokens, final_tokens, weights, slots_init, importance, load.budget
-        ),
-        reference_prune,
-        kind="kept",
-        scores=scores,
-        wrt=(1,),
-        pruner=plain,
-    )
-
-
-CASES: dict[str, Callable[[Workload, torch.device], Case]] = {
-    "prune": prune,
-    "slot_attention": slot_attention,
-    "slot_attention_with_attention": partial(slot_attention, name="slot_attention_with_attention"),
-    "gru_cell": gru_cell,
-    "slot_attention_step": slot_attention_step,
-    "slot_argmax": slot_argmax,
-    "resolve_picks": resolve_picks,
-    "argmax_gather": argmax_gather,
-    "merge": merge,
-    "attention_received": attention_received,
-}
-# Every other op has a gradient.
-FORWARD_ONLY = ("slot_argmax", "resolve_picks", "attention_received")
+def empty_matrix(load: Workload) -> Tensor:
+    """Similarities or distances ``[B, N, N]`` without memory."""
+    return empty(load, *load.matrix, dtype=torch.float32)

@@ -1,7 +1,8 @@
 """The compile report: ``python -m bench.compiled [--chips 90,100] [--short] [--output page.md]``.
 
 Every Triton kernel and tile, compiled ahead of time for every architecture and held against
-``bench/budgets/compiled.json``; the command ends with status 1 where one breaks it. With
+``bench/budgets/compiled.json``; the command ends with status 1 where one breaks it. A kernel that
+the budget does not have is named, and held to the rules that need no number of it. With
 ``--write-budget`` the numbers become the new budget; the rules stay as they are. Where one got
 worse, ``--because "a sentence"`` has to say why, and the budget keeps it beside the number.
 """
@@ -130,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         atomic_write(given.output, page(rows, triton))
     if triton != budget.triton:
         print(f"numbers are not compared: recorded with Triton {budget.triton}, this is {triton}")
+    for kernel in budget.without(rows):
+        print(f"{kernel}: no budget yet; --write-budget records one")
     broken = violations(rows, budget, triton)
     for sentence in broken:
         print(sentence)

@@ -20,9 +20,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.cases import CASES
 from bench.gate import CheckResult
 from bench.host_driver import Driver, difference, standing_in
+from bench.ops import case_of
 from bench.results import commit, device_name, versions
 from bench.shapes import Workload, square
 from bench.timing import Timing, measure
@@ -44,7 +44,7 @@ def calls_of(load: Workload) -> tuple[dict[str, Call], list[Tensor]]:
     """The same call in each way, by name, and its tensors."""
     from ocvtp_kernels.ops.prune.triton.pipeline import prune
 
-    case = CASES["prune"](load, torch.device("cpu"))
+    case = case_of("prune", load, torch.device("cpu"))
     assert case.pruner is not None
     reference_tokens, final_tokens, slots_init, importance = case.inputs(0)
     weights = prepare(case.pruner.packed())

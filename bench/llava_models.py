@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.cases import CASES, Case
+from bench.cases import Case
+from bench.ops import case_of
 from bench.shapes import BUDGETS, Workload
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.interface import Selector
@@ -176,7 +177,7 @@ class Vlm:
         dtype = str(shape.dtype).removeprefix("torch.")
         width = shape.vision["hidden_size"]
         load = Workload(1, shape.num_tokens, budget, budget, width, shape.slot_dim, dtype)
-        return CASES["prune"](load, self.device)
+        return case_of("prune", load, self.device)
 
     def selector(self, choice: Choice) -> Selector:
         """The selector."""

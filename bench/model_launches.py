@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from bench.compiled_binaries import StandIn, disassembled
-from bench.compiled_launches import Job, prune
+from bench.compiled_launches import PIPELINE, Job
 from bench.least import step_of
 from bench.model_time import Launched, Way
 from bench.model_trips import Branch, Nest, branches
@@ -33,7 +33,8 @@ def launches_of(load: Workload, arch: int) -> list[Launch]:
     """What one call of the whole way launches."""
     recorded: list[Launch] = []
     with pretend(ARCHS[arch]), watch(recorded.append):
-        prune(load)
+        for launcher in PIPELINE:
+            launcher(load)
     return recorded
 
 

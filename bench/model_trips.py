@@ -1,4 +1,4 @@
-"""How often a launch goes round each of its kernel's loops: the only table of it.
+"""How often a launch goes round each of its kernel's loops, for the kernels that `prune` launches.
 
 A kernel's line gives its `Branch`es: programs that go one way, with the rounds of the loops with
 matrix products, from the outermost to the innermost, one nest after the other, and then those of

@@ -1,7 +1,7 @@
 """The bench's command: ``python -m bench.run prune|compile|micro|settings|e2e|selectors|ceilings``.
 
 "prune" is `prune` beside every baseline but torch.compile, "compile" `prune` beside that, "micro"
-every other op, "settings" ways to use the CPU. The ceilings are measured first; then every variant
+the other ops, "settings" ways to use the CPU. The ceilings are measured first; then every variant
 passes the correctness gate, is timed, and passes the gate again. A variant that the gate refuses
 gets no time, and the command ends with status 1.
 """
@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 
 from bench import llava, selectors, settings
-from bench.cases import CASES, FORWARD_ONLY, Case, Outputs
+from bench.cases import Case, Outputs
 from bench.gate import CheckResult, check_variant, fresh
+from bench.ops import BENCHES, case_of, work_of
 from bench.results import Result, Row, default_folder, device_name, driver, read_ceilings, row
 from bench.shapes import Workload, Workloads, workloads
 from bench.timing import (
@@ -32,7 +33,7 @@ from bench.timing import (
     release,
     side_stream,
 )
-from bench.traffic import Ceilings, measure_ceilings, tensor_bytes, work_of
+from bench.traffic import Ceilings, measure_ceilings, tensor_bytes
 from bench.variants import Run, Variant, variants_of
 
 SEEDS = (11, 71)  # before and after the timing
@@ -70,26 +71,30 @@ class Rotation:
         return self._next()()
 
 
-def jobs(kind: str, loads: Workloads) -> list[Job]:
-    """The jobs of a kind, in order."""
+def jobs(kind: str, loads: Workloads, ops: Collection[str] = ()) -> list[Job]:
+    """The jobs of a kind, in order; of "micro" those of the ops named, by default of the usual."""
     if kind == "prune":
         return [Job("prune", load) for load in loads.prune]
     if kind == "compile":
         return [Job("prune", load, compiled=True) for load in loads.compiled]
-    ops = [
+    ops = ops or [op for op, bench in BENCHES.items() if bench.by_default]
+    found = [
         Job(op, load, direction)
         for load in loads.ops
-        for op in CASES
+        for op, bench in BENCHES.items()
         for direction in ("forward", "backward")
-        if not (op == "prune" and direction == "forward")
-        and not (op in FORWARD_ONLY and direction == "backward")
+        if op in ops
+        and bench.takes(load)
+        and not (op == "prune" and direction == "forward")
+        and not (bench.backward_work is None and direction == "backward")
     ]
-    return ops + [Job("slot_attention", load) for load in loads.narrow]
+    narrow = loads.narrow if "slot_attention" in ops else ()
+    return found + [Job("slot_attention", load) for load in narrow]
 
 
 def time_job(job: Job, device: torch.device, seconds: float) -> tuple[list[Measured], list[str]]:
     """Each variant's check, with times if it passes before and after; and the variants left out."""
-    case = CASES[job.op](job.workload, device)
+    case = case_of(job.op, job.workload, device)
     variants, skipped = variants_of(case, job.direction, job.compiled)
     checks = {one.name: check_variant(case, one, job.direction, SEEDS[0]) for one in variants}
     timings: dict[str, list[Timing]] = {}
@@ -234,7 +239,7 @@ def run(
         short: the short list of workloads.
         folder: of the result file.
         seconds: after these nothing new starts.
-        ops: of "micro", these alone; all if empty.
+        ops: of "micro", these alone; if empty, those that are timed by default.
         known: ceilings measured before on this device; measured now if None.
         commit: recorded in the result file; Git's if None.
     """
@@ -247,7 +252,7 @@ def run(
         result.commit = commit or result.commit
         print(f"{result.device}: {describe_ceilings(ceilings)}", flush=True)
         path = result.save(folder)
-        todo = [job for job in jobs(kind, loads) if not ops or job.op in ops]
+        todo = [job for job in jobs(kind, loads, ops) if not ops or job.op in ops]
         kinds: dict[str, Callable[[], int]] = {
             "ceilings": lambda: 0,
             "e2e": lambda: llava.run(result, folder, device, short, deadline),
@@ -276,13 +281,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=3600.0, help="start nothing new after so long"
     )
-    parser.add_argument("--ops", default="", help="of micro, some ops alone: merge,gru_cell")
+    named = [op for op, bench in BENCHES.items() if not bench.by_default]
+    parser.add_argument(
+        *("--op", "--ops"),
+        dest="ops",
+        default="",
+        metavar="OPS",
+        help="of micro, some ops alone, such as merge,gru_cell: the result file has no others then "
+        "(see --output). These are timed only if named: " + ", ".join(named),
+    )
     parser.add_argument("--ceilings", type=Path, help="a result file that has this device's")
     parser.add_argument("--commit", help="what is run, where there is no Git to ask")
     given = parser.parse_args(arguments)
     ops = [op for op in given.ops.split(",") if op]
-    if unknown := sorted(set(ops) - set(CASES)):
-        parser.error(f"--ops: expected some of {', '.join(CASES)}, got {', '.join(unknown)}")
+    if unknown := sorted(set(ops) - set(BENCHES)):
+        parser.error(f"--op: expected some of {', '.join(BENCHES)}, got {', '.join(unknown)}")
     name = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device cuda: torch {torch.__version__} sees no GPU")

@@ -37,6 +37,31 @@ class Workload:
         """The width of both hidden layers, encode and FFN: 4 D, as published."""
         return 4 * self.slot_dim
 
+    @property
+    def slots(self) -> tuple[int, int, int]:
+        """The shape of slots and queries, ``[B, K, D]``."""
+        return self.batch, self.num_slots, self.slot_dim
+
+    @property
+    def encoded(self) -> tuple[int, int, int]:
+        """The shape of encoded tokens, of keys and of values, ``[B, N, D]``."""
+        return self.batch, self.num_tokens, self.slot_dim
+
+    @property
+    def tokens(self) -> tuple[int, int, int]:
+        """The shape of reference and of final tokens, ``[B, N, C]``."""
+        return self.batch, self.num_tokens, self.in_dim
+
+    @property
+    def scores(self) -> tuple[int, int]:
+        """The shape of a score a token, such as importance, ``[B, N]``."""
+        return self.batch, self.num_tokens
+
+    @property
+    def matrix(self) -> tuple[int, int, int]:
+        """The shape of similarities or distances, ``[B, N, N]``."""
+        return self.batch, self.num_tokens, self.num_tokens
+
     def __str__(self) -> str:
         return (
             f"B={self.batch} N={self.num_tokens} K={self.num_slots} T={self.budget} "

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.cases import CASES
 from bench.counted import Count, counting
 from bench.least import Least, least_of, least_total, step_of
+from bench.ops import case_of
 from bench.shapes import Workload, square
 from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.markdown import markdown_table
@@ -64,7 +64,7 @@ class Step(NamedTuple):
 
 def count_launches(load: Workload, multiply: bool = False) -> list[Count]:
     """The launches of one call of `prune`."""
-    case = CASES["prune"](load, torch.device("cpu"))
+    case = case_of("prune", load, torch.device("cpu"))
     assert case.pruner is not None
     reference_tokens, final_tokens, slots_init, importance = case.inputs(0)
     weights = case.pruner.packed()

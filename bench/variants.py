@@ -94,7 +94,7 @@ def variants_of(case: Case, direction: str, compiled: bool) -> tuple[list[Varian
     elif whole:
         variants += [Variant("eager", _eager(case), plain=True), _published(case), ours]
     else:
-        variants += [Variant("eager", case.reference, plain=True), ours]
+        variants += [Variant("eager", case.reference, slow=case.slow, plain=True), ours]
     if direction == "forward" and not compiled:
         if case.device.type == "cuda":
             variants.append(csrc_variant(case))

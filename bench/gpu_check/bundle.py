@@ -114,7 +114,7 @@ def record(arch: int, folder: Path) -> list[Path]:
 
 
 def native(arch: int, target: Path) -> None:
-    """Builds the native objects of an architecture in a wheel, leaving the source tree as it is."""
+    """Builds an architecture's native objects in a wheel, without changing the source tree's."""
     with tempfile.TemporaryDirectory() as folder:
         _call(
             *("-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"),

@@ -20,9 +20,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
-from bench.cases import CASES, outputs_of
+from bench.cases import outputs_of
 from bench.compiled_binaries import StandIn
 from bench.gpu_check.binaries import ALIGNMENT, Binary, write, written
+from bench.ops import case_of
 from ocvtp_kernels import backends
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 
@@ -163,7 +164,7 @@ def prune() -> None:
     profiled = [square(*sizes, "bfloat16") for sizes in SIZES]
     with without_memory() as device:
         for load in dict.fromkeys((*LOADS, *CUDA_SHORT.prune, *CUDA_SHORT.compiled, *profiled)):
-            case = CASES["prune"](load, device)
+            case = case_of("prune", load, device)
             case.call(*case.inputs(0))
 
 
@@ -177,7 +178,7 @@ def other_kernels() -> None:
         if job.op not in OTHERS:
             continue
         with without_memory() as device:
-            case = CASES[job.op](job.workload, device)
+            case = case_of(job.op, job.workload, device)
             inputs = case.inputs(0)
             if job.direction == "forward":
                 case.call(*inputs)

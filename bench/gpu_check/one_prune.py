@@ -50,11 +50,11 @@ def main(index: int, device: str = "cuda") -> int:
     """Runs the call; returns the exit status."""
     import torch
 
-    from bench.cases import CASES
+    from bench.ops import case_of
     from bench.shapes import square
 
     with torch.no_grad():
-        case = CASES["prune"](square(*SIZES[index], "bfloat16"), torch.device(device))
+        case = case_of("prune", square(*SIZES[index], "bfloat16"), torch.device(device))
         inputs = case.inputs(1)
         for _ in range(2):
             case.call(*inputs)

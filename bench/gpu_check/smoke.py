@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from bench.cases import CASES
 from bench.gate import check_variant
+from bench.ops import case_of
 from bench.results import device_name, driver, versions
 from bench.shapes import BUDGETS, square
 from bench.timing import StaleReplay, first_line, measure, side_stream
@@ -51,7 +51,7 @@ def check_backend(backend: str, device: torch.device) -> list[dict[str, Any]]:
     """A backend's check at each workload, and a first time."""
     answers: list[dict[str, Any]] = []
     for load in LOADS if device.type == "cuda" else LOADS[:1]:
-        case = CASES["prune"](load, device)
+        case = case_of("prune", load, device)
         variant = on_backend(case, backend, backend)
         check = check_variant(case, variant, "forward", seed=1)
         passed, note, seconds = check.passed, check.note, None

@@ -1,7 +1,7 @@
 """The compile report: its budget, its page, and that the kernels keep within the budget.
 
 The report that is compiled here is the short one (see `bench.compiled_launches.plan`): everything
-in bfloat16 for sm_90, Slot Attention and the chain for sm_80 and sm_100, and the chain alone for
+in bfloat16 for sm_90, Slot Attention and the pipeline for sm_80 and sm_100, the pipeline alone for
 the other GPUs and, on sm_80, in float32; of binaries that differ only in what Triton tells of
 numbers, one. For sm_86 only what sm_89 does not have too: their binaries have the same figures, as
 the whole report recorded them.
@@ -24,7 +24,7 @@ from bench import compiled
 from bench.compiled import BUDGET, page
 from bench.compiled_binaries import Row, waits_first, worst
 from bench.compiled_budget import Budget, Rules, expected_instruction, violations
-from bench.compiled_launches import TWINS, Part, launches, plan, prune
+from bench.compiled_launches import PIPELINE, TWINS, Part, launches, plan
 from bench.results import ROOT
 from bench.sass_counts import Counts
 from ocvtp_kernels.triton_common.archs import ARCHS
@@ -61,6 +61,35 @@ def test_a_row_within_the_budget_passes() -> None:
 def test_what_breaks_the_budget_is_said(changes: dict[str, object], sentence: str) -> None:
     (said,) = violations([ROW._replace(**changes)], ALLOWED, "3.9")  # type: ignore[arg-type]
     assert said.startswith("sm_90 linear ") and sentence in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({"instruction": "none", "registers": 255}, []),
+        ({"stack": 8}, ["it spills"]),
+        ({"shared": 240_000}, ["shared memory is 240000 bytes"]),
+        ({"failure": "no such type"}, ["does not compile"]),
+    ],
+)
+def test_a_kernel_without_a_budget_is_held_to_the_absolute_rules(
+    changes: dict[str, object], sentences: list[str]
+) -> None:
+    rows = [ROW, ROW._replace(kernel="new", **changes)]  # type: ignore[arg-type]
+    assert ALLOWED.without(rows) == ["new"]
+    found = violations(rows, ALLOWED, "3.9")
+    assert all(part in said for part, said in zip(sentences, found, strict=True))
+
+
+def test_a_kernel_without_a_budget_sums_in_one_order() -> None:
+    tiles = ("BLOCK_M 32", "BLOCK_M 64")
+    orders = [frozenset([(f"sum of 64: {tile}",)]) for tile in tiles]
+    rows = [
+        ROW._replace(kernel="new", tile=tile, orders=order)
+        for tile, order in zip(tiles, orders, strict=True)
+    ]
+    (said,) = violations(rows, ALLOWED, "3.9")
+    assert "2 orders" in said
 
 
 def test_more_shared_memory_than_the_arch_has_is_said() -> None:
@@ -149,7 +178,7 @@ def test_the_short_plan_covers_every_arch_and_part_of_the_whole() -> None:
     assert {part.arch for part in short} == set(ARCHS)
     for part in short:
         assert any(part[:2] == other[:2] for other in whole)
-        assert prune in part.launchers
+        assert set(PIPELINE) <= set(part.launchers)
 
 
 @pytest.mark.parametrize(("arch", "twin"), TWINS.items())
@@ -157,7 +186,7 @@ def test_what_is_left_out_for_an_arch_is_compiled_for_its_twin(arch: int, twin: 
     parts = [part for part in plan(list(ARCHS), True) if part.arch in (arch, twin)]
     compiled = {job.decides for part in parts for job in launches(part)}
     (alone,) = plan([arch], True)
-    chain = launches(Part(arch, "bfloat16", (prune,), (), alone.batches))
+    chain = launches(Part(arch, "bfloat16", PIPELINE, (), alone.batches))
     assert {job.decides for job in chain} <= compiled
     # Without its twin it is whole.
     assert launches(alone) == chain
@@ -175,7 +204,7 @@ def test_the_whole_report_found_the_same_binaries_for_twins(arch: int, twin: int
 
 
 def test_launches_are_found_without_a_gpu() -> None:
-    jobs = launches(Part(90, "bfloat16", (prune,)))
+    jobs = launches(Part(90, "bfloat16", PIPELINE))
     assert {"first", "linear", "slot_attention_fwd", "gru", "argmax", "resolve"} <= {
         j.kernel for j in jobs
     }
@@ -216,7 +245,7 @@ def test_the_committed_page_has_every_kernel_of_the_chain(arch: int) -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert f"Triton {Budget.read(BUDGET).triton}" in text
     on_page = {row[0] for row in tables_of(text)[f"sm_{arch}"]}
-    assert {job.kernel for job in launches(Part(arch, "bfloat16", (prune,)))} <= on_page
+    assert {job.kernel for job in launches(Part(arch, "bfloat16", PIPELINE))} <= on_page
 
 
 def report(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -248,8 +277,8 @@ from importlib.metadata import version
 from bench.compiled import BUDGET
 from bench.compiled_binaries import compile_launch
 from bench.compiled_budget import Budget, violations
-from bench.compiled_launches import Part, launches, prune
-part = Part(90, "bfloat16", (prune,))
+from bench.compiled_launches import PIPELINE, Part, launches
+part = Part(90, "bfloat16", PIPELINE)
 places = {job.kernel: place for place, job in enumerate(launches(part))}
 kernels = ("linear", "slot_attention_fwd", "argmax", "gru")
 rows = [compile_launch(part, places[kernel]) for kernel in kernels]

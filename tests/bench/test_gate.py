@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.cases import CASES, FORWARD_ONLY, Case, Outputs, outputs_of
+from bench.cases import Case, Outputs, outputs_of
 from bench.gate import CheckResult, check_variant
+from bench.ops import BENCHES, case_of
 from bench.run import jobs
 from bench.shapes import Workload, Workloads
 from bench.variants import Run, Variant, variants_of
@@ -20,31 +21,30 @@ CPU = torch.device("cpu")
 JOBS = [
     (job.op, job.direction)
     for kind in ("prune", "micro")
-    for job in jobs(kind, Workloads((TINY,), (TINY,)))
+    for job in jobs(kind, Workloads((TINY,), (TINY,)), BENCHES)
 ]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+WITH_GRADIENT = sorted(op for op, bench in BENCHES.items() if bench.backward_work)
 IDS = ["-".join(job) for job in JOBS]
 
 
-def case_of(op: str, dtype: str = "float32") -> Case:
-    return CASES[op](Workload(2, 40, 7, 7, 24, 16, dtype), CPU)
+def tiny_case(op: str, dtype: str = "float32") -> Case:
+    return case_of(op, Workload(2, 40, 7, 7, 24, 16, dtype), CPU)
 
 
 def check_of(op: str, function: Any, direction: str = "forward") -> CheckResult:
-    return check_variant(case_of(op), Variant("tried", function), direction, seed=1)
+    return check_variant(tiny_case(op), Variant("tried", function), direction, seed=1)
 
 
 def test_every_op_is_judged() -> None:
-    assert {op for op, _ in JOBS} == set(CASES)
-    assert {op for op, direction in JOBS if direction == "backward"} == set(CASES) - set(
-        FORWARD_ONLY
-    )
+    assert {op for op, _ in JOBS} == set(BENCHES)
+    assert {op for op, direction in JOBS if direction == "backward"} == set(WITH_GRADIENT)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(("op", "direction"), JOBS, ids=IDS)
 def test_right_variants_pass(op: str, direction: str, dtype: str) -> None:
-    case = case_of(op, dtype)
+    case = tiny_case(op, dtype)
     variants, _ = variants_of(case, direction, compiled=False)
     assert {"eager"} < {variant.name for variant in variants}
     for variant in variants:
@@ -54,7 +54,7 @@ def test_right_variants_pass(op: str, direction: str, dtype: str) -> None:
 
 @pytest.mark.parametrize(("op", "direction"), JOBS, ids=IDS)
 def test_a_slightly_wrong_variant_is_refused(op: str, direction: str) -> None:
-    case = case_of(op)
+    case = tiny_case(op)
 
     def wrong(*inputs: Tensor) -> Outputs:
         first, *rest = outputs_of(case.call(*inputs))
@@ -85,15 +85,15 @@ class Remembers:
 @pytest.mark.parametrize(
     "key", [lambda *_: 0, lambda first, *_: first.data_ptr()], ids=["always", "by address"]
 )
-@pytest.mark.parametrize("op", list(CASES))
+@pytest.mark.parametrize("op", list(BENCHES))
 def test_whoever_skips_the_work_is_caught(op: str, key: Callable[..., Any], copy: bool) -> None:
-    lazy = Remembers(case_of(op).call, key, copy)
+    lazy = Remembers(tiny_case(op).call, key, copy)
     assert not check_of(op, lazy).passed
 
 
-@pytest.mark.parametrize("op", sorted(set(CASES) - set(FORWARD_ONLY)))
+@pytest.mark.parametrize("op", WITH_GRADIENT)
 def test_a_backward_that_skips_the_work_is_caught(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = case_of(op)
+    case = tiny_case(op)
     honest = Variant.bind
 
     def lazy(self: Variant, *arguments: Any) -> Run:
@@ -142,7 +142,7 @@ def test_an_error_fails_the_check() -> None:
 
 @pytest.mark.parametrize("wrong", ["order", "padding", "rows", "slot"])
 def test_wrong_picks_are_refused(wrong: str) -> None:
-    case = CASES["argmax_gather"](Workload(2, 40, 4, 9, 24, 16), CPU)
+    case = case_of("argmax_gather", Workload(2, 40, 4, 9, 24, 16), CPU)
 
     def picks(q: Tensor, k: Tensor, final: Tensor, importance: Tensor) -> Outputs:
         tokens, ids = case.call(q, k, final, -importance if wrong == "padding" else importance)
@@ -166,7 +166,7 @@ def test_wrong_picks_are_refused(wrong: str) -> None:
 @needs_gpu
 @pytest.mark.parametrize(("op", "direction"), JOBS, ids=IDS)
 def test_ops_pass_on_cuda(op: str, direction: str) -> None:
-    case = CASES[op](TINY, torch.device("cuda"))
+    case = case_of(op, TINY, torch.device("cuda"))
     check = check_variant(case, Variant("ocvtp", case.call), direction, seed=1)
     assert check.passed, check.note
 
@@ -174,6 +174,6 @@ def test_ops_pass_on_cuda(op: str, direction: str) -> None:
 @pytest.mark.gpu
 @needs_gpu
 def test_small_prune_on_cuda() -> None:
-    case = CASES["prune"](TINY, torch.device("cuda"))
+    case = case_of("prune", TINY, torch.device("cuda"))
     outputs = case.call(*case.inputs(1))
     assert torch.equal(outputs[1], case.reference(*case.inputs(1))[1])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.cases import CASES
+from bench.ops import case_of
 from bench.rehearsal import standing_in
 from bench.shapes import Workload
 from bench.timing import StaleReplay, measure, no_waiting, side_stream
@@ -215,7 +215,7 @@ def test_a_wrong_keyword_is_refused(gpu: torch.device) -> None:
 @pytest.mark.parametrize("backend", backends.GPU_KERNELS)
 def test_a_gpu_backend_is_chosen_and_its_op_computes(gpu: torch.device, backend: str) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    case = CASES["gru_cell"](Workload(2, 40, 7, 7, 24, 16), gpu)
+    case = case_of("gru_cell", Workload(2, 40, 7, 7, 24, 16), gpu)
     inputs = case.inputs(1)
     assert backends.select_backend("gru_cell", "cuda") == "triton"
     with use_backend(backend):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bench import run, selectors, traffic
+from bench.ops import BENCHES
 from bench.rehearsal import standing_in
 from bench.results import Result
 from bench.run import Job
@@ -35,7 +36,7 @@ TINY = Workload(2, 40, 7, 7, 24, 16)
 JOBS = [
     job
     for kind in ("prune", "micro")
-    for job in run.jobs(kind, Workloads((TINY,), (TINY,), (TINY,)))
+    for job in run.jobs(kind, Workloads((TINY,), (TINY,), (TINY,)), BENCHES)
 ]
 
 # Tests marked gpu that are not rehearsed, by pytest's -k, and why.

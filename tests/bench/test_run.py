@@ -55,7 +55,7 @@ def test_torch_compile_is_beside_ours_alone(
     assert set(rows) == {("prune", who, "forward") for who in ("compile", "prune")}
 
 
-def test_every_op_gets_a_row(tmp_path: Path) -> None:
+def test_every_op_of_the_pruner_gets_a_row(tmp_path: Path) -> None:
     status, rows = bench(tmp_path)
     assert status == 0
     assert ("prune", "ocvtp", "backward") in rows and ("prune", "prune", "forward") not in rows
@@ -66,6 +66,10 @@ def test_every_op_gets_a_row(tmp_path: Path) -> None:
 def test_some_ops_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, rows = bench(tmp_path, "micro", "--ops", "merge,gru_cell")
     assert {op for op, _, _ in rows} == {"merge", "gru_cell"}
+    status, rows = bench(tmp_path, "micro", "--op", "match_select")
+    assert status == 0 and set(rows) == {
+        ("match_select", who, "forward") for who in ("eager", "ocvtp")
+    }
     with pytest.raises(SystemExit):
         run.main(["micro", "--ops", "merge,murge"])
     assert "got murge" in capsys.readouterr().err

@@ -1,0 +1,42 @@
+"""`facility_select` beside its reference."""
+
+from __future__ import annotations
+
+import torch
+
+from bench.cases import Case, Inputs, OpBench, empty_matrix, empty_scores, similarity
+from bench.ops.dpp_select import work
+from bench.shapes import Workload
+from ocvtp_kernels import ops
+
+LEVELS = 3  # of saliency: products of so few with the gains are exact in float32
+
+
+def case(load: Workload, device: torch.device) -> Case:
+    matrix = similarity(load)
+
+    def draw(generator: torch.Generator) -> Inputs:
+        options = {"generator": generator, "device": generator.device}
+        saliency = torch.randint(1, LEVELS + 1, load.scores, **options) / 4
+        return (*matrix(generator), saliency)
+
+    return Case(
+        "facility_select",
+        load,
+        device,
+        draw,
+        lambda matrix, saliency: ops.facility_select(matrix, saliency, load.budget),
+        lambda matrix, saliency: ops.facility_select.reference(matrix, saliency, load.budget),
+        kind="exact",
+        slow=True,
+    )
+
+
+def launches(load: Workload) -> None:
+    from ocvtp_kernels.ops.facility_select.triton import facility_select
+
+    facility_select(empty_matrix(load), empty_scores(load), load.budget)
+
+
+# Its inputs and outputs are those of `dpp_select`.
+BENCHES = {"facility_select": OpBench(case, work, launchers=(launches,), by_default=False)}

@@ -1,0 +1,43 @@
+"""`merge` beside its reference."""
+
+from __future__ import annotations
+
+import torch
+
+from bench.cases import Case, OpBench, empty, normal
+from bench.ops.slot_argmax import pick_work
+from bench.shapes import Workload
+from bench.traffic import Work
+from ocvtp_kernels import ops
+
+
+def case(load: Workload, device: torch.device) -> Case:
+    return Case(
+        "merge",
+        load,
+        device,
+        normal(load, load.slots, load.encoded, load.tokens),
+        ops.merge,
+        ops.merge.reference,
+        wrt=(2,),
+    )
+
+
+def work(load: Workload) -> Work:
+    (b, n, c), k = load.tokens, load.num_slots
+    return backward_work(load) + Work(2 * b * k * n * c, 0)
+
+
+def backward_work(load: Workload) -> Work:
+    """Each token has its slot's gradient: rows are copied."""
+    (b, n, c), k = load.tokens, load.num_slots
+    return pick_work(load) + Work(0, b * (n * c + k * c + k) * load.torch_dtype.itemsize)
+
+
+def launches(load: Workload) -> None:
+    from ocvtp_kernels.ops.merge.triton import merge
+
+    merge(*(empty(load, *shape) for shape in (load.slots, load.encoded, load.tokens)))
+
+
+BENCHES = {"merge": OpBench(case, work, backward_work, (launches,))}

@@ -1,0 +1,156 @@
+"""`prune` beside the plain pruner, and its half `prune_picks` beside its reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from bench.cases import Case, OpBench, Outputs, empty, empty_scores, importance, joined, normal
+from bench.ops.argmax_gather import kept_bytes, scatter_work
+from bench.pruners import random_pruner
+from bench.shapes import Workload
+from bench.traffic import FLOAT32, INT64, NUM_ITER, Work
+from ocvtp_kernels import OCPruner, PrunerConfig, ops
+from ocvtp_kernels.ops.argmax_gather import gather_tokens, select_ids
+from ocvtp_kernels.ops.prune import reference
+from ocvtp_kernels.ops.prune.native.pipeline import prepare
+from ocvtp_kernels.ops.slot_attention.reference import log_attention
+
+
+def pruner_of(load: Workload, device: torch.device) -> OCPruner:
+    """A pruner of the workload's sizes, its weights random."""
+    config = PrunerConfig(
+        enc_in_dim=load.in_dim,
+        enc_dims=(load.hidden_dim, load.slot_dim),
+        init_num=load.num_slots,
+        init_dim=load.slot_dim,
+        agg_embed_dim=load.slot_dim,
+        agg_ffn_dim=load.hidden_dim,
+    )
+    return random_pruner(config, dtype=load.torch_dtype).to(device).requires_grad_(False)
+
+
+def case(load: Workload, device: torch.device) -> Case:
+    """The inputs are reference and final tokens, initial slots and importance."""
+    plain = pruner_of(load, device)
+    weights = prepare(plain.packed())  # as a frozen pruner passes them
+    modules = {load.torch_dtype: plain, torch.float64: copy.deepcopy(plain).double()}
+
+    def scores(tokens: Tensor, _final: Tensor, slots_init: Tensor, _: Tensor) -> Tensor:
+        module = modules[tokens.dtype]
+        encoded = module.encode_project(tokens)
+        return log_attention(module.aggregat(encoded, slots_init)[1])
+
+    def reference_prune(*inputs: Tensor) -> Outputs:
+        ids = select_ids(scores(*inputs), inputs[3], load.budget)
+        return gather_tokens(inputs[1], ids), ids
+
+    return Case(
+        "prune",
+        load,
+        device,
+        joined(normal(load, load.tokens, load.tokens, load.slots), importance(load)),
+        lambda reference_tokens, final_tokens, slots_init, importance: ops.prune(
+            reference_tokens, final_tokens, weights, slots_init, importance, load.budget
+        ),
+        reference_prune,
+        kind="kept",
+        scores=scores,
+        wrt=(1,),
+        pruner=plain,
+    )
+
+
+def picks_case(load: Workload, device: torch.device) -> Case:
+    """The inputs are reference tokens and initial slots; the ids are ``[B, K]``."""
+    packed = pruner_of(load, device).packed()
+    weights = prepare(packed)
+    folded: dict[torch.dtype, Sequence[Tensor]] = {
+        load.torch_dtype: packed,
+        torch.float64: [weight.double() for weight in packed],
+    }
+
+    def one_each(topk_ids: Tensor, max_logprob: Tensor, token_score: Tensor) -> Outputs:
+        return topk_ids.squeeze(-1), max_logprob, token_score
+
+    return Case(
+        "prune_picks",
+        load,
+        device,
+        normal(load, load.tokens, load.slots),
+        lambda tokens, slots: one_each(*ops.prune_picks(tokens, weights, slots)),
+        lambda tokens, slots: one_each(
+            *ops.prune_picks.reference(tokens, folded[tokens.dtype], slots)
+        ),
+        kind="argmax",
+        scores=lambda tokens, slots: reference.log_attention_of(
+            tokens, folded[tokens.dtype], slots
+        ),
+    )
+
+
+def stages(load: Workload) -> dict[str, Work]:
+    """The work of `prune` by stage; tensors between stages are not counted."""
+    size = load.torch_dtype.itemsize
+    b, n, k = load.batch, load.num_tokens, load.num_slots
+    c, d, h = load.in_dim, load.slot_dim, load.hidden_dim
+    query, logits = 2 * k * d * (d + 1), 2 * k * n * d
+    update = logits + 2 * 2 * k * d * 3 * d + 2 * 2 * k * d * h
+    encode_weights = c * h + h + h * d + d
+    slot_weights = (d + 1) * (d + 1) + 2 * 3 * d * (d + 1) + 3 * d + 2 * d * h + h + d
+    return {
+        "encode": Work(b * 2 * n * (c * h + h * d), (b * n * c + encode_weights) * size),
+        "slots": Work(
+            b * (NUM_ITER * (query + logits) + (NUM_ITER - 1) * update),
+            (b * k * d + slot_weights) * size,
+        ),
+        "selection": Work(0, b * n * FLOAT32 + b * load.budget * INT64),
+        "gather": Work(0, 2 * kept_bytes(load)),
+    }
+
+
+def work(load: Workload) -> Work:
+    return sum(stages(load).values(), Work(0, 0))
+
+
+def picks_work(load: Workload) -> Work:
+    by_stage = stages(load)
+    written = load.num_slots * (INT64 + FLOAT32) + load.num_tokens * FLOAT32
+    return by_stage["encode"] + by_stage["slots"] + Work(0, load.batch * written)
+
+
+@cache
+def published_weights(dtype: torch.dtype) -> list[Tensor]:
+    """The published pruner's packed weights, without memory."""
+    with torch.device("meta"):
+        return [weight.to(dtype) for weight in OCPruner(PrunerConfig()).packed()]
+
+
+def launches(load: Workload) -> None:
+    from ocvtp_kernels.ops.prune.triton import pipeline
+
+    pipeline.prune(
+        empty(load, *load.tokens),
+        empty(load, *load.tokens),
+        published_weights(load.torch_dtype),
+        empty(load, *load.slots),
+        empty_scores(load),
+        load.budget,
+    )
+
+
+def picks_launches(load: Workload) -> None:
+    from ocvtp_kernels.ops.prune.triton import pipeline
+
+    weights = published_weights(load.torch_dtype)
+    pipeline.prune_picks(empty(load, *load.tokens), weights, empty(load, *load.slots))
+
+
+BENCHES = {
+    "prune": OpBench(case, work, scatter_work, (launches,)),
+    "prune_picks": OpBench(picks_case, picks_work, launchers=(picks_launches,), by_default=False),
+}

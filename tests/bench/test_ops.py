@@ -1,0 +1,56 @@
+"""Every op's folder has a file in `bench.ops`, whose cases pass the gate."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import ops as benches
+from bench.cases import Outputs
+from bench.gate import check_variant
+from bench.ops import BENCHES, case_of
+from bench.shapes import Workload
+from bench.variants import Variant, variants_of
+from ocvtp_kernels import ops
+
+TINY = Workload(2, 40, 7, 7, 24, 16)
+CPU = torch.device("cpu")
+FOLDERS = [module.name for module in iter_modules(ops.__path__) if module.ispkg]
+# What autograd calls is timed as the backward pass of what it differentiates.
+BACKWARD = {"slot_attention_backward", "gru_cell_backward"}
+
+
+def test_every_op_has_a_bench() -> None:
+    assert {module.name for module in iter_modules(benches.__path__)} == set(FOLDERS)
+    assert set(BENCHES) == set(ops.__all__) - BACKWARD
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_cases_of_a_folder_pass_the_gate(folder: str) -> None:
+    for op in import_module(f"bench.ops.{folder}").BENCHES:
+        case = case_of(op, TINY, CPU)
+        assert case.op == op and case.workload == TINY
+        for variant in variants_of(case, "forward", compiled=False)[0]:
+            check = check_variant(case, variant, "forward", seed=5)
+            assert check.passed, f"{op}, {variant.name}: {check.note}"
+
+
+@pytest.mark.parametrize("op", [op for op, bench in BENCHES.items() if not bench.by_default])
+def test_inputs_follow_from_the_seed(op: str) -> None:
+    first, again, other = (case_of(op, TINY, CPU).inputs(seed) for seed in (1, 1, 2))
+    assert all(map(torch.equal, first, again))
+    assert not all(map(torch.equal, first, other))
+
+
+def test_a_wrong_second_output_is_refused() -> None:
+    case = case_of("centrifugal_select", TINY, CPU)
+
+    def wrong(*inputs: Tensor) -> Outputs:
+        order, count, *rest = case.call(*inputs)
+        return order, count + 1, *rest
+
+    assert not check_variant(case, Variant("wrong", wrong), "forward", seed=5).passed
