@@ -19,6 +19,7 @@ from bench.compiled_binaries import Row, compile_all
 from bench.compiled_budget import Budget, violations
 from bench.compiled_launches import plan
 from bench.growth import add_options
+from bench.ops import BENCHES
 from bench.results import ROOT
 from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.triton_common.archs import ARCHS
@@ -105,21 +106,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.compiled", description=__doc__)
     parser.add_argument("--chips", type=archs_of, default=list(ARCHS), help="such as 90,100; all")
     parser.add_argument("--short", action="store_true", help="the part that the tests run")
-    parser.add_argument("--output", type=Path, help="the page to write")
+    parser.add_argument("--op", choices=BENCHES, help="this op's kernels alone, without the others'")
+    parser.add_argument("--output", type=Path, help="the file to write")
     add_options(parser)
     given = parser.parse_args(arguments)
     if interpreting():
         parser.error("Triton is in its interpreter, which compiles nothing: unset TRITON_INTERPRET")
     triton = version("triton")
     budget = Budget.read(BUDGET)
-    if given.write_budget and given.short:
-        parser.error("--write-budget: a short report leaves out rows that the budget has")
+    if given.write_budget and (given.short or given.op):
+        parser.error("--write-budget: a part of the report leaves out rows that the budget has")
     if given.write_budget and triton != budget.triton and set(given.chips) != set(ARCHS):
         parser.error(
             f"--write-budget: the other GPUs are recorded with Triton {budget.triton}, "
             f"this is {triton}; record all GPUs"
         )
-    rows = compile_all(plan(given.chips, given.short))
+    parts = plan(given.chips, given.short)
+    if given.op is not None:
+        parts = [part._replace(launchers=BENCHES[given.op].launchers, less=()) for part in parts]
+    rows = compile_all(parts)
     if given.write_budget:
         try:
             budget = budget.with_rows(rows, triton, given.because or "")
