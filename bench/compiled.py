@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.compiled", description=__doc__)
     parser.add_argument("--chips", type=archs_of, default=list(ARCHS), help="such as 90,100; all")
     parser.add_argument("--short", action="store_true", help="the part that the tests run")
-    parser.add_argument("--op", choices=BENCHES, help="this op's kernels alone, without the others'")
+    parser.add_argument("--op", choices=BENCHES, help="the kernels of this op alone")
     parser.add_argument("--output", type=Path, help="the file to write")
     add_options(parser)
     given = parser.parse_args(arguments)
