@@ -89,7 +89,8 @@ def _triton_of(op: str, arguments: tuple[Any, ...]) -> Callable[..., Any] | None
         return None
     if torch.float64 in {value.dtype for value in arguments if isinstance(value, Tensor)}:
         return None
-    return kernel.run if kernel.refuse is None or kernel.refuse(*arguments) is None else None
+    reason = kernel.unsupported(*arguments) if kernel.unsupported else None
+    return kernel.run if reason is None else None
 
 
 def _choose(op: str, arguments: Any, gradient: bool = False) -> Callable[..., Any]:

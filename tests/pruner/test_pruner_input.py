@@ -77,9 +77,9 @@ def test_bad_input_is_named(
 @pytest.mark.parametrize(
     ("position", "value", "words"),
     [
-        (0, torch.zeros(2, 40, 13), "reference: expected size 12"),
-        (0, torch.zeros(2, 40, 12, dtype=torch.float64), "reference: expected dtype"),
-        (1, torch.zeros(2, 41, 12), "final: expected size 40"),
+        (0, torch.zeros(2, 40, 13), "reference_tokens: expected size 12"),
+        (0, torch.zeros(2, 40, 12, dtype=torch.float64), "reference_tokens: expected dtype"),
+        (1, torch.zeros(2, 41, 12), "final_tokens: expected size 40"),
         (2, [torch.zeros(3)], "weights: expected the list that OCPruner.packed"),
         (3, torch.zeros(2, 9, 9), "slots_init: expected size 10"),
         (4, torch.zeros(1, 40), "importance: expected size 2"),

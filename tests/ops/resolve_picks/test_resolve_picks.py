@@ -151,19 +151,19 @@ def test_a_nan_score_never_wins() -> None:
     [
         ({"budget": 0}, ValueError, "budget: expected 1 to 12"),
         ({"budget": 13}, ValueError, "budget: expected 1 to 12"),
-        ({"picks": torch.zeros(2, 7)}, TypeError, "picks: expected dtype torch.int64"),
-        ({"picks": torch.zeros(14, dtype=torch.int64)}, ValueError, "picks: expected shape"),
-        ({"peak": torch.zeros(2, 6)}, ValueError, "peak: expected size 7"),
+        ({"topk_ids": torch.zeros(2, 7)}, TypeError, "topk_ids: expected dtype torch.int64"),
+        ({"topk_ids": torch.zeros(14, dtype=torch.int64)}, ValueError, "topk_ids: expected shape"),
+        ({"max_logprob": torch.zeros(2, 6)}, ValueError, "max_logprob: expected size 7"),
         ({"importance": torch.zeros(3, 12)}, ValueError, "importance: expected size 2"),
         ({"importance": None}, ValueError, "num_tokens"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, object], error: type[Exception], words: str) -> None:
     good = {
-        "picks": torch.zeros(2, 7, dtype=torch.int64),
-        "peak": torch.zeros(2, 7),
+        "topk_ids": torch.zeros(2, 7, dtype=torch.int64),
+        "max_logprob": torch.zeros(2, 7),
         "importance": torch.zeros(2, 12),
         "budget": 5,
     }
     with pytest.raises(error, match=words):
-        torch.ops.ocvtp.resolve_picks(**{**good, **change})
+        ops.resolve_picks(**{**good, **change})

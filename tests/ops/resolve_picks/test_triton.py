@@ -1,4 +1,4 @@
-"""The cut that `resolve` finds, on scores that make it hard, and what a round of it costs."""
+"""The Triton kernel's ids on scores that are hard to tell apart, and what its search costs."""
 
 from __future__ import annotations
 
