@@ -89,7 +89,9 @@ def _triton_of(op: str, arguments: tuple[Any, ...]) -> Callable[..., Any] | None
         return None
     if torch.float64 in {value.dtype for value in arguments if isinstance(value, Tensor)}:
         return None
-    return kernel.run if kernel.refuse is None or kernel.refuse(*arguments) is None else None
+    if kernel.unsupported is not None and kernel.unsupported(*arguments) is not None:
+        return None
+    return kernel.run
 
 
 def _choose(op: str, arguments: Any, gradient: bool = False) -> Callable[..., Any]:
