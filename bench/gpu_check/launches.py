@@ -89,8 +89,9 @@ def _triton_of(op: str, arguments: tuple[Any, ...]) -> Callable[..., Any] | None
         return None
     if torch.float64 in {value.dtype for value in arguments if isinstance(value, Tensor)}:
         return None
-    reason = kernel.unsupported(*arguments) if kernel.unsupported else None
-    return kernel.run if reason is None else None
+    if kernel.unsupported is not None and kernel.unsupported(*arguments) is not None:
+        return None
+    return kernel.run
 
 
 def _choose(op: str, arguments: Any, gradient: bool = False) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 
 import pytest
@@ -27,6 +28,14 @@ BACKWARD = {"slot_attention_backward", "gru_cell_backward"}
 def test_every_op_has_a_bench() -> None:
     assert {module.name for module in iter_modules(benches.__path__)} == set(FOLDERS)
     assert set(BENCHES) == set(ops.__all__) - BACKWARD
+
+
+def test_every_folder_with_triton_kernels_has_launches() -> None:
+    for folder in FOLDERS:
+        path = Path(ops.__file__).parent / folder
+        has_kernels = (path / "triton.py").exists() or (path / "triton").is_dir()
+        found = import_module(f"bench.ops.{folder}").BENCHES.values()
+        assert any(bench.launchers for bench in found) == has_kernels, folder
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -72,7 +72,10 @@ def test_an_op_is_timed_in_graphs(gpu: torch.device, job: Job) -> None:
     assert all(one.check.passed for one in found), [one.check.note for one in found]
     methods = {(one.variant, one.timing.method) for one in found if one.timing is not None}
     ours = "prune" if job == Job("prune", TINY) else "ocvtp"
-    assert {("eager", "graph"), (ours, "graph")} <= methods
+    assert (ours, "graph") in methods
+    # This reference goes image by image and waits for the device.
+    waits = job.op == "centrifugal_select"
+    assert ("eager", "events" if waits else "graph") in methods
     assert ((ours, "events") in methods) == (ours == "prune")
 
 
