@@ -6,8 +6,10 @@ Where kernels were counted, `projections.read_counts` takes the place of these f
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
+
+from ocvtp_kernels.report.fields import Amount, Text
 
 HALF, FLOAT, PICK = 2, 4, 8  # bytes: an element, an accumulator, a packed (score, id)
 ITERATIONS = 3
@@ -17,7 +19,8 @@ SPLIT_TOKENS = 32  # minimum tokens of a split
 PROGRAMS = 132  # tokens are split until a launch has this many programs
 
 
-class Size(NamedTuple):
+@dataclass(frozen=True)
+class Size:
     """A workload: images, tokens, slots, and the pruner's widths."""
 
     batch: int
@@ -43,14 +46,19 @@ class Size(NamedTuple):
         return self.batch * self.num_slots
 
 
-class StageCost(NamedTuple):
+@dataclass(frozen=True)
+class StageCost:
     """Launches, FLOPs and minimum bytes of a stage; ``source`` is "formula" or "counted"."""
 
-    stage: str
+    kernel: Text  # or the stage that the formula is of
     launches: int
-    flops: float
-    bytes: float
+    flops: Amount
+    bytes: Amount
     source: str = "formula"
+
+    def times(self, calls: int) -> StageCost:
+        """Of so many calls."""
+        return StageCost(self.kernel, calls * self.launches, calls * self.flops, calls * self.bytes)
 
 
 def gemm(rows: int, inner: int, columns: int) -> tuple[float, float]:
@@ -72,8 +80,8 @@ def encode_output(size: Size) -> StageCost:
 
 def query(size: Size) -> StageCost:
     """LayerNorm, folded query and per-slot constant: ``2 BK D (D + 1)`` FLOPs an iteration."""
-    flops, moved = gemm(size.slots, size.slot_dim, size.slot_dim + 1)
-    return StageCost("query GEMM", ITERATIONS, ITERATIONS * flops, ITERATIONS * moved)
+    cost = gemm(size.slots, size.slot_dim, size.slot_dim + 1)
+    return StageCost("query GEMM", 1, *cost).times(ITERATIONS)
 
 
 def splits(size: Size) -> int:
@@ -101,8 +109,7 @@ def compete(size: Size) -> StageCost:
     launches = 1
     if size.num_slots > ONE_TILE_SLOTS:
         flops, moved, launches = flops + logits, moved + read + 2 * FLOAT * size.tokens, 2
-    times = ITERATIONS - 1
-    return StageCost("compete", times * launches, times * flops, times * moved)
+    return StageCost("compete", launches, flops, moved).times(ITERATIONS - 1)
 
 
 def update_gates(size: Size) -> StageCost:
@@ -111,8 +118,7 @@ def update_gates(size: Size) -> StageCost:
     # The gates stay in registers; only the new slots are written.
     moved += HALF * (size.slots * size.slot_dim - size.slots * 3 * size.slot_dim)
     moved += FLOAT * splits(size) * size.slots * (size.slot_dim + 1)
-    times = ITERATIONS - 1
-    return StageCost("gate GEMMs and GRU", times, times * flops, times * moved)
+    return StageCost("gate GEMMs and GRU", 1, flops, moved).times(ITERATIONS - 1)
 
 
 def update_ffn(size: Size) -> StageCost:
@@ -120,10 +126,8 @@ def update_ffn(size: Size) -> StageCost:
     into, read = gemm(size.slots, size.slot_dim, size.hidden)
     out, written = gemm(size.slots, size.hidden, size.slot_dim)
     residual = HALF * size.slots * size.slot_dim
-    times = ITERATIONS - 1
-    return StageCost(
-        "FFN GEMMs", 2 * times, times * (into + out), times * (read + written + residual)
-    )
+    cost = StageCost("FFN GEMMs", 2, into + out, read + written + residual)
+    return cost.times(ITERATIONS - 1)
 
 
 def last_iteration(size: Size) -> StageCost:

@@ -45,18 +45,11 @@ def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:
         "svg.hashsalt": name,
         "font.size": 10.5,
         "text.color": INK,
-        "axes.edgecolor": GRID,
-        "axes.labelcolor": SOFT,
-        "xtick.color": GRID,
-        "ytick.color": GRID,
-        "xtick.labelcolor": SOFT,
-        "ytick.labelcolor": SOFT,
-        "grid.color": GRID,
+        **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), GRID),
+        **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), SOFT),
         "grid.linewidth": 0.8,
         "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
+        **dict.fromkeys((f"axes.spines.{side}" for side in ("top", "right", "left")), False),
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(WIDTH, height))

@@ -143,14 +143,14 @@ def roofline_pictures(file: ResultFile, colours: dict[str, str]) -> list[Picture
     for dtype in dict.fromkeys(row.workload.dtype for row in measured):
         rows = [row for row in measured if row.workload.dtype == dtype]
         dots = [row for row in fewest_slots(rows) if row.flops and row.bytes and row.tflops]
-        peak = file.matmul_tflops.get(dtype)
-        if not dots or not peak or not file.copy_gb_s:
+        peak, copy = file.ceilings.matmul_tflops.get(dtype), file.ceilings.copy_gb_s
+        if not dots or not peak or not copy:
             continue
         paint = partial(
-            _paint_roofline, rows=dots, peak=peak, copy=file.copy_gb_s, colours=colours,
+            _paint_roofline, rows=dots, peak=peak, copy=copy, colours=colours,
             markers=markers,
         )  # fmt: skip
-        caption = f"{dtype}: copy {_rate(file.copy_gb_s)}, matmul {_tflops(peak)}, both measured."
+        caption = f"{dtype}: copy {_rate(copy)}, matmul {_tflops(peak)}, both measured."
         best = max((r for r in dots if r.is_ours), key=lambda r: r.tflops or 0, default=None)
         if best is not None:
             caption += (

@@ -8,6 +8,7 @@ given, else formulas. The model's times come from a file (`bench/model.py` write
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from ocvtp_kernels.report.costs import (
     Size,
     StageCost,
 )
-from ocvtp_kernels.report.fields import ResultError, load_json
+from ocvtp_kernels.report.fields import ResultError, load_json, read
 from ocvtp_kernels.report.modelled import ACCURACY, Model, model_table, modelled_s
 from ocvtp_kernels.report.results import ResultFile, graph_first, pipeline_file
 from ocvtp_kernels.report.text import duration, three_digits, times_text
@@ -77,26 +78,16 @@ def read_counts(path: Path) -> Counts:
     Raises:
         ResultError: the file is malformed.
     """
-    top = load_json(path)
-    if (schema := top.get("schema")).count() != 1:
-        raise schema.wrong("schema 1")
     counts: Counts = {}
-    for workload in top.get("workloads").items():
-        size = Size(*(workload.get(n).count() for n in ("batch", "num_tokens", "num_slots")))
+    for workload in load_json(path).get("workloads").items():
+        size = Size(*(read(int, workload.get(n)) for n in ("batch", "num_tokens", "num_slots")))
         if size in counts:
             raise ResultError(f"{path}: {workload.field_path}: {size.text} a second time")
-        if not (kernels := workload.get("kernels").items()):
-            raise workload.get("kernels").wrong("at least one kernel")
-        counts[size] = [
-            StageCost(
-                kernel.get("kernel").text(),
-                kernel.get("launches").count(),
-                kernel.get("flops").number(),
-                kernel.get("bytes").number(),
-                "counted",
-            )
-            for kernel in kernels
-        ]
+        kernels = workload.get("kernels")
+        counted = read(tuple[StageCost, ...], kernels)
+        if not counted:
+            raise kernels.wrong("at least one kernel")
+        counts[size] = [replace(cost, source="counted") for cost in counted]
     return counts
 
 
@@ -111,7 +102,7 @@ def measured_text(results: dict[str, list[ResultFile]], gpu: Gpu, size: Size) ->
         if row.times is not None
         and row.is_ours
         and row.is_pipeline
-        and row.workload[:3] == size[:3]
+        and Size(row.workload.batch, row.workload.num_tokens, row.workload.num_slots or 0) == size
         and row.workload.dtype in ("float16", "bfloat16")
     ]
     return "; ".join(measured) or "not measured"
@@ -175,26 +166,19 @@ def _gpus_table(results: dict[str, list[ResultFile]], counts: Counts, model: Mod
         for size in SIZES:
             stages = costs(size, counts if gpu in WITH_TRITON else {})
             total = projected_s(stages, gpu)
-            bounds = {
-                "arithmetic": sum(
-                    c for k in stages if (c := compute_s(k, gpu)) >= memory_s(k, gpu)
-                ),
-                "memory": sum(m for k in stages if (m := memory_s(k, gpu)) > compute_s(k, gpu)),
-            }
-            steps = model.get((gpu.name, size))
-            taken = modelled_s(steps) if steps else None
-            rows.append(
-                [
-                    gpu.name,
-                    size.text,
-                    "—" if taken is None else duration(taken),
-                    "—" if taken is None else duration(taken / size.batch),
-                    f"{duration(total)} ({stages[0].source})",
-                    "—" if taken is None else f"{taken / total:.2f}",
-                    *(f"{share / total:.0%}" for share in bounds.values()),
-                    measured_text(results, gpu, size),
-                ]
-            )
+            pairs = [(compute_s(cost, gpu), memory_s(cost, gpu)) for cost in stages]
+            arithmetic = sum(compute for compute, memory in pairs if compute >= memory)
+            memory = sum(memory for compute, memory in pairs if memory > compute)
+            modelled, per_image, of_floor = "—", "—", "—"
+            if steps := model.get((gpu.name, size)):
+                taken = modelled_s(steps)
+                modelled, per_image = duration(taken), duration(taken / size.batch)
+                of_floor = f"{taken / total:.2f}"
+            floor = f"{duration(total)} ({stages[0].source})"
+            shares = f"{arithmetic / total:.0%}", f"{memory / total:.0%}"
+            measured = measured_text(results, gpu, size)
+            row = [gpu.name, size.text, modelled, per_image, floor, of_floor, *shares, measured]
+            rows.append(row)
     header = ["GPU", "workload", "model", "model per image", "floor (costs)", "model / floor"]
     return markdown_table([*header, "floor's arithmetic", "memory", "measured"], rows)
 
@@ -224,7 +208,7 @@ def _stages_table(stages: Sequence[StageCost]) -> str:
     )
     rows = [
         [
-            cost.stage,
+            cost.kernel,
             str(cost.launches),
             three_digits(cost.flops / 1e9),
             three_digits(cost.bytes / 1e6),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report import end_to_end, selectors, settings
 from ocvtp_kernels.report.drawing import KNOWN_VARIANTS
-from ocvtp_kernels.report.fields import Times
+from ocvtp_kernels.report.fields import Times, Versus
 from ocvtp_kernels.report.results import (
     KINDS,
     OP_KINDS,
@@ -19,7 +19,7 @@ from ocvtp_kernels.report.results import (
     graph_first,
     pipeline_file,
 )
-from ocvtp_kernels.report.text import duration, three_digits, times_text
+from ocvtp_kernels.report.text import bullets, duration, three_digits, times_text
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 README_LOSSES = 5
@@ -44,42 +44,20 @@ PUBLISHED_IN_DIM, PUBLISHED_SLOT_DIM = 1024, 512
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A baseline's time over ours on one workload: above 1, ours is faster."""
+class Comparison(Versus):
+    """A baseline beside ours on one workload."""
 
     op: str
     direction: str
     workload: Workload
     baseline: str
-    ours: Times
-    theirs: Times
     our_method: str | None
     method: str | None  # of the baseline
-
-    @property
-    def ratio(self) -> float:
-        """Of the medians."""
-        return self.theirs.median / self.ours.median
-
-    @property
-    def low(self) -> float:
-        """The ratio at its worst: their 20th percentile over our 80th."""
-        return self.theirs.p20 / self.ours.p80
-
-    @property
-    def high(self) -> float:
-        """The ratio at its best: their 80th percentile over our 20th."""
-        return self.theirs.p80 / self.ours.p20
 
     @property
     def is_loss(self) -> bool:
         """Whether the baseline's median is below ours."""
         return self.ratio < 1
-
-    @property
-    def is_within_spread(self) -> bool:
-        """Whether 1 lies inside the spread, so that another run may reverse it."""
-        return self.low <= 1 <= self.high
 
 
 def compare(rows: Sequence[MicroRow]) -> list[Comparison]:
@@ -98,8 +76,8 @@ def pair(rows: Sequence[MicroRow]) -> list[Comparison]:
         mine = ours.get(_case(row), {})
         if not row.is_ours and row.times is not None and mine:
             method = row.method if row.method in mine else next(iter(mine))
-            times = mine[method], row.times
-            pairs.append(Comparison(*_case(row), row.variant, *times, method, row.method))
+            about = *_case(row), row.variant, method, row.method
+            pairs.append(Comparison(row.times, mine[method], *about))
     return pairs
 
 
@@ -206,7 +184,7 @@ def all_losses(comparisons: Iterable[Comparison], used: Sequence[settings.Settin
 def provenance(file: ResultFile) -> str:
     """Driver, versions, commit and date of a result file."""
     driver = "no driver" if file.driver is None else f"driver {file.driver}"
-    versions = ", ".join(f"{name} {version}" for name, version in file.versions.items())
+    versions = ", ".join(f"{name} {v or 'not installed'}" for name, v in file.versions.items())
     head, dash, dirty = file.commit.partition("-")
     return f"{driver}; {versions}; commit {head[:12]}{dash}{dirty}; {file.date}"
 
@@ -245,8 +223,7 @@ def _readme_ops(files: Sequence[ResultFile], used: Sequence[settings.SettingRow]
     blocks.append("Where we lose, over all ops, sizes and settings: " + said)
     if lost := all_losses(comparisons, used):
         title = f"The worst {README_LOSSES}" if len(lost) > README_LOSSES else "All of them"
-        listed = "\n".join(f"* {sentence}" for sentence in lost[:README_LOSSES])
-        blocks.append(f"{title}:\n\n{listed}")
+        blocks.append(f"{title}:\n\n{bullets(lost[:README_LOSSES])}")
     return blocks
 
 
