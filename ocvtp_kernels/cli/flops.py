@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import textwrap
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from ocvtp_kernels.cli.options import AsJson
 from ocvtp_kernels.cost.flops import TEXT_TOKENS, PrefillCost, cost, importance
 from ocvtp_kernels.cost.models import MODELS, VisionLanguageModel
 
@@ -92,15 +93,10 @@ HEADINGS = (
 )
 
 
-def flops(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-) -> None:
+def flops(as_json: AsJson = False) -> None:
     """Tell FLOPs and KV-cache bytes of four models before and after pruning, and the pruner's."""
     facts = count()
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
-    else:
-        typer.echo(describe(facts))
+    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else describe(facts))
 
 
 def count() -> dict[str, Any]:
@@ -132,10 +128,8 @@ def _count_budget(now: PrefillCost, full: PrefillCost) -> dict[str, Any]:
         "total": now.total,
         "total_causal": now.total_causal,
         "saved": {
-            "paper": 1 - now.paper / full.paper,
-            "total": 1 - now.total / full.total,
-            "total_causal": 1 - now.total_causal / full.total_causal,
-            "kv_bytes": 1 - now.kv_bytes / full.kv_bytes,
+            name: 1 - getattr(now, name) / getattr(full, name)
+            for name in ("paper", "total", "total_causal", "kv_bytes")
         },
         "pruner_share": {
             "plain_of_full": now.pruner_plain / full.total,
