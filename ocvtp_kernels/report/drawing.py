@@ -27,6 +27,9 @@ GAP = 0.075  # of the height, the minimum between two labels
 MAX_TICKS = 5
 
 
+Colours = dict[str, str]  # by the name that a legend shows
+
+
 @dataclass(frozen=True)
 class Picture:
     """An SVG element and the sentence under it."""

@@ -19,10 +19,10 @@ class ResultError(ValueError):
 
 @dataclass(frozen=True)
 class Members:
-    """In a hint: a ``kind`` made of its row's members ``names``, of which the first tells if it is.
+    """In a hint: the field is a ``kind`` made of members of its own row, which ``names`` lists.
 
-    `Times` has three: the median, the 20th and the 80th percentile. Any other dataclass reads its
-    own fields from the row. Where it is optional and the first is null, there is None.
+    Of `Times` they are the median, the 20th and the 80th percentile. Any other dataclass reads its
+    fields from the row, and one name is enough. An optional field is None where the first is null.
     """
 
     kind: type

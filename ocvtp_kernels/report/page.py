@@ -6,20 +6,21 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from ocvtp_kernels.report import end_to_end, pictures, selectors, settings
-from ocvtp_kernels.report.drawing import MARKERS, SERIES, STAND_INS, Picture
+from ocvtp_kernels.report.drawing import MARKERS, SERIES, STAND_INS, Colours, Picture
 from ocvtp_kernels.report.results import (
     KINDS,
     OP_KINDS,
     STAGES,
     MicroRow,
     ResultFile,
+    Rows,
     graph_first,
     pipeline_file,
 )
 from ocvtp_kernels.report.style import CSS
 from ocvtp_kernels.report.tables import (
     CLOCK_LEGEND,
-    Comparison,
+    Comparisons,
     all_losses,
     clock_text,
     compare,
@@ -119,7 +120,7 @@ def _ops(file: ResultFile) -> list[str]:
     return parts
 
 
-def _refused(rows: Sequence[MicroRow]) -> str:
+def _refused(rows: Rows) -> str:
     """Variants that failed the correctness gate, once per reason."""
     held: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
@@ -142,7 +143,7 @@ def _losses(sentences: Sequence[str]) -> list[str]:
     return [_list(sentences, '<ol class="losses">')] if sentences else []
 
 
-def _tiles(files: Sequence[ResultFile], comparisons: Sequence[Comparison]) -> str:
+def _tiles(files: Sequence[ResultFile], comparisons: Comparisons) -> str:
     """The headline: prune forward, smallest workload of the dtype the device is fastest in."""
     tiles = []
     if (main := pipeline_file(files)) is not None:
@@ -173,9 +174,7 @@ def _sizes(row: MicroRow) -> tuple[int, int, int]:
 
 
 def _where_we_lose(
-    files: Sequence[ResultFile],
-    comparisons: Sequence[Comparison],
-    used: Sequence[settings.SettingRow],
+    files: Sequence[ResultFile], comparisons: Comparisons, used: settings.Rows
 ) -> str:
     rows = [row for file in files for row in file.micro]
     text = f"<h3>Where we lose</h3><p>{escape(summary(rows, comparisons, used))}</p>"
@@ -186,12 +185,7 @@ def _where_we_lose(
     return text
 
 
-def _speed(
-    file: ResultFile,
-    rows: Sequence[MicroRow],
-    comparisons: Sequence[Comparison],
-    colours: dict[str, str],
-) -> str:
+def _speed(file: ResultFile, rows: Rows, comparisons: Comparisons, colours: Colours) -> str:
     parts = []
     for against, title in (("batch", "Latency against batch"), ("num_tokens", "Latency against N")):
         drawn = pictures.latency_pictures(file.name, rows, against, colours)
@@ -206,7 +200,7 @@ def _speed(
     return "".join(parts)
 
 
-def _roofline(file: ResultFile, colours: dict[str, str]) -> str:
+def _roofline(file: ResultFile, colours: Colours) -> str:
     drawn = pictures.roofline_pictures(file, colours)
     if not drawn:
         return "<p>Not drawn: the file lacks measured ceilings or counted FLOPs and bytes.</p>"
@@ -220,7 +214,7 @@ def _end_to_end(file: ResultFile) -> list[str]:
     if not file.e2e:
         return ["<h3>End to end</h3><p>The file holds no row.</p>"]
     rows = file.e2e
-    colours: dict[str, str] = {
+    colours: Colours = {
         stage: SERIES[0] if stage == "pruner" else SERIES[i + 1] for i, stage in enumerate(STAGES)
     }
     parts = ["<h3>End to end</h3>", f"<p>{escape(end_to_end.LEGEND)}</p>"]
@@ -253,7 +247,7 @@ def _selectors(file: ResultFile) -> list[str]:
     return parts + _losses([*selectors.losses(rows), *selectors.refusals(rows)])
 
 
-def _all_rows(rows: Sequence[MicroRow], comparisons: Sequence[Comparison]) -> str:
+def _all_rows(rows: Rows, comparisons: Comparisons) -> str:
     ratios = {
         (c.op, c.direction, c.workload, c.baseline, c.method): ratio_text(c) for c in comparisons
     }
@@ -275,25 +269,22 @@ def _all_rows(rows: Sequence[MicroRow], comparisons: Sequence[Comparison]) -> st
 
 
 def _figures(drawn: Iterable[Picture]) -> str:
+    label = '<svg role="img" aria-label="{}"'
     inner = "".join(
-        f"<figure>{p.svg.replace('<svg', _label(p.caption), 1)}"
+        f"<figure>{p.svg.replace('<svg', label.format(escape(p.caption)), 1)}"
         f"<figcaption>{escape(p.caption)}</figcaption></figure>"
         for p in drawn
     )
     return f'<div class="pictures">{inner}</div>' if inner else ""
 
 
-def _label(caption: str) -> str:
-    return f'<svg role="img" aria-label="{escape(caption)}"'
-
-
-def _only(colours: dict[str, str], rows: Sequence[MicroRow]) -> dict[str, str]:
+def _only(colours: Colours, rows: Rows) -> Colours:
     """The colours that these rows use."""
     seen = {row.shown_variant for row in rows}
     return {name: colour for name, colour in colours.items() if name in seen}
 
 
-def _legend(colours: dict[str, str]) -> str:
+def _legend(colours: Colours) -> str:
     items = "".join(
         f'<li><i style="background:var(--{STAND_INS[c]})"></i>{escape(name)}</li>'
         for name, c in colours.items()

@@ -18,14 +18,14 @@ from ocvtp_kernels.report.costs import (
     HALF,
     ITERATIONS,
     ONE_TILE_SLOTS,
-    STAGES,
     Size,
     StageCost,
+    stage_costs,
 )
 from ocvtp_kernels.report.fields import ResultError, load_json, read
 from ocvtp_kernels.report.modelled import ACCURACY, Model, model_table, modelled_s
 from ocvtp_kernels.report.results import ResultFile, graph_first, pipeline_file
-from ocvtp_kernels.report.text import duration, three_digits, times_text
+from ocvtp_kernels.report.text import bullets, duration, three_digits, times_text
 
 
 class Gpu(NamedTuple):
@@ -51,22 +51,17 @@ Counts = dict[Size, list[StageCost]]
 
 def costs(size: Size, counts: Counts) -> list[StageCost]:
     """Costs of a size's stages: counted where there are counts for it, else by formula."""
-    return counts.get(size) or [stage(size) for stage in STAGES]
+    return counts.get(size) or stage_costs(size)
 
 
-def compute_s(cost: StageCost, gpu: Gpu) -> float:
-    """Seconds of arithmetic at the datasheet's rate."""
-    return cost.flops / (gpu.tflops * 1e12)
-
-
-def memory_s(cost: StageCost, gpu: Gpu) -> float:
-    """Seconds of memory traffic at the datasheet's rate."""
-    return cost.bytes / (gpu.gb_s * 1e9)
+def floors(cost: StageCost, gpu: Gpu) -> tuple[float, float]:
+    """Seconds of a stage's arithmetic and of its memory traffic at the datasheet's rates."""
+    return cost.flops / (gpu.tflops * 1e12), cost.bytes / (gpu.gb_s * 1e9)
 
 
 def projected_s(stages: Sequence[StageCost], gpu: Gpu) -> float:
     """Seconds of all stages at the datasheet's rates, launches free."""
-    return sum(max(compute_s(cost, gpu), memory_s(cost, gpu)) for cost in stages)
+    return sum(max(floors(cost, gpu)) for cost in stages)
 
 
 def read_counts(path: Path) -> Counts:
@@ -125,9 +120,8 @@ def projections_page(
         "## Accuracy of the model",
         ACCURACY,
         "## The floor",
-        "\n".join(
-            f"* {line}"
-            for line in (
+        bullets(
+            (
                 "A stage takes the larger of FLOPs / datasheet matrix rate and bytes / datasheet "
                 "bandwidth; stages run one after another, and launching costs nothing.",
                 "Optimistic: no GPU reaches its datasheet, and small matrices do not fill it. "
@@ -166,7 +160,7 @@ def _gpus_table(results: dict[str, list[ResultFile]], counts: Counts, model: Mod
         for size in SIZES:
             stages = costs(size, counts if gpu in WITH_TRITON else {})
             total = projected_s(stages, gpu)
-            pairs = [(compute_s(cost, gpu), memory_s(cost, gpu)) for cost in stages]
+            pairs = [floors(cost, gpu) for cost in stages]
             arithmetic = sum(compute for compute, memory in pairs if compute >= memory)
             memory = sum(memory for compute, memory in pairs if memory > compute)
             modelled, per_image, of_floor = "—", "—", "—"
@@ -200,12 +194,8 @@ def _stages_table(stages: Sequence[StageCost]) -> str:
     source = stages[0].source
     header = ["stage", "launches", f"GFLOP ({source})", f"MB ({source})"]
     header += [f"{gpu.name} (floor)" for gpu in WITH_TRITON]
-    total = StageCost(
-        "all",
-        sum(cost.launches for cost in stages),
-        sum(cost.flops for cost in stages),
-        sum(cost.bytes for cost in stages),
-    )
+    sums = (sum(getattr(cost, name) for cost in stages) for name in ("launches", "flops", "bytes"))
+    total = StageCost("all", *sums)
     rows = [
         [
             cost.kernel,

@@ -87,6 +87,9 @@ class MicroRow:
         return (self.op, self.direction) == PIPELINE
 
 
+Rows = Sequence[MicroRow]
+
+
 @dataclass(frozen=True)
 class EndToEndTimes:
     """Measurements of a whole model."""

@@ -43,26 +43,29 @@ class SettingRow:
         return Versus(self.plain, self.ours) if self.plain and self.ours else None
 
 
-def losses(rows: Sequence[SettingRow]) -> list[tuple[float, str]]:
+Rows = Sequence[SettingRow]
+
+
+def losses(rows: Rows) -> list[tuple[float, str]]:
     """Where plain PyTorch takes less, with its share of ours, worst first."""
     pairs = [(row, versus) for row in rows if (versus := row.versus) is not None]
     lost = [(versus.ratio, _loss_text(row, versus)) for row, versus in pairs if versus.ratio < 1]
     return sorted(lost, key=lambda pair: pair[0])
 
 
-def refusals(rows: Sequence[SettingRow]) -> list[str]:
+def refusals(rows: Rows) -> list[str]:
     """What did not pass the gate, and why."""
     return [
         f"{row.setting}, {row.what}: refused, {row.gate.note}" for row in rows if row.ours is None
     ]
 
 
-def table(rows: Sequence[SettingRow]) -> list[tuple[str, ...]]:
+def table(rows: Rows) -> list[tuple[str, ...]]:
     """The cells under `HEADER`."""
     return [_cells(row) for row in rows]
 
 
-def readme(rows: Sequence[SettingRow]) -> list[str]:
+def readme(rows: Rows) -> list[str]:
     """The blocks for the README."""
     folded = ("<details><summary>All settings</summary>", "</details>")
     return ["Settings. " + LEGEND, folded[0], markdown_table(HEADER, table(rows)), folded[1]]

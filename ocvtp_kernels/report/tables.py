@@ -15,6 +15,7 @@ from ocvtp_kernels.report.results import (
     PIPELINE,
     MicroRow,
     ResultFile,
+    Rows,
     Workload,
     graph_first,
     pipeline_file,
@@ -60,12 +61,15 @@ class Comparison(Versus):
         return self.ratio < 1
 
 
-def compare(rows: Sequence[MicroRow]) -> list[Comparison]:
+Comparisons = Sequence[Comparison]
+
+
+def compare(rows: Rows) -> list[Comparison]:
     """Every baseline with a time beside ours by the same method, in the rows' order."""
     return [c for c in pair(rows) if c.method == c.our_method]
 
 
-def pair(rows: Sequence[MicroRow]) -> list[Comparison]:
+def pair(rows: Rows) -> list[Comparison]:
     """`compare`, and baselines beside which ours has a time by another method only."""
     ours: dict[tuple[str, str, Workload], dict[str | None, Times]] = {}
     for row in rows:
@@ -86,14 +90,14 @@ def losses(comparisons: Iterable[Comparison]) -> list[Comparison]:
     return sorted((c for c in comparisons if c.is_loss), key=lambda c: c.ratio)
 
 
-def without_ours(rows: Sequence[MicroRow]) -> list[tuple[str, str, Workload]]:
+def without_ours(rows: Rows) -> list[tuple[str, str, Workload]]:
     """Op, direction and workload wherever a baseline has a time and ours none by its method."""
     timed = [row for row in rows if row.times is not None]
     ours = {(_case(row), row.method) for row in timed if row.is_ours}
     return list(dict.fromkeys(_case(row) for row in timed if (_case(row), row.method) not in ours))
 
 
-def fewest_slots(rows: Sequence[MicroRow]) -> list[MicroRow]:
+def fewest_slots(rows: Rows) -> list[MicroRow]:
     """Of each op's rows at each N, those with the fewest slots measured there."""
     fewest: dict[tuple[object, ...], int] = {}
     for row in rows:
@@ -154,11 +158,7 @@ def width_text(workload: Workload) -> str:
     return " · ".join(f"{name} {size}" for name, size, usual in named if size not in (None, usual))
 
 
-def summary(
-    rows: Sequence[MicroRow],
-    comparisons: Sequence[Comparison],
-    used: Sequence[settings.SettingRow] = (),
-) -> str:
+def summary(rows: Rows, comparisons: Comparisons, used: settings.Rows = ()) -> str:
     """How often we lose, and how much was refused, in a sentence or two."""
     lost = len(all_losses(comparisons, used))
     count = len(comparisons) + sum(row.ours is not None for row in used)
@@ -175,7 +175,7 @@ def summary(
     )
 
 
-def all_losses(comparisons: Iterable[Comparison], used: Sequence[settings.SettingRow]) -> list[str]:
+def all_losses(comparisons: Iterable[Comparison], used: settings.Rows) -> list[str]:
     """Where a baseline is faster than ours, at any size and in any setting, worst first."""
     lost = [(c.ratio, loss_text(c)) for c in losses(comparisons)] + settings.losses(used)
     return [sentence for _, sentence in sorted(lost, key=lambda pair: pair[0])]
@@ -215,7 +215,7 @@ def _footer(file: ResultFile) -> str:
     return f"<sub>{file.kind}: {provenance(file)}</sub>"
 
 
-def _readme_ops(files: Sequence[ResultFile], used: Sequence[settings.SettingRow]) -> list[str]:
+def _readme_ops(files: Sequence[ResultFile], used: settings.Rows) -> list[str]:
     main = pipeline_file(files)
     blocks = [] if main is None else _readme_pipeline(main, files)
     comparisons = [c for file in files for c in compare(file.micro)]
