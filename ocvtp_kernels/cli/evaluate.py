@@ -43,8 +43,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="With --ablate: the second pruner.")
     ] = None,
     names: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,NAME", help="With --ablate: what to call the two."),
+        str | None, typer.Option(metavar="NAME,NAME", help="With --ablate: what to call the two.")
     ] = None,
     images: Annotated[
         str,
@@ -74,7 +73,16 @@ def evaluate(
         from ocvtp_kernels.training.features import FeatureFolder
 
         require_package("matplotlib", "draws the curves", "train")
-        _check(ablate, other_features, other_checkpoint, names, images)
+        if images not in IMAGES:
+            raise ValueError(f"images: expected one of {IMAGES}, got {images!r}")
+        if ablate is not None and ablate not in ABLATIONS:
+            raise ValueError(f"ablate: expected one of {ABLATIONS}, got {ablate!r}")
+        if (ablate is not None) != (other_checkpoint is not None):
+            raise ValueError("other_checkpoint: expected along with --ablate, and only then")
+        if (ablate == "layer") != (other_features is not None):
+            raise ValueError("other_features: expected along with --ablate layer, and only then")
+        if names is not None and (ablate is None or len(set(names.split(","))) != 2):
+            raise ValueError(f"names: expected two, along with --ablate, got {names!r}")
         require_folder(output)
         folder = FeatureFolder(features)
         second = folder if other_features is None else FeatureFolder(other_features)
@@ -83,18 +91,20 @@ def evaluate(
                 f"other_features: expected the images and the grid of {features}, got others"
             )
         chosen = folder.split()[1] if images == "validation" else range(len(folder))
-        budget_list, seed_list = parse_counts("budgets", budgets), parse_counts("seeds", seeds)
+        of_images = (
+            list(chosen)[:limit],
+            sorted(set(parse_counts("budgets", budgets))),
+            parse_counts("seeds", seeds),
+        )
         contenders, judges = _contenders(
             ablate, (folder, checkpoint), (second, other_checkpoint), names, device
         )
-        of_each = [
-            measure(
-                contenders, judge, list(chosen)[:limit], sorted(set(budget_list)), seed_list,
-                batch_size,
-            )
+        results = [
+            result
             for judge in judges
-        ]  # fmt: skip
-    table = lines([result for results in of_each for result in results])
+            for result in measure(contenders, judge, *of_images, batch_size)
+        ]
+    table = lines(results)
     title = {"layer": "Reference layer", "loss": "Loss"}.get(ablate or "", "Reconstruction error")
     text = as_markdown(table, title)
     for name, content in (("table.csv", as_csv(table)), ("table.md", text)):
@@ -102,25 +112,6 @@ def evaluate(
     draw(table, output / "errors.png")
     typer.echo(text)
     typer.echo(output / "errors.png")
-
-
-def _check(
-    ablate: str | None,
-    other_features: Path | None,
-    other_checkpoint: Path | None,
-    names: str | None,
-    images: str,
-) -> None:
-    if images not in IMAGES:
-        raise ValueError(f"images: expected one of {IMAGES}, got {images!r}")
-    if ablate is not None and ablate not in ABLATIONS:
-        raise ValueError(f"ablate: expected one of {ABLATIONS}, got {ablate!r}")
-    if (ablate is not None) != (other_checkpoint is not None):
-        raise ValueError("other_checkpoint: expected along with --ablate, and only then")
-    if (ablate == "layer") != (other_features is not None):
-        raise ValueError("other_features: expected along with --ablate layer, and only then")
-    if names is not None and (ablate is None or len(set(names.split(","))) != 2):
-        raise ValueError(f"names: expected two, along with --ablate, got {names!r}")
 
 
 def _contenders(

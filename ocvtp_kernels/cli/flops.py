@@ -18,72 +18,37 @@ LINE = 100
 
 # What each number counts: its name in the JSON, its column in the text, a sentence.
 COUNTED = (
-    (
-        "all",
-        "all",
-        "one image, batch 1, prefill; a multiply-accumulate is 2 FLOPs; matrix multiplications and"
-        " convolutions only, element-wise work is left out",
-    ),
+    ("all", "all", "one image, batch 1, prefill; a multiply-accumulate is 2 FLOPs; matrix"
+     " multiplications and convolutions only, element-wise work is left out"),
     ("kept", "kept", "vision tokens that the language model reads"),
     ("sequence", "", "n: the kept vision tokens and the text tokens"),
-    (
-        "paper",
-        "paper",
-        "2 L (4nd² + 2n²d + 2ndm), n vision and text tokens: the paper's formula, for the language"
-        " model alone, with a two-matrix FFN and a key head for every query head",
-    ),
-    (
-        "vision",
-        "vision",
-        "patch embedding and every layer of the tower (LLaVA reads all but the last one), attention"
-        " in windows where it has them",
-    ),
-    (
-        "projector",
-        "proj.",
-        "projector or merger; LLaVA's runs on the kept tokens only, Qwen's on all of them",
-    ),
-    (
-        "language",
-        "LLM",
-        "decoder layers with grouped queries and three FFN matrices, over all n² query-key pairs;"
-        " in the text with the lm_head for one position",
-    ),
+    ("paper", "paper", "2 L (4nd² + 2n²d + 2ndm), n vision and text tokens: the paper's formula,"
+     " for the language model alone, with a two-matrix FFN and a key head for every query head"),
+    ("vision", "vision", "patch embedding and every layer of the tower (LLaVA reads all but the"
+     " last one), attention in windows where it has them"),
+    ("projector", "proj.", "projector or merger; LLaVA's runs on the kept tokens only, Qwen's on"
+     " all of them"),
+    ("language", "LLM", "decoder layers with grouped queries and three FFN matrices, over all n²"
+     " query-key pairs; in the text with the lm_head for one position"),
     ("language_causal", "", "language with the n(n+1)/2 pairs that the causal mask leaves"),
     ("lm_head", "", "for one position"),
     ("total", "total", "vision, folded pruner, proj. and LLM"),
-    (
-        "total_causal",
-        "causal",
-        "total with the n(n+1)/2 query-key pairs that the causal mask leaves in the LLM",
-    ),
+    ("total_causal", "causal", "total with the n(n+1)/2 query-key pairs that the causal mask"
+     " leaves in the LLM"),
     ("saved", "saved", "against the unpruned model, by the same count"),
     ("kv_bytes", "KV", "keys and values of vision and text tokens in fp16"),
-    (
-        "pruner_plain",
-        "plain",
-        "the pruner as published: a slot per kept token, every iteration in full",
-    ),
+    ("pruner_plain", "plain", "the pruner as published: a slot per kept token, every iteration in"
+     " full"),
     ("pruner_folded", "folded", "the pruner as ocvtp::prune runs it"),
-    (
-        "folded_of_full",
-        "full",
-        "the folded pruner's share of the unpruned model's total (the paper: about 1 ‰)",
-    ),
+    ("folded_of_full", "full", "the folded pruner's share of the unpruned model's total (the"
+     " paper: about 1 ‰)"),
     ("folded_of_pruned", "pruned", "its share of the pruned model's total"),
     ("plain_of_full", "", "the published pruner's share of the unpruned model's total"),
-    (
-        "plain_of_pruned",
-        "",
-        "its share of the pruned model's total, itself in the folded one's place",
-    ),
-    (
-        "importance",
-        "importance",
-        "attention scores of one tower layer, computed again where they rank the tokens that fill"
-        " gaps; optional and not in the totals",
-    ),
-)
+    ("plain_of_pruned", "", "its share of the pruned model's total, itself in the folded one's"
+     " place"),
+    ("importance", "importance", "attention scores of one tower layer, computed again where they"
+     " rank the tokens that fill gaps; optional and not in the totals"),
+)  # fmt: skip
 
 HEADINGS = (
     f"{'':5} {'formula':>13}  {'exact, TFLOP':^42}  {'KV':>6}  {'pruner, GFLOP':>13} "

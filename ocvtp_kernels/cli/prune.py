@@ -38,13 +38,11 @@ def prune(
         typer.Option(help="Pruner weights, .pth or .safetensors; the packaged demo's if left out."),
     ] = None,
     config: Annotated[
-        Path | None,
-        typer.Option(help="The authors' JSON; read off the checkpoint if left out."),
+        Path | None, typer.Option(help="The authors' JSON; read off the checkpoint if left out.")
     ] = None,
     model: Model = None,
     reference_layer: Annotated[
-        int | None,
-        typer.Option(help="Tower layer to decide on; a third of its depth if left out."),
+        int | None, typer.Option(help="Tower layer to decide on; a third of its depth if left out.")
     ] = None,
     method: Annotated[
         str,
