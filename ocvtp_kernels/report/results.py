@@ -63,8 +63,8 @@ class MicroRow:
     gb_s: Amount | None
     share_of_ceiling: Amount | None
     gate: Gate
-    method: Literal["graph", "events", "host"] | None = None  # how it was timed
-    # None: refused, or an older file
+    # How it was timed; None: refused, or an older file.
+    method: Literal["graph", "events", "host"] | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -211,7 +211,8 @@ def read_result(path: Path) -> ResultFile:
     for index, field in enumerate(top.get("rows").items()):
         row = read(ROWS[name], field)
         if name == "e2e" and row.times is None:
-            read(Text, field.get("note"))
+            read(Text, field.get("note"))  # it says why
+        # Older files have no method; where there is one, only a refused row's is null.
         if name == "micro" and row.times is not None and "method" in field.members():
             read(Text, field.get("method"))
         if (first := seen.setdefault(row.key, index)) != index:
