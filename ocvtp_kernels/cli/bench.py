@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from ocvtp_kernels.cli.options import exit_if_misused
 from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.installing import require_package
 
 REPORT, PROJECTIONS = Path("bench/report.html"), Path("docs/projections.md")
-FAILED = 2
 
 
 def bench(
@@ -51,9 +51,9 @@ def bench(
     from ocvtp_kernels.report.page import page
     from ocvtp_kernels.report.projections import projections_page, read_counts
     from ocvtp_kernels.report.results import KINDS, read_results
-    from ocvtp_kernels.report.tables import readme_tables
+    from ocvtp_kernels.report.tables import readme_tables, rewrite_between_markers
 
-    try:
+    with exit_if_misused("bench"):
         if report == projections:
             raise ValueError("expected one of --report and --projections (`make bench` measures)")
         if projections and readme is not None:
@@ -67,11 +67,9 @@ def bench(
         files = read_results(results)
         texts: dict[Path, str] = {}
         if projections:
-            texts[output or PROJECTIONS] = projections_page(
-                files,
-                {} if counts is None else read_counts(counts),
-                None if model is None else read_model(model),
-            )
+            counted = {} if counts is None else read_counts(counts)
+            modelled = {} if model is None else read_model(model)
+            texts[output or PROJECTIONS] = projections_page(files, counted, modelled)
         else:
             if not files:
                 names = ", ".join(f"*/{kind}.json" for kind in KINDS)
@@ -79,19 +77,11 @@ def bench(
             require_package("matplotlib", "draws the report", "train")
             texts[output or REPORT] = page(files)
             if readme is not None:
-                texts[readme] = _with_tables(readme, readme_tables(files))
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"ocvtp bench: {error}", err=True)
-        raise typer.Exit(FAILED) from error
+                text = readme.read_text(encoding="utf-8")
+                try:
+                    texts[readme] = rewrite_between_markers(text, readme_tables(files))
+                except ValueError as error:
+                    raise ValueError(f"{readme}: {error}") from error
     for path, text in texts.items():
         atomic_write(path, text)
         typer.echo(path)
-
-
-def _with_tables(readme: Path, tables: str) -> str:
-    from ocvtp_kernels.report.tables import rewrite_between_markers
-
-    try:
-        return rewrite_between_markers(readme.read_text(encoding="utf-8"), tables)
-    except ValueError as error:
-        raise ValueError(f"{readme}: {error}") from error

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
 
 from ocvtp_kernels import backends, native
+from ocvtp_kernels.cli.options import AsJson
 from ocvtp_kernels.installing import installed_version
 from ocvtp_kernels.ops.registry import COMPOSED
 from ocvtp_kernels.version import __version__
@@ -19,9 +20,7 @@ PACKAGES = ("triton", "transformers", "safetensors", "numpy", "pillow")
 DEVICES = ("cpu", "cuda")
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Tell versions, devices, the native build, and which backend runs each op and why not."""
     facts = examine()
     typer.echo(json.dumps(facts, indent=2) if as_json else describe(facts))

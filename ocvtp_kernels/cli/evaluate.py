@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ocvtp_kernels.cli.train import MISUSED, parse_counts
+from ocvtp_kernels.cli.options import exit_if_misused, require_folder
+from ocvtp_kernels.cli.train import parse_counts
 from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.installing import require_package
 
 if TYPE_CHECKING:
-    from ocvtp_kernels.training.evaluation import Result
+    from ocvtp_kernels.training.evaluation import Contender, Judge
     from ocvtp_kernels.training.features import FeatureFolder
 
 OC_PRUNER = "oc-pruner"
@@ -42,8 +43,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="With --ablate: the second pruner.")
     ] = None,
     names: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,NAME", help="With --ablate: what to call the two."),
+        str | None, typer.Option(metavar="NAME,NAME", help="With --ablate: what to call the two.")
     ] = None,
     images: Annotated[
         str,
@@ -67,14 +67,23 @@ def evaluate(
 
     Exit code: 0, written; 2, an option or a file is wrong and nothing was written.
     """
-    try:
+    with exit_if_misused("evaluate"):
+        from ocvtp_kernels.training.evaluation import evaluate as measure
         from ocvtp_kernels.training.evaluation_report import as_csv, as_markdown, draw, lines
         from ocvtp_kernels.training.features import FeatureFolder
 
         require_package("matplotlib", "draws the curves", "train")
-        _check(ablate, other_features, other_checkpoint, names, images)
-        if output.exists() and not output.is_dir():
-            raise ValueError(f"output: expected a folder, got a file: {output}")
+        if images not in IMAGES:
+            raise ValueError(f"images: expected one of {IMAGES}, got {images!r}")
+        if ablate is not None and ablate not in ABLATIONS:
+            raise ValueError(f"ablate: expected one of {ABLATIONS}, got {ablate!r}")
+        if (ablate is not None) != (other_checkpoint is not None):
+            raise ValueError("other_checkpoint: expected along with --ablate, and only then")
+        if (ablate == "layer") != (other_features is not None):
+            raise ValueError("other_features: expected along with --ablate layer, and only then")
+        if names is not None and (ablate is None or len(set(names.split(","))) != 2):
+            raise ValueError(f"names: expected two, along with --ablate, got {names!r}")
+        require_folder(output)
         folder = FeatureFolder(features)
         second = folder if other_features is None else FeatureFolder(other_features)
         if second.paths != folder.paths or second.grid != folder.grid:
@@ -82,20 +91,19 @@ def evaluate(
                 f"other_features: expected the images and the grid of {features}, got others"
             )
         chosen = folder.split()[1] if images == "validation" else range(len(folder))
-        results = _results(
-            ablate,
-            (folder, checkpoint),
-            (second, other_checkpoint),
-            names,
+        of_images = (
             list(chosen)[:limit],
             sorted(set(parse_counts("budgets", budgets))),
             parse_counts("seeds", seeds),
-            batch_size,
-            device,
         )
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"ocvtp evaluate: {error}", err=True)
-        raise typer.Exit(MISUSED) from error
+        contenders, judges = _contenders(
+            ablate, (folder, checkpoint), (second, other_checkpoint), names, device
+        )
+        results = [
+            result
+            for judge in judges
+            for result in measure(contenders, judge, *of_images, batch_size)
+        ]
     table = lines(results)
     title = {"layer": "Reference layer", "loss": "Loss"}.get(ablate or "", "Reconstruction error")
     text = as_markdown(table, title)
@@ -106,65 +114,34 @@ def evaluate(
     typer.echo(output / "errors.png")
 
 
-def _check(
-    ablate: str | None,
-    other_features: Path | None,
-    other_checkpoint: Path | None,
-    names: str | None,
-    images: str,
-) -> None:
-    if images not in IMAGES:
-        raise ValueError(f"images: expected one of {IMAGES}, got {images!r}")
-    if ablate is not None and ablate not in ABLATIONS:
-        raise ValueError(f"ablate: expected one of {ABLATIONS}, got {ablate!r}")
-    if (ablate is not None) != (other_checkpoint is not None):
-        raise ValueError("other_checkpoint: expected along with --ablate, and only then")
-    if (ablate == "layer") != (other_features is not None):
-        raise ValueError("other_features: expected along with --ablate layer, and only then")
-    if names is not None and (ablate is None or len(set(names.split(","))) != 2):
-        raise ValueError(f"names: expected two, along with --ablate, got {names!r}")
-
-
-def _results(
+def _contenders(
     ablate: str | None,
     first: tuple[FeatureFolder, Path],
     second: tuple[FeatureFolder, Path | None],
     names: str | None,
-    images: list[int],
-    budgets: list[int],
-    seeds: tuple[int, ...],
-    batch_size: int,
     device_name: str,
-) -> list[Result]:
+) -> tuple[list[Contender], list[Judge]]:
+    """What selects, and on whose tokens and by whose decoder it is measured."""
     import torch
 
-    from ocvtp_kernels.training.evaluation import GRID, RANDOM, Contender, Judge, Trained, evaluate
+    from ocvtp_kernels.training.evaluation import GRID, RANDOM, Contender, Judge, Trained
 
     if device_name not in ("cpu", "cuda"):
         raise ValueError(f"device: expected cpu or cuda, got {device_name!r}")
     if device_name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: expected cpu, as there is no CUDA device")
     device = torch.device(device_name)
-    folder, checkpoint = first
+    (folder, checkpoint), (others, other_checkpoint) = first, second
     trained = Trained.load(checkpoint, folder, device)
-    if ablate is None or second[1] is None:
+    if ablate is None or other_checkpoint is None:
         contenders = [Contender(OC_PRUNER, trained, folder), RANDOM, GRID]
-        judges = [Judge("its tokens", trained, folder)]
-    else:
-        others = second[0]
-        pairs = (trained, folder), (Trained.load(second[1], others, device), others)
-        labels = names.split(",") if names else _names(ablate, folder, others)
-        # Each pruner selects on its own tokens; both are measured on the tokens of either.
-        contenders = [*(Contender(n, *p) for n, p in zip(labels, pairs, strict=False)), RANDOM]
-        judges = [
-            Judge(f"tokens and decoder of {name}", *pair)
-            for name, pair in zip(labels, pairs, strict=False)
-        ]
-    return [
-        result
-        for judge in judges
-        for result in evaluate(contenders, judge, images, budgets, seeds, batch_size)
-    ]
+        return contenders, [Judge("its tokens", trained, folder)]
+    pairs = (trained, folder), (Trained.load(other_checkpoint, others, device), others)
+    labels = names.split(",") if names else _names(ablate, folder, others)
+    named = list(zip(labels, pairs, strict=False))
+    # Each pruner selects on its own tokens; both are measured on the tokens of either.
+    contenders = [*(Contender(name, *pair) for name, pair in named), RANDOM]
+    return contenders, [Judge(f"tokens and decoder of {name}", *pair) for name, pair in named]
 
 
 def _names(ablate: str, first: FeatureFolder, second: FeatureFolder) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Annotated
 import torch
 import typer
 
-from ocvtp_kernels.cli.prune import FAILED, MISUSED, load_encoder
+from ocvtp_kernels.cli.options import FAILED, Model, exit_if_misused, require_folder
+from ocvtp_kernels.cli.prune import load_encoder
 
 
 def features(
@@ -16,14 +17,7 @@ def features(
         Path, typer.Argument(metavar="IMAGE_DIR", help="Folder of images, searched throughout.")
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the features.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HUB_ID_OR_DIR",
-            help="Hugging Face model whose vision tower makes the tokens; a weight-free patch"
-            " descriptor if left out.",
-        ),
-    ] = None,
+    model: Model = None,
     reference_layer: Annotated[
         int | None,
         typer.Option(help="Tower layer whose output is kept; a third of its depth if left out."),
@@ -57,7 +51,7 @@ def features(
         write_features,
     )
 
-    try:
+    with exit_if_misused("features"):
         for name, number in (
             ("batch_size", batch_size),
             ("shard_size", shard_size),
@@ -67,8 +61,7 @@ def features(
                 raise ValueError(f"{name}: expected at least 1, got {number}")
         if not images.is_dir():
             raise ValueError(f"image_dir: expected a folder, got {images}")
-        if output.exists() and not output.is_dir():
-            raise ValueError(f"output: expected a folder, got a file: {output}")
+        require_folder(output)
         names = find_images(images)[:limit]
         if not names:
             raise ValueError(f"image_dir: expected images, found none in {images}")
@@ -86,9 +79,6 @@ def features(
                 bar.update()
 
             skipped = write_features(images, names, writer, open_photo, batch_size, report)
-    except (ValueError, OSError) as error:
-        typer.echo(f"ocvtp features: {error}", err=True)
-        raise typer.Exit(MISUSED) from error
     typer.echo(f"{len(writer.done)} images, {len(writer.shards)} shards: {output}")
     if skipped:
         typer.echo(f"{skipped} of {len(names)} images were skipped", err=True)

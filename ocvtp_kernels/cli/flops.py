@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import textwrap
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from ocvtp_kernels.cli.options import AsJson
 from ocvtp_kernels.cost.flops import TEXT_TOKENS, PrefillCost, cost, importance
 from ocvtp_kernels.cost.models import MODELS, VisionLanguageModel
 
@@ -17,72 +18,37 @@ LINE = 100
 
 # What each number counts: its name in the JSON, its column in the text, a sentence.
 COUNTED = (
-    (
-        "all",
-        "all",
-        "one image, batch 1, prefill; a multiply-accumulate is 2 FLOPs; matrix multiplications and"
-        " convolutions only, element-wise work is left out",
-    ),
+    ("all", "all", "one image, batch 1, prefill; a multiply-accumulate is 2 FLOPs; matrix"
+     " multiplications and convolutions only, element-wise work is left out"),
     ("kept", "kept", "vision tokens that the language model reads"),
     ("sequence", "", "n: the kept vision tokens and the text tokens"),
-    (
-        "paper",
-        "paper",
-        "2 L (4nd² + 2n²d + 2ndm), n vision and text tokens: the paper's formula, for the language"
-        " model alone, with a two-matrix FFN and a key head for every query head",
-    ),
-    (
-        "vision",
-        "vision",
-        "patch embedding and every layer of the tower (LLaVA reads all but the last one), attention"
-        " in windows where it has them",
-    ),
-    (
-        "projector",
-        "proj.",
-        "projector or merger; LLaVA's runs on the kept tokens only, Qwen's on all of them",
-    ),
-    (
-        "language",
-        "LLM",
-        "decoder layers with grouped queries and three FFN matrices, over all n² query-key pairs;"
-        " in the text with the lm_head for one position",
-    ),
+    ("paper", "paper", "2 L (4nd² + 2n²d + 2ndm), n vision and text tokens: the paper's formula,"
+     " for the language model alone, with a two-matrix FFN and a key head for every query head"),
+    ("vision", "vision", "patch embedding and every layer of the tower (LLaVA reads all but the"
+     " last one), attention in windows where it has them"),
+    ("projector", "proj.", "projector or merger; LLaVA's runs on the kept tokens only, Qwen's on"
+     " all of them"),
+    ("language", "LLM", "decoder layers with grouped queries and three FFN matrices, over all n²"
+     " query-key pairs; in the text with the lm_head for one position"),
     ("language_causal", "", "language with the n(n+1)/2 pairs that the causal mask leaves"),
     ("lm_head", "", "for one position"),
     ("total", "total", "vision, folded pruner, proj. and LLM"),
-    (
-        "total_causal",
-        "causal",
-        "total with the n(n+1)/2 query-key pairs that the causal mask leaves in the LLM",
-    ),
+    ("total_causal", "causal", "total with the n(n+1)/2 query-key pairs that the causal mask"
+     " leaves in the LLM"),
     ("saved", "saved", "against the unpruned model, by the same count"),
     ("kv_bytes", "KV", "keys and values of vision and text tokens in fp16"),
-    (
-        "pruner_plain",
-        "plain",
-        "the pruner as published: a slot per kept token, every iteration in full",
-    ),
+    ("pruner_plain", "plain", "the pruner as published: a slot per kept token, every iteration in"
+     " full"),
     ("pruner_folded", "folded", "the pruner as ocvtp::prune runs it"),
-    (
-        "folded_of_full",
-        "full",
-        "the folded pruner's share of the unpruned model's total (the paper: about 1 ‰)",
-    ),
+    ("folded_of_full", "full", "the folded pruner's share of the unpruned model's total (the"
+     " paper: about 1 ‰)"),
     ("folded_of_pruned", "pruned", "its share of the pruned model's total"),
     ("plain_of_full", "", "the published pruner's share of the unpruned model's total"),
-    (
-        "plain_of_pruned",
-        "",
-        "its share of the pruned model's total, itself in the folded one's place",
-    ),
-    (
-        "importance",
-        "importance",
-        "attention scores of one tower layer, computed again where they rank the tokens that fill"
-        " gaps; optional and not in the totals",
-    ),
-)
+    ("plain_of_pruned", "", "its share of the pruned model's total, itself in the folded one's"
+     " place"),
+    ("importance", "importance", "attention scores of one tower layer, computed again where they"
+     " rank the tokens that fill gaps; optional and not in the totals"),
+)  # fmt: skip
 
 HEADINGS = (
     f"{'':5} {'formula':>13}  {'exact, TFLOP':^42}  {'KV':>6}  {'pruner, GFLOP':>13} "
@@ -92,15 +58,10 @@ HEADINGS = (
 )
 
 
-def flops(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-) -> None:
+def flops(as_json: AsJson = False) -> None:
     """Tell FLOPs and KV-cache bytes of four models before and after pruning, and the pruner's."""
     facts = count()
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
-    else:
-        typer.echo(describe(facts))
+    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else describe(facts))
 
 
 def count() -> dict[str, Any]:
@@ -132,10 +93,8 @@ def _count_budget(now: PrefillCost, full: PrefillCost) -> dict[str, Any]:
         "total": now.total,
         "total_causal": now.total_causal,
         "saved": {
-            "paper": 1 - now.paper / full.paper,
-            "total": 1 - now.total / full.total,
-            "total_causal": 1 - now.total_causal / full.total_causal,
-            "kv_bytes": 1 - now.kv_bytes / full.kv_bytes,
+            name: 1 - getattr(now, name) / getattr(full, name)
+            for name in ("paper", "total", "total_causal", "kv_bytes")
         },
         "pruner_share": {
             "plain_of_full": now.pruner_plain / full.total,

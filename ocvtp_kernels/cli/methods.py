@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ocvtp_kernels.cli.report import RANDOM_SEEDS, require_finite
+from ocvtp_kernels.cli.report import Chance, require_finite
 from ocvtp_kernels.cli.sheet import Panel, draw_sheet
-from ocvtp_kernels.selectors.coverage import coverage, random_coverage
+from ocvtp_kernels.selectors.coverage import coverage
 from ocvtp_kernels.selectors.interface import Selector, run_selector
 from ocvtp_kernels.version import __version__
 from ocvtp_kernels.vlm.encoder import Encoded
@@ -35,8 +35,7 @@ class Comparison:
     budget: int  # as asked for; a photo of fewer tokens keeps them all
     results: list[MethodResult]
     left_out: dict[str, str]  # by method: the input that it lacks
-    random_mean: float
-    random_std: float
+    chance: Chance
 
     @property
     def num_tokens(self) -> int:
@@ -47,10 +46,9 @@ class Comparison:
         """Budget, and the methods by their coverage, in one line."""
         best = sorted(self.results, key=lambda result: -result.coverage)
         listed = ", ".join(f"{result.method} {result.coverage:.3f}" for result in best)
-        chance = f"random {self.random_mean:.3f} ± {self.random_std:.3f}"
         return (
             f"{min(self.budget, self.num_tokens)} of {self.num_tokens} tokens · coverage {listed} "
-            f"({RANDOM_SEEDS} random draws: {chance})"
+            f"({self.chance.seeds} random draws: {self.chance})"
         )
 
     def as_json(self, **about: Any) -> dict[str, Any]:
@@ -63,11 +61,7 @@ class Comparison:
             "grid": list(self.encoded.grid),
             "methods": [asdict(result) for result in self.results],
             "left_out": self.left_out,
-            "random_coverage": {
-                "mean": self.random_mean,
-                "std": self.random_std,
-                "seeds": RANDOM_SEEDS,
-            },
+            "random_coverage": asdict(self.chance),
         }
 
     def draw(self, title: str) -> Image.Image:
@@ -111,7 +105,5 @@ def compare_methods(
     if not results:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"method: none can be used: {reasons}")
-    by_chance = random_coverage(inputs.final_tokens[0], budget_here, RANDOM_SEEDS)
-    return Comparison(
-        encoded, budget, results, left_out, float(by_chance.mean()), float(by_chance.std())
-    )
+    chance = Chance.of(inputs.final_tokens[0], budget_here)
+    return Comparison(encoded, budget, results, left_out, chance)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ocvtp_kernels.checks import require_budget
+from ocvtp_kernels.cli.options import FAILED, Model, exit_if_misused, require_folder
 from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.pruner.config import PrunerConfig
 from ocvtp_kernels.pruner.pruner import PADDINGS, OCPruner
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 DEMO_CHECKPOINT = "demo_pruner.safetensors"
 OC_PRUNER, ALL = "oc-pruner", "all"
 NO_CHECKPOINT = "checkpoint: expected a pruner trained on this model's tokens"
-FAILED, MISUSED = 1, 2
 
 
 def prune(
@@ -38,20 +38,11 @@ def prune(
         typer.Option(help="Pruner weights, .pth or .safetensors; the packaged demo's if left out."),
     ] = None,
     config: Annotated[
-        Path | None,
-        typer.Option(help="The authors' JSON; read off the checkpoint if left out."),
+        Path | None, typer.Option(help="The authors' JSON; read off the checkpoint if left out.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HUB_ID_OR_DIR",
-            help="Hugging Face model whose vision tower makes the tokens; a weight-free patch"
-            " descriptor if left out.",
-        ),
-    ] = None,
+    model: Model = None,
     reference_layer: Annotated[
-        int | None,
-        typer.Option(help="Tower layer to decide on; a third of its depth if left out."),
+        int | None, typer.Option(help="Tower layer to decide on; a third of its depth if left out.")
     ] = None,
     method: Annotated[
         str,
@@ -86,7 +77,7 @@ def prune(
     from ocvtp_kernels.cli.photo import open_photo
     from ocvtp_kernels.cli.report import prune_encoded
 
-    try:
+    with exit_if_misused("prune"):
         methods = choose_methods(method)
         # The packaged pruner is trained for the descriptor's tokens alone.
         trained = model is None or checkpoint is not None
@@ -103,11 +94,7 @@ def prune(
             raise ValueError(f"budget: expected at least 1, got {budget}")
         if padding not in PADDINGS:
             raise ValueError(f"padding: expected one of {PADDINGS}, got {padding!r}")
-        if output.exists() and not output.is_dir():
-            raise ValueError(f"output: expected a folder, got a file: {output}")
-    except (ValueError, OSError) as error:
-        typer.echo(f"ocvtp prune: {error}", err=True)
-        raise typer.Exit(MISUSED) from error
+        require_folder(output)
 
     failures = 0
     stems = output_stems(photos, output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,24 @@ RANDOM_SEEDS = 20
 
 
 @dataclass(frozen=True)
+class Chance:
+    """Coverage of random choices: mean and standard deviation over the seeds."""
+
+    mean: float
+    std: float
+    seeds: int = RANDOM_SEEDS
+
+    @classmethod
+    def of(cls, tokens: Tensor, budget: int) -> Chance:
+        """Of ``budget`` of the tokens ``[N, C]``."""
+        drawn = random_coverage(tokens, budget, RANDOM_SEEDS)
+        return cls(float(drawn.mean()), float(drawn.std()))
+
+    def __str__(self) -> str:
+        return f"random {self.mean:.3f} ± {self.std:.3f}"
+
+
+@dataclass(frozen=True)
 class Report:
     """One pruned photo."""
 
@@ -31,8 +49,7 @@ class Report:
     ids: list[int]
     log_attention: Tensor  # [K, N] of the last iteration
     coverage: float
-    random_mean: float
-    random_std: float
+    chance: Chance
 
     @property
     def num_tokens(self) -> int:
@@ -44,10 +61,7 @@ class Report:
         kept = f"{len(self.ids)} of {self.num_tokens} tokens"
         if self.budget > self.num_tokens:
             kept = f"all {self.num_tokens} tokens (budget {self.budget})"
-        return (
-            f"{METHOD} · {kept} · coverage "
-            f"{self.coverage:.3f} (random {self.random_mean:.3f} ± {self.random_std:.3f})"
-        )
+        return f"{METHOD} · {kept} · coverage {self.coverage:.3f} ({self.chance})"
 
     def as_json(self, **about: Any) -> dict[str, Any]:
         """The record: ``about`` (photo, model, ...) first, then what was kept and how well."""
@@ -69,11 +83,7 @@ class Report:
             ],
             "padded": sorted(set(self.ids) - set(picks.flatten().tolist())),
             "coverage": self.coverage,
-            "random_coverage": {
-                "mean": self.random_mean,
-                "std": self.random_std,
-                "seeds": RANDOM_SEEDS,
-            },
+            "random_coverage": asdict(self.chance),
         }
 
     def draw(self, title: str) -> Image.Image:
@@ -97,29 +107,21 @@ def prune_encoded(pruner: OCPruner, encoded: Encoded, budget: int, padding: str)
         ValueError: the tokens hold NaN or inf, or do not fit the pruner.
     """
     require_finite(encoded)
-    reference_tokens, final_tokens = (
-        encoded.inputs.reference_tokens,
-        encoded.inputs.final_tokens,
-    )
+    inputs = encoded.inputs
+    reference_tokens, final_tokens = inputs.reference_tokens, inputs.final_tokens
     kept = min(budget, reference_tokens.shape[1])
     out = pruner(
-        reference_tokens,
-        final_tokens,
-        budget=kept,
-        importance=encoded.inputs.importance,
-        padding=padding,
+        reference_tokens, final_tokens, budget=kept, importance=inputs.importance, padding=padding
     )
     slots = pruner.sample_slots(1, kept)
     logits = attention_logits(reference_tokens, pruner.packed(), slots)
-    by_chance = random_coverage(final_tokens[0], kept, RANDOM_SEEDS)
     return Report(
         encoded=encoded,
         budget=budget,
         ids=out.ids[0].tolist(),
         log_attention=log_attention(logits)[0],
         coverage=float(coverage(final_tokens, out.ids)),
-        random_mean=float(by_chance.mean()),
-        random_std=float(by_chance.std()),
+        chance=Chance.of(final_tokens[0], kept),
     )
 
 

@@ -35,11 +35,7 @@ class Panel(NamedTuple):
 
 
 def draw_sheet(
-    photo: Image.Image,
-    grid: tuple[int, int],
-    panels: Sequence[Panel],
-    title: str,
-    caption: str,
+    photo: Image.Image, grid: tuple[int, int], panels: Sequence[Panel], title: str, caption: str
 ) -> Image.Image:
     """A picture with a panel a method: kept patches bright, in frames of the method's colour.
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ocvtp_kernels.cli.options import FAILED, exit_if_misused
 from ocvtp_kernels.installing import require_package
 from ocvtp_kernels.training.config import (
     PRECISIONS,
@@ -21,7 +22,6 @@ from ocvtp_kernels.training.config import (
 from ocvtp_kernels.training.features import FeatureFolder
 from ocvtp_kernels.training.loss import CHANNEL_REDUCTIONS, NORM_MODES
 
-FAILED, MISUSED = 1, 2
 PUBLISHED = TrainConfig()
 
 
@@ -116,27 +116,25 @@ def train(
     }
     from ocvtp_kernels.training import loop, run
 
-    try:
+    with exit_if_misused("train"):
         require_package("matplotlib", "draws the curves", "train")
         require_package("accelerate", "runs the training", "train")
         if slots is not None:
             given["slots"] = parse_counts("slots", slots)
         settings, keys = ({}, None) if config is None else read_config(config)
         tokens = FeatureFolder(features)
-        run.train(
-            tokens,
-            output,
-            TrainConfig.from_dict({**settings, **given}),
-            pruner_config(keys, tokens.num_tokens, tokens.width),
-            is_fresh=not resume,
-            command="ocvtp " + shlex.join(sys.argv[1:]),
-        )
-    except loop.Diverged as error:
-        typer.echo(f"ocvtp train: {error}; try a lower --lr", err=True)
-        raise typer.Exit(FAILED) from error
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"ocvtp train: {error}", err=True)
-        raise typer.Exit(MISUSED) from error
+        try:
+            run.train(
+                tokens,
+                output,
+                TrainConfig.from_dict({**settings, **given}),
+                pruner_config(keys, tokens.num_tokens, tokens.width),
+                is_fresh=not resume,
+                command="ocvtp " + shlex.join(sys.argv[1:]),
+            )
+        except loop.Diverged as error:
+            typer.echo(f"ocvtp train: {error}; try a lower --lr", err=True)
+            raise typer.Exit(FAILED) from error
     typer.echo(output / "pruner.safetensors")
 
 

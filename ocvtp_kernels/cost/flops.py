@@ -137,8 +137,8 @@ def pruner_folded(config: PrunerConfig, tokens: int, slots: int) -> int:
 
     ``encode + I (2 K D (D + 1) + 2 K N D) + (I - 1) (2 K N D + 12 K D^2 + 4 K D F)``: key and
     value projections vanish, the query gains a row for the per-slot constant, and the last
-    iteration stops at its logits. Source: `ocvtp_kernels.pruner.fold`. Folding, once per pruner, is not
-    counted.
+    iteration stops at its logits. Source: `ocvtp_kernels.pruner.fold`. Folding, once per pruner,
+    is not counted.
 
     Args:
         config: widths and iterations.

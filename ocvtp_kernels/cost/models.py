@@ -95,14 +95,9 @@ class VisionLanguageModel:
 
 
 CLIP_L_336 = VisionTower(
-    layers=24,
-    width=1024,
-    ffn_width=4096,
-    ffn_matrices=2,
-    patch_values=3 * 14 * 14,
-    grid=(24, 24),
-    class_tokens=1,
-)
+    layers=24, width=1024, ffn_width=4096, ffn_matrices=2,
+    patch_values=3 * 14 * 14, grid=(24, 24), class_tokens=1,
+)  # fmt: skip
 
 VICUNA_7B = LanguageModel(
     layers=32, width=4096, ffn_width=11008, heads=32, kv_heads=32, head_width=128, vocabulary=32064
@@ -143,15 +138,12 @@ LLAVA_NEXT_7B = replace(
 
 # 64 x 80 patches make 1280 tokens, the upper end of the range that the model's card suggests.
 QWEN_TOWER = VisionTower(
-    layers=32,
-    width=1280,
-    ffn_width=3420,
-    ffn_matrices=3,
-    patch_values=3 * 2 * 14 * 14,
-    grid=(64, 80),
-    merge=2,
-    window=8,
-    full_layers=(7, 15, 23, 31),
+    layers=32, width=1280, ffn_width=3420, ffn_matrices=3,
+    patch_values=3 * 2 * 14 * 14, grid=(64, 80), merge=2, window=8, full_layers=(7, 15, 23, 31),
+)  # fmt: skip
+
+QWEN_DECODER = LanguageModel(
+    layers=28, width=3584, ffn_width=18944, heads=28, kv_heads=4, head_width=128, vocabulary=152064
 )
 
 QWEN_7B = VisionLanguageModel(
@@ -161,15 +153,7 @@ QWEN_7B = VisionLanguageModel(
     " No pruner of this model is published: the one counted is LLaVA's with an input as wide as"
     " this tower, on the mean of each token's four patches",
     tower=QWEN_TOWER,
-    language=LanguageModel(
-        layers=28,
-        width=3584,
-        ffn_width=18944,
-        heads=28,
-        kv_heads=4,
-        head_width=128,
-        vocabulary=152064,
-    ),
+    language=QWEN_DECODER,
     projector=(4 * 1280, 4 * 1280, 3584),
     projects_kept_only=False,
     budgets=tuple(

@@ -5,9 +5,10 @@ Where kernels were counted, `projections.read_counts` takes the place of these f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
+
+from ocvtp_kernels.report.fields import Amount, Text
 
 HALF, FLOAT, PICK = 2, 4, 8  # bytes: an element, an accumulator, a packed (score, id)
 ITERATIONS = 3
@@ -17,7 +18,8 @@ SPLIT_TOKENS = 32  # minimum tokens of a split
 PROGRAMS = 132  # tokens are split until a launch has this many programs
 
 
-class Size(NamedTuple):
+@dataclass(frozen=True)
+class Size:
     """A workload: images, tokens, slots, and the pruner's widths."""
 
     batch: int
@@ -43,37 +45,25 @@ class Size(NamedTuple):
         return self.batch * self.num_slots
 
 
-class StageCost(NamedTuple):
+@dataclass(frozen=True)
+class StageCost:
     """Launches, FLOPs and minimum bytes of a stage; ``source`` is "formula" or "counted"."""
 
-    stage: str
+    kernel: Text  # or the stage that the formula is of
     launches: int
-    flops: float
-    bytes: float
+    flops: Amount
+    bytes: Amount
     source: str = "formula"
+
+    def times(self, calls: int) -> StageCost:
+        """Of so many calls."""
+        return StageCost(self.kernel, calls * self.launches, calls * self.flops, calls * self.bytes)
 
 
 def gemm(rows: int, inner: int, columns: int) -> tuple[float, float]:
     """FLOPs and half-precision bytes of ``[rows, inner] x [inner, columns]``, all three moved."""
     elements = rows * inner + inner * columns + rows * columns
     return 2.0 * rows * inner * columns, float(HALF * elements)
-
-
-def encode_hidden(size: Size) -> StageCost:
-    """LayerNorm, Linear and GELU: ``2 BN C H`` FLOPs."""
-    return StageCost("encode, first GEMM", 1, *gemm(size.tokens, size.width, size.hidden))
-
-
-def encode_output(size: Size) -> StageCost:
-    """Linear and LayerNorm statistics: ``2 BN H D`` FLOPs; mean and scale per token written."""
-    flops, moved = gemm(size.tokens, size.hidden, size.slot_dim)
-    return StageCost("encode, second GEMM", 1, flops, moved + 2 * FLOAT * size.tokens)
-
-
-def query(size: Size) -> StageCost:
-    """LayerNorm, folded query and per-slot constant: ``2 BK D (D + 1)`` FLOPs an iteration."""
-    flops, moved = gemm(size.slots, size.slot_dim, size.slot_dim + 1)
-    return StageCost("query GEMM", ITERATIONS, ITERATIONS * flops, ITERATIONS * moved)
 
 
 def splits(size: Size) -> int:
@@ -83,70 +73,42 @@ def splits(size: Size) -> int:
     return min(max_splits, ceil(PROGRAMS / per_split))
 
 
-def logit_pass(size: Size) -> tuple[float, float]:
-    """All logits once: ``2 BKN D`` FLOPs; x^ and the queries read."""
-    flops = 2.0 * size.slots * size.num_tokens * size.slot_dim
-    return flops, float(HALF * (size.tokens + size.slots) * size.slot_dim + FLOAT * size.slots)
+def stage_costs(size: Size) -> list[StageCost]:
+    """The stages of a call in order, those of the iterations summed over all of these.
 
-
-def compete(size: Size) -> StageCost:
-    """Softmax over slots and sums over tokens, in all iterations but the last.
-
-    Logits once per D chunk and ``2 BKN D`` FLOPs for the sums; one float32 partial sum of D + 1
-    elements per slot and split. Beyond `ONE_TILE_SLOTS`, a pass more writes a logsumexp per token.
+    FLOPs of the encoder: ``2 BN C H + 2 BN H D``. Of an iteration: query ``2 BK D (D + 1)``,
+    logits and sums over tokens ``2 BKN D`` each, gates ``12 BK D^2``, FFN ``4 BK D F``. The last
+    iteration ends with its logits.
     """
-    logits, read = logit_pass(size)
-    flops = CHUNKS * logits + logits
-    moved = read + FLOAT * splits(size) * size.slots * (size.slot_dim + 1)
-    launches = 1
-    if size.num_slots > ONE_TILE_SLOTS:
-        flops, moved, launches = flops + logits, moved + read + 2 * FLOAT * size.tokens, 2
-    times = ITERATIONS - 1
-    return StageCost("compete", times * launches, times * flops, times * moved)
-
-
-def update_gates(size: Size) -> StageCost:
-    """Partial sums reduced, both gate GEMMs and the GRU: ``12 BK D^2`` FLOPs an iteration."""
-    flops, moved = gemm(size.slots, 2 * size.slot_dim, 3 * size.slot_dim)
-    # The gates stay in registers; only the new slots are written.
-    moved += HALF * (size.slots * size.slot_dim - size.slots * 3 * size.slot_dim)
-    moved += FLOAT * splits(size) * size.slots * (size.slot_dim + 1)
-    times = ITERATIONS - 1
-    return StageCost("gate GEMMs and GRU", times, times * flops, times * moved)
-
-
-def update_ffn(size: Size) -> StageCost:
-    """LayerNorm, Linear, GELU, Linear and the residual: ``4 BK D F`` FLOPs an iteration."""
-    into, read = gemm(size.slots, size.slot_dim, size.hidden)
-    out, written = gemm(size.slots, size.hidden, size.slot_dim)
-    residual = HALF * size.slots * size.slot_dim
-    times = ITERATIONS - 1
-    return StageCost(
-        "FFN GEMMs", 2 * times, times * (into + out), times * (read + written + residual)
-    )
-
-
-def last_iteration(size: Size) -> StageCost:
-    """Last logits, the argmax per slot, then deduplication, padding, sorting and gather.
-
-    ``2 BKN D`` FLOPs (twice that beyond `ONE_TILE_SLOTS`); importance, packed maxima, and the kept
-    final tokens read and written.
-    """
-    flops, moved = logit_pass(size)
-    launches = 1
-    if size.num_slots > ONE_TILE_SLOTS:
-        flops, moved, launches = 2 * flops, 2 * moved + 2 * FLOAT * size.tokens, 2
-    moved += FLOAT * size.tokens + 2 * PICK * size.slots + PICK * size.slots
-    moved += 2 * HALF * size.slots * size.width
-    return StageCost("last logits and selection", launches, flops, moved)
-
-
-STAGES: tuple[Callable[[Size], StageCost], ...] = (
-    encode_hidden,
-    encode_output,
-    query,
-    compete,
-    update_gates,
-    update_ffn,
-    last_iteration,
-)
+    dim, hidden, tokens, slots = size.slot_dim, size.hidden, size.tokens, size.slots
+    again = ITERATIONS - 1
+    first_flops, first_bytes = gemm(tokens, size.width, hidden)
+    second_flops, second_bytes = gemm(tokens, hidden, dim)
+    second_bytes += 2 * FLOAT * tokens  # mean and scale per token, for the LayerNorm
+    # With more slots than a tile holds, one more pass writes a logsumexp per token.
+    more = int(size.num_slots > ONE_TILE_SLOTS)
+    logits = 2.0 * slots * size.num_tokens * dim
+    logits_bytes = float(HALF * (tokens + slots) * dim + FLOAT * slots)
+    logsumexp = 2 * FLOAT * tokens
+    partial_sums = FLOAT * splits(size) * slots * (dim + 1)  # per slot and split
+    # The logits again for each D chunk, then the sums over tokens.
+    compete_flops = (CHUNKS + 1 + more) * logits
+    compete_bytes = (1 + more) * logits_bytes + more * logsumexp + partial_sums
+    # Partial sums reduced, both gate GEMMs and the GRU: the gates stay in registers.
+    gate_flops, gate_bytes = gemm(slots, 2 * dim, 3 * dim)
+    gate_bytes += HALF * (slots * dim - slots * 3 * dim) + partial_sums
+    into_flops, into_bytes = gemm(slots, dim, hidden)
+    out_flops, out_bytes = gemm(slots, hidden, dim)
+    ffn_bytes = into_bytes + out_bytes + HALF * slots * dim  # and the residual
+    # Importance, packed maxima, deduplication and padding; kept final tokens read and written.
+    last_bytes = (1 + more) * logits_bytes + more * logsumexp + FLOAT * tokens
+    last_bytes += 3 * PICK * slots + 2 * HALF * slots * size.width
+    return [
+        StageCost("encode, first GEMM", 1, first_flops, first_bytes),
+        StageCost("encode, second GEMM", 1, second_flops, second_bytes),
+        StageCost("query GEMM", 1, *gemm(slots, dim, dim + 1)).times(ITERATIONS),
+        StageCost("compete", 1 + more, compete_flops, compete_bytes).times(again),
+        StageCost("gate GEMMs and GRU", 1, gate_flops, gate_bytes).times(again),
+        StageCost("FFN GEMMs", 2, into_flops + out_flops, ffn_bytes).times(again),
+        StageCost("last logits and selection", 1 + more, (1 + more) * logits, last_bytes),
+    ]

@@ -27,6 +27,9 @@ GAP = 0.075  # of the height, the minimum between two labels
 MAX_TICKS = 5
 
 
+Colours = dict[str, str]  # by the name that a legend shows
+
+
 @dataclass(frozen=True)
 class Picture:
     """An SVG element and the sentence under it."""
@@ -45,18 +48,11 @@ def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:
         "svg.hashsalt": name,
         "font.size": 10.5,
         "text.color": INK,
-        "axes.edgecolor": GRID,
-        "axes.labelcolor": SOFT,
-        "xtick.color": GRID,
-        "ytick.color": GRID,
-        "xtick.labelcolor": SOFT,
-        "ytick.labelcolor": SOFT,
-        "grid.color": GRID,
+        **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), GRID),
+        **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), SOFT),
         "grid.linewidth": 0.8,
         "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
+        **dict.fromkeys((f"axes.spines.{side}" for side in ("top", "right", "left")), False),
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(WIDTH, height))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report.results import STAGES, EndToEndRow, EndToEndTimes
-from ocvtp_kernels.report.text import duration, three_digits, times_text
+from ocvtp_kernels.report.text import bullets, duration, three_digits, times_text
 
 KEY = ("batch", "mode", "selector", "vision tokens")
 HEADER = (
@@ -135,8 +135,7 @@ def readme(rows: Rows) -> list[str]:
         ]
     blocks.append("Where pruning loses, over all batches: " + summary(rows))
     if lost := losses(rows):
-        listed = [f"* {sentence}" for sentence in lost[:README_LOSSES]]
-        more = len(lost) - len(listed)
-        listed += [f"* and {more} more, all of them in the report"] if more else []
-        blocks.append("\n".join(listed))
+        listed, more = lost[:README_LOSSES], len(lost) - README_LOSSES
+        listed += [f"and {more} more, all of them in the report"] if more > 0 else []
+        blocks.append(bullets(listed))
     return blocks

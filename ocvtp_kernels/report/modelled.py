@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report.costs import Size
-from ocvtp_kernels.report.fields import load_json
+from ocvtp_kernels.report.fields import Amount, Text, load_json, read
 from ocvtp_kernels.report.text import duration, three_digits
 
 ACCURACY = """\
@@ -35,27 +35,24 @@ selection's search ends early on most images; it is counted to its end. On A100 
 against it at all."""
 
 
-class Step(NamedTuple):
-    """The model's prediction for all launches of a step of a call.
+@dataclass(frozen=True)
+class Step:
+    """The model's prediction for all launches of a step of a call."""
 
-    Attributes:
-        name: the step.
-        launches: in a call.
-        seconds: of all its launches.
-        waves: of programs on the GPU, in one launch.
-        l2_bytes: requested from L2 by all launches.
-        bound: what limits the slowest launch.
-    """
-
-    name: str
     launches: int
-    seconds: float
-    waves: float
-    l2_bytes: float
-    bound: str
+    us: Amount  # of all its launches
+    waves: Amount  # of programs on the GPU, in one launch
+    l2_mb: Amount  # requested from L2 by all launches
+    bound: Text  # what limits the slowest launch
+
+    @property
+    def seconds(self) -> float:
+        """Of all its launches."""
+        return self.us * 1e-6
 
 
-Model = dict[tuple[str, Size], list[Step]]
+Steps = Mapping[str, Step]  # by name
+Model = dict[tuple[str, Size], Steps]
 
 
 def read_model(path: Path) -> Model:
@@ -68,56 +65,35 @@ def read_model(path: Path) -> Model:
         ResultError: the file is malformed.
     """
     top = load_json(path)
-    if (schema := top.get("schema")).count() != 1:
-        raise schema.wrong("schema 1")
     model: Model = {}
-    for key, table in top.get("tables").members().items():
+    tables = top.get("tables")
+    for key in tables.members():
         match = re.fullmatch(r"(\S+) B (\d+) N (\d+) K (\d+)", key)
         if match is None:
-            raise table.wrong("a table named such as 'H100 B 1 N 576 K 64'")
-        model[match[1], Size(int(match[2]), int(match[3]), int(match[4]))] = [
-            Step(
-                name,
-                step.get("launches").count(),
-                step.get("us").number() * 1e-6,
-                step.get("waves").number(),
-                step.get("l2_mb").number() * 1e6,
-                step.get("bound").text(),
-            )
-            for name, step in table.members().items()
-        ]
+            raise tables.get(key).wrong("a table named such as 'H100 B 1 N 576 K 64'")
+        size = Size(int(match[2]), int(match[3]), int(match[4]))
+        model[match[1], size] = read(dict[str, Step], tables.get(key))
     return model
 
 
-def modelled_s(steps: Sequence[Step]) -> float:
+def modelled_s(steps: Steps) -> float:
     """The model's seconds of a whole call."""
-    return sum(step.seconds for step in steps)
+    return sum(step.seconds for step in steps.values())
 
 
-def model_table(gpus: Mapping[str, Sequence[Step]]) -> str:
+def model_table(gpus: Mapping[str, Steps]) -> str:
     """A size's steps, by GPU; waves, bytes and bounds are the last GPU's."""
-    by_name = [{step.name: step for step in steps} for steps in gpus.values()]
-    last = by_name[-1]
-    names = dict.fromkeys(name for steps in by_name for name in steps)
-    rows = [
-        [
-            name,
-            str(last[name].launches) if name in last else "",
-            *(duration(s[name].seconds) if name in s else "—" for s in by_name),
-            *(
-                (
-                    f"{last[name].waves:.2f}",
-                    three_digits(last[name].l2_bytes / 1e6),
-                    last[name].bound,
-                )
-                if name in last
-                else ("", "", "")
-            ),
-        ]
-        for name in names
-    ]
-    launches = sum(step.launches for step in last.values())
+    last = [*gpus.values()][-1]
+    rows = []
+    for name in dict.fromkeys(name for steps in gpus.values() for name in steps):
+        launches, *rest = "", "", "", ""
+        if step := last.get(name):
+            launches = str(step.launches)
+            rest = [f"{step.waves:.2f}", three_digits(step.l2_mb), step.bound]
+        times = [duration(steps[name].seconds) if name in steps else "—" for steps in gpus.values()]
+        rows.append([name, launches, *times, *rest])
+    launches = str(sum(step.launches for step in last.values()))
     totals = [duration(modelled_s(steps)) for steps in gpus.values()]
     header = ["step", "launches", *(f"{name} (model)" for name in gpus)]
     header += ["waves", "MB asked of L2", "waits for"]
-    return markdown_table(header, [*rows, ["all", str(launches), *totals, "", "", ""]])
+    return markdown_table(header, [*rows, ["all", launches, *totals, "", "", ""]])

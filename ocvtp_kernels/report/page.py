@@ -6,20 +6,21 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from ocvtp_kernels.report import end_to_end, pictures, selectors, settings
-from ocvtp_kernels.report.drawing import MARKERS, SERIES, STAND_INS, Picture
+from ocvtp_kernels.report.drawing import MARKERS, SERIES, STAND_INS, Colours, Picture
 from ocvtp_kernels.report.results import (
     KINDS,
     OP_KINDS,
     STAGES,
     MicroRow,
     ResultFile,
+    Rows,
     graph_first,
     pipeline_file,
 )
 from ocvtp_kernels.report.style import CSS
 from ocvtp_kernels.report.tables import (
     CLOCK_LEGEND,
-    Comparison,
+    Comparisons,
     all_losses,
     clock_text,
     compare,
@@ -74,7 +75,7 @@ K slots, T kept tokens (where T is not K); widths are C 1024 and D 512 unless sa
 def _device(slug: str, files: Sequence[ResultFile]) -> str:
     parts = [f'<section id="{escape(slug)}">\n<h2>{escape(files[0].device)}</h2>']
     files = sorted(files, key=lambda file: KINDS.index(file.kind))
-    kinds = {file.kind for file in files}
+    kinds: set[str] = {file.kind for file in files}
     if ops := [file for file in files if file.kind in OP_KINDS]:
         comparisons = [c for file in ops for c in compare(file.micro)]
         used = [row for file in files for row in file.settings]
@@ -119,11 +120,11 @@ def _ops(file: ResultFile) -> list[str]:
     return parts
 
 
-def _refused(rows: Sequence[MicroRow]) -> str:
+def _refused(rows: Rows) -> str:
     """Variants that failed the correctness gate, once per reason."""
     held: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
-        key = (f"{row.op} {row.direction}", row.shown_variant, row.gate_note or "none recorded")
+        key = (f"{row.op} {row.direction}", row.shown_variant, row.gate.note or "none recorded")
         held.setdefault(key, []).append(workload_text(row.workload))
     items = "".join(
         f"<li><b>{escape(op)}, {escape(variant)}</b>: {escape(reason)}"
@@ -133,12 +134,21 @@ def _refused(rows: Sequence[MicroRow]) -> str:
     return f"<p>These did not pass the correctness gate, so they have no time.</p><ul>{items}</ul>"
 
 
-def _tiles(files: Sequence[ResultFile], comparisons: Sequence[Comparison]) -> str:
+def _list(sentences: Iterable[str], opening: str = "<ul>") -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f"{opening}{items}</{opening[1:3]}>" if items else ""
+
+
+def _losses(sentences: Sequence[str]) -> list[str]:
+    return [_list(sentences, '<ol class="losses">')] if sentences else []
+
+
+def _tiles(files: Sequence[ResultFile], comparisons: Comparisons) -> str:
     """The headline: prune forward, smallest workload of the dtype the device is fastest in."""
     tiles = []
     if (main := pipeline_file(files)) is not None:
         rows = graph_first(row for row in main.measured() if row.is_pipeline and row.is_ours)
-        peaks = main.matmul_tflops
+        peaks = main.ceilings.matmul_tflops
         row = min(rows, key=lambda r: (-peaks.get(r.workload.dtype, 0.0), *_sizes(r)))
         if row.times is not None:
             where = f"prune, {workload_text(row.workload)}{clock_text(row.method)}"
@@ -164,27 +174,18 @@ def _sizes(row: MicroRow) -> tuple[int, int, int]:
 
 
 def _where_we_lose(
-    files: Sequence[ResultFile],
-    comparisons: Sequence[Comparison],
-    used: Sequence[settings.SettingRow],
+    files: Sequence[ResultFile], comparisons: Comparisons, used: settings.Rows
 ) -> str:
     rows = [row for file in files for row in file.micro]
     text = f"<h3>Where we lose</h3><p>{escape(summary(rows, comparisons, used))}</p>"
-    if lost := all_losses(comparisons, used):
-        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in lost)
-        text += f'<ol class="losses">{items}</ol>'
+    text += "".join(_losses(all_losses(comparisons, used)))
     if alone := [case for file in files for case in without_ours(file.micro)]:
-        items = "".join(f"<li>{escape(f'{op} {d}, {workload_text(w)}')}</li>" for op, d, w in alone)
-        text += f"<p>A baseline has a time here and ours none by its method:</p><ul>{items}</ul>"
+        said = _list(f"{op} {direction}, {workload_text(w)}" for op, direction, w in alone)
+        text += f"<p>A baseline has a time here and ours none by its method:</p>{said}"
     return text
 
 
-def _speed(
-    file: ResultFile,
-    rows: Sequence[MicroRow],
-    comparisons: Sequence[Comparison],
-    colours: dict[str, str],
-) -> str:
+def _speed(file: ResultFile, rows: Rows, comparisons: Comparisons, colours: Colours) -> str:
     parts = []
     for against, title in (("batch", "Latency against batch"), ("num_tokens", "Latency against N")):
         drawn = pictures.latency_pictures(file.name, rows, against, colours)
@@ -199,7 +200,7 @@ def _speed(
     return "".join(parts)
 
 
-def _roofline(file: ResultFile, colours: dict[str, str]) -> str:
+def _roofline(file: ResultFile, colours: Colours) -> str:
     drawn = pictures.roofline_pictures(file, colours)
     if not drawn:
         return "<p>Not drawn: the file lacks measured ceilings or counted FLOPs and bytes.</p>"
@@ -213,16 +214,14 @@ def _end_to_end(file: ResultFile) -> list[str]:
     if not file.e2e:
         return ["<h3>End to end</h3><p>The file holds no row.</p>"]
     rows = file.e2e
-    colours = {
+    colours: Colours = {
         stage: SERIES[0] if stage == "pruner" else SERIES[i + 1] for i, stage in enumerate(STAGES)
     }
     parts = ["<h3>End to end</h3>", f"<p>{escape(end_to_end.LEGEND)}</p>"]
     if drawn := pictures.stage_pictures(rows):
         parts += [_legend(colours), _figures(drawn)]
     parts.append(f"<h4>Where pruning loses</h4><p>{escape(end_to_end.summary(rows))}</p>")
-    if lost := end_to_end.losses(rows):
-        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in lost)
-        parts.append(f'<ol class="losses">{items}</ol>')
+    parts += _losses(end_to_end.losses(rows))
     for model, mine in end_to_end.models_of(rows).items():
         noted = [(*end_to_end.cells(row, rows), row.note if row.times else "") for row in mine]
         parts += [f"<h4>{escape(model)}</h4>", _table((*end_to_end.HEADER, "note"), noted)]
@@ -233,8 +232,7 @@ def _settings(file: ResultFile) -> list[str]:
     parts = ["<h3>Settings</h3>", f"<p>{escape(settings.LEGEND)}</p>"]
     parts.append(_table(settings.HEADER, settings.table(file.settings)))
     if refused := settings.refusals(file.settings):
-        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in refused)
-        parts.append(f"<h4>Refused</h4><ul>{items}</ul>")
+        parts.append(f"<h4>Refused</h4>{_list(refused)}")
     return parts
 
 
@@ -246,13 +244,10 @@ def _selectors(file: ResultFile) -> list[str]:
     for size in selectors.sizes_of(rows):
         parts += [f"<h4>{escape(str(size))}</h4>", _table(*selectors.table(rows, size))]
     parts.append(f"<h4>Where we lose</h4><p>{escape(selectors.summary(rows))}</p>")
-    if said := [*selectors.losses(rows), *selectors.refusals(rows)]:
-        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in said)
-        parts.append(f'<ol class="losses">{items}</ol>')
-    return parts
+    return parts + _losses([*selectors.losses(rows), *selectors.refusals(rows)])
 
 
-def _all_rows(rows: Sequence[MicroRow], comparisons: Sequence[Comparison]) -> str:
+def _all_rows(rows: Rows, comparisons: Comparisons) -> str:
     ratios = {
         (c.op, c.direction, c.workload, c.baseline, c.method): ratio_text(c) for c in comparisons
     }
@@ -274,25 +269,22 @@ def _all_rows(rows: Sequence[MicroRow], comparisons: Sequence[Comparison]) -> st
 
 
 def _figures(drawn: Iterable[Picture]) -> str:
+    label = '<svg role="img" aria-label="{}"'
     inner = "".join(
-        f"<figure>{p.svg.replace('<svg', _label(p.caption), 1)}"
+        f"<figure>{p.svg.replace('<svg', label.format(escape(p.caption)), 1)}"
         f"<figcaption>{escape(p.caption)}</figcaption></figure>"
         for p in drawn
     )
     return f'<div class="pictures">{inner}</div>' if inner else ""
 
 
-def _label(caption: str) -> str:
-    return f'<svg role="img" aria-label="{escape(caption)}"'
-
-
-def _only(colours: dict[str, str], rows: Sequence[MicroRow]) -> dict[str, str]:
+def _only(colours: Colours, rows: Rows) -> Colours:
     """The colours that these rows use."""
     seen = {row.shown_variant for row in rows}
     return {name: colour for name, colour in colours.items() if name in seen}
 
 
-def _legend(colours: dict[str, str]) -> str:
+def _legend(colours: Colours) -> str:
     items = "".join(
         f'<li><i style="background:var(--{STAND_INS[c]})"></i>{escape(name)}</li>'
         for name, c in colours.items()

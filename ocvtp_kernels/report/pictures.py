@@ -15,6 +15,7 @@ from ocvtp_kernels.report.drawing import (
     LOSS,
     MARKERS,
     SERIES,
+    Colours,
     Picture,
     apart,
     draw,
@@ -22,9 +23,16 @@ from ocvtp_kernels.report.drawing import (
     padded,
 )
 from ocvtp_kernels.report.end_to_end import budget_text, models_of, shortlist, speed_up
-from ocvtp_kernels.report.results import STAGES, EndToEndRow, MicroRow, ResultFile, graph_first
+from ocvtp_kernels.report.results import (
+    STAGES,
+    EndToEndRow,
+    MicroRow,
+    ResultFile,
+    Rows,
+    graph_first,
+)
 from ocvtp_kernels.report.tables import (
-    Comparison,
+    Comparisons,
     clock_text,
     fewest_slots,
     width_text,
@@ -32,10 +40,8 @@ from ocvtp_kernels.report.tables import (
 )
 from ocvtp_kernels.report.text import duration, three_digits, times_text
 
-Rows = Sequence[MicroRow]
 
-
-def colours_of(rows: Rows) -> dict[str, str]:
+def colours_of(rows: Rows) -> Colours:
     """A colour per shown variant: ours and the known baselines always the same."""
     seen = {row.shown_variant for row in rows}
     order = [*KNOWN_VARIANTS, *sorted(seen.difference(KNOWN_VARIANTS))]
@@ -48,9 +54,7 @@ def markers_of(rows: Rows) -> dict[str, str]:
     return {op: shapes[min(i, len(shapes) - 1)] for i, op in enumerate(ops)}
 
 
-def latency_pictures(
-    where: str, rows: Rows, against: str, colours: dict[str, str]
-) -> list[Picture]:
+def latency_pictures(where: str, rows: Rows, against: str, colours: Colours) -> list[Picture]:
     """Median time with its spread, against ``"batch"`` or ``"num_tokens"``.
 
     One picture per op, direction, dtype, method and value of the other of the two; of several
@@ -96,7 +100,7 @@ def _tokens_text(num_tokens: int, num_slots: int | None) -> str:
 
 
 def _paint_latency(
-    axes: Any, rows: Rows, against: str, ticks: Sequence[str], label: str, colours: dict[str, str]
+    axes: Any, rows: Rows, against: str, ticks: Sequence[str], label: str, colours: Colours
 ) -> None:
     lines: dict[str, list[tuple[int, float, float, float]]] = {}
     for row in rows:
@@ -133,7 +137,7 @@ def _time_axis(axes: Any, seconds: Sequence[float]) -> None:
     axes.set_yticks(ticks, [duration(t).replace(".00", "").replace(".0 ", " ") for t in ticks])
 
 
-def roofline_pictures(file: ResultFile, colours: dict[str, str]) -> list[Picture]:
+def roofline_pictures(file: ResultFile, colours: Colours) -> list[Picture]:
     """One roofline per dtype: the measured ceilings, and a dot per op, variant and workload.
 
     Of several numbers of slots at one N, the smallest is drawn; of two methods, the graph.
@@ -143,14 +147,14 @@ def roofline_pictures(file: ResultFile, colours: dict[str, str]) -> list[Picture
     for dtype in dict.fromkeys(row.workload.dtype for row in measured):
         rows = [row for row in measured if row.workload.dtype == dtype]
         dots = [row for row in fewest_slots(rows) if row.flops and row.bytes and row.tflops]
-        peak = file.matmul_tflops.get(dtype)
-        if not dots or not peak or not file.copy_gb_s:
+        peak, copy = file.ceilings.matmul_tflops.get(dtype), file.ceilings.copy_gb_s
+        if not dots or not peak or not copy:
             continue
         paint = partial(
-            _paint_roofline, rows=dots, peak=peak, copy=file.copy_gb_s, colours=colours,
+            _paint_roofline, rows=dots, peak=peak, copy=copy, colours=colours,
             markers=markers,
         )  # fmt: skip
-        caption = f"{dtype}: copy {_rate(file.copy_gb_s)}, matmul {_tflops(peak)}, both measured."
+        caption = f"{dtype}: copy {_rate(copy)}, matmul {_tflops(peak)}, both measured."
         best = max((r for r in dots if r.is_ours), key=lambda r: r.tflops or 0, default=None)
         if best is not None:
             caption += (
@@ -162,12 +166,7 @@ def roofline_pictures(file: ResultFile, colours: dict[str, str]) -> list[Picture
 
 
 def _paint_roofline(
-    axes: Any,
-    rows: Rows,
-    peak: float,
-    copy: float,
-    colours: dict[str, str],
-    markers: dict[str, str],
+    axes: Any, rows: Rows, peak: float, copy: float, colours: Colours, markers: dict[str, str]
 ) -> None:
     points = [((r.flops or 0) / (r.bytes or 1), r.tflops or 0.0, r) for r in rows]
     ridge = peak * 1e3 / copy
@@ -206,9 +205,7 @@ def _tflops(value: float) -> str:
     )
 
 
-def ratio_picture(
-    where: str, comparisons: Sequence[Comparison], colours: dict[str, str]
-) -> Picture:
+def ratio_picture(where: str, comparisons: Comparisons, colours: Colours) -> Picture:
     """Each baseline's time over ours with its spread: a line a workload, all else the same.
 
     ``where`` names the file.
@@ -228,7 +225,7 @@ def ratio_picture(
     return Picture(draw(name, height, paint), caption)
 
 
-def _paint_ratios(axes: Any, comparisons: Sequence[Comparison], colours: dict[str, str]) -> None:
+def _paint_ratios(axes: Any, comparisons: Comparisons, colours: Colours) -> None:
     lines = list(dict.fromkeys(c.workload for c in comparisons))
     names = list(dict.fromkeys(c.baseline for c in comparisons))
     for c in comparisons:

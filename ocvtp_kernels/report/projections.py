@@ -8,6 +8,7 @@ given, else formulas. The model's times come from a file (`bench/model.py` write
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +18,14 @@ from ocvtp_kernels.report.costs import (
     HALF,
     ITERATIONS,
     ONE_TILE_SLOTS,
-    STAGES,
     Size,
     StageCost,
+    stage_costs,
 )
-from ocvtp_kernels.report.fields import ResultError, load_json
+from ocvtp_kernels.report.fields import ResultError, load_json, read
 from ocvtp_kernels.report.modelled import ACCURACY, Model, model_table, modelled_s
 from ocvtp_kernels.report.results import ResultFile, graph_first, pipeline_file
-from ocvtp_kernels.report.text import duration, three_digits, times_text
+from ocvtp_kernels.report.text import bullets, duration, three_digits, times_text
 
 
 class Gpu(NamedTuple):
@@ -50,22 +51,17 @@ Counts = dict[Size, list[StageCost]]
 
 def costs(size: Size, counts: Counts) -> list[StageCost]:
     """Costs of a size's stages: counted where there are counts for it, else by formula."""
-    return counts.get(size) or [stage(size) for stage in STAGES]
+    return counts.get(size) or stage_costs(size)
 
 
-def compute_s(cost: StageCost, gpu: Gpu) -> float:
-    """Seconds of arithmetic at the datasheet's rate."""
-    return cost.flops / (gpu.tflops * 1e12)
-
-
-def memory_s(cost: StageCost, gpu: Gpu) -> float:
-    """Seconds of memory traffic at the datasheet's rate."""
-    return cost.bytes / (gpu.gb_s * 1e9)
+def floors(cost: StageCost, gpu: Gpu) -> tuple[float, float]:
+    """Seconds of a stage's arithmetic and of its memory traffic at the datasheet's rates."""
+    return cost.flops / (gpu.tflops * 1e12), cost.bytes / (gpu.gb_s * 1e9)
 
 
 def projected_s(stages: Sequence[StageCost], gpu: Gpu) -> float:
     """Seconds of all stages at the datasheet's rates, launches free."""
-    return sum(max(compute_s(cost, gpu), memory_s(cost, gpu)) for cost in stages)
+    return sum(max(floors(cost, gpu)) for cost in stages)
 
 
 def read_counts(path: Path) -> Counts:
@@ -77,26 +73,16 @@ def read_counts(path: Path) -> Counts:
     Raises:
         ResultError: the file is malformed.
     """
-    top = load_json(path)
-    if (schema := top.get("schema")).count() != 1:
-        raise schema.wrong("schema 1")
     counts: Counts = {}
-    for workload in top.get("workloads").items():
-        size = Size(*(workload.get(n).count() for n in ("batch", "num_tokens", "num_slots")))
+    for workload in load_json(path).get("workloads").items():
+        size = Size(*(read(int, workload.get(n)) for n in ("batch", "num_tokens", "num_slots")))
         if size in counts:
             raise ResultError(f"{path}: {workload.field_path}: {size.text} a second time")
-        if not (kernels := workload.get("kernels").items()):
-            raise workload.get("kernels").wrong("at least one kernel")
-        counts[size] = [
-            StageCost(
-                kernel.get("kernel").text(),
-                kernel.get("launches").count(),
-                kernel.get("flops").number(),
-                kernel.get("bytes").number(),
-                "counted",
-            )
-            for kernel in kernels
-        ]
+        kernels = workload.get("kernels")
+        counted = read(tuple[StageCost, ...], kernels)
+        if not counted:
+            raise kernels.wrong("at least one kernel")
+        counts[size] = [replace(cost, source="counted") for cost in counted]
     return counts
 
 
@@ -111,7 +97,7 @@ def measured_text(results: dict[str, list[ResultFile]], gpu: Gpu, size: Size) ->
         if row.times is not None
         and row.is_ours
         and row.is_pipeline
-        and row.workload[:3] == size[:3]
+        and Size(row.workload.batch, row.workload.num_tokens, row.workload.num_slots or 0) == size
         and row.workload.dtype in ("float16", "bfloat16")
     ]
     return "; ".join(measured) or "not measured"
@@ -134,9 +120,8 @@ def projections_page(
         "## Accuracy of the model",
         ACCURACY,
         "## The floor",
-        "\n".join(
-            f"* {line}"
-            for line in (
+        bullets(
+            (
                 "A stage takes the larger of FLOPs / datasheet matrix rate and bytes / datasheet "
                 "bandwidth; stages run one after another, and launching costs nothing.",
                 "Optimistic: no GPU reaches its datasheet, and small matrices do not fill it. "
@@ -175,26 +160,19 @@ def _gpus_table(results: dict[str, list[ResultFile]], counts: Counts, model: Mod
         for size in SIZES:
             stages = costs(size, counts if gpu in WITH_TRITON else {})
             total = projected_s(stages, gpu)
-            bounds = {
-                "arithmetic": sum(
-                    c for k in stages if (c := compute_s(k, gpu)) >= memory_s(k, gpu)
-                ),
-                "memory": sum(m for k in stages if (m := memory_s(k, gpu)) > compute_s(k, gpu)),
-            }
-            steps = model.get((gpu.name, size))
-            taken = modelled_s(steps) if steps else None
-            rows.append(
-                [
-                    gpu.name,
-                    size.text,
-                    "—" if taken is None else duration(taken),
-                    "—" if taken is None else duration(taken / size.batch),
-                    f"{duration(total)} ({stages[0].source})",
-                    "—" if taken is None else f"{taken / total:.2f}",
-                    *(f"{share / total:.0%}" for share in bounds.values()),
-                    measured_text(results, gpu, size),
-                ]
-            )
+            pairs = [floors(cost, gpu) for cost in stages]
+            arithmetic = sum(compute for compute, memory in pairs if compute >= memory)
+            memory = sum(memory for compute, memory in pairs if memory > compute)
+            modelled, per_image, of_floor = "—", "—", "—"
+            if steps := model.get((gpu.name, size)):
+                taken = modelled_s(steps)
+                modelled, per_image = duration(taken), duration(taken / size.batch)
+                of_floor = f"{taken / total:.2f}"
+            floor = f"{duration(total)} ({stages[0].source})"
+            shares = f"{arithmetic / total:.0%}", f"{memory / total:.0%}"
+            measured = measured_text(results, gpu, size)
+            row = [gpu.name, size.text, modelled, per_image, floor, of_floor, *shares, measured]
+            rows.append(row)
     header = ["GPU", "workload", "model", "model per image", "floor (costs)", "model / floor"]
     return markdown_table([*header, "floor's arithmetic", "memory", "measured"], rows)
 
@@ -216,15 +194,11 @@ def _stages_table(stages: Sequence[StageCost]) -> str:
     source = stages[0].source
     header = ["stage", "launches", f"GFLOP ({source})", f"MB ({source})"]
     header += [f"{gpu.name} (floor)" for gpu in WITH_TRITON]
-    total = StageCost(
-        "all",
-        sum(cost.launches for cost in stages),
-        sum(cost.flops for cost in stages),
-        sum(cost.bytes for cost in stages),
-    )
+    sums = (sum(getattr(cost, name) for cost in stages) for name in ("launches", "flops", "bytes"))
+    total = StageCost("all", *sums)
     rows = [
         [
-            cost.stage,
+            cost.kernel,
             str(cost.launches),
             three_digits(cost.flops / 1e9),
             three_digits(cost.bytes / 1e6),

@@ -9,25 +9,34 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, get_args
 
-from ocvtp_kernels.report import selectors, settings
-from ocvtp_kernels.report.fields import Field, ResultError, Times, load_json, read_times
+from ocvtp_kernels.report.fields import (
+    GATED,
+    IN_SECONDS,
+    Amount,
+    Gate,
+    Members,
+    ResultError,
+    Seconds,
+    Text,
+    Times,
+    load_json,
+    read,
+)
 from ocvtp_kernels.report.selectors import SelectorRow
 from ocvtp_kernels.report.settings import SettingRow
 
-SCHEMA = 1
-OP_KINDS = ("prune", "compile", "micro")  # files of rows of ops
-KINDS = (*OP_KINDS, "settings", "e2e", "selectors")  # in the order of the report
+Kind = Literal["prune", "compile", "micro", "settings", "e2e", "selectors"]
+Stage = Literal["encoder", "pruner", "projector", "prefill"]
+KINDS: tuple[str, ...] = get_args(Kind)  # in the order of the report
+OP_KINDS = KINDS[:3]  # files of rows of ops
+STAGES: tuple[Stage, ...] = get_args(Stage)
 PIPELINE = ("prune", "forward")
-DIRECTIONS = ("forward", "backward")
-STAGES = ("encoder", "pruner", "projector", "prefill")
-MODES = ("eager", "static")
-SELECTORS = ("unpruned", "random", "ocvtp")
-METHODS = ("graph", "events", "host")
 
 
-class Workload(NamedTuple):
+@dataclass(frozen=True)
+class Workload:
     """Sizes that an op was timed at; None where the op has no such size."""
 
     batch: int
@@ -36,25 +45,26 @@ class Workload(NamedTuple):
     budget: int | None
     in_dim: int | None
     slot_dim: int | None
-    dtype: str
+    dtype: Text
 
 
 @dataclass(frozen=True)
 class MicroRow:
     """One variant of one op on one workload."""
 
-    op: str
-    variant: str
-    direction: str
+    op: Text
+    variant: Text
+    direction: Literal["forward", "backward"]
     workload: Workload
-    times: Times | None  # None: refused by the correctness gate
-    flops: float | None  # per call
-    bytes: float | None  # per call, the minimum that must move
-    tflops: float | None
-    gb_s: float | None
-    share_of_ceiling: float | None
-    gate_note: str
-    method: str | None  # how it was timed, of `METHODS`; None: refused, or an older file
+    times: Annotated[Times | None, GATED, IN_SECONDS]  # None: refused by the correctness gate
+    flops: Amount | None  # per call
+    bytes: Amount | None  # per call, the minimum that must move
+    tflops: Amount | None
+    gb_s: Amount | None
+    share_of_ceiling: Amount | None
+    gate: Gate
+    # How it was timed; None: refused, or an older file.
+    method: Literal["graph", "events", "host"] | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -77,27 +87,37 @@ class MicroRow:
         return (self.op, self.direction) == PIPELINE
 
 
-class EndToEndTimes(NamedTuple):
+Rows = Sequence[MicroRow]
+
+
+@dataclass(frozen=True)
+class EndToEndTimes:
     """Measurements of a whole model."""
 
-    ttft: Times  # until the first token
-    stages: dict[str, float]  # seconds by `STAGES`, timed apart from the whole
-    decode_tokens_per_s: float
+    ttft: Annotated[Times, Members(Times, ("ttft_s", "ttft_p20_s", "ttft_p80_s"))]  # first token
+    stages: dict[Stage, Amount]  # seconds, timed apart from the whole
+    decode_tokens_per_s: Seconds
     cache_bytes: int
     pruner_added_s: float | None  # noise may turn it negative; None: not this selector's
 
 
-class EndToEndRow(NamedTuple):
+@dataclass(frozen=True)
+class EndToEndRow:
     """One model with one selector at one batch and budget, in one mode."""
 
-    model: str
-    mode: str
-    selector: str
+    model: Text
+    mode: Literal["eager", "static"]
+    selector: Literal["unpruned", "random", "ocvtp"]
     batch: int
     budget: int
     num_tokens: int
-    times: EndToEndTimes | None  # None: the note says why
-    note: str
+    times: Annotated[EndToEndTimes | None, Members(EndToEndTimes, ("ttft_s",), is_optional=True)]
+    note: str  # says why there are no times
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Unique among the rows of a file."""
+        return self.model, self.mode, self.selector, self.batch, self.budget, self.num_tokens
 
     @property
     def is_pruned(self) -> bool:
@@ -106,18 +126,31 @@ class EndToEndRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ResultFile:
-    """One result file and where it came from."""
+class Ceilings:
+    """Rates measured on a device."""
+
+    copy_gb_s: Amount | None
+    matmul_tflops: dict[str, Amount]  # by dtype
+
+
+@dataclass(frozen=True)
+class Header:
+    """Where the rows of a result file came from."""
+
+    kind: Kind
+    device: Text
+    driver: Text | None
+    versions: dict[str, Text | None]  # None: not installed
+    commit: Text
+    date: Text
+    ceilings: Ceilings
+
+
+@dataclass(frozen=True)
+class ResultFile(Header):
+    """One result file; all but one of the tuples of rows are empty."""
 
     path: Path
-    kind: str
-    device: str
-    driver: str | None
-    versions: dict[str, str]
-    commit: str
-    date: str
-    copy_gb_s: float | None  # measured
-    matmul_tflops: dict[str, float]  # measured, by dtype
     micro: tuple[MicroRow, ...] = ()
     e2e: tuple[EndToEndRow, ...] = ()
     selectors: tuple[SelectorRow, ...] = ()
@@ -135,6 +168,14 @@ class ResultFile:
     def refused(self) -> list[MicroRow]:
         """The rows that did not."""
         return [row for row in self.micro if row.times is None]
+
+
+ROWS: dict[str, type] = {
+    "micro": MicroRow,
+    "e2e": EndToEndRow,
+    "selectors": SelectorRow,
+    "settings": SettingRow,
+}
 
 
 def read_results(folder: Path) -> dict[str, list[ResultFile]]:
@@ -157,50 +198,28 @@ def read_result(path: Path) -> ResultFile:
         ResultError: it is malformed.
     """
     top = load_json(path)
-    if (schema := top.get("schema")).count() != SCHEMA:
-        raise schema.wrong(f"schema {SCHEMA}")
-    kind = top.get("kind").text(KINDS)
-    if kind != path.stem:
+    if read(Kind, top.get("kind")) != path.stem:
         raise top.get("kind").wrong(f"{path.stem!r}, after which the file is named")
-    driver, rows, date = top.get("driver"), top.get("rows").items(), top.get("date")
+    header: Header = read(Header, top)
     try:
-        datetime.fromisoformat(date.text().replace("Z", "+00:00"))
+        datetime.fromisoformat(header.date.replace("Z", "+00:00"))
     except ValueError as error:
-        raise date.wrong("an ISO date") from error
-    ceilings = top.get("ceilings") if kind in OP_KINDS else None
-    micro = tuple(_micro_row(row) for row in rows) if kind in OP_KINDS else ()
-    e2e = tuple(_end_to_end_row(row) for row in rows) if kind == "e2e" else ()
-    by_method = tuple(map(selectors.read_row, rows)) if kind == "selectors" else ()
-    by_setting = tuple(map(settings.read_row, rows)) if kind == "settings" else ()
-    keys: list[tuple[object, ...]] = [row.key for row in micro]
-    keys += [row[:6] for row in e2e]
-    keys += [row.key for row in by_method]
-    keys += [row.key for row in by_setting]
+        raise top.get("date").wrong("an ISO date") from error
+    name: str = "micro" if header.kind in OP_KINDS else header.kind
+    rows: list[Any] = []
     seen: dict[tuple[object, ...], int] = {}
-    for index, key in enumerate(keys):
-        if (first := seen.setdefault(key, index)) != index:
-            raise ResultError(f"{path}: rows[{index}]: the same measurement as rows[{first}]")
-    return ResultFile(
-        path=path,
-        kind=kind,
-        device=top.get("device").text(),
-        driver=None if driver.value is None else driver.text(),
-        versions={
-            name: "not installed" if field.value is None else field.text()
-            for name, field in top.get("versions").members().items()
-        },
-        commit=top.get("commit").text(),
-        date=date.text(),
-        copy_gb_s=ceilings.get("copy_gb_s").optional_number() if ceilings else None,
-        matmul_tflops={
-            name: field.number()
-            for name, field in (ceilings.get("matmul_tflops").members() if ceilings else {}).items()
-        },
-        micro=micro,
-        e2e=e2e,
-        selectors=by_method,
-        settings=by_setting,
-    )
+    for index, field in enumerate(top.get("rows").items()):
+        row = read(ROWS[name], field)
+        if name == "e2e" and row.times is None:
+            read(Text, field.get("note"))  # it says why
+        # Older files have no method; where there is one, only a refused row's is null.
+        if name == "micro" and row.times is not None and "method" in field.members():
+            read(Text, field.get("method"))
+        if (first := seen.setdefault(row.key, index)) != index:
+            raise ResultError(f"{path}: {field.field_path}: the same measurement as rows[{first}]")
+        rows.append(row)
+    given: dict[str, Any] = vars(header) | {"path": path, name: tuple(rows)}
+    return ResultFile(**given)
 
 
 def pipeline_file(files: Sequence[ResultFile]) -> ResultFile | None:
@@ -217,61 +236,3 @@ def graph_first(rows: Iterable[MicroRow]) -> list[MicroRow]:
     rows = list(rows)
     replayed = {row.key[:-1] for row in rows if row.method == "graph"}
     return [row for row in rows if row.method == "graph" or row.key[:-1] not in replayed]
-
-
-def _micro_row(row: Field) -> MicroRow:
-    size, gate, method = row.get("workload"), row.get("gate"), row.members().get("method")
-    times = None
-    # Without a passed correctness check a time is ignored: the row is refused.
-    if gate.get("passed").flag():
-        times = read_times(row, "median_s", "p20_s", "p80_s")
-    elif method is not None and method.value is None:
-        method = None
-    return MicroRow(
-        op=row.get("op").text(),
-        variant=row.get("variant").text(),
-        direction=row.get("direction").text(DIRECTIONS),
-        workload=Workload(
-            batch=size.get("batch").count(),
-            num_tokens=size.get("num_tokens").count(),
-            num_slots=size.get("num_slots").optional_count(),
-            budget=size.get("budget").optional_count(),
-            in_dim=size.get("in_dim").optional_count(),
-            slot_dim=size.get("slot_dim").optional_count(),
-            dtype=size.get("dtype").text(),
-        ),
-        times=times,
-        flops=row.get("flops").optional_number(),
-        bytes=row.get("bytes").optional_number(),
-        tflops=row.get("tflops").optional_number(),
-        gb_s=row.get("gb_s").optional_number(),
-        share_of_ceiling=row.get("share_of_ceiling").optional_number(),
-        gate_note=gate.get("note").string(),
-        method=None if method is None else method.text(METHODS),
-    )
-
-
-def _end_to_end_row(row: Field) -> EndToEndRow:
-    ttft, note = row.get("ttft_s"), row.get("note")
-    times = None
-    if ttft.value is None:
-        note.text()
-    else:
-        stages = row.get("stages")
-        times = EndToEndTimes(
-            read_times(row, "ttft_s", "ttft_p20_s", "ttft_p80_s"),
-            {stage: stages.get(stage).number() for stage in STAGES},
-            row.get("decode_tokens_per_s").seconds(),
-            row.get("cache_bytes").count(),
-            row.get("pruner_added_s").optional_signed(),
-        )
-    return EndToEndRow(
-        model=row.get("model").text(),
-        mode=row.get("mode").text(MODES),
-        selector=row.get("selector").text(SELECTORS),
-        batch=row.get("batch").count(),
-        budget=row.get("budget").count(),
-        num_tokens=row.get("num_tokens").count(),
-        times=times,
-        note=note.string(),
-    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated
 
 from ocvtp_kernels.markdown import markdown_table
-from ocvtp_kernels.report.fields import Field, Times, read_times
-from ocvtp_kernels.report.text import duration, three_digits, times_text
+from ocvtp_kernels.report.fields import GATED, IN_SECONDS, Gate, Members, Text, Times, Versus
+from ocvtp_kernels.report.text import bullets, duration, three_digits, times_text
 
 LEGEND = (
     "Every method on the same images at the same budget: time per image in a batch of B, median "
@@ -19,46 +20,45 @@ LEGEND = (
     "says how far a choice spreads, not how well a model answers with it."
 )
 REFUSED, UNKNOWN = "refused", "unknown"
+OF_GRAPH = Members(Times, ("graph_median_s", "graph_p20_s", "graph_p80_s"), is_optional=True)
 
 
-class Published(NamedTuple):
+@dataclass(frozen=True)
+class Published(Versus):
     """Published code and ours, timed in turns on one image."""
 
-    theirs: Times
-    ours: Times
-
-    @property
-    def ratio(self) -> float:
-        """Their median over ours."""
-        return self.theirs.median / self.ours.median
+    ours: Annotated[Times, Members(Times, ("ours_median_s", "ours_p20_s", "ours_p80_s"))]
+    theirs: Annotated[Times, IN_SECONDS]
 
 
-class Size(NamedTuple):
+@dataclass(frozen=True)
+class Size:
     """What the methods of one table share; T tokens kept of N, C channels wide."""
 
     num_tokens: int
     width: int
     budget: int
-    dtype: str
+    dtype: Text
 
     def __str__(self) -> str:
         return f"N {self.num_tokens} · T {self.budget} · C {self.width} · {self.dtype}"
 
 
-class SelectorRow(NamedTuple):
+@dataclass(frozen=True)
+class SelectorRow:
     """One method on a batch; seconds are per image."""
 
-    method: str
+    method: Text
     batch: int
-    size: Size
-    times: Times | None  # None: refused by the correctness gate
-    graph: Times | None  # of a CUDA graph's replay
+    size: Annotated[Size, Members(Size, ("num_tokens",))]
+    times: Annotated[Times | None, GATED, IN_SECONDS]  # None: refused by the correctness gate
+    graph: Annotated[Times | None, GATED, OF_GRAPH]  # of a CUDA graph's replay
     coverage: float | None  # mean over images; None: unknown
     duplicates: int | None  # tokens kept more than once, over all images
     exact: bool | None  # whether every image keeps exactly T distinct tokens
-    published: Published | None  # the whole method
-    loop: Published | None  # its greedy loop alone
-    gate_note: str
+    published: Annotated[Published | None, GATED]  # the whole method
+    loop: Annotated[Published | None, GATED]  # its greedy loop alone
+    gate: Gate
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -67,49 +67,6 @@ class SelectorRow(NamedTuple):
 
 
 Rows = Sequence[SelectorRow]
-
-
-def read_row(row: Field) -> SelectorRow:
-    """A row of ``selectors.json``.
-
-    Raises:
-        ResultError: it is malformed.
-    """
-    gate, duplicates, exact = row.get("gate"), row.get("duplicates"), row.get("exact")
-    times = graph = published = loop = None
-    # Without a passed correctness check a time is ignored: the row is refused.
-    if gate.get("passed").flag():
-        times = read_times(row, "median_s", "p20_s", "p80_s")
-        if row.get("graph_median_s").value is not None:
-            graph = read_times(row, "graph_median_s", "graph_p20_s", "graph_p80_s")
-        published, loop = (_read_published(row.get(name)) for name in ("published", "loop"))
-    return SelectorRow(
-        method=row.get("method").text(),
-        batch=row.get("batch").count(),
-        size=Size(
-            row.get("num_tokens").count(),
-            row.get("width").count(),
-            row.get("budget").count(),
-            row.get("dtype").text(),
-        ),
-        times=times,
-        graph=graph,
-        coverage=row.get("coverage").optional_signed(),
-        duplicates=duplicates.optional_count(),
-        exact=None if exact.value is None else exact.flag(),
-        published=published,
-        loop=loop,
-        gate_note=gate.get("note").string(),
-    )
-
-
-def _read_published(row: Field) -> Published | None:
-    if row.value is None:
-        return None
-    return Published(
-        read_times(row, "median_s", "p20_s", "p80_s"),
-        read_times(row, "ours_median_s", "ours_p20_s", "ours_p80_s"),
-    )
 
 
 def sizes_of(rows: Rows) -> list[Size]:
@@ -178,7 +135,7 @@ def losses(rows: Rows) -> list[str]:
 def refusals(rows: Rows) -> list[str]:
     """What the correctness gate refused, and why."""
     return [
-        f"{row.method}, B {row.batch} · {row.size}: {row.gate_note or 'no reason was recorded'}"
+        f"{row.method}, B {row.batch} · {row.size}: {row.gate.note or 'no reason was recorded'}"
         for row in rows
         if row.times is None
     ]
@@ -207,5 +164,5 @@ def readme(rows: Rows) -> list[str]:
         blocks.append("In the report: " + "; ".join(others) + ".")
     blocks.append(summary(rows))
     if said := [*losses(rows), *refusals(rows)]:
-        blocks.append("\n".join(f"* {sentence}" for sentence in said))
+        blocks.append(bullets(said))
     return blocks

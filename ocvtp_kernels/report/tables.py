@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report import end_to_end, selectors, settings
 from ocvtp_kernels.report.drawing import KNOWN_VARIANTS
-from ocvtp_kernels.report.fields import Times
+from ocvtp_kernels.report.fields import Times, Versus
 from ocvtp_kernels.report.results import (
     KINDS,
     OP_KINDS,
     PIPELINE,
     MicroRow,
     ResultFile,
+    Rows,
     Workload,
     graph_first,
     pipeline_file,
 )
-from ocvtp_kernels.report.text import duration, three_digits, times_text
+from ocvtp_kernels.report.text import bullets, duration, three_digits, times_text
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 README_LOSSES = 5
@@ -44,50 +45,31 @@ PUBLISHED_IN_DIM, PUBLISHED_SLOT_DIM = 1024, 512
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A baseline's time over ours on one workload: above 1, ours is faster."""
+class Comparison(Versus):
+    """A baseline beside ours on one workload."""
 
     op: str
     direction: str
     workload: Workload
     baseline: str
-    ours: Times
-    theirs: Times
     our_method: str | None
     method: str | None  # of the baseline
-
-    @property
-    def ratio(self) -> float:
-        """Of the medians."""
-        return self.theirs.median / self.ours.median
-
-    @property
-    def low(self) -> float:
-        """The ratio at its worst: their 20th percentile over our 80th."""
-        return self.theirs.p20 / self.ours.p80
-
-    @property
-    def high(self) -> float:
-        """The ratio at its best: their 80th percentile over our 20th."""
-        return self.theirs.p80 / self.ours.p20
 
     @property
     def is_loss(self) -> bool:
         """Whether the baseline's median is below ours."""
         return self.ratio < 1
 
-    @property
-    def is_within_spread(self) -> bool:
-        """Whether 1 lies inside the spread, so that another run may reverse it."""
-        return self.low <= 1 <= self.high
+
+Comparisons = Sequence[Comparison]
 
 
-def compare(rows: Sequence[MicroRow]) -> list[Comparison]:
+def compare(rows: Rows) -> list[Comparison]:
     """Every baseline with a time beside ours by the same method, in the rows' order."""
     return [c for c in pair(rows) if c.method == c.our_method]
 
 
-def pair(rows: Sequence[MicroRow]) -> list[Comparison]:
+def pair(rows: Rows) -> list[Comparison]:
     """`compare`, and baselines beside which ours has a time by another method only."""
     ours: dict[tuple[str, str, Workload], dict[str | None, Times]] = {}
     for row in rows:
@@ -98,8 +80,8 @@ def pair(rows: Sequence[MicroRow]) -> list[Comparison]:
         mine = ours.get(_case(row), {})
         if not row.is_ours and row.times is not None and mine:
             method = row.method if row.method in mine else next(iter(mine))
-            times = mine[method], row.times
-            pairs.append(Comparison(*_case(row), row.variant, *times, method, row.method))
+            about = *_case(row), row.variant, method, row.method
+            pairs.append(Comparison(row.times, mine[method], *about))
     return pairs
 
 
@@ -108,14 +90,14 @@ def losses(comparisons: Iterable[Comparison]) -> list[Comparison]:
     return sorted((c for c in comparisons if c.is_loss), key=lambda c: c.ratio)
 
 
-def without_ours(rows: Sequence[MicroRow]) -> list[tuple[str, str, Workload]]:
+def without_ours(rows: Rows) -> list[tuple[str, str, Workload]]:
     """Op, direction and workload wherever a baseline has a time and ours none by its method."""
     timed = [row for row in rows if row.times is not None]
     ours = {(_case(row), row.method) for row in timed if row.is_ours}
     return list(dict.fromkeys(_case(row) for row in timed if (_case(row), row.method) not in ours))
 
 
-def fewest_slots(rows: Sequence[MicroRow]) -> list[MicroRow]:
+def fewest_slots(rows: Rows) -> list[MicroRow]:
     """Of each op's rows at each N, those with the fewest slots measured there."""
     fewest: dict[tuple[object, ...], int] = {}
     for row in rows:
@@ -176,11 +158,7 @@ def width_text(workload: Workload) -> str:
     return " · ".join(f"{name} {size}" for name, size, usual in named if size not in (None, usual))
 
 
-def summary(
-    rows: Sequence[MicroRow],
-    comparisons: Sequence[Comparison],
-    used: Sequence[settings.SettingRow] = (),
-) -> str:
+def summary(rows: Rows, comparisons: Comparisons, used: settings.Rows = ()) -> str:
     """How often we lose, and how much was refused, in a sentence or two."""
     lost = len(all_losses(comparisons, used))
     count = len(comparisons) + sum(row.ours is not None for row in used)
@@ -197,7 +175,7 @@ def summary(
     )
 
 
-def all_losses(comparisons: Iterable[Comparison], used: Sequence[settings.SettingRow]) -> list[str]:
+def all_losses(comparisons: Iterable[Comparison], used: settings.Rows) -> list[str]:
     """Where a baseline is faster than ours, at any size and in any setting, worst first."""
     lost = [(c.ratio, loss_text(c)) for c in losses(comparisons)] + settings.losses(used)
     return [sentence for _, sentence in sorted(lost, key=lambda pair: pair[0])]
@@ -206,7 +184,7 @@ def all_losses(comparisons: Iterable[Comparison], used: Sequence[settings.Settin
 def provenance(file: ResultFile) -> str:
     """Driver, versions, commit and date of a result file."""
     driver = "no driver" if file.driver is None else f"driver {file.driver}"
-    versions = ", ".join(f"{name} {version}" for name, version in file.versions.items())
+    versions = ", ".join(f"{name} {v or 'not installed'}" for name, v in file.versions.items())
     head, dash, dirty = file.commit.partition("-")
     return f"{driver}; {versions}; commit {head[:12]}{dash}{dirty}; {file.date}"
 
@@ -237,7 +215,7 @@ def _footer(file: ResultFile) -> str:
     return f"<sub>{file.kind}: {provenance(file)}</sub>"
 
 
-def _readme_ops(files: Sequence[ResultFile], used: Sequence[settings.SettingRow]) -> list[str]:
+def _readme_ops(files: Sequence[ResultFile], used: settings.Rows) -> list[str]:
     main = pipeline_file(files)
     blocks = [] if main is None else _readme_pipeline(main, files)
     comparisons = [c for file in files for c in compare(file.micro)]
@@ -245,8 +223,7 @@ def _readme_ops(files: Sequence[ResultFile], used: Sequence[settings.SettingRow]
     blocks.append("Where we lose, over all ops, sizes and settings: " + said)
     if lost := all_losses(comparisons, used):
         title = f"The worst {README_LOSSES}" if len(lost) > README_LOSSES else "All of them"
-        listed = "\n".join(f"* {sentence}" for sentence in lost[:README_LOSSES])
-        blocks.append(f"{title}:\n\n{listed}")
+        blocks.append(f"{title}:\n\n{bullets(lost[:README_LOSSES])}")
     return blocks
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ocvtp_kernels.report.fields import Times
 
 
@@ -27,3 +29,8 @@ def times_text(times: Times) -> str:
     if low.endswith(unit) and high.endswith(unit):
         low, high = low.removesuffix(unit), high.removesuffix(unit)
     return f"{median} ({low} to {high})"
+
+
+def bullets(sentences: Iterable[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"* {sentence}" for sentence in sentences)

@@ -140,7 +140,7 @@ def test_the_committed_counts_are_the_budget() -> None:
     counts = read_counts(static_cost.BUDGET.with_name("counts.json"))
     for load, steps in static_cost.read_budget().items():
         found = counts[Size(load.batch, load.num_tokens, load.num_slots)]
-        assert {cost.stage: cost.bytes for cost in found} == {
+        assert {cost.kernel: cost.bytes for cost in found} == {
             name: step["bytes"] for name, step in steps.items() if name != "all"
         }
 

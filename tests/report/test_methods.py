@@ -10,7 +10,13 @@ import pytest
 
 from ocvtp_kernels.report.fields import ResultError
 from ocvtp_kernels.report.projections import projections_page
-from ocvtp_kernels.report.results import graph_first, pipeline_file, read_result, read_results
+from ocvtp_kernels.report.results import (
+    Ceilings,
+    graph_first,
+    pipeline_file,
+    read_result,
+    read_results,
+)
 from ocvtp_kernels.report.tables import compare, loss_text, losses, readme_tables, without_ours
 from tests.report.samples import compile_rows, content, gpu_rows, micro_row, write
 
@@ -44,7 +50,7 @@ def cells(text: str, workload: str) -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["prune", "compile", "micro"])
 def test_three_kinds_hold_rows_of_ops_and_ceilings(tmp_path: Path, kind: str) -> None:
     file = read_result(write(tmp_path, content(kind, gpu_rows())))
-    assert (file.copy_gb_s, file.matmul_tflops) == (100.0, {"float32": 5.0})
+    assert file.ceilings == Ceilings(100.0, {"float32": 5.0})
     assert len(file.measured()) == 11 and [row.method for row in file.refused()] == [None]
     assert {row.method for row in file.measured()} == {"graph", "events"}
 

@@ -27,22 +27,25 @@ def test_the_stages_cost_what_the_folded_algebra_costs(
     step = 2 * k * d * (d + 1) + 4 * k * n * d + 12 * k * d * d + 4 * k * d * h
     exact = 2 * n * (c * h + h * d) + 2 * step + 2 * k * d * (d + 1) + 2 * k * n * d
     again = 2 * 2 * k * n * d  # the second D chunk's logits, twice
-    stages = [stage(size) for stage in costs.STAGES]
+    stages = costs.stage_costs(size)
     assert sum(cost.flops for cost in stages) == exact + again
     monkeypatch.setattr(costs, "CHUNKS", 1)
-    assert sum(stage(size).flops for stage in costs.STAGES) == exact
+    assert sum(cost.flops for cost in costs.stage_costs(size)) == exact
     assert exact == pytest.approx(4.85e9, rel=2e-3)
 
 
 def test_more_slots_than_a_tile_take_one_more_pass() -> None:
-    for stage, more in ((costs.compete, 2), (costs.last_iteration, 1)):
-        inside, beyond = stage(costs.Size(8, 576, 128)), stage(costs.Size(8, 576, 129))
-        assert beyond.launches == inside.launches + more
+    inside, beyond = (
+        {cost.kernel: cost.launches for cost in costs.stage_costs(costs.Size(8, 576, num_slots))}
+        for num_slots in (128, 129)
+    )
+    for stage, more in (("compete", 2), ("last logits and selection", 1)):
+        assert beyond[stage] == inside[stage] + more
 
 
 def test_a_floor_is_never_below_either_ceiling() -> None:
     for size in SIZES:
-        stages = [stage(size) for stage in costs.STAGES]
+        stages = costs.stage_costs(size)
         for gpu in GPUS:
             time = projected_s(stages, gpu)
             assert time >= sum(cost.flops for cost in stages) / gpu.tflops / 1e12 * 0.999

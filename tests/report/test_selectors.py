@@ -67,7 +67,7 @@ def test_what_cannot_be_told_is_said(tmp_path: Path) -> None:
 
 def test_a_time_beside_a_closed_gate_stays_refused(tmp_path: Path) -> None:
     (row,) = read(tmp_path, [selector_row("trim", 1, 1.0, gate={"passed": False, "note": "no"})])
-    assert row.times is None and row.gate_note == "no"
+    assert row.times is None and row.gate.note == "no"
 
 
 def test_the_readme_has_the_least_budget_and_what_was_lost(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ocvtp_kernels.report import settings
-from ocvtp_kernels.report.fields import ResultError, Times
+from ocvtp_kernels.report.fields import Gate, ResultError, Times
 from ocvtp_kernels.report.page import page
 from ocvtp_kernels.report.results import ResultFile, read_results
 from ocvtp_kernels.report.tables import readme_tables
@@ -61,9 +61,8 @@ def test_a_malformed_row_is_named(tmp_path: Path) -> None:
 
 
 def test_a_loss_within_the_spread_says_so() -> None:
-    near = settings.SettingRow(
-        "near", "prune", 2, "s", Times(2.0, 1.0, 3.0, 9), Times(1.9, 1.8, 2.0, 9), "right"
-    )
+    ours, plain = Times(2.0, 1.0, 3.0, 9), Times(1.9, 1.8, 2.0, 9)
+    near = settings.SettingRow("near", "prune", 2, "s", ours, plain, Gate(True, "right"))
     ((ratio, sentence),) = settings.losses([near])
     assert ratio == pytest.approx(0.95)
     assert "within the spread" in sentence
