@@ -16,8 +16,8 @@ from ocvtp_kernels.selectors.interface import (
     require_available,
 )
 from ocvtp_kernels.selectors.oc_pruner import require_width
-from ocvtp_kernels.vlm.choice import PendingSelection
 from ocvtp_kernels.vlm.handle import Handle, Options, Replacement
+from ocvtp_kernels.vlm.pending_selection import PendingSelection
 from ocvtp_kernels.vlm.towers import Tower, as_output
 
 
