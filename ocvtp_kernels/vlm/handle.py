@@ -82,12 +82,12 @@ class Handle:
             return
         inner: list[Callable[[], float]] = []
         self._nested.append(inner)
-        stop = _start_clock(device)
+        start = _now(device)
         try:
             yield
         finally:
             self._nested.pop()
-        total = stop()
+        total = functools.partial(_seconds, start, _now(device))
         if self._nested:
             self._nested[-1].append(total)
         own = self._running_timings.setdefault(name, [])
@@ -161,27 +161,18 @@ def _with_self(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _start_clock(device: torch.device) -> Callable[[], Callable[[], float]]:
-    """Starts a clock; the result stops it and returns a function that reads the seconds."""
+def _now(device: torch.device) -> float | torch.cuda.Event:
+    """A moment of the host's clock; on CUDA an event on the current stream."""
     if device.type != "cuda":
-        start = time.perf_counter()
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
 
-        def stop() -> Callable[[], float]:
-            seconds = time.perf_counter() - start
-            return lambda: seconds
 
-        return stop
-    stream = torch.cuda.current_stream(device)
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record(stream)
-
-    def stop_on_device() -> Callable[[], float]:
-        last.record(stream)
-
-        def read() -> float:
-            last.synchronize()
-            return first.elapsed_time(last) / 1000
-
-        return read
-
-    return stop_on_device
+def _seconds(start: Any, stop: Any) -> float:
+    """The time between two moments of a device; on CUDA waits for the later one."""
+    if isinstance(start, float):
+        return float(stop - start)
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1000

@@ -20,7 +20,7 @@ from ocvtp_kernels.selectors.interface import (
 from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.handle import Handle, Method, Options, Replacement
 from ocvtp_kernels.vlm.pending_selection import PendingSelection
-from ocvtp_kernels.vlm.towers import Tower, as_output
+from ocvtp_kernels.vlm.towers import Tower, as_output, resolve_reference
 
 # Arguments of `get_image_features` that are not the tower's.
 _OWN = frozenset(
@@ -64,7 +64,7 @@ class LlavaPruning:
         require_width(selector, tower.width)
         require_available(selector, tower.available_fields - self.unavailable_fields)
         self.inner, self.selector, self.budget, self.options = inner, selector, budget, options
-        self.reference_layer = tower.resolve_reference(options.reference_layer)
+        self.reference_layer = resolve_reference(options.reference_layer, len(tower.layers))
         self.handle = Handle(options.timed)
 
     def attach(self, processor: Any) -> Handle:

@@ -14,23 +14,21 @@ from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.columns import cached_length, drop_placeholders, text_positions
 from ocvtp_kernels.vlm.handle import Handle, Method, Options
 from ocvtp_kernels.vlm.layer_call import read_cache
-from ocvtp_kernels.vlm.qwen_call import (
+from ocvtp_kernels.vlm.qwen_encoder import AVAILABLE_FIELDS, QwenEncoder
+from ocvtp_kernels.vlm.qwen_prompt import (
+    History,
+    count_kept,
+    new_images,
+    next_position,
     positions_of,
     read_filler,
     read_grids,
     read_history,
     read_mask,
-    shift_lengths,
-    take_images,
-)
-from ocvtp_kernels.vlm.qwen_encoder import AVAILABLE_FIELDS, QwenEncoder
-from ocvtp_kernels.vlm.qwen_positions import (
-    History,
-    count_kept,
-    new_images,
-    next_position,
     recall,
     remember,
+    shift_lengths,
+    take_images,
 )
 from ocvtp_kernels.vlm.towers import resolve_reference
 
@@ -211,9 +209,6 @@ def _count(is_image: Tensor, attended: Tensor, start: int) -> tuple[list[int], .
 
     Read at once, before the encoder runs, as each read waits for the device.
     """
-    if not start:
-        added, columns = torch.stack([is_image, attended]).sum(2).tolist()
-        return [0] * len(added), added, columns
     parts = (is_image[:, :start], is_image[:, start:], attended[:, start:])
     cached, added, columns = torch.stack([part.sum(1) for part in parts]).tolist()
     return cached, added, columns
