@@ -6,6 +6,8 @@ dtypes and devices only, never values, so they cost no host sync and hold under 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -78,3 +80,16 @@ def require_top_k(top_k: int, num_tokens: int) -> None:
     require_int("top_k", top_k)
     if top_k < 1 or top_k > num_tokens:
         raise ValueError(f"top_k: expected 1 to {num_tokens} (the tokens there are), got {top_k}")
+
+
+def require_at_least(name: str, number: int, minimum: int) -> None:
+    """Raises TypeError unless ``number`` is an int, and ValueError if it is below ``minimum``."""
+    require_int(name, number)
+    if number < minimum:
+        raise ValueError(f"{name}: expected at least {minimum}, got {number}")
+
+
+def require_one_of(name: str, value: object, options: Sequence[object]) -> None:
+    """Raises ValueError unless ``value`` is one of ``options``."""
+    if value not in options:
+        raise ValueError(f"{name}: expected one of {tuple(options)}, got {value!r}")

@@ -6,8 +6,9 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from ocvtp_kernels.checks import require_one_of
 from ocvtp_kernels.ops.prune.weights import ENCODE_NORMS
 
 TRUNCATIONS = (None, "bi-level")
@@ -65,19 +66,15 @@ class PrunerConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type == "int":
-                _require_count(field.name, value)
+                require_whole(field.name, value)
             elif field.type == "float":
                 _require_rate(field.name, value)
             elif field.type == "tuple[int, ...]":
                 object.__setattr__(self, field.name, _as_widths(field.name, value))
             elif field.type == "bool" and not isinstance(value, bool):
                 raise ValueError(f"{field.name}: expected true or false, got {value!r}")
-        if self.enc_ln not in ENCODE_NORMS:
-            raise ValueError(f"enc_ln: expected one of {ENCODE_NORMS}, got {self.enc_ln!r}")
-        if self.agg_trunc_bp not in TRUNCATIONS:
-            raise ValueError(
-                f"agg_trunc_bp: expected one of {TRUNCATIONS}, got {self.agg_trunc_bp!r}"
-            )
+        require_one_of("enc_ln", self.enc_ln, ENCODE_NORMS)
+        require_one_of("agg_trunc_bp", self.agg_trunc_bp, TRUNCATIONS)
         if not self.enc_dims[-1] == self.init_dim == self.agg_embed_dim:
             raise ValueError(
                 "enc_dims, init_dim, agg_embed_dim: expected one slot width, got "
@@ -117,12 +114,7 @@ class PrunerConfig:
             FileNotFoundError: there is no such file.
             ValueError: the file is not a JSON object, or `from_dict` refuses it.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: expected a JSON object, got bad JSON ({error})") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+        values = read_json_object(Path(path))
         try:
             return cls.from_dict(values)
         except ValueError as error:
@@ -133,18 +125,35 @@ class PrunerConfig:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The keys and values of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a JSON object, got bad JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
 
 
-def _require_count(name: str, value: object) -> None:
-    if not _is_int(value) or value < 1:  # type: ignore[operator]
-        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a setting is an int or a float; true and false are neither."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def require_whole(name: str, value: object, minimum: int = 1) -> None:
+    """Raises ValueError unless a setting is an int of at least ``minimum``."""
+    if not is_number(value) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name}: expected a whole number of at least {minimum}, got {value!r}")
 
 
 def _require_rate(name: str, value: object) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0.0 <= value < 1.0:  # type: ignore[operator]
+    if not is_number(value) or not 0.0 <= value < 1.0:
         raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
 
 
@@ -152,5 +161,5 @@ def _as_widths(name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"{name}: expected a list of whole numbers, got {value!r}")
     for width in value:
-        _require_count(name, width)
+        require_whole(name, width)
     return tuple(value)

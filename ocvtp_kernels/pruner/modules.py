@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,13 +80,11 @@ class SlotPrior(nn.Module):
             prior: another mean and logstd.
         """
         mean, logstd = (self.mean, self.logstd) if prior is None else prior
-        dim = mean.shape[-1]
         if self.noise_seed is None:
-            noise = mean.new_empty(batch, num_slots, dim).normal_()
-            return mean + noise * logstd.exp()
-        noise = seeded.noise(self._noise, self.noise_seed, num_slots)
-        slots = mean + noise.unsqueeze(0) * logstd.exp()
-        return slots.expand(batch, -1, -1)
+            noise = mean.new_empty(batch, num_slots, mean.shape[-1]).normal_()
+        else:
+            noise = seeded.noise(self._noise, self.noise_seed, num_slots).unsqueeze(0)
+        return (mean + noise * logstd.exp()).expand(batch, -1, -1)
 
     def scores(self, batch: int, num_tokens: int) -> Tensor:
         """A random score per token: [batch, num_tokens]; with a seed, equal for all images."""
@@ -155,20 +155,8 @@ class SlotAttention(nn.Module):
         With ``trunc_bp="bi-level"`` the last iteration's gradient skips the earlier ones and
         flows to the initial slots straight; values are unchanged.
         """
-        x = self.norm_in(tokens)
-        k, v = self.proj_k(x), self.proj_v(x)
-        weights = self.step_weights()
-        scale = k.shape[-1] ** -0.5
-        dropout = self.dropout if self.training else 0.0
-        slots = slots_init
-        for iteration in range(self.num_iter):
-            if iteration + 1 == self.num_iter and self.trunc_bp == "bi-level":
-                # The bracket is exactly zero, so the value is exactly the detached one.
-                slots = slots.detach() + (slots_init - slots_init.detach())
-            slots, logits = slot_attention_step(
-                slots, k, v, weights, scale, slot_mask=slot_mask, dropout=dropout
-            )
-        return slots, logits
+        step = slot_attention_step
+        return self._iterate(step, step, tokens, slots_init, slot_mask)
 
     def aggregate(
         self, tokens: Tensor, slots_init: Tensor, slot_mask: Tensor | None = None
@@ -177,40 +165,33 @@ class SlotAttention(nn.Module):
 
         Used in training. Dropout draws from torch's own generator.
         """
+        # ocvtp::slot_attention_step has neither the attention nor dropout.
+        last = functools.partial(iterate, need_attention=True)
+        return self._iterate(iterate, last, tokens, slots_init, slot_mask)
+
+    def _iterate(
+        self,
+        step: Callable[..., tuple[Tensor, Any]],
+        last_step: Callable[..., tuple[Tensor, Any]],
+        tokens: Tensor,
+        slots_init: Tensor,
+        slot_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         x = self.norm_in(tokens)
-        k, v = self.proj_k(x), self.proj_v(x)
-        weights, slots = self.step_weights(), slots_init
-        early = (k, v, weights)
+        k, v, weights = self.proj_k(x), self.proj_v(x), self.step_weights()
+        options: dict[str, Any] = {
+            "scale": k.shape[-1] ** -0.5,
+            "slot_mask": slot_mask,
+            "dropout": self.dropout if self.training else 0.0,
+        }
+        slots, early = slots_init, (k, v, weights)
         if self.trunc_bp == "bi-level":
             # No gradient reaches the early iterations, so nothing is stored for one.
             early = (k.detach(), v.detach(), StepWeights(*(weight.detach() for weight in weights)))
             slots = slots.detach()
         for _ in range(self.num_iter - 1):
-            slots, _ = self._iterate(slots, *early, slot_mask, need_attention=False)
+            slots, _ = step(slots, *early, **options)
         if self.trunc_bp == "bi-level":
             # The bracket is exactly zero, so the value is exactly the detached one.
             slots = slots + (slots_init - slots_init.detach())
-        slots, attention = self._iterate(slots, k, v, weights, slot_mask, need_attention=True)
-        assert attention is not None
-        return slots, attention
-
-    def _iterate(
-        self,
-        slots: Tensor,
-        k: Tensor,
-        v: Tensor,
-        weights: StepWeights,
-        slot_mask: Tensor | None,
-        need_attention: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        # ocvtp::slot_attention_step has neither the attention nor dropout.
-        return iterate(
-            slots,
-            k,
-            v,
-            weights,
-            k.shape[-1] ** -0.5,
-            slot_mask=slot_mask,
-            dropout=self.dropout if self.training else 0.0,
-            need_attention=need_attention,
-        )
+        return last_step(slots, k, v, weights, **options)

@@ -78,13 +78,10 @@ class OCPruner(Freezable):
         self.aggregat = SlotAttention(
             config.agg_num_iter, dim, config.agg_ffn_dim, config.agg_dropout, config.agg_trunc_bp
         )
-        self._zero_biases()
-        self.to(device=device, dtype=dtype)
-
-    def _zero_biases(self) -> None:
         for name, parameter in self.named_parameters():
             if name.endswith(("bias", "bias_ih", "bias_hh")):
                 nn.init.zeros_(parameter)
+        self.to(device=device, dtype=dtype)
 
     @classmethod
     def from_checkpoint(
@@ -154,10 +151,9 @@ class OCPruner(Freezable):
             slots ``[B, K, D]`` and the last iteration's attention ``[B, K, N]``, whose sum over
             slots is 1 for every token.
         """
-        self._check_reference_tokens(reference_tokens)
-        slots_init = self._initial_slots(
-            reference_tokens, slots_init, num_slots, self.config.init_num
-        )
+        check_reference_tokens(reference_tokens, self.config, self.initializ.mean)
+        default = self.config.init_num
+        slots_init = self._initial_slots(reference_tokens, slots_init, num_slots, default)
         slots, logits = self.aggregat(self.encode_project(reference_tokens), slots_init, slot_mask)
         return slots, logits.softmax(dim=1)
 
@@ -196,32 +192,21 @@ class OCPruner(Freezable):
         Raises:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
-        self._check_reference_tokens(reference_tokens)
+        check_reference_tokens(reference_tokens, self.config, self.initializ.mean)
         batch, num_tokens, _ = reference_tokens.shape
         check_final_tokens(final_tokens, "reference_tokens", reference_tokens)
         check_importance(importance, "reference_tokens", reference_tokens)
         budget = self.config.init_num if budget is None else budget
         checks.require_budget(budget, num_tokens)
         checks.require_top_k(top_k, num_tokens)
-        if padding not in PADDINGS:
-            raise ValueError(f"padding: expected one of {PADDINGS}, got {padding!r}")
-        slots_init = self._initial_slots(
-            reference_tokens, slots_init, num_slots, max(1, budget // top_k)
-        )
+        checks.require_one_of("padding", padding, PADDINGS)
+        default = max(1, budget // top_k)
+        slots_init = self._initial_slots(reference_tokens, slots_init, num_slots, default)
         if padding == "random":
             importance = self.initializ.scores(batch, num_tokens)
         if self._folded is not None:
-            return Pruned(
-                *torch.ops.ocvtp.prune(
-                    reference_tokens,
-                    final_tokens,
-                    self._folded,
-                    slots_init,
-                    importance,
-                    budget,
-                    top_k,
-                )
-            )
+            arguments = (reference_tokens, final_tokens, self._folded, slots_init, importance)
+            return Pruned(*torch.ops.ocvtp.prune(*arguments, budget, top_k))
         _, logits = self.aggregat(self.encode_project(reference_tokens), slots_init)
         ids = select_ids(log_attention(logits.detach()), importance, budget, top_k)
         return Pruned(gather_tokens(final_tokens, ids), ids)
@@ -245,11 +230,10 @@ class OCPruner(Freezable):
         Raises:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
-        self._check_reference_tokens(reference_tokens)
+        check_reference_tokens(reference_tokens, self.config, self.initializ.mean)
         checks.require_top_k(top_k, reference_tokens.shape[1])
-        slots_init = self._initial_slots(
-            reference_tokens, slots_init, num_slots, self.config.init_num
-        )
+        default = self.config.init_num
+        slots_init = self._initial_slots(reference_tokens, slots_init, num_slots, default)
         if self._folded is not None:
             return Picks(
                 *torch.ops.ocvtp.prune_picks(reference_tokens, self._folded, slots_init, top_k)
@@ -257,15 +241,6 @@ class OCPruner(Freezable):
         _, logits = self.aggregat(self.encode_project(reference_tokens), slots_init)
         scores = log_attention(logits.detach())
         return Picks(*slot_topk(scores, top_k), token_score=scores.amax(dim=1))
-
-    def _check_reference_tokens(self, tokens: Tensor) -> None:
-        checks.require_rank("reference_tokens", tokens, "B, N, C")
-        checks.require_floating("reference_tokens", tokens)
-        checks.require_nonempty("reference_tokens", tokens, 1, "token")
-        checks.require_size("reference_tokens", tokens, 2, self.config.enc_in_dim, "enc_in_dim")
-        _require_dtype_device(
-            "reference_tokens", tokens, "the pruner's parameters", self.initializ.mean
-        )
 
     def _initial_slots(
         self, tokens: Tensor, slots_init: Tensor | None, num_slots: int | None, default: int
@@ -275,18 +250,35 @@ class OCPruner(Freezable):
             if self._slots is not None and 1 <= count <= self._slots.shape[1]:
                 return self._slots[:, :count].expand(tokens.shape[0], -1, -1)
             return self.sample_slots(tokens.shape[0], count)
-        checks.require_rank("slots_init", slots_init, "B, K, D")
-        _require_dtype_device("slots_init", slots_init, "reference_tokens", tokens)
-        checks.require_size("slots_init", slots_init, 0, tokens.shape[0], "reference_tokens")
-        checks.require_size("slots_init", slots_init, 2, self.config.slot_dim, "init_dim")
-        checks.require_nonempty("slots_init", slots_init, 1, "slot")
-        if num_slots is not None:
-            checks.require_size("slots_init", slots_init, 1, num_slots, "num_slots")
+        check_slots("slots_init", slots_init, tokens.shape[0], num_slots, self.config)
+        require_dtype_device("slots_init", slots_init, "reference_tokens", tokens)
         return slots_init
 
 
-def _require_dtype_device(name: str, tensor: Tensor, owner: str, like: Tensor) -> None:
-    """Same device and, outside autocast, same dtype."""
+def check_reference_tokens(tokens: Tensor, config: PrunerConfig, parameter: Tensor) -> None:
+    """Raises ValueError or TypeError unless ``tokens`` fit a pruner with such parameters."""
+    checks.require_rank("reference_tokens", tokens, "B, N, C")
+    checks.require_floating("reference_tokens", tokens)
+    checks.require_nonempty("reference_tokens", tokens, 1, "token")
+    checks.require_size("reference_tokens", tokens, 2, config.enc_in_dim, "enc_in_dim")
+    require_dtype_device("reference_tokens", tokens, "the parameters", parameter)
+
+
+def check_slots(
+    name: str, slots: Tensor, batch: int, num_slots: int | None, config: PrunerConfig
+) -> None:
+    """Raises ValueError or TypeError unless ``slots`` are floats ``[batch, K, D]``."""
+    checks.require_rank(name, slots, "B, K, D")
+    checks.require_floating(name, slots)
+    checks.require_size(name, slots, 0, batch, "reference_tokens")
+    checks.require_size(name, slots, 2, config.slot_dim, "init_dim")
+    checks.require_nonempty(name, slots, 1, "slot")
+    if num_slots is not None:
+        checks.require_size(name, slots, 1, num_slots, "num_slots")
+
+
+def require_dtype_device(name: str, tensor: Tensor, owner: str, like: Tensor) -> None:
+    """Raises ValueError on another device and, outside autocast, TypeError on another dtype."""
     if torch.is_autocast_enabled(like.device.type):
         checks.require_same_device(name, tensor, owner, like)
     else:

@@ -160,13 +160,6 @@ def required(value: T | None) -> T:
     return value
 
 
-def require_at_least(name: str, value: int, minimum: int) -> None:
-    """Raises TypeError unless ``value`` is an int, and ValueError if it is below ``minimum``."""
-    checks.require_int(name, value)
-    if value < minimum:
-        raise ValueError(f"{name}: expected at least {minimum}, got {value}")
-
-
 def start_selector(selector: Selector, reference_tokens: Tensor, budget: int) -> FinishSelection:
     """Does what needs reference tokens alone, all of them valid; otherwise as `run_selector`.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.checks import require_at_least
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, require_at_least, required
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
 from ocvtp_kernels.selectors.ranking import cosine_with, top, widen
 from ocvtp_kernels.selectors.trim import merge_dropped
 

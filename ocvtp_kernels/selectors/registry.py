@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,34 +30,24 @@ from ocvtp_kernels.selectors.visionzip import VisionZip
 from ocvtp_kernels.selectors.vispruner import FasterVLM, VisPruner
 from ocvtp_kernels.selectors.vlm_pruner import VLMPruner
 
-
-class _Method(NamedTuple):
-    """How to make a selector."""
-
-    maker: Callable[..., Selector]
-    options: tuple[str, ...]
-    fixed: dict[str, Any]
-
-
-def _method(maker: Callable[..., Selector], **fixed: Any) -> _Method:
-    # Read at import, as a compiler cannot trace it.
-    options = inspect.signature(maker).parameters.keys() - fixed.keys()
-    return _Method(maker, tuple(sorted(options)), fixed)
-
-
-METHODS = {
-    "vlm-pruner": _method(VLMPruner),
-    "divprune": _method(DivPrune),
-    "visionzip": _method(VisionZip),
-    "hiprune": _method(HiPrune),
-    "vispruner": _method(VisPruner),
-    "fastervlm": _method(FasterVLM),
-    "cdpruner": _method(CDPruner),
-    "scope": _method(SCOPE),
-    "prumerge": _method(PruMerge),
-    "prumerge+": _method(PruMerge, spatial=True),
-    "trim": _method(TRIM),
-    "random": _method(RandomSelector),
+METHODS: dict[str, Callable[..., Selector]] = {
+    "vlm-pruner": VLMPruner,
+    "divprune": DivPrune,
+    "visionzip": VisionZip,
+    "hiprune": HiPrune,
+    "vispruner": VisPruner,
+    "fastervlm": FasterVLM,
+    "cdpruner": CDPruner,
+    "scope": SCOPE,
+    "prumerge": PruMerge,
+    "prumerge+": functools.partial(PruMerge, spatial=True),
+    "trim": TRIM,
+    "random": RandomSelector,
+}
+# Read at import, as a compiler cannot trace it.
+_OPTIONS = {
+    method: sorted(inspect.signature(make).parameters.keys() - getattr(make, "keywords", {}).keys())
+    for method, make in METHODS.items()
 }
 
 
@@ -73,12 +64,11 @@ def make_selector(method: str, **options: Any) -> Selector:
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    maker, known, fixed = METHODS[method]
-    unknown = sorted(options.keys() - set(known))
+    unknown = sorted(options.keys() - set(_OPTIONS[method]))
     if unknown:
-        available = ", ".join(known) or "none"
+        available = ", ".join(_OPTIONS[method]) or "none"
         raise TypeError(f"{unknown[0]}: {method} takes no such option; it has: {available}")
-    return maker(**fixed, **options)
+    return METHODS[method](**options)
 
 
 def select(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, require_at_least, required
+from ocvtp_kernels.checks import require_at_least
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
 from ocvtp_kernels.selectors.ranking import EPS, ranking, top
 from ocvtp_kernels.selectors.similarity import cosine
 

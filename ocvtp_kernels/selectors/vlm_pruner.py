@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.checks import require_at_least
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.selectors.interface import (
-    Selected,
-    SelectorInputs,
-    place_of,
-    require_at_least,
-    required,
-)
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, place_of, required
 from ocvtp_kernels.selectors.similarity import cosine
 
 EPS = 1e-8  # smallest norm of a cosine and sum of weights, of the published code
@@ -22,8 +17,8 @@ class VLMPruner:
     """VLM-Pruner, CVPR 2026, arXiv 2512.02700: pivots, centrifugal expansion, recovery.
 
     1. Pivots, in key space: the token of largest L1 norm, then farthest-point greedy.
-    2. Expansion (`ocvtp_kernels.ops.centrifugal_select.reference`) on the cosine of the ``channels`` channels of
-       largest variance.
+    2. Expansion (`ocvtp_kernels.ops.centrifugal_select.reference`) on the cosine of the
+       ``channels`` channels of largest variance.
     3. Recovery: each token left over goes to the kept token most similar to it, by its similarity
        as weight: ``kept <- own_share * kept + (1 - own_share) * mean``.
 
@@ -60,9 +55,10 @@ class VLMPruner:
         as_published: bool = False,
         layer: int = 2,
     ) -> None:
-        positive = {"pivots": pivots, "channels": channels, "chunk": chunk, "layer": layer}
-        for name, value in positive.items():
-            require_at_least(name, value, 1)
+        require_at_least("pivots", pivots, 1)
+        require_at_least("channels", channels, 1)
+        require_at_least("chunk", chunk, 1)
+        require_at_least("layer", layer, 1)
         self.pivots, self.channels, self.own_share = pivots, channels, own_share
         self.spread, self.threshold, self.step, self.chunk = spread, threshold, step, chunk
         self.place, self.layer, self.exact = place, layer, not as_published

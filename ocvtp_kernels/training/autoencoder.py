@@ -16,7 +16,12 @@ from ocvtp_kernels.pruner.checkpoint import (
     write_checkpoint,
 )
 from ocvtp_kernels.pruner.config import PrunerConfig
-from ocvtp_kernels.pruner.pruner import OCPruner
+from ocvtp_kernels.pruner.pruner import (
+    OCPruner,
+    check_reference_tokens,
+    check_slots,
+    require_dtype_device,
+)
 from ocvtp_kernels.training.decoder import RandomDecoder, draw_visible
 
 
@@ -132,9 +137,13 @@ class OCAutoencoder(nn.Module):
         Raises:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
-        self._check_reference(reference_tokens)
-        _check_generator(generator)
+        like = self.initializ.mean
+        check_reference_tokens(reference_tokens, self.config, like)
         batch, num_tokens, _ = reference_tokens.shape
+        checks.require_size(
+            "reference_tokens", reference_tokens, 1, self.decode.num_tokens, "pos_resolut"
+        )
+        _check_generator(generator)
         if visible is None and self.training:
             visible = draw_visible(batch, num_tokens, generator)
         if visible is not None:
@@ -144,8 +153,8 @@ class OCAutoencoder(nn.Module):
         elif noise is not None:
             raise ValueError("noise: expected None where slots_init is given")
         else:
-            self._check_slots("slots_init", slots_init, batch, num_slots)
-            self._check_dtype_device("slots_init", slots_init)
+            check_slots("slots_init", slots_init, batch, num_slots, self.config)
+            require_dtype_device("slots_init", slots_init, "the parameters", like)
         slots, attention = self.aggregat.aggregate(
             self.encode_project(reference_tokens), slots_init
         )
@@ -202,7 +211,7 @@ class OCAutoencoder(nn.Module):
                 return seeded
             noise = self._draw_noise(batch, count, generator)
         else:
-            self._check_slots("noise", noise, batch, num_slots)
+            check_slots("noise", noise, batch, num_slots, self.config)
         return mean + _to_device(noise, mean.device).to(mean.dtype) * self.initializ.logstd.exp()
 
     def _draw_noise(self, batch: int, num_slots: int, generator: torch.Generator | None) -> Tensor:
@@ -211,32 +220,8 @@ class OCAutoencoder(nn.Module):
 
     def _count(self, num_slots: int | None) -> int:
         count = self.config.init_num if num_slots is None else num_slots
-        checks.require_int("num_slots", count)
-        if count < 1:
-            raise ValueError(f"num_slots: expected at least 1, got {count}")
+        checks.require_at_least("num_slots", count, 1)
         return count
-
-    def _check_reference(self, tokens: Tensor) -> None:
-        checks.require_rank("reference_tokens", tokens, "B, N, C")
-        checks.require_floating("reference_tokens", tokens)
-        checks.require_size("reference_tokens", tokens, 1, self.decode.num_tokens, "pos_resolut")
-        checks.require_size("reference_tokens", tokens, 2, self.config.enc_in_dim, "enc_in_dim")
-        self._check_dtype_device("reference_tokens", tokens)
-
-    def _check_slots(self, name: str, slots: Tensor, batch: int, num_slots: int | None) -> None:
-        checks.require_rank(name, slots, "B, K, D")
-        checks.require_floating(name, slots)
-        checks.require_size(name, slots, 0, batch, "reference_tokens")
-        checks.require_size(name, slots, 2, self.config.slot_dim, "init_dim")
-        checks.require_nonempty(name, slots, 1, "slot")
-        if num_slots is not None:
-            checks.require_size(name, slots, 1, num_slots, "num_slots")
-
-    def _check_dtype_device(self, name: str, tensor: Tensor) -> None:
-        owner, like = "the autoencoder's parameters", self.initializ.mean
-        checks.require_same_device(name, tensor, owner, like)
-        if not torch.is_autocast_enabled(like.device.type):
-            checks.require_same_dtype_device(name, tensor, owner, like)
 
 
 def _check_generator(generator: torch.Generator | None) -> None:

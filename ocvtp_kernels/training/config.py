@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ocvtp_kernels.pruner.config import PrunerConfig
-from ocvtp_kernels.training.loss import CHANNEL_REDUCTIONS, NORM_MODES, AreaWeightedMSE
+from ocvtp_kernels.checks import require_one_of
+from ocvtp_kernels.pruner.config import PrunerConfig, is_number, read_json_object, require_whole
+from ocvtp_kernels.training.loss import AreaWeightedMSE
 
 PRECISIONS = ("no", "bf16")
 STARTS = ("random", "kmeans")
@@ -81,10 +81,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience", "checkpoint_every"):
-            _require_int(name, getattr(self, name), 1)
+            require_whole(name, getattr(self, name))
         if self.limit is not None:
-            _require_int("limit", self.limit, 2)
-        _require_int("seed", self.seed, 0)
+            require_whole("limit", self.limit, 2)
+        require_whole("seed", self.seed, 0)
         for name in ("start_lr", "end_lr", "warmup_epochs", "weight_decay", *SHARES.values()):
             _require_number(name, getattr(self, name), above=False)
         for name in ("lr", "grad_clip", "target_scale"):
@@ -92,16 +92,10 @@ class TrainConfig:
         if not isinstance(self.slots, (list, tuple)) or not self.slots:
             raise ValueError(f"slots: expected a list of whole numbers, got {self.slots!r}")
         for count in self.slots:
-            _require_int("slots", count, 1)
+            require_whole("slots", count)
         object.__setattr__(self, "slots", tuple(self.slots))
-        for name, value, options in (
-            ("start", self.start, STARTS),
-            ("mixed_precision", self.mixed_precision, PRECISIONS),
-            ("norm_mode", self.norm_mode, NORM_MODES),
-            ("reduce_channel", self.reduce_channel, CHANNEL_REDUCTIONS),
-        ):
-            if value not in options:
-                raise ValueError(f"{name}: expected one of {options}, got {value!r}")
+        require_one_of("start", self.start, STARTS)
+        require_one_of("mixed_precision", self.mixed_precision, PRECISIONS)
         self.loss()
 
     @classmethod
@@ -185,7 +179,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         FileNotFoundError: there is no such file.
         ValueError: the file is not of that form.
     """
-    values = _read_mapping(path)
+    values = _read_toml(path) if path.suffix == ".toml" else read_json_object(path)
     if "enc_in_dim" in values:
         return {}, values
     pruner = values.pop(PRUNER_KEY, None)
@@ -215,20 +209,8 @@ def pruner_config(keys: Mapping[str, Any] | None, num_tokens: int, width: int) -
     return config
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, Any]:
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".toml":
-        return _parse_toml(text, path)
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: expected a JSON object, got bad JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
-
-
-def _parse_toml(text: str, path: Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
 
@@ -239,13 +221,7 @@ def _parse_toml(text: str, path: Path) -> dict[str, Any]:
     raise ValueError(f"{path}: expected JSON, as TOML is read from Python 3.11 on")
 
 
-def _require_int(name: str, value: object, minimum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{name}: expected a whole number of at least {minimum}, got {value!r}")
-
-
 def _require_number(name: str, value: object, *, above: bool) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < 0 or (above and value == 0):  # type: ignore[arg-type,operator]
+    if not is_number(value) or not math.isfinite(value) or value < 0 or (above and value == 0):
         bound = "above 0" if above else "of at least 0"
         raise ValueError(f"{name}: expected a finite number {bound}, got {value!r}")

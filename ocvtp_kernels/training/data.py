@@ -6,13 +6,19 @@ Nothing here has a state, so a resumed run sees the same images and draws.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ocvtp_kernels.training.features import FeatureFolder
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def keyed_seed(*key: object) -> int:
@@ -92,12 +98,21 @@ def read_tokens(features: FeatureFolder, indices: Iterable[int]) -> Tensor:
 
 def prefetch(features: FeatureFolder, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
     """Tokens of batch after batch, the next one read in a thread meanwhile."""
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        pending = None
-        for indices in batches:
-            following = reader.submit(read_tokens, features, indices)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
+    return read_ahead(partial(read_tokens, features), batches, count=1, threads=1)
+
+
+def read_ahead(
+    read: Callable[[Item], Result], items: Iterable[Item], count: int, threads: int
+) -> Generator[Result, None, None]:
+    """``read`` of each item, in order, computed by threads up to ``count`` items ahead."""
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

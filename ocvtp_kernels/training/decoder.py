@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from ocvtp_kernels import checks
 from ocvtp_kernels.pruner.config import PrunerConfig
 
+# The keys that are the width of a token.
+TOKEN_WIDTHS = (
+    *("enc_in_dim", "proj1_in_dim", "proj1_out_dim", "proj1_norm_dim", "proj2_out_dim"),
+    *("proj2_norm_dim", "pos_embed_dim", "dec_dim", "transformer_d_model"),
+)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 # Half of the images show this many tokens, so that the slots must carry nearly everything.
 FEW_VISIBLE = 24
@@ -184,11 +189,7 @@ class RandomDecoder(nn.Module):
         if visible.dtype != torch.bool:
             raise TypeError(f"visible: expected dtype torch.bool, got {visible.dtype}")
         checks.require_same_device("visible", visible, "tokens", tokens)
-        if visible.shape != tokens.shape[:2]:
-            raise ValueError(
-                f"visible: expected shape {list(tokens.shape[:2])} to match tokens, "
-                f"got {list(visible.shape)}"
-            )
+        checks.require_shape("visible", visible, tokens.shape[:2])
 
 
 def draw_visible(batch: int, num_tokens: int, generator: torch.Generator | None = None) -> Tensor:
@@ -218,20 +219,9 @@ def draw_visible(batch: int, num_tokens: int, generator: torch.Generator | None 
 
 
 def _check_config(config: PrunerConfig) -> None:
-    widths = {
-        "enc_in_dim": config.enc_in_dim,
-        "proj1_in_dim": config.proj1_in_dim,
-        "proj1_out_dim": config.proj1_out_dim,
-        "proj1_norm_dim": config.proj1_norm_dim,
-        "proj2_out_dim": config.proj2_out_dim,
-        "proj2_norm_dim": config.proj2_norm_dim,
-        "pos_embed_dim": config.pos_embed_dim,
-        "dec_dim": config.dec_dim,
-        "transformer_d_model": config.transformer_d_model,
-    }
     # The last layer's rows are the reconstruction, so its width is the tokens'.
-    if len(set(widths.values())) != 1:
-        given = ", ".join(f"{name}={width}" for name, width in widths.items())
+    if len({getattr(config, name) for name in TOKEN_WIDTHS}) != 1:
+        given = ", ".join(f"{name}={getattr(config, name)}" for name in TOKEN_WIDTHS)
         raise ValueError(f"config: expected one token width in the decoder, got {given}")
     if config.proj2_in_dim != config.slot_dim:
         raise ValueError(
@@ -242,10 +232,7 @@ def _check_config(config: PrunerConfig) -> None:
             f"transformer_nhead: expected a divisor of transformer_d_model "
             f"{config.transformer_d_model}, got {config.transformer_nhead}"
         )
-    if config.transformer_activation not in ACTIVATIONS:
-        raise ValueError(
-            f"transformer_activation: expected one of {tuple(ACTIVATIONS)}, "
-            f"got {config.transformer_activation!r}"
-        )
+    activation = config.transformer_activation
+    checks.require_one_of("transformer_activation", activation, tuple(ACTIVATIONS))
     if not config.transformer_batch_first:
         raise ValueError("transformer_batch_first: expected true, as tokens are [B, N, C]")

@@ -218,7 +218,7 @@ def evaluate(
         raise ValueError("features: expected images to evaluate on, got none")
     device = judge.trained.autoencoder.initializ.mean.device
     batches = [images[at : at + batch_size] for at in range(0, len(images), batch_size)]
-    measured: dict[tuple[int, str], list[list[Measures]]] = {}
+    measured: dict[tuple[int, str], list[Tensor]] = {}  # [measures, seeds, images of a batch]
     for number, tokens in enumerate(prefetch(judge.features, batches)):
         tokens = tokens.to(device).float()
         for contender in contenders:
@@ -235,15 +235,9 @@ def evaluate(
                         first = number * batch_size
                         ids = random_ids(len(tokens), num_tokens, budget, seed, first).to(device)
                     else:
-                        ids = (
-                            grid_ids(judge.features.grid, budget).to(device).expand(len(tokens), -1)
-                        )
-                    row.append(measure(judge.trained, tokens, ids, seed))
-                measured.setdefault((budget, contender.name), []).append(row)
-    for (budget, name), rows_of in sorted(measured.items(), key=lambda item: item[0][0]):
-        by_seed = [
-            Measures(*(torch.cat(parts) for parts in zip(*seed, strict=True)))
-            for seed in zip(*rows_of, strict=True)
-        ]
-        measures = Measures(*(torch.stack(parts) for parts in zip(*by_seed, strict=True)))
-        yield Result(name, judge.name, budget, measures)
+                        ids = grid_ids(judge.features.grid, budget).expand(len(tokens), -1)
+                        ids = ids.to(device)
+                    row.append(torch.stack(measure(judge.trained, tokens, ids, seed)))
+                measured.setdefault((budget, contender.name), []).append(torch.stack(row, dim=1))
+    for (budget, name), parts in sorted(measured.items(), key=lambda item: item[0][0]):
+        yield Result(name, judge.name, budget, Measures(*torch.cat(parts, dim=-1)))

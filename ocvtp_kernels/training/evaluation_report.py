@@ -40,27 +40,15 @@ class Line(NamedTuple):
 
 def lines(results: Sequence[Result]) -> list[Line]:
     """The table's rows, measure by measure."""
-    return [
-        _line(result, name, values)
-        for name in Measures._fields
-        for result in results
-        for values in (getattr(result.measures, name),)
-    ]
+    return [_line(result, name) for name in Measures._fields for result in results]
 
 
-def _line(result: Result, name: str, values: Tensor) -> Line:
+def _line(result: Result, name: str) -> Line:
+    values: Tensor = getattr(result.measures, name)
+    over_images, over_seeds = (values.mean(dim).std(correction=0).item() for dim in (0, 1))
     seeds, images = values.shape
-    return Line(
-        result.judge,
-        name,
-        result.budget,
-        result.method,
-        values.mean().item(),
-        values.mean(dim=0).std(correction=0).item(),
-        values.mean(dim=1).std(correction=0).item(),
-        images,
-        seeds,
-    )
+    row = (result.judge, name, result.budget, result.method)
+    return Line(*row, values.mean().item(), over_images, over_seeds, images, seeds)
 
 
 def as_csv(table: Sequence[Line]) -> str:
@@ -124,16 +112,9 @@ def draw(table: Sequence[Line], path: Path) -> None:
             budgets = [line.budget for line in own]
             error = [line.over_images / line.images**0.5 for line in own]
             colour = COLOURS[number % len(COLOURS)]
+            style = STYLES[number // len(COLOURS) % len(STYLES)]
             means = [line.mean for line in own]
-            axes.plot(
-                budgets,
-                means,
-                STYLES[number // len(COLOURS) % len(STYLES)],
-                color=colour,
-                marker="o",
-                markersize=3,
-                label=method,
-            )
+            axes.plot(budgets, means, style, color=colour, marker="o", markersize=3, label=method)
             low = [m - e for m, e in zip(means, error, strict=True)]
             high = [m + e for m, e in zip(means, error, strict=True)]
             axes.fill_between(budgets, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -66,7 +66,7 @@ class _DescriptorReference:
         self.descriptor = encoder.descriptor.to(device)
         grid, self.width = self.descriptor.grid, self.descriptor.width
         self.num_tokens = math.prod(grid)
-        self.identity = _identify(encoder.name, None, None, None, grid, self.width)
+        self.identity = _identify(encoder.name, grid, self.width)
         self.computed_in = f"{device.type} float32"
 
     def prepare(self, photo: Image.Image) -> Tensor:
@@ -86,12 +86,13 @@ class _TowerReference:
         # The encoder converted the weights to float32, which is exact.
         own = getattr(self.tower.config, "dtype", None) or torch.float32
         weights = _hash_weights(self.tower, self.layer, own)
+        of_tower = {"model": encoder.name, "reference_layer": self.layer, "weights_sha256": weights}
         self.device, self.dtype = device, own if device.type == "cuda" else torch.float32
         self.tower.module.to(device=device, dtype=self.dtype)
         grid = self.tower.read_grid(self.prepare(Image.new("RGB", (64, 64))))
         self.num_tokens, self.width = math.prod(grid), encoder.width
         name = self.tower.config.model_type
-        self.identity = _identify(name, encoder.name, self.layer, weights, grid, self.width)
+        self.identity = _identify(name, grid, self.width, **of_tower)
         self.computed_in = f"{device.type} {str(self.dtype).removeprefix('torch.')}"
 
     def prepare(self, photo: Image.Image) -> Tensor:
@@ -104,24 +105,11 @@ class _TowerReference:
         return self.tower.encode(pixels, self.layer, self.layer + 1).reference_tokens
 
 
-def _identify(
-    name: str,
-    model: str | None,
-    layer: int | None,
-    weights: str | None,
-    grid: tuple[int, int],
-    width: int,
-) -> dict[str, Any]:
-    return {
-        "encoder": name,
-        "model": model,
-        "reference_layer": layer,
-        "weights_sha256": weights,
-        "num_tokens": math.prod(grid),
-        "width": width,
-        "grid": list(grid),
-        "dtype": DTYPE,
-    }
+def _identify(encoder: str, grid: tuple[int, int], width: int, **of_tower: Any) -> dict[str, Any]:
+    """Entries of the manifest; those of a tower are null where there is none."""
+    no_tower = {"model": None, "reference_layer": None, "weights_sha256": None}
+    sizes = {"num_tokens": math.prod(grid), "width": width, "grid": list(grid), "dtype": DTYPE}
+    return {"encoder": encoder, **no_tower, **of_tower, **sizes}
 
 
 def _hash_weights(tower: Tower, layer: int, dtype: torch.dtype) -> str:

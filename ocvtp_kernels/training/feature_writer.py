@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.training.data import read_ahead
 from ocvtp_kernels.training.feature_encoders import ReferenceEncoder
 from ocvtp_kernels.training.features import (
     FORMAT,
@@ -215,7 +214,8 @@ def write_features(
         batch.clear()
 
     read = partial(_prepare, folder, writer.encoder, open_photo)
-    with closing(_ahead(read, todo, 2 * batch_size)) as prepared:
+    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    with closing(read_ahead(read, todo, 2 * batch_size, threads)) as prepared:
         for item in prepared:
             if item.pixels is None:
                 finish(item, item.reason)
@@ -247,24 +247,6 @@ def _prepare(
     except Exception as error:
         reason = str(error).replace(str(folder / name), name) or type(error).__name__
         return _Prepared(name, reason=printable(reason))
-
-
-def _ahead(
-    read: Callable[[str], _Prepared], names: Sequence[str], count: int
-) -> Generator[_Prepared, None, None]:
-    """``read`` of each name, in order, computed by threads up to ``count`` names ahead."""
-    threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(threads)
-    waiting: deque[Future[_Prepared]] = deque()
-    try:
-        for name in names:
-            waiting.append(pool.submit(read, name))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _require_same(manifest: dict[str, Any], identity: dict[str, Any], output: Path) -> None:

@@ -118,7 +118,7 @@ class FeatureFolder:
             raise ValueError(f"val_share: expected more than 0 and less than 1, got {val_share}")
         held_out = [_uniform(path, seed) < val_share for path in self.paths]
         if len(held_out) > 1:
-            held_out[1] = held_out[1] if held_out[1] != held_out[0] else not held_out[0]
+            held_out[1] = not held_out[0]
         train = [index for index, held in enumerate(held_out) if not held]
         return train, [index for index, held in enumerate(held_out) if held]
 

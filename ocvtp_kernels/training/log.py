@@ -95,22 +95,12 @@ def draw_curve(rows: Sequence[Row], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(
-        [row.step for row in rows],
-        [row.loss for row in rows],
-        color=TRAINING,
-        linewidth=0.8,
-        label="training, a step",
-    )
+    steps, losses = [row.step for row in rows], [row.loss for row in rows]
+    axes.plot(steps, losses, color=TRAINING, linewidth=0.8, label="training, a step")
     ends = [(row.step, row.val_loss) for row in rows if row.val_loss is not None]
-    axes.plot(
-        [step for step, _ in ends],
-        [val_loss for _, val_loss in ends],
-        color=VALIDATION,
-        marker="o",
-        markersize=3,
-        label="validation, an epoch",
-    )
+    steps, val_losses = [step for step, _ in ends], [loss for _, loss in ends]
+    label = "validation, an epoch"
+    axes.plot(steps, val_losses, color=VALIDATION, marker="o", markersize=3, label=label)
     axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ocvtp_kernels.pruner.config import PrunerConfig
 from ocvtp_kernels.training import checkpoints
-from ocvtp_kernels.training.autoencoder import OCAutoencoder
+from ocvtp_kernels.training.autoencoder import Draws, OCAutoencoder, Reconstructed
 from ocvtp_kernels.training.config import SHARES, TrainConfig
 from ocvtp_kernels.training.data import Split, keyed_generator, keyed_seed, prefetch
 from ocvtp_kernels.training.features import FeatureFolder
@@ -163,6 +163,14 @@ class Trainer:
         """This process' rows of a batch."""
         return images[self.rank :: self.world]
 
+    def _local_draws(self, draws: Draws) -> dict[str, Tensor]:
+        return {name: self._local(draw) for name, draw in draws._asdict().items()}
+
+    def _losses(self, out: Reconstructed, tokens: Tensor) -> Tensor:
+        """The loss of each image, in float32."""
+        target = self.config.target_scale * tokens
+        return cast(Tensor, self.loss(out.reconstruction.float(), target, out.attention.float()))
+
     def _train_epoch(self, bar: tqdm) -> None:
         end = (self.step // self.split.steps + 1) * self.split.steps
         self.trained.train()
@@ -188,11 +196,8 @@ class Trainer:
         devices = [tokens.device] if tokens.is_cuda else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(keyed_seed(seed, "dropout", step, self.rank))
-            noise, visible = self._local(draws.noise), self._local(draws.visible)
-            out = self.trained(tokens, noise=noise, visible=visible)
-            target = config.target_scale * tokens
-            loss = self.loss(out.reconstruction, target, out.attention).sum()
-            loss = loss / self.split.batch_size
+            out = self.trained(tokens, **self._local_draws(draws))
+            loss = self._losses(out, tokens).sum() / self.split.batch_size
             # Gradients are averaged over processes, whose shares of the batch may differ.
             self.accelerator.backward(loss * self.world)
         self.accelerator.clip_grad_norm_(self.trained.parameters(), config.grad_clip)
@@ -215,12 +220,9 @@ class Trainer:
             for num_slots in self.config.slots:
                 generator = keyed_generator(self.config.seed, "validation", index, num_slots)
                 draws = self.model.draw(len(owned[index]), num_slots, generator)
-                noise, visible = self._local(draws.noise), self._local(draws.visible)
                 with self.accelerator.autocast():
-                    out = self.model(tokens, noise=noise, visible=visible)
-                target = self.config.target_scale * tokens
-                losses = self.loss(out.reconstruction.float(), target, out.attention.float())
-                total[index] += losses.double().sum()
+                    out = self.model(tokens, **self._local_draws(draws))
+                total[index] += self._losses(out, tokens).double().sum()
         summed: Tensor = self.accelerator.reduce(total, "sum")
         return summed.sum().item() / (len(images) * len(self.config.slots))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.dtypes import acc_dtype
+from ocvtp_kernels.pruner.config import is_number
 
 NORM_MODES = ("mean1", "sum1", "none")
 CHANNEL_REDUCTIONS = ("mean", "sum")
@@ -52,13 +53,13 @@ class AreaWeightedMSE(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        if not _is_number(power_p) or not 0 <= power_p < math.inf:
+        if not is_number(power_p) or not 0 <= power_p < math.inf:
             raise ValueError(f"power_p: expected a finite number of at least 0, got {power_p!r}")
-        if not _is_number(cap_w) or not cap_w > 0:
+        if not is_number(cap_w) or not cap_w > 0:
             raise ValueError(f"cap_w: expected a number above 0, got {cap_w!r}")
-        _require_one_of("norm_mode", norm_mode, NORM_MODES)
-        _require_one_of("reduce_channel", reduce_channel, CHANNEL_REDUCTIONS)
-        _require_one_of("reduction", reduction, REDUCTIONS)
+        checks.require_one_of("norm_mode", norm_mode, NORM_MODES)
+        checks.require_one_of("reduce_channel", reduce_channel, CHANNEL_REDUCTIONS)
+        checks.require_one_of("reduction", reduction, REDUCTIONS)
         self.power_p = power_p
         self.cap_w = cap_w
         self.norm_mode = norm_mode
@@ -118,22 +119,9 @@ def _check(reconstruction: Tensor, target: Tensor, attention: Tensor) -> None:
         checks.require_floating(name, tensor)
         checks.require_same_device(name, tensor, "reconstruction", reconstruction)
     # Broadcasting would hide a target of another shape.
-    if target.shape != reconstruction.shape:
-        raise ValueError(
-            f"target: expected shape {list(reconstruction.shape)} to match reconstruction, "
-            f"got {list(target.shape)}"
-        )
+    checks.require_shape("target", target, reconstruction.shape)
     checks.require_nonempty("reconstruction", reconstruction, 1, "token")
     checks.require_nonempty("reconstruction", reconstruction, 2, "channel")
     checks.require_nonempty("attention", attention, 1, "slot")
     checks.require_size("attention", attention, 0, reconstruction.shape[0], "reconstruction")
     checks.require_size("attention", attention, 2, reconstruction.shape[1], "reconstruction")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _require_one_of(name: str, value: object, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise ValueError(f"{name}: expected one of {options}, got {value!r}")

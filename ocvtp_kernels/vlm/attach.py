@@ -5,13 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Any, cast
 
+from ocvtp_kernels.checks import require_at_least, require_one_of
 from ocvtp_kernels.pruner.pruner import OCPruner
-from ocvtp_kernels.selectors.interface import (
-    Selector,
-    SelectorAttributes,
-    place_of,
-    require_at_least,
-)
+from ocvtp_kernels.selectors.interface import Selector, SelectorAttributes, place_of
 from ocvtp_kernels.selectors.oc_pruner import as_selector
 from ocvtp_kernels.vlm.handle import NEWLINES, Handle, Options
 
@@ -66,8 +62,7 @@ def attach(
         TypeError: the pruner is neither a pruner nor a selector, or budget is no whole number.
     """
     require_at_least("budget", budget, 1)
-    if newlines not in NEWLINES:
-        raise ValueError(f"newlines: expected one of {NEWLINES}, got {newlines!r}")
+    require_one_of("newlines", newlines, NEWLINES)
     selector = as_selector(pruner)
     if not getattr(selector, "exact", SelectorAttributes.exact):
         raise ValueError(

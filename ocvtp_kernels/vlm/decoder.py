@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,13 +27,13 @@ from ocvtp_kernels.vlm.decoder_images import (
     hand_over,
     read_llava_grids,
     read_qwen_grids,
-    recording_grids,
-    reusing_encoded_videos,
+    record_grids,
+    reuse_encoded_videos,
     takes_outputs,
 )
 from ocvtp_kernels.vlm.decoder_masks import read_attended, takes_flat_masks
-from ocvtp_kernels.vlm.handle import Handle, Options, Replacement
-from ocvtp_kernels.vlm.layer_call import CALL, cache_name, read_cache, require_known_layer
+from ocvtp_kernels.vlm.handle import Handle, Method, Options, Replacement
+from ocvtp_kernels.vlm.layer_call import CALL, read_cache, require_known_layer
 
 IGNORED_LABEL = -100
 _REPORT = "ocvtp_report"  # an argument that transformers passes on, as CALL
@@ -88,101 +87,71 @@ def attach_decoder(
     for module in layers:
         require_known_layer(module)
     handle = Handle(options.timed)
-    is_qwen = inner.config.model_type.startswith("qwen")
+    is_qwen, by_name = inner.config.model_type.startswith("qwen"), takes_outputs(inner.forward)
 
-    def settings(inner: Any) -> Settings:
+    def forward(original: Method, inner: Any, given: dict[str, Any]) -> Any:
+        report = given.pop(_REPORT, None)
         # Read for each call, since a model's attention can be changed.
         flash = takes_flat_masks(inner.language_model)
-        return Settings(selector, budget, layer, depth, flash, not is_qwen, handle)
+        settings = Settings(selector, budget, layer, depth, flash, not is_qwen, handle)
+        call = _begin(inner, given, settings, by_name)
+        if call is None:
+            return original(**given)
+        if report is not None:
+            report.append(call)
+        return original(**given, **{CALL: call})
 
-    grids = read_qwen_grids if is_qwen else read_llava_grids
+    read_grids = read_qwen_grids if is_qwen else read_llava_grids
+    recorded = functools.partial(record_grids, read_grids, handle)
     replacements: list[Replacement] = [
-        (inner, "get_image_features", lambda original: recording_grids(original, grids, handle)),
-        (inner, "forward", lambda original: _pruned_forward(original, settings)),
-        (layers[layer - 1].self_attn, "forward", _tapped_attention),
+        (inner, "get_image_features", recorded),
+        (inner, "forward", forward),
+        (layers[layer - 1].self_attn, "forward", _attend),
     ]
-    if is_qwen and not takes_outputs(inner.forward):
-        replacements.append((inner, "get_video_features", reusing_encoded_videos))
+    if is_qwen and not by_name:
+        replacements.append((inner, "get_video_features", reuse_encoded_videos))
     if model is not inner:
-        replacements.append((model, "forward", _labelled_forward))
+        replacements.append((model, "forward", _forward_with_labels))
     for index, module in enumerate(layers):
-        wrap = functools.partial(_pruned_layer, index=index, tapped=index == layer - 1)
-        replacements.append((module, "forward", wrap))
+        run_layer = functools.partial(_run_layer, index, index == layer - 1)
+        replacements.append((module, "forward", run_layer))
     handle.replace_methods(*replacements)
     return handle
 
 
-def _pruned_forward(
-    original: Callable[..., Any], settings: Callable[[Any], Settings]
-) -> Callable[..., Any]:
-    names = list(inspect.signature(original).parameters)[1:]
-    by_name = takes_outputs(original)
-
-    def forward(inner: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs |= dict(zip(names, args, strict=False))
-        report = kwargs.pop(_REPORT, None)
-        call = _begin(inner, kwargs, settings(inner), by_name)
-        if call is None:
-            return original(inner, **kwargs)
-        if report is not None:
-            report.append(call)
-        return original(inner, **kwargs, **{CALL: call})
-
-    return forward
+def _run_layer(
+    index: int, tapped: bool, original: Method, _layer: Any, given: dict[str, Any]
+) -> Tensor:
+    call = given.pop(CALL, None)
+    if call is None:
+        return cast(Tensor, original(**given))
+    if tapped and isinstance(call, Prefill):
+        # For the attention, since a layer that checkpoints gradients drops its cache.
+        given[CALL] = call
+    return cast(Tensor, call.run(original, index, given.pop("hidden_states"), given))
 
 
-def _pruned_layer(
-    original: Callable[..., Tensor], index: int, tapped: bool
-) -> Callable[..., Tensor]:
-    names = list(inspect.signature(original).parameters)[2:]
-
-    def forward(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        call = kwargs.pop(CALL, None)
-        if call is None:
-            return original(layer, hidden_states, *args, **kwargs)
-        if tapped and isinstance(call, Prefill):
-            # For the attention, since a layer that checkpoints gradients drops its cache.
-            kwargs[CALL] = call
-        kwargs |= dict(zip(names, args, strict=False))
-        run: Tensor = call.run(functools.partial(original, layer), index, hidden_states, kwargs)
-        return run
-
-    return forward
+def _attend(original: Method, _attention: Any, given: dict[str, Any]) -> Any:
+    call = given.pop(CALL, None)
+    return original(**given) if call is None else call.attend(original, given)
 
 
-def _tapped_attention(original: Callable[..., Any]) -> Callable[..., Any]:
-    name = cache_name(original)
-
-    def forward(attention: Any, *args: Any, **kwargs: Any) -> Any:
-        call = kwargs.pop(CALL, None)
-        if call is None:
-            return original(attention, *args, **kwargs)
-        return call.attend(functools.partial(original, attention, *args), name, kwargs)
-
-    return forward
-
-
-def _labelled_forward(original: Callable[..., Any]) -> Callable[..., Any]:
-    names = list(inspect.signature(original).parameters)[1:]
-
-    def forward(model: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs |= dict(zip(names, args, strict=False))
-        labels = kwargs.pop("labels", None)
-        if labels is None:
-            return original(model, **kwargs)
-        others = {name: value for name, value in kwargs.items() if name not in names}
-        as_dict = kwargs.pop("return_dict", None)
-        report: list[Any] = []
-        output = original(model, **kwargs, return_dict=True, **{_REPORT: report})
-        for call in report:
-            if isinstance(call, Prefill):
-                labels = labels.masked_fill(~call.predicted.to(labels.device), IGNORED_LABEL)
-        size = model.config.get_text_config().vocab_size
-        loss = model.loss_function(logits=output.logits, labels=labels, vocab_size=size, **others)
-        output = type(output)(**{"loss": loss, **output})
-        return output.to_tuple() if as_dict is False else output
-
-    return forward
+def _forward_with_labels(original: Method, model: Any, given: dict[str, Any]) -> Any:
+    labels = given.pop("labels", None)
+    if labels is None:
+        return original(**given)
+    names = inspect.signature(original).parameters
+    others = {name: value for name, value in given.items() if name not in names}
+    as_dict = given.pop("return_dict", None)
+    report: list[Any] = []
+    output = original(**given, return_dict=True, **{_REPORT: report})
+    for call in report:
+        if isinstance(call, Prefill):
+            labels = labels.masked_fill(~call.predicted.to(labels.device), IGNORED_LABEL)
+    size = model.config.get_text_config().vocab_size
+    loss = model.loss_function(logits=output.logits, labels=labels, vocab_size=size, **others)
+    output = type(output)(**{"loss": loss, **output})
+    return output.to_tuple() if as_dict is False else output
 
 
 def _begin(

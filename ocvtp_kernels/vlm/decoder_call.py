@@ -15,7 +15,7 @@ from ocvtp_kernels.vlm.columns import drop_placeholders, text_positions
 from ocvtp_kernels.vlm.decoder_cache import Columns, Layer, remember
 from ocvtp_kernels.vlm.decoder_masks import cut_mask, take_positions
 from ocvtp_kernels.vlm.handle import Handle
-from ocvtp_kernels.vlm.layer_call import read_cache, with_cache
+from ocvtp_kernels.vlm.layer_call import cache_name, read_cache, with_cache
 
 # The fields of `SelectorInputs` that are available in the decoder.
 AVAILABLE_FIELDS = frozenset({"reference_tokens", "final_tokens", "keys", "num_heads", "grid"})
@@ -89,16 +89,15 @@ class Prefill:
             return gather_tokens(output, self._output_index)
         return output
 
-    def attend(self, attention: Callable[..., Any], name: str, given: dict[str, Any]) -> Any:
+    def attend(self, attention: Callable[..., Any], given: dict[str, Any]) -> Any:
         """The output of the attention of the layer before ``layer``; stores its keys.
 
         Args:
             attention: its own forward.
-            name: what it calls the cache.
             given: the arguments of the call.
         """
         tap = _KeyTap(read_cache(given))
-        output = attention(**with_cache(given, name, tap))
+        output = attention(**with_cache(given, cache_name(attention), tap))
         assert tap.keys is not None
         self._keys = tap.keys.detach()
         return output

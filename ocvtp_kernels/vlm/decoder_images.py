@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ocvtp_kernels.vlm.handle import Handle
+from ocvtp_kernels.vlm.handle import Handle, Method
 from ocvtp_kernels.vlm.layer_call import CALL
 from ocvtp_kernels.vlm.towers import Tower
 
@@ -21,38 +21,30 @@ PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 _GRID, _ENCODED = "_ocvtp_grid", "_ocvtp_encoded"  # attributes of features and of pixels
 
 
-def recording_grids(
-    original: Callable[..., Any], read_grids: Callable[..., list[tuple[int, int]]], handle: Handle
-) -> Callable[..., Any]:
-    """`get_image_features` that times the encoder and stores every image's grid on its features."""
-    names = list(inspect.signature(original).parameters)[1:]
-
-    def get_image_features(inner: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs |= dict(zip(names, args, strict=False))
-        if (encoded := _take_encoded(kwargs, "image")) is not None:
-            return encoded
-        with handle.stage("encoder", kwargs["pixel_values"].device):
-            output = original(inner, **kwargs)
-        features = getattr(output, "pooler_output", None)
-        if features is not None:
-            # As an attribute, since generate passes the features on, beams included.
-            for feature, grid in zip(features, read_grids(inner, kwargs), strict=False):
-                setattr(feature, _GRID, grid)
-        return output
-
-    return get_image_features
+def record_grids(
+    read_grids: Callable[..., list[tuple[int, int]]],
+    handle: Handle,
+    original: Method,
+    inner: Any,
+    given: dict[str, Any],
+) -> Any:
+    """`get_image_features`, timed, with every image's grid stored on its features."""
+    if (encoded := _take_encoded(given, "image")) is not None:
+        return encoded
+    with handle.stage("encoder", given["pixel_values"].device):
+        output = original(**given)
+    features = getattr(output, "pooler_output", None)
+    if features is not None:
+        # As an attribute, since generate passes the features on, beams included.
+        for feature, grid in zip(features, read_grids(inner, given), strict=False):
+            setattr(feature, _GRID, grid)
+    return output
 
 
-def reusing_encoded_videos(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`get_video_features` that returns what `hand_over` stored on the pixels."""
-    names = list(inspect.signature(original).parameters)[1:]
-
-    def get_video_features(inner: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs |= dict(zip(names, args, strict=False))
-        encoded = _take_encoded(kwargs, "video")
-        return original(inner, **kwargs) if encoded is None else encoded
-
-    return get_video_features
+def reuse_encoded_videos(original: Method, _inner: Any, given: dict[str, Any]) -> Any:
+    """`get_video_features`, or what `hand_over` stored on the pixels."""
+    encoded = _take_encoded(given, "video")
+    return original(**given) if encoded is None else encoded
 
 
 def takes_outputs(forward: Callable[..., Any]) -> bool:
@@ -102,7 +94,7 @@ def encode(inner: Any, given: dict[str, Any], modality: str) -> Any:
 
 
 def grid_of(feature: Tensor) -> tuple[int, int]:
-    """Rows and columns of an image, which `recording_grids` stored on it.
+    """Rows and columns of an image, which `record_grids` stored on it.
 
     Raises:
         ValueError: there are none, or they do not fit the number of tokens.

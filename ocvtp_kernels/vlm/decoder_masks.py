@@ -22,7 +22,7 @@ def read_attended(mask: Any, input_ids: Tensor) -> Tensor:
         mask: as a call is given it: None, ``[B, L]``, ``[B, 1, L, keys]``, or by layer type.
         input_ids: int64 ``[B, L]``.
     """
-    mask = _of_full_layers(mask)
+    mask = mask.get("full_attention") if isinstance(mask, dict) else mask
     if mask is None:
         return torch.ones_like(input_ids, dtype=torch.bool)
     require_tensor(mask)
@@ -119,10 +119,6 @@ def require_tensor(mask: Any) -> None:
             f"attention_mask: pruning in the decoder works with sdpa, eager and flash attention, "
             f"whose masks are tensors; got {type(mask).__name__}"
         )
-
-
-def _of_full_layers(mask: Any) -> Any:
-    return mask.get("full_attention") if isinstance(mask, dict) else mask
 
 
 def _close(mask: Tensor, valid: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import MethodType, TracebackType
+from contextlib import ExitStack, contextmanager
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,9 @@ NEWLINES = ("drop", "all")
 _OURS = "_ocvtp_attached"
 
 Method = Callable[..., Any]
-Replacement = tuple[Any, str, Callable[[Method], Method]]
+# An object, the name of its method, and what runs instead: it is called with the method as it was,
+# the object, and the arguments of the call by name.
+Replacement = tuple[Any, str, Callable[[Method, Any, dict[str, Any]], Any]]
 
 
 class Options(NamedTuple):
@@ -50,7 +52,7 @@ class Handle:
 
     def __init__(self, timed: bool = False) -> None:
         self.timed = timed
-        self._undo: list[Callable[[], None]] = []
+        self._undo = ExitStack()
         self._ids: Tensor | list[Tensor] | None = None
         self._timings: dict[str, list[Callable[[], float]]] = {}
         self._running_timings: dict[str, list[Callable[[], float]]] = {}
@@ -80,12 +82,12 @@ class Handle:
             return
         inner: list[Callable[[], float]] = []
         self._nested.append(inner)
-        stop = _start_clock(device)
+        start = _now(device)
         try:
             yield
         finally:
             self._nested.pop()
-        total = stop()
+        total = functools.partial(_seconds, start, _now(device))
         if self._nested:
             self._nested[-1].append(total)
         own = self._running_timings.setdefault(name, [])
@@ -94,13 +96,8 @@ class Handle:
     def replace_methods(self, *replacements: Replacement) -> None:
         """Replaces methods of single objects, all or none of them, until `remove`.
 
-        Each is a triple:
-
-        * a model or a processor, whose class and other instances stay unchanged;
-        * the name of its method;
-        * the function that makes the new method from the old one. Both take the object first, so
-          that a deep copy's method is bound to the copy. The signature stays the old one's, as
-          transformers chooses arguments by it.
+        The objects' classes and other instances stay unchanged, and a deep copy's method is bound
+        to the copy. The signature stays the old one's, as transformers chooses arguments by it.
 
         Raises:
             ValueError: a method is not there, or was already replaced by a handle.
@@ -116,38 +113,39 @@ class Handle:
                     f"{type(owner).__name__}: a selector is attached already; remove() its handle "
                     "first"
                 )
-        for owner, name, wrap in replacements:
-            method = getattr(owner, name)
+        for owner, name, run in replacements:
+            method, own = getattr(owner, name), vars(owner)
             function = method.__func__ if isinstance(method, MethodType) else _with_self(method)
-            replacement = functools.wraps(function)(wrap(function))
-            # Made once, as generate reads it several times a call.
-            vars(replacement)["__signature__"] = inspect.signature(function)
-            setattr(replacement, _OURS, True)
-            self._replace_attribute(owner, name, MethodType(replacement, owner))
-
-    def _replace_attribute(self, owner: Any, name: str, value: Any) -> None:
-        own = vars(owner)
-        if name in own:
-            self._undo.append(functools.partial(setattr, owner, name, own[name]))
-        else:
-            self._undo.append(functools.partial(delattr, owner, name))
-        setattr(owner, name, value)
+            if name in own:
+                self._undo.callback(setattr, owner, name, own[name])
+            else:
+                self._undo.callback(delattr, owner, name)
+            setattr(owner, name, MethodType(_replacement(function, run), owner))
 
     def remove(self) -> None:
         """Restores the model and the processor exactly; a second call does nothing."""
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
 
     def __enter__(self) -> Handle:
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.remove()
+
+
+def _replacement(function: Method, run: Callable[[Method, Any, dict[str, Any]], Any]) -> Method:
+    """The function, both taking the object first, that calls ``run`` in place of ``function``."""
+    signature = inspect.signature(function)
+    names = list(signature.parameters)[1:]
+
+    @functools.wraps(function)
+    def method(owner: Any, *args: Any, **kwargs: Any) -> Any:
+        given = kwargs | dict(zip(names, args, strict=False))
+        return run(functools.partial(function, owner), owner, given)
+
+    # Made once, as generate reads it several times a call.
+    vars(method).update({"__signature__": signature, _OURS: True})
+    return method
 
 
 def _with_self(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -163,27 +161,18 @@ def _with_self(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _start_clock(device: torch.device) -> Callable[[], Callable[[], float]]:
-    """Starts a clock; the result stops it and returns a function that reads the seconds."""
+def _now(device: torch.device) -> float | torch.cuda.Event:
+    """A moment of the host's clock; on CUDA an event on the current stream."""
     if device.type != "cuda":
-        start = time.perf_counter()
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
 
-        def stop() -> Callable[[], float]:
-            seconds = time.perf_counter() - start
-            return lambda: seconds
 
-        return stop
-    stream = torch.cuda.current_stream(device)
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record(stream)
-
-    def stop_on_device() -> Callable[[], float]:
-        last.record(stream)
-
-        def read() -> float:
-            last.synchronize()
-            return first.elapsed_time(last) / 1000
-
-        return read
-
-    return stop_on_device
+def _seconds(start: Any, stop: Any) -> float:
+    """The time between two moments of a device; on CUDA waits for the later one."""
+    if isinstance(start, float):
+        return float(stop - start)
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1000

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import (
+    Selected,
     Selector,
+    SelectorInputs,
     place_of,
     reads_of,
     reads_only_reference_tokens,
     require_available,
 )
 from ocvtp_kernels.selectors.oc_pruner import require_width
-from ocvtp_kernels.vlm.choice import PendingSelection
-from ocvtp_kernels.vlm.handle import Handle, Options, Replacement
-from ocvtp_kernels.vlm.towers import Tower, as_output
+from ocvtp_kernels.vlm.handle import Handle, Method, Options, Replacement
+from ocvtp_kernels.vlm.pending_selection import PendingSelection
+from ocvtp_kernels.vlm.towers import Tower, as_output, resolve_reference
+
+# Arguments of `get_image_features` that are not the tower's.
+_OWN = frozenset(
+    {
+        *("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy"),
+        *("return_dict", "output_hidden_states"),
+    }
+)
 
 
 def attach_llava(
@@ -34,123 +44,133 @@ def attach_llava(
             it, something is attached already, or transformers is too old.
     """
     # generate calls the method of the inner model.
-    inner = model.base_model
-    tower = Tower.of(inner.vision_tower)
-    require_width(selector, tower.width)
-    require_available(selector, tower.available_fields)
-    reference_layer = tower.resolve_reference(options.reference_layer)
-    handle = Handle(options.timed)
-
-    def pruned_features(original: Callable[..., Any]) -> Callable[..., Any]:
-        return _pruned_features(original, handle, selector, budget, reference_layer, options)
-
-    handle.replace_methods(
-        (inner, "get_image_features", pruned_features), *_limit_placeholders(processor, budget)
-    )
-    return handle
+    return LlavaPruning(model.base_model, selector, budget, options).attach(processor)
 
 
-def _limit_placeholders(processor: Any, budget: int) -> list[Replacement]:
-    """Makes a LLaVA processor write at most ``budget`` placeholders an image."""
+class LlavaPruning:
+    """What runs instead of the methods of a LLaVA-1.5 and its processor.
 
-    def fewer(original: Callable[..., str]) -> Callable[..., str]:
-        def replace_image_token(self: Any, *args: Any, **kwargs: Any) -> str:
-            # From the processor's own count, which depends on CLS and the strategy.
-            count = len(original(self, *args, **kwargs)) // len(self.image_token)
-            return str(self.image_token * min(budget, count))
+    Args:
+        inner: the ``LlavaModel``. Methods take the model that they are called on, which may be a
+            copy of it.
+        selector, budget, options: as `attach` has them.
+    """
 
-        return replace_image_token
+    # Fields that the tower can fill, but not for all candidates of an image together.
+    unavailable_fields: frozenset[str] = frozenset()
 
-    def fewer_counted(original: Callable[..., Any]) -> Callable[..., Any]:
-        def _get_num_multimodal_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
-            counted = original(self, *args, **kwargs)
-            if counted.num_image_tokens is not None:
-                counted.num_image_tokens = [min(budget, n) for n in counted.num_image_tokens]
-            return counted
+    def __init__(self, inner: Any, selector: Selector, budget: int, options: Options) -> None:
+        tower = Tower.of(inner.vision_tower)
+        require_width(selector, tower.width)
+        require_available(selector, tower.available_fields - self.unavailable_fields)
+        self.inner, self.selector, self.budget, self.options = inner, selector, budget, options
+        self.reference_layer = resolve_reference(options.reference_layer, len(tower.layers))
+        self.handle = Handle(options.timed)
 
-        return _get_num_multimodal_tokens
+    def attach(self, processor: Any) -> Handle:
+        """Replaces the methods of the model and of its processor."""
+        replacements: list[Replacement] = [
+            (self.inner, "get_image_features", self.get_image_features),
+            (processor, "replace_image_token", self.replace_image_token),
+        ]
+        if hasattr(processor, "_get_num_multimodal_tokens"):
+            replacements.append((processor, "_get_num_multimodal_tokens", self.count_tokens))
+        self.handle.replace_methods(*replacements)
+        return self.handle
 
-    replacements: list[Replacement] = [(processor, "replace_image_token", fewer)]
-    if hasattr(processor, "_get_num_multimodal_tokens"):
-        replacements.append((processor, "_get_num_multimodal_tokens", fewer_counted))
-    return replacements
+    def replace_image_token(self, original: Method, processor: Any, given: dict[str, Any]) -> str:
+        """At most ``budget`` placeholders an image."""
+        # From the processor's own count, which depends on CLS and the strategy.
+        count = len(original(**given)) // len(processor.image_token)
+        return str(processor.image_token * min(self.budget, count))
 
+    def count_tokens(self, original: Method, _processor: Any, given: dict[str, Any]) -> Any:
+        """The same, counted."""
+        counted = original(**given)
+        if counted.num_image_tokens is not None:
+            counted.num_image_tokens = [min(self.budget, n) for n in counted.num_image_tokens]
+        return counted
 
-def _pruned_features(
-    original: Callable[..., Any],
-    handle: Handle,
-    selector: Selector,
-    budget: int,
-    reference_layer: int,
-    options: Options,
-) -> Callable[..., Any]:
-    def get_image_features(
-        self: Any,
-        pixel_values: Tensor,
-        vision_feature_layer: int | Sequence[int] | None = None,
-        vision_feature_select_strategy: str | None = None,
-        image_sizes: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def get_image_features(self, original: Method, inner: Any, given: dict[str, Any]) -> Any:
         """As the model's own, with ``pooler_output`` a list of ``[min(budget, N), D]``."""
-        tower = Tower.of(self.vision_tower)
-        layer = _or_else(vision_feature_layer, self.config.vision_feature_layer)
-        strategy = _or_else(
-            vision_feature_select_strategy, self.config.vision_feature_select_strategy
-        )
+        tower, pixels = Tower.of(inner.vision_tower), given["pixel_values"]
+        layer = read_setting(inner, given, "vision_feature_layer")
+        strategy = read_setting(inner, given, "vision_feature_select_strategy")
         dropped = 1 if strategy == "default" else 0
-        num_tokens = tower.num_prefix + tower.count_patches(pixel_values) - dropped
-        device = pixel_values.device
-        if budget >= num_tokens or image_sizes is not None:
-            with handle.stage("encoder", device):
-                outputs = original(
-                    self,
-                    pixel_values,
-                    vision_feature_layer=vision_feature_layer,
-                    vision_feature_select_strategy=vision_feature_select_strategy,
-                    image_sizes=image_sizes,
-                    **kwargs,
-                )
-            handle.record(torch.arange(num_tokens, device=device).repeat(len(pixel_values), 1))
-            return outputs
-
-        pending = PendingSelection(selector, handle, device, options)
+        num_tokens = tower.num_prefix + tower.count_patches(pixels) - dropped
+        if self.budget >= num_tokens or given.get("image_sizes") is not None:
+            ids = torch.arange(num_tokens, device=pixels.device).repeat(len(pixels), 1)
+            return self.run_unpruned(original, given, ids)
+        pending = PendingSelection(self.selector, self.handle, pixels.device, self.options)
         compute_rows = (
-            options.skip_unused_layers
-            and reads_only_reference_tokens(selector)
-            and tower.can_compute_rows(reference_layer, layer)
+            self.options.skip_unused_layers
+            and reads_only_reference_tokens(self.selector)
+            and tower.can_compute_rows(self.reference_layer, layer)
         )
-        return_dict = kwargs.pop("return_dict", True)
-        kwargs.pop("output_hidden_states", None)
-        with handle.stage("encoder", device):
-            inputs = tower.encode(
-                pixel_values,
-                reference_layer,
-                layer,
-                reads_of(selector),
-                on_reference_tokens=lambda reference_tokens: pending.start(
-                    reference_tokens, budget
-                ),
-                row_ids=(lambda: pending.finish().ids) if compute_rows else None,
-                num_dropped=dropped,
-                skip_unused_layers=options.skip_unused_layers,
-                **kwargs,
+        inputs = self.encode(
+            inner,
+            pixels,
+            given,
+            lambda reference_tokens: pending.start(reference_tokens, self.budget),
+            row_ids=(lambda: pending.finish().ids) if compute_rows else None,
+            num_dropped=dropped,
+        )
+        if compute_rows:
+            selected = pending.finish()
+            features = self.project(inner, inputs.final_tokens)
+        else:
+            selected, features = self.project_kept(inner, inputs, pending)
+        self.handle.record(selected.ids)
+        return as_output(list(features), given.get("return_dict"))
+
+    def run_unpruned(
+        self, original: Method, given: dict[str, Any], ids: Tensor | list[Tensor]
+    ) -> Any:
+        """The model's own features of a call whose images keep all their tokens, ``ids``."""
+        with self.handle.stage("encoder", given["pixel_values"].device):
+            output = original(**given)
+        self.handle.record(ids)
+        return output
+
+    def encode(
+        self,
+        inner: Any,
+        pixels: Tensor,
+        given: dict[str, Any],
+        on_reference_tokens: Callable[[Tensor], None] | None,
+        **options: Any,
+    ) -> SelectorInputs:
+        """Runs the tower on ``pixels``, see `Tower.encode`; ``given`` are the call's arguments."""
+        with self.handle.stage("encoder", pixels.device):
+            return Tower.of(inner.vision_tower).encode(
+                pixels,
+                self.reference_layer,
+                read_setting(inner, given, "vision_feature_layer"),
+                reads_of(self.selector),
+                on_reference_tokens=on_reference_tokens,
+                skip_unused_layers=self.options.skip_unused_layers,
+                **options,
+                **{name: value for name, value in given.items() if name not in _OWN},
             )
 
-        def project(tokens: Tensor) -> Tensor:
-            with handle.stage("projector", device):
-                return cast(Tensor, self.multi_modal_projector(tokens))
+    def project(self, inner: Any, tokens: Tensor) -> Tensor:
+        """The projector's output."""
+        with self.handle.stage("projector", tokens.device):
+            return cast(Tensor, inner.multi_modal_projector(tokens))
 
-        if place_of(selector) == "projector":
-            inputs = inputs._replace(final_tokens=project(inputs.final_tokens))
-        selected = pending.finish(inputs)
-        kept = inputs.final_tokens if compute_rows else selected.gather(inputs.final_tokens)
-        features = kept if place_of(selector) == "projector" else project(kept)
-        handle.record(selected.ids)
-        return as_output(list(features), return_dict)
+    def project_kept(
+        self, inner: Any, inputs: SelectorInputs, pending: PendingSelection, group: int = 0
+    ) -> tuple[Selected, Tensor]:
+        """Finishes the selection of a group of images; what is kept, and it projected."""
+        if place_of(self.selector) == "projector":
+            inputs = inputs._replace(final_tokens=self.project(inner, inputs.final_tokens))
+            selected = pending.finish(inputs, group)
+            return selected, selected.gather(inputs.final_tokens)
+        selected = pending.finish(inputs, group)
+        return selected, self.project(inner, selected.gather(inputs.final_tokens))
 
-    return get_image_features
 
-
-def _or_else(value: Any, default: Any) -> Any:
-    return default if value is None else value
+def read_setting(inner: Any, given: dict[str, Any], name: str) -> Any:
+    """An argument of a call, or the model's own setting."""
+    value = given.get(name)
+    return getattr(inner.config, name) if value is None else value

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,25 +12,23 @@ from torch import Tensor
 from ocvtp_kernels.selectors.interface import Selector, require_available
 from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.columns import cached_length, drop_placeholders, text_positions
-from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.handle import Handle, Method, Options
 from ocvtp_kernels.vlm.layer_call import read_cache
-from ocvtp_kernels.vlm.qwen_call import (
+from ocvtp_kernels.vlm.qwen_encoder import AVAILABLE_FIELDS, QwenEncoder
+from ocvtp_kernels.vlm.qwen_prompt import (
+    History,
+    count_kept,
+    new_images,
+    next_position,
     positions_of,
     read_filler,
     read_grids,
     read_history,
     read_mask,
-    shift_lengths,
-    take_images,
-)
-from ocvtp_kernels.vlm.qwen_encoder import AVAILABLE_FIELDS, QwenEncoder
-from ocvtp_kernels.vlm.qwen_positions import (
-    History,
-    count_kept,
-    new_images,
-    next_position,
     recall,
     remember,
+    shift_lengths,
+    take_images,
 )
 from ocvtp_kernels.vlm.towers import resolve_reference
 
@@ -87,8 +85,8 @@ def attach_qwen2_5_vl(
     handle = Handle(options.timed)
     encoder = QwenEncoder(selector, budget, layer, handle, options)
     handle.replace_methods(
-        (model, "generate", lambda original: _pruned_generate(original, encoder)),
-        (model, "forward", lambda original: _pruned_forward(original, encoder)),
+        (model, "generate", functools.partial(_generate, encoder)),
+        (model, "forward", functools.partial(_forward, encoder)),
     )
     return handle
 
@@ -101,58 +99,46 @@ class _Call(NamedTuple):
     history: History  # of the cache, once it holds the prompt
 
 
-def _pruned_generate(original: Callable[..., Any], encoder: QwenEncoder) -> Callable[..., Any]:
-    names = list(inspect.signature(original).parameters)[1:]
-
-    @torch.no_grad()
-    def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs |= dict(zip(names, args, strict=False))
-        prompts = kwargs.get("inputs") if kwargs.get("input_ids") is None else kwargs["input_ids"]
-        call = _prune(model, prompts, kwargs, encoder)
-        if call is None or prompts is None:
-            return original(model, **kwargs)
-        dropped = prompts.shape[1] - call.length
-        output = original(model, **(call.arguments | shift_lengths(model, kwargs, dropped)))
-        sequences = output if isinstance(output, Tensor) else output.sequences
-        prompts = prompts.to(sequences.device)
-        if len(sequences) > len(prompts):
-            prompts = prompts.repeat_interleave(len(sequences) // len(prompts), 0)
-        sequences = torch.cat([prompts, sequences[:, call.length :]], 1)
-        remember(output, kwargs, call.history)
-        if isinstance(output, Tensor):
-            return sequences
-        output.sequences = sequences
-        return output
-
-    return generate
+@torch.no_grad()
+def _generate(encoder: QwenEncoder, original: Method, model: Any, given: dict[str, Any]) -> Any:
+    prompts = given.get("inputs") if given.get("input_ids") is None else given["input_ids"]
+    call = _prune(model, prompts, given, encoder)
+    if call is None or prompts is None:
+        return original(**given)
+    dropped = prompts.shape[1] - call.length
+    output = original(**(call.arguments | shift_lengths(model, given, dropped)))
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    prompts = prompts.to(sequences.device)
+    if len(sequences) > len(prompts):
+        prompts = prompts.repeat_interleave(len(sequences) // len(prompts), 0)
+    sequences = torch.cat([prompts, sequences[:, call.length :]], 1)
+    remember(output, given, call.history)
+    if isinstance(output, Tensor):
+        return sequences
+    output.sequences = sequences
+    return output
 
 
-def _pruned_forward(original: Callable[..., Any], encoder: QwenEncoder) -> Callable[..., Any]:
-    names = list(inspect.signature(original).parameters)[1:]
-
-    def forward(model: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs |= dict(zip(names, args, strict=False))
-        # Without pixels: text, a later token, or a call by generate, which has encoded the images.
-        if kwargs.get("pixel_values") is None:
-            return original(model, **kwargs)
-        if cached_length(read_cache(kwargs)):
-            raise NotImplementedError(
-                "past_key_values: forward prunes the images of a new prompt only; continue a "
-                "conversation with generate"
-            )
-        call = _prune(model, kwargs.get("input_ids"), kwargs, encoder)
-        if call is None:
-            return original(model, **kwargs)
-        if isinstance(kwargs.get("logits_to_keep"), Tensor):
-            raise NotImplementedError(
-                "logits_to_keep: expected a number of last columns, got indices, which dropped "
-                "columns do not have"
-            )
-        output = original(model, **call.arguments)
-        remember(output, kwargs, call.history)
-        return output
-
-    return forward
+def _forward(encoder: QwenEncoder, original: Method, model: Any, given: dict[str, Any]) -> Any:
+    # Without pixels: text, a later token, or a call by generate, which has encoded the images.
+    if given.get("pixel_values") is None:
+        return original(**given)
+    if cached_length(read_cache(given)):
+        raise NotImplementedError(
+            "past_key_values: forward prunes the images of a new prompt only; continue a "
+            "conversation with generate"
+        )
+    call = _prune(model, given.get("input_ids"), given, encoder)
+    if call is None:
+        return original(**given)
+    if isinstance(given.get("logits_to_keep"), Tensor):
+        raise NotImplementedError(
+            "logits_to_keep: expected a number of last columns, got indices, which dropped "
+            "columns do not have"
+        )
+    output = original(**call.arguments)
+    remember(output, given, call.history)
+    return output
 
 
 def _prune(
@@ -223,9 +209,6 @@ def _count(is_image: Tensor, attended: Tensor, start: int) -> tuple[list[int], .
 
     Read at once, before the encoder runs, as each read waits for the device.
     """
-    if not start:
-        added, columns = torch.stack([is_image, attended]).sum(2).tolist()
-        return [0] * len(added), added, columns
     parts = (is_image[:, :start], is_image[:, start:], attended[:, start:])
     cached, added, columns = torch.stack([part.sum(1) for part in parts]).tolist()
     return cached, added, columns

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs, reads_of
-from ocvtp_kernels.vlm.choice import PendingSelection
 from ocvtp_kernels.vlm.columns import join_ids
 from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.pending_selection import PendingSelection
 from ocvtp_kernels.vlm.qwen_rows import Units, finish_units, grid_arguments
 
 # The fields of `SelectorInputs` that the encoder fills.

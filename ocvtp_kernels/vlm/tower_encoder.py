@@ -60,7 +60,7 @@ class TowerEncoder:
         tower.module.float().eval()
         self.tower, self.processor, self.name = tower, processor, name
         self.width = tower.width
-        self.reference_layer = tower.resolve_reference(reference_layer)
+        self.reference_layer = resolve_reference(reference_layer, len(tower.layers))
         self.final_layer = final_layer
         self.num_tokens = self._count_tokens()
 
@@ -73,11 +73,7 @@ class TowerEncoder:
         high, wide = self.tower.patch_size
         # Pixels that fill no patch are not encoded.
         seen = pixels[0, :, : rows * high, : columns * wide]
-        return Encoded(
-            picture=_as_picture(seen, self.processor),
-            inputs=inputs,
-            grid=(rows, columns),
-        )
+        return Encoded(_as_picture(seen, self.processor), inputs, (rows, columns))
 
     def prepare(self, photo: Image.Image) -> Tensor:
         """``[1, 3, H, W]`` of a photo."""
@@ -144,11 +140,9 @@ class QwenTowerEncoder:
         state = states[0] if isinstance(states[0], Tensor) else states[0][0]
         rows, columns = (int(side) // self.visual.spatial_merge_size for side in grid[0, 1:])
         reference_tokens = merge_units(self.visual, state, grid).unsqueeze(0)
-        return Encoded(
-            picture=_as_picture(self._join_patches(pixels, rows, columns), self.processor),
-            inputs=SelectorInputs(reference_tokens, final_tokens[None], grid=(rows, columns)),
-            grid=(rows, columns),
-        )
+        picture = _as_picture(self._join_patches(pixels, rows, columns), self.processor)
+        inputs = SelectorInputs(reference_tokens, final_tokens[None], grid=(rows, columns))
+        return Encoded(picture, inputs, (rows, columns))
 
     def _join_patches(self, pixels: Tensor, rows: int, columns: int) -> Tensor:
         """The image ``[3, H, W]`` that ``pixels`` ``[patches, 3 * time * height * width]`` are.
@@ -200,14 +194,14 @@ def load_tower_encoder(source: str | Path, reference_layer: int | None = None) -
             f"model: {name!r} is no {QWEN}, and has no vision tower known here: {error}"
         ) from error
     final_layer = getattr(config, "vision_feature_layer", None)
+    final_layer = FINAL_LAYER if final_layer is None else final_layer
     processor = _load_processor(source)
-    return TowerEncoder(
-        tower,
-        _make_clip_processor(tower.config.image_size) if processor is None else processor,
-        name,
-        reference_layer,
-        FINAL_LAYER if final_layer is None else final_layer,
-    )
+    if processor is None:
+        side = tower.config.image_size
+        processor = _find_processor_class(CLIP_PROCESSOR)(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        )
+    return TowerEncoder(tower, processor, name, reference_layer, final_layer)
 
 
 def _find_tower(model: nn.Module) -> Tower:
@@ -246,12 +240,6 @@ def _find_processor_class(saved_name: str, default: Any = None) -> Any:
         if plain and hasattr(transformers, name):
             return getattr(transformers, name)
     return default
-
-
-def _make_clip_processor(side: int) -> Any:
-    return _find_processor_class(CLIP_PROCESSOR)(
-        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-    )
 
 
 def _load_qwen_processor(source: str | Path, visual: Any) -> Any:

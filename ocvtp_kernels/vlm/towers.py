@@ -22,16 +22,15 @@ class _TowerType(NamedTuple):
     layers: str  # path of the encoder layers
     has_cls: bool
     attention: tuple[str, ...]  # paths of the module with the projections, newest version first
-    rows: bool  # whether a layer can be computed for some rows alone (see `_compute_rows`)
+    rows: bool  # whether a layer can be computed for some rows alone (see `_rows_forward`)
 
 
+_DINOV2 = _TowerType("encoder.layer", True, ("attention", "attention.attention"), False)
 _TOWER_TYPES = {
     "clip_vision_model": _TowerType("encoder.layers", True, ("self_attn",), True),
     "siglip_vision_model": _TowerType("encoder.layers", False, ("self_attn",), True),
-    "dinov2": _TowerType("encoder.layer", True, ("attention", "attention.attention"), False),
-    "dinov2_with_registers": _TowerType(
-        "encoder.layer", True, ("attention", "attention.attention"), False
-    ),
+    "dinov2": _DINOV2,
+    "dinov2_with_registers": _DINOV2,
 }
 # The fields of `SelectorInputs` that a tower can fill beside tokens, see `Tower.encode`.
 AVAILABLE_FIELDS = frozenset(
@@ -96,10 +95,6 @@ class Tower:
         """Patches of an image of ``pixel_values`` ``[..., H, W]``."""
         return math.prod(self.read_grid(pixel_values))
 
-    def resolve_reference(self, layer: int | None) -> int:
-        """The index of the reference layer, see `resolve_reference`."""
-        return resolve_reference(layer, len(self.layers))
-
     def encode(
         self,
         pixel_values: Tensor,
@@ -143,7 +138,7 @@ class Tower:
             ValueError: ``final_layer`` is out of range, or the layer cannot be computed for
                 ``row_ids`` alone.
         """
-        finals = [self._resolve(index) for index in _as_list(final_layer)]
+        finals = self._resolve(final_layer)
         dropped = self.num_prefix if num_dropped is None else num_dropped
         deepest = max(finals)
         taps_deep = deepest > 0 and not _DEEP_FIELDS.isdisjoint(fields)
@@ -157,15 +152,23 @@ class Tower:
                 if tap is not None:
                     stack.enter_context(tap.captured())
             if on_reference_tokens is not None:
-                layer = self.layers[reference_layer]
-                stack.enter_context(_hooked(layer, on_reference_tokens, dropped))
+
+                def report(_module: nn.Module, _args: Any, output: Any) -> None:
+                    tokens = output[0] if isinstance(output, tuple) else output
+                    on_reference_tokens(tokens[:, dropped:])
+
+                hook = self.layers[reference_layer].register_forward_hook(report)
+                stack.callback(hook.remove)
             if row_ids is not None:
                 if not self.can_compute_rows(reference_layer, final_layer):
                     raise ValueError(
                         f"row_ids: layer {deepest - 1} of this tower cannot be computed for some "
                         "rows alone"
                     )
-                stack.enter_context(self._compute_rows(self.layers[deepest - 1], row_ids, dropped))
+                layer = self.layers[deepest - 1]
+                stack.enter_context(
+                    _replaced_forward(layer, self._rows_forward(layer, row_ids, dropped))
+                )
             # A list of indices would mean other layers in some transformers versions.
             outputs = self.module(
                 pixel_values, output_hidden_states=True, return_dict=True, **kwargs
@@ -173,9 +176,7 @@ class Tower:
         states = outputs.hidden_states
         skip = 0 if row_ids is not None else dropped
         final_tokens = [states[index][:, skip:] for index in finals]
-        optional: dict[str, Any] = {}
-        if deep is not None:
-            optional = self._attention_fields(deep, fields, dropped)
+        optional = {} if deep is None else self._attention_fields(deep, fields, dropped)
         if shallow is not None:
             optional["shallow_importance"] = shallow.received("meanq")[:, dropped:]
         if "cls_token" in fields and self._type.has_cls:
@@ -213,21 +214,22 @@ class Tower:
         """
         if not self._type.rows or self.module.training:
             return False
-        finals = [self._resolve(index) for index in _as_list(final_layer)]
+        finals = self._resolve(final_layer)
         return len(finals) == 1 and reference_layer < finals[0] - 1
 
-    def _resolve(self, index: int) -> int:
-        """An index into hidden_states, counted from the front."""
+    def _resolve(self, final_layer: int | Sequence[int]) -> list[int]:
+        """Indices into hidden_states, counted from the front."""
         count = len(self.layers) + 1
-        if not -count <= index < count:
-            raise ValueError(f"final_layer: expected {-count} to {count - 1}, got {index}")
-        return index % count
+        indices = [final_layer] if isinstance(final_layer, int) else final_layer
+        for index in indices:
+            if not -count <= index < count:
+                raise ValueError(f"final_layer: expected {-count} to {count - 1}, got {index}")
+        return [index % count for index in indices]
 
-    @contextmanager
-    def _compute_rows(
+    def _rows_forward(
         self, layer: Any, row_ids: Callable[[], Tensor], dropped: int
-    ) -> Iterator[None]:
-        """Makes a layer compute only the rows ``row_ids()``, which it calls when it runs."""
+    ) -> Callable[..., Tensor]:
+        """A layer's forward for the rows ``row_ids()`` alone, which it calls when it runs."""
         attention = layer.self_attn
 
         def forward(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
@@ -242,8 +244,7 @@ class Tower:
             kept = gather_tokens(hidden_states, rows) + mixed
             return kept + layer.mlp(layer.layer_norm2(kept))
 
-        with _replaced_forward(layer, forward):
-            yield
+        return forward
 
 
 def resolve_reference(layer: int | None, depth: int) -> int:
@@ -266,39 +267,18 @@ def as_output(features: list[Tensor], return_dict: bool | None) -> Any:
     return output.to_tuple() if return_dict is False else output
 
 
-def _as_list(layers: int | Sequence[int]) -> list[int]:
-    return [layers] if isinstance(layers, int) else list(layers)
-
-
 def _pass_through(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     return hidden_states
 
 
 @contextmanager
-def _hooked(layer: nn.Module, use: Callable[[Tensor], None], dropped: int) -> Iterator[None]:
-    """Calls ``use`` with the layer's output, without the first ``dropped`` tokens."""
-
-    def read(_module: nn.Module, _args: Any, output: Any) -> None:
-        tokens = output[0] if isinstance(output, tuple) else output
-        use(tokens[:, dropped:])
-
-    hook = layer.register_forward_hook(read)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
 def _replaced_forward(layer: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
     """Makes a layer run another forward; afterwards its own attribute, if any, is restored."""
-    own: Any = vars(layer)
-    had, before = "forward" in own, own.get("forward")
-    own["forward"] = forward
+    attributes: Any = vars(layer)
+    own = {name: value for name, value in attributes.items() if name == "forward"}
+    attributes["forward"] = forward
     try:
         yield
     finally:
-        if had:
-            own["forward"] = before
-        else:
-            del own["forward"]
+        del attributes["forward"]
+        attributes |= own

@@ -195,10 +195,10 @@ def test_a_few_tests_of_the_bench_pass(gpu: torch.device) -> None:
 
 def test_a_few_tests_of_models_pass(gpu: torch.device) -> None:
     pytest.importorskip("transformers")
-    from tests.vlm import test_choice_gpu
+    from tests.vlm import test_pending_selection_gpu
 
-    test_choice_gpu.test_small_overlap_changes_no_feature(True)
-    test_choice_gpu.test_small_overlap_is_captured_and_replayed()
+    test_pending_selection_gpu.test_small_overlap_changes_no_feature(True)
+    test_pending_selection_gpu.test_small_overlap_is_captured_and_replayed()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ pytest.importorskip("transformers", minversion="5.19")
 
 from ocvtp_kernels.vlm.handle import Options
 from ocvtp_kernels.vlm.qwen2_5_vl import attach_qwen2_5_vl
-from ocvtp_kernels.vlm.qwen_positions import new_images
+from ocvtp_kernels.vlm.qwen_prompt import new_images
 from tests.vlm.models import CACHE_NAME
 from tests.vlm.models_qwen import (
     IMAGE,

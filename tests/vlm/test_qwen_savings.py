@@ -17,7 +17,7 @@ from ocvtp_kernels.vlm.columns import drop_placeholders
 from ocvtp_kernels.vlm.handle import Handle, Options
 from ocvtp_kernels.vlm.qwen2_5_vl import attach_qwen2_5_vl
 from ocvtp_kernels.vlm.qwen_encoder import QwenEncoder
-from ocvtp_kernels.vlm.qwen_positions import Prompt, count_kept
+from ocvtp_kernels.vlm.qwen_prompt import Prompt, count_kept
 from tests.cases import assert_within_budget
 from tests.vlm.models_qwen import (
     DEPTH,

@@ -10,7 +10,7 @@ from torch import Tensor
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.interface import SelectorInputs, run_selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector, as_selector
-from ocvtp_kernels.vlm.towers import Tower
+from ocvtp_kernels.vlm.towers import Tower, resolve_reference
 from tests.vlm.models import DEPTH, NUM_PATCHES, SIDE, WIDTH, make_pruner, make_tower
 
 KINDS = {"clip": 1, "siglip": 0, "dinov2": 1, "dinov2_with_registers": 5}
@@ -159,10 +159,10 @@ def test_bad_towers_and_layers_are_named() -> None:
     with pytest.raises(ValueError, match="got Linear"):
         Tower.of(torch.nn.Linear(2, 2))
     tower = Tower.of(make_tower())
-    assert tower.resolve_reference(None) == DEPTH // 3
+    assert resolve_reference(None, DEPTH) == DEPTH // 3
     for layer in (-1, DEPTH):
         with pytest.raises(ValueError, match=f"reference_layer: expected 0 to {DEPTH - 1}"):
-            tower.resolve_reference(layer)
+            resolve_reference(layer, DEPTH)
     with pytest.raises(ValueError, match="final_layer"):
         tower.encode(make_pixels(), 1, DEPTH + 1)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.interface import SelectorInputs, run_selector, start_selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
-from ocvtp_kernels.vlm import choice as module
-from ocvtp_kernels.vlm.choice import PendingSelection
+from ocvtp_kernels.vlm import pending_selection as module
 from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.pending_selection import PendingSelection
 from tests.cases import random_pruner, random_tokens
 
 CPU = torch.device("cpu")
