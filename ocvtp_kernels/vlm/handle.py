@@ -137,10 +137,18 @@ def _replacement(function: Method, run: Callable[[Method, Any, dict[str, Any]], 
     """The function, both taking the object first, that calls ``run`` in place of ``function``."""
     signature = inspect.signature(function)
     names = list(signature.parameters)[1:]
+    required = {
+        name
+        for name in names
+        if signature.parameters[name].default is inspect.Parameter.empty
+        and signature.parameters[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    }
 
     @functools.wraps(function)
     def method(owner: Any, *args: Any, **kwargs: Any) -> Any:
         given = kwargs | dict(zip(names, args, strict=False))
+        if len(given) < len(args) + len(kwargs) or not required <= given.keys():
+            signature.bind(owner, *args, **kwargs)  # raises TypeError, as the method would
         return run(functools.partial(function, owner), owner, given)
 
     # Made once, as generate reads it several times a call.

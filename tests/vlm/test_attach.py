@@ -146,3 +146,13 @@ def test_the_processor_still_saves_and_prints(attached: Any, tmp_path: Any) -> N
     assert "LlavaProcessor" in repr(processor)
     processor.save_pretrained(tmp_path)
     assert "replace_image_token" not in (tmp_path / "processor_config.json").read_text()
+
+
+def test_a_call_that_the_model_would_refuse_is_refused_alike(attached: Any) -> None:
+    model, processor, _ = attached
+    features = model.model.get_image_features
+    with pytest.raises(TypeError, match="pixel_values"):
+        features()
+    pixels = prepare(processor)["pixel_values"]
+    with pytest.raises(TypeError, match="pixel_values"):
+        features(pixels, pixel_values=pixels)
