@@ -142,10 +142,7 @@ def gate_vector(vector, column, mask_column):
 def gru(
     x: Tensor,
     h: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor,
-    b_hh: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
     out: Tensor,
     shift: Tensor | None = None,
     mass: Tensor | None = None,
@@ -156,11 +153,13 @@ def gru(
 
     Args:
         x: ``[B, R, E]``; out: ``[B, R, D]``; contiguous, as are the weights.
+        weights: w_ih ``[3D, E]``, w_hh ``[3D, D]``, b_ih and b_hh ``[3D]``.
         h: ``[B, R, D]``, what the GEMM reads; last dimension contiguous.
         shift: ``[3D]``, added to the input gates times ``mass / (mass + mass_eps)``.
         mass: float32 ``[B, R]``, with ``shift``.
         state: h in another dtype, which z multiplies; h itself if None.
     """
+    w_ih, w_hh, b_ih, b_hh = weights
     batch, rows_per_image, width = x.shape
     rows, dim = batch * rows_per_image, h.shape[2]
     state = h if state is None else state
@@ -205,16 +204,10 @@ def gru_cell(
 ) -> Tensor:
     """One launch; sums are float32."""
     out = torch.empty(h.shape, dtype=h.dtype, device=h.device)
-    w_ih, w_hh, b_ih, b_hh = (weight.contiguous() for weight in (w_ih, w_hh, b_ih, b_hh))
-    gru(
-        x.reshape(1, -1, x.shape[-1]).contiguous(),
-        unit_stride(h.reshape(1, -1, h.shape[-1])),
-        w_ih,
-        w_hh,
-        b_ih,
-        b_hh,
-        out.view(1, -1, h.shape[-1]),
-    )
+    weights = (w_ih.contiguous(), w_hh.contiguous(), b_ih.contiguous(), b_hh.contiguous())
+    rows_x = x.reshape(1, -1, x.shape[-1]).contiguous()
+    rows_h = unit_stride(h.reshape(1, -1, h.shape[-1]))
+    gru(rows_x, rows_h, weights, out.view(1, -1, h.shape[-1]))
     return out
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ocvtp_kernels.ops.slot_attention.triton.forward_kernels import sum_of_splits
 from ocvtp_kernels.ops.slot_attention.triton.logits import (
     load_softmax_stats,
     logits_tile,
@@ -219,23 +220,14 @@ def slot_attention_bwd_kernel(
         # All threads have stored before the one that increments the semaphore.
         tl.debug_barrier()
         if tl.atomic_add(semaphore + output_tile, 1, sem="acq_rel") + 1 == num_splits:
-            # The last program adds up all splits, its own too, in order. All loads of a step are in
-            # flight together, and bypass L1, which does not see the stores of other programs.
-            row = tl.arange(0, BLOCK_SLOTS)
+            # The last program adds up all splits, its own too, in order.
             for start in range(0, BLOCK_D, BLOCK_D_SUM):
                 offs_sum = start + tl.arange(0, BLOCK_D_SUM)
                 column = first_channel + offs_sum
-                sum_acc = tl.zeros([BLOCK_SLOTS, BLOCK_D_SUM], tl.float32)
-                for other in tl.static_range(MAX_SPLITS):
-                    mask_split = mask_slot & (row < tl.where(num_splits > other, BLOCK_SLOTS, 0))
-                    offs_split = (first_split + other) * BLOCK_SLOTS * BLOCK_D
-                    acc_row = partial_acc + offs_split + row * BLOCK_D
-                    sum_acc += tl.load(
-                        acc_row[:, None] + offs_sum[None, :],
-                        mask=mask_split[:, None] & (column < depth)[None, :],
-                        other=0.0,
-                        cache_modifier=".cg",
-                    )
+                sum_acc = sum_of_splits(
+                    partial_acc, first_split, num_splits, offs_sum, mask_slot, column < depth,
+                    MAX_SPLITS, BLOCK_D,
+                )  # fmt: skip
                 store_gradient(grad_q_row, sum_acc * scale, column, mask_slot, depth)
 
 

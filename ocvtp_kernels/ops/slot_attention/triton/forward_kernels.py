@@ -168,8 +168,7 @@ def slot_attention_fwd_kernel(
         if tl.atomic_add(semaphore + output_tile, 1, sem="acq_rel") + 1 == num_splits:
             # Zero again for the next launch.
             tl.store(semaphore + output_tile, 0)
-            # The last program adds up all splits, its own too, in order. All loads of a step are in
-            # flight together, and bypass L1, which does not see the stores of other programs.
+            # The last program adds up all splits, its own too, as `sum_of_splits` does.
             sum_mass = tl.zeros([BLOCK_SLOTS], tl.float32)
             for other in tl.static_range(MAX_SPLITS):
                 mask_split = mask_slot & (row < tl.where(num_splits > other, BLOCK_SLOTS, 0))
@@ -177,22 +176,34 @@ def slot_attention_fwd_kernel(
                 sum_mass += tl.load(mass_ptrs, mask=mask_split, other=0.0, cache_modifier=".cg")
             for start in range(0, BLOCK_D, BLOCK_D_SUM):
                 offs_sum = start + tl.arange(0, BLOCK_D_SUM)
-                sum_acc = tl.zeros([BLOCK_SLOTS, BLOCK_D_SUM], tl.float32)
-                for other in tl.static_range(MAX_SPLITS):
-                    mask_split = mask_slot & (row < tl.where(num_splits > other, BLOCK_SLOTS, 0))
-                    offs_split = (first_split + other) * BLOCK_SLOTS * BLOCK_D
-                    acc_row = partial_acc + offs_split + row * BLOCK_D
-                    sum_acc += tl.load(
-                        acc_row[:, None] + offs_sum[None, :],
-                        mask=mask_split[:, None]
-                        & (channel_block * BLOCK_D + offs_sum < width)[None, :],
-                        other=0.0,
-                        cache_modifier=".cg",
-                    )
                 column = channel_block * BLOCK_D + offs_sum
+                sum_acc = sum_of_splits(
+                    partial_acc, first_split, num_splits, offs_sum, mask_slot, column < width,
+                    MAX_SPLITS, BLOCK_D,
+                )  # fmt: skip
                 store_mean(updates_row, sum_acc, sum_mass, column, mask_slot, width, mass_eps)
             if channel_block == 0:
                 tl.store(mass + offs_slot, sum_mass.to(mass.dtype.element_ty), mask=mask_slot)
+
+
+@triton.jit
+def sum_of_splits(
+    partial_acc, first_split, num_splits, offs_d, mask_slot, mask_d,
+    MAX_SPLITS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The splits' partial sums, channels ``offs_d`` of their tile, added up in order.
+
+    All loads are in flight together, and bypass L1, which does not see other programs' stores.
+    """
+    BLOCK_SLOTS: tl.constexpr = mask_slot.shape[0]
+    row = tl.arange(0, BLOCK_SLOTS)
+    sum_acc = tl.zeros([BLOCK_SLOTS, offs_d.shape[0]], tl.float32)
+    for split in tl.static_range(MAX_SPLITS):
+        mask_split = mask_slot & (row < tl.where(num_splits > split, BLOCK_SLOTS, 0))
+        acc_row = partial_acc + (first_split + split) * BLOCK_SLOTS * BLOCK_D + row * BLOCK_D
+        ptrs, mask = acc_row[:, None] + offs_d[None, :], mask_split[:, None] & mask_d[None, :]
+        sum_acc += tl.load(ptrs, mask=mask, other=0.0, cache_modifier=".cg")
+    return sum_acc
 
 
 @triton.jit
