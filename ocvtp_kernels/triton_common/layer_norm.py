@@ -34,28 +34,17 @@ def centred_rows(x_row, mask_row, width, eps, BLOCK_WIDTH: tl.constexpr):
 
 @triton.jit
 def layer_norm_rows(
-    program,
-    x,
-    gain,
-    shift,
-    extra_weight,
-    extra_bias,
-    out,
-    copy,
-    extra_column,
-    rows,
-    rows_per_image,
-    width,
-    x_image_stride,
-    x_row_stride,
-    eps,
-    AFFINE: tl.constexpr,
-    COPY: tl.constexpr,
-    EXTRA_COLUMN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-):
-    """The ``program``-th block of rows of `layer_norm_kernel`."""
+    program, x, out, affine, copy, extra, sizes, strides, eps,
+    BLOCK_M: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The ``program``-th block of rows of `layer_norm_kernel`; what is None is left out.
+
+    Args:
+        affine: (gain, shift); extra: (extra_weight, extra_bias, extra_column).
+        sizes: (rows, rows_per_image, width); strides: of x, (image, row).
+    """
+    rows, rows_per_image, width = sizes
+    x_image_stride, x_row_stride = strides
     row = program * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_row = row < rows
     image = (row // rows_per_image).to(tl.int64)
@@ -66,12 +55,14 @@ def layer_norm_rows(
     mask_column = column < width
     mask = mask_row[:, None] & mask_column[None, :]
     offs = row.to(tl.int64)[:, None] * width + column[None, :]
-    if AFFINE:
+    if affine is not None:
+        gain, shift = affine
         y *= tl.load(gain + column, mask=mask_column, other=0.0).to(tl.float32)[None, :]
         y += tl.load(shift + column, mask=mask_column, other=0.0).to(tl.float32)[None, :]
-    if COPY:
+    if copy is not None:
         tl.store(copy + offs, value.to(copy.dtype.element_ty), mask=mask)
-    if EXTRA_COLUMN:
+    if extra is not None:
+        extra_weight, extra_bias, extra_column = extra
         w = tl.load(extra_weight + column, mask=mask_column, other=0.0).to(tl.float32)
         dot = tl.sum(y * w[None, :], axis=1) + tl.load(extra_bias).to(tl.float32)
         tl.store(extra_column + row, dot, mask=mask_row)
@@ -80,50 +71,21 @@ def layer_norm_rows(
 
 @triton.jit
 def layer_norm_kernel(
-    x,
-    gain,
-    shift,
-    extra_weight,
-    extra_bias,
-    out,
-    copy,
-    extra_column,
-    rows,
-    rows_per_image,
-    width,
-    x_image_stride,
-    x_row_stride,
+    x, gain, shift, extra_weight, extra_bias, out, copy, extra_column,
+    rows, rows_per_image, width,
+    x_image_stride, x_row_stride,
     eps,
-    AFFINE: tl.constexpr,
-    COPY: tl.constexpr,
-    EXTRA_COLUMN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    AFFINE: tl.constexpr, COPY: tl.constexpr, EXTRA_COLUMN: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """LN(x), and beside it x in the dtype of ``copy``, and ``LN(x) . w + b`` of each row."""
     wait_for_launches_before(PDL)
+    affine = (gain, shift) if AFFINE else None
+    copied = copy if COPY else None
+    extra = (extra_weight, extra_bias, extra_column) if EXTRA_COLUMN else None
+    sizes, strides = (rows, rows_per_image, width), (x_image_stride, x_row_stride)
     layer_norm_rows(
-        tl.program_id(0),
-        x,
-        gain,
-        shift,
-        extra_weight,
-        extra_bias,
-        out,
-        copy,
-        extra_column,
-        rows,
-        rows_per_image,
-        width,
-        x_image_stride,
-        x_row_stride,
-        eps,
-        AFFINE,
-        COPY,
-        EXTRA_COLUMN,
-        BLOCK_M,
-        BLOCK_WIDTH,
+        tl.program_id(0), x, out, affine, copied, extra, sizes, strides, eps, BLOCK_M, BLOCK_WIDTH
     )
 
 

@@ -25,32 +25,19 @@ MAX_EARLY_BLOCK_N = tl.constexpr(128)
 
 @triton.jit
 def linear_block(
-    program,
-    x,
-    weight,
-    bias,
-    residual,
-    out,
-    mean,
-    rstd,
-    weight_mean,
-    rows,
-    rows_per_image,
-    depth,
-    columns,
-    x_image_stride,
-    x_row_stride,
-    out_row_stride,
-    NORM: tl.constexpr,
-    GELU: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """The ``program``-th block of the output of `linear_kernel`."""
+    program, operands, out, residual, statistics, sizes, strides,
+    GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The ``program``-th block of the output of `linear_kernel`; what is None is left out.
+
+    Args:
+        operands: (x, weight, bias); statistics: (mean, rstd, weight_mean).
+        sizes: (rows, rows_per_image, depth, columns); strides: (x's image, x's row, out's row).
+    """
+    x, weight, bias = operands
+    rows, rows_per_image, depth, columns = sizes
+    x_image_stride, x_row_stride, out_row_stride = strides
     # Programs next to each other share their rows of x in L2.
     column_blocks = tl.cdiv(columns, BLOCK_N)
     row = (program // column_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -65,9 +52,9 @@ def linear_block(
     # The epilogue's operands are loaded before the loop, to hide their latency. A wide block has no
     # registers for that, and its epilogue handles one half of the columns after the other.
     EPILOGUE_PARTS: tl.constexpr = 1 if BLOCK_N <= MAX_EARLY_BLOCK_N else 2
-    mean_m, rstd_m = load_row_statistics(mean, rstd, row, mask_row, NORM)
+    mean_m, rstd_m = load_row_statistics(statistics, row, mask_row)
     if EPILOGUE_PARTS == 1:
-        bias_n, weight_sum_n = load_bias(bias, weight_mean, column, depth, columns, NORM)
+        bias_n, weight_sum_n = load_bias(bias, statistics, column, depth, columns)
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, depth, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
@@ -89,95 +76,59 @@ def linear_block(
         y = parts[part]
         if EPILOGUE_PARTS == 2:
             column = column_block * BLOCK_N + part * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-            bias_n, weight_sum_n = load_bias(bias, weight_mean, column, depth, columns, NORM)
-        if NORM:
+            bias_n, weight_sum_n = load_bias(bias, statistics, column, depth, columns)
+        if statistics is not None:
             y = (y - mean_m[:, None] * weight_sum_n[None, :]) * rstd_m[:, None]
         y += bias_n[None, :]
         if GELU:
             y = gelu(y) if out.dtype.element_ty == tl.float32 else gelu_half(y)
         offs = row.to(tl.int64)[:, None] * out_row_stride + column[None, :]
         mask = mask_row[:, None] & (column < columns)[None, :]
-        if RESIDUAL:
+        if residual is not None:
             y += tl.load(residual + offs, mask=mask, other=0.0).to(tl.float32)
         tl.store(out + offs, y.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def load_row_statistics(mean, rstd, row, mask_row, NORM: tl.constexpr):
-    """Mean and reciprocal standard deviation ``[BLOCK_M]``; 0 and 1 without NORM."""
+def load_row_statistics(statistics, row, mask_row):
+    """Mean and reciprocal standard deviation ``[BLOCK_M]``; 0 and 1 without statistics."""
     mean_m = tl.zeros(row.shape, tl.float32)
     rstd_m = tl.full(row.shape, 1.0, tl.float32)
-    if NORM:
-        mean_m = tl.load(mean + row, mask=mask_row, other=0.0)
-        rstd_m = tl.load(rstd + row, mask=mask_row, other=0.0)
+    if statistics is not None:
+        mean_m = tl.load(statistics[0] + row, mask=mask_row, other=0.0)
+        rstd_m = tl.load(statistics[1] + row, mask=mask_row, other=0.0)
     return mean_m, rstd_m
 
 
 @triton.jit
-def load_bias(bias, weight_mean, column, depth, columns, NORM: tl.constexpr):
+def load_bias(bias, statistics, column, depth, columns):
     """Bias, and the sum of the weight's row, ``[BLOCK_N]``."""
     mask = column < columns
     weight_sum_n = tl.zeros(column.shape, tl.float32)
-    if NORM:
-        weight_sum_n = tl.load(weight_mean + column, mask=mask, other=0.0) * depth
+    if statistics is not None:
+        weight_sum_n = tl.load(statistics[2] + column, mask=mask, other=0.0) * depth
     return tl.load(bias + column, mask=mask, other=0.0).to(tl.float32), weight_sum_n
 
 
 @triton.jit
 def linear_kernel(
-    x,
-    weight,
-    bias,
-    residual,
-    out,
-    mean,
-    rstd,
-    weight_mean,
-    rows,
-    rows_per_image,
-    depth,
-    columns,
-    x_image_stride,
-    x_row_stride,
-    out_row_stride,
-    NORM: tl.constexpr,
-    GELU: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    x, weight, bias, residual, out, mean, rstd, weight_mean,
+    rows, rows_per_image, depth, columns,
+    x_image_stride, x_row_stride, out_row_stride,
+    NORM: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
     PDL: tl.constexpr,
-):
+):  # fmt: skip
     """``residual + gelu(LN(x) W^T + b)``, one block of the output per program."""
     wait_for_launches_before(PDL)
+    statistics = (mean, rstd, weight_mean) if NORM else None
+    added = residual if RESIDUAL else None
+    sizes = (rows, rows_per_image, depth, columns)
+    strides = (x_image_stride, x_row_stride, out_row_stride)
     linear_block(
-        tl.program_id(0),
-        x,
-        weight,
-        bias,
-        residual,
-        out,
-        mean,
-        rstd,
-        weight_mean,
-        rows,
-        rows_per_image,
-        depth,
-        columns,
-        x_image_stride,
-        x_row_stride,
-        out_row_stride,
-        NORM,
-        GELU,
-        RESIDUAL,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-        EVEN_K,
-        PRECISION,
-    )
+        tl.program_id(0), (x, weight, bias), out, added, statistics, sizes, strides,
+        GELU, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION,
+    )  # fmt: skip
 
 
 class Statistics(NamedTuple):

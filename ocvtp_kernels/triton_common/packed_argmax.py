@@ -34,14 +34,10 @@ def unpack_score(packed):
 
 @triton.jit
 def reduce_packed(
-    packed_topk,
-    slot,
-    mask_slot,
-    num_blocks,
-    num_slots,
-    BLOCK_PARTIALS: tl.constexpr,
-    UNROLL: tl.constexpr,
-):
+    packed_topk, slot, mask_slot,
+    num_blocks, num_slots,
+    BLOCK_PARTIALS: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
     """Each slot's maximum over an image's token blocks: int64, -1 for slots that are padding.
 
     Args:

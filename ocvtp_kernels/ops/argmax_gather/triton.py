@@ -40,15 +40,6 @@ def select(
     batch, num_tokens, width = final_tokens.shape
     tokens = final_tokens.new_empty((batch, budget, width))
     ids = packed_topk.new_empty((batch, budget))
-    resolve(
-        packed_topk,
-        None,
-        padding,
-        num_tokens,
-        budget,
-        ids,
-        unit_stride(final_tokens),
-        tokens,
-        top_k,
-    )
+    final_tokens = unit_stride(final_tokens)
+    resolve(packed_topk, None, padding, num_tokens, budget, ids, final_tokens, tokens, top_k)
     return tokens, ids

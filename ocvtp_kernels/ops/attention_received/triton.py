@@ -30,19 +30,11 @@ def load_tile(row, mask_row, start, depth, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def dot_in_blocks(
-    q_row,
-    k_row,
-    mask_query,
-    mask_key,
-    depth,
-    BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def dot_in_blocks(rows, masks, depth, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
     """``q k^T`` ``[BLOCK_QUERIES, BLOCK_KEYS]`` in steps of BLOCK_K channels."""
-    total = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], tl.float32)
+    q_row, k_row = rows
+    mask_query, mask_key = masks
+    total = tl.zeros([q_row.shape[0], k_row.shape[0]], tl.float32)
     for start in range(0, depth, BLOCK_K):
         q = load_tile(q_row, mask_query, start, depth, BLOCK_K)
         k = load_tile(k_row, mask_key, start, depth, BLOCK_K)
@@ -52,26 +44,12 @@ def dot_in_blocks(
 
 @triton.jit
 def query_stats_kernel(
-    q,
-    k,
-    softmax_stats,
-    num_heads,
-    num_queries,
-    num_keys,
-    depth,
-    factor,
-    q_image_stride,
-    q_head_stride,
-    q_row_stride,
-    k_image_stride,
-    k_head_stride,
-    k_row_stride,
-    SINGLE_BLOCK: tl.constexpr,
-    BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, softmax_stats,
+    num_heads, num_queries, num_keys, depth, factor,
+    q_image_stride, q_head_stride, q_row_stride, k_image_stride, k_head_stride, k_row_stride,
+    SINGLE_BLOCK: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Each query's largest logit m and 1 / (sum of ``2^(x - m)``): float32 ``[B, H, M, 2]``."""
     num_blocks = tl.cdiv(num_queries, BLOCK_QUERIES)
     head_index = tl.program_id(0) // num_blocks
@@ -93,17 +71,8 @@ def query_stats_kernel(
             other = load_tile(k_row, mask_key, 0, depth, BLOCK_K)
             logits = tl.dot(own, tl.trans(other), input_precision=PRECISION)
         else:
-            logits = dot_in_blocks(
-                q_row,
-                k_row,
-                mask_query,
-                mask_key,
-                depth,
-                BLOCK_QUERIES,
-                BLOCK_KEYS,
-                BLOCK_K,
-                PRECISION,
-            )
+            rows, masks = (q_row, k_row), (mask_query, mask_key)
+            logits = dot_in_blocks(rows, masks, depth, BLOCK_K, PRECISION)
         logits = tl.where(mask_key[None, :], logits * factor, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(logits, axis=1))
         # While all logits are -inf the shift is 0, so that no exp2 is NaN.
@@ -117,27 +86,12 @@ def query_stats_kernel(
 
 @triton.jit
 def received_kernel(
-    q,
-    k,
-    softmax_stats,
-    received,
-    num_heads,
-    num_queries,
-    num_keys,
-    depth,
-    factor,
-    q_image_stride,
-    q_head_stride,
-    q_row_stride,
-    k_image_stride,
-    k_head_stride,
-    k_row_stride,
-    SINGLE_BLOCK: tl.constexpr,
-    BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, softmax_stats, received,
+    num_heads, num_queries, num_keys, depth, factor,
+    q_image_stride, q_head_stride, q_row_stride, k_image_stride, k_head_stride, k_row_stride,
+    SINGLE_BLOCK: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """What each key receives from a head, the mean over its queries: float32 ``[B, H, N]``."""
     num_blocks = tl.cdiv(num_keys, BLOCK_KEYS)
     head_index = tl.program_id(0) // num_blocks
@@ -160,17 +114,8 @@ def received_kernel(
             other = load_tile(q_row, mask_query, 0, depth, BLOCK_K)
             logits = tl.dot(other, tl.trans(own), input_precision=PRECISION)
         else:
-            logits = dot_in_blocks(
-                q_row,
-                k_row,
-                mask_query,
-                mask_key,
-                depth,
-                BLOCK_QUERIES,
-                BLOCK_KEYS,
-                BLOCK_K,
-                PRECISION,
-            )
+            rows, masks = (q_row, k_row), (mask_query, mask_key)
+            logits = dot_in_blocks(rows, masks, depth, BLOCK_K, PRECISION)
         row = softmax_stats + (offs_head * num_queries + query) * 2
         row_max = tl.load(row, mask=mask_query, other=0.0)
         inv_sum = tl.load(row + 1, mask=mask_query, other=0.0)

@@ -22,10 +22,10 @@ from ocvtp_kernels.triton_common.packed_argmax import pack_argmax
 
 
 @triton.jit
-def select_token(
-    similarity, assignment, pick, num_selected, token, mask, row_stride, width, best, nearest
-):
-    """The state after ``pick`` int32 is selected as number ``num_selected`` of the order."""
+def select_token(state, pick, num_selected, matrix, assignment, token, mask, width):
+    """The state (best, nearest) after ``pick`` int32 is selected as number ``num_selected``."""
+    best, nearest = state
+    similarity, row_stride = matrix
     row = nan_last(load_row(similarity, pick.to(tl.int64), row_stride, token, mask, 0.0))
     closer = row > best
     # The assignment is read only at the end, so it stays in memory, not in registers.
@@ -34,10 +34,7 @@ def select_token(
     )
     down = token // width - pick // width
     across = token % width - pick % width
-    return (
-        tl.where(closer, row, best),
-        tl.minimum(nearest, down * down + across * across),
-    )
+    return tl.where(closer, row, best), tl.minimum(nearest, down * down + across * across)
 
 
 @triton.jit
@@ -49,16 +46,10 @@ def redundancy_of(best, nearest, spread, diameter):
 
 @triton.jit
 def rank_keys(
-    best,
-    redundancy,
-    packed_scores,
-    token,
-    mask,
-    free,
+    best, redundancy, packed_scores, token, mask, free,
     num_tokens,
-    BLOCK_TOKENS: tl.constexpr,
-    UNROLL: tl.constexpr,
-):
+    BLOCK_TOKENS: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
     """Each free token's rank among the free, least redundant first, times BLOCK_TOKENS plus its id.
 
     NaN tokens come last; tokens that are not free get BLOCK_TOKENS squared. ``packed_scores`` is
@@ -87,29 +78,11 @@ def as_double(bits):
 
 @triton.jit(do_not_specialize=["num_pivots", "budget", "threshold", "step", "chunk"])
 def centrifugal_kernel(
-    similarity,
-    pivots,
-    packed_scores,
-    order,
-    counts,
-    assignment,
-    max_similarity,
-    num_tokens,
-    num_pivots,
-    width,
-    budget,
-    spread,
-    diameter,
-    threshold,
-    step,
-    chunk,
-    image_stride,
-    row_stride,
-    pivot_stride,
-    PAD: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    UNROLL: tl.constexpr,
-):
+    similarity, pivots, packed_scores, order, counts, assignment, max_similarity,
+    num_tokens, num_pivots, width, budget, spread, diameter, threshold, step, chunk,
+    image_stride, row_stride, pivot_stride,
+    PAD: tl.constexpr, BLOCK_TOKENS: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
     """Order int64 ``[B, T]``, counts int64 ``[B]``, assignment int64 ``[B, N]``, max_similarity.
 
     ``threshold`` and ``step`` are the bits of doubles, which Triton would pass as float32: their
@@ -132,21 +105,14 @@ def centrifugal_kernel(
     # A NaN token stays NaN: no comparison with it holds, so it is never below a threshold.
     best = tl.where(own == own, float("-inf"), own)
     nearest = tl.full([BLOCK_TOKENS], 2147483647, tl.int32)
+    matrix = (similarity, row_stride)
     num_selected = 0
     while num_selected < num_pivots:
         pick = tl.load(pivots + num_selected).to(tl.int32)
         tl.store(order + num_selected, pick.to(tl.int64))
+        state = (best, nearest)
         best, nearest = select_token(
-            similarity,
-            assignment,
-            pick,
-            num_selected,
-            token,
-            mask,
-            row_stride,
-            width,
-            best,
-            nearest,
+            state, pick, num_selected, matrix, assignment, token, mask, width
         )
         num_selected += 1
 
@@ -191,17 +157,9 @@ def centrifugal_kernel(
                 waiting = tl.where(waiting == lowest, NO_KEY, waiting)
                 pick = lowest % BLOCK_TOKENS
                 tl.store(order + num_selected, pick.to(tl.int64))
+                state = (best, nearest)
                 best, nearest = select_token(
-                    similarity,
-                    assignment,
-                    pick,
-                    num_selected,
-                    token,
-                    mask,
-                    row_stride,
-                    width,
-                    best,
-                    nearest,
+                    state, pick, num_selected, matrix, assignment, token, mask, width
                 )
                 num_selected += 1
             in_pass = in_pass * (num_selected < budget).to(tl.int32)

@@ -16,20 +16,12 @@ from ocvtp_kernels.triton_common.packed_argmax import unpack_score, unpack_token
 
 @triton.jit(do_not_specialize=["budget"])
 def dpp_kernel(
-    similarity,
-    quality,
-    components,
-    order,
-    num_tokens,
-    budget,
-    image_stride,
-    row_stride,
-    quality_stride,
-    min_share,
-    tiny_variance,
-    BLOCK_TOKENS: tl.constexpr,
-    UNROLL: tl.constexpr,
-):
+    similarity, quality, components, order,
+    num_tokens, budget,
+    image_stride, row_stride, quality_stride,
+    min_share, tiny_variance,
+    BLOCK_TOKENS: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
     """Order int64 ``[B, T]``; ``components`` float32 ``[B, T, N]`` are the Cholesky rows.
 
     Products are rounded before they are subtracted, in the order of the ids: as in the reference,

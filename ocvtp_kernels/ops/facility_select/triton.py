@@ -19,6 +19,7 @@ from ocvtp_kernels.triton_common.greedy import load_row
 from ocvtp_kernels.triton_common.greedy_tiles import gain_tile, greedy_tile
 from ocvtp_kernels.triton_common.launch import launch, unit_stride
 from ocvtp_kernels.triton_common.packed_argmax import pack_argmax, unpack_token
+from ocvtp_kernels.triton_common.programs import block_of_image
 
 # In a sum of 4096 elements each passes at most 60 additions, with a relative error of 6e-8 each.
 RAISE = 1.00001
@@ -26,20 +27,14 @@ RAISE = 1.00001
 
 @triton.jit
 def gain_kernel(
-    similarity,
-    gains,
+    similarity, gains,
     num_tokens,
-    image_stride,
-    row_stride,
+    image_stride, row_stride,
     factor,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
     """``factor`` times the sum of each row's positive elements: float32 ``[B, N]``."""
-    blocks = tl.cdiv(num_tokens, BLOCK_ROWS)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
-    token = (tl.program_id(0) % blocks) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    mask_token = token < num_tokens
+    image, token, mask_token = block_of_image(num_tokens, BLOCK_ROWS)
     row = similarity + image * image_stride + token.to(tl.int64)[:, None] * row_stride
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
     for first in range(0, num_tokens, BLOCK_COLUMNS):
@@ -53,17 +48,11 @@ def gain_kernel(
 
 @triton.jit(do_not_specialize=["budget"])
 def facility_kernel(
-    similarity,
-    saliency,
-    gains,
-    order,
-    num_tokens,
-    budget,
-    image_stride,
-    row_stride,
-    saliency_stride,
+    similarity, saliency, gains, order,
+    num_tokens, budget,
+    image_stride, row_stride, saliency_stride,
     BLOCK_TOKENS: tl.constexpr,
-):
+):  # fmt: skip
     """Order int64 ``[B, T]``.
 
     A bound is packed by `pack_argmax` with the id doubled, plus one while it is of an earlier step:

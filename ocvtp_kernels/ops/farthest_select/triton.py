@@ -12,27 +12,21 @@ from ocvtp_kernels.triton_common.greedy import best_token, load_row, nan_last
 from ocvtp_kernels.triton_common.greedy_tiles import NEAREST, greedy_tile
 from ocvtp_kernels.triton_common.launch import launch, unit_stride
 from ocvtp_kernels.triton_common.packed_argmax import unpack_token
+from ocvtp_kernels.triton_common.programs import block_of_image
 
 
 @triton.jit
 def nearest_kernel(
-    distances,
-    nearest,
+    distances, nearest,
     num_tokens,
-    image_stride,
-    row_stride,
-    SECOND: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
+    image_stride, row_stride,
+    SECOND: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
     """The second smallest of every column: float32 ``[B, N]``; without SECOND the smallest.
 
     One program takes a block of columns of an image and walks down all rows.
     """
-    blocks = tl.cdiv(num_tokens, BLOCK_COLUMNS)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
-    token = (tl.program_id(0) % blocks) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    mask_token = token < num_tokens
+    image, token, mask_token = block_of_image(num_tokens, BLOCK_COLUMNS)
     # Each lane keeps its two smallest; the lanes are combined at the end.
     smallest = tl.full([BLOCK_ROWS, BLOCK_COLUMNS], float("inf"), tl.float32)
     second = tl.full([BLOCK_ROWS, BLOCK_COLUMNS], float("inf"), tl.float32)
@@ -55,17 +49,11 @@ def nearest_kernel(
 
 @triton.jit(do_not_specialize=["budget"])
 def farthest_kernel(
-    distances,
-    first,
-    order,
-    num_tokens,
-    budget,
-    image_stride,
-    row_stride,
-    NEAREST: tl.constexpr,
-    DISTINCT: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-):
+    distances, first, order,
+    num_tokens, budget,
+    image_stride, row_stride,
+    NEAREST: tl.constexpr, DISTINCT: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+):  # fmt: skip
     """Order int64 ``[B, T]``, one program an image.
 
     ``first`` is the first token int64 ``[B]``; with NEAREST it is scores ``[B, N]``, and the token

@@ -20,22 +20,14 @@ BLOCK_SIZE = 1024  # elements of the state per program of the backward
 
 @triton.jit
 def gates(
-    x_row,
-    w,
-    column,
-    width,
-    dim,
-    reset,
-    update,
-    new,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    x_row, w, column, width, dim, sums,
+    BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Adds ``x W^T`` to the three gates' sums; W ``[3 dim, width]`` has the gates one by one.
 
     EVEN_K: BLOCK_K divides ``width``. Rows and columns of the padding are clamped by the caller.
     """
+    reset, update, new = sums
     x_row = x_row[:, None]
     w_row = w + column.to(tl.int64)[None, :] * width
     gate = dim.to(tl.int64) * width
@@ -62,33 +54,13 @@ def gates(
 
 @triton.jit
 def gru_kernel(
-    x,
-    h,
-    state,
-    w_ih,
-    w_hh,
-    b_ih,
-    b_hh,
-    shift,
-    mass,
-    out,
-    rows,
-    rows_per_image,
-    width,
-    dim,
-    h_image_stride,
-    h_row_stride,
-    state_image_stride,
-    state_row_stride,
+    x, h, state, w_ih, w_hh, b_ih, b_hh, shift, mass, out,
+    rows, rows_per_image, width, dim,
+    h_image_stride, h_row_stride, state_image_stride, state_row_stride,
     mass_eps,
-    SHIFT: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    SHIFT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """``(1 - z) n + z h``; with SHIFT the input gates get ``mass / (mass + mass_eps) shift``."""
     wait_for_launches_before(PDL)
     program = tl.program_id(0)
@@ -116,32 +88,13 @@ def gru_kernel(
     update = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     new = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     new_hidden = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    reset, update, new = gates(
-        x + clamped_row.to(tl.int64) * width,
-        w_ih,
-        clamped_column,
-        width,
-        dim,
-        reset,
-        update,
-        new,
-        BLOCK_K,
-        EVEN_K,
-        PRECISION,
-    )
-    reset, update, new_hidden = gates(
-        h_row,
-        w_hh,
-        clamped_column,
-        dim,
-        dim,
-        reset,
-        update,
-        new_hidden,
-        BLOCK_K,
-        EVEN_K,
-        PRECISION,
-    )
+    x_row = x + clamped_row.to(tl.int64) * width
+    sums = (reset, update, new)
+    sums = gates(x_row, w_ih, clamped_column, width, dim, sums, BLOCK_K, EVEN_K, PRECISION)
+    reset, update, new = sums
+    sums = (reset, update, new_hidden)
+    sums = gates(h_row, w_hh, clamped_column, dim, dim, sums, BLOCK_K, EVEN_K, PRECISION)
+    reset, update, new_hidden = sums
     if BLOCK_N > MAX_EARLY_BLOCK_N:
         biases, shifts = gate_vectors(b_ih, b_hh, shift, column, mask_column, dim, SHIFT)
     reset += biases[0]
@@ -189,10 +142,7 @@ def gate_vector(vector, column, mask_column):
 def gru(
     x: Tensor,
     h: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor,
-    b_hh: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
     out: Tensor,
     shift: Tensor | None = None,
     mass: Tensor | None = None,
@@ -203,11 +153,13 @@ def gru(
 
     Args:
         x: ``[B, R, E]``; out: ``[B, R, D]``; contiguous, as are the weights.
+        weights: w_ih ``[3D, E]``, w_hh ``[3D, D]``, b_ih and b_hh ``[3D]``.
         h: ``[B, R, D]``, what the GEMM reads; last dimension contiguous.
         shift: ``[3D]``, added to the input gates times ``mass / (mass + mass_eps)``.
         mass: float32 ``[B, R]``, with ``shift``.
         state: h in another dtype, which z multiplies; h itself if None.
     """
+    w_ih, w_hh, b_ih, b_hh = weights
     batch, rows_per_image, width = x.shape
     rows, dim = batch * rows_per_image, h.shape[2]
     state = h if state is None else state
@@ -252,30 +204,19 @@ def gru_cell(
 ) -> Tensor:
     """One launch; sums are float32."""
     out = torch.empty(h.shape, dtype=h.dtype, device=h.device)
-    w_ih, w_hh, b_ih, b_hh = (weight.contiguous() for weight in (w_ih, w_hh, b_ih, b_hh))
-    gru(
-        x.reshape(1, -1, x.shape[-1]).contiguous(),
-        unit_stride(h.reshape(1, -1, h.shape[-1])),
-        w_ih,
-        w_hh,
-        b_ih,
-        b_hh,
-        out.view(1, -1, h.shape[-1]),
-    )
+    weights = (w_ih.contiguous(), w_hh.contiguous(), b_ih.contiguous(), b_hh.contiguous())
+    rows_x = x.reshape(1, -1, x.shape[-1]).contiguous()
+    rows_h = unit_stride(h.reshape(1, -1, h.shape[-1]))
+    gru(rows_x, rows_h, weights, out.view(1, -1, h.shape[-1]))
     return out
 
 
 @triton.jit
 def gates_backward_kernel(
-    i,
-    h_gates,
-    h,
-    grad,
-    grad_h,
-    numel,
-    dim,
+    i, h_gates, h, grad, grad_h,
+    numel, dim,
     BLOCK_SIZE: tl.constexpr,
-):
+):  # fmt: skip
     """The gradients of both GEMMs' outputs, in place, and the direct part of that of h.
 
     Args:

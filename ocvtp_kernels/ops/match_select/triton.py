@@ -16,14 +16,10 @@ from ocvtp_kernels.triton_common.packed_argmax import pack_argmax
 
 @triton.jit
 def max_similarity_of(
-    similarity,
-    current,
-    position,
-    mask_position,
-    num_b,
+    similarity, current, position, mask_position, num_b,
     row_stride,
     BLOCK_COLUMNS: tl.constexpr,
-):
+):  # fmt: skip
     """The largest similarity of these tokens of side a to any token of side b."""
     token_a = tl.load(current + 2 * position, mask=mask_position, other=0)
     row = similarity + token_a.to(tl.int64)[:, None] * row_stride
@@ -40,19 +36,11 @@ def max_similarity_of(
 
 @triton.jit(do_not_specialize=["num_ranked", "budget", "drop"])
 def match_kernel(
-    similarity,
-    ranked,
-    lists,
-    max_similarity,
-    order,
-    num_ranked,
-    budget,
-    drop,
-    image_stride,
-    row_stride,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
+    similarity, ranked, lists, max_similarity, order,
+    num_ranked, budget, drop,
+    image_stride, row_stride,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Remaining tokens, int64 ``[B, T]``.
 
     ``lists`` int32 ``[B, 2, R]`` holds a round's list and the next, ``max_similarity`` int64

@@ -17,45 +17,29 @@ from ocvtp_kernels.ops.slot_argmax.triton import args_of
 from ocvtp_kernels.ops.slot_attention.tiles import BLOCK, SlotAttentionTile, slots_per_tile
 from ocvtp_kernels.ops.slot_attention.triton.logits import (
     clamp_index,
+    join_softmax_stats,
     logits_tile,
     softmax_stats_of,
 )
 from ocvtp_kernels.triton_common.blocks import ceil_div, power_of_two
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
+from ocvtp_kernels.triton_common.programs import block_of_image, tile_of_image
 
 
 @triton.jit
 def assignment_kernel(
-    q,
-    k,
-    slot_constant,
-    slot_mask,
-    assignment,
-    attention,
-    num_slots,
-    num_tokens,
-    depth,
-    scale,
-    q_image_stride,
-    q_row_stride,
-    k_image_stride,
-    k_row_stride,
-    CONSTANT: tl.constexpr,
-    MASK: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
+    q, k, slot_constant, slot_mask, assignment, attention,
+    num_slots, num_tokens, depth, scale,
+    q_image_stride, q_row_stride, k_image_stride, k_row_stride,
+    CONSTANT: tl.constexpr, MASK: tl.constexpr, BLOCK_SLOTS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """Each token's slot of largest attention int32 and that attention float32, both ``[B, N]``.
 
     Ties go to the lowest slot; so does a token whose softmax, and so its attention, is NaN.
     """
-    num_blocks = tl.cdiv(num_tokens, BLOCK_TOKENS)
-    image = (tl.program_id(0) // num_blocks).to(tl.int64)
-    token = (tl.program_id(0) % num_blocks) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-    mask_token = token < num_tokens
+    image, token, mask_token = block_of_image(num_tokens, BLOCK_TOKENS)
     k_row = k + image * k_image_stride + clamp_index(token, num_tokens) * k_row_stride
     row_max = tl.full([BLOCK_TOKENS], float("-inf"), tl.float32)
     rest_sum = tl.zeros([BLOCK_TOKENS], tl.float32)
@@ -63,35 +47,18 @@ def assignment_kernel(
     for first_slot in range(0, num_slots, BLOCK_SLOTS):
         slot = first_slot + tl.arange(0, BLOCK_SLOTS)
         offs_slot = image * num_slots + slot
+        q_row = q + image * q_image_stride + clamp_index(slot, num_slots) * q_row_stride
+        masks = (slot < num_slots, mask_token)
+        terms = (slot_constant + offs_slot, slot_mask + offs_slot)
         logits = logits_tile(
-            q + image * q_image_stride + clamp_index(slot, num_slots) * q_row_stride,
-            k_row,
-            slot < num_slots,
-            mask_token,
-            slot_constant + offs_slot,
-            slot_mask + offs_slot,
-            depth,
-            scale,
-            CONSTANT,
-            MASK,
-            BLOCK_SLOTS,
-            BLOCK_TOKENS,
-            BLOCK_K,
-            EVEN_K,
-            PRECISION,
+            (q_row, k_row), masks, terms, depth, scale, CONSTANT, MASK, BLOCK_K, EVEN_K, PRECISION
         )
         block_max, block_rest = softmax_stats_of(logits)
         block_best = tl.min(
             tl.where(logits == block_max[None, :], slot[:, None], num_slots), axis=0
         )
-        is_larger = block_max > row_max
-        low, high = tl.where(is_larger, row_max, block_max), tl.where(is_larger, block_max, row_max)
-        # The smaller maximum joins the rest.
-        factor = tl.where(low == float("-inf"), 0.0, tl.exp(low - high))
-        smaller_rest = tl.where(is_larger, rest_sum, block_rest)
-        rest_sum = tl.where(is_larger, block_rest, rest_sum) + factor * (1.0 + smaller_rest)
+        row_max, rest_sum, is_larger = join_softmax_stats(row_max, rest_sum, block_max, block_rest)
         assigned = tl.where(is_larger, block_best, assigned)
-        row_max = high
     # row_max - row_max is 0, or NaN where the largest logit is infinite, as the softmax is then.
     attn = tl.div_rn(tl.full([BLOCK_TOKENS], 1.0, tl.float32), 1.0 + rest_sum) + (row_max - row_max)
     assigned = tl.where(attn != attn, 0, assigned)
@@ -101,30 +68,19 @@ def assignment_kernel(
 
 @triton.jit
 def merge_kernel(
-    final_tokens,
-    assignment,
-    attention,
-    merged,
-    mass,
-    num_slots,
-    num_tokens,
-    width,
-    final_image_stride,
-    final_row_stride,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    final_tokens, assignment, attention, merged, mass,
+    num_slots, num_tokens, width,
+    final_image_stride, final_row_stride,
+    BLOCK_SLOTS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """Merged ``[B, K, C]`` and mass ``[B, K]``, the sum of the attention of a slot's tokens.
 
     A program takes one image, one block of slots and one block of channels.
     """
-    channel_blocks = tl.cdiv(width, BLOCK_D)
-    slot_blocks = tl.cdiv(num_slots, BLOCK_SLOTS)
-    channel_block = tl.program_id(0) % channel_blocks
-    slot_block = (tl.program_id(0) // channel_blocks) % slot_blocks
-    image = (tl.program_id(0) // (channel_blocks * slot_blocks)).to(tl.int64)
+    image, slot_block, channel_block = tile_of_image(
+        tl.program_id(0), num_slots, width, BLOCK_SLOTS, BLOCK_D
+    )
     slot = slot_block * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
     mask_slot = slot < num_slots
     channel = channel_block * BLOCK_D + tl.arange(0, BLOCK_D)

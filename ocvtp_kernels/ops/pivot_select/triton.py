@@ -26,20 +26,12 @@ def best_block(best, num_blocks, BLOCK_PARTIALS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["step", "budget"])
 def pivot_kernel(
-    points,
-    running,
-    best,
-    num_tokens,
-    depth,
-    step,
-    budget,
-    image_stride,
-    row_stride,
-    NORM: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    points, running, best,
+    num_tokens, depth, step, budget,
+    image_stride, row_stride,
+    NORM: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_PARTIALS: tl.constexpr,
-):
+):  # fmt: skip
     """Each block's best token of step ``step``: packed, int64 ``[B, T, blocks]``.
 
     With NORM a token's score is its L1 norm; else its squared distance to the nearest pick, which

@@ -71,36 +71,14 @@ def narrow(keys, wanted, at_least, above, unit):
 
 @triton.jit(do_not_specialize=["budget", "top_k", "num_blocks"])
 def resolve_kernel(
-    topk_ids,
-    max_logprob,
-    importance,
-    final_tokens,
-    tokens,
-    ids,
-    token_keys,
-    num_blocks,
-    top_k,
-    num_slots,
-    num_tokens,
-    width,
-    budget,
-    num_splits,
-    rows_per_split,
-    importance_image_stride,
-    final_image_stride,
-    final_row_stride,
-    PACKED: tl.constexpr,
-    RANKED: tl.constexpr,
-    IMPORTANCE: tl.constexpr,
-    GATHER: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_PARTIALS: tl.constexpr,
-    UNROLL: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
+    topk_ids, max_logprob, importance, final_tokens, tokens, ids, token_keys,
+    num_blocks, top_k, num_slots, num_tokens, width, budget, num_splits, rows_per_split,
+    importance_image_stride, final_image_stride, final_row_stride,
+    PACKED: tl.constexpr, RANKED: tl.constexpr, IMPORTANCE: tl.constexpr, GATHER: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr, BLOCK_PARTIALS: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
-):
+):  # fmt: skip
     """Ids int64 ``[B, budget]`` ascending, and with GATHER their final tokens.
 
     ``num_splits`` programs an image find the same ids, and each gathers its rows. ``topk_ids`` is

@@ -14,21 +14,11 @@ from ocvtp_kernels.triton_common.launch import launch, unit_stride
 
 @triton.jit
 def scatter_kernel(
-    tokens,
-    assignment,
-    weight,
-    sums,
-    mass,
-    num_tokens,
-    num_owners,
-    width,
-    token_image_stride,
-    token_row_stride,
-    assignment_stride,
-    weight_stride,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
+    tokens, assignment, weight, sums, mass,
+    num_tokens, num_owners, width,
+    token_image_stride, token_row_stride, assignment_stride, weight_stride,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Sums float32 ``[B, T, C]`` and mass ``[B, T]``.
 
     A program reads the whole assignment and goes from one of its tokens to the next: the sum runs

@@ -16,6 +16,7 @@ from ocvtp_kernels.ops.slot_attention.tiles import ONE_TILE
 from ocvtp_kernels.ops.slot_attention.triton.forward import SlotAttentionArgs, softmax_stats
 from ocvtp_kernels.ops.slot_attention.triton.logits import (
     clamp_index,
+    load_softmax_stats,
     logits_tile,
     softmax_stats_of,
 )
@@ -30,38 +31,19 @@ from ocvtp_kernels.triton_common.packed_argmax import (
     unpack_score,
     unpack_token,
 )
+from ocvtp_kernels.triton_common.programs import block_of_image, tile_of_image
 
 
 @triton.jit
 def argmax_kernel(
-    q,
-    k,
-    slot_constant,
-    slot_mask,
-    softmax_stats,
-    upper_bound,
-    packed_topk,
-    token_score,
-    num_slots,
-    num_tokens,
-    depth,
-    scale,
-    q_image_stride,
-    q_row_stride,
-    k_image_stride,
-    k_row_stride,
-    CONSTANT: tl.constexpr,
-    MASK: tl.constexpr,
-    SOFTMAX_STATS: tl.constexpr,
-    UPPER_BOUND: tl.constexpr,
-    TOKEN_SCORE: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    q, k, slot_constant, slot_mask, softmax_stats, upper_bound, packed_topk, token_score,
+    num_slots, num_tokens, depth, scale,
+    q_image_stride, q_row_stride, k_image_stride, k_row_stride,
+    CONSTANT: tl.constexpr, MASK: tl.constexpr, SOFTMAX_STATS: tl.constexpr,
+    UPPER_BOUND: tl.constexpr, TOKEN_SCORE: tl.constexpr, BLOCK_SLOTS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Packed argmax int64 ``[B, token blocks, K]`` of each block; token_score float32 ``[B, N]``.
 
     With UPPER_BOUND only packed values below ``upper_bound`` ``[B, K]`` count: the next rank.
@@ -69,36 +51,24 @@ def argmax_kernel(
     """
     wait_for_launches_before(PDL)
     num_blocks = tl.cdiv(num_tokens, BLOCK_TOKENS)
-    slot_blocks = tl.cdiv(num_slots, BLOCK_SLOTS)
-    block = tl.program_id(0) % num_blocks
-    slot_block = (tl.program_id(0) // num_blocks) % slot_blocks
-    image = (tl.program_id(0) // (num_blocks * slot_blocks)).to(tl.int64)
+    image, slot_block, block = tile_of_image(
+        tl.program_id(0), num_slots, num_tokens, BLOCK_SLOTS, BLOCK_TOKENS
+    )
     slot = slot_block * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
     token = block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     mask_slot = slot < num_slots
     mask_token = token < num_tokens
     offs_slot = image * num_slots + slot
+    q_row = q + image * q_image_stride + clamp_index(slot, num_slots) * q_row_stride
+    k_row = k + image * k_image_stride + clamp_index(token, num_tokens) * k_row_stride
+    rows, masks = (q_row, k_row), (mask_slot, mask_token)
+    terms = (slot_constant + offs_slot, slot_mask + offs_slot)
     logits = logits_tile(
-        q + image * q_image_stride + clamp_index(slot, num_slots) * q_row_stride,
-        k + image * k_image_stride + clamp_index(token, num_tokens) * k_row_stride,
-        mask_slot,
-        mask_token,
-        slot_constant + offs_slot,
-        slot_mask + offs_slot,
-        depth,
-        scale,
-        CONSTANT,
-        MASK,
-        BLOCK_SLOTS,
-        BLOCK_TOKENS,
-        BLOCK_K,
-        EVEN_K,
-        PRECISION,
+        rows, masks, terms, depth, scale, CONSTANT, MASK, BLOCK_K, EVEN_K, PRECISION
     )
     if SOFTMAX_STATS:
         stats = softmax_stats + (image * num_tokens + token) * 2
-        row_max = tl.load(stats, mask=mask_token, other=0.0)
-        rest_sum = tl.load(stats + 1, mask=mask_token, other=0.0)
+        row_max, rest_sum = load_softmax_stats(stats, mask_token)
     else:
         row_max, rest_sum = softmax_stats_of(logits)
     log_sum = log1p(rest_sum)
@@ -119,31 +89,18 @@ def argmax_kernel(
 
 @triton.jit
 def argmax_reduce_kernel(
-    packed_topk,
-    best,
-    ids,
-    max_prob,
-    num_blocks,
-    num_slots,
-    rank,
-    top_k,
-    UNPACK: tl.constexpr,
-    LOG: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_PARTIALS: tl.constexpr,
-    UNROLL: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    packed_topk, best, ids, max_prob,
+    num_blocks, num_slots, rank, top_k,
+    UNPACK: tl.constexpr, LOG: tl.constexpr, BLOCK_SLOTS: tl.constexpr,
+    BLOCK_PARTIALS: tl.constexpr, UNROLL: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Packed argmax over token blocks: row ``rank`` of int64 ``[B, top_k, K]``.
 
     With UNPACK the id and its attention instead, or with LOG the attention's logarithm. One program
     takes a block of slots of an image.
     """
     wait_for_launches_before(PDL)
-    slot_blocks = tl.cdiv(num_slots, BLOCK_SLOTS)
-    image = (tl.program_id(0) // slot_blocks).to(tl.int64)
-    slot = (tl.program_id(0) % slot_blocks) * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
-    mask_slot = slot < num_slots
+    image, slot, mask_slot = block_of_image(num_slots, BLOCK_SLOTS)
     of_image = packed_topk + image * num_blocks * num_slots
     packed = reduce_packed(of_image, slot, mask_slot, num_blocks, num_slots, BLOCK_PARTIALS, UNROLL)
     if UNPACK:

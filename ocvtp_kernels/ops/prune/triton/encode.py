@@ -21,98 +21,36 @@ from ocvtp_kernels.triton_common.linear import Linear, linear, linear_block
 
 @triton.jit
 def first_kernel(
-    x,
-    weight,
-    bias,
-    out,
-    mean,
-    rstd,
-    weight_mean,
-    rows,
-    rows_per_image,
-    depth,
-    columns,
-    x_image_stride,
-    x_row_stride,
-    out_row_stride,
-    slots,
-    query_weight,
-    query_bias,
-    q,
-    slot_rows,
-    slots_per_image,
-    dim,
-    programs,
-    NORM: tl.constexpr,
-    GELU: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    SLOT_BLOCK_M: tl.constexpr,
-    SLOT_BLOCK_N: tl.constexpr,
-    SLOT_BLOCK_K: tl.constexpr,
-    SLOT_EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x, weight, bias, out, mean, rstd, weight_mean,
+    rows, rows_per_image, depth, columns,
+    x_image_stride, x_row_stride, out_row_stride,
+    slots, query_weight, query_bias, q,
+    slot_rows, slots_per_image, dim, programs,
+    NORM: tl.constexpr, GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr, SLOT_BLOCK_M: tl.constexpr,
+    SLOT_BLOCK_N: tl.constexpr, SLOT_BLOCK_K: tl.constexpr, SLOT_EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Programs below ``programs`` compute the first Linear, the others the first query."""
     wait_for_launches_before(PDL)
     program = tl.program_id(0)
     if program < programs:
+        statistics = (mean, rstd, weight_mean) if NORM else None
+        sizes = (rows, rows_per_image, depth, columns)
+        strides = (x_image_stride, x_row_stride, out_row_stride)
         linear_block(
-            program,
-            x,
-            weight,
-            bias,
-            out,
-            out,
-            mean,
-            rstd,
-            weight_mean,
-            rows,
-            rows_per_image,
-            depth,
-            columns,
-            x_image_stride,
-            x_row_stride,
-            out_row_stride,
-            NORM,
-            GELU,
-            False,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-            EVEN_K,
-            PRECISION,
-        )
+            program, (x, weight, bias), out, None, statistics, sizes, strides,
+            GELU, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION,
+        )  # fmt: skip
     else:
+        slot_program = program - programs
+        query = (slots, query_weight, query_bias)
+        query_sizes = (slot_rows, slots_per_image, dim, dim)
+        query_strides = (slots_per_image.to(tl.int64) * dim, dim, dim)
         linear_block(
-            program - programs,
-            slots,
-            query_weight,
-            query_bias,
-            q,
-            q,
-            q,
-            q,
-            q,
-            slot_rows,
-            slots_per_image,
-            dim,
-            dim,
-            slots_per_image.to(tl.int64) * dim,
-            dim,
-            dim,
-            False,
-            False,
-            False,
-            SLOT_BLOCK_M,
-            SLOT_BLOCK_N,
-            SLOT_BLOCK_K,
-            SLOT_EVEN_K,
-            PRECISION,
-        )
+            slot_program, query, q, None, None, query_sizes, query_strides,
+            False, SLOT_BLOCK_M, SLOT_BLOCK_N, SLOT_BLOCK_K, SLOT_EVEN_K, PRECISION,
+        )  # fmt: skip
 
 
 def first(encode: Linear, query: Linear) -> None:

@@ -95,19 +95,8 @@ def _update_slots(
     """One iteration after its query: slot attention, GRU and FFN, into ``space.slots``."""
     weights = folded.slots
     slot_attention_fwd(args, args.k, MASS_EPS, space.updates, space.mass, split, space.split)
-    gru(
-        space.updates,
-        h,
-        weights.gates_weight,
-        weights.hidden_weight,
-        weights.gates_bias,
-        weights.hidden_bias,
-        space.state,
-        weights.gates_shift,
-        space.mass,
-        MASS_EPS,
-        slots,
-    )
+    gates = weights.gates_weight, weights.hidden_weight, weights.gates_bias, weights.hidden_bias
+    gru(space.updates, h, gates, space.state, weights.gates_shift, space.mass, MASS_EPS, slots)
     layer_norm(LayerNorm(space.state, space.normed_slots))
     ffn_up = Linear(space.normed_slots, weights.ffn_w1, weights.ffn_b1, space.hidden, gelu=True)
     linear(ffn_up)

@@ -20,39 +20,19 @@ from ocvtp_kernels.triton_common.linear_tiles import norm_tile
 
 @triton.jit
 def start_kernel(
-    tokens,
-    token_mean,
-    token_rstd,
-    token_rows,
-    tokens_per_image,
-    tokens_image_stride,
-    tokens_row_stride,
-    first_weight,
-    weight_mean,
-    weight_rows,
-    token_width,
-    token_programs,
-    weight_programs,
-    x,
-    extra_weight,
-    extra_bias,
-    out,
-    extra_column,
-    rows,
-    rows_per_image,
-    width,
-    x_image_stride,
-    x_row_stride,
+    tokens, token_mean, token_rstd,
+    token_rows, tokens_per_image,
+    tokens_image_stride, tokens_row_stride,
+    first_weight, weight_mean,
+    weight_rows, token_width, token_programs, weight_programs,
+    x, extra_weight, extra_bias, out, extra_column,
+    rows, rows_per_image, width,
+    x_image_stride, x_row_stride,
     semaphore,
-    num_semaphores,
-    eps,
-    TOKEN_BLOCK_M: tl.constexpr,
-    TOKEN_BLOCK_WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    BLOCK_SEMAPHORE: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    num_semaphores, eps,
+    TOKEN_BLOCK_M: tl.constexpr, TOKEN_BLOCK_WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr, BLOCK_SEMAPHORE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Programs take tokens, then rows of the weight, then slots; the first of the last clears."""
     wait_for_launches_before(PDL)
     program = tl.program_id(0)
@@ -81,27 +61,11 @@ def start_kernel(
                 offs = first + tl.arange(0, BLOCK_SEMAPHORE)
                 cleared = tl.zeros([BLOCK_SEMAPHORE], tl.int32)
                 tl.store(semaphore + offs, cleared, mask=offs < num_semaphores)
+        extra = (extra_weight, extra_bias, extra_column)
+        sizes, strides = (rows, rows_per_image, width), (x_image_stride, x_row_stride)
+        first_program = program - first_slot_program
         layer_norm_rows(
-            program - first_slot_program,
-            x,
-            x,
-            x,
-            extra_weight,
-            extra_bias,
-            out,
-            out,
-            extra_column,
-            rows,
-            rows_per_image,
-            width,
-            x_image_stride,
-            x_row_stride,
-            eps,
-            False,
-            False,
-            True,
-            BLOCK_M,
-            BLOCK_WIDTH,
+            first_program, x, out, None, None, extra, sizes, strides, eps, BLOCK_M, BLOCK_WIDTH
         )
 
 

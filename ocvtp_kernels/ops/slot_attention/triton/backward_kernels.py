@@ -14,20 +14,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ocvtp_kernels.ops.slot_attention.triton.logits import logits_tile, softmax_stats_of
+from ocvtp_kernels.ops.slot_attention.triton.forward_kernels import sum_of_splits
+from ocvtp_kernels.ops.slot_attention.triton.logits import (
+    load_softmax_stats,
+    logits_tile,
+    softmax_stats_of,
+)
+from ocvtp_kernels.triton_common.programs import block_of_image, tile_of_image
 
 
 @triton.jit
-def slot_delta(
-    updates_row,
-    grad_row,
-    mask_slot,
-    width,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+def slot_delta(updates_row, grad_row, mask_slot, width, BLOCK_K: tl.constexpr):
     """``delta = U . dU`` ``[BLOCK_SLOTS]``: what the gradient of normalised weights subtracts."""
-    delta = tl.zeros([BLOCK_SLOTS], tl.float32)
+    delta = tl.zeros(mask_slot.shape, tl.float32)
     for start in range(0, width, BLOCK_K):
         channel = start + tl.arange(0, BLOCK_K)
         mask = mask_slot[:, None] & (channel < width)[None, :]
@@ -39,43 +38,23 @@ def slot_delta(
 
 @triton.jit
 def attention_and_gradient(
-    q_row,
-    k_row,
-    grad_row,
-    v_row,
-    mask_slot,
-    mask_token,
-    slot_mask,
-    softmax_stats,
-    dattn_row,
-    dattn_column,
-    delta,
-    inv_mass,
-    grad_mass,
-    depth,
-    width,
-    scale,
-    mass_eps,
-    MASK: tl.constexpr,
-    SOFTMAX_STATS: tl.constexpr,
-    HAS_DATTN: tl.constexpr,
-    SINGLE_BLOCK: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    rows, masks, slot_mask, softmax_stats, dattn, slot_terms, sizes, scale, mass_eps,
+    MASK: tl.constexpr, SOFTMAX_STATS: tl.constexpr, HAS_DATTN: tl.constexpr,
+    SINGLE_BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """The attention of a block of slots on a block of tokens, and its gradient.
 
     Args:
-        q_row, k_row, grad_row, v_row: pointers to the rows of q, k, the updates' gradient and v.
+        rows: pointers to the rows of q, k, the updates' gradient and v.
+        masks: of slots and tokens, what is no padding.
         slot_mask: pointers ``[BLOCK_SLOTS]``, read if MASK.
         softmax_stats: pointers ``[BLOCK_TOKENS]``, read if SOFTMAX_STATS; else the block of slots
             holds all slots.
-        dattn_row, dattn_column: pointers ``[BLOCK_SLOTS]`` to the rows of the external gradient of
-            the attention, and offsets ``[BLOCK_TOKENS]`` in them, read if HAS_DATTN.
-        delta, inv_mass, grad_mass: ``[BLOCK_SLOTS]``, `slot_delta`, ``1 / (mass + eps)`` and the
-            gradient of the mass.
+        dattn: pointers ``[BLOCK_SLOTS]`` to the rows of the external gradient of the attention, and
+            offsets ``[BLOCK_TOKENS]`` in them, read if HAS_DATTN.
+        slot_terms: delta, inv_mass and grad_mass ``[BLOCK_SLOTS]``: `slot_delta`,
+            ``1 / (mass + eps)`` and the gradient of the mass.
+        sizes: (depth, width).
         SINGLE_BLOCK: the block of tokens holds all tokens, and mass and delta are computed here:
             with very few tokens updates and v differ by less than the rounding of the updates.
 
@@ -83,47 +62,23 @@ def attention_and_gradient(
         attention and gradient ``[BLOCK_SLOTS, BLOCK_TOKENS]``, zero in the padding, and
         ``1 / (mass + eps)`` ``[BLOCK_SLOTS]``.
     """
+    q_row, k_row, grad_row, v_row = rows
+    mask_slot, mask_token = masks
+    delta, inv_mass, grad_mass = slot_terms
+    depth, width = sizes
+    terms = (q_row, slot_mask)
     logits = logits_tile(
-        q_row,
-        k_row,
-        mask_slot,
-        mask_token,
-        q_row,
-        slot_mask,
-        depth,
-        scale,
-        False,
-        MASK,
-        BLOCK_SLOTS,
-        BLOCK_TOKENS,
-        BLOCK_K,
-        False,
-        PRECISION,
+        (q_row, k_row), masks, terms, depth, scale, False, MASK, BLOCK_K, False, PRECISION
     )
     if SOFTMAX_STATS:
-        row_max = tl.load(softmax_stats, mask=mask_token, other=0.0)
-        rest_sum = tl.load(softmax_stats + 1, mask=mask_token, other=0.0)
+        row_max, rest_sum = load_softmax_stats(softmax_stats, mask_token)
     else:
         row_max, rest_sum = softmax_stats_of(logits)
     mask = mask_slot[:, None] & mask_token[None, :]
     a = tl.div_rn(tl.exp(logits - row_max[None, :]), (1.0 + rest_sum)[None, :])
     a = tl.where(mask, a, 0.0)
     grad_weights = logits_tile(
-        grad_row,
-        v_row,
-        mask_slot,
-        mask_token,
-        grad_row,
-        slot_mask,
-        width,
-        1.0,
-        False,
-        False,
-        BLOCK_SLOTS,
-        BLOCK_TOKENS,
-        BLOCK_K,
-        False,
-        PRECISION,
+        (grad_row, v_row), masks, terms, width, 1.0, False, False, BLOCK_K, False, PRECISION
     )
     if SINGLE_BLOCK:
         inv_mass = tl.div_rn(tl.full(delta.shape, 1.0, tl.float32), tl.sum(a, axis=1) + mass_eps)
@@ -131,14 +86,16 @@ def attention_and_gradient(
         delta = tl.sum(tl.where(mask, weights * grad_weights, 0.0), axis=1)
     gradient = (grad_weights - delta[:, None]) * inv_mass[:, None] + grad_mass[:, None]
     if HAS_DATTN:
+        dattn_row, dattn_column = dattn
         dattn_ptrs = dattn_row[:, None] + dattn_column[None, :]
         gradient += tl.load(dattn_ptrs, mask=mask, other=0.0).to(tl.float32)
     return a, tl.where(mask, gradient, 0.0), inv_mass
 
 
 @triton.jit
-def load_slot_terms(delta, mass, grad_mass, offs_slot, mask_slot, mass_eps):
+def load_slot_terms(slot_terms, offs_slot, mask_slot, mass_eps):
     """Stored delta, ``1 / (mass + mass_eps)`` and gradient of the mass ``[BLOCK_SLOTS]``."""
+    delta, mass, grad_mass = slot_terms
     delta_slot = tl.load(delta + offs_slot, mask=mask_slot, other=0.0)
     m = tl.load(mass + offs_slot, mask=mask_slot, other=1.0).to(tl.float32)
     g = tl.load(grad_mass + offs_slot, mask=mask_slot, other=0.0).to(tl.float32)
@@ -147,55 +104,18 @@ def load_slot_terms(delta, mass, grad_mass, offs_slot, mask_slot, mass_eps):
 
 @triton.jit(do_not_specialize=["num_groups", "groups_per_program", "blocks_per_group"])
 def slot_attention_bwd_kernel(
-    q,
-    k,
-    v,
-    slot_mask,
-    softmax_stats,
-    delta,
-    mass,
-    updates,
-    grad_updates,
-    grad_mass,
-    grad_attention,
-    mean_gradients,
-    partial_acc,
-    semaphore,
-    grad_q,
-    grad_k,
-    grad_v,
-    num_slots,
-    num_tokens,
-    depth,
-    width,
-    scale,
-    mass_eps,
-    q_image_stride,
-    q_row_stride,
-    k_image_stride,
-    k_row_stride,
-    v_image_stride,
-    v_row_stride,
-    dattn_image_stride,
-    dattn_row_stride,
-    dattn_column_stride,
-    num_groups,
-    groups_per_program,
-    blocks_per_group,
-    MASK: tl.constexpr,
-    SOFTMAX_STATS: tl.constexpr,
-    HAS_DATTN: tl.constexpr,
-    SINGLE_BLOCK: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    ACC_IN_GLOBAL: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_D_STORE: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    BLOCK_D_SUM: tl.constexpr,
+    q, k, v, slot_mask, softmax_stats, delta, mass, updates, grad_updates, grad_mass,
+    grad_attention, mean_gradients, partial_acc, semaphore, grad_q, grad_k, grad_v,
+    num_slots, num_tokens, depth, width, scale, mass_eps,
+    q_image_stride, q_row_stride, k_image_stride, k_row_stride, v_image_stride, v_row_stride,
+    dattn_image_stride, dattn_row_stride, dattn_column_stride,
+    num_groups, groups_per_program, blocks_per_group,
+    MASK: tl.constexpr, SOFTMAX_STATS: tl.constexpr, HAS_DATTN: tl.constexpr,
+    SINGLE_BLOCK: tl.constexpr, BLOCK_SLOTS: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+    BLOCK_K: tl.constexpr, ACC_IN_GLOBAL: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_D_STORE: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_D_SUM: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """Gradient of q ``[B, K, D]``; without SOFTMAX_STATS also of k and v.
 
     A program takes one output tile (an image, a block of slots and a block of channels), and one
@@ -204,13 +124,13 @@ def slot_attention_bwd_kernel(
     """
     num_splits = tl.cdiv(num_groups, groups_per_program)
     max_channels = depth if SOFTMAX_STATS else tl.maximum(depth, width)
-    channel_blocks = tl.cdiv(max_channels, BLOCK_D)
-    slot_blocks = tl.cdiv(num_slots, BLOCK_SLOTS)
     output_tile = tl.program_id(0) // num_splits
     split_id = tl.program_id(0) % num_splits
-    slot = ((output_tile // channel_blocks) % slot_blocks) * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
-    image = (output_tile // (channel_blocks * slot_blocks)).to(tl.int64)
-    first_channel = (output_tile % channel_blocks) * BLOCK_D
+    image, slot_block, channel_block = tile_of_image(
+        output_tile, num_slots, max_channels, BLOCK_SLOTS, BLOCK_D
+    )
+    slot = slot_block * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
+    first_channel = channel_block * BLOCK_D
     channel = first_channel + tl.arange(0, BLOCK_D)
     mask_channel = channel < depth
 
@@ -219,13 +139,11 @@ def slot_attention_bwd_kernel(
     slot64 = slot.to(tl.int64)
     q_row = q + image * q_image_stride + slot64 * q_row_stride
     grad_row = grad_updates + offs_slot * width
-    delta_slot, inv_mass, dmass = load_slot_terms(
-        delta, mass, grad_mass, offs_slot, mask_slot, mass_eps
-    )
+    stored_terms = (delta, mass, grad_mass)
+    delta_slot, inv_mass, dmass = load_slot_terms(stored_terms, offs_slot, mask_slot, mass_eps)
     if not SOFTMAX_STATS:
-        delta_slot = slot_delta(
-            updates + offs_slot * width, grad_row, mask_slot, width, BLOCK_SLOTS, BLOCK_K
-        )
+        updates_row = updates + offs_slot * width
+        delta_slot = slot_delta(updates_row, grad_row, mask_slot, width, BLOCK_K)
     tile = tl.arange(0, BLOCK_SLOTS)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     mask = mask_slot[:, None] & mask_channel[None, :]
     # A wide tile has no registers for two accumulators: the sum of the groups is kept in memory.
@@ -241,33 +159,15 @@ def slot_attention_bwd_kernel(
             token64 = token.to(tl.int64)
             offs_token = image * num_tokens + token
             k_row = k + image * k_image_stride + token64 * k_row_stride
+            v_row = v + image * v_image_stride + token64 * v_row_stride
+            stats = softmax_stats + offs_token * 2
+            dattn_row = grad_attention + image * dattn_image_stride + slot64 * dattn_row_stride
             a, gradient, inv_mass = attention_and_gradient(
-                q_row,
-                k_row,
-                grad_row,
-                v + image * v_image_stride + token64 * v_row_stride,
-                mask_slot,
-                mask_token,
-                slot_mask + offs_slot,
-                softmax_stats + offs_token * 2,
-                grad_attention + image * dattn_image_stride + slot64 * dattn_row_stride,
-                token64 * dattn_column_stride,
-                delta_slot,
-                inv_mass,
-                dmass,
-                depth,
-                width,
-                scale,
-                mass_eps,
-                MASK,
-                SOFTMAX_STATS,
-                HAS_DATTN,
-                SINGLE_BLOCK,
-                BLOCK_SLOTS,
-                BLOCK_TOKENS,
-                BLOCK_K,
-                PRECISION,
-            )
+                (q_row, k_row, grad_row, v_row), (mask_slot, mask_token), slot_mask + offs_slot,
+                stats, (dattn_row, token64 * dattn_column_stride), (delta_slot, inv_mass, dmass),
+                (depth, width), scale, mass_eps,
+                MASK, SOFTMAX_STATS, HAS_DATTN, SINGLE_BLOCK, BLOCK_K, PRECISION,
+            )  # fmt: skip
             if SOFTMAX_STATS:
                 mean = tl.load(mean_gradients + offs_token, mask=mask_token, other=0.0)
             else:
@@ -320,23 +220,14 @@ def slot_attention_bwd_kernel(
         # All threads have stored before the one that increments the semaphore.
         tl.debug_barrier()
         if tl.atomic_add(semaphore + output_tile, 1, sem="acq_rel") + 1 == num_splits:
-            # The last program adds up all splits, its own too, in order. All loads of a step are in
-            # flight together, and bypass L1, which does not see the stores of other programs.
-            row = tl.arange(0, BLOCK_SLOTS)
+            # The last program adds up all splits, its own too, in order.
             for start in range(0, BLOCK_D, BLOCK_D_SUM):
                 offs_sum = start + tl.arange(0, BLOCK_D_SUM)
                 column = first_channel + offs_sum
-                sum_acc = tl.zeros([BLOCK_SLOTS, BLOCK_D_SUM], tl.float32)
-                for other in tl.static_range(MAX_SPLITS):
-                    mask_split = mask_slot & (row < tl.where(num_splits > other, BLOCK_SLOTS, 0))
-                    offs_split = (first_split + other) * BLOCK_SLOTS * BLOCK_D
-                    acc_row = partial_acc + offs_split + row * BLOCK_D
-                    sum_acc += tl.load(
-                        acc_row[:, None] + offs_sum[None, :],
-                        mask=mask_split[:, None] & (column < depth)[None, :],
-                        other=0.0,
-                        cache_modifier=".cg",
-                    )
+                sum_acc = sum_of_splits(
+                    partial_acc, first_split, num_splits, offs_sum, mask_slot, column < depth,
+                    MAX_SPLITS, BLOCK_D,
+                )  # fmt: skip
                 store_gradient(grad_q_row, sum_acc * scale, column, mask_slot, depth)
 
 
@@ -350,191 +241,128 @@ def store_gradient(grad_row, gradient, channel, mask_slot, depth):
 
 @triton.jit
 def deltas_kernel(
-    updates,
-    grad_updates,
-    delta,
-    rows,
-    width,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    updates, grad_updates, delta,
+    rows, width,
+    BLOCK_SLOTS: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """`slot_delta` of all slots of all images: float32 ``[B, K]``."""
     row = tl.program_id(0) * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
     mask = row < rows
     offs = row.to(tl.int64) * width
-    value = slot_delta(updates + offs, grad_updates + offs, mask, width, BLOCK_SLOTS, BLOCK_K)
+    value = slot_delta(updates + offs, grad_updates + offs, mask, width, BLOCK_K)
     tl.store(delta + row, value, mask=mask)
 
 
 @triton.jit
+def gradient_of_slots(
+    first_slot, image, tokens, tensors, stored_terms, sizes, strides, scale, mass_eps,
+    MASK: tl.constexpr, HAS_DATTN: tl.constexpr, SINGLE_BLOCK: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`attention_and_gradient` of the slots from ``first_slot``, with stored softmax statistics.
+
+    Args:
+        tokens: a block of tokens, int64, and its mask.
+        tensors: (q, k, v, slot_mask, softmax_stats, grad_updates, grad_attention).
+        stored_terms: (delta, mass, grad_mass).
+        sizes: (num_slots, num_tokens, depth, width).
+        strides: of q, k and v (image, row), and of grad_attention (image, row, column).
+
+    Returns:
+        its results; the slots' offsets in ``[B, K]`` and mask; pointers to the rows of q.
+    """
+    q, k, v, slot_mask, softmax_stats, grad_updates, grad_attention = tensors
+    num_slots, num_tokens, depth, width = sizes
+    q_strides, k_strides, v_strides, dattn_strides = strides
+    slot = first_slot + tl.arange(0, BLOCK_SLOTS)
+    mask_slot = slot < num_slots
+    offs_slot = image * num_slots + slot
+    token, mask_token = tokens
+    slot64 = slot.to(tl.int64)
+    q_row = q + image * q_strides[0] + slot64 * q_strides[1]
+    slot_terms = load_slot_terms(stored_terms, offs_slot, mask_slot, mass_eps)
+    k_row = k + image * k_strides[0] + token * k_strides[1]
+    grad_row = grad_updates + offs_slot * width
+    v_row = v + image * v_strides[0] + token * v_strides[1]
+    stats = softmax_stats + (image * num_tokens + token) * 2
+    dattn_row = grad_attention + image * dattn_strides[0] + slot64 * dattn_strides[1]
+    a, gradient, inv_mass = attention_and_gradient(
+        (q_row, k_row, grad_row, v_row), (mask_slot, mask_token), slot_mask + offs_slot,
+        stats, (dattn_row, token * dattn_strides[2]), slot_terms, (depth, width), scale, mass_eps,
+        MASK, True, HAS_DATTN, SINGLE_BLOCK, BLOCK_K, PRECISION,
+    )  # fmt: skip
+    return a, gradient, inv_mass, offs_slot, mask_slot, q_row
+
+
+@triton.jit
 def mean_gradients_kernel(
-    q,
-    k,
-    v,
-    slot_mask,
-    softmax_stats,
-    delta,
-    mass,
-    grad_updates,
-    grad_mass,
-    grad_attention,
+    q, k, v, slot_mask, softmax_stats, delta, mass, grad_updates, grad_mass, grad_attention,
     mean_gradients,
-    num_slots,
-    num_tokens,
-    depth,
-    width,
-    scale,
-    mass_eps,
-    q_image_stride,
-    q_row_stride,
-    k_image_stride,
-    k_row_stride,
-    v_image_stride,
-    v_row_stride,
-    dattn_image_stride,
-    dattn_row_stride,
-    dattn_column_stride,
-    MASK: tl.constexpr,
-    HAS_DATTN: tl.constexpr,
-    SINGLE_BLOCK: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    num_slots, num_tokens, depth, width, scale, mass_eps,
+    q_image_stride, q_row_stride, k_image_stride, k_row_stride, v_image_stride, v_row_stride,
+    dattn_image_stride, dattn_row_stride, dattn_column_stride,
+    MASK: tl.constexpr, HAS_DATTN: tl.constexpr, SINGLE_BLOCK: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """``sum over slots of A dA`` of each token: float32 ``[B, N]``."""
-    token_blocks = tl.cdiv(num_tokens, BLOCK_TOKENS)
-    image = (tl.program_id(0) // token_blocks).to(tl.int64)
-    token = (tl.program_id(0) % token_blocks) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-    mask_token = token < num_tokens
-    token64 = token.to(tl.int64)
+    image, token, mask_token = block_of_image(num_tokens, BLOCK_TOKENS)
+    tokens = (token.to(tl.int64), mask_token)
+    tensors = (q, k, v, slot_mask, softmax_stats, grad_updates, grad_attention)
+    stored_terms = (delta, mass, grad_mass)
+    sizes = (num_slots, num_tokens, depth, width)
+    strides = (
+        (q_image_stride, q_row_stride),
+        (k_image_stride, k_row_stride),
+        (v_image_stride, v_row_stride),
+        (dattn_image_stride, dattn_row_stride, dattn_column_stride),
+    )
     acc = tl.zeros([BLOCK_TOKENS], tl.float32)
     for first_slot in range(0, num_slots, BLOCK_SLOTS):
-        slot = first_slot + tl.arange(0, BLOCK_SLOTS)
-        mask_slot = slot < num_slots
-        offs_slot = image * num_slots + slot
-        slot64 = slot.to(tl.int64)
-        delta_slot, inv_mass, dmass = load_slot_terms(
-            delta, mass, grad_mass, offs_slot, mask_slot, mass_eps
-        )
-        a, gradient, inv_mass = attention_and_gradient(
-            q + image * q_image_stride + slot64 * q_row_stride,
-            k + image * k_image_stride + token64 * k_row_stride,
-            grad_updates + offs_slot * width,
-            v + image * v_image_stride + token64 * v_row_stride,
-            mask_slot,
-            mask_token,
-            slot_mask + offs_slot,
-            softmax_stats + (image * num_tokens + token) * 2,
-            grad_attention + image * dattn_image_stride + slot64 * dattn_row_stride,
-            token64 * dattn_column_stride,
-            delta_slot,
-            inv_mass,
-            dmass,
-            depth,
-            width,
-            scale,
-            mass_eps,
-            MASK,
-            True,
-            HAS_DATTN,
-            SINGLE_BLOCK,
-            BLOCK_SLOTS,
-            BLOCK_TOKENS,
-            BLOCK_K,
-            PRECISION,
-        )
+        a, gradient, _, _, _, _ = gradient_of_slots(
+            first_slot, image, tokens, tensors, stored_terms, sizes, strides, scale, mass_eps,
+            MASK, HAS_DATTN, SINGLE_BLOCK, BLOCK_SLOTS, BLOCK_K, PRECISION,
+        )  # fmt: skip
         acc += tl.sum(a * gradient, axis=0)
     tl.store(mean_gradients + image * num_tokens + token, acc, mask=mask_token)
 
 
 @triton.jit
 def tokens_backward_kernel(
-    q,
-    k,
-    v,
-    slot_mask,
-    softmax_stats,
-    delta,
-    mass,
-    grad_updates,
-    grad_mass,
-    grad_attention,
-    mean_gradients,
-    grad_k,
-    grad_v,
-    num_slots,
-    num_tokens,
-    depth,
-    width,
-    scale,
-    mass_eps,
-    q_image_stride,
-    q_row_stride,
-    k_image_stride,
-    k_row_stride,
-    v_image_stride,
-    v_row_stride,
-    dattn_image_stride,
-    dattn_row_stride,
-    dattn_column_stride,
-    MASK: tl.constexpr,
-    HAS_DATTN: tl.constexpr,
-    SINGLE_BLOCK: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, v, slot_mask, softmax_stats, delta, mass, grad_updates, grad_mass, grad_attention,
+    mean_gradients, grad_k, grad_v,
+    num_slots, num_tokens, depth, width, scale, mass_eps,
+    q_image_stride, q_row_stride, k_image_stride, k_row_stride, v_image_stride, v_row_stride,
+    dattn_image_stride, dattn_row_stride, dattn_column_stride,
+    MASK: tl.constexpr, HAS_DATTN: tl.constexpr, SINGLE_BLOCK: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Gradients of k and v; a program takes one block of tokens and one block of channels."""
-    channel_blocks = tl.cdiv(tl.maximum(depth, width), BLOCK_D)
-    token_blocks = tl.cdiv(num_tokens, BLOCK_TOKENS)
-    channel = (tl.program_id(0) % channel_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    token_block = (tl.program_id(0) // channel_blocks) % token_blocks
+    image, token_block, channel_block = tile_of_image(
+        tl.program_id(0), num_tokens, tl.maximum(depth, width), BLOCK_TOKENS, BLOCK_D
+    )
+    channel = channel_block * BLOCK_D + tl.arange(0, BLOCK_D)
     token = token_block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-    image = (tl.program_id(0) // (channel_blocks * token_blocks)).to(tl.int64)
     mask_token = token < num_tokens
-    token64 = token.to(tl.int64)
+    tokens = (token.to(tl.int64), mask_token)
+    tensors = (q, k, v, slot_mask, softmax_stats, grad_updates, grad_attention)
+    stored_terms = (delta, mass, grad_mass)
+    sizes = (num_slots, num_tokens, depth, width)
+    strides = (
+        (q_image_stride, q_row_stride),
+        (k_image_stride, k_row_stride),
+        (v_image_stride, v_row_stride),
+        (dattn_image_stride, dattn_row_stride, dattn_column_stride),
+    )
     mean = tl.load(mean_gradients + image * num_tokens + token, mask=mask_token, other=0.0)
     acc_k = tl.zeros([BLOCK_TOKENS, BLOCK_D], tl.float32)
     acc_v = tl.zeros([BLOCK_TOKENS, BLOCK_D], tl.float32)
     for first_slot in range(0, num_slots, BLOCK_SLOTS):
-        slot = first_slot + tl.arange(0, BLOCK_SLOTS)
-        mask_slot = slot < num_slots
-        offs_slot = image * num_slots + slot
-        slot64 = slot.to(tl.int64)
-        q_row = q + image * q_image_stride + slot64 * q_row_stride
-        delta_slot, inv_mass, dmass = load_slot_terms(
-            delta, mass, grad_mass, offs_slot, mask_slot, mass_eps
-        )
-        a, gradient, inv_mass = attention_and_gradient(
-            q_row,
-            k + image * k_image_stride + token64 * k_row_stride,
-            grad_updates + offs_slot * width,
-            v + image * v_image_stride + token64 * v_row_stride,
-            mask_slot,
-            mask_token,
-            slot_mask + offs_slot,
-            softmax_stats + (image * num_tokens + token) * 2,
-            grad_attention + image * dattn_image_stride + slot64 * dattn_row_stride,
-            token64 * dattn_column_stride,
-            delta_slot,
-            inv_mass,
-            dmass,
-            depth,
-            width,
-            scale,
-            mass_eps,
-            MASK,
-            True,
-            HAS_DATTN,
-            SINGLE_BLOCK,
-            BLOCK_SLOTS,
-            BLOCK_TOKENS,
-            BLOCK_K,
-            PRECISION,
-        )
+        a, gradient, inv_mass, offs_slot, mask_slot, q_row = gradient_of_slots(
+            first_slot, image, tokens, tensors, stored_terms, sizes, strides, scale, mass_eps,
+            MASK, HAS_DATTN, SINGLE_BLOCK, BLOCK_SLOTS, BLOCK_K, PRECISION,
+        )  # fmt: skip
         queries = tl.load(
             q_row[:, None] + channel[None, :],
             mask=mask_slot[:, None] & (channel < depth)[None, :],

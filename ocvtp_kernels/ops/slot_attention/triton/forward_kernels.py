@@ -16,42 +16,27 @@ import triton.language as tl
 
 from ocvtp_kernels.ops.slot_attention.triton.logits import (
     clamp_index,
+    join_softmax_stats,
+    load_softmax_stats,
     logits_tile,
     softmax_stats_of,
 )
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
+from ocvtp_kernels.triton_common.programs import block_of_image, tile_of_image
 
 
 @triton.jit
 def softmax_stats_kernel(
-    q,
-    k,
-    slot_constant,
-    slot_mask,
-    softmax_stats,
-    num_slots,
-    num_tokens,
-    depth,
-    scale,
-    q_image_stride,
-    q_row_stride,
-    k_image_stride,
-    k_row_stride,
-    CONSTANT: tl.constexpr,
-    MASK: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    q, k, slot_constant, slot_mask, softmax_stats,
+    num_slots, num_tokens, depth, scale,
+    q_image_stride, q_row_stride, k_image_stride, k_row_stride,
+    CONSTANT: tl.constexpr, MASK: tl.constexpr, BLOCK_SLOTS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """`softmax_stats_of` all slots, one block after the other: float32 ``[B, N, 2]``."""
     wait_for_launches_before(PDL)
-    token_blocks = tl.cdiv(num_tokens, BLOCK_TOKENS)
-    image = (tl.program_id(0) // token_blocks).to(tl.int64)
-    token = (tl.program_id(0) % token_blocks) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-    mask_token = token < num_tokens
+    image, token, mask_token = block_of_image(num_tokens, BLOCK_TOKENS)
     k_row = k + image * k_image_stride + clamp_index(token, num_tokens) * k_row_stride
     row_max = tl.full([BLOCK_TOKENS], float("-inf"), tl.float32)
     rest_sum = tl.zeros([BLOCK_TOKENS], tl.float32)
@@ -59,32 +44,14 @@ def softmax_stats_kernel(
         slot = first_slot + tl.arange(0, BLOCK_SLOTS)
         mask_slot = slot < num_slots
         offs_slot = image * num_slots + slot
+        q_row = q + image * q_image_stride + clamp_index(slot, num_slots) * q_row_stride
+        rows, masks = (q_row, k_row), (mask_slot, mask_token)
+        terms = (slot_constant + offs_slot, slot_mask + offs_slot)
         logits = logits_tile(
-            q + image * q_image_stride + clamp_index(slot, num_slots) * q_row_stride,
-            k_row,
-            mask_slot,
-            mask_token,
-            slot_constant + offs_slot,
-            slot_mask + offs_slot,
-            depth,
-            scale,
-            CONSTANT,
-            MASK,
-            BLOCK_SLOTS,
-            BLOCK_TOKENS,
-            BLOCK_K,
-            EVEN_K,
-            PRECISION,
+            rows, masks, terms, depth, scale, CONSTANT, MASK, BLOCK_K, EVEN_K, PRECISION
         )
         block_max, block_rest = softmax_stats_of(logits)
-        is_larger = block_max > row_max
-        low = tl.where(is_larger, row_max, block_max)
-        high = tl.where(is_larger, block_max, row_max)
-        # The smaller maximum and its rest join the rest of the larger one.
-        rescale = tl.where(low == float("-inf"), 0.0, tl.exp(low - high))
-        low_rest = tl.where(is_larger, rest_sum, block_rest)
-        rest_sum = tl.where(is_larger, block_rest, rest_sum) + rescale * (1.0 + low_rest)
-        row_max = high
+        row_max, rest_sum, _ = join_softmax_stats(row_max, rest_sum, block_max, block_rest)
     ptrs = softmax_stats + (image * num_tokens + token) * 2
     tl.store(ptrs, row_max, mask=mask_token)
     tl.store(ptrs + 1, rest_sum, mask=mask_token)
@@ -92,47 +59,16 @@ def softmax_stats_kernel(
 
 @triton.jit(do_not_specialize=["num_groups", "groups_per_program", "blocks_per_group"])
 def slot_attention_fwd_kernel(
-    q,
-    k,
-    v,
-    slot_constant,
-    slot_mask,
-    softmax_stats,
-    partial_acc,
-    partial_mass,
-    semaphore,
-    updates,
-    mass,
-    attention,
-    num_slots,
-    num_tokens,
-    depth,
-    width,
-    scale,
-    mass_eps,
-    q_image_stride,
-    q_row_stride,
-    k_image_stride,
-    k_row_stride,
-    v_image_stride,
-    v_row_stride,
-    num_groups,
-    groups_per_program,
-    blocks_per_group,
-    CONSTANT: tl.constexpr,
-    MASK: tl.constexpr,
-    SOFTMAX_STATS: tl.constexpr,
-    ATTENTION: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    BLOCK_D_SUM: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    q, k, v, slot_constant, slot_mask, softmax_stats, partial_acc, partial_mass, semaphore,
+    updates, mass, attention,
+    num_slots, num_tokens, depth, width, scale, mass_eps,
+    q_image_stride, q_row_stride, k_image_stride, k_row_stride, v_image_stride, v_row_stride,
+    num_groups, groups_per_program, blocks_per_group,
+    CONSTANT: tl.constexpr, MASK: tl.constexpr, SOFTMAX_STATS: tl.constexpr,
+    ATTENTION: tl.constexpr, BLOCK_SLOTS: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+    BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_D: tl.constexpr, MAX_SPLITS: tl.constexpr,
+    BLOCK_D_SUM: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Updates ``(A v) / (sum_n A + mass_eps)`` ``[B, K, E]`` and mass ``sum_n A`` ``[B, K]``.
 
     A program takes one output tile (an image, a block of slots and a block of v's channels), and
@@ -142,16 +78,12 @@ def slot_attention_fwd_kernel(
     # A wide tile has no registers to load the values early, and is stored one half after the other.
     EARLY: tl.constexpr = BLOCK_D <= 128
     EPILOGUE_PARTS: tl.constexpr = 1 if EARLY else 2
-    program = tl.program_id(0)
     num_splits = tl.cdiv(num_groups, groups_per_program)
-    channel_blocks = tl.cdiv(width, BLOCK_D)
-    slot_blocks = tl.cdiv(num_slots, BLOCK_SLOTS)
-    output_tile = program // num_splits
-    split_id = program % num_splits
-    channel_block = output_tile % channel_blocks
-    slot_block = (output_tile // channel_blocks) % slot_blocks
-    image = (output_tile // (channel_blocks * slot_blocks)).to(tl.int64)
-
+    output_tile = tl.program_id(0) // num_splits
+    split_id = tl.program_id(0) % num_splits
+    image, slot_block, channel_block = tile_of_image(
+        output_tile, num_slots, width, BLOCK_SLOTS, BLOCK_D
+    )
     slot = slot_block * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
     mask_slot = slot < num_slots
     offs_slot = image * num_slots + slot
@@ -168,27 +100,16 @@ def slot_attention_fwd_kernel(
             mask_token = token < num_tokens
             # Loaded before the logits, to hide the latency, where registers allow.
             if SOFTMAX_STATS:
-                offs_token = image * num_tokens + token
-                row_max, rest_sum = load_softmax_stats(softmax_stats, offs_token, mask_token)
+                stats = softmax_stats + (image * num_tokens + token) * 2
+                row_max, rest_sum = load_softmax_stats(stats, mask_token)
             if EARLY:
                 v_row = v + image * v_image_stride + token.to(tl.int64) * v_row_stride
                 values = load_values(v_row, channel, mask_token, mask_channel)
+            k_row = k + image * k_image_stride + clamp_index(token, num_tokens) * k_row_stride
+            rows, masks = (q_row, k_row), (mask_slot, mask_token)
+            terms = (slot_constant + offs_slot, slot_mask + offs_slot)
             logits = logits_tile(
-                q_row,
-                k + image * k_image_stride + clamp_index(token, num_tokens) * k_row_stride,
-                mask_slot,
-                mask_token,
-                slot_constant + offs_slot,
-                slot_mask + offs_slot,
-                depth,
-                scale,
-                CONSTANT,
-                MASK,
-                BLOCK_SLOTS,
-                BLOCK_TOKENS,
-                BLOCK_K,
-                EVEN_K,
-                PRECISION,
+                rows, masks, terms, depth, scale, CONSTANT, MASK, BLOCK_K, EVEN_K, PRECISION
             )
             if not SOFTMAX_STATS:
                 row_max, rest_sum = softmax_stats_of(logits)
@@ -247,8 +168,7 @@ def slot_attention_fwd_kernel(
         if tl.atomic_add(semaphore + output_tile, 1, sem="acq_rel") + 1 == num_splits:
             # Zero again for the next launch.
             tl.store(semaphore + output_tile, 0)
-            # The last program adds up all splits, its own too, in order. All loads of a step are in
-            # flight together, and bypass L1, which does not see the stores of other programs.
+            # The last program adds up all splits, its own too, as `sum_of_splits` does.
             sum_mass = tl.zeros([BLOCK_SLOTS], tl.float32)
             for other in tl.static_range(MAX_SPLITS):
                 mask_split = mask_slot & (row < tl.where(num_splits > other, BLOCK_SLOTS, 0))
@@ -256,30 +176,34 @@ def slot_attention_fwd_kernel(
                 sum_mass += tl.load(mass_ptrs, mask=mask_split, other=0.0, cache_modifier=".cg")
             for start in range(0, BLOCK_D, BLOCK_D_SUM):
                 offs_sum = start + tl.arange(0, BLOCK_D_SUM)
-                sum_acc = tl.zeros([BLOCK_SLOTS, BLOCK_D_SUM], tl.float32)
-                for other in tl.static_range(MAX_SPLITS):
-                    mask_split = mask_slot & (row < tl.where(num_splits > other, BLOCK_SLOTS, 0))
-                    offs_split = (first_split + other) * BLOCK_SLOTS * BLOCK_D
-                    acc_row = partial_acc + offs_split + row * BLOCK_D
-                    sum_acc += tl.load(
-                        acc_row[:, None] + offs_sum[None, :],
-                        mask=mask_split[:, None]
-                        & (channel_block * BLOCK_D + offs_sum < width)[None, :],
-                        other=0.0,
-                        cache_modifier=".cg",
-                    )
                 column = channel_block * BLOCK_D + offs_sum
+                sum_acc = sum_of_splits(
+                    partial_acc, first_split, num_splits, offs_sum, mask_slot, column < width,
+                    MAX_SPLITS, BLOCK_D,
+                )  # fmt: skip
                 store_mean(updates_row, sum_acc, sum_mass, column, mask_slot, width, mass_eps)
             if channel_block == 0:
                 tl.store(mass + offs_slot, sum_mass.to(mass.dtype.element_ty), mask=mask_slot)
 
 
 @triton.jit
-def load_softmax_stats(softmax_stats, offs_token, mask_token):
-    """row_max and rest_sum of tokens, as `softmax_stats_kernel` stored them."""
-    ptrs = softmax_stats + offs_token * 2
-    row_max = tl.load(ptrs, mask=mask_token, other=0.0)
-    return row_max, tl.load(ptrs + 1, mask=mask_token, other=0.0)
+def sum_of_splits(
+    partial_acc, first_split, num_splits, offs_d, mask_slot, mask_d,
+    MAX_SPLITS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The splits' partial sums, channels ``offs_d`` of their tile, added up in order.
+
+    All loads are in flight together, and bypass L1, which does not see other programs' stores.
+    """
+    BLOCK_SLOTS: tl.constexpr = mask_slot.shape[0]
+    row = tl.arange(0, BLOCK_SLOTS)
+    sum_acc = tl.zeros([BLOCK_SLOTS, offs_d.shape[0]], tl.float32)
+    for split in tl.static_range(MAX_SPLITS):
+        mask_split = mask_slot & (row < tl.where(num_splits > split, BLOCK_SLOTS, 0))
+        acc_row = partial_acc + (first_split + split) * BLOCK_SLOTS * BLOCK_D + row * BLOCK_D
+        ptrs, mask = acc_row[:, None] + offs_d[None, :], mask_split[:, None] & mask_d[None, :]
+        sum_acc += tl.load(ptrs, mask=mask, other=0.0, cache_modifier=".cg")
+    return sum_acc
 
 
 @triton.jit

@@ -8,27 +8,16 @@ import triton.language as tl
 
 @triton.jit
 def logits_tile(
-    q_row,
-    k_row,
-    mask_slot,
-    mask_token,
-    slot_constant,
-    slot_mask,
-    depth,
-    scale,
-    CONSTANT: tl.constexpr,
-    MASK: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    rows, masks, terms, depth, scale,
+    CONSTANT: tl.constexpr, MASK: tl.constexpr,
+    BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """``scale q k^T + constant``.
 
     Args:
-        q_row, k_row: pointers to the rows, ``[BLOCK_SLOTS]`` and ``[BLOCK_TOKENS]``.
-        slot_constant, slot_mask: pointers ``[BLOCK_SLOTS]``, read if CONSTANT and MASK.
+        rows, masks: of slots and tokens, pointers to the rows of q and k and what is no padding,
+            ``[BLOCK_SLOTS]`` and ``[BLOCK_TOKENS]``.
+        terms: (slot_constant, slot_mask), pointers ``[BLOCK_SLOTS]``, read if CONSTANT and MASK.
         EVEN_K: BLOCK_K divides ``depth`` and padding points to other rows (`clamp_index`), so that
             no load needs a mask.
 
@@ -36,9 +25,12 @@ def logits_tile(
         logits ``[BLOCK_SLOTS, BLOCK_TOKENS]``, -inf for slots that are padding or masked, which
         leaves them out of the softmax.
     """
+    q_row, k_row = rows
+    mask_slot, mask_token = masks
+    slot_constant, slot_mask = terms
     if CONSTANT:
         constant = tl.load(slot_constant, mask=mask_slot, other=0.0)
-    logits = tl.zeros([BLOCK_SLOTS, BLOCK_TOKENS], tl.float32)
+    logits = tl.zeros([q_row.shape[0], k_row.shape[0]], tl.float32)
     for start in range(0, depth, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
         q_ptrs = q_row[:, None] + offs_k[None, :]
@@ -88,3 +80,23 @@ def softmax_stats_of(logits):
     shift = tl.where(row_max == float("-inf"), 0.0, row_max)
     rest = tl.where(is_max, 0.0, tl.exp(logits - shift[None, :]))
     return row_max, tl.sum(rest, axis=0)
+
+
+@triton.jit
+def join_softmax_stats(row_max, rest_sum, block_max, block_rest):
+    """Softmax statistics over the slots so far and a block more, and whether its maximum leads."""
+    is_larger = block_max > row_max
+    low = tl.where(is_larger, row_max, block_max)
+    high = tl.where(is_larger, block_max, row_max)
+    # The smaller maximum and its rest join the rest of the larger one.
+    rescale = tl.where(low == float("-inf"), 0.0, tl.exp(low - high))
+    low_rest = tl.where(is_larger, rest_sum, block_rest)
+    rest_sum = tl.where(is_larger, block_rest, rest_sum) + rescale * (1.0 + low_rest)
+    return high, rest_sum, is_larger
+
+
+@triton.jit
+def load_softmax_stats(softmax_stats, mask_token):
+    """row_max and rest_sum at pointers ``[BLOCK_TOKENS]`` into `softmax_stats_kernel`'s output."""
+    row_max = tl.load(softmax_stats, mask=mask_token, other=0.0)
+    return row_max, tl.load(softmax_stats + 1, mask=mask_token, other=0.0)
