@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+PACKAGE = Path(__file__).parent
+
 
 def installed_version(name: str) -> str | None:
     """The version of an installed package, None where it is missing."""
@@ -36,7 +38,7 @@ def install_command(extra: str = "", setting: str = "") -> str:
         setting: of the environment, such as "OCVTP_NATIVE=1".
     """
     what = f"'.[{extra}]'" if extra else "."
-    root = Path(__file__).parents[1]
+    root = PACKAGE.parent
     in_place = (root / "setup.py").exists()
     command = " ".join(filter(None, [setting, "pip install", "-e" if in_place else "", what]))
     return f"`{command}` in {root if in_place else 'a checkout'}"

@@ -12,16 +12,14 @@ import platform
 import warnings
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ocvtp_kernels import installing
 from ocvtp_kernels.dtypes import product_dtype
-from ocvtp_kernels.installing import install_command
 
-PACKAGE = Path(__file__).parent
 MODULE = "ocvtp_kernels._build_info"
 WHY_FILE = "why_not_native.json"  # setup.py's, where it builds nothing native
 # What the kernels of a device need, in the order of loading: the schemas are in _C.
@@ -96,7 +94,7 @@ def _warn_once() -> None:
 
 def _build_note() -> dict[str, Any]:
     """What `setup.py` left where it built nothing native: why, and how to mend that."""
-    path = PACKAGE / WHY_FILE
+    path = installing.PACKAGE / WHY_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -132,11 +130,11 @@ def dense_rows(tensor: Tensor) -> Tensor:
 
 def _sentence(name: str, error: Exception) -> str:
     """Why a native object does not load."""
-    mend = install_command(setting="OCVTP_NATIVE=1")
+    mend = installing.install_command(setting="OCVTP_NATIVE=1")
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     if not isinstance(error, ModuleNotFoundError):
         return f"built, but {name} does not load with {versions}: {error}; run {mend}"
-    others = sorted(path.name for path in PACKAGE.glob(f"{name}.*"))
+    others = sorted(path.name for path in installing.PACKAGE.glob(f"{name}.*"))
     if others:
         return f"not built for {versions}, only: {', '.join(others)}; run {mend}"
     note = _build_note()

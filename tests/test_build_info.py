@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import ocvtp_kernels
-from ocvtp_kernels import native
+from ocvtp_kernels import installing, native
 from ocvtp_kernels.native import BuildInfo, build_info
 from ocvtp_kernels.ops import registry
 
@@ -23,7 +23,7 @@ from ocvtp_kernels.ops import registry
 def package_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Stand an empty folder in for the package's, so that the real import looks there."""
     monkeypatch.setattr(ocvtp_kernels, "__path__", [str(tmp_path)])
-    monkeypatch.setattr(native, "PACKAGE", tmp_path)
+    monkeypatch.setattr(installing, "PACKAGE", tmp_path)
     # An editable install adds a finder that would go to the real folder.
     monkeypatch.setattr(sys, "meta_path", [BuiltinImporter, FrozenImporter, PathFinder])
     names = [f"ocvtp_kernels.{name}" for name in ("_build_info", "_C", "_C_cuda")]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ocvtp_kernels.ops import greedy as reference
+from ocvtp_kernels.ops.dpp_select import TINY
 from tests.csrc.shapes import Array, Case, Divide, assert_ids, ceil_div, fuzz, token_blocks
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("kernels")
 def dpp_order(similarity: Array, quality: Array, budget: int) -> list[int]:
     """An image's picks, as the reference has them, whose square pick_root rounds otherwise."""
     variance = quality * quality * similarity.diagonal()
-    min_variance = variance.dtype.type(reference.TINY) * max(variance.max(), 0)
+    min_variance = variance.dtype.type(TINY) * max(variance.max(), 0)
     components = np.zeros((0, len(variance)), variance.dtype)
     order: list[int] = []
     for _ in range(budget):
