@@ -23,7 +23,7 @@ from ocvtp_kernels.ops.slot_attention.triton.logits import (
 )
 from ocvtp_kernels.triton_common.blocks import ceil_div, power_of_two
 from ocvtp_kernels.triton_common.launch import dot_precision, launch, unit_stride
-from ocvtp_kernels.triton_common.programs import block_of_image, tile_of_image
+from ocvtp_kernels.triton_common.programs import block_of_image
 
 
 @triton.jit
@@ -78,9 +78,11 @@ def merge_kernel(
 
     A program takes one image, one block of slots and one block of channels.
     """
-    image, slot_block, channel_block = tile_of_image(
-        tl.program_id(0), num_slots, width, BLOCK_SLOTS, BLOCK_D
-    )
+    channel_blocks = tl.cdiv(width, BLOCK_D)
+    slot_blocks = tl.cdiv(num_slots, BLOCK_SLOTS)
+    channel_block = tl.program_id(0) % channel_blocks
+    slot_block = (tl.program_id(0) // channel_blocks) % slot_blocks
+    image = (tl.program_id(0) // (channel_blocks * slot_blocks)).to(tl.int64)
     slot = slot_block * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
     mask_slot = slot < num_slots
     channel = channel_block * BLOCK_D + tl.arange(0, BLOCK_D)

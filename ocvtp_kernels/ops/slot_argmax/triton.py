@@ -31,7 +31,7 @@ from ocvtp_kernels.triton_common.packed_argmax import (
     unpack_score,
     unpack_token,
 )
-from ocvtp_kernels.triton_common.programs import block_of_image, tile_of_image
+from ocvtp_kernels.triton_common.programs import block_of_image
 
 
 @triton.jit
@@ -51,9 +51,10 @@ def argmax_kernel(
     """
     wait_for_launches_before(PDL)
     num_blocks = tl.cdiv(num_tokens, BLOCK_TOKENS)
-    image, slot_block, block = tile_of_image(
-        tl.program_id(0), num_slots, num_tokens, BLOCK_SLOTS, BLOCK_TOKENS
-    )
+    slot_blocks = tl.cdiv(num_slots, BLOCK_SLOTS)
+    block = tl.program_id(0) % num_blocks
+    slot_block = (tl.program_id(0) // num_blocks) % slot_blocks
+    image = (tl.program_id(0) // (num_blocks * slot_blocks)).to(tl.int64)
     slot = slot_block * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
     token = block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     mask_slot = slot < num_slots

@@ -46,7 +46,7 @@ def first_kernel(
         slot_program = program - programs
         query = (slots, query_weight, query_bias)
         query_sizes = (slot_rows, slots_per_image, dim, dim)
-        query_strides = (slots_per_image.to(tl.int64) * dim, dim, dim)
+        query_strides = (tl.cast(slots_per_image, tl.int64) * dim, dim, dim)
         linear_block(
             slot_program, query, q, None, None, query_sizes, query_strides,
             False, SLOT_BLOCK_M, SLOT_BLOCK_N, SLOT_BLOCK_K, SLOT_EVEN_K, PRECISION,

@@ -20,7 +20,7 @@ from ocvtp_kernels.ops.slot_attention.triton.logits import (
     logits_tile,
     softmax_stats_of,
 )
-from ocvtp_kernels.triton_common.programs import block_of_image, tile_of_image
+from ocvtp_kernels.triton_common.programs import block_of_image
 
 
 @triton.jit
@@ -124,13 +124,13 @@ def slot_attention_bwd_kernel(
     """
     num_splits = tl.cdiv(num_groups, groups_per_program)
     max_channels = depth if SOFTMAX_STATS else tl.maximum(depth, width)
+    channel_blocks = tl.cdiv(max_channels, BLOCK_D)
+    slot_blocks = tl.cdiv(num_slots, BLOCK_SLOTS)
     output_tile = tl.program_id(0) // num_splits
     split_id = tl.program_id(0) % num_splits
-    image, slot_block, channel_block = tile_of_image(
-        output_tile, num_slots, max_channels, BLOCK_SLOTS, BLOCK_D
-    )
-    slot = slot_block * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
-    first_channel = channel_block * BLOCK_D
+    slot = ((output_tile // channel_blocks) % slot_blocks) * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
+    image = (output_tile // (channel_blocks * slot_blocks)).to(tl.int64)
+    first_channel = (output_tile % channel_blocks) * BLOCK_D
     channel = first_channel + tl.arange(0, BLOCK_D)
     mask_channel = channel < depth
 
@@ -160,10 +160,11 @@ def slot_attention_bwd_kernel(
             offs_token = image * num_tokens + token
             k_row = k + image * k_image_stride + token64 * k_row_stride
             v_row = v + image * v_image_stride + token64 * v_row_stride
+            slot_mask_ptrs = slot_mask + offs_slot
             stats = softmax_stats + offs_token * 2
             dattn_row = grad_attention + image * dattn_image_stride + slot64 * dattn_row_stride
             a, gradient, inv_mass = attention_and_gradient(
-                (q_row, k_row, grad_row, v_row), (mask_slot, mask_token), slot_mask + offs_slot,
+                (q_row, k_row, grad_row, v_row), (mask_slot, mask_token), slot_mask_ptrs,
                 stats, (dattn_row, token64 * dattn_column_stride), (delta_slot, inv_mass, dmass),
                 (depth, width), scale, mass_eps,
                 MASK, SOFTMAX_STATS, HAS_DATTN, SINGLE_BLOCK, BLOCK_K, PRECISION,
@@ -225,7 +226,7 @@ def slot_attention_bwd_kernel(
                 offs_sum = start + tl.arange(0, BLOCK_D_SUM)
                 column = first_channel + offs_sum
                 sum_acc = sum_of_splits(
-                    partial_acc, first_split, num_splits, offs_sum, mask_slot, column < depth,
+                    partial_acc, first_split, num_splits, mask_slot, offs_sum, first_channel, depth,
                     MAX_SPLITS, BLOCK_D,
                 )  # fmt: skip
                 store_gradient(grad_q_row, sum_acc * scale, column, mask_slot, depth)
@@ -255,11 +256,11 @@ def deltas_kernel(
 
 @triton.jit
 def gradient_of_slots(
-    first_slot, image, tokens, tensors, stored_terms, sizes, strides, scale, mass_eps,
+    image, slot, tokens, tensors, stored_terms, sizes, strides, scale, mass_eps,
     MASK: tl.constexpr, HAS_DATTN: tl.constexpr, SINGLE_BLOCK: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`attention_and_gradient` of the slots from ``first_slot``, with stored softmax statistics.
+    """`attention_and_gradient` of a block of slots, with stored softmax statistics.
 
     Args:
         tokens: a block of tokens, int64, and its mask.
@@ -267,31 +268,27 @@ def gradient_of_slots(
         stored_terms: (delta, mass, grad_mass).
         sizes: (num_slots, num_tokens, depth, width).
         strides: of q, k and v (image, row), and of grad_attention (image, row, column).
-
-    Returns:
-        its results; the slots' offsets in ``[B, K]`` and mask; pointers to the rows of q.
     """
     q, k, v, slot_mask, softmax_stats, grad_updates, grad_attention = tensors
     num_slots, num_tokens, depth, width = sizes
     q_strides, k_strides, v_strides, dattn_strides = strides
-    slot = first_slot + tl.arange(0, BLOCK_SLOTS)
     mask_slot = slot < num_slots
     offs_slot = image * num_slots + slot
     token, mask_token = tokens
     slot64 = slot.to(tl.int64)
-    q_row = q + image * q_strides[0] + slot64 * q_strides[1]
     slot_terms = load_slot_terms(stored_terms, offs_slot, mask_slot, mass_eps)
+    q_row = q + image * q_strides[0] + slot64 * q_strides[1]
     k_row = k + image * k_strides[0] + token * k_strides[1]
     grad_row = grad_updates + offs_slot * width
     v_row = v + image * v_strides[0] + token * v_strides[1]
+    slot_mask_ptrs = slot_mask + offs_slot
     stats = softmax_stats + (image * num_tokens + token) * 2
     dattn_row = grad_attention + image * dattn_strides[0] + slot64 * dattn_strides[1]
-    a, gradient, inv_mass = attention_and_gradient(
-        (q_row, k_row, grad_row, v_row), (mask_slot, mask_token), slot_mask + offs_slot,
+    return attention_and_gradient(
+        (q_row, k_row, grad_row, v_row), (mask_slot, mask_token), slot_mask_ptrs,
         stats, (dattn_row, token * dattn_strides[2]), slot_terms, (depth, width), scale, mass_eps,
         MASK, True, HAS_DATTN, SINGLE_BLOCK, BLOCK_K, PRECISION,
     )  # fmt: skip
-    return a, gradient, inv_mass, offs_slot, mask_slot, q_row
 
 
 @triton.jit
@@ -319,9 +316,10 @@ def mean_gradients_kernel(
     )
     acc = tl.zeros([BLOCK_TOKENS], tl.float32)
     for first_slot in range(0, num_slots, BLOCK_SLOTS):
-        a, gradient, _, _, _, _ = gradient_of_slots(
-            first_slot, image, tokens, tensors, stored_terms, sizes, strides, scale, mass_eps,
-            MASK, HAS_DATTN, SINGLE_BLOCK, BLOCK_SLOTS, BLOCK_K, PRECISION,
+        slot = first_slot + tl.arange(0, BLOCK_SLOTS)
+        a, gradient, _ = gradient_of_slots(
+            image, slot, tokens, tensors, stored_terms, sizes, strides, scale, mass_eps,
+            MASK, HAS_DATTN, SINGLE_BLOCK, BLOCK_K, PRECISION,
         )  # fmt: skip
         acc += tl.sum(a * gradient, axis=0)
     tl.store(mean_gradients + image * num_tokens + token, acc, mask=mask_token)
@@ -339,11 +337,12 @@ def tokens_backward_kernel(
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of k and v; a program takes one block of tokens and one block of channels."""
-    image, token_block, channel_block = tile_of_image(
-        tl.program_id(0), num_tokens, tl.maximum(depth, width), BLOCK_TOKENS, BLOCK_D
-    )
-    channel = channel_block * BLOCK_D + tl.arange(0, BLOCK_D)
+    channel_blocks = tl.cdiv(tl.maximum(depth, width), BLOCK_D)
+    token_blocks = tl.cdiv(num_tokens, BLOCK_TOKENS)
+    channel = (tl.program_id(0) % channel_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
+    token_block = (tl.program_id(0) // channel_blocks) % token_blocks
     token = token_block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    image = (tl.program_id(0) // (channel_blocks * token_blocks)).to(tl.int64)
     mask_token = token < num_tokens
     tokens = (token.to(tl.int64), mask_token)
     tensors = (q, k, v, slot_mask, softmax_stats, grad_updates, grad_attention)
@@ -359,9 +358,13 @@ def tokens_backward_kernel(
     acc_k = tl.zeros([BLOCK_TOKENS, BLOCK_D], tl.float32)
     acc_v = tl.zeros([BLOCK_TOKENS, BLOCK_D], tl.float32)
     for first_slot in range(0, num_slots, BLOCK_SLOTS):
-        a, gradient, inv_mass, offs_slot, mask_slot, q_row = gradient_of_slots(
-            first_slot, image, tokens, tensors, stored_terms, sizes, strides, scale, mass_eps,
-            MASK, HAS_DATTN, SINGLE_BLOCK, BLOCK_SLOTS, BLOCK_K, PRECISION,
+        slot = first_slot + tl.arange(0, BLOCK_SLOTS)
+        mask_slot = slot < num_slots
+        offs_slot = image * num_slots + slot
+        q_row = q + image * q_image_stride + slot.to(tl.int64) * q_row_stride
+        a, gradient, inv_mass = gradient_of_slots(
+            image, slot, tokens, tensors, stored_terms, sizes, strides, scale, mass_eps,
+            MASK, HAS_DATTN, SINGLE_BLOCK, BLOCK_K, PRECISION,
         )  # fmt: skip
         queries = tl.load(
             q_row[:, None] + channel[None, :],

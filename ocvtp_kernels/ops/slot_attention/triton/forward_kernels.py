@@ -22,7 +22,7 @@ from ocvtp_kernels.ops.slot_attention.triton.logits import (
     softmax_stats_of,
 )
 from ocvtp_kernels.triton_common.dependent import wait_for_launches_before
-from ocvtp_kernels.triton_common.programs import block_of_image, tile_of_image
+from ocvtp_kernels.triton_common.programs import block_of_image
 
 
 @triton.jit
@@ -78,17 +78,21 @@ def slot_attention_fwd_kernel(
     # A wide tile has no registers to load the values early, and is stored one half after the other.
     EARLY: tl.constexpr = BLOCK_D <= 128
     EPILOGUE_PARTS: tl.constexpr = 1 if EARLY else 2
+    program = tl.program_id(0)
     num_splits = tl.cdiv(num_groups, groups_per_program)
-    output_tile = tl.program_id(0) // num_splits
-    split_id = tl.program_id(0) % num_splits
-    image, slot_block, channel_block = tile_of_image(
-        output_tile, num_slots, width, BLOCK_SLOTS, BLOCK_D
-    )
+    channel_blocks = tl.cdiv(width, BLOCK_D)
+    slot_blocks = tl.cdiv(num_slots, BLOCK_SLOTS)
+    output_tile = program // num_splits
+    split_id = program % num_splits
+    channel_block = output_tile % channel_blocks
+    slot_block = (output_tile // channel_blocks) % slot_blocks
+    image = (output_tile // (channel_blocks * slot_blocks)).to(tl.int64)
     slot = slot_block * BLOCK_SLOTS + tl.arange(0, BLOCK_SLOTS)
     mask_slot = slot < num_slots
     offs_slot = image * num_slots + slot
     q_row = q + image * q_image_stride + clamp_index(slot, num_slots) * q_row_stride
-    channel = channel_block * BLOCK_D + tl.arange(0, BLOCK_D)
+    first_channel = channel_block * BLOCK_D
+    channel = first_channel + tl.arange(0, BLOCK_D)
     mask_channel = channel < width
     acc = tl.zeros([BLOCK_SLOTS, BLOCK_D], tl.float32)
     acc_mass = tl.zeros([BLOCK_SLOTS], tl.float32)
@@ -151,7 +155,7 @@ def slot_attention_fwd_kernel(
         accs = tl.split(tl.permute(tl.reshape(acc, (BLOCK_SLOTS, 2, BLOCK_D // 2)), (0, 2, 1)))
     for half in tl.static_range(EPILOGUE_PARTS):
         offs_d = half * (BLOCK_D // EPILOGUE_PARTS) + tl.arange(0, BLOCK_D // EPILOGUE_PARTS)
-        out_channel = channel_block * BLOCK_D + offs_d
+        out_channel = first_channel + offs_d
         if MAX_SPLITS == 0:
             store_mean(updates_row, accs[half], acc_mass, out_channel, mask_slot, width, mass_eps)
         else:
@@ -176,11 +180,11 @@ def slot_attention_fwd_kernel(
                 sum_mass += tl.load(mass_ptrs, mask=mask_split, other=0.0, cache_modifier=".cg")
             for start in range(0, BLOCK_D, BLOCK_D_SUM):
                 offs_sum = start + tl.arange(0, BLOCK_D_SUM)
-                column = channel_block * BLOCK_D + offs_sum
                 sum_acc = sum_of_splits(
-                    partial_acc, first_split, num_splits, offs_sum, mask_slot, column < width,
+                    partial_acc, first_split, num_splits, mask_slot, offs_sum, first_channel, width,
                     MAX_SPLITS, BLOCK_D,
                 )  # fmt: skip
+                column = first_channel + offs_sum
                 store_mean(updates_row, sum_acc, sum_mass, column, mask_slot, width, mass_eps)
             if channel_block == 0:
                 tl.store(mass + offs_slot, sum_mass.to(mass.dtype.element_ty), mask=mask_slot)
@@ -188,10 +192,10 @@ def slot_attention_fwd_kernel(
 
 @triton.jit
 def sum_of_splits(
-    partial_acc, first_split, num_splits, offs_d, mask_slot, mask_d,
+    partial_acc, first_split, num_splits, mask_slot, offs_d, first_channel, width,
     MAX_SPLITS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The splits' partial sums, channels ``offs_d`` of their tile, added up in order.
+    """The splits' partial sums of the channels ``offs_d`` of a tile, added up in order.
 
     All loads are in flight together, and bypass L1, which does not see other programs' stores.
     """
@@ -201,7 +205,8 @@ def sum_of_splits(
     for split in tl.static_range(MAX_SPLITS):
         mask_split = mask_slot & (row < tl.where(num_splits > split, BLOCK_SLOTS, 0))
         acc_row = partial_acc + (first_split + split) * BLOCK_SLOTS * BLOCK_D + row * BLOCK_D
-        ptrs, mask = acc_row[:, None] + offs_d[None, :], mask_split[:, None] & mask_d[None, :]
+        mask = mask_split[:, None] & (first_channel + offs_d < width)[None, :]
+        ptrs = acc_row[:, None] + offs_d[None, :]
         sum_acc += tl.load(ptrs, mask=mask, other=0.0, cache_modifier=".cg")
     return sum_acc
 
