@@ -41,7 +41,7 @@ def work(load: Workload) -> Work:
 def launches(load: Workload) -> None:
     from ocvtp_kernels.ops.match_select.triton import match_select
 
-    ranked = empty(load, load.batch, load.num_tokens - 7, dtype=torch.int64)
+    ranked = empty(load, load.batch, max(1, load.num_tokens - 7), dtype=torch.int64)
     match_select(empty_matrix(load), ranked, load.budget)
 
 

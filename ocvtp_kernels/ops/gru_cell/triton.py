@@ -30,7 +30,7 @@ def gates(
     reset, update, new = sums
     x_row = x_row[:, None]
     w_row = w + column.to(tl.int64)[None, :] * width
-    gate = dim.to(tl.int64) * width
+    gate = tl.cast(dim, tl.int64) * width
     for start in range(0, width, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
         a_ptrs = x_row + offs_k[None, :]
