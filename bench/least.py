@@ -1,4 +1,4 @@
-"""The least that each step of the whole way costs, by formula: what counts are held against."""
+"""The least that each step of `prune` costs, by formula: what counts are held against."""
 
 from __future__ import annotations
 
@@ -76,5 +76,5 @@ def least_of(load: Workload) -> dict[str, Least]:
 
 
 def least_total(load: Workload) -> Least:
-    """The least cost of the whole way, step by step."""
+    """The least cost of `prune`, step by step."""
     return Least(*(sum(values) for values in zip(*least_of(load).values(), strict=True)))

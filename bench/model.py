@@ -1,6 +1,6 @@
 """The performance model: ``python -m bench.model [--chips 90] [--workload 1,576,64] [--detail]``.
 
-Compiles the launches of the whole way for GPUs that need not be here, reads their instructions
+Compiles the launches of `prune` for GPUs that need not be here, reads their instructions
 (`bench.sass`, `bench.sass_time`) and says how long each may take (`bench.model_time`), held against
 ``bench/budgets/model.json``; ends with status 1 where a step got worse. ``--write-budget`` records
 the times, from which ``ocvtp bench --projections --model bench/budgets/model.json`` makes its page.

@@ -1,4 +1,4 @@
-"""The launches of the whole way on a GPU that is not here, compiled, as the model takes them."""
+"""The launches of `prune` on a GPU that is not here, compiled, as the model takes them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Call(NamedTuple):
 
 
 def launches_of(load: Workload, arch: int) -> list[Launch]:
-    """What one call of the whole way launches."""
+    """What one call of `prune` launches."""
     recorded: list[Launch] = []
     with pretend(ARCHS[arch]), watch(recorded.append):
         for launcher in PIPELINE:
