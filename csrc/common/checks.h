@@ -74,8 +74,11 @@ inline ScalarType acc_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? dtype : ScalarType::Float;
 }
 
-[[noreturn]] inline void refuse(const std::string& name, const std::string& expected,
-                                const std::string& got) {
+// Errors are made out of line, so that checks stay short where they are inlined.
+#define OCVTP_COLD [[noreturn]] __attribute__((noinline, cold)) inline
+
+OCVTP_COLD void refuse(const std::string& name, const std::string& expected,
+                       const std::string& got) {
   throw std::invalid_argument(name + ": expected " + expected + ", got " + got);
 }
 
@@ -94,6 +97,18 @@ inline std::string device_of(const Tensor& tensor) {
   return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "cpu";
 }
 
+OCVTP_COLD void refuse_shape(const char* name, const Tensor& tensor, Shape sizes, Dtypes dtypes) {
+  refuse(name, text_of(sizes) + dtypes.names(), text_of(tensor));
+}
+
+OCVTP_COLD void refuse_device(const char* name, const Tensor& tensor, const Tensor& first) {
+  refuse(name, "a tensor on " + device_of(first), "one on " + device_of(tensor));
+}
+
+OCVTP_COLD void refuse_range(const char* name, int64_t value, int64_t min, int64_t max) {
+  refuse(name, std::to_string(min) + " to " + std::to_string(max), std::to_string(value));
+}
+
 // `tensor` has these sizes, one of these dtypes and the device of `first`, an argument too.
 inline void require(const char* name, const Tensor& tensor, Shape sizes, Dtypes dtypes,
                     const Tensor& first) {
@@ -101,9 +116,9 @@ inline void require(const char* name, const Tensor& tensor, Shape sizes, Dtypes 
   bool fits = own.size() == sizes.size() && dtypes.has(tensor.scalar_type());
   for (std::size_t i = 0; fits && i < sizes.size(); ++i)
     fits = sizes[i] == any || sizes[i] == own[i];
-  if (!fits) refuse(name, text_of(sizes) + dtypes.names(), text_of(tensor));
+  if (!fits) refuse_shape(name, tensor, sizes, dtypes);
   if (tensor.is_cuda() != first.is_cuda() || tensor.get_device_index() != first.get_device_index())
-    refuse(name, "a tensor on " + device_of(first), "one on " + device_of(tensor));
+    refuse_device(name, tensor, first);
 }
 
 inline void require(const char* name, const std::optional<Tensor>& tensor, Shape sizes,
@@ -126,8 +141,7 @@ inline std::vector<int64_t> leading(const Tensor& rows, std::initializer_list<in
 }
 
 inline void require_range(const char* name, int64_t value, int64_t min, int64_t max) {
-  if (value < min || value > max)
-    refuse(name, std::to_string(min) + " to " + std::to_string(max), std::to_string(value));
+  if (value < min || value > max) refuse_range(name, value, min, max);
 }
 
 inline void require_at_least(const char* name, int64_t value, int64_t min) {

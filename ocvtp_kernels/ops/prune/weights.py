@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -190,11 +191,13 @@ def kept_with(weights: Sequence[Tensor]) -> Kept | None:
 def _is_of(kept: Kept, weights: Sequence[Tensor]) -> bool:
     if len(kept.weights) + 1 != len(weights) or kept.device != weights[0].device:
         return False
-    pairs = list(zip(kept.weights, weights[1:], strict=True))
-    return all(a is b for a, b in pairs) or all(a is b or _same_memory(a, b) for a, b in pairs)
+    others = weights[1:]
+    return all(map(is_, kept.weights, others)) or all(map(_same_memory, kept.weights, others))
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:
+    if one is other:
+        return True
     if one.shape != other.shape or one.stride() != other.stride() or one.dtype != other.dtype:
         return False
     return _address(one) == _address(other) != 0
