@@ -1,5 +1,5 @@
-// VLM-Pruner's centrifugal expansion (ocvtp_kernels/ops/centrifugal_select). A token's redundancy is
-// computed as in the reference, operation for operation, so it rounds alike.
+// VLM-Pruner's centrifugal expansion (ocvtp_kernels/ops/centrifugal_select). A token's redundancy
+// is computed as in the reference, operation for operation, so it rounds alike.
 #pragma once
 
 #include "common/greedy_scores.h"

@@ -1,5 +1,5 @@
-// Variance of channels over an image's tokens (ocvtp_kernels/ops/channel_variance), summed in double
-// in the order of tokens. Two passes: a small variance needs an exact mean.
+// Variance of channels over an image's tokens (ocvtp_kernels/ops/channel_variance), summed in
+// double in the order of tokens. Two passes: a small variance needs an exact mean.
 #pragma once
 
 #include <algorithm>
