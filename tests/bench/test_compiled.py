@@ -186,10 +186,10 @@ def test_what_is_left_out_for_an_arch_is_compiled_for_its_twin(arch: int, twin: 
     parts = [part for part in plan(list(ARCHS), True) if part.arch in (arch, twin)]
     compiled = {job.decides for part in parts for job in launches(part)}
     (alone,) = plan([arch], True)
-    chain = launches(Part(arch, "bfloat16", PIPELINE, (), alone.batches))
-    assert {job.decides for job in chain} <= compiled
+    pipeline = launches(Part(arch, "bfloat16", PIPELINE, (), alone.batches))
+    assert {job.decides for job in pipeline} <= compiled
     # Without its twin it is whole.
-    assert launches(alone) == chain
+    assert launches(alone) == pipeline
     assert ARCHS[arch].shared_bytes == ARCHS[twin].shared_bytes
 
 
@@ -241,7 +241,7 @@ def tables_of(text: str) -> dict[str, list[list[str]]]:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_the_committed_page_has_every_kernel_of_the_chain(arch: int) -> None:
+def test_the_committed_page_has_every_kernel_of_the_pipeline(arch: int) -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert f"Triton {Budget.read(BUDGET).triton}" in text
     on_page = {row[0] for row in tables_of(text)[f"sm_{arch}"]}

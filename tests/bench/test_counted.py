@@ -60,7 +60,7 @@ def test_masked_lanes_do_not_count(dtype: torch.dtype, size: int) -> None:
 
 
 def test_a_byte_counts_once_a_launch_however_often_it_is_touched() -> None:
-    # All in one allocation, as in the chain's workspace.
+    # All in one allocation, as in the workspace of prune.
     memory = torch.zeros(3 * 24)
     x, out = memory[1:25], memory[40:64]
     arguments = {"x": x, "out": out, "live": 24, "OFFSET": 4, "LANES": 16}

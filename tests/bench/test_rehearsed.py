@@ -41,11 +41,12 @@ JOBS = [
 
 # Tests marked gpu that are not rehearsed, by pytest's -k, and why.
 UNREHEARSED = {
-    "chain_gpu and an_image_alone and not (64 and dtype2)": "64 images in half precision, or with "
-    "160 slots, take minutes; in float32 with 64 they do not",
-    "the_cuda_kernels_give and not dtype2": "the raw ops' CPU kernels take no half precision",
-    "chain_gpu and no_slot_misses and 2880 and not dtype2": "2880 tokens in half precision are "
-    "slow; in float32 they are not",
+    "ids_are_batch_invariant and not (64 and dtype2)": "64 images in half precision, or with 160 "
+    "slots, take minutes; in float32 with 64 they do not",
+    "the_cuda_kernels_are_batch_invariant and not dtype2": "the raw ops' CPU kernels take no half "
+    "precision",
+    "no_slot_misses and 2880 and not dtype2": "2880 tokens in half precision are slow; in float32 "
+    "they are not",
 }
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU is better")
 
@@ -213,3 +214,8 @@ def test_every_test_for_a_gpu_passes() -> None:
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     found = re.search(r"(\d+) passed", done.stdout)
     assert found and int(found[1]) > 400, done.stdout
+
+
+def test_what_is_not_rehearsed_is_there() -> None:
+    source = (ROOT / "tests" / "ops" / "prune" / "test_gpu.py").read_text(encoding="utf-8")
+    assert all(re.search(rf"def test_\w*{some.split()[0]}", source) for some in UNREHEARSED)
