@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -148,3 +149,32 @@ def test_an_op_is_complete(folder: str) -> None:
 def test_what_is_public_is_an_op() -> None:
     assert {getattr(ops, name) for name in ops.__all__} <= set(OPS)
     assert all(getattr(ops, name).__name__ == name for name in ops.__all__)
+
+
+def resolves(dotted: str) -> bool:
+    """Whether ``ocvtp_kernels.a.b`` is a module, or an attribute of one."""
+    found, name = ocvtp_kernels, "ocvtp_kernels"
+    for part in dotted.split(".")[1:]:
+        name = f"{name}.{part}"
+        # A function has the name of its folder: the folder first.
+        found = sys.modules.get(name) or getattr(found, part, None)
+        if found is None:
+            return False
+    return True
+
+
+def test_what_docstrings_and_documents_name_is_there() -> None:
+    for name in MODULES:
+        if "triton" not in name and "__main__" not in name:
+            import_module(f"ocvtp_kernels.{name}")
+    paths = [*MODULES.values(), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    paths += (ROOT / "docs").glob("*.md")
+    missing = set()
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        named = re.findall(r"`(ocvtp_kernels(?:\.\w+)+)`", text)
+        missing |= {(path.name, one) for one in named if ".triton" not in one and not resolves(one)}
+        if path.suffix == ".md":
+            links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+            missing |= {(path.name, one) for one in links if not (path.parent / one).exists()}
+    assert not missing

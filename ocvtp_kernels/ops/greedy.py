@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.native import upcast
 from ocvtp_kernels.triton_common.greedy_tiles import MAX_TOKENS
 
 
@@ -53,17 +52,13 @@ def too_many_tokens(matrix: Tensor) -> str | None:
 
 
 def native_kernel(name: str) -> Callable[..., Any]:
-    """The native CPU kernel of this name, of floating tensors in the widest of their dtypes.
-
-    That is float32 or wider.
-    """
+    """The native CPU kernel of this name, of floating tensors in one dtype, float32 or wider."""
 
     def run(*args: Any) -> Any:
-        cast = [upcast(x) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
-        if any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in cast):
-            cast = [
-                x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in cast
-            ]
+        is_floating = [isinstance(x, Tensor) and x.is_floating_point() for x in args]
+        dtypes = [x.dtype for x, floats in zip(args, is_floating, strict=True) if floats]
+        wide = torch.float64 if torch.float64 in dtypes else torch.float32
+        cast = (x.to(wide) if floats else x for x, floats in zip(args, is_floating, strict=True))
         return getattr(torch.ops.ocvtp_native, name)(*cast)
 
     return run

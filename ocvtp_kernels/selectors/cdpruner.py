@@ -21,7 +21,7 @@ class CDPruner:
     2. Quality: ``q = (r - min + 1e-6) / (max - min)`` over the image's tokens; 1 if there is no
        text, or if relevance is the same everywhere.
     3. Greedy MAP inference on ``q_i cos(tokens_i, tokens_j) q_j``
-       (`ocvtp_kernels.ops.greedy.dpp_select`).
+       (`ocvtp_kernels.ops.dpp_select`).
 
     Published between projector and language model, relevance in the space of CLIP.
 

@@ -26,7 +26,7 @@ class VisPruner:
 
     1. ``int(budget * important_share)`` tokens of most attention.
     2. The rest, in attention order, goes through rounds of bipartite matching that each drop up to
-       ``drop`` tokens most like another (`ocvtp_kernels.ops.greedy.match_select`), until as
+       ``drop`` tokens most like another (`ocvtp_kernels.ops.match_select`), until as
        many are left as the budget still needs.
 
     The published code needs an even number of tokens in step 2; here it may be odd.

@@ -27,8 +27,7 @@ def _check(q: Tensor, k: Tensor, mode: str) -> None:
     checks.require_nonempty("q", q, 1, "head")
     checks.require_nonempty("q", q, 2, "query")
     checks.require_nonempty("k", k, 2, "token")
-    if mode not in MODES:
-        raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
+    checks.require_one_of("mode", mode, MODES)
 
 
 def _native(q: Tensor, k: Tensor, mode: str, scale: float | None) -> Tensor:

@@ -35,8 +35,7 @@ def _check(
     for name, value in (("spread", spread), ("step", step)):
         if not value >= 0:
             raise ValueError(f"{name}: expected at least 0, got {value}")
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1, got {chunk}")
+    checks.require_at_least("chunk", chunk, 1)
 
 
 def _fake(similarity: Tensor, pivots: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

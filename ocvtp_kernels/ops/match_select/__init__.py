@@ -21,8 +21,7 @@ def _check(similarity: Tensor, ranked: Tensor, budget: int, drop: int) -> None:
     check_square("similarity", similarity)
     check_ids("ranked", ranked, "B, R", "similarity", similarity)
     checks.require_budget(budget, ranked.shape[1])
-    if drop < 1:
-        raise ValueError(f"drop: expected at least 1, got {drop}")
+    checks.require_at_least("drop", drop, 1)
 
 
 @op(

@@ -25,8 +25,7 @@ def _check(tokens: Tensor, assignment: Tensor, weight: Tensor, num_owners: int) 
     check_ids("assignment", assignment, "B, N", "tokens", tokens)
     checks.require_size("assignment", assignment, 1, tokens.shape[1], "tokens")
     check_by_token("weight", weight, "tokens", tokens)
-    if num_owners < 1:
-        raise ValueError(f"num_owners: expected at least 1, got {num_owners}")
+    checks.require_at_least("num_owners", num_owners, 1)
 
 
 def _fake(tokens: Tensor, weight: Tensor, num_owners: int) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""Kernels."""
+"""Slot attention on Triton kernels: launchers (forward, backward) and their device code."""

@@ -5,7 +5,7 @@ token's softmax, and so its gradient, spans several tiles: passes before store e
 statistics and mean gradient, and a kernel of its own computes the gradients of k and v.
 
 The attention is recomputed, and nothing of its size is stored. The formulas are those of
-`ocvtp_kernels.ops.slot_attention.gradients`. Batch-invariant by groups of tokens, as the forward
+`ocvtp_kernels.ops.slot_attention_backward`. Batch-invariant by groups of tokens, as the forward
 (`ocvtp_kernels.ops.slot_attention.triton.forward_kernels`).
 """
 
