@@ -13,7 +13,7 @@ import torch
 from bench.gate import check_variant, fresh
 from bench.ops import case_of
 from bench.run import SEEDS, Job, jobs, time_job
-from bench.shapes import CPU, HEADLINE, Workloads
+from bench.workloads import CPU, HEADLINE, Workloads
 from bench.variants import Variant
 
 # The folded arithmetic is 0.81 of the plain module's.

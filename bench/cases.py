@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.shapes import Workload
+from bench.workloads import Workload
 from bench.traffic import Work
 from ocvtp_kernels import OCPruner
 from ocvtp_kernels.ops.slot_attention import reference as slots

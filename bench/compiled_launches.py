@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.cases import Launcher
 from bench.ops import BENCHES
-from bench.shapes import square
+from bench.workloads import square
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import Launch, watch
 

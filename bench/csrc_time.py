@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.results import ROOT
-from bench.shapes import Workload, square
+from bench.workloads import Workload, square
 from ocvtp_kernels.files import atomic_write
 
 GPU = "V100"

@@ -9,13 +9,13 @@ returns earlier results or leaves outputs unwritten.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from bench.cases import Case, Inputs, Outputs, outputs_of
+from bench.results import CheckResult
 from bench.timing import first_line, poison
 from bench.variants import Run, Variant, bind_backward, draw_grads
 
@@ -23,14 +23,6 @@ FACTOR = 2.0  # of plain PyTorch's error
 # Plain PyTorch's error is the largest of several draws, as a single small one may be exact.
 YARDSTICK_SEEDS = (101, 102, 103)
 REGRET = 1e-2  # of a slot's largest attention, in half precision
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """Whether a variant passed, and a note on its accuracy or its error."""
-
-    passed: bool
-    note: str
 
 
 def check_variant(case: Case, variant: Variant, direction: str, seed: int) -> CheckResult:

@@ -24,7 +24,7 @@ from bench.gate import CheckResult
 from bench.host_driver import Driver, difference, standing_in
 from bench.ops import case_of
 from bench.results import commit, device_name, versions
-from bench.shapes import Workload, square
+from bench.workloads import Workload, square
 from bench.timing import Timing, measure
 from ocvtp_kernels import backends
 from ocvtp_kernels.files import atomic_write

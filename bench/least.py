@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bench.shapes import Workload
+from bench.workloads import Workload
 from bench.traffic import FLOAT32, INT64, NUM_ITER
 
 

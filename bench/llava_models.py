@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.cases import Case
 from bench.ops import case_of
-from bench.shapes import BUDGETS, Workload
+from bench.workloads import BUDGETS, Workload
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.interface import Selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector

@@ -21,7 +21,7 @@ from bench.growth import Slack, add_options, renewed, worse
 from bench.model_launches import Call, compiled_call
 from bench.model_time import SILICON, Silicon, Time, time_of
 from bench.results import ROOT
-from bench.shapes import Workload, square
+from bench.workloads import Workload, square
 from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.report.text import three_digits

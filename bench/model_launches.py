@@ -17,7 +17,7 @@ from bench.model_time import Launched, Way
 from bench.model_trips import Branch, Nest, branches
 from bench.sass import Program, read_sass
 from bench.sass_time import Code, code_of
-from bench.shapes import Workload
+from bench.workloads import Workload
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import Launch, watch
 

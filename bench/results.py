@@ -1,123 +1,226 @@
-"""Result files: one JSON per device and kind."""
+"""The records of result files, ``<results>/<device>/<suite>.json``: one code writes and reads them.
+
+Every record checks itself as it is made, so a file that was read holds what a run may write.
+"""
 
 from __future__ import annotations
 
 import json
-import platform
-import re
-import subprocess
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import torch
-
-from bench.gate import CheckResult
-from bench.shapes import Workload
-from bench.timing import Timing
-from bench.traffic import Ceilings, Work
+from bench.workloads import Workload
+from ocvtp_kernels.cost.work import Work
 from ocvtp_kernels.files import atomic_write
-from ocvtp_kernels.installing import installed_version
-from ocvtp_kernels.version import __version__
 
-SCHEMA = 1
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
+SCHEMA = 2
+Direction = Literal["forward", "backward"]
+Method = Literal["graph", "events", "host", "cpu"]
+Stage = Literal["encoder", "pruner", "projector", "prefill"]
+Suite = Literal[
+    "prune", "compile", "ops", "usage", "host", "processes", "e2e", "selectors", "ceilings"
+]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+SUITES: tuple[Suite, ...] = get_args(Suite)  # in the order of the report
+OURS = "ocvtp"  # the variant that is this package's
+
+
+class ResultError(ValueError):
+    """A result file is malformed; the message names the file and the field."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One variant of one op at one workload; without a time where the gate refused it."""
+class CheckResult:
+    """What the correctness gate found: whether it passed, and its accuracy or its error."""
+
+    passed: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds per call (bytes, of memory) over rounds: median, 20th and 80th percentile.
+
+    Attributes:
+        method: a CUDA graph's replay; calls between CUDA events, which count the host where it is
+            the slower; the host's clock; or CPU time of the process.
+        note: why there is no graph where one was asked for.
+    """
+
+    median: float
+    p20: float
+    p80: float
+    rounds: int
+    method: Method = "host"
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p20 <= self.median <= self.p80:
+            raise ValueError(
+                f"expected 0 < p20 <= median <= p80, got {self.p20}, {self.median}, {self.p80}"
+            )
+
+    def over(self, count: int) -> Times:
+        """The same for each of ``count`` images of a call."""
+        median, p20, p80 = (value / count for value in (self.median, self.p20, self.p80))
+        return replace(self, median=median, p20=p20, p80=p80)
+
+
+@dataclass(frozen=True)
+class Versus:
+    """A baseline and ours in turns; a ratio is the baseline's over ours: above 1, ours wins."""
+
+    theirs: Times
+    ours: Times
+
+    @property
+    def ratio(self) -> float:
+        """Of the medians."""
+        return self.theirs.median / self.ours.median
+
+    @property
+    def low(self) -> float:
+        """The ratio at its worst: their 20th percentile over our 80th."""
+        return self.theirs.p20 / self.ours.p80
+
+    @property
+    def high(self) -> float:
+        """The ratio at its best: their 80th percentile over our 20th."""
+        return self.theirs.p80 / self.ours.p20
+
+    @property
+    def is_within_spread(self) -> bool:
+        """Whether 1 lies inside the spread, so that another run may reverse it."""
+        return self.low <= 1 <= self.high
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Measured rates of the device: copying (read + write) and large matrix products."""
+
+    copy_gb_s: float
+    matmul_tflops: dict[str, float] = field(default_factory=dict)
+
+    def roofline_seconds(self, work: Work, dtype: str) -> float:
+        """The larger of the times of FLOPs and bytes.
+
+        Products run at the dtype's rate or, where that is higher, at that of float32.
+        """
+        rates = [
+            self.matmul_tflops[name] for name in (dtype, "float32") if name in self.matmul_tflops
+        ]
+        rate = max(rates)
+        return max(work.flops / (rate * 1e12), work.bytes / (self.copy_gb_s * 1e9))
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """One variant of one op at one workload; without times where the gate refused it."""
 
     op: str
     variant: str
-    direction: str  # "forward" or "backward"
-    workload: dict[str, Any]
-    median_s: float | None
-    p20_s: float | None
-    p80_s: float | None
-    rounds: int
-    flops: int
-    bytes: int
-    tflops: float | None
-    gb_s: float | None
-    share_of_ceiling: float | None
+    direction: Direction
+    workload: Workload
+    work: Work
     gate: CheckResult
-    method: str | None = None  # of timing: "graph", "events" or "host"
+    times: Times | None
 
+    def __post_init__(self) -> None:
+        _require_gated(self.gate, self.times)
 
-def row(
-    op: str,
-    variant: str,
-    direction: str,
-    load: Workload,
-    work: Work,
-    ceilings: Ceilings,
-    check: CheckResult,
-    timing: Timing | None,
-) -> Row:
-    """A row with its rates; a time without a passed gate is an error."""
-    head = (op, variant, direction, asdict(load))
-    if timing is None:
-        return Row(
-            *head, None, None, None, 0, work.flops, work.bytes, None, None, None, check, None
-        )
-    if not check.passed:
-        raise ValueError(f"{op} {variant}: a refused variant gets no time ({check.note})")
-    return Row(
-        *head,
-        timing.median_s,
-        timing.p20_s,
-        timing.p80_s,
-        timing.rounds,
-        work.flops,
-        work.bytes,
-        work.flops / timing.median_s / 1e12,
-        work.bytes / timing.median_s / 1e9,
-        ceilings.roofline_seconds(work, load.dtype) / timing.median_s,
-        check,
-        timing.method,
-    )
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Unique among the rows of a file; the method is last."""
+        method = self.times and self.times.method
+        return self.op, self.variant, self.direction, self.workload, method
+
+    @property
+    def case(self) -> tuple[str, Direction, Workload]:
+        """What all variants of a comparison share."""
+        return self.op, self.direction, self.workload
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is this package's variant."""
+        return self.variant == OURS
 
 
 @dataclass(frozen=True)
-class EndToEnd:
-    """A vision-language model with one selector; None and no stages where it has no figures."""
+class ModelTimes:
+    """Measurements of a whole model.
+
+    Attributes:
+        ttft: to the first token, from pixels and ids on the device.
+        stages: seconds, each timed apart from the whole.
+        decode_tokens_per_s: of all rows of the batch.
+        cache_bytes: keys and values of the prompt and the new tokens.
+        pruner_added_s: to the encoder, over choosing at random; noise may turn it negative.
+    """
+
+    ttft: Times
+    stages: dict[Stage, float]
+    decode_tokens_per_s: float
+    cache_bytes: int
+    pruner_added_s: float | None
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A vision-language model with one selector; the note says why there are no times."""
 
     model: str
-    mode: str  # "eager", or "static": a static cache, with CUDA graphs on a GPU
-    selector: str  # "unpruned", "random" or "ocvtp"
+    mode: Literal["eager", "static"]  # static: a static cache, with CUDA graphs on a GPU
+    selector: Literal["unpruned", "random", "ocvtp"]
     batch: int
     budget: int  # tokens kept of an image
     num_tokens: int
-    stages: dict[str, float]  # seconds of encoder, pruner, projector and prefill, timed apart
-    ttft_s: float | None  # median of the whole, timed apart from its stages
-    ttft_p20_s: float | None
-    ttft_p80_s: float | None
-    rounds: int
-    decode_tokens_per_s: float | None  # of all rows of the batch
-    cache_bytes: int | None  # keys and values of the prompt and the new tokens
-    pruner_added_s: float | None  # see bench.llava.pruner_added
-    note: str  # why there are no figures, or what is special about them; often empty
+    times: ModelTimes | None
+    note: str  # or what is special about the times; often empty
+
+    def __post_init__(self) -> None:
+        if self.times is None and not self.note:
+            raise ValueError("note: expected a reason why there are no times")
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Unique among the rows of a file."""
+        return self.model, self.mode, self.selector, self.batch, self.budget, self.num_tokens
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether tokens were dropped."""
+        return self.selector != "unpruned"
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Published code and ours, in turns in one run on one image: seconds a call."""
+class Quality:
+    """What a selector kept, right or wrong.
 
-    median_s: float  # the published code's
-    p20_s: float
-    p80_s: float
-    ours_median_s: float
-    ours_p20_s: float
-    ours_p80_s: float
-    rounds: int
+    Attributes:
+        coverage: see `ocvtp_kernels.selectors.coverage`, mean over images.
+        duplicates: kept again though kept already, over all images.
+        exact: whether every image keeps exactly T distinct tokens.
+    """
+
+    coverage: float
+    duplicates: int
+    exact: bool
 
 
 @dataclass(frozen=True)
 class SelectorRow:
-    """One selector on a batch at a budget; without times where the gate refused it."""
+    """One selector on a batch at a budget; times are of one image of the batch.
+
+    Attributes:
+        graph: of a CUDA graph's replay, where it can be captured.
+        quality: None where it fails.
+        published: published code and ours on one image; loop: the greedy loop alone.
+    """
 
     method: str
     batch: int
@@ -125,150 +228,205 @@ class SelectorRow:
     width: int
     budget: int
     dtype: str
-    median_s: float | None  # an image, as all times here but the last two
-    p20_s: float | None
-    p80_s: float | None
-    rounds: int
-    graph_median_s: float | None  # of a CUDA graph's replay, where it can be captured
-    graph_p20_s: float | None
-    graph_p80_s: float | None
-    coverage: float | None  # see `ocvtp_kernels.selectors.coverage`, mean over images
-    duplicates: int | None  # tokens kept more than once, over all images
-    exact: bool | None  # whether every image keeps exactly the budget
-    published: Beside | None  # the whole method
-    loop: Beside | None  # its greedy loop alone, the matrix given
     gate: CheckResult
+    times: Times | None
+    graph: Times | None
+    quality: Quality | None
+    published: Versus | None
+    loop: Versus | None
+
+    def __post_init__(self) -> None:
+        _require_gated(self.gate, self.times)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Unique among the rows of a file."""
+        return self.method, self.batch, self.size
+
+    @property
+    def size(self) -> tuple[int, int, int, str]:
+        """What the methods of one table share: N, T, C and the dtype."""
+        return self.num_tokens, self.budget, self.width, self.dtype
 
 
 @dataclass(frozen=True)
-class SettingRow:
-    """One way to use the package and plain PyTorch used in the same way; see `bench.settings`."""
+class ProcessRow:
+    """What a new process takes, and the same with plain PyTorch: seconds, or bytes of memory."""
 
-    setting: str
-    what: str  # the op and its sizes
-    threads: int
-    unit: str  # of the figures: "s", of CPU time where there is one thread, or "bytes"
-    median: float | None  # None where the gate refused it
-    p20: float | None
-    p80: float | None
-    plain_median: float | None
-    plain_p20: float | None
-    plain_p80: float | None
-    rounds: int
-    gate: CheckResult
+    name: str
+    what: str
+    unit: Literal["s", "bytes"]
+    versus: Versus
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Unique among the rows of a file."""
+        return self.name, self.what
 
 
-def setting_row(
-    name: str,
-    what: str,
-    threads: int,
-    unit: str,
-    ours: Timing | None,
-    plain: Timing | None,
-    check: CheckResult,
-) -> SettingRow:
-    """A row; a refused one has no figures."""
-    mine, theirs = (
-        (None, None, None) if one is None else (one.median_s, one.p20_s, one.p80_s)
-        for one in (ours, plain)
-    )
-    rounds = 0 if ours is None else ours.rounds
-    return SettingRow(name, what, threads, unit, *mine, *theirs, rounds, check)
+Row = OpRow | ModelRow | SelectorRow | ProcessRow
+ROWS: dict[str, type[Row]] = {
+    "e2e": ModelRow,
+    "selectors": SelectorRow,
+    "processes": ProcessRow,
+}  # of the other suites `OpRow`
 
 
 @dataclass
-class Result:
-    """A result file."""
+class Results:
+    """A result file: where and with what it was measured, and its rows."""
 
-    kind: str  # see bench.run
+    suite: Suite
     device: str
     driver: str | None
     ceilings: Ceilings
-    versions: dict[str, str | None] = field(default_factory=lambda: versions())
-    commit: str = field(default_factory=lambda: commit())
+    versions: dict[str, str | None]  # None: not installed
+    commit: str
     date: str = field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
     )
-    rows: list[Row] | list[EndToEnd] | list[SelectorRow] | list[SettingRow] = field(
-        default_factory=list
-    )
+    rows: list[Row] = field(default_factory=list)
     schema: int = SCHEMA
 
+    def __post_init__(self) -> None:
+        datetime.fromisoformat(self.date.replace("Z", "+00:00"))
+        if self.schema != SCHEMA:
+            raise ValueError(f"schema: expected {SCHEMA}, got {self.schema}")
+
+    def op_rows(self) -> list[OpRow]:
+        """Its rows of ops."""
+        return [row for row in self.rows if isinstance(row, OpRow)]
+
+    def share_of_ceiling(self, row: OpRow) -> float | None:
+        """The time at the device's measured rates over the row's; None without a time."""
+        if row.times is None:
+            return None
+        return self.ceilings.roofline_seconds(row.work, row.workload.dtype) / row.times.median
+
     def save(self, folder: Path) -> Path:
-        """Writes ``<kind>.json`` in ``folder`` atomically; returns its path."""
-        path = folder / f"{self.kind}.json"
+        """Writes ``<suite>.json`` in ``folder`` atomically; returns its path."""
+        path = folder / f"{self.suite}.json"
         atomic_write(path, json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
         return path
 
 
-def read_ceilings(path: Path, device: str) -> Ceilings:
-    """The ceilings of a result file.
+def read_results(path: Path) -> Results:
+    """A result file.
 
     Raises:
-        ValueError: it is no result file, or one of another device.
+        ResultError: it cannot be read, or something in it is not what a run writes.
     """
     try:
         top = json.loads(path.read_text(encoding="utf-8"))
-        measured_on, ceilings = top["device"], Ceilings(**top["ceilings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected a result file: {error}") from error
-    if measured_on != device:
-        raise ValueError(f"{path}: expected those of {device}, got those of {measured_on}")
-    return ceilings
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: cannot be read: {error}") from error
+    row_type = ROWS.get(path.stem, OpRow)
+    found: Results = parse(Results, top, str(path), {"rows": list[row_type]})  # type: ignore[valid-type]
+    if found.suite != path.stem:
+        raise ResultError(f"{path}: suite: expected {path.stem!r}, got {found.suite!r}")
+    first: dict[tuple[object, ...], int] = {}
+    for index, row in enumerate(found.rows):
+        if first.setdefault(row.key, index) != index:
+            raise ResultError(
+                f"{path}: rows[{index}]: the same measurement as rows[{first[row.key]}]"
+            )
+    return found
 
 
-def device_name(device: torch.device) -> str:
-    """The vendor's name of the device; of a CPU with the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        facts = ""
-    names = re.findall(r"^model name\s*:\s*(.+)$", facts, re.MULTILINE)
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+def read_all(folder: Path) -> dict[str, list[Results]]:
+    """Every result file under ``folder`` by its device's folder; suites in the report's order.
 
-
-def default_folder(device: torch.device) -> Path:
-    """``bench/results/<device>``, of letters, digits and dashes."""
-    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    return RESULTS / (slug or device.type)
-
-
-def driver(device: torch.device) -> str | None:
-    """The GPU driver's version, if there is one and its tool is there."""
-    if device.type != "cuda":
-        return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    output = _output_of(command)
-    return output.splitlines()[0].strip() if output else None
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of the packages that run; None where one is not installed."""
+    Raises:
+        ResultError: one is malformed.
+    """
+    found: dict[str, list[Results]] = {}
+    for path in sorted(folder.glob("*/*.json")):
+        if path.stem in SUITES:
+            found.setdefault(path.parent.name, []).append(read_results(path))
     return {
-        "torch": torch.__version__,
-        **{name: installed_version(name) for name in ("triton", "transformers")},
-        "python": platform.python_version(),
-        "ocvtp-kernels": __version__,
+        name: sorted(files, key=lambda file: SUITES.index(file.suite))
+        for name, files in found.items()
     }
 
 
-def commit() -> str:
-    """The commit run, "-dirty" if tracked files differ from it; "unknown" outside a checkout."""
-    head = _output_of(["git", "rev-parse", "HEAD"])
-    if not head:
-        return "unknown"
-    changed = _output_of(["git", "status", "--porcelain", "--untracked-files=no"])
-    return head.strip() + ("-dirty" if changed else "")
+T = TypeVar("T")
+PLAIN: dict[type, str] = {
+    str: "a text",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+}
 
 
-def _output_of(command: list[str]) -> str | None:
+def parse(hint: Any, value: Any, where: str, instead: dict[str, Any] | None = None) -> Any:
+    """A value of JSON as a type hint describes it.
+
+    Args:
+        hint: one of `PLAIN`, a Literal, ``X | None``, a list, a dict by text, a dataclass of these.
+        value: from JSON.
+        where: the file and the field, for messages.
+        instead: hints of a dataclass' fields that take the place of its own.
+
+    Raises:
+        ResultError: the value is something else.
+    """
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return None if value is None else parse(arguments[0], value, where)
+    if kind is Literal:
+        return _require(value in arguments, where, f"one of {', '.join(arguments)}", value)
+    if kind is list:
+        _require(isinstance(value, list), where, "a list", value)
+        return [parse(arguments[0], one, f"{where}[{i}]") for i, one in enumerate(value)]
+    if kind is dict:
+        _require(isinstance(value, dict), where, "an object", value)
+        return {
+            parse(arguments[0], name, where): parse(arguments[1], one, f"{where}.{name}")
+            for name, one in value.items()
+        }
+    if is_dataclass(kind):
+        return _parse_fields(kind, value, where, instead or {})
+    if kind is float and type(value) is int:
+        value = float(value)
+    fits = type(value) is kind and (kind is not float or math.isfinite(value))
+    return _require(fits, where, PLAIN[kind], value)
+
+
+def _parse_fields(kind: Any, value: Any, where: str, instead: dict[str, Any]) -> Any:
+    _require(isinstance(value, dict), where, "an object", value)
+    hints, start = (
+        get_type_hints(kind) | instead,
+        where + (": " if where.endswith(".json") else "."),
+    )
+    given: dict[str, Any] = {}
+    for one in fields(kind):
+        if one.name in value:
+            given[one.name] = parse(hints[one.name], value[one.name], start + one.name)
+        elif one.default is MISSING and one.default_factory is MISSING:
+            raise ResultError(f"{start}{one.name}: missing")
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+        return kind(**given)
+    except ValueError as error:
+        raise ResultError(f"{where}: {error}") from error
+
+
+def _require(holds: bool, where: str, expected: str, value: T) -> T:
+    if not holds:
+        got = repr(value)
+        shown = got if len(got) <= 80 else f"{got[:80]}…"
+        raise ResultError(f"{where}: expected {expected}, got {shown}")
+    return value
+
+
+def _require_gated(gate: CheckResult, times: Times | None) -> None:
+    if gate.passed == (times is None):
+        raise ValueError(
+            "times: expected them with a passed gate and not without, got "
+            f"{'none' if times is None else 'some'} ({gate.note})"
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
+
+
+def graph_first(rows: Sequence[OpRow]) -> list[OpRow]:
+    """Of each variant's rows at a workload, that of a graph's replay where there is one."""
+    replayed = {row.key[:-1] for row in rows if row.key[-1] == "graph"}
+    return [row for row in rows if row.key[-1] == "graph" or row.key[:-1] not in replayed]

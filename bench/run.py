@@ -23,7 +23,7 @@ from bench.cases import Case, Outputs
 from bench.gate import CheckResult, check_variant, fresh
 from bench.ops import BENCHES, case_of, work_of
 from bench.results import Result, Row, default_folder, device_name, driver, read_ceilings, row
-from bench.shapes import Workload, Workloads, workloads
+from bench.workloads import Workload, Workloads, workloads
 from bench.timing import (
     StaleReplay,
     Timing,

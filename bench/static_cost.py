@@ -22,7 +22,7 @@ import torch
 from bench.counted import Count, counting
 from bench.least import Least, least_of, least_total, step_of
 from bench.ops import case_of
-from bench.shapes import Workload, square
+from bench.workloads import Workload, square
 from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.markdown import markdown_table
 from ocvtp_kernels.ops.prune.triton import pipeline

@@ -6,28 +6,17 @@ import gc
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import chain
 
 import torch
 from torch import Tensor
 
+from bench.results import Method, Times
+
 Call = Callable[[], object]
 
 # A replay that differs from the eager call by more than this has not done the work.
 REPLAY_TOLERANCE = 1e-2
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds a call, over rounds."""
-
-    median_s: float
-    p20_s: float
-    p80_s: float
-    rounds: int
-    method: str  # "graph", "events" or "host"
-    note: str = ""  # why there is no graph where one was asked for
 
 
 class StaleReplay(RuntimeError):
@@ -70,7 +59,7 @@ def measure(
     seconds: float = 2.0,
     rounds: tuple[int, int] = (5, 40),
     cpu_time: bool = False,
-) -> dict[str, Timing]:
+) -> dict[str, Times]:
     """Times variants interleaved, round by round, so that drift of the machine affects all alike.
 
     Args:
@@ -88,8 +77,8 @@ def measure(
         StaleReplay: a graph's replay left outputs poisoned, or unlike those of the eager call.
     """
     device = torch.device("cpu") if device is None else device
-    eager = "events" if device.type == "cuda" else "host"
-    methods: dict[str, tuple[str, str]] = {}  # and why not by graph
+    eager: Method = "events" if device.type == "cuda" else "cpu" if cpu_time else "host"
+    methods: dict[str, tuple[Method, str]] = {}  # and why not by graph
     counts = {name: 1 if name in slow else calls for name in variants}
     samples: dict[str, Call] = {}
     for name, call in variants.items():
@@ -115,11 +104,11 @@ def measure(
     return {name: summary(values, *methods[name]) for name, values in times.items()}
 
 
-def summary(values: list[float], method: str, note: str = "") -> Timing:
+def summary(values: list[float], method: Method, note: str = "") -> Times:
     """Median and the 20th and 80th percentiles."""
     quantiles = torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)
     median, p20, p80 = torch.tensor(values, dtype=torch.float64).quantile(quantiles).tolist()
-    return Timing(median, p20, p80, len(values), method, note)
+    return Times(median, p20, p80, len(values), method, note)
 
 
 def _repeated(call: Call, calls: int) -> Call:

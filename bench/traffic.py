@@ -9,45 +9,16 @@ formula stands in its file of `bench.ops`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from bench.results import Ceilings
 from bench.timing import measure
+from ocvtp_kernels.cost.work import Work as Work
 
 NUM_ITER = 3
 INT64, FLOAT32 = 8, 4
-
-
-@dataclass(frozen=True)
-class Work:
-    """Matrix FLOPs and the minimum bytes that cross memory."""
-
-    flops: int
-    bytes: int
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.bytes + other.bytes)
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """Measured rates of the device: copying (read + write) and large matrix products."""
-
-    copy_gb_s: float
-    matmul_tflops: dict[str, float] = field(default_factory=dict)
-
-    def roofline_seconds(self, work: Work, dtype: str) -> float:
-        """The larger of the times of FLOPs and bytes.
-
-        Products run at the dtype's rate or, where that is higher, at that of float32.
-        """
-        rates = [
-            self.matmul_tflops[name] for name in (dtype, "float32") if name in self.matmul_tflops
-        ]
-        rate = max(rates)
-        return max(work.flops / (rate * 1e12), work.bytes / (self.copy_gb_s * 1e9))
 
 
 def measure_ceilings(

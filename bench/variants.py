@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.cases import Case, Function, Inputs, Outputs, outputs_of
 from bench.published import published_prune
-from bench.shapes import Workload
+from bench.workloads import Workload
 from ocvtp_kernels import backends
 
 # The published code takes one image at a time: above this a call takes seconds.

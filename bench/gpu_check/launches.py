@@ -161,7 +161,7 @@ def prune() -> None:
     """Launches of `prune` in smoke, prune, compile and profile."""
     from bench.gpu_check.one_prune import SIZES
     from bench.gpu_check.smoke import LOADS
-    from bench.shapes import CUDA_SHORT, square
+    from bench.workloads import CUDA_SHORT, square
 
     profiled = [square(*sizes, "bfloat16") for sizes in SIZES]
     with without_memory() as device:
@@ -174,7 +174,7 @@ def other_kernels() -> None:
     """Launches of other ops in compile, beside third-party kernels."""
     from bench.gpu_check.stages import OTHERS
     from bench.run import jobs
-    from bench.shapes import CUDA_SHORT
+    from bench.workloads import CUDA_SHORT
 
     for job in jobs("micro", CUDA_SHORT):
         if job.op not in OTHERS:

@@ -51,7 +51,7 @@ def main(index: int, device: str = "cuda") -> int:
     import torch
 
     from bench.ops import case_of
-    from bench.shapes import square
+    from bench.workloads import square
 
     with torch.no_grad():
         case = case_of("prune", square(*SIZES[index], "bfloat16"), torch.device(device))

@@ -11,7 +11,7 @@ from pkgutil import iter_modules
 import torch
 
 from bench.cases import Case, OpBench
-from bench.shapes import Workload
+from bench.workloads import Workload
 from bench.traffic import Work
 
 BENCHES: dict[str, OpBench] = {

@@ -15,7 +15,7 @@ from bench.cases import (
     normal,
 )
 from bench.ops.slot_argmax import pick_work
-from bench.shapes import Workload
+from bench.workloads import Workload
 from bench.traffic import FLOAT32, INT64, Work
 from ocvtp_kernels import ops
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, Inputs, OpBench, empty, empty_matrix, similarity
-from bench.shapes import Workload
+from bench.workloads import Workload
 from bench.traffic import FLOAT32, INT64, Work
 from ocvtp_kernels import ops
 

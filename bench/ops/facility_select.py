@@ -6,7 +6,7 @@ import torch
 
 from bench.cases import Case, Inputs, OpBench, empty_matrix, empty_scores, similarity
 from bench.ops.dpp_select import work
-from bench.shapes import Workload
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 
 LEVELS = 3  # of saliency: products of so few with the gains are exact in float32

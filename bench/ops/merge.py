@@ -6,7 +6,7 @@ import torch
 
 from bench.cases import Case, OpBench, empty, normal
 from bench.ops.slot_argmax import pick_work
-from bench.shapes import Workload
+from bench.workloads import Workload
 from bench.traffic import Work
 from ocvtp_kernels import ops
 

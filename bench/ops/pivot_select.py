@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, OpBench, empty, normal
-from bench.shapes import Workload
+from bench.workloads import Workload
 from bench.traffic import INT64, Work
 from ocvtp_kernels import ops
 from ocvtp_kernels.dtypes import acc_dtype

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.cases import Case, OpBench, Outputs, empty, empty_scores, importance, joined, normal
 from bench.ops.argmax_gather import kept_bytes, scatter_work
 from bench.pruners import random_pruner
-from bench.shapes import Workload
+from bench.workloads import Workload
 from bench.traffic import FLOAT32, INT64, NUM_ITER, Work
 from ocvtp_kernels import OCPruner, PrunerConfig, ops
 from ocvtp_kernels.ops.argmax_gather import gather_tokens, select_ids

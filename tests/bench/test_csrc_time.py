@@ -14,7 +14,7 @@ import pytest
 
 from bench.csrc_time import RESOLVE_S, Launch, launches, page, product, rows, tile
 from bench.results import ROOT
-from bench.shapes import square
+from bench.workloads import square
 
 CALIBRATION = json.loads(Path(__file__).with_name("csrc_time_calibration.json").read_text())
 LOAD = square(1, 576, 64, "float16")

@@ -13,7 +13,7 @@ from bench.cases import Case, Outputs, outputs_of
 from bench.gate import CheckResult, check_variant
 from bench.ops import BENCHES, case_of
 from bench.run import jobs
-from bench.shapes import Workload, Workloads
+from bench.workloads import Workload, Workloads
 from bench.variants import Run, Variant, variants_of
 
 TINY = Workload(2, 40, 7, 7, 24, 16)

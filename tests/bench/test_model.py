@@ -28,7 +28,7 @@ from bench.model_time import GAP_S, SILICON, Launched, Way, resident, time_of
 from bench.model_trips import Branch, branches
 from bench.results import ROOT
 from bench.sass_time import Code, Phase
-from bench.shapes import Workload, square
+from bench.workloads import Workload, square
 from ocvtp_kernels.report.costs import Size
 from ocvtp_kernels.report.modelled import modelled_s, read_model
 

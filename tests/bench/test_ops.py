@@ -14,7 +14,7 @@ from bench import ops as benches
 from bench.cases import Outputs
 from bench.gate import check_variant
 from bench.ops import BENCHES, case_of
-from bench.shapes import Workload
+from bench.workloads import Workload
 from bench.variants import Variant, variants_of
 from ocvtp_kernels import ops
 

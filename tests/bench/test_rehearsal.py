@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.ops import case_of
 from bench.rehearsal import standing_in
-from bench.shapes import Workload
+from bench.workloads import Workload
 from bench.timing import StaleReplay, measure, no_waiting, side_stream
 from ocvtp_kernels import backends, use_backend
 

@@ -22,7 +22,7 @@ from bench.ops import BENCHES
 from bench.rehearsal import standing_in
 from bench.results import Result
 from bench.run import Job
-from bench.shapes import Workload, Workloads
+from bench.workloads import Workload, Workloads
 from bench.timing import measure, side_stream
 from bench.traffic import Ceilings
 from ocvtp_kernels import backends

@@ -8,7 +8,7 @@ import torch
 
 from bench.gate import CheckResult
 from bench.results import EndToEnd, Result, Row, default_folder, device_name, row
-from bench.shapes import HEADLINE
+from bench.workloads import HEADLINE
 from bench.timing import Timing
 from bench.traffic import Ceilings, Work
 from ocvtp_kernels.report.fields import Times

@@ -9,7 +9,7 @@ import torch
 
 from bench.least import least_of, least_total, step_of
 from bench.ops.prune import stages
-from bench.shapes import Workload, square
+from bench.workloads import Workload, square
 from ocvtp_kernels.report.costs import Size
 from ocvtp_kernels.report.projections import read_counts
 

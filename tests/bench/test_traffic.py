@@ -14,7 +14,7 @@ from bench.gate import fresh
 from bench.ops import BENCHES, case_of, work_of
 from bench.ops.prune import stages
 from bench.run import jobs
-from bench.shapes import CPU, CPU_SHORT, CUDA, CUDA_SHORT, HEADLINE, Workload, Workloads, workloads
+from bench.workloads import CPU, CPU_SHORT, CUDA, CUDA_SHORT, HEADLINE, Workload, Workloads, workloads
 from bench.traffic import Ceilings, Work, measure_ceilings, tensor_bytes
 from bench.variants import Variant
 from ocvtp_kernels import ops

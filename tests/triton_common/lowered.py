@@ -13,7 +13,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 
 from bench.compiled_binaries import StandIn
 from bench.ops import BENCHES
-from bench.shapes import Workload
+from bench.workloads import Workload
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import Launch, watch
 

@@ -15,7 +15,7 @@ import torch
 from bench.gpu_check import every_op, native_here, one_prune, smoke, stages
 from bench.gpu_check.smoke import NONE_RIGHT
 from bench.rehearsal import standing_in
-from bench.shapes import Workload
+from bench.workloads import Workload
 from ocvtp_kernels import backends, native
 from tests.ops.cases import ARGUMENTS
 

@@ -15,7 +15,7 @@ BUDGETS = {576: (64, 128, 192), 2880: (160, 320, 640)}
 
 @dataclass(frozen=True)
 class Workload:
-    """One size of the pruner: B images of N tokens, K slots, T kept."""
+    """One size of the pruner, B images of N tokens, K slots, T kept, and the way it is used."""
 
     batch: int
     num_tokens: int
@@ -24,6 +24,8 @@ class Workload:
     in_dim: int = 1024
     slot_dim: int = 512
     dtype: str = "float32"
+    mode: str = "no_grad"  # how it is used: a name of `bench.modes.MODES`
+    threads: int | None = None  # of the CPU; None leaves torch's
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -63,10 +65,12 @@ class Workload:
         return self.batch, self.num_tokens, self.num_tokens
 
     def __str__(self) -> str:
-        return (
+        said = (
             f"B={self.batch} N={self.num_tokens} K={self.num_slots} T={self.budget} "
             f"{self.in_dim}->{self.slot_dim} {self.dtype}"
         )
+        said += "" if self.mode == "no_grad" else f" {self.mode}"
+        return said + ("" if self.threads is None else f" {self.threads} threads")
 
 
 @dataclass(frozen=True)
