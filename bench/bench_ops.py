@@ -13,8 +13,8 @@ import torch
 from bench.gate import check_variant, fresh
 from bench.ops import case_of
 from bench.run import SEEDS, Job, jobs, time_job
-from bench.workloads import CPU, HEADLINE, Workloads
 from bench.variants import Variant
+from bench.workloads import CPU, HEADLINE, Workloads
 
 # The folded arithmetic is 0.81 of the plain module's.
 MAX_SHARE_OF_PLAIN = 0.85

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.workloads import Workload
 from bench.traffic import Work
+from bench.workloads import Workload
 from ocvtp_kernels import OCPruner
 from ocvtp_kernels.ops.slot_attention import reference as slots
 from ocvtp_kernels.selectors.similarity import cosine
@@ -47,6 +47,9 @@ class Case:
         return self.draw(torch.Generator(self.device).manual_seed(seed))
 
 
+MakeCase = Callable[[Workload, torch.device], Case]
+
+
 @dataclass(frozen=True)
 class OpBench:
     """How an op is measured.
@@ -57,15 +60,15 @@ class OpBench:
         backward_work: of the backward pass; None where the op has no gradient.
         launchers: each calls Triton's launchers with tensors without memory, for the compile
             report: the tiles that the workload selects, and every constant that changes the code.
-        by_default: whether the op is timed where none is named.
+        ways: other ways to call ours, by the name that a workload's mode has.
         max_tokens: of a batch; with more the reference would take seconds.
     """
 
-    case: Callable[[Workload, torch.device], Case]
+    case: MakeCase
     work: Callable[[Workload], Work]
     backward_work: Callable[[Workload], Work] | None = None
     launchers: tuple[Launcher, ...] = ()
-    by_default: bool = True
+    ways: Mapping[str, MakeCase] = field(default_factory=dict)
     max_tokens: int | None = None
 
     def takes(self, load: Workload) -> bool:

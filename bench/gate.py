@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from bench.cases import Case, Inputs, Outputs, outputs_of
+from bench.cases import Case, Function, Inputs, Outputs, outputs_of
 from bench.results import CheckResult
 from bench.timing import first_line, poison
 from bench.variants import Run, Variant, bind_backward, draw_grads
@@ -106,19 +106,25 @@ def check_outputs(
             )
             return "ids exact"
         if case.kind == "floats":
-            yardstick = outputs_of(case.reference(*inputs))
+            yardstick = _in_mode(case, case.reference, inputs)
             rounding = torch.finfo(case.workload.torch_dtype).eps if rounds else 0.0
             return _floats(outputs, yardstick, oracle, plain_errors(case, direction), rounding)
         assert case.scores is not None
         scores = case.scores(*wide)
         # The scores at the given dtype show which tokens tie within rounding.
-        near = case.scores(*inputs).double()
+        near = _in_mode(case, case.scores, inputs)[0].double()
         if case.kind == "argmax":
-            yardstick = outputs_of(case.reference(*inputs))
+            yardstick = _in_mode(case, case.reference, inputs)
             note = _argmax(outputs[0], scores, near, case, plain)
             errors = plain_errors(case, direction)[1:]
             return f"{note}, {_floats(outputs[1:], yardstick[1:], oracle[1:], errors)}"
         return _kept(outputs, oracle[1], inputs, scores, near, case, plain)
+
+
+def _in_mode(case: Case, function: Function, inputs: Inputs) -> Outputs:
+    """A function's outputs in the workload's mode; none of them is marked as inference mode's."""
+    found = Variant("plain", function).bind(case, "forward", inputs)()
+    return tuple(output.clone() for output in found)
 
 
 @lru_cache(maxsize=2)
@@ -176,8 +182,10 @@ def _floats(
 
 def _slack(scores: Tensor, near: Tensor, case: Case, plain: bool) -> float:
     """How far below a slot's best log-attention a pick may lie."""
-    if case.workload.torch_dtype.itemsize >= 4:
-        scale = scores.abs().max().item() * torch.finfo(case.workload.torch_dtype).eps
+    if getattr(torch, case.workload.compute_dtype).itemsize >= 4:
+        scale = (
+            scores.abs().max().item() * torch.finfo(getattr(torch, case.workload.compute_dtype)).eps
+        )
         return FACTOR * (near - scores).abs().max().item() + scale
     slack = -math.log1p(-REGRET)
     if not plain:
@@ -196,7 +204,7 @@ def _argmax(ids: Tensor, scores: Tensor, near: Tensor, case: Case, plain: bool) 
 
 def _regret(lost: float, slack: float, case: Case) -> str:
     regret = -math.expm1(-lost)
-    half = case.workload.torch_dtype.itemsize < 4
+    half = getattr(torch, case.workload.compute_dtype).itemsize < 4
     _require(
         lost <= slack,
         f"ids lose {regret:.1e} of a slot's largest attention"
@@ -256,7 +264,8 @@ def _scattered(
     with torch.no_grad():
         tokens = inputs[index].gather(1, where)
         oracle = outputs_of(case.reference(*wide))[1]
-        scores, near = case.scores(*wide), case.scores(*inputs).double()
+        scores = case.scores(*wide)
+        near = _in_mode(case, case.scores, inputs)[0].double()
         return _kept((tokens, ids), oracle, inputs, scores, near, case, plain)
 
 

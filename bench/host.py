@@ -1,18 +1,15 @@
-"""Host time of a `prune` call, without a GPU: ``python -m bench.host [--output file.json]``.
+"""Host time of a `prune` call, without a GPU: ``python -m bench run --suite host``.
 
 A stand-in replaces the driver, so the time is that of all other host work of a call. Timed
 interleaved: prepared launches, the same call without preparation, and ``torch.ops.ocvtp.prune``
 (prepared, with the op's own overhead). The gate is that the driver gets the same arguments from all
-three. Status 1 where it does not, or where a prepared call takes longer than allowed.
+three; a prepared call may not take longer than allowed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,20 +17,20 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.gate import CheckResult
 from bench.host_driver import Driver, difference, standing_in
-from bench.ops import case_of
-from bench.results import commit, device_name, versions
+from bench.modes import threads
+from bench.ops import case_of, work_of
+from bench.results import CheckResult, OpRow, Results, Times
+from bench.timing import measure
 from bench.workloads import Workload, square
-from bench.timing import Timing, measure
 from ocvtp_kernels import backends
-from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.ops.prune.native.pipeline import prepare
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import interpreting
 
 ARCH = 90
-LOAD = square(1, 576, 64, "bfloat16")
+LOAD = replace(square(1, 576, 64, "bfloat16"), threads=1)
+SECONDS = 3.0
 ALLOWED_S = 120e-6  # a prepared call
 CALLS = 10  # in a sample
 ROUNDS = (20, 1000)
@@ -77,7 +74,7 @@ def check_calls(
 
 
 @torch.no_grad()
-def time_calls(load: Workload, seconds: float) -> dict[str, tuple[CheckResult, Timing | None]]:
+def time_calls(load: Workload, seconds: float) -> dict[str, tuple[CheckResult, Times | None]]:
     """Each call's check, and its time if it passed."""
 
     def choose(op: str, *_: Any) -> Any:
@@ -95,51 +92,24 @@ def time_calls(load: Workload, seconds: float) -> dict[str, tuple[CheckResult, T
     return {name: (check, timings.get(name)) for name, check in checks.items()}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a line for each call; status 1 if the gate refuses one or the prepared one is slow."""
-    parser = argparse.ArgumentParser(prog="python -m bench.host", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="about how long")
-    parser.add_argument("--output", type=Path, help="a JSON file with the figures")
-    given = parser.parse_args(arguments)
+def run(results: Results, folder: Path, _: torch.device, short: bool, __: float) -> int:
+    """Times every call, a variant each; returns how many are refused or too slow.
+
+    The figures are of one thread of the CPU, whatever the device.
+    """
     if interpreting():
-        parser.error("Triton's interpreter compiles nothing: unset TRITON_INTERPRET")
-    torch.set_num_threads(1)
-    found = time_calls(LOAD, given.seconds)
+        raise RuntimeError("Triton's interpreter compiles nothing: unset TRITON_INTERPRET")
+    with threads(LOAD.threads):
+        found = time_calls(LOAD, 0.5 if short else SECONDS)
     print(f"{LOAD}, sm_{ARCH}, without the driver")
-    for name, (check, timing) in found.items():
-        print(f"{name:9} {describe(timing) if timing else 'refused'}; {check.note}")
-    if given.output is not None:
-        write(given.output, found)
-    timing = found["prepared"][1]
-    over = timing is not None and timing.median_s > ALLOWED_S
-    if over:
-        print(f"prepared takes more than the {ALLOWED_S * 1e6:.0f} us allowed")
-    return int(over or not all(check.passed for check, _ in found.values()))
-
-
-def describe(timing: Timing) -> str:
-    """Median and spread of a call."""
-    median, p20, p80 = (1e6 * s for s in (timing.median_s, timing.p20_s, timing.p80_s))
-    return f"{median:7.1f} us [{p20:.1f}, {p80:.1f}] over {timing.rounds} rounds"
-
-
-def write(path: Path, found: dict[str, tuple[CheckResult, Timing | None]]) -> None:
-    """The figures with what they were measured on and with."""
-    rows = [
-        {"variant": name, "gate": asdict(check), "timing": timing and asdict(timing)}
-        for name, (check, timing) in found.items()
-    ]
-    top = {
-        "kind": "host",
-        "device": device_name(torch.device("cpu")),
-        "chip": ARCH,
-        "workload": asdict(LOAD),
-        "versions": versions(),
-        "commit": commit(),
-        "rows": rows,
-    }
-    atomic_write(path, json.dumps(top, indent=1, allow_nan=False) + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    failed = 0
+    for name, (check, times) in found.items():
+        work = work_of("prune", LOAD, "forward")
+        results.rows.append(OpRow("prune", name, "forward", LOAD, work, check, times))
+        over = name == "prepared" and times is not None and times.median > ALLOWED_S
+        failed += over or not check.passed
+        said = check.note if times is None else f"{times.median * 1e6:.1f} us; {check.note}"
+        slow = f", more than the {ALLOWED_S * 1e6:.0f} us allowed" if over else ""
+        print(f"{name:9} {said}{slow}", flush=True)
+    results.save(folder)
+    return failed

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bench.workloads import Workload
 from bench.traffic import FLOAT32, INT64, NUM_ITER
+from bench.workloads import Workload
 
 
 class Least(NamedTuple):

@@ -301,7 +301,8 @@ class Results:
         """The time at the device's measured rates over the row's; None without a time."""
         if row.times is None:
             return None
-        return self.ceilings.roofline_seconds(row.work, row.workload.dtype) / row.times.median
+        seconds = self.ceilings.roofline_seconds(row.work, row.workload.compute_dtype)
+        return seconds / row.times.median
 
     def save(self, folder: Path) -> Path:
         """Writes ``<suite>.json`` in ``folder`` atomically; returns its path."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from bench.results import Method, Times
 
 Call = Callable[[], object]
 
+FILLED_BYTES = 2**28  # of a CPU's caches, more than they hold
 # A replay that differs from the eager call by more than this has not done the work.
 REPLAY_TOLERANCE = 1e-2
 
@@ -41,12 +43,72 @@ def side_stream(device: torch.device) -> Iterator[None]:
         yield
 
 
+def filler_of_caches(device: torch.device) -> Call:
+    """Work that leaves nothing of a call's tensors in the caches."""
+    elements = FILLED_BYTES // 4
+    if device.type == "cuda":
+        elements = 3 * torch.cuda.get_device_properties(device).L2_cache_size // 4
+    other = torch.zeros(elements, device=device)
+    return lambda: other.add_(1)
+
+
 def copies_for_cold_cache(num_bytes: int, device: torch.device) -> int:
     """How many clones of ``num_bytes`` of inputs are more than three times the L2 cache."""
     if device.type != "cuda":
         return 2
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     return 3 * cache // max(1, num_bytes) + 2
+
+
+class Sample(NamedTuple):
+    """What is clocked of a variant.
+
+    Attributes:
+        take: runs it once and returns seconds per call.
+        method: how it is clocked.
+        note: why not by graph.
+    """
+
+    take: Callable[[], float]
+    method: Method
+    note: str = ""
+
+
+def sample_of(
+    name: str,
+    call: Call,
+    *,
+    device: torch.device,
+    calls: int = 1,
+    capture: bool = False,
+    cpu_time: bool = False,
+    before: Call | None = None,
+) -> Sample:
+    """A sample of ``calls`` calls, after as many to warm up; arguments as in `measure`.
+
+    Raises:
+        StaleReplay: a graph's replay left outputs poisoned, or unlike those of the eager call.
+    """
+    is_cuda = device.type == "cuda"
+    method: Method = "events" if is_cuda else "cpu" if cpu_time else "host"
+    note = ""
+    for _ in range(calls + 1):
+        call()
+    run = _repeated(call, calls)
+    if is_cuda and capture:
+        graph = _capture(name, call, calls)
+        if isinstance(graph, str):
+            note = graph
+        else:
+            run, method = graph, "graph"
+    clock = _event_clock if is_cuda else _cpu_clock if cpu_time else _host_clock
+
+    def take() -> float:
+        if before is not None:
+            before()
+        return clock(run) / calls
+
+    return Sample(take, method, note)
 
 
 def measure(
@@ -59,6 +121,8 @@ def measure(
     seconds: float = 2.0,
     rounds: tuple[int, int] = (5, 40),
     cpu_time: bool = False,
+    before: Call | None = None,
+    elsewhere: Mapping[str, Sample] | None = None,
 ) -> dict[str, Times]:
     """Times variants interleaved, round by round, so that drift of the machine affects all alike.
 
@@ -72,36 +136,38 @@ def measure(
         seconds: about how long all of it may take.
         rounds: minimum and maximum.
         cpu_time: CPU time of this process, which other processes do not lengthen.
+        before: runs before every sample, outside of the clock.
+        elsewhere: samples of another process, which take turns with these.
 
     Raises:
         StaleReplay: a graph's replay left outputs poisoned, or unlike those of the eager call.
     """
     device = torch.device("cpu") if device is None else device
-    eager: Method = "events" if device.type == "cuda" else "cpu" if cpu_time else "host"
-    methods: dict[str, tuple[Method, str]] = {}  # and why not by graph
     counts = {name: 1 if name in slow else calls for name in variants}
-    samples: dict[str, Call] = {}
+    samples = dict(elsewhere or {})
     for name, call in variants.items():
-        for _ in range(counts[name] + 1):
-            call()
-        samples[name], methods[name] = _repeated(call, counts[name]), (eager, "")
-        if device.type == "cuda" and name in capture:
-            graph = _capture(name, call, counts[name])
-            if isinstance(graph, str):
-                methods[name] = eager, graph
-            else:
-                samples[name], methods[name] = graph, ("graph", "")
-    clock = _event_clock if device.type == "cuda" else _cpu_clock if cpu_time else _host_clock
-    once = sum(clock(sample) for sample in samples.values())
+        samples[name] = sample_of(
+            name,
+            call,
+            device=device,
+            calls=counts[name],
+            capture=name in capture,
+            cpu_time=cpu_time,
+            before=before,
+        )
+    start = time.perf_counter()
+    for sample in samples.values():
+        sample.take()
+    once = time.perf_counter() - start
     count = int(min(max(seconds / max(once, 1e-9), rounds[0]), rounds[1]))
-    times: dict[str, list[float]] = {name: [] for name in samples}
+    taken: dict[str, list[float]] = {name: [] for name in samples}
     order = list(samples)
     for turn in range(count):
         # The first of a round finds an idle device, so the order rotates.
-        start = turn % len(order)
-        for name in order[start:] + order[:start]:
-            times[name].append(clock(samples[name]) / counts[name])
-    return {name: summary(values, *methods[name]) for name, values in times.items()}
+        first = turn % len(order)
+        for name in order[first:] + order[:first]:
+            taken[name].append(samples[name].take())
+    return {name: summary(taken[name], *sample[1:]) for name, sample in samples.items()}
 
 
 def summary(values: list[float], method: Method, note: str = "") -> Times:
@@ -152,7 +218,8 @@ def tensors_of(outputs: object) -> list[Tensor]:
 
 def poison(outputs: object) -> None:
     """Overwrites outputs with NaN or -1, so that returning them again is detected."""
-    with torch.no_grad():
+    # Outputs of inference mode may be changed within it alone.
+    with torch.inference_mode():
         for tensor in tensors_of(outputs):
             tensor.detach().fill_(torch.nan if tensor.is_floating_point() else -1)
 

@@ -8,7 +8,7 @@ formula stands in its file of `bench.ops`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,9 +21,7 @@ NUM_ITER = 3
 INT64, FLOAT32 = 8, 4
 
 
-def measure_ceilings(
-    device: torch.device, dtypes: tuple[str, ...], short: bool = False
-) -> Ceilings:
+def measure_ceilings(device: torch.device, dtypes: Sequence[str], short: bool = False) -> Ceilings:
     """Measures both ceilings, on random data, as zeros run faster."""
     cuda = device.type == "cuda"
     size = (4096 if short else 8192) if cuda else (512 if short else 1024)
@@ -36,7 +34,7 @@ def measure_ceilings(
         calls[dtype] = lambda a=a, b=b: torch.mm(a, b)  # type: ignore[misc]
     # A ceiling is a best case, so it takes the 20th percentile.
     seconds = {
-        name: measure({name: call}, device=device, seconds=1.0)[name].p20_s
+        name: measure({name: call}, device=device, seconds=1.0)[name].p20
         for name, call in calls.items()
     }
     copied = 2 * source.numel() * source.element_size()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case, Function, Inputs, Outputs, outputs_of
+from bench.modes import mode_of
 from bench.published import published_prune
+from bench.results import OURS
 from bench.workloads import Workload
 from ocvtp_kernels import backends
 
+BASELINES = ("eager", "published", "compile", "csrc", "flashslice", "colreduce")
 # The published code takes one image at a time: above this a call takes seconds.
 MAX_PUBLISHED_TOKENS = 64 * 576
 
@@ -37,9 +40,10 @@ class Variant:
     def bind(self, case: Case, direction: str, inputs: Inputs, grads: Inputs = ()) -> Run:
         """The call that is timed; for the backward pass the forward pass runs here, once."""
         if direction == "forward":
+            context, device = mode_of(case.workload.mode).forward, case.device.type
 
             def forward() -> Outputs:
-                with torch.no_grad():
+                with context(device):
                     return outputs_of(self.function(*inputs))
 
             return forward
@@ -52,7 +56,8 @@ def bind_backward(case: Case, function: Function, inputs: Inputs, grads: Inputs)
         tensor.detach().requires_grad_() if i in case.wrt else tensor
         for i, tensor in enumerate(inputs)
     ]
-    outputs = outputs_of(function(*leaves))
+    with mode_of(case.workload.mode).backward(case.device.type):
+        outputs = outputs_of(function(*leaves))
 
     def backward() -> Outputs:
         return torch.autograd.grad(
@@ -68,8 +73,7 @@ def bind_backward(case: Case, function: Function, inputs: Inputs, grads: Inputs)
 def draw_grads(case: Case, inputs: Inputs, seed: int) -> Inputs:
     """Random gradients of the outputs that carry one."""
     generator = torch.Generator(case.device).manual_seed(seed)
-    with torch.no_grad():
-        outputs = outputs_of(case.reference(*inputs))
+    outputs = Variant("plain", case.reference).bind(case, "forward", inputs)()
     return tuple(
         torch.randn(outputs[i].shape, generator=generator, device=case.device).to(outputs[i].dtype)
         for i in case.carries
@@ -84,22 +88,28 @@ class Skipped:
     reason: str
 
 
-def variants_of(case: Case, direction: str, compiled: bool) -> tuple[list[Variant], list[Skipped]]:
-    """Ours and the baselines of a case; ``compiled``: ours and torch.compile alone."""
-    variants: list[Variant | Skipped] = []
-    whole = case.pruner is not None and direction == "forward"
-    ours = Variant("prune" if whole else "ocvtp", case.call)
-    if compiled:
-        variants += [compile_variant(case), ours]
-    elif whole:
-        variants += [Variant("eager", _eager(case), plain=True), _published(case), ours]
-    else:
-        variants += [Variant("eager", case.reference, slow=case.slow, plain=True), ours]
-    if direction == "forward" and not compiled:
-        if case.device.type == "cuda":
-            variants.append(csrc_variant(case))
-        if case.op in THIRD_PARTY:
-            variants.append(THIRD_PARTY[case.op](case.workload, case.device))
+def variants_of(
+    case: Case, direction: str, baselines: Collection[str] = ()
+) -> tuple[list[Variant], list[Skipped]]:
+    """Ours and the baselines of these names; if none is named, all but torch.compile."""
+    forward = direction == "forward"
+    whole = case.pruner is not None and forward
+    plain = _eager(case) if whole else case.reference
+    made: dict[str, Callable[[], Variant | Skipped]] = {
+        "eager": lambda: Variant("eager", plain, slow=case.slow and not whole, plain=True)
+    }
+    if whole:
+        made |= {"published": lambda: _published(case), "compile": lambda: compile_variant(case)}
+    if forward and case.device.type == "cuda":
+        made["csrc"] = lambda: csrc_variant(case)
+    if forward and case.op in THIRD_PARTY:
+        name, third_party = THIRD_PARTY[case.op]
+        made[name] = lambda: third_party(case.workload, case.device)
+    chosen = baselines or [name for name in made if name != "compile"]
+    variants = [make() for name, make in made.items() if name in chosen]
+    # Without native kernels ours is plain PyTorch, and as accurate.
+    is_plain = case.workload.mode == "without_native"
+    variants.append(Variant(OURS, case.call, plain=is_plain))
     return (
         [one for one in variants if isinstance(one, Variant)],
         [one for one in variants if isinstance(one, Skipped)],
@@ -218,7 +228,7 @@ def colreduce_variant(_: Workload, device: torch.device) -> Variant | Skipped:
 
 
 # Third-party kernels, by the op that they compute.
-THIRD_PARTY: dict[str, Callable[[Workload, torch.device], Variant | Skipped]] = {
-    "slot_attention": flashslice_variant,
-    "attention_received": colreduce_variant,
+THIRD_PARTY: dict[str, tuple[str, Callable[[Workload, torch.device], Variant | Skipped]]] = {
+    "slot_attention": ("flashslice", flashslice_variant),
+    "attention_received": ("colreduce", colreduce_variant),
 }

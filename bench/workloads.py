@@ -35,6 +35,11 @@ class Workload:
         return dtype
 
     @property
+    def compute_dtype(self) -> str:
+        """The dtype of products: that of autocast, where it is on."""
+        return "bfloat16" if self.mode == "autocast" else self.dtype
+
+    @property
     def hidden_dim(self) -> int:
         """The width of both hidden layers, encode and FFN: 4 D, as published."""
         return 4 * self.slot_dim

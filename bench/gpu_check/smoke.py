@@ -20,9 +20,9 @@ import torch
 from bench.gate import check_variant
 from bench.ops import case_of
 from bench.results import device_name, driver, versions
-from bench.workloads import BUDGETS, square
 from bench.timing import StaleReplay, first_line, measure, side_stream
 from bench.variants import on_backend
+from bench.workloads import BUDGETS, square
 from ocvtp_kernels import backends
 from ocvtp_kernels.files import atomic_write
 

@@ -5,25 +5,36 @@ A file has ``BENCHES``, an `OpBench` by the name of each of the folder's public 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pkgutil import iter_modules
 
 import torch
 
+from bench import training
 from bench.cases import Case, OpBench
-from bench.workloads import Workload
+from bench.modes import MODES, mode_of
 from bench.traffic import Work
+from bench.workloads import Workload
 
 BENCHES: dict[str, OpBench] = {
     op: bench
     for module in iter_modules(__path__)
     for op, bench in import_module(f"{__name__}.{module.name}").BENCHES.items()
-}
+} | training.BENCHES
 
 
 def case_of(op: str, load: Workload, device: torch.device) -> Case:
-    """The case of an op at a workload."""
-    return BENCHES[op].case(load, device)
+    """The case of an op at a workload, called as the workload's mode says.
+
+    Raises:
+        ValueError: there is no such mode, or not of this op.
+    """
+    bench = BENCHES[op]
+    if load.mode not in (known := {**MODES, **bench.ways}):
+        raise ValueError(f"mode: expected one of {', '.join(known)} for {op}, got {load.mode}")
+    case = bench.ways.get(load.mode, bench.case)(load, device)
+    return replace(case, call=mode_of(load.mode).ours(case.call))
 
 
 def work_of(op: str, load: Workload, direction: str) -> Work:

@@ -15,8 +15,8 @@ from bench.cases import (
     normal,
 )
 from bench.ops.slot_argmax import pick_work
-from bench.workloads import Workload
 from bench.traffic import FLOAT32, INT64, Work
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 
 

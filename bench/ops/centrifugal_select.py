@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, Inputs, OpBench, empty, empty_matrix, similarity
-from bench.workloads import Workload
 from bench.traffic import FLOAT32, INT64, Work
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 
 PIVOTS = 4  # of VLM-Pruner
@@ -60,8 +60,4 @@ def launches(load: Workload) -> None:
         )
 
 
-BENCHES = {
-    "centrifugal_select": OpBench(
-        case, work, launchers=(launches,), by_default=False, max_tokens=MAX_TOKENS
-    )
-}
+BENCHES = {"centrifugal_select": OpBench(case, work, launchers=(launches,), max_tokens=MAX_TOKENS)}

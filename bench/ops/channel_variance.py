@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, OpBench, normal
-from bench.workloads import Workload
 from bench.traffic import FLOAT32, Work
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 from ocvtp_kernels.dtypes import acc_dtype
 
@@ -27,4 +27,4 @@ def work(load: Workload) -> Work:
     return Work(0, b * n * c * load.torch_dtype.itemsize + b * c * FLOAT32)
 
 
-BENCHES = {"channel_variance": OpBench(case, work, by_default=False)}
+BENCHES = {"channel_variance": OpBench(case, work)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, Inputs, OpBench, empty_matrix, empty_scores
-from bench.workloads import Workload
 from bench.traffic import FLOAT32, INT64, Work
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 
 ALIKE = 0.5  # cosine of a token with the one that it is like
@@ -54,4 +54,4 @@ def launches(load: Workload) -> None:
     dpp_select(empty_matrix(load), empty_scores(load), load.budget)
 
 
-BENCHES = {"dpp_select": OpBench(case, work, launchers=(launches,), by_default=False)}
+BENCHES = {"dpp_select": OpBench(case, work, launchers=(launches,))}

@@ -39,4 +39,4 @@ def launches(load: Workload) -> None:
 
 
 # Its inputs and outputs are those of `dpp_select`.
-BENCHES = {"facility_select": OpBench(case, work, launchers=(launches,), by_default=False)}
+BENCHES = {"facility_select": OpBench(case, work, launchers=(launches,))}

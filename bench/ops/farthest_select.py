@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, OpBench, empty, empty_matrix, similarity
-from bench.workloads import Workload
 from bench.traffic import FLOAT32, INT64, Work
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 
 
@@ -37,4 +37,4 @@ def launches(load: Workload) -> None:
     farthest_select(distances, empty(load, load.batch, dtype=torch.int64), load.budget, False)
 
 
-BENCHES = {"farthest_select": OpBench(case, work, launchers=(launches,), by_default=False)}
+BENCHES = {"farthest_select": OpBench(case, work, launchers=(launches,))}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, OpBench, empty, normal
-from bench.workloads import Workload
 from bench.traffic import Work
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, Inputs, OpBench, empty, empty_matrix, similarity
-from bench.workloads import Workload
 from bench.traffic import FLOAT32, INT64, Work
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 
 
@@ -45,4 +45,4 @@ def launches(load: Workload) -> None:
     match_select(empty_matrix(load), ranked, load.budget)
 
 
-BENCHES = {"match_select": OpBench(case, work, launchers=(launches,), by_default=False)}
+BENCHES = {"match_select": OpBench(case, work, launchers=(launches,))}

@@ -6,8 +6,8 @@ import torch
 
 from bench.cases import Case, OpBench, empty, normal
 from bench.ops.slot_argmax import pick_work
-from bench.workloads import Workload
 from bench.traffic import Work
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, OpBench, empty, normal
-from bench.workloads import Workload
 from bench.traffic import INT64, Work
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 from ocvtp_kernels.dtypes import acc_dtype
 
@@ -39,4 +39,4 @@ def launches(load: Workload) -> None:
     pivot_select(empty(load, *load.tokens), PIVOTS)
 
 
-BENCHES = {"pivot_select": OpBench(case, work, launchers=(launches,), by_default=False)}
+BENCHES = {"pivot_select": OpBench(case, work, launchers=(launches,))}

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.cases import Case, OpBench, Outputs, empty, empty_scores, importance, joined, normal
+from bench.cases import (
+    Case,
+    Function,
+    Inputs,
+    MakeCase,
+    OpBench,
+    Outputs,
+    empty,
+    empty_scores,
+    importance,
+    joined,
+    normal,
+)
 from bench.ops.argmax_gather import kept_bytes, scatter_work
 from bench.pruners import random_pruner
-from bench.workloads import Workload
 from bench.traffic import FLOAT32, INT64, NUM_ITER, Work
+from bench.workloads import Workload
 from ocvtp_kernels import OCPruner, PrunerConfig, ops
 from ocvtp_kernels.ops.argmax_gather import gather_tokens, select_ids
 from ocvtp_kernels.ops.prune import reference
 from ocvtp_kernels.ops.prune.native.pipeline import prepare
 from ocvtp_kernels.ops.slot_attention.reference import log_attention
+from ocvtp_kernels.selectors.interface import SelectorInputs
+from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 
 
 def pruner_of(load: Workload, device: torch.device) -> OCPruner:
@@ -63,6 +79,89 @@ def case(load: Workload, device: torch.device) -> Case:
         wrt=(1,),
         pruner=plain,
     )
+
+
+def called(make: Callable[[OCPruner], Function]) -> MakeCase:
+    """The case with another way to call ours, made of the plain pruner."""
+
+    def make_case(load: Workload, device: torch.device) -> Case:
+        usual = case(load, device)
+        assert usual.pruner is not None
+        call = make(usual.pruner)
+
+        def prune(
+            reference_tokens: Tensor, final_tokens: Tensor, slots_init: Tensor, scores: Tensor
+        ) -> Any:
+            return call(reference_tokens, final_tokens, load.budget, scores, slots_init)
+
+        return replace(usual, call=prune)
+
+    return make_case
+
+
+def attached_case(load: Workload, device: torch.device) -> Case:
+    """A pruner that nobody froze, as `attach` takes it: it draws its initial slots itself."""
+    usual = case(load, device)
+    assert usual.pruner is not None
+    selector = PrunerSelector(usual.pruner)
+    own = usual.pruner.sample_slots(load.batch, load.num_slots)
+
+    def draw(generator: torch.Generator) -> Inputs:
+        reference_tokens, final_tokens, _, scores = usual.draw(generator)
+        return reference_tokens, final_tokens, own.clone(), scores
+
+    def call(reference_tokens: Tensor, final_tokens: Tensor, _: Tensor, scores: Tensor) -> Outputs:
+        inputs = SelectorInputs(reference_tokens, final_tokens, importance=scores)
+        kept = selector(inputs, load.budget)
+        return kept.gather(final_tokens), kept.ids
+
+    return replace(usual, draw=draw, call=call)
+
+
+def frozen_in_inference_mode(pruner: OCPruner) -> OCPruner:
+    with torch.inference_mode():
+        return copy.deepcopy(pruner).freeze()
+
+
+def loaded_in_inference_mode(pruner: OCPruner) -> OCPruner:
+    other = copy.deepcopy(pruner).freeze()
+    with torch.inference_mode():
+        other.load_state_dict(pruner.state_dict())
+    return other
+
+
+def moved_in_inference_mode(pruner: OCPruner) -> OCPruner:
+    other = copy.deepcopy(pruner).freeze().double()
+    with torch.inference_mode():
+        return other.to(pruner.initializ.mean.dtype)
+
+
+def of_views(pruner: OCPruner) -> Function:
+    held = prepare(pruner.packed())
+    return of_weights(lambda: [weight.view_as(weight) for weight in held])
+
+
+def of_packed(pruner: OCPruner) -> Function:
+    return of_weights(pruner.packed)
+
+
+def of_weights(weights: Callable[[], Sequence[Tensor]]) -> Function:
+    def run(
+        reference_tokens: Tensor, final_tokens: Tensor, budget: int, scores: Tensor, slots: Tensor
+    ) -> Any:
+        return ops.prune(reference_tokens, final_tokens, list(weights()), slots, scores, budget)
+
+    return run
+
+
+WAYS = {
+    "attached": attached_case,
+    "frozen_in_inference_mode": called(frozen_in_inference_mode),
+    "loaded_in_inference_mode": called(loaded_in_inference_mode),
+    "moved_in_inference_mode": called(moved_in_inference_mode),
+    "views": called(of_views),
+    "packed": called(of_packed),
+}
 
 
 def picks_case(load: Workload, device: torch.device) -> Case:
@@ -151,6 +250,6 @@ def picks_launches(load: Workload) -> None:
 
 
 BENCHES = {
-    "prune": OpBench(case, work, scatter_work, (launches,)),
-    "prune_picks": OpBench(picks_case, picks_work, launchers=(picks_launches,), by_default=False),
+    "prune": OpBench(case, work, scatter_work, (launches,), WAYS),
+    "prune_picks": OpBench(picks_case, picks_work, launchers=(picks_launches,)),
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, Inputs, OpBench, empty, empty_scores, importance, normal
-from bench.workloads import Workload
 from bench.traffic import FLOAT32, INT64, Work
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 
 

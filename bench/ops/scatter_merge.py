@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, Inputs, OpBench, empty, empty_scores, importance, normal
-from bench.workloads import Workload
 from bench.traffic import FLOAT32, INT64, Work
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 
 
@@ -53,4 +53,4 @@ def launches(load: Workload) -> None:
     scatter_merge(empty(load, *load.tokens), assignment, empty_scores(load), load.budget)
 
 
-BENCHES = {"scatter_merge": OpBench(case, work, backward_work, (launches,), by_default=False)}
+BENCHES = {"scatter_merge": OpBench(case, work, backward_work, (launches,))}

@@ -8,8 +8,8 @@ import torch
 
 from bench.cases import Case, OpBench, empty, normal
 from bench.ops import gru_cell
-from bench.workloads import Workload
 from bench.traffic import Work
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 from ocvtp_kernels.ops.slot_attention import reference
 

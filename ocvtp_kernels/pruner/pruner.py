@@ -279,7 +279,9 @@ def check_slots(
 
 def require_dtype_device(name: str, tensor: Tensor, owner: str, like: Tensor) -> None:
     """Raises ValueError on another device and, outside autocast, TypeError on another dtype."""
-    if torch.is_autocast_enabled(like.device.type):
+    device = like.device.type
+    # The meta device has no autocast, and asking whether it is on is an error.
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         checks.require_same_device(name, tensor, owner, like)
     else:
         checks.require_same_dtype_device(name, tensor, owner, like)

@@ -1,0 +1,47 @@
+"""The package as people use a CPU: ops at workloads, plain PyTorch used in the same way beside.
+
+Half precision, autocast, modes of autograd, filled caches, small sizes and numbers of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+from bench.results import Direction
+from bench.workloads import HEADLINE, Workload, square
+
+Usage = tuple[str, Workload, Direction]
+HALF = "bfloat16"
+PATCHES = square(1, 49, 16, "float32")
+TINY = Workload(1, 16, 4, 4, 64, 32, threads=1)
+TINY_OPS = ("prune", "prune_picks", "merge", "gru_cell", "slot_attention", "channel_variance")
+THREADS = (1, 2)
+
+
+def usages() -> Iterator[Usage]:
+    """What a run of the suite times, the most important first."""
+    half = replace(HEADLINE, dtype=HALF)
+    modes = ("no_grad", "inference_mode", "busy", "autocast", "without_native")
+    for load, mode, threads in product((HEADLINE, half), modes, THREADS):
+        yield "prune", replace(load, mode=mode, threads=threads), "forward"
+    ways = ("attached", "frozen_in_inference_mode", "moved_in_inference_mode")
+    ways += ("loaded_in_inference_mode", "views", "packed")
+    for way in ways:
+        yield "prune", replace(HEADLINE, mode=way, threads=1), "forward"
+    others = [square(8, 196, 64, HALF), square(64, 49, 49, HALF), square(1, 1024, 640, HALF)]
+    others += [replace(load, mode="autocast") for load in (PATCHES, square(8, 196, 64, "float32"))]
+    for load, threads in product(others, THREADS):
+        yield "prune", replace(load, threads=threads), "forward"
+    training = replace(HEADLINE, batch=4, threads=2)
+    for load in (replace(training, dtype=HALF), replace(training, mode="autocast")):
+        yield "training", load, "forward"
+        yield "slot_attention", load, "forward"
+        for op in ("slot_attention", "slot_attention_step"):
+            yield op, load, "backward"
+    for way, dtype in (("cls", "float16"), ("cls_one_head", "float16"), ("one_head", HALF)):
+        load = square(1, 577, 64, dtype)
+        yield "attention_received", replace(load, mode=way, threads=1), "forward"
+    for op in TINY_OPS:
+        yield op, TINY, "forward"
