@@ -151,7 +151,7 @@ def _git(*arguments: str) -> bytes:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", b"") or str(error).encode()
-        raise BaseError(f"base: git {arguments[0]}: {said.decode().strip()}") from error
+        raise BaseError(f"base: git {' '.join(arguments)}: {said.decode().strip()}") from error
 
 
 def main(device_type: str) -> None:

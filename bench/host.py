@@ -34,7 +34,7 @@ SECONDS = 3.0
 ALLOWED_S = 120e-6  # a prepared call
 CALLS = 10  # in a sample
 ROUNDS = (20, 1000)
-Call = Callable[[], Any]
+Call = Callable[..., Any]
 
 
 def calls_of(load: Workload) -> tuple[dict[str, Call], list[Tensor]]:
@@ -47,9 +47,10 @@ def calls_of(load: Workload) -> tuple[dict[str, Call], list[Tensor]]:
     weights = prepare(case.pruner.packed())
     tokens = reference_tokens, final_tokens
     arguments = (*tokens, weights, slots_init, importance, load.budget, 1)
+    plainly: Call = vars(prune)["__wrapped__"]
     calls: dict[str, Call] = {
         "prepared": lambda: prune(*arguments),
-        "ordinary": lambda: prune.__wrapped__(*arguments),
+        "ordinary": lambda: plainly(*arguments),
         "op": lambda: torch.ops.ocvtp.prune(*arguments),
     }
     return calls, [*tokens, *weights, slots_init, importance]

@@ -13,10 +13,11 @@ from torch.utils import _device as default_device
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Attributes and methods of a tensor on the GPU.
+CLASS: Any = Tensor  # whose properties are descriptors
 ANSWERS: dict[Any, object] = {
-    Tensor.device.__get__: torch.device("cuda", 0),
-    Tensor.is_cuda.__get__: True,
-    Tensor.is_cpu.__get__: False,
+    CLASS.device.__get__: torch.device("cuda", 0),
+    CLASS.is_cuda.__get__: True,
+    CLASS.is_cpu.__get__: False,
     Tensor.get_device: 0,
     Tensor.record_stream: None,
 }
@@ -103,7 +104,7 @@ class Gpu(TorchDispatchMode):
             self.overwritten += [(target, target.clone()) for target in targets]
         outputs = func(*args, **kwargs)
         mark(outputs, True, unless=inputs)
-        if recorded:
+        if self.tape is not None and recorded:
             self.tape.append((func, args, kwargs, tensors_in(outputs)))
         return outputs
 

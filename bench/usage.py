@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
+from bench.ops import BENCHES
 from bench.results import Direction
 from bench.workloads import HEADLINE, Workload, square
 
@@ -23,12 +24,11 @@ THREADS = (1, 2)
 def usages() -> Iterator[Usage]:
     """What a run of the suite times, the most important first."""
     half = replace(HEADLINE, dtype=HALF)
-    modes = ("no_grad", "inference_mode", "busy", "autocast", "without_native")
+    modes = ("no_grad", "inference_mode", "busy", "autocast")
     for load, mode, threads in product((HEADLINE, half), modes, THREADS):
         yield "prune", replace(load, mode=mode, threads=threads), "forward"
-    ways = ("attached", "frozen_in_inference_mode", "moved_in_inference_mode")
-    ways += ("loaded_in_inference_mode", "views", "packed")
-    for way in ways:
+    yield "prune", replace(HEADLINE, mode="without_native", threads=2), "forward"
+    for way in BENCHES["prune"].ways:
         yield "prune", replace(HEADLINE, mode=way, threads=1), "forward"
     others = [square(8, 196, 64, HALF), square(64, 49, 49, HALF), square(1, 1024, 640, HALF)]
     others += [replace(load, mode="autocast") for load in (PATCHES, square(8, 196, 64, "float32"))]

@@ -107,9 +107,7 @@ def variants_of(
         made[name] = lambda: third_party(case.workload, case.device)
     chosen = baselines or [name for name in made if name != "compile"]
     variants = [make() for name, make in made.items() if name in chosen]
-    # Without native kernels ours is plain PyTorch, and as accurate.
-    is_plain = case.workload.mode == "without_native"
-    variants.append(Variant(OURS, case.call, plain=is_plain))
+    variants.append(Variant(OURS, case.call))
     return (
         [one for one in variants if isinstance(one, Variant)],
         [one for one in variants if isinstance(one, Skipped)],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bench.cases import Case, Inputs, OpBench, empty_matrix, empty_scores, similarity
@@ -16,7 +18,7 @@ def case(load: Workload, device: torch.device) -> Case:
     matrix = similarity(load)
 
     def draw(generator: torch.Generator) -> Inputs:
-        options = {"generator": generator, "device": generator.device}
+        options: Any = {"generator": generator, "device": generator.device}
         saliency = torch.randint(1, LEVELS + 1, load.scores, **options) / 4
         return (*matrix(generator), saliency)
 

@@ -13,15 +13,15 @@ from bench.cases import Case, Outputs, outputs_of
 from bench.gate import CheckResult, check_variant
 from bench.ops import BENCHES, case_of
 from bench.run import jobs
-from bench.workloads import Workload, Workloads
 from bench.variants import Run, Variant, variants_of
+from bench.workloads import Workload, Workloads
 
 TINY = Workload(2, 40, 7, 7, 24, 16)
 CPU = torch.device("cpu")
 JOBS = [
     (job.op, job.direction)
-    for kind in ("prune", "micro")
-    for job in jobs(kind, Workloads((TINY,), (TINY,)), BENCHES)
+    for suite in ("prune", "ops")
+    for job in jobs(suite, Workloads((TINY,), (TINY,)), BENCHES)
 ]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 WITH_GRADIENT = sorted(op for op, bench in BENCHES.items() if bench.backward_work)
@@ -45,7 +45,7 @@ def test_every_op_is_judged() -> None:
 @pytest.mark.parametrize(("op", "direction"), JOBS, ids=IDS)
 def test_right_variants_pass(op: str, direction: str, dtype: str) -> None:
     case = tiny_case(op, dtype)
-    variants, _ = variants_of(case, direction, compiled=False)
+    variants, _ = variants_of(case, direction)
     assert {"eager"} < {variant.name for variant in variants}
     for variant in variants:
         check = check_variant(case, variant, direction, seed=3)

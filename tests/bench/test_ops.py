@@ -14,8 +14,8 @@ from bench import ops as benches
 from bench.cases import Outputs
 from bench.gate import check_variant
 from bench.ops import BENCHES, case_of
-from bench.workloads import Workload
 from bench.variants import Variant, variants_of
+from bench.workloads import Workload
 from ocvtp_kernels import ops
 
 TINY = Workload(2, 40, 7, 7, 24, 16)
@@ -27,7 +27,7 @@ BACKWARD = {"slot_attention_backward", "gru_cell_backward"}
 
 def test_every_op_has_a_bench() -> None:
     assert {module.name for module in iter_modules(benches.__path__)} == set(FOLDERS)
-    assert set(BENCHES) == set(ops.__all__) - BACKWARD
+    assert set(BENCHES) == set(ops.__all__) - BACKWARD | {"training"}
 
 
 def test_every_folder_with_triton_kernels_has_launches() -> None:
@@ -43,12 +43,12 @@ def test_the_cases_of_a_folder_pass_the_gate(folder: str) -> None:
     for op in import_module(f"bench.ops.{folder}").BENCHES:
         case = case_of(op, TINY, CPU)
         assert case.op == op and case.workload == TINY
-        for variant in variants_of(case, "forward", compiled=False)[0]:
+        for variant in variants_of(case, "forward")[0]:
             check = check_variant(case, variant, "forward", seed=5)
             assert check.passed, f"{op}, {variant.name}: {check.note}"
 
 
-@pytest.mark.parametrize("op", [op for op, bench in BENCHES.items() if not bench.by_default])
+@pytest.mark.parametrize("op", BENCHES)
 def test_inputs_follow_from_the_seed(op: str) -> None:
     first, again, other = (case_of(op, TINY, CPU).inputs(seed) for seed in (1, 1, 2))
     assert all(map(torch.equal, first, again))

@@ -22,9 +22,9 @@ from bench.ops import BENCHES
 from bench.rehearsal import standing_in
 from bench.results import Result
 from bench.run import Job
-from bench.workloads import Workload, Workloads
 from bench.timing import measure, side_stream
 from bench.traffic import Ceilings
+from bench.workloads import Workload, Workloads
 from ocvtp_kernels import backends
 from tests.bench import test_gate, test_timing
 from tests.bench.selector_cases import JOB, ONE

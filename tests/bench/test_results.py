@@ -8,9 +8,9 @@ import torch
 
 from bench.gate import CheckResult
 from bench.results import EndToEnd, Result, Row, default_folder, device_name, row
-from bench.workloads import HEADLINE
 from bench.timing import Timing
 from bench.traffic import Ceilings, Work
+from bench.workloads import HEADLINE
 from ocvtp_kernels.report.fields import Times
 from ocvtp_kernels.report.results import read_result
 

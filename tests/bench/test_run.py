@@ -1,84 +1,126 @@
-"""The whole bench on tiny workloads: refusals, exit status, result files."""
+"""The whole bench on tiny workloads: refusals, exit status, result files, another revision."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import run
-from bench.workloads import Workload, Workloads
-from bench.traffic import Ceilings
+from bench import base, run
+from bench.machine import ROOT
+from bench.ops import BENCHES, case_of
+from bench.results import OURS, Ceilings, OpRow, Results, read_results
+from bench.usage import usages
 from bench.variants import Variant, flashslice_variant
+from bench.workloads import Workload, Workloads
 from ocvtp_kernels import backends, ops
 
 TINY = Workload(2, 40, 7, 7, 24, 16)
+CPU = torch.device("cpu")
+Rows = dict[tuple[str, str, str], OpRow]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "workloads", lambda *_: Workloads((TINY,), (TINY,)))
-    monkeypatch.setattr(run, "measure_ceilings", lambda *_: Ceilings(10.0, {"float32": 0.1}))
-    monkeypatch.setattr(run, "measure", quick_measure(run.measure))
+    measure = run.measure
+    monkeypatch.setattr(run, "workloads", lambda *_: Workloads((TINY,), (TINY,), (), (TINY,)))
+    ceilings = Ceilings(10.0, {"float32": 0.1, "bfloat16": 0.1})
+    monkeypatch.setattr(run, "measure_ceilings", lambda *_: ceilings)
+    monkeypatch.setattr(run, "measure", lambda *a, **o: measure(*a, **{**o, "seconds": 0.0}))
 
 
-def quick_measure(measure: Any) -> Any:
-    return lambda variants, /, **options: measure(variants, **{**options, "seconds": 0.0})
-
-
-def bench(
-    folder: Path, kind: str = "micro", *options: str
-) -> tuple[int, dict[tuple[str, str, str], dict[str, Any]]]:
-    status = run.main([kind, "--device", "cpu", "--output", str(folder), *options])
-    rows = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))["rows"]
-    return status, {(row["op"], row["variant"], row["direction"]): row for row in rows}
+def bench(folder: Path, *options: str, suite: str = "ops") -> tuple[int, Rows, Results]:
+    named = [] if "--op" in options else ["--suite", suite]
+    status = run.main([*named, "--device", "cpu", "--output", str(folder), *options])
+    found = read_results(folder / f"{suite}.json")
+    return status, {(row.op, row.variant, row.direction): row for row in found.op_rows()}, found
 
 
 def test_prune_is_beside_its_baselines(tmp_path: Path) -> None:
-    status, rows = bench(tmp_path, "prune")
+    status, rows, _ = bench(tmp_path, suite="prune")
     assert status == 0
-    assert set(rows) == {("prune", who, "forward") for who in ("eager", "published", "prune")}
-    assert all(row["median_s"] > 0 and row["method"] == "host" for row in rows.values())
-    assert all(row["gate"]["note"].endswith("; timed by host") for row in rows.values())
+    assert set(rows) == {("prune", who, "forward") for who in ("eager", "published", OURS)}
+    for row in rows.values():
+        assert row.times is not None and row.times.method == "host"
+        assert row.gate.note.endswith("; timed by host")
 
 
 def test_torch_compile_is_beside_ours_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "workloads", lambda *_: Workloads((), (), compiled=(TINY,)))
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    status, rows = bench(tmp_path, "compile")
+    status, rows, _ = bench(tmp_path, suite="compile")
     assert status == 0
-    assert set(rows) == {("prune", who, "forward") for who in ("compile", "prune")}
+    assert set(rows) == {("prune", who, "forward") for who in ("compile", OURS)}
 
 
-def test_every_op_of_the_pruner_gets_a_row(tmp_path: Path) -> None:
-    status, rows = bench(tmp_path)
-    assert status == 0
-    assert ("prune", "ocvtp", "backward") in rows and ("prune", "prune", "forward") not in rows
-    assert len(rows) == 32
-    assert all(row["gate"]["passed"] and row["median_s"] > 0 for row in rows.values())
+def test_every_op_gets_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, rows, _ = bench(tmp_path)
+    assert status == 0 and all(row.times is not None for row in rows.values())
+    timed = {(op, direction) for op, variant, direction in rows if variant == OURS}
+    both = {(op, "backward") for op, one in BENCHES.items() if one.backward_work}
+    assert timed == both | {(op, "forward") for op in BENCHES if op != "prune"}
 
 
-def test_some_ops_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, rows = bench(tmp_path, "micro", "--ops", "merge,gru_cell")
-    assert {op for op, _, _ in rows} == {"merge", "gru_cell"}
-    status, rows = bench(tmp_path, "micro", "--op", "match_select")
-    assert status == 0 and set(rows) == {
-        ("match_select", who, "forward") for who in ("eager", "ocvtp")
-    }
-    with pytest.raises(SystemExit):
-        run.main(["micro", "--ops", "merge,murge"])
-    assert "got murge" in capsys.readouterr().err
+def test_single_ops_at_any_size_and_in_any_mode(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, rows, _ = bench(tmp_path, "--op", "merge,match_select")
+    assert {op for op, _, _ in rows} == {"merge", "match_select"}
+    sizes = ("--batch", "1,3", "--tokens", "20", "--slots", "5", "--mode", "busy,inference_mode")
+    status, _, found = bench(tmp_path, "--op", "prune", *sizes, "--baselines", "eager")
+    loads = [row.workload for row in found.op_rows() if row.is_ours and row.direction == "forward"]
+    expected = replace(TINY, num_tokens=20, num_slots=5, budget=5)
+    assert status == 0 and loads == [
+        replace(expected, batch=batch, mode=mode)
+        for batch in (1, 3)
+        for mode in ("busy", "inference_mode")
+    ]
+    assert {row.variant for row in found.op_rows()} == {"eager", OURS}
+    for wrong, said in (
+        (["--op", "merge,murge"], "got murge"),
+        (["--op", "merge", "--mode", "hot"], "got hot"),
+        (["--op", "merge", "--suite", "prune"], "got prune"),
+        (["--op", "merge", "--batch", "0"], "numbers such as"),
+        (["--suite", "prune", "--batch", "1"], "go with --op"),
+        ([], "--op or --suite"),
+    ):
+        with pytest.raises(SystemExit):
+            run.main([*wrong, "--device", "cpu"])
+        assert said in capsys.readouterr().err
+
+
+def test_a_mode_of_another_op_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mode: expected one of no_grad.*for merge, got views"):
+        case_of("merge", replace(TINY, mode="views"), CPU)
+
+
+WAYS = list(dict.fromkeys((op, load.mode, load.dtype, way) for op, load, way in usages()))
+
+
+@pytest.mark.parametrize(("op", "mode", "dtype", "direction"), WAYS, ids=map("-".join, WAYS))
+def test_every_usage_passes_the_gate(op: str, mode: str, dtype: str, direction: Any) -> None:
+    load = replace(TINY, mode=mode, dtype=dtype, threads=1)
+    job = run.Job(op, load, direction, ("eager",))
+    measured, _ = run.time_job(job, CPU, 0.0)
+    assert {one.variant for one in measured} == {"eager", OURS}
+    for name, check, times in measured:
+        assert check.passed and times is not None, f"{name}: {check.note}"
+        assert times.method == "cpu"
+
+
+def test_usages_differ() -> None:
+    assert len(set(usages())) == len(list(usages()))
 
 
 def test_what_fails_while_it_is_timed_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "workloads", lambda *_: Workloads((TINY, TINY), ()))
+    other = replace(TINY, batch=1)
+    monkeypatch.setattr(run, "workloads", lambda *_: Workloads((TINY, other), ()))
     honest, calls = run.measure, []
 
     def breaks(*given: Any, **options: Any) -> Any:
@@ -88,10 +130,10 @@ def test_what_fails_while_it_is_timed_does_not_end_the_run(
         return honest(*given, **options)
 
     monkeypatch.setattr(run, "measure", breaks)
-    status = run.main(["prune", "--device", "cpu", "--output", str(tmp_path)])
-    rows = json.loads((tmp_path / "prune.json").read_text(encoding="utf-8"))["rows"]
-    assert status == 1 and [row["median_s"] is None for row in rows] == [True, *3 * [False]]
-    assert rows[0]["gate"]["note"] == "the timing fails: RuntimeError: an illegal access"
+    status, _, found = bench(tmp_path, suite="prune")
+    rows = found.op_rows()
+    assert status == 1 and [row.times is None for row in rows] == [True, *3 * [False]]
+    assert rows[0].gate.note == "the timing fails: RuntimeError: an illegal access"
 
 
 def test_a_wrong_kernel_gets_no_time(
@@ -102,16 +144,15 @@ def test_a_wrong_kernel_gets_no_time(
         return updates * 1.01, mass
 
     monkeypatch.setitem(backends._kernels["slot_attention"], "cpu", backends.Kernel(wrong))
-    status, rows = bench(tmp_path, "micro", "--ops", "slot_attention,slot_attention_step")
+    status, rows, _ = bench(tmp_path, "--op", "slot_attention,slot_attention_step")
     assert status == 1
-    row = rows["slot_attention", "ocvtp", "forward"]
-    assert row["median_s"] is None and row["p20_s"] is None and row["tflops"] is None
-    assert not row["gate"]["passed"] and "error" in row["gate"]["note"]
+    row = rows["slot_attention", OURS, "forward"]
+    assert row.times is None and not row.gate.passed and "error" in row.gate.note
     # An op made of it is refused too; the baseline beside it is not.
-    assert rows["slot_attention_step", "ocvtp", "forward"]["median_s"] is None
-    assert rows["slot_attention", "eager", "forward"]["median_s"] > 0
+    assert rows["slot_attention_step", OURS, "forward"].times is None
+    assert rows["slot_attention", "eager", "forward"].times is not None
     lines = capsys.readouterr().out.splitlines()
-    (line,) = [line for line in lines if line.split()[:3] == ["slot_attention", "forward", "ocvtp"]]
+    (line,) = [line for line in lines if line.split()[:3] == ["slot_attention", "forward", OURS]]
     assert "refused" in line and " ms" not in line
 
 
@@ -128,56 +169,70 @@ def test_who_turns_lazy_during_the_timing_is_refused(
 
     honest = run.variants_of
 
-    def variants_of(case: Any, direction: str, compiled: bool) -> Any:
-        found, skipped = honest(case, direction, compiled)
+    def variants_of(case: Any, direction: str, baselines: Any) -> Any:
+        found, skipped = honest(case, direction, baselines)
         if case.op == "slot_attention" and direction == "forward":
             scale = case.workload.slot_dim**-0.5
             found.append(Variant("lazy", lambda q, k, v: lazy(q, k, v, scale)))
         return found, skipped
 
     monkeypatch.setattr(run, "variants_of", variants_of)
-    status, rows = bench(tmp_path, "micro", "--ops", "slot_attention")
+    status, rows, _ = bench(tmp_path, "--op", "slot_attention")
     row = rows["slot_attention", "lazy", "forward"]
-    assert status == 1 and row["median_s"] is None
-    assert row["gate"]["note"].startswith("after the timing, ")
+    assert status == 1 and row.times is None
+    assert row.gate.note.startswith("after the timing, ")
 
 
 def test_a_deadline_leaves_cases_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["micro", "--device", "cpu", "--output", str(tmp_path), "--seconds", "0"]
-    assert run.main(arguments) == 0
-    assert "of 16 cases are left out" in capsys.readouterr().out
-    assert json.loads((tmp_path / "micro.json").read_text(encoding="utf-8"))["rows"] == []
+    status, rows, _ = bench(tmp_path, "--seconds", "0", suite="prune")
+    assert status == 0 and not rows
+    assert "the last 1 of 1 cases are left out" in capsys.readouterr().out
 
 
-def test_ceilings_alone(tmp_path: Path) -> None:
-    assert run.main(["ceilings", "--device", "cpu", "--output", str(tmp_path)]) == 0
-    read = json.loads((tmp_path / "ceilings.json").read_text(encoding="utf-8"))
-    assert read["kind"] == "ceilings" and read["ceilings"]["copy_gb_s"] == 10.0
-
-
-def test_ceilings_of_an_earlier_run(
+def test_ceilings_alone_and_of_an_earlier_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run.main(["ceilings", "--device", "cpu", "--output", str(tmp_path)])
+    _, rows, found = bench(tmp_path, suite="ceilings")
+    assert not rows and found.ceilings.copy_gb_s == 10.0
     monkeypatch.setattr(run, "measure_ceilings", None)
     earlier = tmp_path / "ceilings.json"
-    arguments = ["prune", "--device", "cpu", "--output", str(tmp_path), "--seconds", "0"]
-    arguments += ["--commit", "abc", "--ceilings", str(earlier)]
-    assert run.main(arguments) == 0
-    read = json.loads((tmp_path / "prune.json").read_text(encoding="utf-8"))
-    assert read["ceilings"]["copy_gb_s"] == 10.0 and read["commit"] == "abc"
-    earlier.write_text(json.dumps({**read, "device": "another"}), encoding="utf-8")
+    given = ("--seconds", "0", "--commit", "abc", "--ceilings", str(earlier))
+    _, _, again = bench(tmp_path, *given, suite="prune")
+    assert again.ceilings == found.ceilings and again.commit == "abc"
+    replace(found, device="another").save(tmp_path)
     with pytest.raises(SystemExit):
-        run.main(arguments)
+        bench(tmp_path, *given, suite="prune")
     assert "got those of another" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_another_revision_takes_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, rows, _ = bench(tmp_path, "--op", "merge", "--base", "HEAD")
+    (name,) = {variant for _, variant, _ in rows if variant.startswith("base ")}
+    assert status == 0 and set(rows) == {
+        ("merge", who, direction)
+        for who in ("eager", OURS, name)
+        for direction in ("forward", "backward")
+    }
+    # A revision without the package answers nothing.
+    monkeypatch.setattr(base, "built", lambda *_: tmp_path)
+    with pytest.raises(base.BaseError, match=r"today's bench does not run on it: .*bench"):
+        base.Base("HEAD", CPU)
+
+
+def test_an_unknown_revision_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["--op", "merge", "--device", "cpu", "--base", "no-such-revision"])
+    assert "no-such-revision" in capsys.readouterr().err
+    assert not (ROOT / "build" / "base" / "no-such-revision").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_a_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
-        run.main(["micro", "--device", "cuda"])
+        run.main(["--suite", "ops", "--device", "cuda"])
     assert error.value.code == 2 and "sees no GPU" in capsys.readouterr().err
 
 
 def test_flashslice_says_why_it_is_left_out() -> None:
-    assert "CUDA" in getattr(flashslice_variant(TINY, torch.device("cpu")), "reason", "")
+    assert "CUDA" in getattr(flashslice_variant(TINY, CPU), "reason", "")

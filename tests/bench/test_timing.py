@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 
 from bench.timing import (
+    Sample,
     StaleReplay,
     copies_for_cold_cache,
+    filler_of_caches,
     measure,
     poison,
     side_stream,
@@ -39,9 +41,31 @@ def test_a_sample_is_divided_by_its_calls() -> None:
     assert len(sizes) == 4 + 3 + 4 * 3
 
 
+def test_work_before_and_samples_elsewhere_take_turns() -> None:
+    seen: list[str] = []
+
+    def elsewhere() -> float:
+        seen.append("there")
+        return 2.0
+
+    timings = measure(
+        {"here": lambda: seen.append("here")},
+        rounds=(5, 5),
+        seconds=0.0,
+        before=lambda: seen.append("before"),
+        elsewhere={"there": Sample(elsewhere, "graph")},
+    )
+    assert seen[-15:] == 2 * ["there", "before", "here", "before", "here", "there"] + seen[-3:]
+    assert timings["there"].median == 2.0 and timings["there"].method == "graph"
+
+
+def test_caches_are_filled_by_other_memory() -> None:
+    assert filler_of_caches(torch.device("cpu"))().nbytes >= 2**27  # type: ignore[attr-defined]
+
+
 def test_median_and_spread() -> None:
     timing = summary([5.0, 1.0, 2.0, 4.0, 3.0, 100.0], "host")
-    assert (timing.p20_s, timing.median_s, timing.p80_s) == (2.0, 3.5, 5.0)
+    assert (timing.p20, timing.median, timing.p80) == (2.0, 3.5, 5.0)
     assert timing.rounds == 6
 
 

@@ -14,17 +14,27 @@ from bench.gate import fresh
 from bench.ops import BENCHES, case_of, work_of
 from bench.ops.prune import stages
 from bench.run import jobs
-from bench.workloads import CPU, CPU_SHORT, CUDA, CUDA_SHORT, HEADLINE, Workload, Workloads, workloads
 from bench.traffic import Ceilings, Work, measure_ceilings, tensor_bytes
 from bench.variants import Variant
+from bench.workloads import (
+    CPU,
+    CPU_SHORT,
+    CUDA,
+    CUDA_SHORT,
+    HEADLINE,
+    Workload,
+    Workloads,
+    workloads,
+)
 from ocvtp_kernels import ops
 from ocvtp_kernels.backends import use_backend
 
 LOAD = Workload(2, 40, 7, 7, 24, 16)
 JOBS = [
     (job.op, job.direction)
-    for kind in ("prune", "micro")
-    for job in jobs(kind, Workloads((LOAD,), (LOAD,)), BENCHES)
+    for suite in ("prune", "ops")
+    for job in jobs(suite, Workloads((LOAD,), (LOAD,)), BENCHES)
+    if job.op != "training"  # whose FLOPs torch counts anyway
 ]
 
 
@@ -63,7 +73,7 @@ def test_flops_are_those_that_torch_counts(
 def test_bytes_cover_inputs_and_outputs(op: str) -> None:
     if op in ("prune", "argmax_gather"):
         pytest.skip("of the final tokens only the kept rows have to be read")
-    if op == "prune_picks":
+    if op in ("prune_picks", "training"):
         pytest.skip("weights are no inputs of the case: test_published_size counts them")
     case = case_of(op, LOAD, torch.device("cpu"))
     inputs = case.inputs(1)
