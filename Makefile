@@ -30,7 +30,7 @@ help:
 	@echo 'make test    run the tests that take little time (NEWEST=1 on the newest of what they need)'
 	@echo 'make test-all  run all tests'
 	@echo 'make lint    check style and types'
-	@echo 'make bench   run the benchmarks'
+	@echo 'make bench   run the benchmarks: about ten minutes on two cores'
 	@echo 'make native  build the native objects; needs a C++ compiler'
 	@echo 'make sanitize  check the C++ and CUDA kernels on random shapes, under sanitizers'
 	@echo 'make headers fetch those of the oldest torch, for tests that compile beside them'
@@ -57,9 +57,10 @@ lint: $(VENV)/.extra-lint
 
 bench: $(VENV)/.extra-test
 	$(BIN)/python -m pytest bench
-	set -e; for kind in prune compile micro settings e2e selectors; do $(BIN)/python -m bench.run $$kind; done
-	$(BIN)/python -m bench.attach_overhead
-	$(BIN)/python -m bench.host
+	set -e; for suite in prune compile ops usage host processes selectors e2e; do \
+	  $(BIN)/python -m bench run --suite $$suite; done
+	$(BIN)/python -m bench attach
+	$(BIN)/python -m bench report
 
 # Never skipped: whoever asks for the native objects gets them, or an error.
 native: $(VENV)/.tools

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import typer
 
 import ocvtp_kernels as ocvtp
+from bench.__main__ import COMMANDS as BENCH
 from ocvtp_kernels.cli import app
 from tests.build_cases import ROOT
 from tests.cases import random_pruner
@@ -144,9 +146,18 @@ def parse(line: str) -> None:
     COMMANDS.commands[name].make_context(name, arguments)
 
 
+def test_printed_commands_of_the_bench_are_there() -> None:
+    pages = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    assert set(re.findall(r"python -m bench\s+(\w+)", text)) == BENCH.keys()
+    # What has no command is a program of its own, with a file.
+    for module in set(re.findall(r"python -m (bench\.[\w.]+)", text)):
+        assert find_spec(module) is not None, module
+
+
 def test_printed_commands_and_options_are_there() -> None:
     lines = printed_commands()
-    assert {line.split()[1] for line in lines} >= COMMANDS.commands.keys() - {"bench"}
+    assert {line.split()[1] for line in lines} >= COMMANDS.commands.keys()
     for line in lines:
         parse(line)
 

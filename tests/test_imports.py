@@ -26,7 +26,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 HELP = """
 from typer.testing import CliRunner
 from ocvtp_kernels.cli import app
-for command in ([], ["prune"], ["features"], ["train"], ["evaluate"], ["bench"], ["flops"]):
+for command in ([], ["prune"], ["features"], ["train"], ["evaluate"], ["flops"]):
     assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0, command
 """
 

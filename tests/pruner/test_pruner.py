@@ -228,9 +228,11 @@ def test_made_on_meta_and_given_its_weights_later(frozen: bool, dtype: torch.dty
     whole = make(frozen, dtype)
     with torch.device("meta"):
         pruner = ocvtp.OCPruner(small_config())
+    tokens = random_tokens(2, 40, 12, dtype=dtype)
+    there = tokens.to("meta", torch.float32)
+    assert pruner(there, there, 5).ids.shape == (2, 5)
     pruner.load_state_dict(whole.state_dict(), assign=True)
     pruner = pruner.freeze() if frozen else pruner.eval()
-    tokens = random_tokens(2, 40, 12, dtype=dtype)
     assert torch.equal(pruner(tokens, tokens).ids, whole(tokens, tokens).ids)
 
 
