@@ -160,9 +160,9 @@ def main(device_type: str) -> None:
     os.dup2(2, 1)  # what others print is no answer
 
     from bench.gate import check_variant
+    from bench.jobs import SEEDS, Job, sample_of_ours
     from bench.ops import case_of
     from bench.results import OURS
-    from bench.run import SEEDS, Job, sample_of_ours
     from bench.timing import side_stream
     from bench.variants import Variant
 

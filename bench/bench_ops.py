@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from bench.gate import check_variant, fresh
+from bench.jobs import SEEDS, Job, jobs, time_job
 from bench.ops import case_of
 from bench.results import OURS
-from bench.run import SEEDS, Job, jobs, time_job
 from bench.variants import Variant
 from bench.workloads import CPU, HEADLINE, Workloads
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import base, run
+from bench import base, jobs, run
 from bench.machine import ROOT
 from bench.ops import BENCHES, case_of
 from bench.results import OURS, Ceilings, OpRow, Results, read_results
@@ -25,11 +25,11 @@ Rows = dict[tuple[str, str, str], OpRow]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = run.measure
+    measure = jobs.measure
     monkeypatch.setattr(run, "workloads", lambda *_: Workloads((TINY,), (TINY,), (), (TINY,)))
     ceilings = Ceilings(10.0, {"float32": 0.1, "bfloat16": 0.1})
     monkeypatch.setattr(run, "measure_ceilings", lambda *_: ceilings)
-    monkeypatch.setattr(run, "measure", lambda *a, **o: measure(*a, **{**o, "seconds": 0.0}))
+    monkeypatch.setattr(jobs, "measure", lambda *a, **o: measure(*a, **{**o, "seconds": 0.0}))
 
 
 def bench(folder: Path, *options: str, suite: str = "ops") -> tuple[int, Rows, Results]:
@@ -104,8 +104,8 @@ WAYS = list(dict.fromkeys((op, load.mode, load.dtype, way) for op, load, way in 
 @pytest.mark.parametrize(("op", "mode", "dtype", "direction"), WAYS, ids=map("-".join, WAYS))
 def test_every_usage_passes_the_gate(op: str, mode: str, dtype: str, direction: Any) -> None:
     load = replace(TINY, mode=mode, dtype=dtype, threads=1)
-    job = run.Job(op, load, direction, ("eager",))
-    measured, _ = run.time_job(job, CPU, 0.0)
+    job = jobs.Job(op, load, direction, ("eager",))
+    measured, _ = jobs.time_job(job, CPU, 0.0)
     assert {one.variant for one in measured} == {"eager", OURS}
     for name, check, times in measured:
         assert check.passed and times is not None, f"{name}: {check.note}"
@@ -121,7 +121,7 @@ def test_what_fails_while_it_is_timed_does_not_end_the_run(
 ) -> None:
     other = replace(TINY, batch=1)
     monkeypatch.setattr(run, "workloads", lambda *_: Workloads((TINY, other), ()))
-    honest, calls = run.measure, []
+    honest, calls = jobs.measure, []
 
     def breaks(*given: Any, **options: Any) -> Any:
         calls.append(given)
@@ -129,7 +129,7 @@ def test_what_fails_while_it_is_timed_does_not_end_the_run(
             raise RuntimeError("an illegal access\nand more")
         return honest(*given, **options)
 
-    monkeypatch.setattr(run, "measure", breaks)
+    monkeypatch.setattr(jobs, "measure", breaks)
     status, _, found = bench(tmp_path, suite="prune")
     rows = found.op_rows()
     assert status == 1 and [row.times is None for row in rows] == [True, *3 * [False]]
@@ -167,7 +167,7 @@ def test_who_turns_lazy_during_the_timing_is_refused(
             calls.append(ops.slot_attention.reference(*arguments))
         return calls[-1]
 
-    honest = run.variants_of
+    honest = jobs.variants_of
 
     def variants_of(case: Any, direction: str, baselines: Any) -> Any:
         found, skipped = honest(case, direction, baselines)
@@ -176,7 +176,7 @@ def test_who_turns_lazy_during_the_timing_is_refused(
             found.append(Variant("lazy", lambda q, k, v: lazy(q, k, v, scale)))
         return found, skipped
 
-    monkeypatch.setattr(run, "variants_of", variants_of)
+    monkeypatch.setattr(jobs, "variants_of", variants_of)
     status, rows, _ = bench(tmp_path, "--op", "slot_attention")
     row = rows["slot_attention", "lazy", "forward"]
     assert status == 1 and row.times is None

@@ -13,7 +13,7 @@ from bench.cases import outputs_of
 from bench.gate import fresh
 from bench.ops import BENCHES, case_of, work_of
 from bench.ops.prune import stages
-from bench.run import jobs
+from bench.jobs import jobs
 from bench.traffic import Ceilings, Work, measure_ceilings, tensor_bytes
 from bench.variants import Variant
 from bench.workloads import (
