@@ -144,7 +144,7 @@ def captured_in(
         with torch.no_grad():
             for target, value in reversed(overwritten):
                 target.copy_(value)
-        for _, args, kwargs, outputs in cuda_graph.tape:
+        for _func, args, kwargs, outputs in cuda_graph.tape:
             read = memory_of(tensors_in((args, kwargs)))
             poison([output for output in outputs if not read & memory_of([output])])
 
