@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.machine import RESULTS
+from bench.report.pages import PICTURES, page, readme_block, rewrite_between_markers
 from bench.results import SUITES, read_all
 from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.installing import require_package
@@ -35,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path, content in written.items():
         atomic_write(path, content)
         print(path)
+    for folder in {path.parent for path in written if path.suffix == ".png"}:
+        for path in (folder / f"{name}.png" for name in PICTURES):
+            if path not in written:
+                path.unlink(missing_ok=True)
     return 0
 
 
@@ -46,7 +51,6 @@ def texts(results: Path, readme: Path | None = None) -> dict[Path, str | bytes]:
         ValueError: there are no result files, one is malformed, or the README has no markers.
     """
     require_package("matplotlib", "draws the report", "train")
-    from bench.report.pages import page, readme_block, rewrite_between_markers
     from bench.report.pictures import pictures, png
 
     devices = read_all(results)
@@ -54,15 +58,15 @@ def texts(results: Path, readme: Path | None = None) -> dict[Path, str | bytes]:
         names = ", ".join(f"*/{suite}.json" for suite in SUITES)
         raise ValueError(f"results: expected any of {names} in {results}, found none")
     written: dict[Path, str | bytes] = {}
-    for device, files in devices.items():
-        drawn = {name: png(figure) for name, figure in pictures(files).items()}
-        folder = results / device
-        written[folder / "README.md"] = page(files, drawn)
-        written |= {folder / f"{name}.png": content for name, content in drawn.items()}
     if readme is not None:
         try:
             text = rewrite_between_markers(readme.read_text("utf-8"), readme_block(devices))
         except ValueError as error:
             raise ValueError(f"{readme}: {error}") from error
         written[readme] = text
+    for device, files in devices.items():
+        drawn = {name: png(figure) for name, figure in pictures(files).items()}
+        folder = results / device
+        written[folder / "README.md"] = page(files, drawn)
+        written |= {folder / f"{name}.png": content for name, content in drawn.items()}
     return written

@@ -62,7 +62,8 @@ NAMES = {
     "selectors": "Selectors",
     "ceilings": "Ceilings",
 }
-PICTURES = {  # what each shows, and the section that it stands in
+PICTURES = {  # what each shows, and the section that it stands in; "": the top of the page
+    "overview": ("time per call, and every comparison", ""),
     "latency_batch": ("time per call against batch", "prune"),
     "latency_tokens": ("time per call against tokens", "prune"),
     "ratios_prune": ("each baseline's time over ours, with its spread", "prune"),
@@ -76,9 +77,7 @@ PICTURES = {  # what each shows, and the section that it stands in
 def page(files: Sequence[Results], drawn: Iterable[str] = ()) -> str:
     """A device's page; ``drawn`` names the pictures that stand beside it."""
     drawn = set(drawn)
-    blocks = [f"# {files[0].device}", headline(files)]
-    if "overview" in drawn:
-        blocks.append("![time per call, and every comparison](overview.png)")
+    blocks = [f"# {files[0].device}", headline(files), *_pictures("", drawn)]
     blocks += [LEGEND, "## Where we lose", *_losses(files)]
     sections = {suite: [*_pictures(suite, drawn), *_section(suite, files)] for suite in SUITES}
     for suite, section in sections.items():
@@ -190,11 +189,11 @@ def _short(files: Sequence[Results], folder: str) -> list[str]:
     blocks = [f"**{files[0].device}**"]
     if (found := tables.prune_table(files)) is not None:
         blocks += [" ".join(found[0]), found[1]]
-    blocks.append(f"![time per call, and every comparison]({folder}/overview.png)")
+    blocks.append(f"![{PICTURES['overview'][0]}]({folder}/overview.png)")
     said = "Where we lose, over all ops, sizes and ways of use: " + tables.summary(files)
     if lost := tables.losses(files):
-        worst = f"the worst {README_LOSSES}" if len(lost) > README_LOSSES else "all of them"
-        said += f" Of these {worst}:\n\n{bullets(lost[:README_LOSSES])}"
+        some = f" The worst {README_LOSSES}:" if len(lost) > README_LOSSES else ""
+        said += f"{some}\n\n{bullets(lost[:README_LOSSES])}"
     blocks.append(said)
     if models := tables.rows_of(files, ModelRow):
         blocks.append("End to end: " + tables.model_summary(models))

@@ -15,33 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from bench.report.tables import (
-    Comparison,
-    budget_text,
-    compare,
-    comparisons_of,
-    fewest_slots,
-    is_prune,
-    models_of,
-    our_prune,
-    pairs_of,
-    prune_file,
-    rows_of,
-    shortlist,
-    size_text,
-    sizes_of,
-    speed_up,
-    unpruned,
-)
-from bench.report.text import (
-    bandwidth_text,
-    clock_text,
-    duration,
-    tflops_text,
-    three_digits,
-    usage_texts,
-    workload_text,
-)
+from bench.report import tables, text
+from bench.report.tables import Comparison
 from bench.results import (
     OURS,
     STAGES,
@@ -57,7 +32,7 @@ from bench.results import (
 from bench.workloads import Workload
 
 INK, SOFT, GRID, LOSS, OTHER = "#222222", "#666666", "#e4e4e4", "#f9ecee", "#4d4d4d"
-# Okabe and Ito's, which the colour-blind tell apart; ours is the one warm colour.
+# Ours, eager's and compile's are Okabe and Ito's, which the colour-blind tell apart.
 COLOURS = {
     OURS: "#d55e00",
     "eager": "#0072b2",
@@ -97,16 +72,16 @@ Point = tuple[float, float]
 @matplotlib.rc_context(STYLE)
 def pictures(files: Sequence[Results]) -> dict[str, Figure]:
     """What can be drawn of a device's files, by the PNG's name without its ending."""
-    main = prune_file(files)
-    prune = [] if main is None else [row for row in main.op_rows() if is_prune(row)]
-    compared = {file.suite: comparisons_of([file]) for file in files}
+    main = tables.prune_file(files)
+    prune = [] if main is None else [row for row in main.op_rows() if tables.is_prune(row)]
+    compared = {file.suite: tables.comparisons_of([file]) for file in files}
     used = compared.pop("usage", [])
     single = [*chain(*compared.values())]
     of_prune = _by(
-        filter(is_prune, single), lambda c: c.workload.dtype, lambda c: _sizes(c.workload)
+        filter(tables.is_prune, single), lambda c: c.workload.dtype, lambda c: _sizes(c.workload)
     )
     of_ops = _by(
-        (c for c in single if not is_prune(c)),
+        (c for c in single if not tables.is_prune(c)),
         lambda c: "single ops",
         lambda c: f"{c.op} {c.direction}",
     )
@@ -118,8 +93,8 @@ def pictures(files: Sequence[Results]) -> dict[str, Figure]:
         "roofline": roofline(files),
         "ratios_prune": ratios(of_prune, "prune"),
         "ratios_ops": ratios(of_ops, "Single ops and ways of use"),
-        "stages": stages(rows_of(files, ModelRow)),
-        "selectors": selectors(rows_of(files, SelectorRow)),
+        "stages": stages(tables.rows_of(files, ModelRow)),
+        "selectors": selectors(tables.rows_of(files, SelectorRow)),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -140,9 +115,10 @@ def png(figure: Figure) -> bytes:
 
 def overview(files: Sequence[Results]) -> Figure | None:
     """Our `prune` beside its baselines at the smallest batches, and every comparison as a dot."""
-    main, dots = prune_file(files), _every_ratio(files)
+    main, dots = tables.prune_file(files), _every_ratio(files)
     shown: dict[tuple[str, int], OpRow] = {}
-    for row in [] if main is None else sorted(our_prune(main), key=lambda r: r.workload.batch):
+    ours = [] if main is None else tables.our_prune(main)
+    for row in sorted(ours, key=lambda row: row.workload.batch):
         shown.setdefault((row.workload.dtype, row.workload.num_tokens), row)
     rows = list(shown.values())[:6]
     if not rows and not dots:
@@ -153,10 +129,10 @@ def overview(files: Sequence[Results]) -> Figure | None:
     parts: Any = figure.subfigures(1, 2, width_ratios=(1.3, 1))
     if rows:
         grid = list(parts[0].subplots(ceil(len(rows) / 2), 2, squeeze=False).flat)
-        bars = [_bars(row, [c for c in pairs_of(files) if c.case == row.case]) for row in rows]
+        bars = [_bars(row, tables.pairs_of(files)) for row in rows]
         for axes, row, its in zip(grid, rows, bars, strict=False):
             _paint_bars(axes, its)
-            axes.set(title=workload_text(row.workload), ylim=(max(map(len, bars)) - 0.4, -0.6))
+            axes.set(title=text.workload_text(row.workload), ylim=(max(map(len, bars)) - 0.4, -0.6))
         for axes in grid[len(rows) :]:
             axes.remove()
     if dots:
@@ -165,18 +141,18 @@ def overview(files: Sequence[Results]) -> Figure | None:
 
 
 def _every_ratio(files: Sequence[Results]) -> dict[str, list[Versus]]:
-    models = rows_of(files, ModelRow)
+    models = tables.rows_of(files, ModelRow)
     dots: dict[str, list[Versus]] = {}
     for file in files:
         name = {"compile": "torch.compile"}.get(file.suite, file.suite)
-        dots.setdefault(name, []).extend(comparisons_of([file]))
-    dots["new processes"] = [row.versus for row in rows_of(files, ProcessRow)]
+        dots.setdefault(name, []).extend(tables.comparisons_of([file]))
+    dots["new processes"] = [row.versus for row in tables.rows_of(files, ProcessRow)]
     dots["first token, pruned"] = [
         Versus(whole.ttft, row.times.ttft)
         for row in models
-        if row.selector == OURS and row.times and (whole := unpruned(row, models))
+        if row.selector == OURS and row.times and (whole := tables.unpruned(row, models))
     ]
-    chosen = rows_of(files, SelectorRow)
+    chosen = tables.rows_of(files, SelectorRow)
     dots["published selectors"] = [row.published for row in chosen if row.published]
     return {name: found for name, found in dots.items() if found}
 
@@ -185,10 +161,11 @@ def _bars(row: OpRow, compared: Sequence[Comparison]) -> dict[str, tuple[Times, 
     """Ours, then each baseline by the same method or, where there is none, by another."""
     assert row.times is not None
     ours = row.times
-    bars = {OURS: (ours, duration(ours.median) + clock_text(ours.method))}
-    for c in sorted(compared, key=lambda c: c.method != ours.method):
-        clock = clock_text(c.method) if c.method != ours.method else ""
-        said = f"{duration(c.theirs.median)}{clock} · {three_digits(c.ratio)}×"
+    bars = {OURS: (ours, text.duration(ours.median) + text.clock_text(ours.method))}
+    mine = [c for c in compared if c.case == row.case]
+    for c in sorted(mine, key=lambda c: c.method != ours.method):
+        clock = text.clock_text(c.method) if c.method != ours.method else ""
+        said = f"{text.duration(c.theirs.median)}{clock} · {text.three_digits(c.ratio)}×"
         bars.setdefault(c.baseline, (c.theirs, said))
     return bars
 
@@ -198,8 +175,8 @@ def _paint_bars(axes: Axes, bars: Mapping[str, tuple[Times, str]]) -> None:
     for y, (name, (times, said)) in enumerate(bars.items()):
         end = min(times.p80, limit)
         axes.barh(y, min(times.median, limit), height=0.66, color=_colour(name), lw=0)
-        if times.p80 <= limit:
-            axes.plot([times.p20, times.p80], [y, y], color=INK, lw=0.9)
+        if times.median <= limit:
+            axes.plot([times.p20, end], [y, y], color=INK, lw=0.9)
         else:
             axes.text(0.9 * limit, y, "//", color="white", va="center", ha="center", weight="bold")
         axes.annotate(
@@ -239,12 +216,12 @@ def latency(rows: Sequence[OpRow], against: Literal["batch", "num_tokens"]) -> F
             w = replace(row.workload, num_slots=0, budget=0)
             fixed = replace(w, batch=0) if against == "batch" else replace(w, num_tokens=0)
             groups.setdefault((row.op, row.direction, fixed), []).append(row)
-    panels = [fewest_slots(group) for group in groups.values()]
+    panels = [tables.fewest_slots(group) for group in groups.values()]
     panels = [its for its in panels if len({getattr(r.workload, against) for r in its}) > 1]
     panels.sort(key=lambda its: getattr(its[0].workload, other))
     if not panels:
         return None
-    won = _won([c for its in panels for c in compare(its)])
+    won = _won([c for its in panels for c in tables.compare(its)])
     what = "batch" if against == "batch" else "N"
     figure, grid = _panels([2.4] * len(panels), 3, f"prune against {what}: {won}")
     for axes, its in zip(grid, panels, strict=True):
@@ -276,14 +253,14 @@ def _paint_latency(axes: Axes, rows: Sequence[OpRow], against: str) -> None:
     ticks = [f"{x}" if against == "batch" else f"{x}\nK {slots[x]}" for x in sorted(slots)]
     axes.set_xticks(sorted(slots), ticks)
     limits = _padded([t for points in lines.values() for point in points for t in point[1:]])
-    _log_axis(axes, "y", limits, lambda t: duration(t).replace(".00", "").replace(".0 ", " "))
+    _log_axis(axes, "y", limits, lambda t: text.duration(t).replace(".00", "").replace(".0 ", " "))
     axes.minorticks_off()
     axes.grid(False, axis="x")
     first = rows[0].workload
     size = (
         f"N {first.num_tokens} · K {first.num_slots}" if against == "batch" else f"B {first.batch}"
     )
-    axes.set_title(" · ".join([size, first.dtype, *usage_texts(first)]))
+    axes.set_title(" · ".join([size, first.dtype, *text.usage_texts(first)]))
     _label(axes, [(name, *end) for name, end in ends.items()], 1.5)
 
 
@@ -297,7 +274,7 @@ def roofline(files: Sequence[Results]) -> Figure | None:
         rows = [r for r in graph_first(file.op_rows()) if r.times and r.work.flops and r.work.bytes]
         for dtype in dict.fromkeys(row.workload.dtype for row in rows):
             if file.suite in ("prune", "ops") and dtype in file.ceilings.matmul_tflops:
-                dots = fewest_slots([row for row in rows if row.workload.dtype == dtype])
+                dots = tables.fewest_slots([row for row in rows if row.workload.dtype == dtype])
                 panels.append((file, dtype, dots))
     if not panels:
         return None
@@ -305,7 +282,7 @@ def roofline(files: Sequence[Results]) -> Figure | None:
     best = max(ours, key=lambda row: _at_roof(row)[1], default=None)
     said = "Roofline"
     if best is not None:
-        rate = tflops_text(_at_roof(best)[1])
+        rate = text.tflops_text(_at_roof(best)[1])
         said += f": ours reaches {rate} at most ({best.op} {best.direction}, {best.workload.dtype})"
     labels = [_roof_labels(dots) for _, _, dots in panels]
     heights = [max(3.2, LINE * len(its) + 1.2) for its in labels]
@@ -313,7 +290,7 @@ def roofline(files: Sequence[Results]) -> Figure | None:
     for axes, (file, dtype, dots), its, height in zip(grid, panels, labels, heights, strict=True):
         peak, copy = file.ceilings.matmul_tflops[dtype], file.ceilings.copy_gb_s
         _paint_roofline(axes, dots, peak, copy)
-        rates = f"products {tflops_text(peak)}, copies {bandwidth_text(copy)}"
+        rates = f"products {text.tflops_text(peak)}, copies {text.bandwidth_text(copy)}"
         axes.set_title(f"{file.suite} · {dtype} · {rates}")
         _label(axes, [(OURS, name, point) for name, point in its.items()], height - 1)
     _legend(figure, [row.variant for _, _, dots in panels for row in dots])
@@ -358,7 +335,7 @@ def ratios(panels: Mapping[str, Mapping[str, Sequence[Comparison]]], what: str) 
     if not every:
         return None
     middle = sorted(c.ratio for c in every)[len(every) // 2]
-    said = f"{what}: {_won(every)}, in the middle by {three_digits(middle)}×"
+    said = f"{what}: {_won(every)}, in the middle by {text.three_digits(middle)}×"
     heights = [
         0.9 + sum(max(0.19, 0.05 * len(found)) for found in lines.values())
         for lines in panels.values()
@@ -383,16 +360,17 @@ def stages(rows: Sequence[ModelRow]) -> Figure | None:
     """Per model at its smallest batch, a bar a row with its stages, and a dot for the whole."""
     panels = {
         model: bars
-        for model, mine in models_of(rows).items()
-        if (bars := [row for row in shortlist(mine) if row.times is not None])
+        for model, mine in tables.models_of(rows).items()
+        if (bars := [row for row in tables.shortlist(mine) if row.times is not None])
     }
     if not panels:
         return None
     pruned = [row for bars in panels.values() for row in bars if row.is_pruned]
-    best = max(pruned, key=lambda row: speed_up(row, rows) or 0, default=None)
+    best = max(pruned, key=lambda row: tables.speed_up(row, rows) or 0, default=None)
     said = "Time to the first token"
-    if best is not None and (ratio := speed_up(best, rows)) is not None:
-        said += f": {three_digits(ratio)}× at best ({best.model}, {best.mode}, {budget_text(best)})"
+    if best is not None and (ratio := tables.speed_up(best, rows)) is not None:
+        where = f"{best.model}, {best.mode}, {tables.budget_text(best)}"
+        said += f": {text.three_digits(ratio)}× at best ({where})"
     figure, grid = _panels([0.7 + 0.3 * len(bars) for bars in panels.values()], 2, said)
     for axes, (model, bars) in zip(grid, panels.items(), strict=True):
         longest = 0.0
@@ -406,14 +384,14 @@ def stages(rows: Sequence[ModelRow]) -> Figure | None:
             axes.plot([whole.p20, whole.p80], [y, y], color=INK, lw=0.9)
             axes.plot(whole.median, y, "o", color=INK, ms=4)
             end, longest = max(start, whole.p80), max(longest, start, whole.p80)
-            ratio = speed_up(row, rows) if row.is_pruned else None
-            more = "" if ratio is None else f" · {three_digits(ratio)}×"
+            ratio = tables.speed_up(row, rows) if row.is_pruned else None
+            more = "" if ratio is None else f" · {text.three_digits(ratio)}×"
             axes.annotate(
-                duration(whole.median) + more, (end, y), (6, 0), textcoords="offset points",
+                text.duration(whole.median) + more, (end, y), (6, 0), textcoords="offset points",
                 va="center",
             )  # fmt: skip
         axes.set(xlim=(0, 1.35 * longest), title=f"{model}, batch {bars[0].batch}")
-        _bare(axes, [f"{row.mode}, {budget_text(row)}" for row in bars])
+        _bare(axes, [f"{row.mode}, {tables.budget_text(row)}" for row in bars])
     marks = [
         Line2D([], [], color=colour, lw=6, label=stage)
         for stage, colour in zip(STAGES, STAGE_COLOURS, strict=True)
@@ -426,11 +404,11 @@ def stages(rows: Sequence[ModelRow]) -> Figure | None:
 def selectors(rows: Sequence[SelectorRow]) -> Figure | None:
     """Time of an image against coverage at the smallest batch; by graph where there is one."""
     panels: dict[str, list[tuple[SelectorRow, Times, float]]] = {}
-    for size in sizes_of(rows):
+    for size in tables.sizes_of(rows):
         batch = min(row.batch for row in rows if row.size == size)
         for row in rows:
             if (row.size, row.batch) == (size, batch) and row.times and row.quality:
-                title = f"{size_text(size)} · B {batch}"
+                title = f"{tables.size_text(size)} · B {batch}"
                 dot = row, row.graph or row.times, row.quality.coverage
                 panels.setdefault(title, []).append(dot)
     if not panels:
@@ -438,7 +416,9 @@ def selectors(rows: Sequence[SelectorRow]) -> Figure | None:
     first = next(iter(panels.values()))
     best = max(first, key=lambda dot: dot[2])
     mine = [dot for dot in first if dot[0].method == "oc-pruner" != best[0].method]
-    told = [f"{row.method} covers {c:.3f} in {duration(t.median)}" for row, t, c in [best, *mine]]
+    told = [
+        f"{row.method} covers {c:.3f} in {text.duration(t.median)}" for row, t, c in [best, *mine]
+    ]
     height = max(3.2, LINE * max(map(len, panels.values())) + 1)
     figure, grid = _panels([height] * len(panels), 2, "Selectors: " + ", ".join(told))
     for axes, (title, dots) in zip(grid, panels.items(), strict=True):
@@ -451,7 +431,7 @@ def selectors(rows: Sequence[SelectorRow]) -> Figure | None:
         axes.set(title=title, xlabel="time an image", ylabel="coverage")
         _log_axis(
             axes, "x", _padded([edge for _, t, _ in dots for edge in (t.p20, t.p80)]),
-            lambda t: duration(t).replace(".00", "").replace(".0 ", " "),
+            lambda t: text.duration(t).replace(".00", "").replace(".0 ", " "),
         )  # fmt: skip
         axes.margins(y=0.08)
         _label(axes, labels, height - 0.9)
@@ -466,23 +446,23 @@ def _by(
     """Comparisons by the panel and, in it, the line that they are drawn at; graphs come first."""
     panels: dict[str, dict[str, list[Comparison]]] = {}
     for c in sorted(found, key=lambda c: c.method != "graph"):
-        its = panels.setdefault(panel(c) + clock_text(c.method), {})
+        its = panels.setdefault(panel(c) + text.clock_text(c.method), {})
         its.setdefault(line(c), []).append(c)
     return panels
 
 
 def _sizes(workload: Workload) -> str:
-    return workload_text(workload, dtype=False)
+    return text.workload_text(workload, dtype=False)
 
 
 def _threads(c: Comparison) -> str:
-    return ", ".join(["usage", *usage_texts(replace(c.workload, mode="no_grad"))])
+    return ", ".join(["usage", *text.usage_texts(replace(c.workload, mode="no_grad"))])
 
 
 def _way(c: Comparison) -> str:
     """An op in one way of use."""
     op = c.op if c.direction == "forward" else f"{c.op} {c.direction}"
-    return " · ".join([op, *usage_texts(replace(c.workload, threads=None)), c.workload.dtype])
+    return " · ".join([op, *text.usage_texts(replace(c.workload, threads=None)), c.workload.dtype])
 
 
 def _won(found: Sequence[Versus]) -> str:
@@ -528,15 +508,15 @@ def _label(axes: Axes, labels: Sequence[tuple[str, str, Point]], height: float) 
     """Names in a column at the right with a line to their points, as high as these or apart.
 
     Args:
-        labels: the variant whose colour it takes, the text, and the point.
+        labels: the variant whose colour it takes, the name, and the point.
         height: inches of the axes, about.
     """
     to_axes = axes.transData + axes.transAxes.inverted()
-    at = apart({text: to_axes.transform(point)[1] for _, text, point in labels}, LINE / height)
-    for variant, text, point in labels:
+    at = apart({name: to_axes.transform(point)[1] for _, name, point in labels}, LINE / height)
+    for variant, name, point in labels:
         axes.annotate(
-            text, point, (1.05, at[text]), textcoords="axes fraction", va="center",
-            color=_colour(variant), weight="bold" if text in (OURS, "oc-pruner") else "normal",
+            name, point, (1.05, at[name]), textcoords="axes fraction", va="center",
+            color=_colour(variant), weight="bold" if name in (OURS, "oc-pruner") else "normal",
             arrowprops={"arrowstyle": "-", "color": _colour(variant), "lw": 0.5, "alpha": 0.5,
                         "relpos": (0, 0.5),
                         "shrinkA": 1, "shrinkB": 3},
@@ -574,13 +554,13 @@ def _ratio_axis(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _log_axis(
-    axes: Axes, name: str, limits: Point, text: Callable[[float], str], more: Sequence[float] = ()
+    axes: Axes, name: str, limits: Point, shown: Callable[[float], str], more: Sequence[float] = ()
 ) -> None:
     """A logarithmic axis, ``name`` x or y, with a few round ticks."""
     axes.set(**{f"{name}scale": "log", f"{name}lim": limits})
     ticks = sorted({*nice_ticks(*limits), *more})
     axis = axes.xaxis if name == "x" else axes.yaxis
-    axis.set_ticks(ticks, labels=[text(tick) for tick in ticks])
+    axis.set_ticks(ticks, labels=[shown(tick) for tick in ticks])
     axis.set_ticks([], minor=True)
 
 
