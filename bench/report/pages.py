@@ -19,7 +19,7 @@ from bench.results import SUITES, ModelRow, OpRow, ProcessRow, Results, Selector
 from ocvtp_kernels.markdown import markdown_table
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
-README_LOSSES = 5
+README_LOSSES, SHOWN_LOSSES = 5, 20
 LEGEND = (
     "Every figure here was read from a result file. A ratio is a baseline's time over ours: above "
     "1×, ours is faster. A spread runs from the 20th to the 80th percentile; a ratio's, from its "
@@ -29,28 +29,29 @@ LEGEND = (
     "replays a CUDA graph of its own). Of the ceilings: the least time at the measured rates of "
     "copies and matrix products, over ours."
 )
-USAGE_LEGEND = (
-    "The package as people use it, and plain PyTorch used in the same way, in turns; times of one "
-    "thread are CPU time. *eager* is the module that nobody froze, or the op's reference."
-)
-PROCESS_LEGEND = (
-    "New processes, beside the same with plain PyTorch, or one that imports torch alone."
-)
-MODEL_LEGEND = (
-    "TTFT: from pixels and ids on the device to the first token; its stages are timed apart. "
-    "Speed-up: the unpruned model's TTFT over this one, same mode and batch. Static: a static "
-    "cache, on a GPU with everything in CUDA graphs but what a note names. The pruner adds: to the "
-    "encoder, over choosing at random. Weights are random."
-)
-SELECTOR_LEGEND = (
-    "Every method on the same images at the same budget: time per image in a batch of B, from "
-    "tokens, keys and attention, which are given, to ids and kept rows. Coverage: the mean over "
-    "all tokens of the cosine with the nearest kept token. Published / ours: its published code's "
-    "time over ours, in turns on one image; loop: of the greedy loop alone, the matrix that it "
-    "reads given to both. Images are random, smooth like an encoder's output, and the OC-pruner's "
-    "weights are random too: coverage says how far a choice spreads, not how well a model answers "
-    "with it."
-)
+LEGENDS = {
+    "compile": tables.APART,
+    "usage": (
+        "The package as people use it, and plain PyTorch used in the same way, in turns; times of "
+        "one thread are CPU time. *eager* is the module that nobody froze, or the op's reference."
+    ),
+    "processes": "Beside the same with plain PyTorch, or a process that imports torch alone.",
+    "e2e": (
+        "TTFT: from pixels and ids on the device to the first token; its stages are timed apart. "
+        "Speed-up: the unpruned model's TTFT over this one, same mode and batch. Static: a static "
+        "cache, on a GPU with everything in CUDA graphs but what a note names. The pruner adds: to "
+        "the encoder, over choosing at random. Weights are random."
+    ),
+    "selectors": (
+        "Every method on the same images at the same budget: time per image in a batch of B, from "
+        "tokens, keys and attention, which are given, to ids and kept rows. Coverage: the mean "
+        "over all tokens of the cosine with the nearest kept token. Published / ours: its "
+        "published code's time over ours, in turns on one image; loop: of the greedy loop alone, "
+        "the matrix that it reads given to both. Images are random, smooth like an encoder's "
+        "output, and the OC-pruner's weights are random too: coverage says how far a choice "
+        "spreads, not how well a model answers with it."
+    ),
+}
 NAMES = {
     "prune": "`prune`",
     "compile": "`prune` beside torch.compile",
@@ -83,7 +84,8 @@ def page(files: Sequence[Results], drawn: Iterable[str] = ()) -> str:
     for suite, section in sections.items():
         blocks += [f"## {NAMES[suite]}", *section] if section else []
     if refused := tables.refusals(files):
-        blocks += ["## Refused", "These did not pass the correctness gate.", bullets(refused)]
+        why = "The correctness gate refused these, or the note says why."
+        blocks += ["## Without times", why, bullets(refused)]
     if missing := [f"{NAMES[suite]}: no {suite}.json." for suite in SUITES if not sections[suite]]:
         blocks += ["## Not measured on this device", bullets(missing)]
     blocks.append("## Where these figures come from")
@@ -95,32 +97,26 @@ def page(files: Sequence[Results], drawn: Iterable[str] = ()) -> str:
 
 def headline(files: Sequence[Results]) -> str:
     """Ours at the smallest workload in the fastest dtype, each baseline there, and the count."""
-    said = []
-    if (found := tables.headline(files)) is not None:
-        row, compared = found
-        assert row.times is not None
-        took = f"{duration(row.times.median)}{clock_text(row.times.method)}"
-        ratios = [f"{three_digits(c.ratio)}× {c.baseline}{clock_text(c.method)}" for c in compared]
-        beside = f"; over ours: {', '.join(ratios)}" if ratios else ""
-        said.append(f"`prune` at {workload_text(row.workload)} takes **{took}**{beside}.")
-    return " ".join([*said, tables.summary(files)])
+    said, found = tables.summaries(files)[0][0], tables.headline(files)
+    if found is None or found[0].times is None:
+        return said
+    row, compared = found
+    took = f"{duration(found[0].times.median)}{clock_text(found[0].times.method)}"
+    ratios = [
+        f"{three_digits(c.ratio)}× {c.row.variant}{clock_text(c.theirs.method)}" for c in compared
+    ]
+    beside = f"; over ours: {', '.join(ratios)}" if ratios else ""
+    return f"`prune` at {workload_text(row.workload)} takes **{took}**{beside}. {said}"
 
 
 def _losses(files: Sequence[Results]) -> list[str]:
-    models, chosen = tables.rows_of(files, ModelRow), tables.rows_of(files, SelectorRow)
-    blocks = [tables.summary(files), bullets(tables.losses(files))]
-    if alone := [
-        case
-        for file in files
-        for case in tables.without_ours(file.op_rows())
-        if file.suite in tables.COMPARED
-    ]:
-        said = bullets(f"{op} {direction}, {workload_text(w)}" for op, direction, w in alone)
-        blocks.append(f"A baseline has a time here and ours none by its method:\n\n{said}")
-    if models:
-        blocks += [tables.model_summary(models), bullets(tables.model_losses(models))]
-    if chosen:
-        blocks += [tables.selector_summary(chosen), bullets(tables.selector_losses(chosen))]
+    blocks = []
+    for said, lost in tables.summaries(files):
+        blocks += [said, bullets(lost[:SHOWN_LOSSES])]
+        if more := lost[SHOWN_LOSSES:]:
+            blocks.append(_folded(f"and {len(more)} more", bullets(more)))
+    if alone := tables.without_ours(files):
+        blocks += ["A baseline has a time here and ours none by its method:", bullets(alone)]
     return [block for block in blocks if block]
 
 
@@ -141,26 +137,17 @@ def _section(suite: str, files: Sequence[Results]) -> list[str]:
     if not rows:
         return ["The file holds no row."] if mine else []
     blocks: list[str] = []
-    if suite == "prune" and (found := tables.prune_table(files)) is not None:
-        blocks += [" ".join(found[0]), found[1]]
-    if suite == "compile":
-        blocks.append(tables.APART)
-    if suite == "usage":
-        blocks.append(USAGE_LEGEND)
+    blocks += tables.prune_table(files) if suite == "prune" else []
+    blocks += [LEGENDS[suite]] if suite in LEGENDS else []
     if any(isinstance(row, OpRow) for row in rows):
         blocks += [_folded("Every figure", tables.rows_table(file)) for file in mine]
-    if its := tables.rows_of(mine, ProcessRow):
-        blocks += [PROCESS_LEGEND, tables.processes_table(its)]
-    models = tables.rows_of(mine, ModelRow)
-    blocks += [MODEL_LEGEND] if models else []
-    for model, its_rows in tables.models_of(models).items():
-        cells = [tables.model_cells(row, models) for row in its_rows]
-        blocks.append(_folded(model, markdown_table(tables.MODEL_HEADER, cells)))
+    if processes := tables.rows_of(mine, ProcessRow):
+        blocks.append(tables.processes_table(processes))
+    for model, its in tables.models_of(tables.rows_of(mine, ModelRow)).items():
+        blocks.append(_folded(model, tables.models_table(its)))
     chosen = tables.rows_of(mine, SelectorRow)
-    blocks += [SELECTOR_LEGEND] if chosen else []
     for size in tables.sizes_of(chosen):
-        table = markdown_table(*tables.selectors_table(chosen, size))
-        blocks.append(_folded(tables.size_text(size), table))
+        blocks.append(_folded(tables.size_text(size), tables.selectors_table(chosen, size)))
     return blocks
 
 
@@ -187,27 +174,23 @@ def readme_block(results: Mapping[str, Sequence[Results]], folder: str = "bench/
 
 def _short(files: Sequence[Results], folder: str) -> list[str]:
     blocks = [f"**{files[0].device}**"]
-    if (found := tables.prune_table(files)) is not None:
-        blocks += [" ".join(found[0]), found[1]]
+    blocks += tables.prune_table(files)
     blocks.append(f"![{PICTURES['overview'][0]}]({folder}/overview.png)")
-    said = "Where we lose, over all ops, sizes and ways of use: " + tables.summary(files)
-    if lost := tables.losses(files):
-        some = f" The worst {README_LOSSES}:" if len(lost) > README_LOSSES else ""
-        said += f"{some}\n\n{bullets(lost[:README_LOSSES])}"
-    blocks.append(said)
-    if models := tables.rows_of(files, ModelRow):
-        blocks.append("End to end: " + tables.model_summary(models))
-    if chosen := tables.rows_of(files, SelectorRow):
-        count = len({row.method for row in chosen})
-        blocks.append(f"Selectors: {count} methods. " + tables.selector_summary(chosen))
+    (said, lost), *others = tables.summaries(files)
+    more = f" The worst {README_LOSSES}:" if len(lost) > README_LOSSES else ""
+    blocks.append(f"Where we lose, over all ops, sizes and ways of use: {said}{more}")
+    blocks += [bullets(lost[:README_LOSSES])] if lost else []
+    blocks += [" ".join(said for said, _ in others)] if others else []
+    methods = {row.method for row in tables.rows_of(files, SelectorRow)}
+    blocks += [f"{len(methods)} selectors are compared on the device's page."] if methods else []
     measured = {file.suite for file in files}
     missing = [NAMES[suite] for suite in SUITES if suite not in {*measured, "ceilings"}]
     blocks += [f"Not measured here: {', '.join(missing)}."] if missing else []
     sources: dict[str, list[str]] = {}
     for file in files:
         sources.setdefault(provenance(file), []).append(file.suite)
-    said = "; ".join(f"{', '.join(suites)}: {source}" for source, suites in sources.items())
-    return [*blocks, f"<sub>[Every figure and picture]({folder}/README.md). {said}</sub>"]
+    origin = "; ".join(f"{', '.join(suites)}: {source}" for source, suites in sources.items())
+    return [*blocks, f"<sub>[Every figure and picture]({folder}/README.md). {origin}</sub>"]
 
 
 def rewrite_between_markers(text: str, inside: str) -> str:

@@ -22,7 +22,6 @@ from bench.results import (
     STAGES,
     ModelRow,
     OpRow,
-    ProcessRow,
     Results,
     SelectorRow,
     Times,
@@ -74,17 +73,12 @@ def pictures(files: Sequence[Results]) -> dict[str, Figure]:
     """What can be drawn of a device's files, by the PNG's name without its ending."""
     main = tables.prune_file(files)
     prune = [] if main is None else [row for row in main.op_rows() if tables.is_prune(row)]
-    compared = {file.suite: tables.comparisons_of([file]) for file in files}
-    used = compared.pop("usage", [])
-    single = [*chain(*compared.values())]
-    of_prune = _by(
-        filter(tables.is_prune, single), lambda c: c.workload.dtype, lambda c: _sizes(c.workload)
-    )
-    of_ops = _by(
-        (c for c in single if not tables.is_prune(c)),
-        lambda c: "single ops",
-        lambda c: f"{c.op} {c.direction}",
-    )
+    used = tables.comparisons_of(file for file in files if file.suite == "usage")
+    others = tables.comparisons_of(file for file in files if file.suite != "usage")
+    single = [c for c in others if not tables.is_prune(c.row)]
+    whole = [c for c in others if tables.is_prune(c.row)]
+    of_prune = _by(whole, lambda row: row.workload.dtype, lambda row: _sizes(row.workload))
+    of_ops = _by(single, lambda row: "single ops", lambda row: f"{row.op} {row.direction}")
     of_ops |= _by(used, _threads, _way)
     drawn = {
         "overview": overview(files),
@@ -115,9 +109,9 @@ def png(figure: Figure) -> bytes:
 
 def overview(files: Sequence[Results]) -> Figure | None:
     """Our `prune` beside its baselines at the smallest batches, and every comparison as a dot."""
-    main, dots = tables.prune_file(files), _every_ratio(files)
+    dots = {name: [one.versus for one in found] for name, found in tables.told(files).items()}
     shown: dict[tuple[str, int], OpRow] = {}
-    ours = [] if main is None else tables.our_prune(main)
+    ours = tables.our_prune(tables.prune_file(files))
     for row in sorted(ours, key=lambda row: row.workload.batch):
         shown.setdefault((row.workload.dtype, row.workload.num_tokens), row)
     rows = list(shown.values())[:6]
@@ -140,33 +134,16 @@ def overview(files: Sequence[Results]) -> Figure | None:
     return figure
 
 
-def _every_ratio(files: Sequence[Results]) -> dict[str, list[Versus]]:
-    models = tables.rows_of(files, ModelRow)
-    dots: dict[str, list[Versus]] = {}
-    for file in files:
-        name = {"compile": "torch.compile"}.get(file.suite, file.suite)
-        dots.setdefault(name, []).extend(tables.comparisons_of([file]))
-    dots["new processes"] = [row.versus for row in tables.rows_of(files, ProcessRow)]
-    dots["first token, pruned"] = [
-        Versus(whole.ttft, row.times.ttft)
-        for row in models
-        if row.selector == OURS and row.times and (whole := tables.unpruned(row, models))
-    ]
-    chosen = tables.rows_of(files, SelectorRow)
-    dots["published selectors"] = [row.published for row in chosen if row.published]
-    return {name: found for name, found in dots.items() if found}
-
-
 def _bars(row: OpRow, compared: Sequence[Comparison]) -> dict[str, tuple[Times, str]]:
     """Ours, then each baseline by the same method or, where there is none, by another."""
     assert row.times is not None
     ours = row.times
     bars = {OURS: (ours, text.duration(ours.median) + text.clock_text(ours.method))}
-    mine = [c for c in compared if c.case == row.case]
-    for c in sorted(mine, key=lambda c: c.method != ours.method):
-        clock = text.clock_text(c.method) if c.method != ours.method else ""
+    mine = [c for c in compared if c.row.case == row.case]
+    for c in sorted(mine, key=lambda c: c.theirs.method != ours.method):
+        clock = text.clock_text(c.theirs.method) if c.theirs.method != ours.method else ""
         said = f"{text.duration(c.theirs.median)}{clock} · {text.three_digits(c.ratio)}×"
-        bars.setdefault(c.baseline, (c.theirs, said))
+        bars.setdefault(c.row.variant, (c.theirs, said))
     return bars
 
 
@@ -221,7 +198,7 @@ def latency(rows: Sequence[OpRow], against: Literal["batch", "num_tokens"]) -> F
     panels.sort(key=lambda its: getattr(its[0].workload, other))
     if not panels:
         return None
-    won = _won([c for its in panels for c in tables.compare(its)])
+    won = _won([c for its in panels for c in tables.pair(its) if c.is_alike])
     what = "batch" if against == "batch" else "N"
     figure, grid = _panels([2.4] * len(panels), 3, f"prune against {what}: {won}")
     for axes, its in zip(grid, panels, strict=True):
@@ -253,7 +230,7 @@ def _paint_latency(axes: Axes, rows: Sequence[OpRow], against: str) -> None:
     ticks = [f"{x}" if against == "batch" else f"{x}\nK {slots[x]}" for x in sorted(slots)]
     axes.set_xticks(sorted(slots), ticks)
     limits = _padded([t for points in lines.values() for point in points for t in point[1:]])
-    _log_axis(axes, "y", limits, lambda t: text.duration(t).replace(".00", "").replace(".0 ", " "))
+    _log_axis(axes, "y", limits, _round_duration)
     axes.minorticks_off()
     axes.grid(False, axis="x")
     first = rows[0].workload
@@ -347,12 +324,12 @@ def ratios(panels: Mapping[str, Mapping[str, Sequence[Comparison]]], what: str) 
         for line, found in enumerate(lines.values()):
             for i, c in enumerate(found):
                 y = line + 0.75 * ((i + 0.5) / len(found) - 0.5)
-                axes.plot([c.low, c.high], [y, y], color=_colour(c.baseline), lw=1.7, alpha=0.4)
-                axes.plot(c.ratio, y, "o", color=_colour(c.baseline), ms=4)
+                axes.plot([c.low, c.high], [y, y], color=_colour(c.row.variant), lw=1.7, alpha=0.4)
+                axes.plot(c.ratio, y, "o", color=_colour(c.row.variant), ms=4)
         axes.set_yticks(range(len(lines)), lines)
         axes.set_ylim(len(lines) - 0.4, -0.6)
         axes.set_title(title, loc="right")
-    _legend(figure, [c.baseline for c in every])
+    _legend(figure, [c.row.variant for c in every])
     return figure
 
 
@@ -429,25 +406,21 @@ def selectors(rows: Sequence[SelectorRow]) -> Figure | None:
             axes.plot(t.median, coverage, "o", color=_colour(name), ms=5.5, mec="white", mew=0.6)
             labels.append((name, row.method, (t.median, coverage)))
         axes.set(title=title, xlabel="time an image", ylabel="coverage")
-        _log_axis(
-            axes, "x", _padded([edge for _, t, _ in dots for edge in (t.p20, t.p80)]),
-            lambda t: text.duration(t).replace(".00", "").replace(".0 ", " "),
-        )  # fmt: skip
+        limits = _padded([edge for _, t, _ in dots for edge in (t.p20, t.p80)])
+        _log_axis(axes, "x", limits, _round_duration)
         axes.margins(y=0.08)
         _label(axes, labels, height - 0.9)
     return figure
 
 
 def _by(
-    found: Iterable[Comparison],
-    panel: Callable[[Comparison], str],
-    line: Callable[[Comparison], str],
+    found: Iterable[Comparison], panel: Callable[[OpRow], str], line: Callable[[OpRow], str]
 ) -> dict[str, dict[str, list[Comparison]]]:
     """Comparisons by the panel and, in it, the line that they are drawn at; graphs come first."""
     panels: dict[str, dict[str, list[Comparison]]] = {}
-    for c in sorted(found, key=lambda c: c.method != "graph"):
-        its = panels.setdefault(panel(c) + text.clock_text(c.method), {})
-        its.setdefault(line(c), []).append(c)
+    for c in sorted(found, key=lambda c: c.theirs.method != "graph"):
+        its = panels.setdefault(panel(c.row) + text.clock_text(c.theirs.method), {})
+        its.setdefault(line(c.row), []).append(c)
     return panels
 
 
@@ -455,14 +428,18 @@ def _sizes(workload: Workload) -> str:
     return text.workload_text(workload, dtype=False)
 
 
-def _threads(c: Comparison) -> str:
-    return ", ".join(["usage", *text.usage_texts(replace(c.workload, mode="no_grad"))])
+def _threads(row: OpRow) -> str:
+    return ", ".join(["usage", *text.usage_texts(replace(row.workload, mode="no_grad"))])
 
 
-def _way(c: Comparison) -> str:
+def _way(row: OpRow) -> str:
     """An op in one way of use."""
-    op = c.op if c.direction == "forward" else f"{c.op} {c.direction}"
-    return " · ".join([op, *text.usage_texts(replace(c.workload, threads=None)), c.workload.dtype])
+    op, w = row.op if row.direction == "forward" else f"{row.op} {row.direction}", row.workload
+    return " · ".join([op, *text.usage_texts(replace(w, threads=None)), w.dtype])
+
+
+def _round_duration(seconds: float) -> str:
+    return text.duration(seconds).replace(".00", "").replace(".0 ", " ")
 
 
 def _won(found: Sequence[Versus]) -> str:
