@@ -11,6 +11,7 @@ from textwrap import fill
 from typing import Any, Literal
 
 import matplotlib
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
@@ -30,7 +31,8 @@ from bench.results import (
 )
 from bench.workloads import Workload
 
-INK, SOFT, GRID, LOSS, OTHER = "#222222", "#666666", "#e4e4e4", "#f9ecee", "#4d4d4d"
+INK, SOFT, GRID, OTHER = "#222222", "#666666", "#e4e4e4", "#4d4d4d"
+LOSS, ROOF = "#f9ecee", "#f4f4f4"  # what is shaded
 # Ours, eager's and compile's are Okabe and Ito's, which the colour-blind tell apart.
 COLOURS = {
     OURS: "#d55e00",
@@ -42,6 +44,7 @@ COLOURS = {
     "colreduce": "#8c6d1f",
 }
 STAGE_COLOURS = ("#a9c1d9", COLOURS[OURS], "#6d94ba", "#33658f")  # the pruner is ours
+LINES = (INK, SOFT, OTHER, *COLOURS.values(), *STAGE_COLOURS)
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -95,14 +98,19 @@ def pictures(files: Sequence[Results]) -> dict[str, Figure]:
 
 @matplotlib.rc_context(STYLE)
 def png(figure: Figure) -> bytes:
-    """The same bytes for the same picture, in 64 colours."""
+    """The same bytes for the same picture, in few colours."""
     drawn, file = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
-    image = (
-        Image.open(drawn)
-        .convert("RGB")
-        .quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    )
+    # Every colour of the pictures, in steps to white where text and lines have it.
+    steps = [(base, step / 9) for base in dict.fromkeys(LINES) for step in range(10)]
+    flat = [
+        round(255 - 255 * (1 - channel) * share)
+        for base, share in [*steps, (GRID, 1), (LOSS, 1), (ROOF, 1)]
+        for channel in to_rgb(base)
+    ]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(flat)
+    image = Image.open(drawn).convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
     image.save(file, format="png", optimize=True)
     return file.getvalue()
 
@@ -294,7 +302,7 @@ def _paint_roofline(axes: Axes, dots: Sequence[OpRow], peak: float, copy: float)
     left, right = _padded([*(x for x, _ in points), ridge / 12, ridge * 6])
     roof = [left * copy / 1e3, peak, peak]
     bottom = min(roof[0], *(y for _, y in points)) / 1.6
-    axes.fill_between([left, ridge, right], roof, bottom, color="#f5f5f5", lw=0)
+    axes.fill_between([left, ridge, right], roof, bottom, color=ROOF, lw=0)
     axes.plot([left, ridge, right], roof, color=INK, lw=1.4, zorder=1)
     for row, (x, y) in sorted(zip(dots, points, strict=True), key=lambda dot: dot[0].is_ours):
         axes.plot(
