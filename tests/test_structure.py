@@ -28,7 +28,7 @@ LAYERS = (
     ("backends",),
     ("ops",),
     ("pruner",),
-    ("selectors", "cost", "report"),
+    ("selectors", "cost"),
     ("vlm",),
     ("training",),
     ("cli",),
