@@ -178,7 +178,7 @@ def _short(files: Sequence[Results], folder: str) -> list[str]:
     blocks.append(f"![{PICTURES['overview'][0]}]({folder}/overview.png)")
     (said, lost), *others = tables.summaries(files)
     more = f" The worst {README_LOSSES}:" if len(lost) > README_LOSSES else ""
-    blocks.append(f"Where we lose, over all ops, sizes and ways of use: {said}{more}")
+    blocks.append(f"Where we lose, in all that was measured: {said}{more}")
     blocks += [bullets(lost[:README_LOSSES])] if lost else []
     blocks += [" ".join(said for said, _ in others)] if others else []
     methods = {row.method for row in tables.rows_of(files, SelectorRow)}

@@ -117,7 +117,7 @@ def png(figure: Figure) -> bytes:
 
 def overview(files: Sequence[Results]) -> Figure | None:
     """Our `prune` beside its baselines at the smallest batches, and every comparison as a dot."""
-    dots = {name: [one.versus for one in found] for name, found in tables.told(files).items()}
+    dots = {name: [one.versus for one in found] for name, found in tables.outcomes(files).items()}
     shown: dict[tuple[str, int], OpRow] = {}
     ours = tables.our_prune(tables.prune_file(files))
     for row in sorted(ours, key=lambda row: row.workload.batch):

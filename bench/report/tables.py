@@ -41,7 +41,7 @@ APART = (
 )
 BASELINE, LOOPS = "A baseline is faster in", "Published loops are faster in"
 LATER, SLOWER = "Pruning makes the first token later in", "Pruning makes decoding slower in"
-# What `told` finds of some kinds, how often we lose in it, and the rows that it is of.
+# What `outcomes` finds of some kinds, how often we lose in it, and the rows that it is of.
 SUMMARIES: tuple[tuple[tuple[str, ...], str, tuple[type[Row], ...]], ...] = (
     ((*COMPARED, "processes"), BASELINE, (OpRow, ProcessRow)),
     (("first token",), LATER, (ModelRow,)),
@@ -151,7 +151,7 @@ def headline(files: Sequence[Results]) -> tuple[OpRow, list[Comparison]] | None:
     return row, [c for c in comparisons_of(files) if c.row.case == row.case]
 
 
-class Told(NamedTuple):
+class Outcome(NamedTuple):
     """A baseline beside ours, whose it is and where, and how its times are shown."""
 
     versus: Versus
@@ -159,37 +159,37 @@ class Told(NamedTuple):
     show: Callable[[float], str] = duration
 
 
-def told(files: Sequence[Results]) -> dict[str, list[Told]]:
+def outcomes(files: Sequence[Results]) -> dict[str, list[Outcome]]:
     """Every comparison, of ops, processes, models and selectors, by its kind."""
-    found: dict[str, list[Told]] = {}
+    found: dict[str, list[Outcome]] = {}
     for file in files:
         for c in comparisons_of([file]):
             what = f"{c.row.variant}'s time: {row_text(replace(c.row, variant=''))}"
-            one = Told(c, what + clock_text(c.theirs.method))
+            one = Outcome(c, what + clock_text(c.theirs.method))
             found.setdefault(file.suite, []).append(one)
     for process in rows_of(files, ProcessRow):
         what = f"plain PyTorch's: {process.name}, {process.what}"
-        found.setdefault("processes", []).append(Told(process.versus, what, _unit(process)))
+        found.setdefault("processes", []).append(Outcome(process.versus, what, _unit(process)))
     models = rows_of(files, ModelRow)
     for row in models:
         whole = unpruned(row, models)
         if row.selector == OURS and row.times and whole:
             what = f"the unpruned model's time: {row_text(row)}"
-            first = Told(Versus(whole.ttft, row.times.ttft), what)
+            first = Outcome(Versus(whole.ttft, row.times.ttft), what)
             rates = (1 / t.decode_tokens_per_s for t in (whole, row.times))
             tokens = Versus(*(Times(t, t, t, 1) for t in rates))
             found.setdefault("first token", []).append(first)
-            found.setdefault("decoding", []).append(Told(tokens, what, _tokens_per_s))
+            found.setdefault("decoding", []).append(Outcome(tokens, what, _tokens_per_s))
     for chosen in rows_of(files, SelectorRow):
         if chosen.published:
             what = f"the published loops' time: {row_text(chosen)}"
-            found.setdefault("published selectors", []).append(Told(chosen.published, what))
+            found.setdefault("published selectors", []).append(Outcome(chosen.published, what))
     return found
 
 
 def summaries(files: Sequence[Results]) -> list[tuple[str, list[str]]]:
     """How often we lose and how much has no times, in a sentence, and every loss, worst first."""
-    every, said = told(files), []
+    every, said = outcomes(files), []
     for groups, sentence, kinds in SUMMARIES:
         found = [one for group in groups for one in every.get(group, [])]
         rows = [row for file in files for row in file.rows if isinstance(row, kinds)]
@@ -202,7 +202,7 @@ def summaries(files: Sequence[Results]) -> list[tuple[str, list[str]]]:
     return said or [("No baseline has a time beside ours.", [])]
 
 
-def _loss(one: Told) -> str:
+def _loss(one: Outcome) -> str:
     ours, theirs = one.show(one.versus.ours.median), one.show(one.versus.theirs.median)
     note = "; within the spread" if one.versus.is_within_spread else ""
     return f"{three_digits(1 / one.versus.ratio)}× {one.what} ({ours} against {theirs}{note})"

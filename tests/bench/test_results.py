@@ -10,16 +10,8 @@ import pytest
 import torch
 
 from bench import machine
-from bench.results import (
-    OURS,
-    ResultError,
-    Results,
-    Times,
-    Versus,
-    graph_first,
-    read_all,
-    read_results,
-)
+from bench import results as records
+from bench.results import OURS, ResultError, Results, Times, Versus, read_results
 from tests.bench.report.samples import cpu, gpu_rows, op_row, results, times
 
 CPU = torch.device("cpu")
@@ -37,7 +29,7 @@ def test_every_device_has_its_suites_in_the_reports_order(tmp_path: Path) -> Non
     for file in reversed(cpu()):
         file.save(tmp_path / "imaginary")
     (tmp_path / "imaginary" / "summary.json").write_text("not JSON", encoding="utf-8")
-    assert read_all(tmp_path) == {"imaginary": cpu()}
+    assert records.read_all(tmp_path) == {"imaginary": cpu()}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +86,10 @@ def test_ratios_spread_and_shares() -> None:
     assert times(4.0).over(4) == times(1.0)
     shares = [PRUNE.share_of_ceiling(row) for row in PRUNE.op_rows()]
     assert shares == [pytest.approx(1.0), None]
-    assert [row.key[-1] for row in graph_first(gpu_rows()) if row.is_ours] == ["graph", "graph"]
+    assert [row.key[-1] for row in records.graph_first(gpu_rows()) if row.is_ours] == [
+        "graph",
+        "graph",
+    ]
 
 
 def test_the_folder_is_named_after_the_device_whose_ceilings_are_read(tmp_path: Path) -> None:

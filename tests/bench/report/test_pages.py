@@ -10,6 +10,7 @@ import pytest
 from bench.machine import RESULTS, ROOT
 from bench.report import main
 from bench.report.pages import END, START, page, readme_block, rewrite_between_markers
+from bench.report.text import workload_text
 from bench.results import OURS, OpRow, Results, read_all
 from tests.bench.report.samples import cpu, gpu, op_row, results
 
@@ -35,17 +36,14 @@ def test_every_row_stands_in_a_table(files: list[Results]) -> None:
     rows = [row for file in files for row in file.rows]
     for row in rows:
         if isinstance(row, OpRow):
-            taken = row.times
-            assert any(
-                line.startswith(f"| {row.op} {row.direction} | {row.variant} | ")
-                and (f"| {taken.method}" in line if taken else "| refused: " in line)
-                for line in lines
+            head = f"| {row.op} {row.direction} | {row.variant} | {workload_text(row.workload)} | "
+            how = f"| {row.times.method} |" if row.times else "| refused: "
+            assert sum(line.startswith(head) and how in line for line in lines) >= 1, head
+        else:
+            first = {"ModelRow": "selector", "SelectorRow": "method"}.get(
+                type(row).__name__, "what"
             )
-    found = text.count(" forward | ") + text.count(" backward | ")
-    assert found == sum(isinstance(row, OpRow) for row in rows)
-    names = [str(getattr(row, name)) for row in rows for name in ("method", "what")
-             if hasattr(row, name)]  # fmt: skip
-    assert all(f"| {name} |" in text for name in names)
+            assert f"| {getattr(row, first)} |" in text
 
 
 def test_the_page_of_a_device() -> None:

@@ -42,8 +42,6 @@ def crowded() -> list[Results]:
 
 
 DEVICES = {"cpu": cpu, "gpu": lambda: gpu("graph", "events"), "crowded": crowded}
-
-
 CROWDED = pytest.param("crowded", marks=pytest.mark.slow)
 
 
