@@ -88,20 +88,19 @@ def page(files: Sequence[Results], drawn: Iterable[str] = ()) -> str:
         blocks += ["## Without times", why, bullets(refused)]
     if missing := [f"{NAMES[suite]}: no {suite}.json." for suite in SUITES if not sections[suite]]:
         blocks += ["## Not measured on this device", bullets(missing)]
-    blocks.append("## Where these figures come from")
-    blocks.append(
-        bullets(f"{file.suite}.json: {file.device}; {provenance(file)}" for file in files)
-    )
+    sources = [f"{file.suite}.json: {file.device}; {provenance(file)}" for file in files]
+    blocks += ["## Where these figures come from", bullets(sources)]
     return "\n\n".join(blocks) + "\n"
 
 
 def headline(files: Sequence[Results]) -> str:
     """Ours at the smallest workload in the fastest dtype, each baseline there, and the count."""
     said, found = tables.summaries(files)[0][0], tables.headline(files)
-    if found is None or found[0].times is None:
+    if found is None:
         return said
     row, compared = found
-    took = f"{duration(found[0].times.median)}{clock_text(found[0].times.method)}"
+    assert row.times is not None
+    took = f"{duration(row.times.median)}{clock_text(row.times.method)}"
     ratios = [
         f"{three_digits(c.ratio)}× {c.row.variant}{clock_text(c.theirs.method)}" for c in compared
     ]
@@ -136,8 +135,7 @@ def _section(suite: str, files: Sequence[Results]) -> list[str]:
     rows = [row for file in mine for row in file.rows]
     if not rows:
         return ["The file holds no row."] if mine else []
-    blocks: list[str] = []
-    blocks += tables.prune_table(files) if suite == "prune" else []
+    blocks = tables.prune_table(files) if tables.prune_file(files) in mine else []
     blocks += [LEGENDS[suite]] if suite in LEGENDS else []
     if any(isinstance(row, OpRow) for row in rows):
         blocks += [_folded("Every figure", tables.rows_table(file)) for file in mine]
@@ -173,9 +171,9 @@ def readme_block(results: Mapping[str, Sequence[Results]], folder: str = "bench/
 
 
 def _short(files: Sequence[Results], folder: str) -> list[str]:
-    blocks = [f"**{files[0].device}**"]
-    blocks += tables.prune_table(files)
-    blocks.append(f"![{PICTURES['overview'][0]}]({folder}/overview.png)")
+    blocks = [f"**{files[0].device}**", *tables.prune_table(files)]
+    if len(blocks) > 1 or tables.outcomes(files):
+        blocks.append(f"![{PICTURES['overview'][0]}]({folder}/overview.png)")
     (said, lost), *others = tables.summaries(files)
     more = f" The worst {README_LOSSES}:" if len(lost) > README_LOSSES else ""
     blocks.append(f"Where we lose, in all that was measured: {said}{more}")

@@ -71,6 +71,8 @@ def test_a_page_of_refused_rows_and_of_none() -> None:
     assert "\n1 of 1 rows have no times." in text
     assert "wrong | ids" in section(text, "Without times") and "png" not in text
     assert "The file holds no row." in section(text, "Selectors")
+    text = page([results("ops", [op_row("prune", OURS, 1e-3), op_row("prune", "eager", 2e-3)])])
+    assert "| 2.00× (1.64 to 2.44) |" in section(text, "Single ops") and "no prune.json" in text
 
 
 def test_the_readme_has_a_short_block_a_device() -> None:
