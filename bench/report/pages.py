@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from bench.report import tables
 from bench.report.text import (
@@ -102,9 +103,9 @@ def headline(files: Sequence[Results]) -> str:
     assert row.times is not None
     took = f"{duration(row.times.median)}{clock_text(row.times.method)}"
     ratios = [
-        f"{three_digits(c.ratio)}× {c.row.variant}{clock_text(c.theirs.method)}" for c in compared
+        f"{three_digits(c.ratio)}× ({c.row.variant}{clock_text(c.theirs.method)})" for c in compared
     ]
-    beside = f"; over ours: {', '.join(ratios)}" if ratios else ""
+    beside = f"; the baselines take {', '.join(ratios)} of that time" if ratios else ""
     return f"`prune` at {workload_text(row.workload)} takes **{took}**{beside}. {said}"
 
 
@@ -186,7 +187,8 @@ def _short(files: Sequence[Results], folder: str) -> list[str]:
     blocks += [f"Not measured here: {', '.join(missing)}."] if missing else []
     sources: dict[str, list[str]] = {}
     for file in files:
-        sources.setdefault(provenance(file), []).append(file.suite)
+        day = replace(file, date=file.date[:10])
+        sources.setdefault(provenance(day), []).append(file.suite)
     origin = "; ".join(f"{', '.join(suites)}: {source}" for source, suites in sources.items())
     return [*blocks, f"<sub>[Every figure and picture]({folder}/README.md). {origin}</sub>"]
 

@@ -169,7 +169,8 @@ def _paint_bars(axes: Axes, bars: Mapping[str, tuple[Times, str]]) -> None:
             weight="bold" if name == OURS else "normal",
         )  # fmt: skip
     longest = min(limit, max(times.p80 for times, _ in bars.values()))
-    room = 0.97 - 0.029 * max(len(said) for _, said in bars.values())  # what the texts leave
+    # What the texts leave.
+    room = max(0.15, 0.97 - 0.029 * max(len(said) for _, said in bars.values()))
     axes.set_xlim(0, longest / room)
     _bare(axes, bars)
 
@@ -190,17 +191,16 @@ def _paint_dots(axes: Axes, dots: Mapping[str, Sequence[Versus]]) -> None:
 
 
 def latency(rows: Sequence[OpRow], against: Literal["batch", "num_tokens"]) -> Figure | None:
-    """Median time with its spread; a panel for what else is the same, where there are two sizes.
+    """Time of `prune` with its spread; a panel for what else is the same, where two sizes are.
 
     Of several numbers of slots at one N, the smallest is drawn.
     """
     other = "num_tokens" if against == "batch" else "batch"
-    groups: dict[tuple[object, ...], list[OpRow]] = {}
-    for row in rows:
-        if row.times is not None:
-            w = replace(row.workload, num_slots=0, budget=0)
-            fixed = replace(w, batch=0) if against == "batch" else replace(w, num_tokens=0)
-            groups.setdefault((row.op, row.direction, fixed), []).append(row)
+    groups: dict[Workload, list[OpRow]] = {}
+    for row in (row for row in rows if row.times):
+        w = replace(row.workload, num_slots=0, budget=0)
+        fixed = replace(w, batch=0) if against == "batch" else replace(w, num_tokens=0)
+        groups.setdefault(fixed, []).append(row)
     panels = [tables.fewest_slots(group) for group in groups.values()]
     panels = [its for its in panels if len({getattr(r.workload, against) for r in its}) > 1]
     panels.sort(key=lambda its: getattr(its[0].workload, other))
