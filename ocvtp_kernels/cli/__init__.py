@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from ocvtp_kernels.cli.bench import bench
 from ocvtp_kernels.cli.doctor import doctor
 from ocvtp_kernels.cli.evaluate import evaluate
 from ocvtp_kernels.cli.features import features
@@ -20,7 +19,6 @@ app = typer.Typer(
 )
 app.command()(prune)
 app.command()(doctor)
-app.command()(bench)
 app.command()(flops)
 app.command()(features)
 app.command()(train)

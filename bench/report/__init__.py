@@ -1,0 +1,72 @@
+"""Pages and pictures from result files: ``python -m bench report``. It measures nothing itself."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.machine import RESULTS
+from bench.report.pages import PICTURES, page, readme_block, rewrite_between_markers
+from bench.results import SUITES, read_all
+from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.installing import require_package
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes ``README.md`` and its pictures beside each device's result files.
+
+    Exit code: 0, written; 2, an option or a file is wrong and nothing was written.
+    """
+    parser = argparse.ArgumentParser(prog="python -m bench report", description=__doc__)
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="DIR", help="of <device>/<suite>.json"
+    )
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="whose figures between markers to rewrite",
+    )
+    given = parser.parse_args(arguments)
+    try:
+        written = texts(given.results, given.readme)
+    except (ImportError, OSError, ValueError) as error:
+        parser.error(str(error))
+    for path, content in written.items():
+        atomic_write(path, content)
+        print(path)
+    for folder in {path.parent for path in written if path.suffix == ".png"}:
+        for path in (folder / f"{name}.png" for name in PICTURES):
+            if path not in written:
+                path.unlink(missing_ok=True)
+    return 0
+
+
+def texts(results: Path, readme: Path | None = None) -> dict[Path, str | bytes]:
+    """What stands in every file that the report writes.
+
+    Raises:
+        ImportError: there is no matplotlib.
+        ValueError: there are no result files, one is malformed, or the README has no markers.
+    """
+    require_package("matplotlib", "draws the report", "train")
+    from bench.report.pictures import pictures, png
+
+    devices = read_all(results)
+    if not devices:
+        names = ", ".join(f"*/{suite}.json" for suite in SUITES)
+        raise ValueError(f"results: expected any of {names} in {results}, found none")
+    written: dict[Path, str | bytes] = {}
+    if readme is not None:
+        try:
+            text = rewrite_between_markers(readme.read_text("utf-8"), readme_block(devices))
+        except ValueError as error:
+            raise ValueError(f"{readme}: {error}") from error
+        written[readme] = text
+    for device, files in devices.items():
+        drawn = {name: png(figure) for name, figure in pictures(files).items()}
+        folder = results / device
+        written[folder / "README.md"] = page(files, drawn)
+        written |= {folder / f"{name}.png": content for name, content in drawn.items()}
+    return written

@@ -1,0 +1,205 @@
+"""A device's page, and the README's block: Markdown from result files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from bench.report import tables
+from bench.report.text import (
+    bandwidth_text,
+    bullets,
+    clock_text,
+    duration,
+    provenance,
+    tflops_text,
+    three_digits,
+    workload_text,
+)
+from bench.results import SUITES, ModelRow, OpRow, ProcessRow, Results, SelectorRow
+from ocvtp_kernels.markdown import markdown_table
+
+START, END = "<!-- bench:start -->", "<!-- bench:end -->"
+README_LOSSES, SHOWN_LOSSES = 5, 20
+LEGEND = (
+    "Every figure here was read from a result file. A ratio is a baseline's time over ours: above "
+    "1×, ours is faster. A spread runs from the 20th to the 80th percentile; a ratio's, from its "
+    "worst to its best. B images, N tokens, K slots, T kept tokens (where T is not K); widths are "
+    "C 1024 and D 512 unless said. By graph: a CUDA graph's replay; launched: calls from Python "
+    "between CUDA events, which count the host where it is the slower (one of torch.compile "
+    "replays a CUDA graph of its own). Of the ceilings: the least time at the measured rates of "
+    "copies and matrix products, over ours."
+)
+LEGENDS = {
+    "compile": tables.APART,
+    "usage": (
+        "The package as people use it, and plain PyTorch used in the same way, in turns; times of "
+        "one thread are CPU time. *eager* is the module that nobody froze, or the op's reference."
+    ),
+    "processes": "Beside the same with plain PyTorch, or a process that imports torch alone.",
+    "e2e": (
+        "TTFT: from pixels and ids on the device to the first token; its stages are timed apart. "
+        "Speed-up: the unpruned model's TTFT over this one, same mode and batch. Static: a static "
+        "cache, on a GPU with everything in CUDA graphs but what a note names. The pruner adds: to "
+        "the encoder, over choosing at random. Weights are random."
+    ),
+    "selectors": (
+        "Every method on the same images at the same budget: time per image in a batch of B, from "
+        "tokens, keys and attention, which are given, to ids and kept rows. Coverage: the mean "
+        "over all tokens of the cosine with the nearest kept token. Published / ours: its "
+        "published code's time over ours, in turns on one image; loop: of the greedy loop alone, "
+        "the matrix that it reads given to both. Images are random, smooth like an encoder's "
+        "output, and the OC-pruner's weights are random too: coverage says how far a choice "
+        "spreads, not how well a model answers with it."
+    ),
+}
+NAMES = {
+    "prune": "`prune`",
+    "compile": "`prune` beside torch.compile",
+    "ops": "Single ops",
+    "usage": "Ways of use",
+    "host": "The host's part of a call",
+    "processes": "New processes",
+    "e2e": "End to end",
+    "selectors": "Selectors",
+    "ceilings": "Ceilings",
+}
+PICTURES = {  # what each shows, and the section that it stands in; "": the top of the page
+    "overview": ("time per call, and every comparison", ""),
+    "latency_batch": ("time per call against batch", "prune"),
+    "latency_tokens": ("time per call against tokens", "prune"),
+    "ratios_prune": ("each baseline's time over ours, with its spread", "prune"),
+    "roofline": ("rates beside the measured ceilings", "ceilings"),
+    "ratios_ops": ("each baseline's time over ours, with its spread", "ops"),
+    "stages": ("stages of the time to the first token", "e2e"),
+    "selectors": ("time against coverage", "selectors"),
+}
+
+
+def page(files: Sequence[Results], drawn: Iterable[str] = ()) -> str:
+    """A device's page; ``drawn`` names the pictures that stand beside it."""
+    drawn = set(drawn)
+    blocks = [f"# {files[0].device}", headline(files), *_pictures("", drawn)]
+    blocks += [LEGEND, "## Where we lose", *_losses(files)]
+    sections = {suite: [*_pictures(suite, drawn), *_section(suite, files)] for suite in SUITES}
+    for suite, section in sections.items():
+        blocks += [f"## {NAMES[suite]}", *section] if section else []
+    if refused := tables.refusals(files):
+        why = "The correctness gate refused these, or the note says why."
+        blocks += ["## Without times", why, bullets(refused)]
+    if missing := [f"{NAMES[suite]}: no {suite}.json." for suite in SUITES if not sections[suite]]:
+        blocks += ["## Not measured on this device", bullets(missing)]
+    sources = [f"{file.suite}.json: {file.device}; {provenance(file)}" for file in files]
+    blocks += ["## Where these figures come from", bullets(sources)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def headline(files: Sequence[Results]) -> str:
+    """Ours at the smallest workload in the fastest dtype, each baseline there, and the count."""
+    said, found = tables.summaries(files)[0][0], tables.headline(files)
+    if found is None:
+        return said
+    row, compared = found
+    assert row.times is not None
+    took = f"{duration(row.times.median)}{clock_text(row.times.method)}"
+    ratios = [
+        f"{three_digits(c.ratio)}× ({c.row.variant}{clock_text(c.theirs.method)})" for c in compared
+    ]
+    beside = f"; the baselines take {', '.join(ratios)} of that time" if ratios else ""
+    return f"`prune` at {workload_text(row.workload)} takes **{took}**{beside}. {said}"
+
+
+def _losses(files: Sequence[Results]) -> list[str]:
+    blocks = []
+    for said, lost in tables.summaries(files):
+        blocks += [said, bullets(lost[:SHOWN_LOSSES])]
+        if more := lost[SHOWN_LOSSES:]:
+            blocks.append(_folded(f"and {len(more)} more", bullets(more)))
+    if alone := tables.without_ours(files):
+        blocks += ["A baseline has a time here and ours none by its method:", bullets(alone)]
+    return [block for block in blocks if block]
+
+
+def _pictures(suite: str, drawn: set[str]) -> list[str]:
+    return [
+        f"![{shows}]({name}.png)"
+        for name, (shows, where) in PICTURES.items()
+        if where == suite and name in drawn
+    ]
+
+
+def _section(suite: str, files: Sequence[Results]) -> list[str]:
+    """A suite's tables; the ceilings are every file's."""
+    if suite == "ceilings":
+        return [_ceilings(files)]
+    mine = [file for file in files if file.suite == suite]
+    rows = [row for file in mine for row in file.rows]
+    if not rows:
+        return ["The file holds no row."] if mine else []
+    blocks = tables.prune_table(files) if tables.prune_file(files) in mine else []
+    blocks += [LEGENDS[suite]] if suite in LEGENDS else []
+    if any(isinstance(row, OpRow) for row in rows):
+        blocks += [_folded("Every figure", tables.rows_table(file)) for file in mine]
+    if processes := tables.rows_of(mine, ProcessRow):
+        blocks.append(tables.processes_table(processes))
+    for model, its in tables.models_of(tables.rows_of(mine, ModelRow)).items():
+        blocks.append(_folded(model, tables.models_table(its)))
+    chosen = tables.rows_of(mine, SelectorRow)
+    for size in tables.sizes_of(chosen):
+        blocks.append(_folded(tables.size_text(size), tables.selectors_table(chosen, size)))
+    return blocks
+
+
+def _ceilings(files: Sequence[Results]) -> str:
+    dtypes = list(dict.fromkeys(dtype for file in files for dtype in file.ceilings.matmul_tflops))
+    lines = []
+    for file in files:
+        rates = [file.ceilings.matmul_tflops.get(dtype) for dtype in dtypes]
+        products = ["" if rate is None else tflops_text(rate) for rate in rates]
+        lines.append([file.suite, bandwidth_text(file.ceilings.copy_gb_s), *products])
+    return markdown_table(["measured with", "copies", *dtypes], lines)
+
+
+def _folded(title: str, table: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{table}\n\n</details>"
+
+
+def readme_block(results: Mapping[str, Sequence[Results]], folder: str = "bench/results") -> str:
+    """The text between the README's markers: a short block a device."""
+    return "\n\n".join(
+        block for slug, files in results.items() for block in _short(files, f"{folder}/{slug}")
+    )
+
+
+def _short(files: Sequence[Results], folder: str) -> list[str]:
+    blocks = [f"**{files[0].device}**", *tables.prune_table(files)]
+    if len(blocks) > 1 or tables.outcomes(files):
+        blocks.append(f"![{PICTURES['overview'][0]}]({folder}/overview.png)")
+    (said, lost), *others = tables.summaries(files)
+    more = f" The worst {README_LOSSES}:" if len(lost) > README_LOSSES else ""
+    blocks.append(f"Where we lose, in all that was measured: {said}{more}")
+    blocks += [bullets(lost[:README_LOSSES])] if lost else []
+    blocks += [" ".join(said for said, _ in others)] if others else []
+    methods = {row.method for row in tables.rows_of(files, SelectorRow)}
+    blocks += [f"{len(methods)} selectors are compared on the device's page."] if methods else []
+    measured = {file.suite for file in files}
+    missing = [NAMES[suite] for suite in SUITES if suite not in {*measured, "ceilings"}]
+    blocks += [f"Not measured here: {', '.join(missing)}."] if missing else []
+    sources: dict[str, list[str]] = {}
+    for file in files:
+        day = replace(file, date=file.date[:10])
+        sources.setdefault(provenance(day), []).append(file.suite)
+    origin = "; ".join(f"{', '.join(suites)}: {source}" for source, suites in sources.items())
+    return [*blocks, f"<sub>[Every figure and picture]({folder}/README.md). {origin}</sub>"]
+
+
+def rewrite_between_markers(text: str, inside: str) -> str:
+    """``text`` with what stands between the two markers replaced.
+
+    Raises:
+        ValueError: the markers are not there, once each and in order.
+    """
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
+        raise ValueError(f"expected {START} and then {END}, once each")
+    before, after = text.split(START)[0], text.split(END)[1]
+    return f"{before}{START}\n{inside}\n{END}{after}"
