@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent
 
 def install() -> None:
     """From here on every file of tests that is imported is `Evaluated`."""
-    sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Finder)
 
 
 class Evaluated(ast.NodeTransformer):

@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import selectors_gate
-from bench.selectors_gate import judge, quality
-from bench.selectors_inputs import NAMES, PUBLISHED, Job, draw, selector_of
+from bench.selectors import gate
+from bench.selectors.gate import check_selector, quality
+from bench.selectors.inputs import NAMES, PUBLISHED, Job, draw, selector_of
 from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, run_selector
 from ocvtp_kernels.selectors.registry import make_selector
-from tests.bench.selector_cases import CPU, JOB, ONE, Change, Changed, set_id
+from tests.bench.selectors.cases import JOB, ONE, Change, Changed, set_id
+from tests.bench.suites import CPU
 
 
-def verdict(change: Change, method: str = "fastervlm", job: Job = JOB, **options: Any) -> str:
-    found = judge(method, Changed(change, method, **options), job, CPU, 1)
+def refusal(change: Change, method: str = "fastervlm", job: Job = JOB, **options: Any) -> str:
+    found = check_selector(method, Changed(change, method, **options), job, CPU, 1)
     assert not found.passed
     return found.note
 
@@ -25,105 +26,90 @@ def verdict(change: Change, method: str = "fastervlm", job: Job = JOB, **options
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("job", [ONE, JOB])
 def test_a_right_selector_passes(name: str, job: Job) -> None:
-    found = judge(name, selector_of(name, job, CPU), job, CPU, 1)
+    found = check_selector(name, selector_of(name, job, CPU), job, CPU, 1)
     assert found.passed, found.note
 
 
-def test_too_few_tokens_are_refused() -> None:
-    assert verdict(set_id(-1, -1)) == "an image keeps 7 tokens, not 8"
+def twice(selected: Selected) -> Selected:
+    return set_id(0, int(selected.ids[-1, 1]))(selected)
 
 
-def test_ids_out_of_range_are_refused() -> None:
-    assert verdict(set_id(-1, 64)) == "ids out of range"
+def another_choice(selected: Selected) -> Selected:
+    ids = selected.ids.clone()
+    ids[-1, 0] = next(n for n in range(64) if n not in ids[-1].tolist())
+    return selected._replace(ids=ids.sort(dim=1).values)
 
 
-def test_a_token_kept_twice_is_refused() -> None:
-    def change(selected: Selected) -> Selected:
-        return set_id(0, int(selected.ids[-1, 1]))(selected)
-
-    assert verdict(change) == "an image keeps a token twice"
+def fails(selected: Selected) -> Selected:
+    raise RuntimeError("no such kernel\nand more")
 
 
-def test_ids_in_another_order_are_refused() -> None:
-    def change(selected: Selected) -> Selected:
-        return selected._replace(ids=selected.ids.flip(1))
-
-    assert verdict(change) == "ids are not ascending"
+@pytest.mark.parametrize(
+    ("change", "method", "note"),
+    [
+        (set_id(-1, -1), "fastervlm", "an image keeps 7 tokens, not 8"),
+        (set_id(-1, 64), "fastervlm", "ids out of range"),
+        (twice, "fastervlm", "an image keeps a token twice"),
+        (lambda s: s._replace(ids=s.ids.flip(1)), "fastervlm", "ids are not ascending"),
+        (
+            lambda s: s._replace(tokens=s.tokens[:, 1:]),
+            "visionzip",
+            "tokens have shape [2, 7, 48]",
+        ),
+        (
+            another_choice,
+            "fastervlm",
+            "1 ids of an image are not the reference's, which is no tie",
+        ),
+        (fails, "fastervlm", "it fails: RuntimeError: no such kernel"),
+    ],
+)
+def test_what_is_wrong_is_refused_and_named(change: Change, method: str, note: str) -> None:
+    assert refusal(change, method) == note
 
 
 def test_places_that_others_take_are_refused() -> None:
-    note = verdict(lambda selected: selected, "visionzip", as_published=True)
+    note = refusal(lambda selected: selected, "visionzip", as_published=True)
     assert note == "ids have shape [2, 7], not [2, 8]"
 
 
-def test_rows_of_another_number_are_refused() -> None:
-    def change(selected: Selected) -> Selected:
-        assert selected.tokens is not None
-        return selected._replace(tokens=selected.tokens[:, 1:])
-
-    assert verdict(change, "visionzip") == "tokens have shape [2, 7, 48]"
-
-
-def test_ids_of_another_choice_are_refused() -> None:
-    def change(selected: Selected) -> Selected:
-        others = [n for n in range(64) if n not in selected.ids[-1].tolist()]
-        ids = selected.ids.clone()
-        ids[-1, 0] = others[0]
-        return selected._replace(ids=ids.sort(dim=1).values)
-
-    assert verdict(change) == "1 ids of an image are not the reference's, which is no tie"
-
-
 @pytest.mark.parametrize("value", [1.001, float("nan")])
-def test_wrong_rows_are_refused(value: float) -> None:
+@pytest.mark.parametrize(("rows", "method"), [("tokens", "prumerge"), ("extra", "trim")])
+def test_wrong_rows_are_refused(rows: str, method: str, value: float) -> None:
     def change(selected: Selected) -> Selected:
-        assert selected.tokens is not None
-        return selected._replace(tokens=selected.tokens * value)
+        return selected._replace(**{rows: getattr(selected, rows) * value})
 
-    assert verdict(change, "prumerge").startswith("a row is off the reference's by ")
-
-    def change_extra(selected: Selected) -> Selected:
-        assert selected.extra is not None
-        return selected._replace(extra=selected.extra * value)
-
-    assert verdict(change_extra, "trim").startswith("a row is off the reference's by ")
-
-
-def test_a_failure_is_a_refusal() -> None:
-    def change(selected: Selected) -> Selected:
-        raise RuntimeError("no such kernel\nand more")
-
-    assert verdict(change) == "it fails: RuntimeError: no such kernel"
+    assert refusal(change, method).startswith("a row is off the reference's by ")
 
 
 @pytest.mark.parametrize("method", PUBLISHED)
 def test_other_ids_than_the_published_loops_are_refused(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = selectors_gate.run_published
+    honest = gate.run_published
 
     def other(*arguments: Any) -> tuple[list[int], Tensor | None]:
         ids, rows = honest(*arguments)
         return sorted({*ids[1:], next(n for n in range(64) if n not in ids)}), rows
 
     selector = make_selector(method)
-    monkeypatch.setattr(selectors_gate, "run_published", other)
-    found = judge(method, selector, ONE, CPU, 1)
+    monkeypatch.setattr(gate, "run_published", other)
+    found = check_selector(method, selector, ONE, CPU, 1)
     assert not found.passed
     assert found.note == "1 ids of an image are not the published loops', which is no tie"
     # It is held against them on one image alone.
-    assert judge(method, selector, JOB, CPU, 1).passed
+    assert check_selector(method, selector, JOB, CPU, 1).passed
 
 
 def test_other_rows_than_the_published_loops_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = selectors_gate.run_published
+    honest = gate.run_published
 
     def other(*arguments: Any) -> tuple[list[int], Tensor | None]:
         ids, rows = honest(*arguments)
         return ids, None if rows is None else rows * 1.01
 
-    monkeypatch.setattr(selectors_gate, "run_published", other)
-    found = judge("vlm-pruner", make_selector("vlm-pruner"), ONE, CPU, 1)
+    monkeypatch.setattr(gate, "run_published", other)
+    found = check_selector("vlm-pruner", make_selector("vlm-pruner"), ONE, CPU, 1)
     assert not found.passed and found.note.startswith("a row is off the published loops' by ")
 
 
@@ -133,8 +119,8 @@ def test_where_the_published_loops_fall_short_ours_goes_on(monkeypatch: pytest.M
         assert order is not None
         return sorted(order[0, :5].tolist()), inputs.final_tokens[0, :5]
 
-    monkeypatch.setattr(selectors_gate, "run_published", short)
-    assert judge("vlm-pruner", make_selector("vlm-pruner"), ONE, CPU, 1).passed
+    monkeypatch.setattr(gate, "run_published", short)
+    assert check_selector("vlm-pruner", make_selector("vlm-pruner"), ONE, CPU, 1).passed
 
 
 def test_who_returns_an_old_answer_is_refused() -> None:
@@ -146,7 +132,7 @@ def test_who_returns_an_old_answer_is_refused() -> None:
                 self.kept = run_selector(self.inner, inputs, budget)
             return self.kept._replace(ids=self.kept.ids.clone())
 
-    found = judge("fastervlm", Lazy(lambda selected: selected), JOB, CPU, 1)
+    found = check_selector("fastervlm", Lazy(lambda selected: selected), JOB, CPU, 1)
     assert not found.passed and "not the reference's" in found.note
 
 
@@ -163,14 +149,14 @@ def test_a_tie_that_rounding_decides_is_no_mistake(monkeypatch: pytest.MonkeyPat
     def change(selected: Selected) -> Selected:
         return selected._replace(ids=torch.where(selected.ids == 56, 55, selected.ids))
 
-    monkeypatch.setattr(selectors_gate, "draw", tied)
-    found = judge("fastervlm", Changed(change), JOB, CPU, 1)
+    monkeypatch.setattr(gate, "draw", tied)
+    found = check_selector("fastervlm", Changed(change), JOB, CPU, 1)
     assert found.passed and found.note == "ids exact but for 2 that rounding decides"
 
     def beyond(selected: Selected) -> Selected:
         return selected._replace(ids=torch.where(selected.ids < 59, selected.ids - 8, selected.ids))
 
-    assert "which is no tie" in verdict(beyond)
+    assert "which is no tie" in refusal(beyond)
 
 
 def test_quality_of_what_cannot_be_told() -> None:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 TEXT_TOKENS = 32
 BEFORE = 6  # text tokens in front of the image
 TILES = 2  # LLaVA-NeXT's photo is so large that its tiles are a square of so many
-ROOM = 1.2  # memory that a model needs to be made, over its weights
-UNPRUNED, RANDOM, OCVTP = "unpruned", "random", "ocvtp"
+HEADROOM = 1.2  # memory that a model needs to be made, over its weights
+Mode = Literal["eager", "static"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ TINY_NEXT = Shape(
 class Choice(NamedTuple):
     """Which tokens the language model gets."""
 
-    selector: str  # UNPRUNED, RANDOM or OCVTP
+    selector: Literal["unpruned", "random", "ocvtp"]
     budget: int  # tokens of an image
 
 
@@ -181,7 +181,7 @@ class Vlm:
 
     def selector(self, choice: Choice) -> Selector:
         """The selector."""
-        if choice.selector == RANDOM:
+        if choice.selector == "random":
             return RandomSelector(0)
         pruner = self.pruning(choice.budget).pruner
         assert pruner is not None
@@ -210,7 +210,7 @@ def require_memory(shape: Shape, device: torch.device) -> None:
     with _made_as(shape.dtype, torch.device("meta")):
         weights = sum(parameter.nbytes for parameter in _build(shape).parameters())
     free = torch.cuda.mem_get_info(device)[0]
-    if ROOM * weights > free:
+    if HEADROOM * weights > free:
         raise torch.OutOfMemoryError(
             f"the weights take {weights / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
         )

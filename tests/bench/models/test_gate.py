@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +12,12 @@ import torch
 
 pytest.importorskip("transformers")
 
-from bench import llava_calls
-from bench.llava_calls import MODES, Eager, Static
-from bench.llava_gate import why_model_is_wrong, why_wrong
-from bench.llava_models import OCVTP, RANDOM, TINY, TINY_NEXT, UNPRUNED, Choice, Vlm
+from bench.models import calls
+from bench.models.calls import MODES, Static
+from bench.models.gate import why_model_is_wrong, why_wrong
+from bench.models.llava import TINY, TINY_NEXT, Choice, Vlm
 
-PRUNED = Choice(OCVTP, 8)
+PRUNED = Choice("ocvtp", 8)
 
 
 @pytest.fixture(scope="module", params=[TINY, TINY_NEXT], ids=["llava", "next"])
@@ -25,20 +26,16 @@ def vlm(request: pytest.FixtureRequest) -> Vlm:
 
 
 @pytest.fixture(autouse=True)
-def without_gradients() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    # Matrices so small gain nothing from more, and other tests want the cores.
-    torch.set_num_threads(1)
+def without_gradients(one_thread: None) -> Iterator[None]:
     with torch.no_grad():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("choice", [None, PRUNED, Choice(RANDOM, 16)], ids=str)
+@pytest.mark.parametrize("choice", [None, PRUNED, Choice("random", 16)], ids=str)
 def test_a_right_model_is_believed(vlm: Vlm, mode: str, choice: Choice | None) -> None:
     assert why_model_is_wrong(vlm) is None
-    one = MODES[mode](vlm, choice or Choice(UNPRUNED, vlm.shape.num_tokens), 2)
+    one = MODES[mode](vlm, choice or Choice("unpruned", vlm.shape.num_tokens), 2)
     assert why_wrong(one, (1, 2)) is None
     # What is timed leaves the run as it was.
     one.prefill()
@@ -52,12 +49,12 @@ class Broken:
     """Ways to be wrong, as patches of a run's methods."""
 
     @staticmethod
-    def not_finite(one: Eager) -> None:
+    def not_finite(one: Any) -> None:
         first = one.first
-        one.first = lambda: first() * torch.nan  # type: ignore[method-assign]
+        one.first = lambda: first() * torch.nan
 
     @staticmethod
-    def other_tokens(one: Eager) -> None:
+    def other_tokens(one: Any) -> None:
         features = one.view.model.get_image_features
 
         def turned(*args: Any, **kwargs: Any) -> Any:
@@ -68,32 +65,25 @@ class Broken:
         one.view.model.get_image_features = turned
 
     @staticmethod
-    def wrong_ids(one: Eager) -> None:
-        assert one.handle is not None
+    def wrong_ids(one: Any) -> None:
         record = one.handle.record
-        one.handle.record = lambda ids: record([i.flip(0) for i in ids])  # type: ignore[method-assign]
+        one.handle.record = lambda ids: record([i.flip(0) for i in ids])
 
     @staticmethod
-    def too_few_ids(one: Eager) -> None:
-        assert one.handle is not None
+    def too_few_ids(one: Any) -> None:
         record = one.handle.record
-        one.handle.record = lambda ids: record([i[1:] for i in ids])  # type: ignore[method-assign]
+        one.handle.record = lambda ids: record([i[1:] for i in ids])
 
     @staticmethod
-    def forgets_the_prompt(one: Eager) -> None:
-        one.step = lambda token: one.view(input_ids=token).logits[:, -1]  # type: ignore[method-assign]
+    def forgets_the_prompt(one: Any) -> None:
+        one.step = lambda token: one.view(input_ids=token).logits[:, -1]
 
     @staticmethod
-    def old_prefill(one: Eager) -> None:
-        def first() -> torch.Tensor:
-            one.embed()
-            return one.prefill()
-
-        one.first = first  # type: ignore[method-assign]
+    def old_prefill(one: Any) -> None:
+        one.first = lambda: (one.embed(), one.prefill())[1]
 
     @staticmethod
-    def reads_beyond(one: Eager) -> None:
-        assert isinstance(one, Static)
+    def reads_beyond(one: Any) -> None:
         one._mask.fill_(True)
 
 
@@ -127,7 +117,7 @@ def test_a_wrong_run_is_refused(vlm: Vlm, breakage: Any, mode: str, reason: str)
 def test_a_wrong_model_is_refused(
     vlm: Vlm, monkeypatch: pytest.MonkeyPatch, budget: int | None, pixels: Any, reason: str
 ) -> None:
-    attach = llava_calls.attach
+    attach = calls.attach
 
     def wrong(view: Any, processor: Any, selector: Any, given: int, **options: Any) -> Any:
         handle = attach(view, processor, selector, budget or given, **options)
@@ -143,21 +133,15 @@ def test_a_wrong_model_is_refused(
     if pixels is not None:
         shape = vlm.pixels(1, 0).shape
         monkeypatch.setattr(Vlm, "pixels", lambda *_: pixels(shape))
-    monkeypatch.setattr(llava_calls, "attach", wrong)
+    monkeypatch.setattr(calls, "attach", wrong)
     assert reason in (why_model_is_wrong(vlm) or "")
-
-
-class NoGraph:
-    """A CUDA graph of which nothing is replayed."""
-
-    def replay(self) -> None:
-        """Leaves the outputs as they were."""
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llava_calls, "is_captured_on", lambda _: True)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", NoGraph)
+    """A GPU whose CUDA graphs replay nothing."""
+    monkeypatch.setattr(calls, "is_captured_on", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
     monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
     for name in ("synchronize", "current_stream", "get_sync_debug_mode"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
