@@ -144,7 +144,7 @@ def captured_in(
         with torch.no_grad():
             for target, value in reversed(overwritten):
                 target.copy_(value)
-        for _, args, kwargs, outputs in cuda_graph.tape:
+        for _func, args, kwargs, outputs in cuda_graph.tape:
             read = memory_of(tensors_in((args, kwargs)))
             poison([output for output in outputs if not read & memory_of([output])])
 
@@ -152,18 +152,21 @@ def captured_in(
 class Generator(torch.Generator):
     """A CPU generator that reports the device it was made for."""
 
+    _device: torch.device
+
     def __new__(cls, device: Any = "cpu") -> Generator:
-        made = super().__new__(cls, "cpu")
+        made = super().__new__(cls, "cpu")  # type: ignore[call-arg]
         made._device = torch.device(device)
         return made
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]
         return self._device
 
 
 def set_sync_debug_mode(debug_mode: str | int) -> None:
-    gpu.sync_mode = {"default": 0, "warn": 1, "error": 2}.get(debug_mode, debug_mode)
+    modes: list[str | int] = ["default", "warn", "error"]
+    gpu.sync_mode = modes.index(debug_mode) if debug_mode in modes else int(debug_mode)
 
 
 def always(value: object) -> Callable[..., Any]:

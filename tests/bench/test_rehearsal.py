@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bench.ops import case_of
 from bench.rehearsal import standing_in
-from bench.workloads import Workload
 from bench.timing import StaleReplay, measure, no_waiting, side_stream
+from bench.workloads import Workload
 from ocvtp_kernels import backends, use_backend
 
 GPU = torch.device("cuda")

@@ -19,6 +19,7 @@ from bench.gpu_check import __main__ as command
 from bench.gpu_check import bundle, checkout
 from bench.gpu_check.running import OUT_OF_TIME, Check, Outcome
 from bench.gpu_check.stages import NONE_RIGHT, STAGES, Stage
+from tests.bench.suites import empty_results
 
 SCRIPT = checkout.ROOT / "bench" / "gpu_check.sh"
 Run = Callable[..., tuple[int, dict[str, Any]]]
@@ -134,7 +135,7 @@ def test_a_second_command_brings_back_what_the_first_found(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(check: Check) -> Outcome:
-        (check.folder / "prune.json").write_text('{"rows": []}')
+        empty_results("prune").save(check.folder)
         check.facts["smoke"] = {"device": "a device"}
         return Outcome(0)
 
@@ -157,8 +158,8 @@ def test_at_most_eight_files_come_back_after_every_stage(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def everything(check: Check) -> Outcome:
-        for kind in command.KINDS:
-            (check.folder / f"{kind}.json").write_text('{"rows": []}')
+        for suite in command.SUITES:
+            empty_results(suite).save(check.folder)
         (check.folder / "gpu.xml").write_text("<testsuites/>")
         (check.folder / "ncu-0.csv").write_text("")
         return Outcome(0)
