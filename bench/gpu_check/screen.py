@@ -25,18 +25,8 @@ LINES, WIDTH = 60, 140
 def screen(summary: dict[str, Any], folder: Path) -> list[str]:
     """At most `LINES` lines; the list of failures is cut to fit."""
     files, unreadable = _read(folder)
-    blocks = [
-        list(part)
-        for part in (
-            _machine(summary),
-            _stages(summary),
-            _correctness(summary),
-            _prune(files),
-            _models(files),
-            _profile(summary),
-        )
-    ]
-    lines = [line[:WIDTH] for block in blocks for line in block]
+    parts = (_machine(summary), _stages(summary), _correctness(summary), _prune(files))
+    lines = [line[:WIDTH] for part in (*parts, _models(files), _profile(summary)) for line in part]
     available = LINES - len(lines)
     failures = [line[:WIDTH] for line in (*unreadable, *_failures(summary, files))]
     if len(failures) > available:
@@ -111,17 +101,14 @@ def _prune(files: dict[str, Results]) -> Iterator[str]:
     groups = ("-- in a graph --", "-- launched --") if graphs else ("", "")
     yield f"{'prune, us':26}{groups[0]:>27}   {groups[1]:>27}{'':9}of the ceiling"
     yield f"{'':26}" + "".join(f"{name:>9}" for name in columns)
-    methods = {"graph", "host"}
     for load in loads[:12]:
         mine = [row for row in rows if _load(row) == load]
         theirs = [row for row in compiled if _load(row) == load]
         times = [
-            *(_time(mine, variant, methods) for variant in (OURS, "eager", "csrc")),
+            *(_time(mine, variant, {"graph", "host"}) for variant in (OURS, "eager", "csrc")),
             *(_time(mine, variant, {"events"}) for variant in (OURS, "eager")),
-            *(
-                _time(*one, {"events", "host"})
-                for one in ((mine, "published"), (theirs, "compile"))
-            ),
+            _time(mine, "published", {"events", "host"}),
+            _time(theirs, "compile", {"events", "host"}),
         ]
         shares = [files["prune"].share_of_ceiling(row) or 0.0 for row in mine if row.is_ours]
         share = f"{max(shares):>10.1%}" if any(shares) else f"{'':>10}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,54 +42,38 @@ class Pair(NamedTuple):
     by_hand: Callable[[], Tensor]
 
 
-def llava() -> Pair:
-    """LLaVA-1.5's ``get_image_features``: tower without its last layer, gather, projector."""
-    vlm, selector = _make(TINY), RandomSelector(0)
-    pixels = vlm.pixels(1, 0)
-    attach(vlm.model, Placeholders(vlm.shape, 1), selector, BUDGET)
-    inner = vlm.model.model
-
-    def attached() -> Tensor:
-        return torch.stack(list(inner.get_image_features(pixels).pooler_output))
-
+def llava(shape: Shape) -> Pair:
+    """``get_image_features`` of one image: tower without its last layer, gather, projector."""
+    vlm = Vlm(replace(shape, vision={**shape.vision, **SIZES}), torch.device("cpu"))
+    selector, pixels, arguments = RandomSelector(0), vlm.pixels(1, 0), vlm.image_arguments(1)
+    handle = attach(vlm.model, Placeholders(vlm.shape, 1), selector, BUDGET)
+    inner, crops = vlm.model.model, pixels.flatten(0, -4)
     layers = inner.vision_tower.encoder.layers
 
-    def by_hand() -> Tensor:
-        states = _without_last(inner.vision_tower, layers, pixels)
-        reference = states[REFERENCE_LAYER + 1][:, 1:]
-        ids = run_selector(selector, SelectorInputs(reference, reference), BUDGET).ids
-        kept = states[-2][:, 1:][torch.arange(1)[:, None], ids]
-        return torch.stack(list(inner.multi_modal_projector(kept)))
-
-    return Pair(attached, by_hand)
-
-
-def llava_next() -> Pair:
-    """LLaVA-NeXT's ``get_image_features`` of an image of five crops."""
-    vlm, selector = _make(TINY_NEXT), RandomSelector(0)
-    pixels, sizes = vlm.pixels(1, 0), vlm.image_arguments(1)["image_sizes"]
-    handle = attach(vlm.model, Placeholders(vlm.shape, 1), selector, BUDGET)
-    inner = vlm.model.model
-
     def attached() -> Tensor:
-        return torch.stack(list(inner.get_image_features(pixels, sizes).pooler_output))
+        return torch.stack(list(inner.get_image_features(pixels, **arguments).pooler_output))
+
+    def tokens() -> tuple[Tensor, Tensor]:
+        """Of all crops ``[N, C]``: those decided on, and those to keep some of."""
+        layers[-1].forward = lambda hidden_states, *_args, **_kwargs: hidden_states
+        try:
+            states = inner.vision_tower(crops, output_hidden_states=True).hidden_states
+        finally:
+            del layers[-1].forward
+        reference, final = (states[i][:, 1:].flatten(0, 1) for i in (REFERENCE_LAYER + 1, -2))
+        return reference, final
 
     features = attached()
     assert handle.last is not None
-    layers = inner.vision_tower.encoder.layers
     kept = torch.stack(list(handle.last.ids))[0]
-    states = _without_last(inner.vision_tower, layers, pixels[0])
-    plain = inner.multi_modal_projector(states[-2][:, 1:].flatten(0, 1)[kept])
+    plain = inner.multi_modal_projector(tokens()[1][kept])
     # In the order of the packed sequence, which is known beforehand.
-    order = torch.cdist(features[0], plain).argmin(dim=1)
-    rows = kept[order]
+    rows = kept[torch.cdist(features[0], plain).argmin(dim=1)]
 
     def by_hand() -> Tensor:
-        states = _without_last(inner.vision_tower, layers, pixels.flatten(0, 1))
-        reference = states[REFERENCE_LAYER + 1][:, 1:].flatten(0, 1)[None]
-        run_selector(selector, SelectorInputs(reference, reference), BUDGET)
-        kept = states[-2][:, 1:].flatten(0, 1)[rows]
-        return torch.stack([inner.multi_modal_projector(kept)])
+        reference, final = tokens()
+        run_selector(selector, SelectorInputs(reference[None], reference[None]), BUDGET)
+        return torch.stack([inner.multi_modal_projector(final[rows])])
 
     return Pair(attached, by_hand)
 
@@ -118,23 +103,10 @@ def qwen2_5_vl() -> Pair:
 
 
 PAIRS: dict[str, Callable[[], Pair]] = {
-    "LLaVA-1.5 get_image_features": llava,
-    "LLaVA-NeXT get_image_features": llava_next,
+    "LLaVA-1.5 get_image_features": partial(llava, TINY),
+    "LLaVA-NeXT get_image_features": partial(llava, TINY_NEXT),
     "Qwen2.5-VL generate": qwen2_5_vl,
 }
-
-
-def _make(shape: Shape) -> Vlm:
-    return Vlm(replace(shape, vision={**shape.vision, **SIZES}), torch.device("cpu"))
-
-
-def _without_last(tower: Any, layers: Any, pixels: Tensor) -> Any:
-    """Hidden states of a tower whose last layer does nothing."""
-    layers[-1].forward = lambda hidden_states, *_args, **_kwargs: hidden_states
-    try:
-        return tower(pixels, output_hidden_states=True).hidden_states
-    finally:
-        del layers[-1].forward
 
 
 @torch.no_grad()

@@ -136,19 +136,15 @@ class Static(Eager):
         self.prefill()
 
     def first(self) -> Tensor:
-        """As `Eager.first`."""
         return self._run_first()
 
     def encode(self) -> Tensor:
-        """As `Eager.encode`."""
         return self._run_encode()
 
     def prefill(self) -> Tensor:
-        """As `Eager.prefill`."""
         return self._run_prefill()
 
     def step(self, token: Tensor) -> Tensor:
-        """As `Eager.step`."""
         self._token.copy_(token)
         return self._run_step()
 
@@ -157,7 +153,7 @@ class Static(Eager):
         self._set_length(self.length)
 
     def decode(self) -> Tensor:
-        """As `Eager.decode`; the graph passes each token on to the next step."""
+        # The graph passes each token on to the next step.
         self._token.copy_(self.input_ids[:, -1:])
         for _ in range(NEW_TOKENS):
             self._run_step()

@@ -8,7 +8,6 @@ from bench.models.calls import MODES
 from bench.models.llava import LLAVA, LLAVA_13B, NEXT, TINY, TINY_NEXT, Choice, Mode, Shape
 from bench.results import ModelRow, ModelTimes
 
-TINY_BATCHES = (1, 2)
 CROWDED = 32  # a batch whose caches do not all fit beside each other
 
 Variation = tuple[Mode, Choice]
@@ -60,7 +59,7 @@ def plan(device: str, short: bool) -> list[Job]:
     """What a run times, the most important first, since a run may have a deadline."""
     headlines = [Job(shape, 1, shape.budgets[:1]) for shape in (NEXT, LLAVA)]
     if device == "cpu":
-        batches = (1,) if short else TINY_BATCHES
+        batches = (1,) if short else (1, 2)
         tiny = ((shape, batch) for shape in (TINY, TINY_NEXT) for batch in batches)
         return [Job(s, batch, s.budgets[:1] if short else s.budgets) for s, batch in tiny]
     if short:

@@ -144,19 +144,19 @@ def _measure(
     num_bytes = sum(tensor.nbytes for tensor in tensors_in(inputs).values())
     copies = copies_for_cold_cache(num_bytes, device)
     clones = [copy_of(inputs) for _ in range(copies)]
-    calls: dict[str, Call] = {}
-    graphs: list[str] = []
-    for name, selector in selectors.items():
-        runs = [partial(keep, selector, clone, budget) for clone in clones]
-        calls[name] = _rotation(runs)
-        if device.type == "cuda":
-            graphs.append(name + GRAPH)
-            calls[graphs[-1]] = _rotation(runs)
+
+    def calls(suffix: str) -> dict[str, Call]:
+        return {
+            name + suffix: _rotation([partial(keep, selector, clone, budget) for clone in clones])
+            for name, selector in selectors.items()
+        }
+
+    graphs = calls(GRAPH) if device.type == "cuda" else {}
     return measure(
-        calls,
+        {**calls(""), **graphs},
         device=device,
-        calls=copies if device.type == "cuda" else 1,
-        capture=graphs,
+        calls=copies if graphs else 1,
+        capture=list(graphs),
         seconds=SECONDS[device.type],
     )
 

@@ -25,7 +25,7 @@ def test_host_time_of_attaching_is_measured(name: str, monkeypatch: pytest.Monke
 def test_an_attached_model_that_does_something_else_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pair = attach_overhead.llava()
+    pair = attach_overhead.llava(attach_overhead.TINY)
     wrong = attach_overhead.Pair(pair.attached, lambda: pair.by_hand() + 1)
     monkeypatch.setitem(attach_overhead.PAIRS, "wrong", lambda: wrong)
     with pytest.raises(ValueError, match="wrong: attached and by hand give different results"):

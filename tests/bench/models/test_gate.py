@@ -45,62 +45,46 @@ def test_a_right_model_is_believed(vlm: Vlm, mode: str, choice: Choice | None) -
     assert why_wrong(one, (3,)) is None
 
 
-class Broken:
-    """Ways to be wrong, as patches of a run's methods."""
+def change_result(owner: Any, name: str, change: Any) -> None:
+    method = getattr(owner, name)
+    setattr(owner, name, lambda *args, **kwargs: change(method(*args, **kwargs)))
 
-    @staticmethod
-    def not_finite(one: Any) -> None:
-        first = one.first
-        one.first = lambda: first() * torch.nan
 
-    @staticmethod
-    def other_tokens(one: Any) -> None:
-        features = one.view.model.get_image_features
+def change_features(view: Any, change: Any) -> None:
+    def changed(output: Any) -> Any:
+        output.pooler_output = [change(tokens) for tokens in output.pooler_output]
+        return output
 
-        def turned(*args: Any, **kwargs: Any) -> Any:
-            output = features(*args, **kwargs)
-            output.pooler_output = [tokens.flip(0) for tokens in output.pooler_output]
-            return output
+    change_result(view.model, "get_image_features", changed)
 
-        one.view.model.get_image_features = turned
 
-    @staticmethod
-    def wrong_ids(one: Any) -> None:
-        record = one.handle.record
-        one.handle.record = lambda ids: record([i.flip(0) for i in ids])
+def change_ids(one: Any, change: Any) -> None:
+    record = one.handle.record
+    one.handle.record = lambda ids: record([change(each) for each in ids])
 
-    @staticmethod
-    def too_few_ids(one: Any) -> None:
-        record = one.handle.record
-        one.handle.record = lambda ids: record([i[1:] for i in ids])
 
-    @staticmethod
-    def forgets_the_prompt(one: Any) -> None:
-        one.step = lambda token: one.view(input_ids=token).logits[:, -1]
+def forget_the_prompt(one: Any) -> None:
+    one.step = lambda token: one.view(input_ids=token).logits[:, -1]
 
-    @staticmethod
-    def old_prefill(one: Any) -> None:
-        one.first = lambda: (one.embed(), one.prefill())[1]
 
-    @staticmethod
-    def reads_beyond(one: Any) -> None:
-        one._mask.fill_(True)
+def take_an_old_prefill(one: Any) -> None:
+    one.first = lambda: (one.embed(), one.prefill())[1]
 
 
 @pytest.mark.parametrize(
     ("breakage", "mode", "reason"),
     [
-        (Broken.not_finite, "eager", "not finite"),
-        (Broken.other_tokens, "eager", "a kept token is off by"),
-        (Broken.wrong_ids, "eager", "not ascending"),
-        (Broken.too_few_ids, "eager", "ids have shape"),
-        (Broken.forgets_the_prompt, "eager", "decoded from the cache is off by"),
-        (Broken.forgets_the_prompt, "static", "decoded from the cache is off by"),
-        (Broken.old_prefill, "static", "the first logits are off by"),
-        (Broken.reads_beyond, "static", "the first logits are off by"),
+        (lambda one: change_result(one, "first", lambda x: x * torch.nan), "eager", "not finite"),
+        (lambda one: change_features(one.view, lambda t: t.flip(0)), "eager", "a kept token is"),
+        (lambda one: change_ids(one, lambda ids: ids.flip(0)), "eager", "not ascending"),
+        (lambda one: change_ids(one, lambda ids: ids[1:]), "eager", "ids have shape"),
+        (forget_the_prompt, "eager", "decoded from the cache is off by"),
+        (forget_the_prompt, "static", "decoded from the cache is off by"),
+        (take_an_old_prefill, "static", "the first logits are off by"),
+        (lambda one: one._mask.fill_(True), "static", "the first logits are off by"),
     ],
 )
-def test_a_wrong_run_is_refused(vlm: Vlm, breakage: Any, mode: str, reason: str) -> None:
+def test_a_wrong_run_is_refused(vlm: Vlm, breakage: Any, mode: Any, reason: str) -> None:
     one = MODES[mode](vlm, PRUNED, 1)
     breakage(one)
     assert reason in (why_wrong(one, (1,)) or "")
@@ -122,13 +106,8 @@ def test_a_wrong_model_is_refused(
     def wrong(view: Any, processor: Any, selector: Any, given: int, **options: Any) -> Any:
         handle = attach(view, processor, selector, budget or given, **options)
         if not budget and not pixels:
-            features = view.model.get_image_features
-            view.model.get_image_features = lambda *a, **k: rounded(features(*a, **k))
+            change_features(view, lambda tokens: tokens * (1 + 1e-6))
         return handle
-
-    def rounded(output: Any) -> Any:
-        output.pooler_output = [tokens * (1 + 1e-6) for tokens in output.pooler_output]
-        return output
 
     if pixels is not None:
         shape = vlm.pixels(1, 0).shape

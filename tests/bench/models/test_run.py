@@ -103,60 +103,6 @@ def test_views_share_parameters_and_nothing_else() -> None:
     assert all(a is b for a, b in zip(view.parameters(), vlm.model.parameters(), strict=True))
 
 
-Patch = pytest.MonkeyPatch
-
-
-class Fault:
-    """Ways to fail, and the note of each row that has no times then, by its mode and selector."""
-
-    @staticmethod
-    def wrong_step(patch: Patch) -> Callable[[str, str], str]:
-        patch.setattr(Static, "step", lambda self, token: torch.zeros(1, 512))
-        note = "refused: a token decoded from the cache .*"
-        return lambda mode, _: note if mode == "static" else ""
-
-    @staticmethod
-    def turns_wrong_while_it_is_timed(patch: Patch) -> Callable[[str, str], str]:
-        honest, after = run.why_wrong, run.AFTER_SEEDS
-        patch.setattr(
-            run, "why_wrong", lambda one, seeds: "lazy" if seeds == after else honest(one, seeds)
-        )
-        return lambda *_: "refused: after the timing, lazy"
-
-    @staticmethod
-    def wrong_pruner(patch: Patch) -> Callable[[str, str], str]:
-        patch.setattr(run, "check_variant", lambda *_, **__: CheckResult(False, "ids out of range"))
-        note = "refused: the pruner: ids out of range"
-        return lambda _, selector: note if selector == "ocvtp" else ""
-
-    @staticmethod
-    def cannot_be_timed(patch: Patch) -> Callable[[str, str], str]:
-        patch.setattr(run, "measure", failing(RuntimeError("no such kernel\nand more")))
-        return lambda *_: "refused: the timing fails: RuntimeError: no such kernel"
-
-    @staticmethod
-    def one_is_too_large(patch: Patch) -> Callable[[str, str], str]:
-        make = Static.__init__
-
-        def too_large(self: Static, vlm: Vlm, choice: Choice, batch: int) -> None:
-            if choice.selector == "unpruned":
-                raise torch.OutOfMemoryError
-            make(self, vlm, choice, batch)
-
-        patch.setattr(Static, "__init__", too_large)
-        return lambda *one: "out of memory" if one == ("static", "unpruned") else ""
-
-    @staticmethod
-    def memory_ends_during_the_timing(patch: Patch) -> Callable[[str, str], str]:
-        patch.setattr(run, "measure", failing(torch.OutOfMemoryError()))
-        return lambda *_: "out of memory while taking turns"
-
-    @staticmethod
-    def model_does_not_fit(patch: Patch) -> Callable[[str, str], str]:
-        patch.setattr(run, "Vlm", failing(torch.OutOfMemoryError("the weights take 14 GiB")))
-        return lambda *_: "out of memory: the weights take 14 GiB"
-
-
 def failing(error: Exception) -> Callable[..., Any]:
     def fail(*_: Any, **__: Any) -> Any:
         raise error
@@ -164,24 +110,65 @@ def failing(error: Exception) -> Callable[..., Any]:
     return fail
 
 
+def too_large(
+    self: Static, vlm: Vlm, choice: Choice, batch: int, make: Any = Static.__init__
+) -> None:
+    if choice.selector == "unpruned":
+        raise torch.OutOfMemoryError
+    make(self, vlm, choice, batch)
+
+
+def lazy(one: Any, seeds: Any, honest: Any = run.why_wrong) -> str | None:
+    return "lazy" if seeds == run.AFTER_SEEDS else honest(one, seeds)
+
+
+# What is replaced, and the note of each row that has no times then, by its mode and selector.
+FAULTS: dict[str, tuple[Any, str, Any, Callable[[str, str], str]]] = {
+    "a wrong step": (
+        *(Static, "step", lambda self, token: torch.zeros(1, 512)),
+        lambda mode, _: "refused: a token decoded from the cache .*" if mode == "static" else "",
+    ),
+    "wrong in the end": (run, "why_wrong", lazy, lambda *_: "refused: after the timing, lazy"),
+    "a wrong pruner": (
+        *(run, "check_variant", lambda *_, **__: CheckResult(False, "ids out of range")),
+        lambda _, name: "refused: the pruner: ids out of range" if name == "ocvtp" else "",
+    ),
+    "it cannot be timed": (
+        *(run, "measure", failing(RuntimeError("no such kernel\nand more"))),
+        lambda *_: "refused: the timing fails: RuntimeError: no such kernel",
+    ),
+    "one is too large": (
+        *(Static, "__init__", too_large),
+        lambda *one: "out of memory" if one == ("static", "unpruned") else "",
+    ),
+    "memory ends while it is timed": (
+        *(run, "measure", failing(torch.OutOfMemoryError())),
+        lambda *_: "out of memory while taking turns",
+    ),
+    "the model is too large": (
+        *(run, "Vlm", failing(torch.OutOfMemoryError("the weights take 14 GiB"))),
+        lambda *_: "out of memory: the weights take 14 GiB",
+    ),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [name for name in vars(Fault) if name[0] != "_"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_what_fails_is_a_row_that_says_why(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    owner, name, replacement, note_of = FAULTS[fault]
     monkeypatch.setattr(run, "plan", lambda *_: [JOB])
-    note_of = getattr(Fault, fault)(monkeypatch)
+    monkeypatch.setattr(owner, name, replacement)
     refused, rows = end_to_end(tmp_path)
     assert [(row.mode, row.selector) for row in rows] == [(m, c.selector) for m, c in JOB.groups[0]]
     notes = [note_of(row.mode, row.selector) for row in rows]
-    assert refused == sum(note.startswith("refused") for note in notes)
-    assert any(notes)
+    assert any(notes) and refused == sum(note.startswith("refused") for note in notes)
     for row, note in zip(rows, notes, strict=True):
         assert re.fullmatch(note, row.note) and (row.times is None) == bool(note)
         # Without the pruner beside it the random selector has nothing to be compared with.
-        assert row.times is None or (
-            (row.times.pruner_added_s is None) == (row.selector != "ocvtp")
-        )
+        added = row.times and row.times.pruner_added_s
+        assert (added is None) == (row.times is None or row.selector != "ocvtp")
 
 
 def test_a_wrong_model_has_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
