@@ -19,12 +19,10 @@ from bench.workloads import Workload
 from ocvtp_kernels import backends, native
 from tests.ops.cases import ARGUMENTS
 
-SMALL = Workload(1, 40, 7, 7, 24, 16)
-
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(smoke, "LOADS", (SMALL,))
+    monkeypatch.setattr(smoke, "LOADS", (Workload(1, 40, 7, 7, 24, 16),))
     # Kernels are replaced as well, so Triton's interpreter does not matter.
     monkeypatch.setattr(backends, "interpreting", lambda: False)
     with standing_in():
@@ -41,10 +39,8 @@ def answers(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
 def test_both_backends_are_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, said = answers(tmp_path)
     assert status == 0 and said["chip"] == "sm_90" and said["absent"] == {}
-    assert [(one["backend"], one["right"]) for one in said["answers"]] == [
-        ("triton", True),
-        ("cuda", True),
-    ]
+    answered = [(one["backend"], one["right"]) for one in said["answers"]]
+    assert answered == [("triton", True), ("cuda", True)]
     assert all("timed by graph" in one["note"] for one in said["answers"])
     assert capsys.readouterr().out.count(": right: ") == 2
 

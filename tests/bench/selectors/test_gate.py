@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from bench.results import CheckResult
 from bench.selectors import gate
 from bench.selectors.gate import check_selector, quality
 from bench.selectors.inputs import NAMES, PUBLISHED, Job, draw, selector_of
@@ -17,8 +19,12 @@ from tests.bench.selectors.cases import JOB, ONE, Change, Changed, set_id
 from tests.bench.suites import CPU
 
 
-def refusal(change: Change, method: str = "fastervlm", job: Job = JOB, **options: Any) -> str:
-    found = check_selector(method, Changed(change, method, **options), job, CPU, 1)
+def check(method: str, job: Job, selector: Any = None) -> CheckResult:
+    return check_selector(method, selector or selector_of(method, job, CPU), job, CPU, 1)
+
+
+def refusal(change: Change, method: str = "fastervlm", **options: Any) -> str:
+    found = check(method, JOB, Changed(change, method, **options))
     assert not found.passed
     return found.note
 
@@ -26,12 +32,8 @@ def refusal(change: Change, method: str = "fastervlm", job: Job = JOB, **options
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("job", [ONE, JOB])
 def test_a_right_selector_passes(name: str, job: Job) -> None:
-    found = check_selector(name, selector_of(name, job, CPU), job, CPU, 1)
+    found = check(name, job)
     assert found.passed, found.note
-
-
-def twice(selected: Selected) -> Selected:
-    return set_id(0, int(selected.ids[-1, 1]))(selected)
 
 
 def another_choice(selected: Selected) -> Selected:
@@ -49,18 +51,10 @@ def fails(selected: Selected) -> Selected:
     [
         (set_id(-1, -1), "fastervlm", "an image keeps 7 tokens, not 8"),
         (set_id(-1, 64), "fastervlm", "ids out of range"),
-        (twice, "fastervlm", "an image keeps a token twice"),
+        (lambda s: set_id(0, int(s.ids[-1, 1]))(s), "fastervlm", "an image keeps a token twice"),
         (lambda s: s._replace(ids=s.ids.flip(1)), "fastervlm", "ids are not ascending"),
-        (
-            lambda s: s._replace(tokens=s.tokens[:, 1:]),
-            "visionzip",
-            "tokens have shape [2, 7, 48]",
-        ),
-        (
-            another_choice,
-            "fastervlm",
-            "1 ids of an image are not the reference's, which is no tie",
-        ),
+        (lambda s: s._replace(tokens=s.tokens[:, 1:]), "visionzip", "tokens have shape [2, 7, 48]"),
+        (another_choice, "fastervlm", "1 ids of an image are not the reference's, which is no tie"),
         (fails, "fastervlm", "it fails: RuntimeError: no such kernel"),
     ],
 )
@@ -82,76 +76,71 @@ def test_wrong_rows_are_refused(rows: str, method: str, value: float) -> None:
     assert refusal(change, method).startswith("a row is off the reference's by ")
 
 
-@pytest.mark.parametrize("method", PUBLISHED)
-def test_other_ids_than_the_published_loops_are_refused(
-    method: str, monkeypatch: pytest.MonkeyPatch
+Published = Callable[..., tuple[list[int], Tensor | None]]
+
+
+def other_ids(*given: Any, honest: Published = gate.run_published) -> Any:
+    ids, rows = honest(*given)
+    return sorted({*ids[1:], next(n for n in range(64) if n not in ids)}), rows
+
+
+def other_rows(*given: Any, honest: Published = gate.run_published) -> Any:
+    ids, rows = honest(*given)
+    return ids, None if rows is None else rows * 1.01
+
+
+@pytest.mark.parametrize(
+    ("method", "other", "note"),
+    [
+        *(
+            (name, other_ids, "1 ids of an image are not the published loops',")
+            for name in PUBLISHED
+        ),
+        ("vlm-pruner", other_rows, "a row is off the published loops' by "),
+    ],
+)
+def test_other_results_than_the_published_loops_are_refused(
+    method: str, other: Published, note: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = gate.run_published
-
-    def other(*arguments: Any) -> tuple[list[int], Tensor | None]:
-        ids, rows = honest(*arguments)
-        return sorted({*ids[1:], next(n for n in range(64) if n not in ids)}), rows
-
-    selector = make_selector(method)
     monkeypatch.setattr(gate, "run_published", other)
-    found = check_selector(method, selector, ONE, CPU, 1)
-    assert not found.passed
-    assert found.note == "1 ids of an image are not the published loops', which is no tie"
+    found = check(method, ONE)
+    assert not found.passed and found.note.startswith(note)
     # It is held against them on one image alone.
-    assert check_selector(method, selector, JOB, CPU, 1).passed
-
-
-def test_other_rows_than_the_published_loops_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = gate.run_published
-
-    def other(*arguments: Any) -> tuple[list[int], Tensor | None]:
-        ids, rows = honest(*arguments)
-        return ids, None if rows is None else rows * 1.01
-
-    monkeypatch.setattr(gate, "run_published", other)
-    found = check_selector("vlm-pruner", make_selector("vlm-pruner"), ONE, CPU, 1)
-    assert not found.passed and found.note.startswith("a row is off the published loops' by ")
+    assert check(method, JOB).passed
 
 
 def test_where_the_published_loops_fall_short_ours_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(name: str, inputs: SelectorInputs, budget: int) -> tuple[list[int], Tensor | None]:
+    def short(name: str, inputs: SelectorInputs, budget: int) -> tuple[list[int], Tensor]:
         order = run_selector(make_selector(name), inputs, budget).order
         assert order is not None
         return sorted(order[0, :5].tolist()), inputs.final_tokens[0, :5]
 
     monkeypatch.setattr(gate, "run_published", short)
-    assert check_selector("vlm-pruner", make_selector("vlm-pruner"), ONE, CPU, 1).passed
+    assert check("vlm-pruner", ONE).passed
 
 
 def test_who_returns_an_old_answer_is_refused() -> None:
-    class Lazy(Changed):
-        kept: Selected | None = None
+    first: list[Selected] = []
 
-        def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
-            if self.kept is None:
-                self.kept = run_selector(self.inner, inputs, budget)
-            return self.kept._replace(ids=self.kept.ids.clone())
+    def lazy(selected: Selected) -> Selected:
+        first.append(selected._replace(ids=selected.ids.clone()))
+        return first[0]._replace(ids=first[0].ids.clone())
 
-    found = check_selector("fastervlm", Lazy(lambda selected: selected), JOB, CPU, 1)
-    assert not found.passed and "not the reference's" in found.note
+    assert "not the reference's" in refusal(lazy)
 
 
 def test_a_tie_that_rounding_decides_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = draw(JOB, 1, CPU)
-
-    def tied(*_: Any) -> SelectorInputs:
-        # The last place in the budget is between two tokens of nearly equal attention.
-        assert honest.cls_attention is not None
-        attention = torch.linspace(1, 2, 64).repeat(2, 1)
-        attention[:, 55] = attention[:, 56].nextafter(torch.zeros(2))
-        return honest._replace(cls_attention=attention)
+    # The last place in the budget is between two tokens of nearly equal attention.
+    attention = torch.linspace(1, 2, 64).repeat(2, 1)
+    attention[:, 55] = attention[:, 56].nextafter(torch.zeros(2))
+    tied = draw(JOB, 1, CPU)._replace(cls_attention=attention)
+    monkeypatch.setattr(gate, "draw", lambda *_: tied)
 
     def change(selected: Selected) -> Selected:
         return selected._replace(ids=torch.where(selected.ids == 56, 55, selected.ids))
 
-    monkeypatch.setattr(gate, "draw", tied)
-    found = check_selector("fastervlm", Changed(change), JOB, CPU, 1)
-    assert found.passed and found.note == "ids exact but for 2 that rounding decides"
+    found = check("fastervlm", JOB, Changed(change))
+    assert found == CheckResult(True, "ids exact but for 2 that rounding decides")
 
     def beyond(selected: Selected) -> Selected:
         return selected._replace(ids=torch.where(selected.ids < 59, selected.ids - 8, selected.ids))
