@@ -35,7 +35,7 @@ PROPERTIES = SimpleNamespace(
     L2_cache_size=2**12,  # small, so that few copies of small inputs exceed it
     total_memory=80 * 2**30,
 )
-gpu = Gpu(None)  # each `standing_in` has its own
+gpu: Any = Gpu(None)  # each `standing_in` has its own
 
 
 class Stream:
@@ -126,7 +126,7 @@ class CUDAGraph:
 
 @contextmanager
 def captured_in(
-    cuda_graph: CUDAGraph, pool: Any = None, stream: Stream | None = None, **_: str
+    cuda_graph: CUDAGraph, pool: Any = None, stream: Stream | None = None, **_: Any
 ) -> Iterator[None]:
     """As torch.cuda.graph; results of the capture are undone, as only a replay computes."""
     origin = stream or Stream()
@@ -155,7 +155,8 @@ class Generator(torch.Generator):
     _device: torch.device
 
     def __new__(cls, device: Any = "cpu") -> Generator:
-        made = super().__new__(cls, "cpu")  # type: ignore[call-arg]
+        make: Any = super().__new__
+        made: Generator = make(cls, "cpu")
         made._device = torch.device(device)
         return made
 
@@ -165,8 +166,8 @@ class Generator(torch.Generator):
 
 
 def set_sync_debug_mode(debug_mode: str | int) -> None:
-    modes: list[str | int] = ["default", "warn", "error"]
-    gpu.sync_mode = modes.index(debug_mode) if debug_mode in modes else int(debug_mode)
+    modes: dict[str | int, int] = {"default": 0, "warn": 1, "error": 2}
+    gpu.sync_mode = modes.get(debug_mode, debug_mode)
 
 
 def always(value: object) -> Callable[..., Any]:

@@ -12,14 +12,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _device as default_device
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_Tensor: Any = Tensor  # whose attributes have getters
 # Attributes and methods of a tensor on the GPU.
+CLASS: Any = Tensor  # whose properties are descriptors
 ANSWERS: dict[Any, object] = {
-    _Tensor.device.__get__: torch.device("cuda", 0),
-    _Tensor.is_cuda.__get__: True,
-    _Tensor.is_cpu.__get__: False,
-    _Tensor.get_device: 0,
-    _Tensor.record_stream: None,
+    CLASS.device.__get__: torch.device("cuda", 0),
+    CLASS.is_cuda.__get__: True,
+    CLASS.is_cpu.__get__: False,
+    Tensor.get_device: 0,
+    Tensor.record_stream: None,
 }
 MOVES = ("to", "cuda", "cpu", "as_tensor", "asarray", "tolist")
 FROM_LISTS = ("tensor", "new_tensor", "as_tensor", "asarray")
@@ -68,14 +68,15 @@ class Gpu(TorchDispatchMode):
         default: the default stream, compared by identity.
     """
 
-    def __init__(self, default: Any) -> None:
+    def __init__(self, default: object) -> None:
         super().__init__()
         self.default = self.stream = default
         self.sync_mode = 0
         self.makes = False  # whether new tensors are on the device
         self.tape: list[Launch] | None = None  # of the graph being captured
-        # While capturing: tensor and value before.
-        self.overwritten: list[tuple[Tensor, Tensor]] = []
+        self.overwritten: list[
+            tuple[Tensor, Tensor]
+        ] = []  # while capturing: tensor and value before
         self.captured: set[object] = set()
         self.unjoined: set[object] = set()
 
@@ -96,15 +97,15 @@ class Gpu(TorchDispatchMode):
             self._check(func, args, kwargs, inputs)
         elif not self.makes:
             return func(*args, **kwargs)
-        tape = self.tape if self.stream in self.captured else None
-        if tape is not None:
+        recorded = self.tape is not None and self.stream in self.captured
+        if recorded:
             self.unjoined.add(self.stream)
             targets = _written(func, args, kwargs)
             self.overwritten += [(target, target.clone()) for target in targets]
         outputs = func(*args, **kwargs)
         mark(outputs, True, unless=inputs)
-        if tape is not None:
-            tape.append((func, args, kwargs, tensors_in(outputs)))
+        if self.tape is not None and recorded:
+            self.tape.append((func, args, kwargs, tensors_in(outputs)))
         return outputs
 
     def _check(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> None:

@@ -202,7 +202,7 @@ def models() -> None:
                 if choice.selector == "unpruned":
                     continue
                 if choice.selector == "ocvtp":
-                    case = vlm.pruning(choice.budget)
+                    case = case_of("prune", vlm.workload(choice.budget), device)
                     case.call(*case.inputs(0))
                 for timed in (False, True):
                     view, _, _ = pruned_view(vlm, choice, job.batch, timed)
@@ -212,28 +212,20 @@ def models() -> None:
 
 def selectors() -> None:
     """Launches of selectors, of the loops alone too."""
-    from bench.selectors.inputs import (
-        NAMES,
-        PUBLISHED,
-        draw,
-        loops_of,
-        map_tensors,
-        plan,
-        selector_of,
-    )
+    from bench.selectors import inputs
     from bench.selectors.run import keep
 
-    for job in plan("cuda", short=True):
-        drawn = draw(job, 0, torch.device("cpu"))
+    for job in inputs.plan("cuda", short=True):
+        drawn = inputs.draw(job, 0, torch.device("cpu"))
         with without_memory() as device, torch.no_grad():
-            inputs = map_tensors(partial(Tensor.to, device=device), drawn)
-            for name in NAMES:
-                keep(selector_of(name, job, device), inputs, job.budget)
+            given = inputs.map_tensors(partial(Tensor.to, device=device), drawn)
+            for name in inputs.NAMES:
+                keep(inputs.selector_of(name, job, device), given, job.budget)
             if job.batch == 1:
                 # The published loop reads its pivots on the host.
                 with mock.patch.object(Tensor, "tolist", lambda _: []):
-                    for name in PUBLISHED:
-                        loops_of(name, inputs, job.budget)[0]()
+                    for name in inputs.PUBLISHED:
+                        inputs.loops_of(name, given, job.budget)[0]()
 
 
 def every_op() -> None:

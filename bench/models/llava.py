@@ -11,8 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.cases import Case
-from bench.ops import case_of
+from bench.ops.prune import pruner_of
 from bench.workloads import BUDGETS, Workload
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.interface import Selector
@@ -171,20 +170,17 @@ class Vlm:
         sizes = torch.full((batch, 2), self.shape.side)
         return {"image_sizes": sizes} if self.shape.is_next else {}
 
-    def pruning(self, budget: int) -> Case:
-        """The pruner's case at the model's sizes, one slot for each token to keep."""
-        shape = self.shape
-        dtype = str(shape.dtype).removeprefix("torch.")
+    def workload(self, budget: int) -> Workload:
+        """The pruner's sizes, one slot for each token to keep."""
+        shape, dtype = self.shape, str(self.shape.dtype).removeprefix("torch.")
         width = shape.vision["hidden_size"]
-        load = Workload(1, shape.num_tokens, budget, budget, width, shape.slot_dim, dtype)
-        return case_of("prune", load, self.device)
+        return Workload(1, shape.num_tokens, budget, budget, width, shape.slot_dim, dtype)
 
     def selector(self, choice: Choice) -> Selector:
         """The selector."""
         if choice.selector == "random":
             return RandomSelector(0)
-        pruner = self.pruning(choice.budget).pruner
-        assert pruner is not None
+        pruner = pruner_of(self.workload(choice.budget), self.device)
         return PrunerSelector(pruner.freeze())
 
 

@@ -21,7 +21,8 @@ from bench.models.gate import why_model_is_wrong, why_wrong
 from bench.models.llava import Choice, Shape, Vlm
 from bench.models.plan import Job, Variation, describe, plan
 from bench.models.stages import split
-from bench.results import CheckResult, ModelRow, ModelTimes, Results, Stage, Times
+from bench.ops import case_of
+from bench.results import OURS, CheckResult, ModelRow, ModelTimes, Results, Stage, Times
 from bench.timing import Call, first_line, measure, release
 from bench.variants import Variant
 
@@ -135,8 +136,8 @@ def _prepare(vlm: Vlm, one: Variation, batch: int, checks: Checks) -> Eager | st
     if choice.selector == "ocvtp":
         key = vlm.shape, choice.budget
         if key not in checks:
-            case = vlm.pruning(choice.budget)
-            checks[key] = check_variant(case, Variant("prune", case.call), "forward", seed=1)
+            case = case_of("prune", vlm.workload(choice.budget), vlm.device)
+            checks[key] = check_variant(case, Variant(OURS, case.call), "forward", seed=1)
         if not checks[key].passed:
             return f"refused: the pruner: {checks[key].note}"
     try:

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.pruners import random_pruner
+from bench.ops.prune import pruner_of
 from bench.selectors import published
-from ocvtp_kernels import PrunerConfig
+from bench.workloads import Workload
 from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.selectors.registry import METHODS, make_selector
@@ -117,15 +117,8 @@ def selector_of(name: str, job: Job, device: torch.device) -> Selector:
     """A method at its defaults, or the OC-pruner, its weights random and folded."""
     if name != OC_PRUNER:
         return make_selector(name)
-    config = PrunerConfig(
-        enc_in_dim=job.width,
-        enc_dims=(4 * job.slot_dim, job.slot_dim),
-        init_num=job.budget,
-        init_dim=job.slot_dim,
-        agg_embed_dim=job.slot_dim,
-        agg_ffn_dim=4 * job.slot_dim,
-    )
-    return PrunerSelector(random_pruner(config).to(device).freeze())
+    load = Workload(1, job.num_tokens, job.budget, job.budget, job.width, job.slot_dim)
+    return PrunerSelector(pruner_of(load, device).freeze())
 
 
 def run_published(
