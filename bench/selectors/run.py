@@ -32,14 +32,7 @@ from bench.selectors.inputs import (
     selector_of,
     tensors_in,
 )
-from bench.timing import (
-    Call,
-    StaleReplay,
-    copies_for_cold_cache,
-    first_line,
-    measure,
-    release,
-)
+from bench.timing import Call, StaleReplay, copies_for_cold_cache, first_line, measure, release
 from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs, run_selector
 
 SEEDS = (11, 71)  # of the gate, before and after the timing; the first is timed

@@ -21,12 +21,12 @@ from bench.rehearsal import standing_in
 from bench.results import OURS, Ceilings, Suite, read_results
 from bench.run import Job
 from bench.selectors import run as selectors
-from bench.timing import measure, side_stream
+from bench.timing import side_stream
 from bench.workloads import Workload, Workloads
 from ocvtp_kernels import backends
 from tests.bench import test_gate, test_timing
 from tests.bench.selectors.cases import JOB, ONE
-from tests.bench.suites import empty_results
+from tests.bench.suites import empty_results, quick
 from tests.ops import test_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,11 +52,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU is
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[torch.device]:
-    """The stand-in, and few rounds, as no figure is read."""
-
-    def quick(calls: Any, /, **given: Any) -> Any:
-        return measure(calls, **{**given, "seconds": 0.0, "rounds": (2, 2)})
-
+    """The stand-in, and few rounds."""
     for module in (run, selectors, ceilings):
         monkeypatch.setattr(module, "measure", quick)
     with standing_in(), side_stream(GPU):
@@ -87,9 +83,7 @@ def test_other_peoples_kernels_are_timed_where_they_are(
         return scores.softmax(-1).mean(2) if reduction == "mean" else scores
 
     module = SimpleNamespace(
-        fused_slice=fused_slice,
-        unsupported_dims=lambda *_: None,
-        flash_colreduce=flash_colreduce,
+        fused_slice=fused_slice, unsupported_dims=lambda *_: None, flash_colreduce=flash_colreduce
     )
     for name in ("flashslice", "flashslice.kernels", "flash_colreduce"):
         monkeypatch.setitem(sys.modules, name, module)
@@ -147,7 +141,7 @@ def test_whole_models_are_timed(
 
     jobs = [Job(shape, 1, shape.budgets[:1]) for shape in (TINY, TINY_NEXT)]
     monkeypatch.setattr(models, "plan", lambda *_: jobs)
-    monkeypatch.setattr(models, "measure", selectors.measure)
+    monkeypatch.setattr(models, "measure", quick)
     results = empty_results("e2e")
     assert models.run(results, tmp_path, gpu, True, time.monotonic() + 600) == 0
     rows: list[Any] = results.rows

@@ -18,16 +18,15 @@ from bench.models.calls import MODES, NEW_TOKENS, Static
 from bench.models.llava import TEXT_TOKENS, TINY, TINY_NEXT, Choice, Vlm
 from bench.models.plan import Job, plan
 from bench.results import STAGES, CheckResult, ModelRow, read_results
-from tests.bench.suites import CPU, run_suite
+from tests.bench.suites import CPU, quick, run_suite
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 JOB = Job(TINY, 1, (8,))
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = run.measure
-    monkeypatch.setattr(run, "measure", lambda calls, **_: measure(calls, rounds=(2, 2)))
+def two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "measure", quick)
 
 
 def end_to_end(folder: Path, seconds: float = 600) -> tuple[int, list[ModelRow]]:

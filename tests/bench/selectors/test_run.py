@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,17 +19,14 @@ from bench.timing import StaleReplay, side_stream
 from ocvtp_kernels import backends, ops
 from ocvtp_kernels.selectors.registry import METHODS
 from tests.bench.selectors.cases import JOB, ONE, Changed, set_id
-from tests.bench.suites import CPU, run_suite
+from tests.bench.suites import CPU, quick, run_suite
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = run.measure
-    monkeypatch.setattr(
-        run, "measure", lambda each, **given: measure(each, **{**given, "rounds": (2, 2)})
-    )
+def two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "measure", quick)
 
 
 def bench(folder: Path, seconds: float = 600) -> tuple[int, list[SelectorRow]]:
@@ -88,10 +86,10 @@ def test_times_are_per_image_and_of_a_graph_only_where_there_was_one(
 ) -> None:
     eager, graph = Times(6.0, 4.0, 8.0, 5, "events"), Times(2.0, 2.0, 2.0, 5, method)
 
-    def measure(each: Any, **_: Any) -> dict[str, Times]:
+    def fixed(each: Any, **_: Any) -> dict[str, Times]:
         return dict.fromkeys(each, eager) | {name + run.GRAPH: graph for name in each}
 
-    monkeypatch.setattr(run, "measure", measure)
+    monkeypatch.setattr(run, "measure", fixed)
     row = time_job()["trim"]
     assert row.times == Times(3.0, 2.0, 4.0, 5, "events")
     assert row.graph == (Times(1.0, 1.0, 1.0, 5, "graph") if method == "graph" else None)
@@ -123,18 +121,38 @@ def test_a_wrong_kernel_gets_no_time(
     assert len(lines) == 2 and all("refused" in line and " ms" not in line for line in lines)
 
 
-def test_who_turns_wrong_during_the_timing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = run.check_selector
+def turned(
+    name: str, selector: Any, *rest: Any, honest: Callable[..., Any] = run.check_selector
+) -> Any:
+    if rest[-1] == run.SEEDS[1] and name == "scope":
+        selector = Changed(set_id(-1, -1), "scope")
+    return honest(name, selector, *rest)
 
-    def turned(name: str, selector: Any, job: Job, device: torch.device, seed: int) -> Any:
-        if seed == run.SEEDS[1] and name == "scope":
-            selector = Changed(set_id(-1, -1), "scope")
-        return honest(name, selector, job, device, seed)
 
-    monkeypatch.setattr(run, "check_selector", turned)
-    rows = time_job()
-    assert [name for name, row in rows.items() if row.times is None] == ["scope"]
-    assert rows["scope"].gate.note == "after the timing, an image keeps 7 tokens, not 8"
+def stale(variants: Any, /, **given: Any) -> Any:
+    if "trim" in variants:
+        raise StaleReplay("trim" + run.GRAPH)
+    return quick(variants, **given)
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "notes"),
+    [
+        ("check_selector", turned, {"scope": "after the timing, an image keeps 7 tokens, not 8"}),
+        ("measure", stale, {"trim": "its CUDA graph does not compute the outputs anew"}),
+        ("measure", full, dict.fromkeys(NAMES, "out of memory")),
+    ],
+)
+def test_what_fails_during_the_timing_is_refused(
+    name: str, fault: Any, notes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, name, fault)
+    refused = {row.method: row.gate.note for row in time_job().values() if row.times is None}
+    assert refused == notes
 
 
 def test_what_would_take_too_long_does_not_begin(
@@ -153,29 +171,6 @@ def test_what_would_take_too_long_does_not_begin(
     monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now))
     assert bench(tmp_path, seconds=5) == (0, []) and now == begin + 3
     assert "the last 1 of 2 sizes are left out" in capsys.readouterr().out
-
-
-def test_a_graph_that_does_not_do_the_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = run.measure
-
-    def stale(each: Any, **given: Any) -> Any:
-        if "trim" in each:
-            raise StaleReplay("trim" + run.GRAPH)
-        return honest(each, **given)
-
-    monkeypatch.setattr(run, "measure", stale)
-    rows = time_job()
-    assert rows["trim"].times is None and "CUDA graph" in rows["trim"].gate.note
-    assert rows["divprune"].times is not None
-
-
-def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(run, "measure", full)
-    rows = time_job().values()
-    assert {(row.times, row.gate.note) for row in rows} == {(None, "out of memory")}
 
 
 def test_a_deadline_leaves_the_published_loops_out(capsys: pytest.CaptureFixture[str]) -> None:
