@@ -103,8 +103,7 @@ def _require_form(selected: Selected, inputs: SelectorInputs, job: Job) -> None:
         tuple(ids.shape) == (job.batch, job.budget),
         f"ids have shape {list(ids.shape)}, not {[job.batch, job.budget]}",
     )
-    found = (ids >= 0).sum(dim=1)
-    fewest = int(found.min())
+    fewest = int((ids >= 0).sum(dim=1).min())
     _require(fewest == job.budget, f"an image keeps {fewest} tokens, not {job.budget}")
     _require(bool((ids < job.num_tokens).all()), "ids out of range")
     in_order = ids.sort(dim=1).values
@@ -140,18 +139,13 @@ def _require_published(
 ) -> int:
     """As `_require_alike`, with the published loops; which may keep fewer."""
     ids, rows = run_published(name, inputs, budget)
-    # Where they pick a duplicate twice, or a pass finds none, ours keeps other tokens.
-    found = len(set(ids))
-    ours = kept.ids[0]
-    if found < budget:
+    found = sorted(set(ids))
+    if len(found) < budget:
+        # Where they pick a duplicate twice, or a pass finds none, ours keeps other tokens.
         assert kept.order is not None
-        ours = kept.order[0, :found].sort().values
-        rows = None
-    wanted = Selected(ours.new_tensor([sorted(set(ids))]), None if rows is None else rows[None])
-    ours_rows = kept.tokens if rows is not None else None
-    return _require_alike(
-        "the published loops'", Selected(ours[None], ours_rows), wanted, oracle, inputs
-    )
+        kept, rows = Selected(kept.order[:, : len(found)].sort(dim=1).values), None
+    wanted = Selected(kept.ids.new_tensor([found]), None if rows is None else rows[None])
+    return _require_alike("the published loops'", kept, wanted, oracle, inputs)
 
 
 def _require_rows(sentence: str, rows: Tensor, right: Tensor) -> None:
