@@ -41,9 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = given.work or ROOT / "build" / "gpu_check" / given.device
     if not given.only:
         shutil.rmtree(folder / "logs", ignore_errors=True)
-        for suite in SUITES:
-            (folder / f"{suite}.json").unlink(missing_ok=True)
-        (folder / "summary.json").unlink(missing_ok=True)
+        for name in (*SUITES, "summary"):
+            (folder / f"{name}.json").unlink(missing_ok=True)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     commit = given.commit or checkout.commit()
     check = Check(given.device, given.short, folder, given.bundle, given.commit)

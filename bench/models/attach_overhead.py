@@ -137,10 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = measure_overhead(name, given.seconds)
         added = found["attached"] - found["by hand"]
         over = added > ALLOWED_S
-        status |= over
+        status |= int(over)
         said = ", ".join(f"{way} {each * 1e3:.3f} ms" for way, each in found.items())
         print(
             f"{name}: {said}, added {added * 1e3:.3f} ms"
             + (f", more than the {ALLOWED_S * 1e3:.1f} ms allowed" if over else "")
         )
-    return int(status)
+    return status
