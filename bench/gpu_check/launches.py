@@ -174,7 +174,7 @@ def prune() -> None:
 def other_kernels() -> None:
     """Launches of other ops in compile, beside third-party kernels."""
     from bench.gpu_check.stages import OTHERS
-    from bench.run import jobs
+    from bench.jobs import jobs
     from bench.workloads import CUDA_SHORT
 
     for job in jobs("ops", CUDA_SHORT, OTHERS):

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from bench.jobs import Job
 from torch import Tensor
 
-from bench import ceilings, run
+from bench import ceilings, jobs, run
 from bench.rehearsal import standing_in
 from bench.results import OURS, Ceilings, Suite, read_results
-from bench.run import Job
 from bench.selectors import run as selectors
 from bench.timing import side_stream
 from bench.workloads import Workload, Workloads
@@ -35,7 +35,7 @@ TINY = Workload(2, 40, 7, 7, 24, 16)
 JOBS = [
     job
     for suite in ("prune", "ops")
-    for job in run.jobs(suite, Workloads((TINY,), (TINY,), (TINY,)))
+    for job in jobs.jobs(suite, Workloads((TINY,), (TINY,), (TINY,)))
 ]
 
 # Tests marked gpu that are not rehearsed, by pytest's -k, and why.
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU is
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[torch.device]:
     """The stand-in, and few rounds."""
-    for module in (run, selectors, ceilings):
+    for module in (jobs, selectors, ceilings):
         monkeypatch.setattr(module, "measure", quick)
     with standing_in(), side_stream(GPU):
         yield GPU
@@ -61,7 +61,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[torch.dev
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.op}-{job.direction}")
 def test_an_op_is_timed_in_graphs(gpu: torch.device, job: Job) -> None:
-    found, _ = run.time_job(job, gpu, 0.0)
+    found, _ = jobs.time_job(job, gpu, 0.0)
     assert all(one.check.passed for one in found), [one.check.note for one in found]
     methods = {(one.variant, one.times.method) for one in found if one.times is not None}
     assert (OURS, "graph") in methods
@@ -88,7 +88,7 @@ def test_other_peoples_kernels_are_timed_where_they_are(
     for name in ("flashslice", "flashslice.kernels", "flash_colreduce"):
         monkeypatch.setitem(sys.modules, name, module)
     for op, name in (("slot_attention", "flashslice"), ("attention_received", "colreduce")):
-        found, left_out = run.time_job(Job(op, TINY), gpu, 0.0)
+        found, left_out = jobs.time_job(Job(op, TINY), gpu, 0.0)
         (one,) = [one for one in found if one.variant == name]
         assert one.check.passed and one.times is not None, one.check.note
         assert one.times.method == "graph" and not any(name in said for said in left_out)
@@ -139,8 +139,8 @@ def test_whole_models_are_timed(
     from bench.models.llava import TINY, TINY_NEXT
     from bench.models.plan import Job
 
-    jobs = [Job(shape, 1, shape.budgets[:1]) for shape in (TINY, TINY_NEXT)]
-    monkeypatch.setattr(models, "plan", lambda *_: jobs)
+    todo = [Job(shape, 1, shape.budgets[:1]) for shape in (TINY, TINY_NEXT)]
+    monkeypatch.setattr(models, "plan", lambda *_: todo)
     monkeypatch.setattr(models, "measure", quick)
     results = empty_results("e2e")
     assert models.run(results, tmp_path, gpu, True, time.monotonic() + 600) == 0
