@@ -23,10 +23,10 @@ from typing import Any
 from bench.gpu_check import bundle, checkout
 from bench.gpu_check.checkout import ROOT
 from bench.gpu_check.running import OUT_OF_TIME, Check, Outcome
-from bench.gpu_check.screen import screen
 from bench.gpu_check.stages import NONE_RIGHT, STAGES
 
-KINDS = ("prune", "compile", "micro", "e2e", "selectors")
+# Whose result files come back.
+SUITES = ("prune", "compile", "ops", "e2e", "selectors")
 TOTAL_S = 780  # of fifteen minutes, less the start of a machine
 MIN_S = 10  # with less time left a stage does not start
 
@@ -34,13 +34,15 @@ MIN_S = 10  # with less time left a stage does not start
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = _parse(arguments)
+    # Imports torch, which bad arguments need not wait for.
+    from bench.gpu_check.screen import screen
+
     chosen = given.only or list(STAGES)
     folder = given.work or ROOT / "build" / "gpu_check" / given.device
     if not given.only:
         shutil.rmtree(folder / "logs", ignore_errors=True)
-        for kind in KINDS:
-            (folder / f"{kind}.json").unlink(missing_ok=True)
-        (folder / "summary.json").unlink(missing_ok=True)
+        for name in (*SUITES, "summary"):
+            (folder / f"{name}.json").unlink(missing_ok=True)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     commit = given.commit or checkout.commit()
     check = Check(given.device, given.short, folder, given.bundle, given.commit)
@@ -147,7 +149,7 @@ def _pack(summary: dict[str, Any], lines: Sequence[str], folder: Path, output: P
     with tarfile.open(folder / "logs.tgz", "w:gz") as archive:
         for path in (*(folder / "logs").iterdir(), *folder.glob("*.xml"), *folder.glob("*.csv")):
             archive.add(path, path.name)
-    for name in ("summary.json", "screen.txt", "logs.tgz", *(f"{kind}.json" for kind in KINDS)):
+    for name in ("summary.json", "screen.txt", "logs.tgz", *(f"{suite}.json" for suite in SUITES)):
         if (folder / name).exists():
             temporary = output / f".{name}"
             shutil.copyfile(folder / name, temporary)
@@ -156,7 +158,7 @@ def _pack(summary: dict[str, Any], lines: Sequence[str], folder: Path, output: P
 
 def _default_output(device: str) -> Path:
     code = (
-        "import torch; from bench.results import default_folder as f; print(f(torch.device({!r})))"
+        "import torch; from bench.machine import default_folder as f; print(f(torch.device({!r})))"
     )
     said = subprocess.run(
         [sys.executable, "-c", code.format(device)], cwd=ROOT, capture_output=True, text=True

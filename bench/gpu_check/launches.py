@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -125,7 +126,7 @@ class _Undrawn(TorchFunctionMode):
 
 @contextmanager
 def recording(arch: int) -> Iterator[Recorder]:
-    """Within the block Triton's kernels are recorded for ``chip`` instead of run."""
+    """Within the block Triton's kernels are recorded for ``arch`` instead of run."""
     recorder = Recorder()
 
     def note(*args: Any, **kwargs: Any) -> None:
@@ -173,12 +174,10 @@ def prune() -> None:
 def other_kernels() -> None:
     """Launches of other ops in compile, beside third-party kernels."""
     from bench.gpu_check.stages import OTHERS
-    from bench.run import jobs
+    from bench.jobs import jobs
     from bench.workloads import CUDA_SHORT
 
-    for job in jobs("micro", CUDA_SHORT):
-        if job.op not in OTHERS:
-            continue
+    for job in jobs("ops", CUDA_SHORT, OTHERS):
         with without_memory() as device:
             case = case_of(job.op, job.workload, device)
             inputs = case.inputs(0)
@@ -192,18 +191,18 @@ def other_kernels() -> None:
 
 def models() -> None:
     """Launches of e2e."""
-    from bench.llava_calls import pruned_view
-    from bench.llava_models import OCVTP, UNPRUNED, Vlm
-    from bench.llava_plan import plan
+    from bench.models.calls import pruned_view
+    from bench.models.llava import Vlm
+    from bench.models.plan import plan
 
     with without_memory() as device, torch.no_grad():
         for job in plan("cuda", short=True):
             vlm = Vlm(job.shape, device)
             for choice in job.choices:
-                if choice.selector == UNPRUNED:
+                if choice.selector == "unpruned":
                     continue
-                if choice.selector == OCVTP:
-                    case = vlm.pruning(choice.budget)
+                if choice.selector == "ocvtp":
+                    case = case_of("prune", vlm.workload(choice.budget), device)
                     case.call(*case.inputs(0))
                 for timed in (False, True):
                     view, _, _ = pruned_view(vlm, choice, job.batch, timed)
@@ -213,22 +212,20 @@ def models() -> None:
 
 def selectors() -> None:
     """Launches of selectors, of the loops alone too."""
-    from bench.selectors import keep
-    from bench.selectors_inputs import NAMES, PUBLISHED, draw, loops_of, plan, selector_of
+    from bench.selectors import inputs
+    from bench.selectors.run import keep
 
-    for job in plan("cuda", short=True):
-        drawn = draw(job, 0, torch.device("cpu"))
+    for job in inputs.plan("cuda", short=True):
+        drawn = inputs.draw(job, 0, torch.device("cpu"))
         with without_memory() as device, torch.no_grad():
-            evidence = drawn._replace(
-                **{n: v.to(device) for n, v in drawn._asdict().items() if isinstance(v, Tensor)}
-            )
-            for name in NAMES:
-                keep(selector_of(name, job, device), evidence, job.budget)
+            given = inputs.map_tensors(partial(Tensor.to, device=device), drawn)
+            for name in inputs.NAMES:
+                keep(inputs.selector_of(name, job, device), given, job.budget)
             if job.batch == 1:
                 # The published loop reads its pivots on the host.
                 with mock.patch.object(Tensor, "tolist", lambda _: []):
-                    for name in PUBLISHED:
-                        loops_of(name, evidence, job.budget)[0]()
+                    for name in inputs.PUBLISHED:
+                        inputs.loops_of(name, given, job.budget)[0]()
 
 
 def every_op() -> None:

@@ -32,7 +32,7 @@ def pytest_configure() -> None:
     global _recorder
     evaluated.install()
     torch.testing.assert_close = lambda *_, **__: None
-    torch.compile = lambda function, **_: function
+    torch.compile = lambda function, **_: function  # type: ignore[assignment]
     torch.library.opcheck = partial(torch.library.opcheck, test_utils=EAGER_CHECKS)
     torch.set_num_threads(1)
     _stack.enter_context(standing_in())

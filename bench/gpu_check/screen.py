@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.results import (
+    OURS,
+    STAGES,
+    SUITES,
+    ModelRow,
+    OpRow,
+    ResultError,
+    Results,
+    SelectorRow,
+    read_results,
+)
+
 LINES, WIDTH = 60, 140
-STAGES = ("encoder", "pruner", "projector", "prefill")
-Rows = list[dict[str, Any]]
 
 
 def screen(summary: dict[str, Any], folder: Path) -> list[str]:
     """At most `LINES` lines; the list of failures is cut to fit."""
-    blocks = [
-        list(part)
-        for part in (
-            _machine(summary),
-            _stages(summary),
-            _correctness(summary),
-            _prune(folder),
-            _models(folder),
-            _profile(summary),
-        )
-    ]
-    lines = [line[:WIDTH] for block in blocks for line in block]
+    files, unreadable = _read(folder)
+    parts = (_machine(summary), _stages(summary), _correctness(summary), _prune(files))
+    lines = [line[:WIDTH] for part in (*parts, _models(files), _profile(summary)) for line in part]
     available = LINES - len(lines)
-    failures = [line[:WIDTH] for line in _failures(summary, folder)]
+    failures = [line[:WIDTH] for line in (*unreadable, *_failures(summary, files))]
     if len(failures) > available:
         more = len(failures) - available + 1
         failures = [*failures[: available - 1], f"... and {more} more, in logs.tgz"]
     return [*lines, *failures][:LINES]
+
+
+def _read(folder: Path) -> tuple[dict[str, Results], list[str]]:
+    """The result files by suite, and what is wrong with those that cannot be read."""
+    files: dict[str, Results] = {}
+    unreadable = []
+    for suite in SUITES:
+        path = folder / f"{suite}.json"
+        try:
+            if path.exists():
+                files[suite] = read_results(path)
+        except ResultError as error:
+            unreadable.append(f"failed: {error}")
+    return files, unreadable
 
 
 def _machine(summary: dict[str, Any]) -> Iterator[str]:
@@ -77,63 +91,61 @@ def _correctness(summary: dict[str, Any]) -> Iterator[str]:
     yield from lines[:9]
 
 
-def _rows(folder: Path, kind: str) -> Rows:
-    path = folder / f"{kind}.json"
-    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-
-
-def _prune(folder: Path) -> Iterator[str]:
-    rows, compiled = _rows(folder, "prune"), _rows(folder, "compile")
-    loads = list(dict.fromkeys(_load(row) for row in rows))
+def _prune(files: dict[str, Results]) -> Iterator[str]:
+    rows, compiled = (_op_rows(files, suite) for suite in ("prune", "compile"))
+    loads = list(dict.fromkeys(map(_load, rows)))
     if not loads:
         return
     columns = ("ours", "eager", "csrc", "ours", "eager", "publ.", "compile")
-    graphs = any(row["method"] == "graph" for row in rows)
+    graphs = any(row.times is not None and row.times.method == "graph" for row in rows)
     groups = ("-- in a graph --", "-- launched --") if graphs else ("", "")
     yield f"{'prune, us':26}{groups[0]:>27}   {groups[1]:>27}{'':9}of the ceiling"
     yield f"{'':26}" + "".join(f"{name:>9}" for name in columns)
-    methods = {"graph", "host"}
     for load in loads[:12]:
         mine = [row for row in rows if _load(row) == load]
         theirs = [row for row in compiled if _load(row) == load]
         times = [
-            *(_time(mine, variant, methods) for variant in ("prune", "eager", "csrc")),
-            *(_time(mine, variant, {"events"}) for variant in ("prune", "eager")),
-            *(
-                _time(*one, {"events", "host"})
-                for one in ((mine, "published"), (theirs, "compile"))
-            ),
+            *(_time(mine, variant, {"graph", "host"}) for variant in (OURS, "eager", "csrc")),
+            *(_time(mine, variant, {"events"}) for variant in (OURS, "eager")),
+            _time(mine, "published", {"events", "host"}),
+            _time(theirs, "compile", {"events", "host"}),
         ]
-        shares = [r["share_of_ceiling"] for r in mine if r["variant"] == "prune" and r["median_s"]]
-        share = f"{max(shares):>10.1%}" if shares else f"{'':>10}"
+        shares = [files["prune"].share_of_ceiling(row) or 0.0 for row in mine if row.is_ours]
+        share = f"{max(shares):>10.1%}" if any(shares) else f"{'':>10}"
         yield f"{load:26}" + "".join(f"{time:>9}" for time in times) + share
 
 
-def _load(row: dict[str, Any]) -> str:
-    size = row["workload"]
-    dtype = size["dtype"].replace("bfloat", "bf").replace("float", "fp")
-    return f"B {size['batch']}, N {size['num_tokens']}, K {size['num_slots']}, {dtype}"
+def _op_rows(files: dict[str, Results], suite: str) -> list[OpRow]:
+    return files[suite].op_rows() if suite in files else []
 
 
-def _time(rows: Rows, variant: str, methods: set[str]) -> str:
-    for row in rows:
-        if row["variant"] == variant and row["median_s"] and row["method"] in methods:
-            return f"{row['median_s'] * 1e6:.0f}" if row["median_s"] < 1 else "> 1 s"
-    return "refused" if any(r["variant"] == variant and not r["median_s"] for r in rows) else ""
+def _load(row: OpRow) -> str:
+    size = row.workload
+    dtype = size.dtype.replace("bfloat", "bf").replace("float", "fp")
+    return f"B {size.batch}, N {size.num_tokens}, K {size.num_slots}, {dtype}"
 
 
-def _models(folder: Path) -> Iterator[str]:
-    rows = [row for row in _rows(folder, "e2e") if row["selector"] in ("unpruned", "ocvtp")]
+def _time(rows: Sequence[OpRow], variant: str, methods: set[str]) -> str:
+    mine = [row.times for row in rows if row.variant == variant]
+    for times in mine:
+        if times is not None and times.method in methods:
+            return f"{times.median * 1e6:.0f}" if times.median < 1 else "> 1 s"
+    return "refused" if None in mine else ""
+
+
+def _models(files: dict[str, Results]) -> Iterator[str]:
+    models = files["e2e"].rows if "e2e" in files else []
+    rows = [row for row in models if isinstance(row, ModelRow) and row.selector != "random"]
     if not rows:
         return
     columns = ("TTFT", *STAGES)
     yield f"{'first token, ms':44}" + "".join(f"{name:>10}" for name in columns)
     for row in rows[:8]:
-        name = f"{row['model']} {row['mode']} {row['selector']} {row['budget']}"
-        if row["ttft_s"] is None:
-            yield f"{name:44} {row['note']}"
+        name = f"{row.model} {row.mode} {row.selector} {row.budget}"
+        if row.times is None:
+            yield f"{name:44} {row.note}"
             continue
-        seconds = (row["ttft_s"], *(row["stages"][stage] for stage in STAGES))
+        seconds = (row.times.ttft.median, *(row.times.stages[stage] for stage in STAGES))
         yield f"{name:44}" + "".join(f"{each * 1e3:>10.2f}" for each in seconds)
 
 
@@ -148,21 +160,18 @@ def _profile(summary: dict[str, Any]) -> Iterator[str]:
         yield f"ncu {one['workload']}: {len(kernels)} kernels, {total / 1e3:.1f} us: {longest}"
 
 
-def _failures(summary: dict[str, Any], folder: Path) -> Iterator[str]:
+def _failures(summary: dict[str, Any], files: dict[str, Results]) -> Iterator[str]:
     for one in summary["facts"].get("smoke", {}).get("answers", []):
         if not one["right"]:
             yield f"wrong: {one['backend']} {one['workload']}: {one['note']}"
-    for kind in ("prune", "compile", "micro"):
-        for row in _rows(folder, kind):
-            if not row["gate"]["passed"]:
-                what = f"{row['op']} {row['variant']} {row['direction']} {_load(row)}"
-                yield f"refused: {what}: {row['gate']['note']}"
-    for row in _rows(folder, "e2e"):
-        if row["ttft_s"] is None:
-            yield f"refused: {row['model']} {row['mode']} {row['selector']}: {row['note']}"
-    for row in _rows(folder, "selectors"):
-        if not row["gate"]["passed"]:
-            yield f"refused: {row['method']} B {row['batch']}: {row['gate']['note']}"
+    for row in (row for file in files.values() for row in file.rows):
+        if isinstance(row, ModelRow) and row.times is None:
+            yield f"refused: {row.model} {row.mode} {row.selector}: {row.note}"
+        elif isinstance(row, OpRow) and row.times is None:
+            what = f"{row.op} {row.variant} {row.direction} {_load(row)}"
+            yield f"refused: {what}: {row.gate.note}"
+        elif isinstance(row, SelectorRow) and row.times is None:
+            yield f"refused: {row.method} B {row.batch}: {row.gate.note}"
     for name, facts in summary["facts"].items():
         for test in facts["failed"] if name.endswith(" tests") else ():
             yield f"failed: {test}"

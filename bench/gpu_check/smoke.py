@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from bench.gate import check_variant
+from bench.machine import device_name, driver, versions
 from bench.ops import case_of
-from bench.results import device_name, driver, versions
 from bench.timing import StaleReplay, first_line, measure, side_stream
 from bench.variants import on_backend
 from bench.workloads import BUDGETS, square
@@ -58,13 +58,13 @@ def check_backend(backend: str, device: torch.device) -> list[dict[str, Any]]:
         if passed:
             try:
                 call = partial(variant.function, *case.inputs(1))
-                timing = measure(
+                times = measure(
                     {backend: call}, device=device, capture=[backend], seconds=0.0, rounds=(3, 3)
                 )[backend]
-                seconds = timing.median_s
-                note += f"; {seconds * 1e6:.1f} us, timed by {timing.method}"
-                if device.type == "cuda" and timing.method != "graph":
-                    passed, note = False, f"no CUDA graph: {timing.note}"
+                seconds = times.median
+                note += f"; {seconds * 1e6:.1f} us, timed by {times.method}"
+                if device.type == "cuda" and times.method != "graph":
+                    passed, note = False, f"no CUDA graph: {times.note}"
             except (StaleReplay, RuntimeError) as error:
                 passed, note = False, first_line(error)
         answers.append(

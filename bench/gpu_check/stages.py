@@ -129,7 +129,7 @@ def compiled(check: Check) -> Outcome:
     outcome = _bench(check, "compile", share=0.75 if check.cuda else 1.0)
     if not check.cuda:
         return outcome
-    others = _bench(check, "micro", "--ops", ",".join(OTHERS), share=0.25)
+    others = _bench(check, "ops", "--op", ",".join(OTHERS), share=0.25)
     return Outcome(outcome.status or others.status, f"{outcome.note}; {others.note}")
 
 
@@ -185,12 +185,12 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def _bench(check: Check, kind: str, *more: str, share: float = 1.0) -> Outcome:
-    """A kind of `bench.run`, with a limit that lets it finish and write its results."""
+def _bench(check: Check, suite: str, *more: str, share: float = 1.0) -> Outcome:
+    """A suite of `bench.run`, with a limit that lets it finish and write its results."""
     seconds = check.limit * share
-    arguments = ["--device", check.device, "--output", str(check.folder)]
+    arguments = ["--suite", suite, "--device", check.device, "--output", str(check.folder)]
     # torch.compile checks the time before it starts; other cases are short.
-    limit = seconds - 5 if kind == "compile" else max(seconds - 20, 0.6 * seconds)
+    limit = seconds - 5 if suite == "compile" else max(seconds - 20, 0.6 * seconds)
     arguments += ["--seconds", str(limit)]
     # On a GPU too, the short list.
     if check.short or check.cuda:
@@ -198,9 +198,9 @@ def _bench(check: Check, kind: str, *more: str, share: float = 1.0) -> Outcome:
     if check.commit is not None:
         arguments += ["--commit", check.commit]
     measured = check.folder / "prune.json"
-    if kind != "prune" and measured.exists():
+    if suite != "prune" and measured.exists():
         arguments += ["--ceilings", str(measured)]
-    status = check.python("-m", "bench.run", kind, *arguments, *more, share=share)
+    status = check.python("-m", "bench", "run", *arguments, *more, share=share)
     if status == OUT_OF_TIME:
         return Outcome(status, f"out of time after {seconds:.0f} s")
     left_out = [line for line in check.said().splitlines() if line.startswith("out of time: ")]

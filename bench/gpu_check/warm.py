@@ -41,7 +41,7 @@ class Prepared(NamedTuple):
 def prepare(arch: int, binary: Binary) -> Prepared:
     """Compiles one binary where the cache lacks it.
 
-    Triton's driver stays replaced by that of ``chip``, so use a new process.
+    Triton's driver stays replaced by that of ``arch``, so use a new process.
     """
     triton.runtime.driver.set_active(StandIn(arch))
     module, name = binary.kernel.split(":")

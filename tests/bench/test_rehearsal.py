@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -55,11 +57,8 @@ def test_tensors_are_where_they_are_made_and_sent(gpu: torch.device) -> None:
 
 def test_two_devices_in_one_op_are_refused(gpu: torch.device) -> None:
     host, there = torch.ones(2, 3), torch.ones(2, 3, device=gpu)
-    for wrong in (
-        lambda: host + there,
-        lambda: torch.stack([host, there]),
-        lambda: host[there > 0],
-    ):
+    stack = partial(torch.stack, [host, there])
+    for wrong in (lambda: host + there, stack, lambda: host[there > 0]):
         with pytest.raises(RuntimeError, match="cuda:0 and cpu"):
             wrong()
     with pytest.raises(RuntimeError, match="generator"):
@@ -154,39 +153,27 @@ def test_what_a_capture_refuses(gpu: torch.device) -> None:
     assert not torch.cuda.is_current_stream_capturing()
 
 
-@pytest.mark.parametrize("joined", [True, False])
-def test_work_on_a_side_stream_is_in_the_graph_if_joined(gpu: torch.device, joined: bool) -> None:
+def test_work_on_a_side_stream_is_in_the_graph_if_joined(gpu: torch.device) -> None:
     x, other = torch.ones(2, device=gpu), torch.cuda.Stream()
 
-    def call() -> Tensor:
-        other.wait_stream(torch.cuda.current_stream())
+    def call(waits: bool = True, joins: bool = True) -> Tensor:
+        if waits:
+            other.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(other):
             result = x + 1
-        if joined:
+        if joins:
             torch.cuda.current_stream().wait_stream(other)
         return result
 
-    if not joined:
-        with pytest.raises(RuntimeError, match="unjoined"):
-            capture(call)
-        return
-    graph, result = capture(call)
+    with pytest.raises(RuntimeError, match="unjoined"):
+        capture(lambda: call(joins=False))
+    graph, inside = capture(call)
+    beside, outside = capture(lambda: call(waits=False, joins=False))
+    outside.zero_()
     x.fill_(5.0)
     graph.replay()
-    assert result.tolist() == [6.0, 6.0]
-
-
-def test_work_beside_a_graph_is_not_in_it(gpu: torch.device) -> None:
-    x, elsewhere = torch.ones(2, device=gpu), torch.cuda.Stream()
-
-    def call() -> Tensor:
-        with torch.cuda.stream(elsewhere):
-            return x + 1
-
-    graph, result = capture(call)
-    result.zero_()
-    graph.replay()
-    assert not result.any()
+    beside.replay()
+    assert inside.tolist() == [6.0, 6.0] and not outside.any()
 
 
 def test_events_tell_the_time_if_asked_to(gpu: torch.device) -> None:
@@ -231,31 +218,18 @@ def test_a_gpu_backend_is_chosen_and_its_op_computes(gpu: torch.device, backend:
     assert again.is_cuda and torch.equal(again, case.call(*inputs))
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_everything_is_as_before_afterwards(fails: bool) -> None:
-    def facts() -> list[Any]:
-        state = [
-            dict(vars(torch.cuda)),
-            torch.Generator,
-            backends.select_kernel,
-            torch.ones(1).is_cuda,
-        ]
-        return [
-            *state,
-            backends.unsupported_reason("prune", "cuda", "cuda"),
-            torch.cuda.is_available(),
-        ]
+def facts() -> list[Any]:
+    cuda = backends.unsupported_reason("prune", "cuda", "cuda"), torch.cuda.is_available()
+    cuda = *cuda, torch.ones(1).is_cuda, dict(vars(torch.cuda))
+    return [*cuda, torch.Generator, backends.select_kernel]
 
+
+@pytest.mark.parametrize("error", [None, KeyError()])
+def test_everything_is_as_before_afterwards(error: Exception | None) -> None:
     before = facts()
-    try:
-        with standing_in():
-            assert (
-                torch.cuda.is_available()
-                and backends.unsupported_reason("prune", "cuda", "cuda") is None
-            )
-            assert torch.cuda.get_device_capability() == (9, 0) and torch.ones(1).cuda().is_cuda
-            if fails:
-                raise KeyError
-    except KeyError:
-        assert fails
+    with suppress(KeyError), standing_in():
+        assert facts()[:2] == [None, True]
+        assert torch.cuda.get_device_capability() == (9, 0) and torch.ones(1).cuda().is_cuda
+        if error is not None:
+            raise error
     assert facts() == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -15,19 +14,19 @@ from typing import Any
 
 import pytest
 import torch
+from bench.jobs import Job
 from torch import Tensor
 
-from bench import run, selectors, traffic
-from bench.ops import BENCHES
+from bench import ceilings, jobs, run
 from bench.rehearsal import standing_in
-from bench.results import Result
-from bench.run import Job
-from bench.timing import measure, side_stream
-from bench.traffic import Ceilings
+from bench.results import OURS, Ceilings, Suite, read_results
+from bench.selectors import run as selectors
+from bench.timing import side_stream
 from bench.workloads import Workload, Workloads
 from ocvtp_kernels import backends
 from tests.bench import test_gate, test_timing
-from tests.bench.selector_cases import JOB, ONE
+from tests.bench.selectors.cases import JOB, ONE
+from tests.bench.suites import empty_results, quick
 from tests.ops import test_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +34,8 @@ GPU = torch.device("cuda")
 TINY = Workload(2, 40, 7, 7, 24, 16)
 JOBS = [
     job
-    for kind in ("prune", "micro")
-    for job in run.jobs(kind, Workloads((TINY,), (TINY,), (TINY,)), BENCHES)
+    for suite in ("prune", "ops")
+    for job in jobs.jobs(suite, Workloads((TINY,), (TINY,), (TINY,)))
 ]
 
 # Tests marked gpu that are not rehearsed, by pytest's -k, and why.
@@ -52,70 +51,55 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU is
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """The stand-in, and few rounds, as no figure is read."""
-
-    def quick(calls: Any, /, **given: Any) -> Any:
-        return measure(calls, **{**given, "seconds": 0.0, "rounds": (2, 2)})
-
-    for module in (run, selectors, traffic):
+def gpu(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[torch.device]:
+    """The stand-in, and few rounds."""
+    for module in (jobs, selectors, ceilings):
         monkeypatch.setattr(module, "measure", quick)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with standing_in(), side_stream(GPU):
         yield GPU
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.op}-{job.direction}")
 def test_an_op_is_timed_in_graphs(gpu: torch.device, job: Job) -> None:
-    found, _ = run.time_job(job, gpu, 0.0)
+    found, _ = jobs.time_job(job, gpu, 0.0)
     assert all(one.check.passed for one in found), [one.check.note for one in found]
-    methods = {(one.variant, one.timing.method) for one in found if one.timing is not None}
-    ours = "prune" if job == Job("prune", TINY) else "ocvtp"
-    assert (ours, "graph") in methods
+    methods = {(one.variant, one.times.method) for one in found if one.times is not None}
+    assert (OURS, "graph") in methods
     # This reference goes image by image and waits for the device.
     waits = job.op == "centrifugal_select"
     assert ("eager", "events" if waits else "graph") in methods
-    assert ((ours, "events") in methods) == (ours == "prune")
+    assert ((OURS, "events") in methods) == (job == Job("prune", TINY))
 
 
 def test_other_peoples_kernels_are_timed_where_they_are(
     gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fused_slice(
-        k: Tensor, v: Tensor, q: Tensor, bias: None, temperature: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        logits = torch.einsum("bnhd,bhkd->bhkn", k, q) / temperature
-        attention = logits.softmax(dim=2)
+    def fused_slice(k: Tensor, v: Tensor, q: Tensor, bias: None, temperature: Tensor) -> Any:
+        attention = (torch.einsum("bnhd,bhkd->bhkn", k, q) / temperature).softmax(dim=2)
         return torch.einsum("bhkn,bnhd->bhkd", attention, v), attention.sum(-1)
 
     def flash_colreduce(q: Tensor, k: Tensor, reduction: str) -> Tensor:
         scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
         return scores.softmax(-1).mean(2) if reduction == "mean" else scores
 
-    theirs = {
-        "flashslice.kernels": SimpleNamespace(
-            fused_slice=fused_slice, unsupported_dims=lambda *_: None
-        ),
-        "flash_colreduce": SimpleNamespace(flash_colreduce=flash_colreduce),
-    }
-    for name, module in theirs.items():
-        monkeypatch.setitem(sys.modules, name.partition(".")[0], module)
+    module = SimpleNamespace(
+        fused_slice=fused_slice, unsupported_dims=lambda *_: None, flash_colreduce=flash_colreduce
+    )
+    for name in ("flashslice", "flashslice.kernels", "flash_colreduce"):
         monkeypatch.setitem(sys.modules, name, module)
     for op, name in (("slot_attention", "flashslice"), ("attention_received", "colreduce")):
-        found, left_out = run.time_job(Job(op, TINY), gpu, 0.0)
+        found, left_out = jobs.time_job(Job(op, TINY), gpu, 0.0)
         (one,) = [one for one in found if one.variant == name]
-        assert one.check.passed and one.timing is not None, one.check.note
-        assert one.timing.method == "graph" and not any(name in said for said in left_out)
+        assert one.check.passed and one.times is not None, one.check.note
+        assert one.times.method == "graph" and not any(name in said for said in left_out)
 
 
 def test_every_selector_is_timed_twice(gpu: torch.device) -> None:
     for job in (JOB, ONE):
         rows = selectors.time_job(job, gpu, time.monotonic() + 600)
         assert all(row.gate.passed for row in rows), [row.gate.note for row in rows]
-        assert all(row.graph_median_s is not None for row in rows)
-        assert all(row.gate.note.endswith("timed by events") for row in rows)
+        assert all(row.graph is not None for row in rows)
+        assert {row.times and row.times.method for row in rows} == {"events"}
         assert sum(row.loop is not None for row in rows) == (2 if job is ONE else 0)
 
 
@@ -124,14 +108,14 @@ def test_ceilings_are_measured(gpu: torch.device, monkeypatch: pytest.MonkeyPatc
         return torch.randn(*(min(each, 64) for each in size), **given)
 
     # The sizes that fill a GPU take minutes here.
-    monkeypatch.setattr(traffic, "torch", SimpleNamespace(**{**vars(torch), "randn": small}))
-    ceilings = traffic.measure_ceilings(gpu, ("float32", "bfloat16"), short=True)
-    assert ceilings.copy_gb_s > 0 and set(ceilings.matmul_tflops) == {"float32", "bfloat16"}
+    monkeypatch.setattr(ceilings, "torch", SimpleNamespace(**{**vars(torch), "randn": small}))
+    found = ceilings.measure_ceilings(gpu, ("float32", "bfloat16"), short=True)
+    assert found.copy_gb_s > 0 and set(found.matmul_tflops) == {"float32", "bfloat16"}
 
 
-@pytest.mark.parametrize("kind", ["prune", "compile", "ceilings"])
+@pytest.mark.parametrize("suite", ["prune", "compile", "ceilings"])
 def test_the_command_writes_what_it_found(
-    gpu: torch.device, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu: torch.device, suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "workloads", lambda *_: Workloads((TINY,), (), compiled=(TINY,)))
     monkeypatch.setattr(run, "measure_ceilings", lambda *_: Ceilings(10.0, {"float32": 0.1}))
@@ -139,24 +123,11 @@ def test_the_command_writes_what_it_found(
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
-    assert run.main([kind, "--device", "cuda", "--output", str(tmp_path)]) == 0
-    read = json.loads((tmp_path / f"{kind}.json").read_text(encoding="utf-8"))
-    assert read["device"] == torch.cuda.get_device_name()
-    methods = {row["method"] for row in read["rows"]}
-    assert methods == (set() if kind == "ceilings" else {"graph", "events"})
-
-
-@pytest.mark.slow
-def test_a_whole_model_is_captured(gpu: torch.device) -> None:
-    pytest.importorskip("transformers")
-    from bench.llava_calls import Static
-    from bench.llava_gate import why_wrong
-    from bench.llava_models import OCVTP, TINY, Choice, Vlm
-
-    with torch.no_grad():
-        model = Static(Vlm(TINY, gpu), Choice(OCVTP, TINY.budgets[0]), 1)
-        assert model.note == "" and why_wrong(model, (1,)) is None
-        assert model.decode().is_cuda
+    assert run.main(["--suite", suite, "--device", "cuda", "--output", str(tmp_path)]) == 0
+    found = read_results(tmp_path / f"{suite}.json")
+    assert found.device == torch.cuda.get_device_name()
+    methods = {row.times and row.times.method for row in found.op_rows()}
+    assert methods == (set() if suite == "ceilings" else {"graph", "events"})
 
 
 @pytest.mark.slow
@@ -164,19 +135,20 @@ def test_whole_models_are_timed(
     gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers")
-    from bench import llava
-    from bench.llava_models import TINY, TINY_NEXT, UNPRUNED
-    from bench.llava_plan import Job
+    from bench.models import run as models
+    from bench.models.llava import TINY, TINY_NEXT
+    from bench.models.plan import Job
 
-    jobs = [Job(shape, 1, shape.budgets[:1]) for shape in (TINY, TINY_NEXT)]
-    monkeypatch.setattr(llava, "plan", lambda *_: jobs)
-    monkeypatch.setattr(llava, "measure", run.measure)
-    result = Result("e2e", "a device", None, Ceilings(10.0))
-    assert llava.run(result, tmp_path, gpu, True, time.monotonic() + 600) == 0
-    assert len(result.rows) == 12 and all(row.ttft_s for row in result.rows)
+    todo = [Job(shape, 1, shape.budgets[:1]) for shape in (TINY, TINY_NEXT)]
+    monkeypatch.setattr(models, "plan", lambda *_: todo)
+    monkeypatch.setattr(models, "measure", quick)
+    results = empty_results("e2e")
+    assert models.run(results, tmp_path, gpu, True, time.monotonic() + 600) == 0
+    rows: list[Any] = results.rows
+    assert len(rows) == 12 and all(row.times for row in rows)
     # The model itself packs its tiles on the host.
-    noted = {(row.model, row.mode, row.selector) for row in result.rows if row.note}
-    assert noted == {(TINY_NEXT.name, "static", UNPRUNED)}
+    noted = {(row.model, row.mode, row.selector) for row in rows if row.note}
+    assert noted == {(TINY_NEXT.name, "static", "unpruned")}
 
 
 @pytest.mark.parametrize("way", ["chosen", *backends.GPU_KERNELS])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import published_selectors as published
+from bench.selectors import published
 from tests.selectors.cases import WAYS, Images, on, tied
 
 IMAGES = 200

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -52,12 +52,8 @@ def attach(model: Any, budget: int = BUDGET, selector: Any = None, **options: An
 
 
 @pytest.fixture
-def model() -> Iterator[Any]:
-    # Threads wait for each other longer than a tiny model computes.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield make_model()
-    torch.set_num_threads(threads)
+def model(one_thread: None) -> Any:
+    return make_model()
 
 
 @pytest.mark.parametrize("case", ROWS)

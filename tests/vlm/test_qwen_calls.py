@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -42,12 +41,8 @@ def attach(model: Any, budget: int = BUDGET, **options: Any) -> Any:
 
 
 @pytest.fixture
-def model() -> Iterator[Any]:
-    # Threads wait for each other longer than a tiny model computes.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield make_model()
-    torch.set_num_threads(threads)
+def model(one_thread: None) -> Any:
+    return make_model()
 
 
 def follow(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -40,12 +39,8 @@ class ByEarlyNorm(ByNorm):
 
 
 @pytest.fixture
-def model() -> Iterator[Any]:
-    # Threads wait for each other longer than a tiny model computes.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield make_model()
-    torch.set_num_threads(threads)
+def model(one_thread: None) -> Any:
+    return make_model()
 
 
 def make_images(sizes: list[tuple[int, int]] = PHOTOS) -> tuple[Tensor, list[list[int]]]:

@@ -57,19 +57,17 @@ def test_every_op_is_recorded_as_a_gpu_would_launch_it(found: Path) -> None:
     assert arch == 90
     kernels = {binary.kernel.partition(":")[2] for binary in binaries}
     assert {"resolve_kernel", "gru_kernel", "slot_attention_fwd_kernel"} <= kernels
-    dtypes = {v[0] for one in binaries for v in one.arguments.values() if isinstance(v, list)}
-    assert {"float32", "bfloat16", "int64"} <= dtypes
+    tensors = [v for one in binaries for v in one.arguments.values() if isinstance(v, list)]
+    assert {"float32", "bfloat16", "int64"} <= {dtype for dtype, _ in tensors}
     # The ops' awkward arguments begin between two multiples of 16 bytes.
-    aligned = {v[1] for one in binaries for v in one.arguments.values() if isinstance(v, list)}
-    assert aligned == {True, False}
+    assert {aligned for _, aligned in tensors} == {True, False}
     assert {stage for one in binaries for stage in one.stages} == {"first", "second"}
     assert all(one.options["num_warps"] in (1, 2, 4, 8) for one in binaries)
 
 
-def test_a_list_for_another_triton_is_refused(tmp_path: Path, found: Path) -> None:
-    top = json.loads(found.read_text())
+def test_a_list_for_another_triton_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
-    path.write_text(json.dumps({**top, "triton": "0.1"}))
+    path.write_text(json.dumps({"chip": 90, "triton": "0.1", "binaries": []}))
     with pytest.raises(ValueError, match=rf"for Triton 0\.1, this is {triton.__version__}"):
         read(path)
 
@@ -91,13 +89,13 @@ def test_a_tensor_is_as_it_was_written(dtype: torch.dtype, aligned: bool) -> Non
 
 
 def test_numbers_are_told_apart_as_triton_does() -> None:
-    types = [launches._type_of("n", value) for value in (1, 16, 32, 7, 9, 2**31, 2**31 + 16)]
+    type_of = launches._type_of
+    types = [type_of("n", value) for value in (1, 16, 32, 7, 9, 2**31, 2**31 + 16)]
     assert types[1] == types[2] and types[3] == types[4]
     assert types[5] == types[6] and len(set(types)) == 4
-    assert launches._type_of("eps", 0.5) == launches._type_of("eps", 0.25)
-    assert launches._type_of("EPS", 0.5) != launches._type_of("EPS", 0.25)
-    assert launches._type_of("ROWS", 16) != launches._type_of("ROWS", 32)
-    assert launches._type_of("MASKED", True) != launches._type_of("MASKED", 1)
+    assert type_of("eps", 0.5) == type_of("eps", 0.25)
+    for name, one, other in (("EPS", 0.5, 0.25), ("ROWS", 16, 32), ("MASKED", True, 1)):
+        assert type_of(name, one) != type_of(name, other)
 
 
 def test_an_argument_that_cannot_be_written_is_named() -> None:
@@ -132,26 +130,28 @@ def test_a_cache_holds_its_new_paths(tmp_path: Path) -> None:
     bundle.pack(cache, tmp_path / "cache.tar.xz")
     there = tmp_path / "elsewhere"
     bundle.unpack(tmp_path / "cache.tar.xz", there)
-    assert {path.name for path in (there / "ABC").iterdir()} == {
-        "__grp__a.json",
-        "a.json",
-        "a.cubin",
-    }
+    kept = ("a.json", "a.cubin")
+    assert {path.name for path in (there / "ABC").iterdir()} == {"__grp__a.json", *kept}
     group = json.loads((there / "ABC" / "__grp__a.json").read_text())["child_paths"]
     # Some versions of Triton take a group whole or not at all.
-    assert group == {name: str(there / "ABC" / name) for name in ("a.json", "a.cubin")}
+    assert group == {name: str(there / "ABC" / name) for name in kept}
 
 
 def test_a_bundle_is_put_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle, "ROOT", tmp_path / "checkout")
     (tmp_path / "checkout" / "ocvtp_kernels").mkdir(parents=True)
     prepared, folder, cache = (tmp_path / name for name in ("prepared", "folder", "made"))
-    for each in (prepared, folder, cache / "ABC"):
-        each.mkdir(parents=True)
-    (cache / "ABC" / "a.cubin").write_bytes(b"binary")
-    bundle.pack(cache, prepared / bundle.CACHE)
+    for each in (prepared, folder):
+        each.mkdir()
+
+    def add(entry: str, commit: str) -> None:
+        (cache / entry).mkdir(parents=True)
+        (cache / entry / "a.cubin").write_bytes(b"binary")
+        bundle.pack(cache, prepared / bundle.CACHE)
+        (prepared / bundle.MANIFEST).write_text(json.dumps({"chip": "sm_90", "commit": commit}))
+
+    add("ABC", "abc")
     (prepared / "_C.abi3.so").write_bytes(b"object")
-    (prepared / bundle.MANIFEST).write_text(json.dumps({"chip": "sm_90", "commit": "abc"}))
     with zipfile.ZipFile(prepared / "theirs-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("theirs/__init__.py", "")
     said = bundle.install(prepared, folder)
@@ -163,10 +163,7 @@ def test_a_bundle_is_put_in_its_place(tmp_path: Path, monkeypatch: pytest.Monkey
     (bundle.cache_of(folder) / "NEW").mkdir()
     bundle.install(prepared, folder)
     assert bundle.count(folder) == 2
-    (cache / "DEF").mkdir()
-    (cache / "DEF" / "a.cubin").write_bytes(b"another")
-    bundle.pack(cache, prepared / bundle.CACHE)
-    (prepared / bundle.MANIFEST).write_text(json.dumps({"chip": "sm_90", "commit": "def"}))
+    add("DEF", "def")
     bundle.install(prepared, folder)
     assert {path.name for path in bundle.cache_of(folder).iterdir()} == {"ABC", "DEF", "NEW"}
 

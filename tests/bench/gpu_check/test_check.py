@@ -19,31 +19,34 @@ from bench.gpu_check import __main__ as command
 from bench.gpu_check import bundle, checkout
 from bench.gpu_check.running import OUT_OF_TIME, Check, Outcome
 from bench.gpu_check.stages import NONE_RIGHT, STAGES, Stage
+from tests.bench.suites import empty_results
 
 SCRIPT = checkout.ROOT / "bench" / "gpu_check.sh"
-Run = Callable[..., tuple[int, dict[str, Any]]]
+
+
+class Command:
+    """The command in a folder of its own, with stages that do nothing unless told."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.out, self.work, self.patch = folder / "out", folder / "build" / "gpu_check", patch
+        patch.setattr(command, "ROOT", folder)
+        patch.setattr(checkout, "commit", lambda: "abc")
+        patch.delenv("TRITON_INTERPRET", raising=False)
+        for name in STAGES:
+            self.replace(name, lambda _: Outcome(0))
+
+    def replace(self, name: str, does: Callable[[Check], Outcome]) -> None:
+        self.patch.setitem(STAGES, name, Stage(1, 60, does))
+
+    def __call__(self, *arguments: str) -> tuple[int, dict[str, Any]]:
+        """Its status and summary."""
+        status = command.main(["--device", "cpu", "--output", str(self.out), *arguments])
+        return status, json.loads((self.out / "summary.json").read_text("utf-8"))
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The command in a folder of its own; returns its status and summary."""
-    monkeypatch.setattr(command, "ROOT", tmp_path)
-    monkeypatch.setattr(checkout, "commit", lambda: "abc")
-    for name in STAGES:
-        monkeypatch.setitem(STAGES, name, Stage(1, 60, lambda _: Outcome(0)))
-
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-
-    def main(*arguments: str) -> tuple[int, dict[str, Any]]:
-        out = tmp_path / "out"
-        status = command.main(["--device", "cpu", "--output", str(out), *arguments])
-        return status, json.loads((out / "summary.json").read_text("utf-8"))
-
-    return main
-
-
-def replace(monkeypatch: pytest.MonkeyPatch, name: str, does: Callable[[Check], Outcome]) -> None:
-    monkeypatch.setitem(STAGES, name, Stage(1, 60, does))
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    return Command(tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
@@ -61,16 +64,16 @@ def test_bad_arguments_are_refused(tmp_path: Path, arguments: list[str]) -> None
 
 
 def test_a_gpu_is_not_checked_in_the_interpreter(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    run.patch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(SystemExit) as error:
         run("--device", "cuda")
     assert error.value.code == 2 and "unset TRITON_INTERPRET" in capsys.readouterr().err
     assert run()[0] == 0
 
 
-def test_all_stages_in_order(run: Run) -> None:
+def test_all_stages_in_order(run: Command) -> None:
     status, summary = run()
     assert status == 0 and summary["commit"] == "abc"
     assert [one["stage"] for one in summary["stages"]] == list(STAGES)
@@ -91,36 +94,26 @@ def test_the_guide_has_the_same_times() -> None:
     assert f"({command.TOTAL_S} s)" in guide
 
 
-def test_a_failed_stage_is_recorded_and_the_rest_goes_on(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replace(monkeypatch, "prune", lambda _: Outcome(1, "it broke"))
+def test_a_failed_stage_is_recorded_and_the_rest_goes_on(run: Command) -> None:
+    run.replace("prune", lambda _: Outcome(1, "it broke"))
     status, summary = run("--only", "sanitizer,prune")
     assert status == 1
-    assert [(s["stage"], s["status"], s["note"]) for s in summary["stages"]] == [
-        ("prune", 1, "it broke"),
-        ("sanitizer", 0, ""),
-    ]
-
-
-def test_where_no_backend_is_right_nothing_else_is_run(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replace(monkeypatch, "smoke", lambda _: Outcome(NONE_RIGHT, "none"))
+    found = [(one["stage"], one["status"], one["note"]) for one in summary["stages"]]
+    assert found == [("prune", 1, "it broke"), ("sanitizer", 0, "")]
+    # Where no backend is right, nothing else is run.
+    run.replace("smoke", lambda _: Outcome(NONE_RIGHT, "none"))
     status, summary = run()
     assert status == NONE_RIGHT and [one["stage"] for one in summary["stages"]] == ["smoke"]
 
 
-def test_no_stage_has_more_than_its_own_time_or_what_is_left(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_stage_has_more_than_its_own_time_or_what_is_left(run: Command) -> None:
     limits = []
 
     def look(check: Check) -> Outcome:
         limits.append(check.limit)
         return Outcome(0)
 
-    replace(monkeypatch, "prune", look)
+    run.replace("prune", look)
     run("--only", "prune", "--total", "1000")
     run("--only", "prune", "--total", "30")
     assert limits[0] == 60 and 29 < limits[1] <= 30
@@ -130,35 +123,31 @@ def test_no_stage_has_more_than_its_own_time_or_what_is_left(
     assert "not begun" in summary["stages"][0]["note"]
 
 
-def test_a_second_command_brings_back_what_the_first_found(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_command_brings_back_what_the_first_found(run: Command) -> None:
     def write(check: Check) -> Outcome:
-        (check.folder / "prune.json").write_text('{"rows": []}')
+        empty_results("prune").save(check.folder)
         check.facts["smoke"] = {"device": "a device"}
         return Outcome(0)
 
-    replace(monkeypatch, "prune", write)
+    run.replace("prune", write)
     run("--only", "smoke,prune")
-    shutil.rmtree(tmp_path / "out")
+    shutil.rmtree(run.out)
     _, summary = run("--only", "sanitizer")
     assert [one["stage"] for one in summary["stages"]] == ["smoke", "prune", "sanitizer"]
     assert summary["facts"]["smoke"]["device"] == "a device"
-    assert (tmp_path / "out" / "prune.json").exists()
+    assert (run.out / "prune.json").exists()
     # Another commit, or all stages, begins anew.
     _, summary = run("--only", "sanitizer", "--commit", "def")
     assert [one["stage"] for one in summary["stages"]] == ["sanitizer"]
-    replace(monkeypatch, "prune", lambda _: Outcome(0))
+    run.replace("prune", lambda _: Outcome(0))
     run()
-    assert not (tmp_path / "build" / "gpu_check" / "cpu" / "prune.json").exists()
+    assert not (run.work / "cpu" / "prune.json").exists()
 
 
-def test_at_most_eight_files_come_back_after_every_stage(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_at_most_eight_files_come_back_after_every_stage(run: Command) -> None:
     def everything(check: Check) -> Outcome:
-        for kind in command.KINDS:
-            (check.folder / f"{kind}.json").write_text('{"rows": []}')
+        for suite in command.SUITES:
+            empty_results(suite).save(check.folder)
         (check.folder / "gpu.xml").write_text("<testsuites/>")
         (check.folder / "ncu-0.csv").write_text("")
         return Outcome(0)
@@ -166,24 +155,20 @@ def test_at_most_eight_files_come_back_after_every_stage(
     def killed(_: Check) -> Outcome:
         raise KeyboardInterrupt
 
-    replace(monkeypatch, "smoke", everything)
-    replace(monkeypatch, "build", killed)
+    run.replace("smoke", everything)
+    run.replace("build", killed)
     with pytest.raises(KeyboardInterrupt):
         run()
-    files = {path.name for path in (tmp_path / "out").iterdir()}
+    files = {path.name for path in run.out.iterdir()}
     assert len(files) == 8 and {"summary.json", "screen.txt", "logs.tgz"} <= files
-    with tarfile.open(tmp_path / "out" / "logs.tgz") as logs:
+    with tarfile.open(run.out / "logs.tgz") as logs:
         assert set(logs.getnames()) == {"smoke.log", "gpu.xml", "ncu-0.csv"}
 
 
-def test_the_bundle_is_put_in_its_place_on_a_gpu_alone(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    installed = []
-    monkeypatch.setattr(bundle, "install", lambda *given: installed.append(given) or "installed")
-    prepared = tmp_path / "prepared"
-    prepared.mkdir()
-    run("--only", "smoke", "--bundle", str(prepared))
+def test_the_bundle_is_put_in_its_place_on_a_gpu_alone(run: Command, tmp_path: Path) -> None:
+    installed: list[Any] = []
+    run.patch.setattr(bundle, "install", lambda *given: installed.append(given) or "installed")
+    run("--only", "smoke", "--bundle", str(tmp_path))
     assert installed == []
-    run("--only", "smoke", "--bundle", str(prepared), "--device", "cuda")
-    assert installed == [(prepared, tmp_path / "build" / "gpu_check" / "cuda")]
+    run("--only", "smoke", "--bundle", str(tmp_path), "--device", "cuda")
+    assert installed == [(tmp_path, run.work / "cuda")]

@@ -19,16 +19,19 @@ from bench.workloads import Workload
 from ocvtp_kernels import backends, native
 from tests.ops.cases import ARGUMENTS
 
-SMALL = Workload(1, 40, 7, 7, 24, 16)
 
-
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(smoke, "LOADS", (SMALL,))
+    monkeypatch.setattr(smoke, "LOADS", (Workload(1, 40, 7, 7, 24, 16),))
     # Kernels are replaced as well, so Triton's interpreter does not matter.
     monkeypatch.setattr(backends, "interpreting", lambda: False)
     with standing_in():
         yield
+
+
+def without_device() -> Any:
+    # Undone before the stand-in, which puts back what it found.
+    return mock.patch.object(torch.cuda, "is_available", lambda: False)
 
 
 def answers(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -37,19 +40,15 @@ def answers(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     return status, json.loads(path.read_text("utf-8"))
 
 
-@pytest.mark.usefixtures("gpu")
 def test_both_backends_are_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, said = answers(tmp_path)
     assert status == 0 and said["chip"] == "sm_90" and said["absent"] == {}
-    assert [(one["backend"], one["right"]) for one in said["answers"]] == [
-        ("triton", True),
-        ("cuda", True),
-    ]
+    answered = [(one["backend"], one["right"]) for one in said["answers"]]
+    assert answered == [("triton", True), ("cuda", True)]
     assert all("timed by graph" in one["note"] for one in said["answers"])
     assert capsys.readouterr().out.count(": right: ") == 2
 
 
-@pytest.mark.usefixtures("gpu")
 def test_wrong_on_one_backend_and_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = backends._kernels["prune"]["cpu"].run
 
@@ -65,7 +64,6 @@ def test_wrong_on_one_backend_and_on_all(tmp_path: Path, monkeypatch: pytest.Mon
     assert answers(tmp_path)[0] == NONE_RIGHT
 
 
-@pytest.mark.usefixtures("gpu")
 def test_a_backend_that_is_not_built_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_no_cuda_reason", lambda _: "it is not built")
     status, said = answers(tmp_path)
@@ -74,7 +72,6 @@ def test_a_backend_that_is_not_built_yet(tmp_path: Path, monkeypatch: pytest.Mon
     assert answers(tmp_path, "--backends", "triton,cuda")[0] == 1
 
 
-@pytest.mark.usefixtures("gpu")
 def test_what_cannot_be_captured_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = smoke.measure
     monkeypatch.setattr(
@@ -86,14 +83,12 @@ def test_what_cannot_be_captured_is_wrong(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_without_a_gpu_or_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert smoke.main([]) == NONE_RIGHT
-    monkeypatch.setattr(backends, "interpreting", lambda: True)
-    with standing_in():
+    with without_device():
         assert smoke.main([]) == NONE_RIGHT
+    monkeypatch.setattr(backends, "interpreting", lambda: True)
+    assert smoke.main([]) == NONE_RIGHT
 
 
-@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_every_op_is_called(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert every_op.main(backend) == 0
@@ -105,11 +100,9 @@ def test_every_op_is_called(backend: str, capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_sanitizer_that_saw_nothing_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "unsupported_by_call", lambda *_: "it is not here")
-    with standing_in():
-        assert every_op.main("triton") == 1
+    assert every_op.main("triton") == 1
 
 
-@pytest.mark.usefixtures("gpu")
 def test_one_call_is_profiled(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,7 +111,6 @@ def test_one_call_is_profiled(
     assert capsys.readouterr().out.strip() == "B 2, N 40, K 7, bfloat16"
 
 
-@pytest.mark.usefixtures("gpu")
 def test_native_objects_of_another_arch_are_not_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +122,5 @@ def test_native_objects_of_another_arch_are_not_here(
     monkeypatch.setattr(native, "build_info", lambda: other)
     assert native_here.why_not("cuda") == "built for 8.0, this is 9.0"
     assert native_here.main("cuda") == 1
-    # Undone before the stand-in, which puts back what it found.
-    with mock.patch.object(torch.cuda, "is_available", lambda: False):
+    with without_device():
         assert native_here.main("cuda") == native_here.NO_DEVICE == stages.NO_DEVICE

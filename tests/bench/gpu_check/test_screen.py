@@ -1,12 +1,16 @@
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.gpu_check.screen import LINES, WIDTH, screen
 from bench.gpu_check.stages import STAGES
 from bench.gpu_check.tests_read import read_junit, subject_of
+from bench.results import CheckResult, Method, ModelRow, ModelTimes, OpRow, Row, SelectorRow, Times
+from bench.workloads import Workload
+from ocvtp_kernels.cost.work import Work
+from tests.bench.suites import empty_results
 
 
 def summary(**facts: Any) -> dict[str, Any]:
@@ -17,16 +21,19 @@ def summary(**facts: Any) -> dict[str, Any]:
     return {"device": "cuda", "commit": "abc", "stages": stages, "facts": facts}
 
 
-def row(variant: str, method: str | None, seconds: float | None, batch: int = 1) -> dict[str, Any]:
-    size = {"batch": batch, "num_tokens": 576, "num_slots": 64, "dtype": "bfloat16"}
-    gate = {"passed": seconds is not None, "note": "ids out of range"}
-    head = {"op": "prune", "variant": variant, "direction": "forward", "workload": size}
-    times = {"median_s": seconds, "method": method, "share_of_ceiling": 0.25}
-    return {**head, **times, "gate": gate}
+def times(seconds: float, method: Method = "graph") -> Times:
+    return Times(seconds, seconds, seconds, 5, method)
 
 
-def write(folder: Path, kind: str, rows: list[dict[str, Any]]) -> None:
-    (folder / f"{kind}.json").write_text(json.dumps({"rows": rows}))
+def row(variant: str, method: Method, seconds: float | None, batch: int = 1) -> OpRow:
+    load = Workload(batch, 576, 64, 64, dtype="bfloat16")
+    gate = CheckResult(seconds is not None, "ids out of range")
+    took = None if seconds is None else times(seconds, method)
+    return OpRow("prune", variant, "forward", load, Work(0, 125_000), gate, took)
+
+
+def write(folder: Path, suite: Any, rows: list[Row]) -> None:
+    replace(empty_results(suite), rows=rows).save(folder)
 
 
 def test_the_machine_and_every_stage(tmp_path: Path) -> None:
@@ -50,32 +57,48 @@ def test_the_machine_and_every_stage(tmp_path: Path) -> None:
 
 
 def test_prune_beside_its_baselines(tmp_path: Path) -> None:
-    times = {("prune", "graph"): 5e-5, ("eager", "graph"): 1e-3, ("csrc", "graph"): 2e-4}
-    times |= {("prune", "events"): 4e-4, ("eager", "events"): 2e-3, ("published", "events"): 2.0}
-    rows = [row(*key, seconds) for key, seconds in times.items()]
-    write(tmp_path, "prune", [*rows, row("prune", "graph", 1e-3, batch=64)])
-    write(tmp_path, "compile", [row("compile", "events", 3e-4), row("prune", "events", 4e-4)])
+    rows: list[Row] = [
+        row("ocvtp", "graph", 5e-5), row("eager", "graph", 1e-3), row("csrc", "graph", 2e-4),
+        row("ocvtp", "events", 4e-4), row("eager", "events", 2e-3), row("published", "events", 2.0),
+        row("ocvtp", "graph", 1e-3, batch=64), row("csrc", "graph", None, batch=64),
+    ]  # fmt: skip
+    write(tmp_path, "prune", rows)
+    write(tmp_path, "compile", [row("compile", "events", 3e-4), row("ocvtp", "events", 4e-4)])
     lines = screen(summary(), tmp_path)
     (line,) = [line for line in lines if line.startswith("B 1,")]
     cells = ["50", "1000", "200", "400", "2000", ">", "1", "s", "300", "25.0%"]
     assert line.split()[-len(cells) :] == cells
-    assert any(line.startswith("B 64,") for line in lines)
+    (line,) = [line for line in lines if line.startswith("B 64,")]
+    assert line.split()[-3:] == ["1000", "refused", "1.2%"]
+    what = "prune csrc forward B 64, N 576, K 64, bf16"
+    assert lines[-1] == f"refused: {what}: ids out of range"
 
 
 def test_the_first_token_by_stage(tmp_path: Path) -> None:
     stages = {"encoder": 0.004, "pruner": 0.0005, "projector": 0.0001, "prefill": 0.02}
-    head = {"model": "LLaVA", "mode": "static", "budget": 64, "note": ""}
-    rows = [
-        {**head, "selector": "ocvtp", "ttft_s": 0.0246, "stages": stages},
-        {**head, "selector": "random", "ttft_s": 0.02, "stages": stages},
-        {**head, "selector": "unpruned", "ttft_s": None, "stages": {}, "note": "out of memory"},
+    took = ModelTimes(times(0.0246), stages, 90.0, 2**20, None)  # type: ignore[arg-type]
+    rows: list[Row] = [
+        ModelRow("LLaVA", "static", "ocvtp", 1, 64, 576, took, ""),
+        ModelRow("LLaVA", "static", "random", 1, 64, 576, took, ""),
+        ModelRow("LLaVA", "static", "unpruned", 1, 576, 576, None, "out of memory"),
     ]
     write(tmp_path, "e2e", rows)
     lines = screen(summary(), tmp_path)
     (line,) = [line for line in lines if line.startswith("LLaVA static ocvtp 64")]
     assert line.split()[-5:] == ["24.60", "4.00", "0.50", "0.10", "20.00"]
-    assert any(line.endswith("out of memory") for line in lines)
+    assert any(line.startswith("LLaVA") and line.endswith("out of memory") for line in lines)
     assert not any("random" in line for line in lines)
+    assert lines[-1] == "refused: LLaVA static unpruned: out of memory"
+
+
+def test_a_selector_that_is_wrong_and_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    gate = CheckResult(False, "ids out of range")
+    head = ("trim", 64, 576, 1024, 64, "float32", gate)
+    write(tmp_path, "selectors", [SelectorRow(*head, None, None, None, None, None)])
+    (tmp_path / "ops.json").write_text("{")
+    unreadable, wrong = screen(summary(), tmp_path)[-2:]
+    assert unreadable.startswith(f"failed: {tmp_path / 'ops.json'}: cannot be read")
+    assert wrong == "refused: trim B 64: ids out of range"
 
 
 def test_it_is_one_screen_whatever_failed(tmp_path: Path) -> None:
@@ -84,7 +107,7 @@ def test_it_is_one_screen_whatever_failed(tmp_path: Path) -> None:
     facts = {"gpu tests": {"failed": names, "by subject": subjects, "passed": 1}}
     kernels = [{"kernel": f"{place}_kernel", "ns": 1000.0 + place} for place in range(14)]
     profile = [{"workload": "B 1, N 576", "kernels": kernels}] * 3
-    write(tmp_path, "prune", [row("prune", "graph", 1e-4, batch=b) for b in range(1, 40)])
+    write(tmp_path, "prune", [row("ocvtp", "graph", 1e-4, batch=b) for b in range(1, 40)])
     write(tmp_path, "selectors", [])
     lines = screen(summary(profile=profile, **facts), tmp_path)
     assert len(lines) == LINES and max(map(len, lines)) <= WIDTH

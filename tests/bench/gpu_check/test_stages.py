@@ -17,15 +17,15 @@ from bench.gpu_check.running import OUT_OF_TIME, Check, Outcome
 class Scripted(Check):
     """A check whose commands are answered here."""
 
-    def __init__(self, folder: Path, device: str = "cuda", short: bool = False) -> None:
-        super().__init__(device, short, folder, folder / "prepared", "abc", 100.0)
+    def __init__(self, folder: Path, device: str = "cuda") -> None:
+        super().__init__(device, False, folder, folder / "prepared", "abc", 100.0)
         self.log = folder / "stage.log"
         self.log.write_text("the last line\n")
         self.commands: list[tuple[str, ...]] = []
         self.environments: list[dict[str, str]] = []
         self.statuses: list[int] = []
-        self.report = ""
-        self.answers: list[dict[str, Any]] = []
+        self.report = ""  # of pytest
+        self.answers: list[dict[str, Any]] = []  # of smoke
 
     def run(self, *command: str, share: float = 1.0, **environment: str) -> int:
         self.commands.append(command)
@@ -169,8 +169,10 @@ def test_a_backend_that_was_built_stands_beside_the_others(check: Scripted) -> N
 def test_compile_is_followed_by_other_peoples_kernels(check: Scripted) -> None:
     check.statuses = [1, 0]
     assert stages.compiled(check).status == 1
-    assert [command[3] for command in check.commands] == ["compile", "micro"]
-    assert "slot_attention,attention_received" in check.commands[1]
+    assert [given[2:6] for given in check.commands] == [
+        ("bench", "run", "--suite", suite) for suite in ("compile", "ops")
+    ]
+    assert check.commands[1][-2:] == ("--op", "slot_attention,attention_received")
 
 
 def test_what_ncu_says_is_kept_by_workload(
@@ -189,13 +191,10 @@ def test_what_ncu_says_is_kept_by_workload(
     check.statuses = [0, 0, 1]
     outcome = stages.profile(check)
     assert outcome.status == 1 and "workload 2: status 1, 0 kernels" in outcome.note
-    assert [one["workload"] for one in check.facts["profile"]] == [
-        "B 1, N 576, K 64, bfloat16",
-        "B 64, N 576, K 64, bfloat16",
-    ]
-    assert check.facts["profile"][0]["kernels"] == [
-        {"kernel": "linear_kernel", "ns": 12345.0, "sm": 41.5},
-        {"kernel": "resolve_kernel", "ns": 2000.0},
+    kernels = [{"kernel": "linear_kernel", "ns": 12345.0, "sm": 41.5}]
+    kernels += [{"kernel": "resolve_kernel", "ns": 2000.0}]
+    assert check.facts["profile"] == [
+        {"workload": f"B {batch}, N 576, K 64, bfloat16", "kernels": kernels} for batch in (1, 64)
     ]
 
 
@@ -204,13 +203,12 @@ def test_a_gpu_has_the_bundles_cache_and_packages(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "mine")
     code = "import os, json; print(json.dumps(dict(os.environ)))"
+    found = []
     for device in ("cpu", "cuda"):
         check = Check(device, False, tmp_path, tmp_path, None, 60.0, tmp_path / f"{device}.log")
         assert check.run(sys.executable, "-c", code, GIVEN="1") == 0
-    cpu, cuda = (
-        json.loads((tmp_path / f"{device}.log").read_text().splitlines()[-1])
-        for device in ("cpu", "cuda")
-    )
+        found.append(json.loads(check.said().splitlines()[-1]))
+    cpu, cuda = found
     assert cuda["TRITON_INTERPRET"] == "0"
     assert cpu["GIVEN"] == cuda["GIVEN"] == "1"
     assert cpu["PYTHONPATH"] == "mine" and "TRITON_CACHE_DIR" not in cpu

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from bench.gpu_check import checkout
-from bench.gpu_check.__main__ import KINDS
+from bench.gpu_check.__main__ import SUITES
 from bench.gpu_check.screen import LINES
-from ocvtp_kernels.report.results import read_result
+from bench.results import read_results
 
 pytestmark = pytest.mark.slow
 
@@ -25,24 +25,27 @@ SITE = """
 import os, sys
 
 module = sys.orig_argv[2] if sys.orig_argv[1:2] == ["-m"] else ""
-if module == "bench.run" or module.startswith("bench.gpu_check."):
+if module == "bench" or module.startswith("bench.gpu_check."):
     sys.path.insert(0, os.getcwd())
     import torch
-    from bench import llava, llava_models, llava_plan, selectors, selectors_inputs, shapes, traffic
+    import bench.models.run, bench.selectors.run
+    from bench import ceilings, results, workloads
     from bench.gpu_check import one_prune
+    from bench.models import llava, plan
     from bench.rehearsal import standing_in
+    from bench.selectors import inputs
     from ocvtp_kernels import native
 
     torch.set_num_threads(1)
-    tiny = [shapes.Workload(batch, 40, 7, 7, 24, 16, "bfloat16") for batch in (1, 2)]
-    shapes.CUDA_SHORT = shapes.Workloads(tuple(tiny), (tiny[0],), (tiny[1],), (tiny[0],))
-    shapes.square = lambda *_, **__: tiny[0]
+    tiny = [workloads.Workload(batch, 40, 7, 7, 24, 16, "bfloat16") for batch in (1, 2)]
+    workloads.CUDA_SHORT = workloads.Workloads(tuple(tiny), (tiny[0],), (tiny[1],), (tiny[0],))
+    workloads.square = lambda *_, **__: tiny[0]
     one_prune.SIZES = one_prune.SIZES[:2]
-    shape = llava_models.TINY
-    llava.plan = lambda *_: [llava_plan.Job(shape, 1, shape.budgets[:1])]
-    selectors.plan = lambda *_: [selectors_inputs.Job(1, 8, 8, 48, 4, 24, 32)]
-    ceilings = traffic.Ceilings(10.0, {"float32": 0.1, "bfloat16": 0.1})
-    traffic.measure_ceilings = lambda *_: ceilings
+    shape = llava.TINY
+    bench.models.run.plan = lambda *_: [plan.Job(shape, 1, shape.budgets[:1])]
+    bench.selectors.run.plan = lambda *_: [inputs.Job(1, 8, 8, 48, 4, 24, 32)]
+    rates = results.Ceilings(10.0, {"float32": 0.1, "bfloat16": 0.1})
+    ceilings.measure_ceilings = lambda *_: rates
     torch.compile = lambda function, **_: function
     torch.compiler.reset = torch.compiler.cudagraph_mark_step_begin = lambda: None
     built = native.BuildInfo("", 17, "", "", "", ("9.0",), "", {})
@@ -97,10 +100,9 @@ def test_every_stage_is_run(tmp_path: Path) -> None:
     assert summary["facts"]["smoke"]["absent"] == {}
     assert summary["facts"]["gpu tests"]["passed"] > 3
     assert len(summary["facts"]["profile"]) == 3 and summary["facts"]["sanitizer"] == []
-    for kind in KINDS:
-        result = read_result(out / f"{kind}.json")
-        assert result.commit == "abc" and result.device == "NVIDIA H100 80GB HBM3"
-        assert result.micro or result.e2e or result.selectors
+    for suite in SUITES:
+        found = read_results(out / f"{suite}.json")
+        assert found.commit == "abc" and found.device == "NVIDIA H100 80GB HBM3" and found.rows
     lines = (out / "screen.txt").read_text("utf-8").splitlines()
     assert len(lines) <= LINES and done.stdout.endswith("\n".join(lines) + "\n")
     assert not any(line.startswith(("refused:", "failed:", "wrong:")) for line in lines)

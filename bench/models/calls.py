@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.llava_models import BEFORE, UNPRUNED, Choice, Placeholders, Vlm
+from bench.models.llava import BEFORE, Choice, Mode, Placeholders, Vlm
 from bench.timing import first_line, no_waiting
 from ocvtp_kernels.vlm.attach import attach
 from ocvtp_kernels.vlm.handle import Handle
@@ -32,7 +32,6 @@ class Eager:
         batch: rows.
     """
 
-    mode = "eager"
     note = ""
 
     def __init__(self, vlm: Vlm, choice: Choice, batch: int) -> None:
@@ -85,20 +84,22 @@ class Eager:
 
     def decode(self) -> Tensor:
         """`NEW_TOKENS` tokens from the cache, each the likeliest."""
-        token = self.input_ids[:, -1:]
-        for _ in range(NEW_TOKENS):
-            token = self.step(token).argmax(-1, keepdim=True)
+        token = self._extend()
         self.rewind()
         return token
 
     def cache_bytes(self) -> int:
         """Bytes of keys and values once the prompt and `NEW_TOKENS` tokens are in the cache."""
-        token = self.input_ids[:, -1:]
-        for _ in range(NEW_TOKENS):
-            token = self.step(token).argmax(-1, keepdim=True)
+        self._extend()
         count = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
         self.rewind()
         return int(count)
+
+    def _extend(self) -> Tensor:
+        token = self.input_ids[:, -1:]
+        for _ in range(NEW_TOKENS):
+            token = self.step(token).argmax(-1, keepdim=True)
+        return token
 
     def _forward(self, **arguments: Any) -> Tensor:
         output = self.view(**arguments, use_cache=True, logits_to_keep=1)
@@ -113,16 +114,13 @@ class Static(Eager):
     On CUDA the calls are CUDA graphs; ``note`` says which part could not be captured and why.
     """
 
-    mode = "static"
-
     def __init__(self, vlm: Vlm, choice: Choice, batch: int) -> None:
         from transformers import StaticCache
 
         super().__init__(vlm, choice, batch)
-        room = self.length + NEW_TOKENS
-        device = vlm.device
-        self.cache = StaticCache(config=self.view.config, max_cache_len=room)
-        self._columns = torch.arange(room, device=device)
+        size, device = self.length + NEW_TOKENS, vlm.device
+        self.cache = StaticCache(config=self.view.config, max_cache_len=size)
+        self._columns = torch.arange(size, device=device)
         self._rows = torch.arange(self.length, device=device)[None]
         # A mask of our own: the model would read the cache's length on the host to make one.
         self._mask = (self._columns <= self._rows[0][:, None])[None, None]
@@ -138,19 +136,15 @@ class Static(Eager):
         self.prefill()
 
     def first(self) -> Tensor:
-        """As `Eager.first`."""
         return self._run_first()
 
     def encode(self) -> Tensor:
-        """As `Eager.encode`."""
         return self._run_encode()
 
     def prefill(self) -> Tensor:
-        """As `Eager.prefill`."""
         return self._run_prefill()
 
     def step(self, token: Tensor) -> Tensor:
-        """As `Eager.step`."""
         self._token.copy_(token)
         return self._run_step()
 
@@ -159,7 +153,7 @@ class Static(Eager):
         self._set_length(self.length)
 
     def decode(self) -> Tensor:
-        """As `Eager.decode`; the graph passes each token on to the next step."""
+        # The graph passes each token on to the next step.
         self._token.copy_(self.input_ids[:, -1:])
         for _ in range(NEW_TOKENS):
             self._run_step()
@@ -239,7 +233,7 @@ def is_captured_on(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-MODES: dict[str, type[Eager]] = {Eager.mode: Eager, Static.mode: Static}
+MODES: dict[Mode, type[Eager]] = {"eager": Eager, "static": Static}
 
 
 def pruned_view(
@@ -248,7 +242,7 @@ def pruned_view(
     """A view of the model that keeps what is chosen, its handle, and the placeholders an image."""
     view, processor = vlm.view(), Placeholders(vlm.shape, batch)
     handle = None
-    if choice.selector != UNPRUNED:
+    if choice.selector != "unpruned":
         selector = vlm.selector(choice)
         handle = attach(view, processor, selector, choice.budget, timed=timed)
     return view, handle, processor.count()

@@ -6,13 +6,12 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bench.cases import Case
-from bench.ops import case_of
+from bench.ops.prune import pruner_of
 from bench.workloads import BUDGETS, Workload
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.interface import Selector
@@ -21,8 +20,8 @@ from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 TEXT_TOKENS = 32
 BEFORE = 6  # text tokens in front of the image
 TILES = 2  # LLaVA-NeXT's photo is so large that its tiles are a square of so many
-ROOM = 1.2  # memory that a model needs to be made, over its weights
-UNPRUNED, RANDOM, OCVTP = "unpruned", "random", "ocvtp"
+HEADROOM = 1.2  # memory that a model needs to be made, over its weights
+Mode = Literal["eager", "static"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ TINY_NEXT = Shape(
 class Choice(NamedTuple):
     """Which tokens the language model gets."""
 
-    selector: str  # UNPRUNED, RANDOM or OCVTP
+    selector: Literal["unpruned", "random", "ocvtp"]
     budget: int  # tokens of an image
 
 
@@ -171,20 +170,17 @@ class Vlm:
         sizes = torch.full((batch, 2), self.shape.side)
         return {"image_sizes": sizes} if self.shape.is_next else {}
 
-    def pruning(self, budget: int) -> Case:
-        """The pruner's case at the model's sizes, one slot for each token to keep."""
-        shape = self.shape
-        dtype = str(shape.dtype).removeprefix("torch.")
+    def workload(self, budget: int) -> Workload:
+        """The pruner's sizes, one slot for each token to keep."""
+        shape, dtype = self.shape, str(self.shape.dtype).removeprefix("torch.")
         width = shape.vision["hidden_size"]
-        load = Workload(1, shape.num_tokens, budget, budget, width, shape.slot_dim, dtype)
-        return case_of("prune", load, self.device)
+        return Workload(1, shape.num_tokens, budget, budget, width, shape.slot_dim, dtype)
 
     def selector(self, choice: Choice) -> Selector:
         """The selector."""
-        if choice.selector == RANDOM:
+        if choice.selector == "random":
             return RandomSelector(0)
-        pruner = self.pruning(choice.budget).pruner
-        assert pruner is not None
+        pruner = pruner_of(self.workload(choice.budget), self.device)
         return PrunerSelector(pruner.freeze())
 
 
@@ -210,7 +206,7 @@ def require_memory(shape: Shape, device: torch.device) -> None:
     with _made_as(shape.dtype, torch.device("meta")):
         weights = sum(parameter.nbytes for parameter in _build(shape).parameters())
     free = torch.cuda.mem_get_info(device)[0]
-    if ROOM * weights > free:
+    if HEADROOM * weights > free:
         raise torch.OutOfMemoryError(
             f"the weights take {weights / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
         )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bench.gate import FACTOR
-from bench.llava_calls import Eager, pruned_view
-from bench.llava_models import BEFORE, OCVTP, TILES, Choice, Vlm
+from bench.models.calls import Eager, pruned_view
+from bench.models.llava import BEFORE, TILES, Choice, Vlm
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -23,7 +23,7 @@ def why_model_is_wrong(vlm: Vlm) -> str | None:
     """Why a model with all tokens kept differs from the model alone, or None."""
     shape = vlm.shape
     whole, _, placeholders = pruned_view(vlm, Choice("unpruned", shape.num_tokens), 1)
-    kept, _, attached = pruned_view(vlm, Choice(OCVTP, shape.num_packed), 1)
+    kept, _, attached = pruned_view(vlm, Choice("ocvtp", shape.num_packed), 1)
     if attached != placeholders:
         return f"with everything kept the prompt has {attached} placeholders, not {placeholders}"
     logits = []

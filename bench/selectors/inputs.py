@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import published_selectors as published
-from bench.pruners import random_pruner
-from ocvtp_kernels import PrunerConfig
-from ocvtp_kernels.selectors.interface import Selector, SelectorInputs
+from bench.ops.prune import pruner_of
+from bench.selectors import published
+from bench.workloads import Workload
+from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.selectors.registry import METHODS, make_selector
 from ocvtp_kernels.selectors.similarity import cosine
@@ -23,6 +23,7 @@ from ocvtp_kernels.selectors.vlm_pruner import EPS, VLMPruner, screen_channels
 OC_PRUNER = "oc-pruner"
 NAMES = (OC_PRUNER, *METHODS)
 PUBLISHED = ("vlm-pruner", "divprune")
+T = TypeVar("T", SelectorInputs, Selected)
 
 OBJECTS = 6  # smooth features vary over a grid of so many cells a side
 DETAIL = 0.5  # what a token differs by from its neighbours, beside 1 of what it shares with them
@@ -116,15 +117,8 @@ def selector_of(name: str, job: Job, device: torch.device) -> Selector:
     """A method at its defaults, or the OC-pruner, its weights random and folded."""
     if name != OC_PRUNER:
         return make_selector(name)
-    config = PrunerConfig(
-        enc_in_dim=job.width,
-        enc_dims=(4 * job.slot_dim, job.slot_dim),
-        init_num=job.budget,
-        init_dim=job.slot_dim,
-        agg_embed_dim=job.slot_dim,
-        agg_ffn_dim=4 * job.slot_dim,
-    )
-    return PrunerSelector(random_pruner(config).to(device).freeze())
+    load = Workload(1, job.num_tokens, job.budget, job.budget, job.width, job.slot_dim)
+    return PrunerSelector(pruner_of(load, device).freeze())
 
 
 def run_published(
@@ -163,14 +157,18 @@ def loops_of(
     )
 
 
-def tensors_in(inputs: SelectorInputs) -> dict[str, Tensor]:
-    """The tensors of the inputs by name; two names may share one."""
-    named: dict[str, Any] = inputs._asdict()
-    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+def tensors_in(values: SelectorInputs | Selected) -> dict[str, Tensor]:
+    """The tensors by name; two names may share one."""
+    return {name: v for name, v in values._asdict().items() if isinstance(v, Tensor)}
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], values: T) -> T:
+    """The same with every tensor changed."""
+    changed: dict[str, Any] = {name: change(v) for name, v in tensors_in(values).items()}
+    return values._replace(**changed)
 
 
 def copy_of(inputs: SelectorInputs) -> SelectorInputs:
     """The same values in memory of its own."""
-    copied: dict[str, Any] = {name: value.clone() for name, value in tensors_in(inputs).items()}
-    copied["reference_tokens"] = copied["final_tokens"]
-    return inputs._replace(**copied)
+    copied = map_tensors(Tensor.clone, inputs)
+    return copied._replace(reference_tokens=copied.final_tokens)

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.llava_calls import MODES
-from bench.llava_models import (
-    LLAVA,
-    LLAVA_13B,
-    NEXT,
-    OCVTP,
-    RANDOM,
-    TINY,
-    TINY_NEXT,
-    UNPRUNED,
-    Choice,
-    Shape,
-)
-from bench.results import EndToEnd
+from bench.models.calls import MODES
+from bench.models.llava import LLAVA, LLAVA_13B, NEXT, TINY, TINY_NEXT, Choice, Mode, Shape
+from bench.results import ModelRow, ModelTimes
 
-TINY_BATCHES = (1, 2)
 CROWDED = 32  # a batch whose caches do not all fit beside each other
+
+Variation = tuple[Mode, Choice]
 
 
 @dataclass(frozen=True)
@@ -32,35 +22,44 @@ class Job:
     budgets: tuple[int, ...]
     unpruned: bool = True  # False: another job times it
 
+    def __str__(self) -> str:
+        return f"{self.shape.name}, batch {self.batch}"
+
     @property
     def choices(self) -> list[Choice]:
         """The unpruned model first."""
-        kept = [Choice(name, budget) for budget in self.budgets for name in (OCVTP, RANDOM)]
-        whole = [Choice(UNPRUNED, self.shape.num_tokens)] if self.unpruned else []
+        kept = [Choice(name, budget) for budget in self.budgets for name in ("ocvtp", "random")]
+        whole = [Choice("unpruned", self.shape.num_tokens)] if self.unpruned else []
         return [*whole, *kept]
 
     @property
-    def groups(self) -> list[list[tuple[str, Choice]]]:
+    def groups(self) -> list[list[Variation]]:
         """The modes and choices that are interleaved, and in memory at once.
 
         A budget each, whose rows are there as soon as it is done; the unpruned model takes turns
         with the first, unless the batch is so large that it is alone.
         """
-        groups: dict[object, list[tuple[str, Choice]]] = {}
+        groups: dict[object, list[Variation]] = {}
         for choice in self.choices:
             for mode in MODES:
                 key: object = choice.budget
-                if choice.selector == UNPRUNED:
+                if choice.selector == "unpruned":
                     key = mode if self.batch >= CROWDED else self.budgets[0]
                 groups.setdefault(key, []).append((mode, choice))
         return list(groups.values())
+
+    def row(self, variation: Variation, times: ModelTimes | None, note: str) -> ModelRow:
+        """A variation's row, with its times or the reason why there are none."""
+        mode, choice = variation
+        head = (self.shape.name, mode, choice.selector, self.batch, choice.budget)
+        return ModelRow(*head, self.shape.num_tokens, times, note)
 
 
 def plan(device: str, short: bool) -> list[Job]:
     """What a run times, the most important first, since a run may have a deadline."""
     headlines = [Job(shape, 1, shape.budgets[:1]) for shape in (NEXT, LLAVA)]
     if device == "cpu":
-        batches = (1,) if short else TINY_BATCHES
+        batches = (1,) if short else (1, 2)
         tiny = ((shape, batch) for shape in (TINY, TINY_NEXT) for batch in batches)
         return [Job(s, batch, s.budgets[:1] if short else s.budgets) for s, batch in tiny]
     if short:
@@ -72,37 +71,17 @@ def plan(device: str, short: bool) -> list[Job]:
     return [*headlines, *others, *(Job(shape, batch, shape.budgets) for shape, batch in order)]
 
 
-def empty_row(job: Job, choice: Choice, mode: str, note: str) -> EndToEnd:
-    """A row without a figure; the note says why."""
-    return EndToEnd(
-        model=job.shape.name,
-        mode=mode,
-        selector=choice.selector,
-        batch=job.batch,
-        budget=choice.budget,
-        num_tokens=job.shape.num_tokens,
-        stages={},
-        ttft_s=None,
-        ttft_p20_s=None,
-        ttft_p80_s=None,
-        rounds=0,
-        decode_tokens_per_s=None,
-        cache_bytes=None,
-        pruner_added_s=None,
-        note=note,
-    )
-
-
-def describe(row: EndToEnd) -> str:
+def describe(row: ModelRow) -> str:
     """A row as a line of the table."""
     head = f"{row.model} B={row.batch} {row.mode} {row.selector} {row.budget} of {row.num_tokens}"
-    if row.ttft_s is None or row.decode_tokens_per_s is None or row.cache_bytes is None:
+    if row.times is None:
         return f"{head}: {row.note}"
-    stages = ", ".join(f"{name} {value * 1e3:.3f}" for name, value in row.stages.items())
-    added = row.pruner_added_s
+    stages = ", ".join(f"{name} {value * 1e3:.3f}" for name, value in row.times.stages.items())
+    added = row.times.pruner_added_s
     return (
-        f"{head}: TTFT {row.ttft_s * 1e3:.3f} ms ({stages} ms), "
-        f"{row.decode_tokens_per_s:.1f} tokens/s, cache {row.cache_bytes / 2**20:.1f} MiB"
+        f"{head}: TTFT {row.times.ttft.median * 1e3:.3f} ms ({stages} ms), "
+        f"{row.times.decode_tokens_per_s:.1f} tokens/s, "
+        f"cache {row.times.cache_bytes / 2**20:.1f} MiB"
         + ("" if added is None else f", the pruner adds {added * 1e3:.3f} ms")
         + (f"; {row.note}" if row.note else "")
     )

@@ -9,17 +9,17 @@ image's ids.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from bench.gate import FACTOR, CheckResult, Refused, overwrite
-from bench.selectors_inputs import (
+from bench.gate import FACTOR, Refused, overwrite
+from bench.results import CheckResult, Quality
+from bench.selectors.inputs import (
     PUBLISHED,
     Job,
     copy_of,
     draw,
+    map_tensors,
     run_published,
     selector_of,
     tensors_in,
@@ -34,22 +34,16 @@ DRAWS = 8  # of such movements
 MERGED = 1e-4  # of the largest value: the most that a merged row may be off
 
 
-class Quality(NamedTuple):
-    """What was kept, right or wrong."""
-
-    coverage: float  # mean over images
-    duplicates: int  # kept again though kept already, over all images
-    exact: bool  # whether every image keeps exactly T distinct tokens
-
-
-def judge(name: str, selector: Selector, job: Job, device: torch.device, seed: int) -> CheckResult:
-    """Asks a method's selector about two batches in the same memory, and demands both right."""
+def check_selector(
+    name: str, selector: Selector, job: Job, device: torch.device, seed: int
+) -> CheckResult:
+    """Runs a method's selector on two batches in the same memory, and checks both."""
     inputs = draw(job, seed, device)
     try:
-        _look(name, selector, inputs, job)
+        _run_and_check(name, selector, inputs, job)
         fresh = draw(job, seed + 1, device)
         overwrite(tuple(tensors_in(inputs).values()), tuple(tensors_in(fresh).values()))
-        note = _look(name, selector, inputs, job)
+        note = _run_and_check(name, selector, inputs, job)
     except Refused as refusal:
         return CheckResult(False, str(refusal))
     except torch.OutOfMemoryError:
@@ -78,10 +72,10 @@ def quality(selector: Selector, inputs: SelectorInputs, budget: int) -> Quality 
     return Quality(float(covered.mean()), duplicates, exact)
 
 
-def _look(name: str, selector: Selector, inputs: SelectorInputs, job: Job) -> str:
-    answer = run_selector(selector, inputs, job.budget)
-    kept = Selected(*(v.clone() if isinstance(v, Tensor) else v for v in answer))
-    poison(tuple(answer))
+def _run_and_check(name: str, selector: Selector, inputs: SelectorInputs, job: Job) -> str:
+    selected = run_selector(selector, inputs, job.budget)
+    kept = map_tensors(Tensor.clone, selected)
+    poison(tuple(selected))
     _require_form(kept, inputs, job)
     # The oracle is a new one, without what the selector has cached of earlier batches.
     oracle = selector_of(name, job, inputs.final_tokens.device)
@@ -109,8 +103,7 @@ def _require_form(selected: Selected, inputs: SelectorInputs, job: Job) -> None:
         tuple(ids.shape) == (job.batch, job.budget),
         f"ids have shape {list(ids.shape)}, not {[job.batch, job.budget]}",
     )
-    found = (ids >= 0).sum(dim=1)
-    fewest = int(found.min())
+    fewest = int((ids >= 0).sum(dim=1).min())
     _require(fewest == job.budget, f"an image keeps {fewest} tokens, not {job.budget}")
     _require(bool((ids < job.num_tokens).all()), "ids out of range")
     in_order = ids.sort(dim=1).values
@@ -132,7 +125,7 @@ def _require_alike(
     tied = 0
     for image in (~alike).nonzero().flatten().tolist():
         differ = _differing(kept.ids[image], wanted.ids[image])
-        allowed = FACTOR * _swayed(oracle, inputs, image, kept.ids.shape[1])
+        allowed = FACTOR * _changed_by_rounding(oracle, inputs, image, kept.ids.shape[1])
         _require(differ <= allowed, f"{differ} ids of an image are not {whose}, which is no tie")
         tied += differ
     for rows, right in ((kept.tokens, wanted.tokens), (kept.extra, wanted.extra)):
@@ -146,18 +139,13 @@ def _require_published(
 ) -> int:
     """As `_require_alike`, with the published loops; which may keep fewer."""
     ids, rows = run_published(name, inputs, budget)
-    # Where they pick a duplicate twice, or a pass finds none, ours keeps other tokens.
-    found = len(set(ids))
-    ours = kept.ids[0]
-    if found < budget:
+    found = sorted(set(ids))
+    if len(found) < budget:
+        # Where they pick a duplicate twice, or a pass finds none, ours keeps other tokens.
         assert kept.order is not None
-        ours = kept.order[0, :found].sort().values
-        rows = None
-    wanted = Selected(ours.new_tensor([sorted(set(ids))]), None if rows is None else rows[None])
-    ours_rows = kept.tokens if rows is not None else None
-    return _require_alike(
-        "the published loops'", Selected(ours[None], ours_rows), wanted, oracle, inputs
-    )
+        kept, rows = Selected(kept.order[:, : len(found)].sort(dim=1).values), None
+    wanted = Selected(kept.ids.new_tensor([found]), None if rows is None else rows[None])
+    return _require_alike("the published loops'", kept, wanted, oracle, inputs)
 
 
 def _require_rows(sentence: str, rows: Tensor, right: Tensor) -> None:
@@ -172,9 +160,9 @@ def _differing(ids: Tensor, others: Tensor) -> int:
     return int((~torch.isin(ids, others)).sum())
 
 
-def _swayed(oracle: Selector, inputs: SelectorInputs, image: int, budget: int) -> int:
+def _changed_by_rounding(oracle: Selector, inputs: SelectorInputs, image: int, budget: int) -> int:
     """The largest number of ids that a rounding of the input changes in the reference."""
-    one = copy_of(_single(inputs, image))
+    one = map_tensors(lambda tensor: tensor[image : image + 1], inputs)
     ids = _reference(oracle, one, budget).ids[0]
     generator = torch.Generator(ids.device).manual_seed(0)
     most = 0
@@ -185,8 +173,3 @@ def _swayed(oracle: Selector, inputs: SelectorInputs, image: int, budget: int) -
             tensor *= 1 + ROUNDING * torch.finfo(tensor.dtype).eps * noise
         most = max(most, _differing(_reference(oracle, moved, budget).ids[0], ids))
     return most
-
-
-def _single(inputs: SelectorInputs, image: int) -> SelectorInputs:
-    here = slice(image, image + 1)
-    return inputs._replace(**{n: v[here] for n, v in tensors_in(inputs).items()})

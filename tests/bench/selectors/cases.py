@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from bench.selectors_inputs import Job
+from bench.selectors.inputs import Job
 from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, run_selector
 from ocvtp_kernels.selectors.registry import make_selector
 
-CPU = torch.device("cpu")
 JOB = Job(2, 8, 8, 48, 4, 24, 32)
 ONE = Job(1, 8, 8, 48, 4, 24, 32)
 Change = Callable[[Selected], Selected]

@@ -1,0 +1,1 @@
+"""End to end: whole vision-language models with random weights, with and without a selector."""

@@ -1,0 +1,1 @@
+"""The table of selectors: every method and the OC-pruner on the same tokens at the same budget."""
