@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bench.shapes import Workload
-from bench.traffic import Work
 from ocvtp_kernels import OCPruner
+from ocvtp_kernels.cost.work import Work
 from ocvtp_kernels.ops.slot_attention import reference as slots
 from ocvtp_kernels.selectors.similarity import cosine
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from bench.ceilings import Ceilings
 from bench.gate import CheckResult
 from bench.shapes import Workload
 from bench.timing import Timing
-from bench.traffic import Ceilings, Work
+from ocvtp_kernels.cost.work import Work
 from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.installing import installed_version
 from ocvtp_kernels.version import __version__

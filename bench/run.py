@@ -20,6 +20,7 @@ import torch
 
 from bench import llava, selectors, settings
 from bench.cases import Case, Outputs
+from bench.ceilings import Ceilings, measure_ceilings, tensor_bytes
 from bench.gate import CheckResult, check_variant, fresh
 from bench.ops import BENCHES, case_of, work_of
 from bench.results import Result, Row, default_folder, device_name, driver, read_ceilings, row
@@ -33,7 +34,6 @@ from bench.timing import (
     release,
     side_stream,
 )
-from bench.traffic import Ceilings, measure_ceilings, tensor_bytes
 from bench.variants import Run, Variant, variants_of
 
 SEEDS = (11, 71)  # before and after the timing

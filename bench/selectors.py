@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from bench.ceilings import tensor_bytes
 from bench.gate import CheckResult
 from bench.results import Beside, Result, SelectorRow
 from bench.selectors_gate import Quality, judge, quality
@@ -42,7 +43,6 @@ from bench.timing import (
     measure,
     release,
 )
-from bench.traffic import tensor_bytes
 from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs, run_selector
 
 SEEDS = (11, 71)  # of the gate, before and after the timing; the first is timed

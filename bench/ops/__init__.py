@@ -12,7 +12,7 @@ import torch
 
 from bench.cases import Case, OpBench
 from bench.shapes import Workload
-from bench.traffic import Work
+from ocvtp_kernels.cost.work import Work
 
 BENCHES: dict[str, OpBench] = {
     op: bench

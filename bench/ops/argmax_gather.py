@@ -16,8 +16,8 @@ from bench.cases import (
 )
 from bench.ops.slot_argmax import pick_work
 from bench.shapes import Workload
-from bench.traffic import FLOAT32, INT64, Work
 from ocvtp_kernels import ops
+from ocvtp_kernels.cost.work import FLOAT32, INT64, Work
 
 
 def case(load: Workload, device: torch.device) -> Case:

@@ -6,8 +6,8 @@ import torch
 
 from bench.cases import Case, OpBench, empty, normal
 from bench.shapes import Workload
-from bench.traffic import FLOAT32, Work
 from ocvtp_kernels import ops
+from ocvtp_kernels.cost.work import FLOAT32, Work
 
 HEADS, HEAD_DIM = 16, 64
 

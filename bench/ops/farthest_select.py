@@ -6,8 +6,8 @@ import torch
 
 from bench.cases import Case, OpBench, empty, empty_matrix, similarity
 from bench.shapes import Workload
-from bench.traffic import FLOAT32, INT64, Work
 from ocvtp_kernels import ops
+from ocvtp_kernels.cost.work import FLOAT32, INT64, Work
 
 
 def case(load: Workload, device: torch.device) -> Case:

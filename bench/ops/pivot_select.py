@@ -6,8 +6,8 @@ import torch
 
 from bench.cases import Case, OpBench, empty, normal
 from bench.shapes import Workload
-from bench.traffic import INT64, Work
 from ocvtp_kernels import ops
+from ocvtp_kernels.cost.work import INT64, Work
 from ocvtp_kernels.dtypes import acc_dtype
 
 PIVOTS = 4  # of VLM-Pruner

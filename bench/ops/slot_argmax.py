@@ -6,8 +6,8 @@ import torch
 
 from bench.cases import Case, OpBench, empty, log_attention, normal
 from bench.shapes import Workload
-from bench.traffic import INT64, Work
 from ocvtp_kernels import ops
+from ocvtp_kernels.cost.work import INT64, Work
 
 
 def case(load: Workload, device: torch.device) -> Case:

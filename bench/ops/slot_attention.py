@@ -9,8 +9,8 @@ import torch
 from bench.cases import Case, OpBench, empty, normal
 from bench.ops import gru_cell
 from bench.shapes import Workload
-from bench.traffic import Work
 from ocvtp_kernels import ops
+from ocvtp_kernels.cost.work import Work
 from ocvtp_kernels.ops.slot_attention import reference
 
 

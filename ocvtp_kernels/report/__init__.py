@@ -1,1 +1,1 @@
-"""From the benchmark's result files to an HTML page, the README's tables and the projections."""
+"""From the benchmark's result files to an HTML page and the README's tables."""

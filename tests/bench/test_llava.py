@@ -14,10 +14,10 @@ import torch
 pytest.importorskip("transformers")
 
 from bench import llava, llava_calls, llava_models, llava_plan, run
+from bench.ceilings import Ceilings
 from bench.gate import CheckResult
 from bench.llava_calls import MODES, NEW_TOKENS, Static
 from bench.llava_models import OCVTP, RANDOM, TEXT_TOKENS, TINY, TINY_NEXT, UNPRUNED, Choice, Vlm
-from bench.traffic import Ceilings
 from ocvtp_kernels.report.results import read_result
 
 CPU = torch.device("cpu")

@@ -17,14 +17,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import run, selectors, traffic
+from bench import ceilings, run, selectors
+from bench.ceilings import Ceilings
 from bench.ops import BENCHES
 from bench.rehearsal import standing_in
 from bench.results import Result
 from bench.run import Job
 from bench.shapes import Workload, Workloads
 from bench.timing import measure, side_stream
-from bench.traffic import Ceilings
 from ocvtp_kernels import backends
 from tests.bench import test_gate, test_timing
 from tests.bench.selector_cases import JOB, ONE
@@ -58,7 +58,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     def quick(calls: Any, /, **given: Any) -> Any:
         return measure(calls, **{**given, "seconds": 0.0, "rounds": (2, 2)})
 
-    for module in (run, selectors, traffic):
+    for module in (run, selectors, ceilings):
         monkeypatch.setattr(module, "measure", quick)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -124,9 +124,9 @@ def test_ceilings_are_measured(gpu: torch.device, monkeypatch: pytest.MonkeyPatc
         return torch.randn(*(min(each, 64) for each in size), **given)
 
     # The sizes that fill a GPU take minutes here.
-    monkeypatch.setattr(traffic, "torch", SimpleNamespace(**{**vars(torch), "randn": small}))
-    ceilings = traffic.measure_ceilings(gpu, ("float32", "bfloat16"), short=True)
-    assert ceilings.copy_gb_s > 0 and set(ceilings.matmul_tflops) == {"float32", "bfloat16"}
+    monkeypatch.setattr(ceilings, "torch", SimpleNamespace(**{**vars(torch), "randn": small}))
+    found = ceilings.measure_ceilings(gpu, ("float32", "bfloat16"), short=True)
+    assert found.copy_gb_s > 0 and set(found.matmul_tflops) == {"float32", "bfloat16"}
 
 
 @pytest.mark.parametrize("kind", ["prune", "compile", "ceilings"])

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.ceilings import Ceilings
 from bench.gate import CheckResult
 from bench.results import EndToEnd, Result, Row, default_folder, device_name, row
 from bench.shapes import HEADLINE
 from bench.timing import Timing
-from bench.traffic import Ceilings, Work
+from ocvtp_kernels.cost.work import Work
 from ocvtp_kernels.report.fields import Times
 from ocvtp_kernels.report.results import read_result
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bench import run
+from bench.ceilings import Ceilings
 from bench.shapes import Workload, Workloads
-from bench.traffic import Ceilings
 from bench.variants import Variant, flashslice_variant
 from ocvtp_kernels import backends, ops
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from bench import run, selectors
+from bench.ceilings import Ceilings
 from bench.gate import CheckResult
 from bench.results import Result
 from bench.selectors_inputs import NAMES, PUBLISHED, Job, draw, plan
 from bench.timing import StaleReplay, Timing, side_stream
-from bench.traffic import Ceilings
 from ocvtp_kernels import backends, ops
 from ocvtp_kernels.report.results import read_result
 from ocvtp_kernels.selectors.registry import METHODS

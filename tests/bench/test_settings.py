@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bench import settings, settings_processes
+from bench.ceilings import Ceilings
 from bench.gate import CheckResult
 from bench.results import Result, setting_row
 from bench.settings import Setting, describe, timed
@@ -15,7 +16,6 @@ from bench.settings_ops import floats
 from bench.settings_processes import imports, memories
 from bench.settings_prune import Pair
 from bench.timing import summary
-from bench.traffic import Ceilings
 from ocvtp_kernels.report.results import read_result
 
 QUICK = [one for one in settings.settings() if "tiny" in one.name or "K 16" in one.what]

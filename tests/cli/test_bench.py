@@ -88,38 +88,10 @@ def test_a_malformed_file_is_named(tmp_path: Path, results: Path) -> None:
     assert f"{path}: rows[0].workload.batch: expected a whole number" in done.stderr
 
 
-def test_projections_need_no_results(tmp_path: Path) -> None:
-    page = tmp_path / "projections.md"
-    done = run("--projections", "--results", tmp_path / "none", "--output", page)
-    assert done.exit_code == 0, done.output
-    text = page.read_text(encoding="utf-8")
-    assert all(f"| {chip} | B 64, N 2880, K 160 |" in text for chip in ("V100", "A100", "H200"))
-    assert text.count("not measured") == 24
-
-
-def test_the_committed_projections_are_the_generated_ones(tmp_path: Path) -> None:
-    page, root = tmp_path / "projections.md", Path(__file__).parents[2]
-    counts, model = (root / "bench" / "budgets" / f"{n}.json" for n in ("counts", "model"))
-    given = ("--projections", "--counts", counts, "--model", model)
-    done = run(*given, "--results", tmp_path, "--output", page)
-    assert done.exit_code == 0, done.output
-    committed = root / "docs" / "projections.md"
-    # The last cell is the measured one, which depends on the result files at hand.
-    generated, kept = (
-        [line.rpartition(" | ")[0] or line for line in path.read_text("utf-8").splitlines()]
-        for path in (page, committed)
-    )
-    assert generated == kept, f"run `ocvtp bench {' '.join(map(str, given))}` again"
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "expected one of --report and --projections"),
-        (["--report", "--projections"], "expected one of --report and --projections"),
-        (["--report", "--counts", "c.json"], "counts: goes with --projections"),
-        (["--report", "--model", "m.json"], "model: goes with --projections"),
-        (["--projections", "--readme", "r.md"], "readme: goes with --report"),
+        ([], "expected --report"),
         (["--report", "--output", "a", "--readme", "a"], "readme: expected another file"),
         (
             ["--report", "--results", "nowhere"],

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from ocvtp_kernels.report.fields import ResultError
-from ocvtp_kernels.report.projections import projections_page
 from ocvtp_kernels.report.results import (
     Ceilings,
     graph_first,
@@ -164,16 +163,6 @@ def test_a_table_of_the_host_clock_has_no_columns_of_a_gpu(
     table = [line for line in text.splitlines() if line[:1] == "|"]
     assert table[0] == "| workload | ours | eager / ours | published / ours |"
     assert "launched" not in text and "torch.compile" not in text
-
-
-def test_projections_take_the_graph_of_the_pipeline(tmp_path: Path) -> None:
-    measured = " | 100 µs (90.0 to 110), bfloat16 |"
-    text = projections_page(read_results(gpu(tmp_path, "events")), {})
-    assert text.count(measured) == 1 and "timed by" not in text and "500 µs (4" not in text
-    rows = [row for row in gpu_rows() if row["method"] == "events"]
-    write(tmp_path, content("prune", rows, device=GPU))
-    text = projections_page(read_results(tmp_path), {})
-    assert "1.00 ms (900 µs to 1.10 ms), bfloat16, timed by events |" in text
 
 
 def test_the_page_has_a_section_a_file(tmp_path: Path) -> None:

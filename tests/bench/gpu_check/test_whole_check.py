@@ -28,7 +28,7 @@ module = sys.orig_argv[2] if sys.orig_argv[1:2] == ["-m"] else ""
 if module == "bench.run" or module.startswith("bench.gpu_check."):
     sys.path.insert(0, os.getcwd())
     import torch
-    from bench import llava, llava_models, llava_plan, selectors, selectors_inputs, shapes, traffic
+    from bench import ceilings, llava, llava_models, llava_plan, selectors, selectors_inputs, shapes
     from bench.gpu_check import one_prune
     from bench.rehearsal import standing_in
     from ocvtp_kernels import native
@@ -41,8 +41,8 @@ if module == "bench.run" or module.startswith("bench.gpu_check."):
     shape = llava_models.TINY
     llava.plan = lambda *_: [llava_plan.Job(shape, 1, shape.budgets[:1])]
     selectors.plan = lambda *_: [selectors_inputs.Job(1, 8, 8, 48, 4, 24, 32)]
-    ceilings = traffic.Ceilings(10.0, {"float32": 0.1, "bfloat16": 0.1})
-    traffic.measure_ceilings = lambda *_: ceilings
+    found = ceilings.Ceilings(10.0, {"float32": 0.1, "bfloat16": 0.1})
+    ceilings.measure_ceilings = lambda *_: found
     torch.compile = lambda function, **_: function
     torch.compiler.reset = torch.compiler.cudagraph_mark_step_begin = lambda: None
     built = native.BuildInfo("", 17, "", "", "", ("9.0",), "", {})

@@ -1,9 +1,7 @@
-"""Roofline: what an op's FLOPs and minimum bytes are, and the measured ceilings of a device.
+"""The roofline: measured ceilings of a device, which an op's work is held against.
 
-FLOPs are those of the matrix products on folded weights (`ocvtp_kernels.pruner.fold`), two for a
-multiply-add; bytes are each input read once and each output written once. All variants of an op
-have the same work, so what a variant does beyond it lowers its share of the ceilings. Each op's
-formula stands in its file of `bench.ops`.
+All variants of an op have the same work, so what a variant does beyond it lowers its share of the
+ceilings. Each op's formula stands in its file of `bench.ops`.
 """
 
 from __future__ import annotations
@@ -15,20 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.timing import measure
-
-NUM_ITER = 3
-INT64, FLOAT32 = 8, 4
-
-
-@dataclass(frozen=True)
-class Work:
-    """Matrix FLOPs and the minimum bytes that cross memory."""
-
-    flops: int
-    bytes: int
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.bytes + other.bytes)
+from ocvtp_kernels.cost.work import Work
 
 
 @dataclass(frozen=True)
