@@ -17,9 +17,9 @@ COMPILED = """
 import sys
 import torch
 import triton
-from bench.compiled_binaries import StandIn, disassembled, usage
-from bench.sass import read_sass
-from bench.sass_counts import counts_of
+from bench.compiled.binaries import StandIn, disassembled, usage
+from bench.compiled.sass import read_sass
+from bench.compiled.sass_counts import counts_of
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import launch, watch
 from ocvtp_kernels.triton_common.linear_tiles import LinearTile

@@ -129,8 +129,8 @@ COMPILED = """
 import sys
 import torch
 import triton
-from bench.compiled_binaries import StandIn, disassembled, usage
-from bench.sass import read_sass
+from bench.compiled.binaries import StandIn, disassembled, usage
+from bench.compiled.sass import read_sass
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import watch
 from ocvtp_kernels.ops.resolve_picks.triton import resolve

@@ -9,9 +9,9 @@ import pytest
 if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from bench.compiled_binaries import Row, worst
-from bench.compiled_budget import unlike
-from bench.compiled_sums import size_of, sums_of
+from bench.compiled.binaries import Row, worst
+from bench.compiled.sums import size_of, sums_of
+from bench.compiled.triton import unlike
 
 ROWS = "#ttg.blocked<{sizePerThread = [1, 4], threadsPerWarp = [2, 16], warpsPerCTA = [4, 1]}>"
 MMA = (

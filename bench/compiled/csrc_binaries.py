@@ -19,9 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from bench.results import ROOT
-
-SOURCE = ROOT / "csrc" / "device.cu"
+SOURCE = Path(__file__).parents[2] / "csrc" / "device.cu"
 ARCHS = (70, 75, 80, 86, 89, 90, 100, 103, 120, 121)
 NVRTC_ARCH = 70
 OLDEST_BFLOAT16 = 80
@@ -45,6 +43,14 @@ class Row(NamedTuple):
     shared: int = 0  # static bytes a block
     instruction: str = "none"  # that multiplies matrices: HMMA in SASS, on sm_70 wmma in PTX
     failure: str = ""  # why it does not compile
+
+    @property
+    def key(self) -> str:
+        return self.kernel
+
+    def numbers(self) -> dict[str, int | str]:
+        """What the budget records."""
+        return dict(zip(self._fields[2:-1], self[2:-1], strict=True))
 
 
 def compiler_of(arch: int) -> str:

@@ -1,4 +1,4 @@
-"""The compile report of the CUDA C++ kernels: its budget, its page, and that the budget is kept.
+"""The compile report of the CUDA C++ kernels: its rules, and that the budget is kept.
 
 What is compiled here is sm_75 and sm_90, and sm_70 where NVRTC 12 is installed.
 """
@@ -7,31 +7,27 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from bench import compiled_csrc
-from bench.compiled_csrc import BUDGET, Budget, Rules, main, multiplies_halves, page, violations
-from bench.csrc_binaries import (
+from bench.compiled.budget import Budget
+from bench.compiled.csrc import BUDGET, groups_of, main, multiplies_halves, violations
+from bench.compiled.csrc_binaries import (
     ARCHS,
     NVRTC_ARCH,
     Row,
     Tools,
-    compiler_of,
     complaint,
     multiplying,
     plain,
     release,
     usage,
 )
-from bench.results import ROOT
+from tests.build_cases import ROOT
 
-PAGE = ROOT / "docs" / "compiled_csrc.md"
 COMPILERS = {"nvcc": "13.0.88", "nvrtc": "12.9.86"}
 ROW = Row(90, "slot_attention_kernel<half, 64, false>", 100, 0, 1024, "HMMA")
-RULES = Rules(0, 16, 49_152, ["layer_norm_kernel"])
-ALLOWED = Budget(COMPILERS, RULES, {"90": {ROW.kernel: 100}})
+ALLOWED = Budget(groups_of([ROW], COMPILERS))
 NO_TOOLS = Tools(None, None, None, None)
 
 
@@ -42,8 +38,8 @@ def test_a_row_within_the_budget_passes() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"stack": 8}, "stack was 0 bytes, now 8"),
-        ({"registers": 117}, "registers were 100, now 117"),
+        ({"stack": 8}, "spills: its stack has 8 bytes"),
+        ({"registers": 117}, "registers: 100 before, now 117"),
         ({"shared": 50_000}, "50000 bytes, allowed are 49152"),
         ({"instruction": "none"}, "has no instruction that multiplies matrices"),
     ],
@@ -54,8 +50,8 @@ def test_what_breaks_the_budget_is_said(changes: dict[str, object], sentence: st
 
 
 def test_kernels_that_came_and_went_are_said() -> None:
-    new, gone = violations([ROW._replace(kernel="best_kernel<float>")], ALLOWED, COMPILERS)
-    assert new.startswith("sm_90 best_kernel<float>: no registers are recorded")
+    gone, new = violations([ROW._replace(kernel="best_kernel<float>")], ALLOWED, COMPILERS)
+    assert new.startswith("sm_90 best_kernel<float>: nothing is recorded")
     kernel = "slot_attention_kernel<half, 64, false>"
     assert gone == f"sm_90 {kernel}: is recorded, but there is no such kernel"
 
@@ -68,12 +64,9 @@ def test_a_failure_is_the_only_sentence_of_its_arch() -> None:
 
 
 def test_registers_are_compared_within_one_version_of_a_compiler() -> None:
-    newer = {**COMPILERS, "nvcc": "13.1.80"}
-    assert violations([ROW._replace(registers=255)], ALLOWED, newer) == []
-    (said,) = violations([ROW._replace(registers=255, stack=8)], ALLOWED, newer)
-    assert "stack" in said
-    newer = {**COMPILERS, "nvrtc": "12.9.99"}
-    assert len(violations([ROW._replace(registers=255)], ALLOWED, newer)) == 1
+    worse = [ROW._replace(registers=255)]
+    assert violations(worse, ALLOWED, {**COMPILERS, "nvcc": "13.1.80"}) == []
+    assert len(violations(worse, ALLOWED, {**COMPILERS, "nvrtc": "12.9.99"})) == 1
 
 
 @pytest.mark.parametrize(
@@ -91,16 +84,7 @@ def test_registers_are_compared_within_one_version_of_a_compiler() -> None:
     ],
 )
 def test_the_kernels_that_need_a_matrix_instruction(arch: int, kernel: str, needed: bool) -> None:
-    assert multiplies_halves(Row(arch, kernel), RULES) is needed
-
-
-def test_recording_replaces_an_arch_and_keeps_the_others(tmp_path: Path) -> None:
-    old = Budget({**COMPILERS, "nvcc": "12.8.61"}, RULES, {"70": {"kept": 1}, "90": {"gone": 2}})
-    rows = [ROW, Row(80, "device.cu", failure="no")]
-    old.with_rows(rows, COMPILERS).write(tmp_path / "budget.json")
-    assert Budget.read(tmp_path / "budget.json") == Budget(
-        COMPILERS, RULES, {"70": {"kept": 1}, "90": {ROW.kernel: 100}}
-    )
+    assert multiplies_halves(Row(arch, kernel)) is needed
 
 
 def test_resources_are_read_per_kernel() -> None:
@@ -148,7 +132,7 @@ def test_a_missing_tool_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Tools, "here", lambda: NO_TOOLS)
-    assert main(["--chips", "70,90"]) == 2
+    assert main(["--archs", "70,90"]) == 2
     assert capsys.readouterr().err == (
         "cuobjdump is missing: it comes with the CUDA toolkit and with Triton.\n"
     )
@@ -159,51 +143,14 @@ def test_a_missing_tool_is_a_sentence(
 
 def test_unknown_archs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["--chips", "60"])
+        main(["--archs", "60"])
     assert "70, 75, 80" in capsys.readouterr().err
 
 
-def test_a_new_compiler_records_all_of_its_archs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tools, "missing_for", lambda self, arch: None)
-    monkeypatch.setattr(Tools, "versions", lambda self: {**COMPILERS, "nvcc": "99.0"})
-    with pytest.raises(SystemExit, match="2"):
-        main(["--chips", "90", "--write-budget"])
-
-
-def test_a_page_has_a_row_for_each_row() -> None:
-    rows = [ROW, ROW._replace(kernel="best_kernel"), Row(80, "device.cu", failure="no")]
-    tables = tables_of(page(rows, COMPILERS))
-    assert tables["sm_90"] == [
-        ["best_kernel", "100", "0", "1024", "HMMA"],
-        ["slot_attention_kernel<half, 64, false>", "100", "0", "1024", "HMMA"],
-    ]
-    assert tables["sm_80"] == [["device.cu", "", "", "", "does not compile"]]
-
-
-def tables_of(text: str) -> dict[str, list[list[str]]]:
-    """Cells of the tables by heading, their own headings left out."""
-    found: dict[str, list[list[str]]] = {}
-    for section in text.split("\n## ")[1:]:
-        title, *lines = section.splitlines()
-        cells = [line[2:-2].split(" | ") for line in lines if line.startswith("|")]
-        assert cells[0] == list(compiled_csrc.COLUMNS)
-        assert all(len(row) == len(compiled_csrc.COLUMNS) for row in cells)
-        found[title] = cells[2:]
-    return found
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-def test_the_committed_page_and_budget_have_the_same_kernels(arch: int) -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    budget = Budget.read(BUDGET)
-    assert f"{compiler_of(arch)} {budget.compilers[compiler_of(arch)]}" in text
-    on_page = {row[0]: int(row[1]) for row in tables_of(text)[f"sm_{arch}"]}
-    assert on_page == budget.registers[str(arch)]
-
-
 def test_every_arch_has_every_kernel_but_those_of_a_type_it_lacks() -> None:
-    kernels = {int(arch): set(of) for arch, of in Budget.read(BUDGET).registers.items()}
-    assert set(kernels) == set(ARCHS)
+    groups = Budget.read(BUDGET).groups
+    assert list(groups) == [f"sm_{arch}" for arch in ARCHS]
+    kernels = {arch: groups[f"sm_{arch}"].rows.keys() for arch in ARCHS}
     without_bfloat16 = {kernel for kernel in kernels[90] if "bfloat16" not in kernel}
     for arch in ARCHS:
         assert kernels[arch] == (kernels[90] if arch >= 80 else without_bfloat16)
@@ -218,7 +165,7 @@ def test_the_kernels_keep_within_the_budget() -> None:
         pytest.skip(str(missing[75] or missing[90]))
     archs = ",".join(str(arch) for arch, why in missing.items() if not why)
     done = subprocess.run(
-        [sys.executable, "-m", "bench.compiled_csrc", "--chips", archs],
+        [sys.executable, "-m", "bench.compiled.csrc", "--archs", archs],
         cwd=ROOT,
         capture_output=True,
         text=True,

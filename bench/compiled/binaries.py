@@ -18,10 +18,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.errors import TritonError
 
-from bench.compiled_launches import Part, launches
-from bench.compiled_sums import sums_of
-from bench.sass import read_sass
-from bench.sass_counts import Counts, counts_of
+from bench.compiled.launches import Part, launches
+from bench.compiled.sass import read_sass
+from bench.compiled.sass_counts import Counts, counts_of
+from bench.compiled.sums import sums_of
 
 WORKERS = 2
 # An instruction that multiplies matrices, by how it reads in PTX; the older, the weaker.
@@ -46,13 +46,12 @@ class Row(NamedTuple):
     orders: frozenset[tuple[str, ...]] = frozenset()  # of its sums, one of each binary
     failure: str = ""  # why it does not compile
 
-    def numbers(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, float | str]:
         """What the budget records."""
-        numbers = {"registers": self.registers, "shared": self.shared}
-        counts = self.counts
-        if counts.step:
-            numbers |= {"step": counts.step, "tensor": counts.tensor, "flying": counts.flying}
-        return {**numbers, "outside": counts.outside}
+        names = ("registers", "stack", "shared", "instruction")
+        numbers = {name: getattr(self, name) for name in names}
+        counts = self.counts._asdict()
+        return numbers | (counts if counts["step"] else {"outside": counts["outside"]})
 
     @property
     def key(self) -> str:

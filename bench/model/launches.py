@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import triton
 from torch import Tensor
 
-from bench.compiled_binaries import StandIn, disassembled
-from bench.compiled_launches import PIPELINE, Job
-from bench.least import step_of
-from bench.model_time import Launched, Way
-from bench.model_trips import Branch, Nest, branches
-from bench.sass import Program, read_sass
-from bench.sass_time import Code, code_of
+from bench.compiled.binaries import StandIn, disassembled
+from bench.compiled.launches import PIPELINE, Job
+from bench.compiled.sass import Program, read_sass
+from bench.compiled.sass_time import Code, code_of
+from bench.model.time import Launched, Way
+from bench.model.trips import Branch, Nest, branches
 from bench.shapes import Workload
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import Launch, watch
@@ -36,6 +35,19 @@ def launches_of(load: Workload, arch: int) -> list[Launch]:
         for launcher in PIPELINE:
             launcher(load)
     return recorded
+
+
+def step_of(kernel: str, numbers: Mapping[str, Any]) -> str:
+    """The step that a launch is: its kernel, and for a Linear what the numbers tell of it."""
+    if kernel == "first_kernel":
+        return "encode_up+query"
+    if kernel != "linear_kernel":
+        return kernel.removesuffix("_kernel")
+    if numbers["RESIDUAL"]:
+        return "ffn_down"
+    if numbers["GELU"]:
+        return "ffn_up"
+    return "encode_down" if numbers["depth"] > numbers["columns"] else "query"
 
 
 def tensor_bytes(launch: Launch) -> dict[tuple[Any, ...], int]:
@@ -106,14 +118,12 @@ def _read(binary: bytes) -> tuple[int, Program]:
     return int(registers[1]), read_sass(said)
 
 
-def compiled_call(
-    load: Workload, arch: int, launches: Callable[[Workload, int], list[Launch]] = launches_of
-) -> Call:
+def compiled_call(load: Workload, arch: int) -> Call:
     """A call's launches, compiled; changes the process' driver."""
     triton.runtime.driver.set_active(StandIn(arch))
     found: list[Launched] = []
     everything: dict[Any, int] = {}
-    for launch in launches(load, arch):
+    for launch in launches_of(load, arch):
         job = Job(launch, load.dtype)
         compiled = launch.kernel.warmup(grid=launch.grid, **launch.arguments, **launch.options)
         registers, program = _read(compiled.asm["cubin"])

@@ -9,9 +9,9 @@ import pytest
 if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from bench.sass import Program, read_sass, way_through
-from bench.sass_counts import Counts, bytes_moved, counts_of, tensor_cycles
-from bench.sass_time import BARRIER, LATENCY, code_of
+from bench.compiled.sass import Program, read_sass, way_through
+from bench.compiled.sass_counts import Counts, bytes_moved, counts_of, tensor_cycles
+from bench.compiled.sass_time import BARRIER, LATENCY, code_of
 
 IDLE = "7f"  # waits for nothing and releases nothing
 
@@ -91,7 +91,7 @@ def test_a_cold_block_that_jumps_back_is_no_loop() -> None:
 
 def test_the_loop_is_counted() -> None:
     assert counts_of(listing(*LOOP), 90) == Counts(
-        step=6, tensor=1, tensor_cycles=32.0, copies=1, flying=1, outside=6
+        step=6, tensor=1, cycles=32.0, copies=1, flying=1, outside=6
     )
 
 

@@ -8,16 +8,17 @@ stand the bytes through L2 and, where the call's tensors do not fit it, through 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from math import ceil
 from typing import Any, NamedTuple
 
-from bench.sass_time import Phase
+from bench.compiled.sass_time import Phase
 
 SCHEDULERS = 4  # of a multiprocessor
 REGISTERS, WARPS, PROGRAMS = 65536, 64, 32  # most of a multiprocessor
 REGISTER_UNIT, SHARED_UNIT = 256, 1024  # allocated at a time: registers a warp, bytes a program
 PORT = 64  # bytes a cycle between a multiprocessor and L2
+BOUNDS = ("issue", "tensor", "L2 port", "latency")  # of what a multiprocessor does
 
 
 class Silicon(NamedTuple):
@@ -47,7 +48,7 @@ class Silicon(NamedTuple):
 # Sizes: NVIDIA A100 and H100 whitepapers and datasheets. Clocks: H100 SXM at 1.75 of its 1.98 GHz
 # boost; A100 at its boost. L2: 5.5 to 7 TB/s on H100 (Chips and Cheese, "Nvidia's H100: Funny L2,
 # and Tons of Bandwidth"), and about half on A100; within that range 6.8 fits the estimate of
-# `tests/bench/model_calibration.json` best. Memory: nine tenths of the datasheet, as copies reach.
+# `tests/bench/model/calibration.json` best. Memory: nine tenths of the datasheet, as copies reach.
 SILICON = {
     one.name: one
     for one in (
@@ -94,25 +95,18 @@ class Launched(NamedTuple):
     def programs(self) -> int:
         return sum(way.programs for way in self.ways)
 
-    @classmethod
-    def read(cls, values: dict[str, Any]) -> Launched:
-        """From what `written` gave."""
-        ways = [
-            Way(way["programs"], [(times, Phase(*phase)) for times, phase in way["phases"]])
-            for way in values["ways"]
-        ]
-        return cls(**{**values, "ways": ways})
+    @property
+    def flops(self) -> int:
+        """Of its tensor cores, two for a multiply-add."""
+        return 2 * self.of_all(lambda phase: phase.fmas)
 
-    def written(self) -> dict[str, Any]:
-        """As numbers for JSON."""
-        ways = [
-            {
-                "programs": way.programs,
-                "phases": [[times, list(phase.numbers())] for times, phase in way.phases],
-            }
+    def of_all(self, number: Callable[[Phase], Any]) -> Any:
+        """The sum of a warp's number over all warps of all programs."""
+        return sum(
+            way.programs * self.warps * times * number(phase)
             for way in self.ways
-        ]
-        return {**self._asdict(), "ways": ways}
+            for times, phase in way.phases
+        )
 
 
 class Time(NamedTuple):
@@ -159,7 +153,7 @@ def phase_cycles(phase: Phase, warps: int, together: int) -> dict[str, float]:
 
 def program_cycles(way: Way, warps: int, together: int) -> tuple[float, dict[str, float]]:
     """Cycles of so many programs side by side, and how many of these each bound takes."""
-    total, bounds = 0.0, dict.fromkeys(("issue", "tensor", "L2 port", "latency"), 0.0)
+    total, bounds = 0.0, dict.fromkeys(BOUNDS, 0.0)
     for times, phase in way.phases:
         cycles = phase_cycles(phase, warps, together)
         bound = max(cycles, key=lambda name: cycles[name])
@@ -173,30 +167,19 @@ def time_of(launched: Launched, gpu: Silicon, footprint: int = 0) -> Time:
     together = resident(launched, gpu)
     slots = together * gpu.multiprocessors
     full, rest = divmod(launched.programs, slots)
-    cycles = 0.0
-    bounds: dict[str, float] = {}
+    parts = []  # shares of cycles, and these by bound
     if full:
         for way in launched.ways:
-            taken, by = program_cycles(way, launched.warps, together)
             share = full * way.programs / launched.programs
-            cycles += share * taken
-            for name, value in by.items():
-                bounds[name] = bounds.get(name, 0.0) + share * value
+            parts.append((share, program_cycles(way, launched.warps, together)))
     if rest:
         here = ceil(rest / gpu.multiprocessors)
-        last, by = max(
-            (program_cycles(way, launched.warps, here) for way in launched.ways),
-            key=lambda each: each[0],
-        )
-        cycles += last
-        for name, value in by.items():
-            bounds[name] = bounds.get(name, 0.0) + value
+        ends = [program_cycles(way, launched.warps, here) for way in launched.ways]
+        parts.append((1.0, max(ends, key=lambda each: each[0])))
+    cycles = sum(share * taken for share, (taken, _) in parts)
+    bounds = {name: sum(share * by[name] for share, (_, by) in parts) for name in BOUNDS}
     hertz = gpu.ghz * 1e9
-    asked = sum(
-        way.programs * launched.warps * times * phase.bytes
-        for way in launched.ways
-        for times, phase in way.phases
-    )
+    asked = launched.of_all(lambda phase: phase.bytes)
     crossing = min(launched.bytes, asked) if footprint > gpu.l2_mb * 1e6 else 0
     seconds = {
         max(bounds, key=lambda name: bounds[name]): cycles / hertz,
@@ -205,11 +188,7 @@ def time_of(launched: Launched, gpu: Silicon, footprint: int = 0) -> Time:
     }
     bound = max(seconds, key=lambda name: seconds[name])
     gap = GAP_S - DEPENDENT_S if launched.dependent else GAP_S
-    tensor = sum(
-        way.programs * launched.warps / SCHEDULERS * times * phase.tensor
-        for way in launched.ways
-        for times, phase in way.phases
-    )
+    tensor = launched.of_all(lambda phase: phase.tensor) / SCHEDULERS
     busy = tensor / gpu.multiprocessors / hertz
     return Time(
         gap + seconds[bound],
@@ -219,8 +198,3 @@ def time_of(launched: Launched, gpu: Silicon, footprint: int = 0) -> Time:
         asked,
         busy / seconds[bound] if seconds[bound] else 0.0,
     )
-
-
-def total_s(launches: Sequence[Launched], gpu: Silicon, footprint: int) -> float:
-    """Seconds of launches one after another."""
-    return sum(time_of(one, gpu, footprint).seconds for one in launches)

@@ -44,7 +44,7 @@ def sums_of(text: str) -> tuple[str, ...]:
         text,
         re.DOTALL,
     )
-    for axis, body, shape, layout in (each.groups() for each in reductions):
+    for axis, body, shape, layout in (each.groups("") for each in reductions):
         if "arith.addf" in body:
             sizes = re.findall(r"(\d+)x", shape)
             length = sizes[int(axis)]

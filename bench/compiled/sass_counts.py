@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from bench.sass import TENSOR, Instruction, Loop, Program, way_through
+from bench.compiled.sass import TENSOR, Instruction, Loop, Program, way_through
 
 COPIES = ("LDGSTS", "UTMALDG", "UBLKCP")
 # Operands that a tensor core takes in a cycle: a quarter of the multiprocessor's dense rate.
@@ -85,7 +85,7 @@ class Counts(NamedTuple):
     Attributes:
         step: instructions of an iteration of the main loop, or 0 without a loop.
         tensor: tensor-core instructions among them.
-        tensor_cycles: cycles that these take their tensor core.
+        cycles: that these take their tensor core.
         copies: asynchronous copies among them.
         flying: of groups of copies, how many stay in flight across the loop's wait.
         outside: instructions on the way through the kernel outside of the main loop.
@@ -93,7 +93,7 @@ class Counts(NamedTuple):
 
     step: int = 0
     tensor: int = 0
-    tensor_cycles: float = 0.0
+    cycles: float = 0.0
     copies: int = 0
     flying: int = 0
     outside: int = 0

@@ -2,7 +2,7 @@
 
 A warp issues in order. An instruction takes its stall count; one of unknown latency releases a
 scoreboard that later ones wait for; copies and matrix products are waited for by group. What a
-warp waits for others on the multiprocessor is not known here: see `bench.model_time`.
+warp waits for others on the multiprocessor is not known here: see `bench.model.time`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.sass import TENSOR, Instruction, Loop, Program, way_through
-from bench.sass_counts import COPIES, bytes_moved, groups_ahead, tensor_cycles
+from bench.compiled.sass import TENSOR, Instruction, Loop, Program, way_through
+from bench.compiled.sass_counts import COPIES, bytes_moved, groups_ahead, tensor_cycles, tensor_fmas
 
 # Cycles to the result, caches hit in L2. Sources: arXiv 2402.13499 (L1 41, shared 29, L2 263,
 # memory 479 on H100; 38, 29, 262, 466 on A100); arXiv 1804.06826 for shuffles, special functions
@@ -47,6 +47,7 @@ class Phase:
         bytes: through the multiprocessor's port to L2.
         copies: asynchronous copies.
         flying: groups of copies in flight across the step's wait.
+        fmas: multiply-adds of its tensor core.
     """
 
     instructions: int
@@ -56,6 +57,7 @@ class Phase:
     bytes: int
     copies: int = 0
     flying: int = 0
+    fmas: int = 0
 
     def numbers(self) -> tuple[float, ...]:
         """In the order of the attributes."""
@@ -216,4 +218,5 @@ def _phase(
         sum(bytes_moved(one, multiplies) for one in body if not (ahead and one.kind in COPIES)),
         copies,
         groups_ahead(body),
+        sum(tensor_fmas(one) for one in body if one.kind in TENSOR),
     )
