@@ -65,12 +65,9 @@ class Group:
     reasons: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def worsened(self, now: Group, slacks: Slacks) -> dict[str, list[str]]:
-        """What got worse, by key; nothing where another version made it."""
-        if now.version != self.version:
-            return {}
-        found = {
-            k: worse(self.rows[k], row, slacks) for k, row in now.rows.items() if k in self.rows
-        }
+        """What got worse, by key."""
+        both = [key for key in now.rows if key in self.rows]
+        found = {key: worse(self.rows[key], now.rows[key], slacks) for key in both}
         return {key: said for key, said in found.items() if said}
 
     def table(self) -> str:
@@ -112,26 +109,28 @@ class Budget:
             groups.append(f" {json.dumps(name)}: {{\n" + ",\n".join(parts) + "\n }")
         atomic_write(path, "{\n" + ",\n".join(groups) + "\n}\n")
 
+    def recorded(self, name: str, version: str) -> Group | None:
+        """A group, if this version made it."""
+        group = self.groups.get(name)
+        return group if group is not None and group.version == version else None
+
     def violations(self, now: Groups, slacks: Slacks) -> list[str]:
         """A sentence for each row that got worse, or that nothing is recorded of."""
         found = []
         for name, group in now.items():
-            recorded = self.groups.get(name)
-            if recorded is not None and recorded.version == group.version:
-                worsened = recorded.worsened(group, slacks)
+            if old := self.recorded(name, group.version):
+                worsened = old.worsened(group, slacks)
                 found += [f"{name} {key}: {'; '.join(said)}" for key, said in worsened.items()]
-                new = group.rows.keys() - recorded.rows.keys()
                 why = "nothing is recorded; --write-budget records it"
-                found += [f"{name} {key}: {why}" for key in sorted(new)]
+                found += [f"{name} {key}: {why}" for key in group.rows if key not in old.rows]
         return found
 
     def uncompared(self, now: Groups) -> list[str]:
         """A sentence for each group that another version recorded, or none."""
-        recorded = {name: group.version for name, group in self.groups.items()}
         return [
-            f"{name}: of {group.version}, not compared with {recorded.get(name, 'no budget')}"
+            f"{name}: nothing that {group.version} made is recorded, so nothing is compared"
             for name, group in now.items()
-            if recorded.get(name) != group.version
+            if not self.recorded(name, group.version)
         ]
 
     def with_groups(self, now: Groups, slacks: Slacks, why: str = "") -> Budget:
@@ -142,7 +141,7 @@ class Budget:
         """
         groups = dict(self.groups)
         for name, group in now.items():
-            old = self.groups.get(name, Group("", {}))
+            old = self.recorded(name, group.version) or Group("", {})
             worsened = old.worsened(group, slacks)
             if worsened and not why:
                 key, said = next(iter(worsened.items()))
@@ -150,11 +149,9 @@ class Budget:
                     f"{name}: {len(worsened)} got worse, such as {key}: {'; '.join(said)}. "
                     "--because says why they may"
                 )
-            kept = old.reasons if old.version == group.version else {}
-            reasons = {key: reason for key, reason in kept.items() if key in group.rows}
-            groups[name] = Group(
-                group.version, group.rows, {**reasons, **dict.fromkeys(worsened, why)}
-            )
+            reasons = {key: reason for key, reason in old.reasons.items() if key in group.rows}
+            reasons |= dict.fromkeys(worsened, why)
+            groups[name] = dataclasses.replace(group, reasons=reasons)
         return Budget(groups)
 
 
@@ -252,6 +249,7 @@ def settle(
             return 2
         budget.write(path)
     found = list(broken(budget))
-    print(*budget.uncompared(now), *found, sep="\n")
+    for sentence in (*budget.uncompared(now), *found):
+        print(sentence)
     print(f"{sum(len(group.rows) for group in now.values())} rows, {len(found)} violations")
     return 1 if found else 0

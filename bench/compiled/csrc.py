@@ -51,8 +51,7 @@ def violations(rows: Sequence[Row], budget: Budget, compilers: Mapping[str, str]
             found.append(f"{name}: has no instruction that multiplies matrices")
     now = groups_of(rows, compilers)
     for name, group in now.items():
-        recorded = budget.groups.get(name)
-        if recorded is not None and recorded.version == group.version:
+        if recorded := budget.recorded(name, group.version):
             for gone in sorted(recorded.rows.keys() - group.rows.keys()):
                 found.append(f"{name} {gone}: is recorded, but there is no such kernel")
     return found + budget.violations(now, SLACKS)

@@ -9,9 +9,6 @@ the whole report recorded them.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +24,7 @@ from bench.compiled.launches import PIPELINE, TWINS, Part, launches, plan
 from bench.compiled.sass_counts import Counts
 from bench.compiled.triton import BUDGET, expected_instruction, groups_of, violations, without
 from ocvtp_kernels.triton_common.archs import ARCHS
-from tests.build_cases import ROOT
+from tests.bench.compiling import on_linux, run_python
 
 COUNTS = Counts(97, 4, 48.5, 6, 4, 400)
 ROW = Row(
@@ -89,11 +86,6 @@ def test_a_kernel_without_a_budget_sums_in_one_order() -> None:
     ]
     (said,) = violations(rows, ALLOWED, "3.9")
     assert "2 orders" in said
-
-
-def test_more_shared_memory_than_the_arch_has_is_said() -> None:
-    said = violations([ROW._replace(shared=240_000)], ALLOWED, "3.9")
-    assert any(f"240000 bytes, allowed are {ARCHS[90].shared_bytes}" in each for each in said)
 
 
 def test_a_dependent_launch_waits_before_it_touches_memory() -> None:
@@ -176,28 +168,9 @@ def test_launches_are_found_without_a_gpu() -> None:
     assert len({job.decides for job in jobs}) == len(jobs)
 
 
-def report(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run_python(folder, "-m", "bench.compiled.triton", *arguments, **environment)
-
-
-def run_python(
-    folder: Path, *arguments: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Where kernels are compiled, as they are not in Triton's interpreter."""
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**kept, "TRITON_CACHE_DIR": str(folder), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_the_interpreter_compiles_nothing(tmp_path: Path) -> None:
-    done = report(tmp_path, TRITON_INTERPRET="1")
-    assert done.returncode == 2 and "unset TRITON_INTERPRET" in done.stderr
+    status, said = run_python(tmp_path, "-m", "bench.compiled.triton", TRITON_INTERPRET="1")
+    assert status == 2 and "unset TRITON_INTERPRET" in said
 
 
 ONE_OF_EACH = """
@@ -216,15 +189,14 @@ for sentence in violations(rows, Budget.read(BUDGET), version("triton")):
 
 
 @pytest.mark.compile
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux")
-def test_some_kernels_keep_within_the_budget(tmp_path: Path) -> None:
-    done = run_python(tmp_path, "-c", ONE_OF_EACH)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.compile
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux")
-def test_the_kernels_keep_within_the_budget(tmp_path: Path) -> None:
-    done = report(tmp_path, "--short")
-    assert done.returncode == 0, done.stdout + done.stderr
+@on_linux
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(("-c", ONE_OF_EACH), id="some"),
+        pytest.param(("-m", "bench.compiled.triton", "--short"), id="many", marks=pytest.mark.slow),
+    ],
+)
+def test_the_kernels_keep_within_the_budget(command: tuple[str, ...], tmp_path: Path) -> None:
+    status, said = run_python(tmp_path, *command)
+    assert status == 0, said
