@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from bench.host_driver import Given, difference
-from bench.results import ROOT
+from tests.compiling import on_linux, run_python
 
 
 class Kernel:
@@ -64,18 +61,10 @@ def test_what_differs_is_said(prepared: list[Given], sentence: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.compile
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux")
+@on_linux
 def test_a_prepared_call_stays_within_its_time(tmp_path: Path) -> None:
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.host", "--seconds", "2", "--output", tmp_path / "host.json"],
-        cwd=ROOT,
-        env={**kept, "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = {row["variant"]: row for row in json.loads((tmp_path / "host.json").read_text())["rows"]}
+    output = tmp_path / "host.json"
+    run_python(tmp_path, "-m", "bench.host", "--seconds", "2", "--output", str(output))
+    rows = {row["variant"]: row for row in json.loads(output.read_text())["rows"]}
     assert all(row["gate"]["passed"] for row in rows.values())
     assert 3 * rows["prepared"]["timing"]["median_s"] < rows["ordinary"]["timing"]["median_s"]

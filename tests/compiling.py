@@ -14,16 +14,23 @@ from tests.build_cases import ROOT
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux")
 
 
-def run_python(cache: Path, *arguments: str, **environment: str) -> tuple[int, str]:
-    """Status and output of Python in the repository, Triton's cache in ``cache``."""
+def run_python(cache: Path, *arguments: str, status: int = 0, **environment: str) -> str:
+    """What Python prints in the repository, complaints too where it is to end with another status.
+
+    Args:
+        cache: Triton's cache.
+        arguments: of Python.
+        status: how it has to end.
+        environment: beside this process', less Triton's interpreter.
+    """
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
         env={**kept, "TRITON_CACHE_DIR": str(cache), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
         check=False,
     )
-    return done.returncode, done.stdout
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr if status else done.stdout
