@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import pytest
@@ -60,39 +61,25 @@ def test_a_listing_without_instructions_is_refused() -> None:
         read_sass("nothing")
 
 
-def test_the_loop_is_found_and_the_padding_is_none() -> None:
-    assert [tuple(loop) for loop in listing(*LOOP).loops] == [(4, 9, 0)]
+# Two loops, one in the other; and a cold block that jumps back, which is none.
+NESTED = ("NOP", "NOP", "FFMA R1, R1, R1, R1", "@P0 BRA 0x20", "@P1 BRA 0x10", "EXIT")
+COLD = ("@P0 BRA 0x30", "NOP", "EXIT", "NOP", "BRA 0x10")
 
 
-def test_nested_loops_stand_by_depth() -> None:
-    program = listing(
-        "1 0 7 NOP",
-        "1 0 7 NOP",
-        "1 0 7 FFMA R1, R1, R1, R1",
-        "1 0 7 @P0 BRA 0x20",
-        "1 0 7 @P1 BRA 0x10",
-        "1 0 7 EXIT",
-    )
-    assert [tuple(loop) for loop in program.loops] == [(1, 4, 0), (2, 3, 1)]
-    assert counts_of(program, 90) == Counts(step=2, outside=4)
-
-
-def test_a_cold_block_that_jumps_back_is_no_loop() -> None:
-    program = listing(
-        "1 0 7 @P0 BRA 0x30",
-        "1 0 7 NOP",
-        "1 0 7 EXIT",
-        "1 0 7 NOP",
-        "1 0 7 BRA 0x10",
-    )
-    assert program.loops == []
-    assert counts_of(program, 90).step == 0
-
-
-def test_the_loop_is_counted() -> None:
-    assert counts_of(listing(*LOOP), 90) == Counts(
-        step=6, tensor=1, cycles=32.0, copies=1, flying=1, outside=6
-    )
+@pytest.mark.parametrize(
+    ("lines", "loops", "counts"),
+    [
+        (LOOP, [(4, 9, 0)], Counts(6, tensor=1, cycles=32.0, copies=1, flying=1, outside=6)),
+        ([f"1 0 7 {one}" for one in NESTED], [(1, 4, 0), (2, 3, 1)], Counts(step=2, outside=4)),
+        ([f"1 0 7 {one}" for one in COLD], [], Counts(outside=3)),
+    ],
+)
+def test_loops_are_found_and_the_inmost_is_counted(
+    lines: Sequence[str], loops: list[tuple[int, ...]], counts: Counts
+) -> None:
+    program = listing(*lines)
+    assert [tuple(loop) for loop in program.loops] == loops
+    assert counts_of(program, 90) == counts
 
 
 @pytest.mark.parametrize(
