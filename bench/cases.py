@@ -119,7 +119,7 @@ def similarity(load: Workload) -> Draw:
     """
 
     def draw(generator: torch.Generator) -> Inputs:
-        options = {"generator": generator, "device": generator.device}
+        options: dict[str, Any] = {"generator": generator, "device": generator.device}
         tokens = torch.randn(load.tokens, **options)
         tokens += COMMON * torch.randn(load.batch, 1, load.in_dim, **options)
         return (cosine(tokens).mul_(STEPS).round_().div_(STEPS),)

@@ -37,7 +37,7 @@ def backward_work(load: Workload) -> Work:
 def launches(load: Workload) -> None:
     from ocvtp_kernels.ops.merge.triton import merge
 
-    merge(*(empty(load, *shape) for shape in (load.slots, load.encoded, load.tokens)))
+    merge(empty(load, *load.slots), empty(load, *load.encoded), empty(load, *load.tokens))
 
 
 BENCHES = {"merge": OpBench(case, work, backward_work, (launches,))}
