@@ -27,14 +27,8 @@ from ocvtp_kernels.triton_common.launch import interpreting
 
 BUDGET = FOLDER / "model.json"
 ARCHS = sorted({gpu.capability for gpu in SILICON.values()})
-LOADS = tuple(
-    square(b, n, k, "bfloat16")
-    for n, k, batches in (
-        *((576, 64, (1, 8, 64)), (2880, 160, (1, 8, 64))),
-        *((576, 128, (1, 8)), (576, 192, (1, 8))),
-    )
-    for b in batches
-)
+SIZES = ((576, 64, (1, 8, 64)), (2880, 160, (1, 8, 64)), (576, 128, (1, 8)), (576, 192, (1, 8)))
+LOADS = tuple(square(b, n, k, "bfloat16") for n, k, batches in SIZES for b in batches)
 SLACKS = {
     "launches": Slack(),
     "us": Slack(0.02, 0.05),
