@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.traffic import Work
 from bench.workloads import Workload
 from ocvtp_kernels import OCPruner
+from ocvtp_kernels.cost.work import Work
 from ocvtp_kernels.ops.slot_attention import reference as slots
 from ocvtp_kernels.selectors.similarity import cosine
 

@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 from triton.compiler import CompiledKernel
 
-from bench.compiled_binaries import StandIn
+from bench.compiled.binaries import StandIn
 
 SPECIALIZED = 16  # bytes; Triton compiles other code for pointers that are multiples of it
 

@@ -11,6 +11,7 @@ import torch
 
 from bench.base import Base
 from bench.cases import Case, Inputs
+from bench.ceilings import tensor_bytes
 from bench.gate import check_variant, fresh
 from bench.modes import mode_of, threads
 from bench.ops import BENCHES, case_of
@@ -24,7 +25,6 @@ from bench.timing import (
     measure,
     sample_of,
 )
-from bench.traffic import tensor_bytes
 from bench.usage import usages
 from bench.variants import Run, Variant, variants_of
 from bench.workloads import Workload, Workloads

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from bench.base import Base, BaseError
+from bench.ceilings import measure_ceilings
 from bench.jobs import Job, Measured, jobs, of_op, time_job
 from bench.machine import ROOT, default_folder, new_results, read_ceilings
 from bench.modes import MODES
@@ -37,7 +38,6 @@ from bench.results import (
     Versus,
 )
 from bench.timing import first_line, release, side_stream
-from bench.traffic import measure_ceilings
 from bench.variants import BASELINES
 from bench.workloads import BUDGETS, DTYPES, Workloads, workloads
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from unittest import mock
 
@@ -11,22 +12,18 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.cases import Case, OpBench, Outputs, normal
-from bench.traffic import Work, tensor_bytes
+from bench.ceilings import tensor_bytes
+from bench.ops.prune import config_of
 from bench.workloads import Workload
-from ocvtp_kernels import PrunerConfig
+from ocvtp_kernels.cost.work import Work
 from ocvtp_kernels.training.autoencoder import OCAutoencoder
 
 
 def autoencoder(load: Workload) -> OCAutoencoder:
-    """The autoencoder of a workload's sizes, without dropout, as published."""
+    """The autoencoder of a workload's sizes, without dropout."""
     width, slot_dim = load.in_dim, load.slot_dim
-    config = PrunerConfig(
-        enc_in_dim=width,
-        enc_dims=(load.hidden_dim, slot_dim),
-        init_num=load.num_slots,
-        init_dim=slot_dim,
-        agg_embed_dim=slot_dim,
-        agg_ffn_dim=load.hidden_dim,
+    config = replace(
+        config_of(load),
         agg_dropout=0.0,
         pos_resolut=(load.num_tokens,),
         pos_embed_dim=width,

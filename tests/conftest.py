@@ -75,12 +75,13 @@ def own_deprecations_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def quick_launches(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests marked ``interpreter`` take Triton's shortest way through it."""
+    """Tests marked ``interpreter`` take Triton's shortest way through it, with checked accesses."""
     if not request.node.get_closest_marker("interpreter"):
         yield
         return
-    from bench.counted import run_quickly
+
     from ocvtp_kernels.triton_common.launch import interpreting, watch
+    from tests.interpreted import run_quickly
 
     with watch(run_quickly) if interpreting() else nullcontext():
         yield

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
 from bench.cases import outputs_of
-from bench.compiled_binaries import StandIn
+from bench.compiled.binaries import StandIn
 from bench.gpu_check.binaries import ALIGNMENT, Binary, write, written
 from bench.ops import case_of
 from ocvtp_kernels import backends

@@ -25,7 +25,7 @@ from triton import knobs
 from triton.backends.nvidia import driver as nvidia
 from triton.runtime import build
 
-from bench.compiled_binaries import StandIn
+from bench.compiled.binaries import StandIn
 from bench.gpu_check.binaries import Binary, merged, read
 
 

@@ -14,8 +14,8 @@ import torch
 from bench import training
 from bench.cases import Case, OpBench
 from bench.modes import MODES, mode_of
-from bench.traffic import Work
 from bench.workloads import Workload
+from ocvtp_kernels.cost.work import Work
 
 BENCHES: dict[str, OpBench] = {
     op: bench

@@ -15,9 +15,9 @@ from bench.cases import (
     normal,
 )
 from bench.ops.slot_argmax import pick_work
-from bench.traffic import FLOAT32, INT64, Work
 from bench.workloads import Workload
 from ocvtp_kernels import ops
+from ocvtp_kernels.cost.work import FLOAT32, INT64, Work
 
 
 def case(load: Workload, device: torch.device) -> Case:

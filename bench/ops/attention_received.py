@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, OpBench, empty, normal
-from bench.traffic import FLOAT32, Work
 from bench.workloads import Workload
 from ocvtp_kernels import ops
+from ocvtp_kernels.cost.work import FLOAT32, Work
 
 HEADS, HEAD_DIM = 16, 64
 # Ways to call it: whether of CLS alone, and heads and their width.

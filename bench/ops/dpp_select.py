@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, Inputs, OpBench, empty_matrix, empty_scores
-from bench.traffic import FLOAT32, INT64, Work
 from bench.workloads import Workload
 from ocvtp_kernels import ops
+from ocvtp_kernels.cost.work import FLOAT32, INT64, Work
 
 ALIKE = 0.5  # cosine of a token with the one that it is like
 RATIO = 0.99  # of each quality to the next higher

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from bench.cases import Case, Inputs, OpBench, empty_matrix, empty_scores, similarity
@@ -18,9 +16,10 @@ def case(load: Workload, device: torch.device) -> Case:
     matrix = similarity(load)
 
     def draw(generator: torch.Generator) -> Inputs:
-        options: Any = {"generator": generator, "device": generator.device}
-        saliency = torch.randint(1, LEVELS + 1, load.scores, **options) / 4
-        return (*matrix(generator), saliency)
+        levels = torch.randint(
+            1, LEVELS + 1, load.scores, generator=generator, device=generator.device
+        )
+        return (*matrix(generator), levels / 4)
 
     return Case(
         "facility_select",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, OpBench, empty, empty_matrix, similarity
-from bench.traffic import FLOAT32, INT64, Work
 from bench.workloads import Workload
 from ocvtp_kernels import ops
+from ocvtp_kernels.cost.work import FLOAT32, INT64, Work
 
 
 def case(load: Workload, device: torch.device) -> Case:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, OpBench, empty, normal
-from bench.traffic import Work
 from bench.workloads import Workload
 from ocvtp_kernels import ops
+from ocvtp_kernels.cost.work import Work
 
 
 def case(load: Workload, device: torch.device) -> Case:

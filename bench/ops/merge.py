@@ -6,9 +6,9 @@ import torch
 
 from bench.cases import Case, OpBench, empty, normal
 from bench.ops.slot_argmax import pick_work
-from bench.traffic import Work
 from bench.workloads import Workload
 from ocvtp_kernels import ops
+from ocvtp_kernels.cost.work import Work
 
 
 def case(load: Workload, device: torch.device) -> Case:

@@ -24,11 +24,11 @@ from bench.cases import (
     joined,
     normal,
 )
-from bench.ops.argmax_gather import kept_bytes, scatter_work
+from bench.ops.argmax_gather import scatter_work
 from bench.pruners import random_pruner
-from bench.traffic import FLOAT32, INT64, NUM_ITER, Work
 from bench.workloads import Workload
 from ocvtp_kernels import OCPruner, PrunerConfig, ops
+from ocvtp_kernels.cost.work import FLOAT32, INT64, Work, prune_steps, prune_work
 from ocvtp_kernels.ops.argmax_gather import gather_tokens, select_ids
 from ocvtp_kernels.ops.prune import reference
 from ocvtp_kernels.ops.prune.native.pipeline import prepare
@@ -37,9 +37,9 @@ from ocvtp_kernels.selectors.interface import SelectorInputs
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 
 
-def pruner_of(load: Workload, device: torch.device) -> OCPruner:
-    """A pruner of the workload's sizes, its weights random."""
-    config = PrunerConfig(
+def config_of(load: Workload) -> PrunerConfig:
+    """The pruner's widths."""
+    return PrunerConfig(
         enc_in_dim=load.in_dim,
         enc_dims=(load.hidden_dim, load.slot_dim),
         init_num=load.num_slots,
@@ -47,7 +47,12 @@ def pruner_of(load: Workload, device: torch.device) -> OCPruner:
         agg_embed_dim=load.slot_dim,
         agg_ffn_dim=load.hidden_dim,
     )
-    return random_pruner(config, dtype=load.torch_dtype).to(device).requires_grad_(False)
+
+
+def pruner_of(load: Workload, device: torch.device) -> OCPruner:
+    """A pruner of the workload's sizes, its weights random."""
+    pruner = random_pruner(config_of(load), dtype=load.torch_dtype)
+    return pruner.to(device).requires_grad_(False)
 
 
 def case(load: Workload, device: torch.device) -> Case:
@@ -192,34 +197,25 @@ def picks_case(load: Workload, device: torch.device) -> Case:
     )
 
 
-def stages(load: Workload) -> dict[str, Work]:
-    """The work of `prune` by stage; tensors between stages are not counted."""
-    size = load.torch_dtype.itemsize
-    b, n, k = load.batch, load.num_tokens, load.num_slots
-    c, d, h = load.in_dim, load.slot_dim, load.hidden_dim
-    query, logits = 2 * k * d * (d + 1), 2 * k * n * d
-    update = logits + 2 * 2 * k * d * 3 * d + 2 * 2 * k * d * h
-    encode_weights = c * h + h + h * d + d
-    slot_weights = (d + 1) * (d + 1) + 2 * 3 * d * (d + 1) + 3 * d + 2 * d * h + h + d
-    return {
-        "encode": Work(b * 2 * n * (c * h + h * d), (b * n * c + encode_weights) * size),
-        "slots": Work(
-            b * (NUM_ITER * (query + logits) + (NUM_ITER - 1) * update),
-            (b * k * d + slot_weights) * size,
-        ),
-        "selection": Work(0, b * n * FLOAT32 + b * load.budget * INT64),
-        "gather": Work(0, 2 * kept_bytes(load)),
-    }
+def steps(load: Workload) -> dict[str, Work]:
+    """The least that each step of `prune` costs."""
+    return prune_steps(config_of(load), *sizes(load, load.budget))
 
 
 def work(load: Workload) -> Work:
-    return sum(stages(load).values(), Work(0, 0))
+    return prune_work(config_of(load), *sizes(load, load.budget))
 
 
 def picks_work(load: Workload) -> Work:
-    by_stage = stages(load)
-    written = load.num_slots * (INT64 + FLOAT32) + load.num_tokens * FLOAT32
-    return by_stage["encode"] + by_stage["slots"] + Work(0, load.batch * written)
+    """A prune that keeps nothing; the scores it writes are as large as importance."""
+    written = load.batch * load.num_slots * (INT64 + FLOAT32)
+    return prune_work(config_of(load), *sizes(load, 0)) + Work(0, written)
+
+
+def sizes(load: Workload, budget: int) -> tuple[int, int, int, int, int, int]:
+    """The sizes that the formulas take."""
+    size = load.torch_dtype.itemsize
+    return load.batch, load.num_tokens, load.num_slots, budget, load.in_dim, size
 
 
 @cache

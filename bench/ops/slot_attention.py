@@ -8,9 +8,9 @@ import torch
 
 from bench.cases import Case, OpBench, empty, normal
 from bench.ops import gru_cell
-from bench.traffic import Work
 from bench.workloads import Workload
 from ocvtp_kernels import ops
+from ocvtp_kernels.cost.work import Work
 from ocvtp_kernels.ops.slot_attention import reference
 
 

@@ -439,11 +439,9 @@ def _kept(its: Sequence[SelectorRow]) -> tuple[str, str, str]:
     return coverage, str(sum(one.duplicates for one in known)), exact
 
 
-def measured_text(
-    results: Mapping[str, Sequence[Results]], gpu: str, batch: int, num_tokens: int, num_slots: int
-) -> str:
+def measured_text(results: Mapping[str, Sequence[Results]], gpu: str, load: Workload) -> str:
     """The measured times of our `prune` on a GPU in half precision, for the projections."""
-    size = batch, num_tokens, num_slots
+    size = load.batch, load.num_tokens, load.num_slots
     measured = [
         f"{times_text(row.times)}, {row.workload.dtype}"
         + ("" if row.times.method == "graph" else f", timed by {row.times.method}")

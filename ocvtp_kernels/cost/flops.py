@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ocvtp_kernels.cost.models import LanguageModel, VisionLanguageModel, VisionTower
+from ocvtp_kernels.cost.work import prune_steps
 from ocvtp_kernels.pruner.config import PrunerConfig
 
 TEXT_TOKENS = 32  # arXiv 2511.20439, figure 1
@@ -129,7 +130,8 @@ def pruner_plain(config: PrunerConfig, tokens: int, slots: int) -> int:
     encode = mlp((config.enc_in_dim, *config.enc_dims), tokens)
     keys_and_values = 2 * matmul(tokens, dim, dim)
     attention = matmul(slots, dim, dim) + 2 * matmul(slots, dim, tokens)
-    return encode + keys_and_values + config.agg_num_iter * (attention + _update(config, slots))
+    update = 2 * matmul(slots, dim, 3 * dim) + 2 * matmul(slots, dim, config.agg_ffn_dim)
+    return encode + keys_and_values + config.agg_num_iter * (attention + update)
 
 
 def pruner_folded(config: PrunerConfig, tokens: int, slots: int) -> int:
@@ -144,11 +146,8 @@ def pruner_folded(config: PrunerConfig, tokens: int, slots: int) -> int:
         config: widths and iterations.
         tokens: N; slots: K.
     """
-    dim = config.slot_dim
-    logits = matmul(slots, dim, dim + 1) + matmul(slots, dim, tokens)
-    rest = matmul(slots, tokens, dim) + _update(config, slots)
-    encode = mlp((config.enc_in_dim, *config.enc_dims), tokens)
-    return encode + config.agg_num_iter * logits + (config.agg_num_iter - 1) * rest
+    steps = prune_steps(config, 1, tokens, slots, slots, config.enc_in_dim, FP16_BYTES)
+    return sum(step.flops for step in steps.values())
 
 
 def importance(tower: VisionTower) -> int | None:
@@ -161,12 +160,6 @@ def importance(tower: VisionTower) -> int | None:
         return None
     tokens = tower.grid[0] * tower.grid[1] + tower.class_tokens
     return tower.crops * matmul(tokens, tower.width, tokens)
-
-
-def _update(config: PrunerConfig, slots: int) -> int:
-    """GRU and FFN: ``12 K D^2 + 4 K D F``."""
-    dim = config.slot_dim
-    return 2 * matmul(slots, dim, 3 * dim) + 2 * matmul(slots, dim, config.agg_ffn_dim)
 
 
 @dataclass(frozen=True)

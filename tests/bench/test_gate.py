@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bench.cases import Case, Outputs, outputs_of
 from bench.gate import CheckResult, check_variant
-from bench.ops import BENCHES, case_of
 from bench.jobs import jobs
+from bench.ops import BENCHES, case_of
 from bench.variants import Run, Variant, variants_of
 from bench.workloads import Workload, Workloads
 

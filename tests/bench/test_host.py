@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +10,8 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from bench.host_driver import Given, difference
-from bench.machine import ROOT
 from bench.results import read_results
+from tests.compiling import on_linux, run_python
 
 
 class Kernel:
@@ -64,18 +61,11 @@ def test_what_differs_is_said(prepared: list[Given], sentence: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.compile
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux")
+@on_linux
 def test_a_prepared_call_stays_within_its_time(tmp_path: Path) -> None:
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", "run", "--suite", "host", "--short", "--output", tmp_path],
-        cwd=ROOT,
-        env={**kept, "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
+    run_python(
+        tmp_path, "-m", "bench", "run", "--suite", "host", "--short", "--output", str(tmp_path)
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     rows = {row.variant: row.times for row in read_results(tmp_path / "host.json").op_rows()}
     prepared, ordinary = rows["prepared"], rows["ordinary"]
     assert prepared is not None and ordinary is not None and rows["op"] is not None

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from bench.jobs import Job
 from torch import Tensor
 
 from bench import ceilings, jobs, run
+from bench.jobs import Job
 from bench.rehearsal import standing_in
 from bench.results import OURS, Ceilings, Suite, read_results
 from bench.selectors import run as selectors

@@ -11,7 +11,7 @@ from typing import Any
 import triton
 from triton.backends.nvidia.compiler import CUDABackend
 
-from bench.compiled_binaries import StandIn
+from bench.compiled.binaries import StandIn
 from bench.ops import BENCHES
 from bench.workloads import Workload
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from bench.results import ROOT
+from tests.compiling import on_linux, run_python
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -17,9 +14,9 @@ COMPILED = """
 import sys
 import torch
 import triton
-from bench.compiled_binaries import StandIn, disassembled, usage
-from bench.sass import read_sass
-from bench.sass_counts import counts_of
+from bench.compiled.binaries import StandIn, disassembled, usage
+from bench.compiled.sass import read_sass
+from bench.compiled.sass_counts import counts_of
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import launch, watch
 from ocvtp_kernels.triton_common.linear_tiles import LinearTile
@@ -44,20 +41,11 @@ print(*usage(said), counts.step, counts.flying)
 
 
 @pytest.mark.compile
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux")
+@on_linux
 @pytest.mark.parametrize("tile", [(64, 16, 64, 4, 7), (128, 256, 64, 8, 3)], ids=str)
 def test_a_layer_norm_costs_the_loop_nothing(tile: tuple[int, ...], tmp_path: Path) -> None:
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, *map(str, tile)],
-        cwd=ROOT,
-        env={**kept, "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    _registers, stack, step, flying = map(int, done.stdout.split())
+    said = run_python(tmp_path, "-c", COMPILED, *map(str, tile))
+    _registers, stack, step, flying = map(int, said.split())
     # With the statistics in the loop a step took 565 instructions at 64x16, and 614 at 128x128.
     assert stack == 0 and step <= 120
     # Copies of at least one more step are on their way as the loop waits.

@@ -5,9 +5,6 @@ Kernels are compiled in a process of its own, since here they may run in Triton'
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,33 +16,19 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton
 import triton.language as tl
 
-from bench.results import ROOT
 from ocvtp_kernels.triton_common.launch import Launch, interpreting, launch, watch
 from ocvtp_kernels.triton_common.prepared import prepared
+from tests.compiling import on_linux, run_python
 
 INTERPRETED = pytest.mark.skipif(not interpreting(), reason="Triton compiles here")
 
 
 @pytest.mark.compile
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux")
+@on_linux
 def test_prepared_launches(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "tests/triton_common/prepared_compiled.py",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    tests = "tests/triton_common/prepared_compiled.py"
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", tests)
+    run_python(tmp_path, *command, TRITON_INTERPRET="0")
 
 
 @triton.jit

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="triton is not installed")
+from tests.compiling import run_python
 
-ROOT = Path(__file__).parents[2]
+pytest.importorskip("triton", reason="triton is not installed")
 
 
 @pytest.mark.compile
 @pytest.mark.slow
-def test_every_kernel_compiles_where_sizes_are_one() -> None:
-    command = [sys.executable, "-m", "tests.triton_common.lowered"]
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=kept, check=False)
-    assert done.returncode == 0, done.stderr
-    *failed, summary = done.stdout.strip().splitlines()
+def test_every_kernel_compiles_where_sizes_are_one(tmp_path: Path) -> None:
+    said = run_python(tmp_path, "-m", "tests.triton_common.lowered")
+    *failed, summary = said.strip().splitlines()
     assert not any(failed), "\n".join(failed)
     assert int(summary.split()[0]) >= 29

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -14,10 +11,10 @@ from torch import Tensor
 
 from ocvtp_kernels import ops
 from tests.cases import DEVICE, random_tokens, to_device
+from tests.compiling import on_linux, run_python
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from bench.results import ROOT
 from ocvtp_kernels.ops.resolve_picks.tiles import gather_splits, resolve_tile
 from ocvtp_kernels.ops.resolve_picks.triton import resolve_picks
 from ocvtp_kernels.ops.slot_argmax.tiles import reduce_tile
@@ -129,8 +126,8 @@ COMPILED = """
 import sys
 import torch
 import triton
-from bench.compiled_binaries import StandIn, disassembled, usage
-from bench.sass import read_sass
+from bench.compiled.binaries import StandIn, disassembled, usage
+from bench.compiled.sass import read_sass
 from ocvtp_kernels.triton_common.archs import ARCHS, pretend
 from ocvtp_kernels.triton_common.launch import watch
 from ocvtp_kernels.ops.resolve_picks.triton import resolve
@@ -158,7 +155,7 @@ print(*usage(said), len(search), search.count("BAR"), max(loads))
 
 
 @pytest.mark.compile
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux")
+@on_linux
 @pytest.mark.parametrize(
     ("num_tokens", "num_slots", "most_instructions", "loads"),
     [(576, 64, 130, 8), pytest.param(2880, 160, 200, 48, marks=pytest.mark.slow)],
@@ -166,17 +163,8 @@ print(*usage(said), len(search), search.count("BAR"), max(loads))
 def test_a_round_is_short_and_all_topk_ids_are_loaded_together(
     num_tokens: int, num_slots: int, most_instructions: int, loads: int, tmp_path: Path
 ) -> None:
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, str(num_tokens), str(num_slots)],
-        cwd=ROOT,
-        env={**kept, "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    registers, stack, instructions, barriers, together = map(int, done.stdout.split())
+    said = run_python(tmp_path, "-c", COMPILED, str(num_tokens), str(num_slots))
+    registers, stack, instructions, barriers, together = map(int, said.split())
     assert registers <= 255 and stack == 0
     # With 64-bit integers a round took 112 and 240, and there were twice as many rounds.
     assert instructions <= most_instructions and barriers <= 3

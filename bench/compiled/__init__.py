@@ -1,0 +1,1 @@
+"""What the kernels compile to, read from their binaries and held against budgets."""

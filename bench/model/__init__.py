@@ -1,0 +1,1 @@
+"""The instruction model of the Triton kernels: how long their launches take, and projections."""
