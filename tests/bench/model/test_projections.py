@@ -11,8 +11,9 @@ from bench.compiled.budget import Budget, Group
 from bench.model.projections import GPUS, projections_page
 from bench.model.report import LOADS
 from bench.ops.prune import steps
-from bench.workloads import Workload
+from bench.results import OURS
 from ocvtp_kernels.cost.work import Work
+from tests.bench.report.samples import GPU, op_row, results
 
 
 def test_a_floor_is_never_below_either_ceiling() -> None:
@@ -30,13 +31,12 @@ def test_model_floor_and_measurement_stand_side_by_side() -> None:
         {f"{gpu} B 8 N 576 K 64": Group("Triton 3.9", rows) for gpu in ("A100", "H100")}
     )
 
-    def measured(gpu: str, load: Workload) -> str | None:
-        return "25 µs, bfloat16" if (gpu, load) == ("H100", LOADS[1]) else None
-
+    row = op_row("prune", OURS, 25e-6, batch=8, num_tokens=576, num_slots=64, dtype="bfloat16")
+    measured = {"one": [results("prune", [row], GPU)]}
     lines = projections_page(budget, measured).splitlines()
     (of_gpu,) = (line for line in lines if line.startswith("| H100 | B 8, N 576, K 64 |"))
     assert of_gpu.startswith("| H100 | B 8, N 576, K 64 | 20.0 µs | 2.50 µs | ")
-    assert of_gpu.endswith("| 25 µs, bfloat16 |")
+    assert of_gpu.endswith("| 25.0 µs (22.5 to 27.5), bfloat16, timed by host |")
     # V100 runs no Triton, and has the floor alone.
     assert all("| — | — | — |" in line for line in lines if line.startswith("| V100 | B"))
     (gru,) = (line for line in lines if line.startswith("| gru | 2 |"))
@@ -46,7 +46,7 @@ def test_model_floor_and_measurement_stand_side_by_side() -> None:
 
 
 def test_projections_are_labelled_as_such() -> None:
-    text = projections_page(Budget({}))
+    text = projections_page(Budget({}), {})
     assert text.count("not measured") == len(GPUS) * len(LOADS)
     assert "**Every time and share on this page is a projection**" in text
     assert "No GPU has run it" in text

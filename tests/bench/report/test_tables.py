@@ -8,6 +8,7 @@ from bench.report import tables
 from bench.report.tables import comparisons_of, prune_file, without_ours
 from bench.report.text import duration
 from bench.results import OURS, ModelRow, Results, graph_first
+from bench.workloads import square
 from tests.bench.report.samples import (
     GPU,
     cpu,
@@ -170,11 +171,11 @@ def test_the_headline_is_the_smallest_workload_in_the_fastest_dtype() -> None:
 
 
 def test_the_text_for_the_projections() -> None:
-    devices = {"imaginary": gpu("events")}
-    assert tables.measured_text(devices, "H100", 1, 576, 64) == "100 µs (90.0 to 110), bfloat16"
-    assert tables.measured_text(devices, "A100", 1, 576, 64) == "not measured"
+    devices, load = {"imaginary": gpu("events")}, square(1, 576, 64, "bfloat16")
+    assert tables.measured_text(devices, "H100", load) == "100 µs (90.0 to 110), bfloat16"
+    assert tables.measured_text(devices, "A100", load) == "not measured"
     launched = [row for row in gpu_rows() if row.key[-1] == "events"]
-    text = tables.measured_text({"one": [results("prune", launched, GPU)]}, "H100", 1, 576, 64)
+    text = tables.measured_text({"one": [results("prune", launched, GPU)]}, "H100", load)
     assert text == "1.00 ms (900 µs to 1.10 ms), bfloat16, timed by events"
 
 
