@@ -11,11 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +25,6 @@ from bench.workloads import Workload
 from ocvtp_kernels import native
 
 BUILT = ROOT / "build" / "base"
-# A change of these needs new native objects.
-NATIVE_SOURCES = ("csrc", "CMakeLists.txt", "setup.py", "scripts")
 
 
 class BaseError(RuntimeError):
@@ -48,7 +43,7 @@ class Base:
     """
 
     def __init__(self, rev: str, device: torch.device) -> None:
-        sha = _git("rev-parse", "--verify", f"{rev}^{{commit}}").decode().strip()
+        sha = _output(["git", "rev-parse", "--verify", f"{rev}^{{commit}}"])
         self.name, self.rev = f"base {sha[:9]}", rev
         self.sample = Sample(self._take, "host")
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed with the process
@@ -103,15 +98,21 @@ class Base:
 
 
 def built(sha: str, device: torch.device) -> Path:
-    """The folder of a revision with its native objects and today's bench."""
+    """The folder of a revision, installed with its native objects, and today's bench beside it."""
     folder = BUILT / sha[:12]
     if not folder.exists():
         temporary = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(temporary, ignore_errors=True)
-        with tarfile.open(fileobj=BytesIO(_git("archive", sha))) as archive:
-            archive.extractall(temporary, filter="data")
+        environment = dict(os.environ)
         if native.missing_reason(device.type) is None:
-            _build_native(sha, device, temporary)
+            environment["OCVTP_NATIVE"] = "cuda" if device.type == "cuda" else "1"
+        if device.type == "cuda":
+            # For this GPU alone: compiling for every architecture takes minutes.
+            capability = torch.cuda.get_device_capability(device)
+            environment["OCVTP_CUDA_ARCHITECTURES"] = "{}.{}".format(*capability)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        command += ["--no-build-isolation", "--target", str(temporary), f"git+file://{ROOT}@{sha}"]
+        _output(command, environment)
         temporary.replace(folder)
     shutil.rmtree(folder / "bench", ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__", "results", "budgets")
@@ -119,39 +120,12 @@ def built(sha: str, device: torch.device) -> Path:
     return folder
 
 
-def _build_native(sha: str, device: torch.device, folder: Path) -> None:
-    """The revision's native objects, or today's where their sources are the same."""
-    target = folder / "ocvtp_kernels"
-    if not _git("diff", "--name-only", sha, "--", *NATIVE_SOURCES):
-        for path in (ROOT / "ocvtp_kernels").glob("*.so"):
-            shutil.copy2(path, target)
-        return
-    with tempfile.TemporaryDirectory() as wheels:
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", wheels]
-        environment = os.environ | {"OCVTP_NATIVE": "cuda" if device.type == "cuda" else "1"}
-        done = subprocess.run(
-            [*command, "--no-build-isolation", str(folder)],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise BaseError(
-                f"base {sha[:9]}: its native objects are not built: {done.stderr[-400:]}"
-            )
-        (wheel,) = Path(wheels).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            for name in archive.namelist():
-                if name.endswith(".so"):
-                    (target / Path(name).name).write_bytes(archive.read(name))
-
-
-def _git(*arguments: str) -> bytes:
-    try:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", b"") or str(error).encode()
-        raise BaseError(f"base: git {' '.join(arguments)}: {said.decode().strip()}") from error
+def _output(command: list[str], environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["no reason is given"]
+        raise BaseError(f"base: {' '.join(command)}: {said[-1]}")
+    return done.stdout.strip()
 
 
 def main(device_type: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import cache
 from unittest import mock
 
@@ -13,31 +12,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.cases import Case, OpBench, Outputs, normal
 from bench.ceilings import tensor_bytes
-from bench.ops.prune import config_of
 from bench.workloads import Workload
 from ocvtp_kernels.cost.work import Work
 from ocvtp_kernels.training.autoencoder import OCAutoencoder
+from ocvtp_kernels.training.config import published_shapes
 
 
 def autoencoder(load: Workload) -> OCAutoencoder:
-    """The autoencoder of a workload's sizes, without dropout."""
-    width, slot_dim = load.in_dim, load.slot_dim
-    config = replace(
-        config_of(load),
-        agg_dropout=0.0,
-        pos_resolut=(load.num_tokens,),
-        pos_embed_dim=width,
-        proj1_in_dim=width,
-        proj1_out_dim=width,
-        proj1_norm_dim=width,
-        proj2_in_dim=slot_dim,
-        proj2_out_dim=width,
-        proj2_norm_dim=width,
-        transformer_d_model=width,
-        transformer_feedforward=4 * width,
-        dec_dim=width,
-    )
+    """An autoencoder of the published proportions for the workload's tokens."""
+    config = published_shapes(load.num_tokens, load.in_dim)
     return OCAutoencoder(config, dtype=load.torch_dtype).eval()
+
+
+def noise_of(model: OCAutoencoder, load: Workload) -> tuple[int, int, int]:
+    """The shape of the slots' initial noise, ``[B, K, D]``."""
+    return load.batch, load.num_slots, model.config.slot_dim
 
 
 def iteration(model: OCAutoencoder, tokens: Tensor, noise: Tensor, is_plain: bool) -> Outputs:
@@ -71,7 +60,7 @@ def case(load: Workload, device: torch.device) -> Case:
         "training",
         load,
         device,
-        normal(load, load.tokens, load.slots),
+        normal(load, load.tokens, noise_of(model, load)),
         lambda tokens, noise: iteration(model, tokens, noise, is_plain=False),
         reference,
         slow=True,
@@ -85,7 +74,7 @@ def work(load: Workload) -> Work:
     with device:
         model = autoencoder(load)
     tokens = torch.empty(load.tokens, dtype=load.torch_dtype, device=device)
-    noise = torch.empty(load.slots, dtype=load.torch_dtype, device=device)
+    noise = torch.empty(noise_of(model, load), dtype=load.torch_dtype, device=device)
     with FlopCounterMode(display=False) as counter:
         outputs = iteration(model, tokens, noise, is_plain=True)
     return Work(

@@ -34,9 +34,9 @@ def usages() -> Iterator[Usage]:
     others += [replace(load, mode="autocast") for load in (PATCHES, square(8, 196, 64, "float32"))]
     for load, threads in product(others, THREADS):
         yield "prune", replace(load, threads=threads), "forward"
-    training = replace(HEADLINE, batch=4, threads=2)
-    for load in (replace(training, dtype=HALF), replace(training, mode="autocast")):
-        yield "training", load, "forward"
+    yield "training", replace(half, threads=2), "forward"
+    batch = replace(HEADLINE, batch=4, threads=2)
+    for load in (replace(batch, dtype=HALF), replace(batch, mode="autocast")):
         yield "slot_attention", load, "forward"
         for op in ("slot_attention", "slot_attention_step"):
             yield op, load, "backward"
