@@ -33,7 +33,7 @@ def test_op(benchmark: Any, op: str, direction: str) -> None:
     inputs, grads = fresh(case, direction, SEEDS[0])
     run = variant.bind(case, direction, inputs, grads)
     benchmark.extra_info.update(workload=str(HEADLINE), gate=check.note, torch=torch.__version__)
-    benchmark.pedantic(run, rounds=20, warmup_rounds=3)
+    benchmark.pedantic(run, rounds=5 if case.slow else 20, warmup_rounds=2)
 
 
 def test_prune_beside_the_plain_module() -> None:

@@ -9,7 +9,7 @@ returns earlier results or leaves outputs unwritten.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -30,17 +30,18 @@ def check_variant(case: Case, variant: Variant, direction: str, seed: int) -> Ch
     try:
         inputs, grads = fresh(case, direction, seed)
         run = variant.bind(case, direction, inputs, grads)
-        note = _run_and_check(case, variant, direction, run, inputs, grads)
-        again, again_grads = fresh(case, direction, seed + 1)
         if direction == "forward":
-            overwrite(inputs, again)
+            _check_forward(truth_of(case, seed), variant, _run(run))
+            overwrite(inputs, case.inputs(seed + 1))
+            note = _check_forward(truth_of(case, seed + 1), variant, _run(run))
         else:
+            _check_backward(truth_of(case, seed), variant, _run(run), grads)
             # The forward pass keeps its inputs, so only the gradients may be overwritten.
             overwrite(grads, draw_grads(case, inputs, seed + 2))
-            note = _run_and_check(case, variant, direction, run, inputs, grads)
-            inputs, grads = again, again_grads
+            _check_backward(truth_of(case, seed), variant, _run(run), grads)
+            inputs, grads = fresh(case, direction, seed + 1)
             run = variant.bind(case, direction, inputs, grads)
-        note = _run_and_check(case, variant, direction, run, inputs, grads)
+            note = _check_backward(truth_of(case, seed + 1), variant, _run(run), grads)
     except Refused as refusal:
         return CheckResult(False, str(refusal))
     except (RuntimeError, ValueError, TypeError, ImportError) as error:
@@ -65,60 +66,92 @@ def overwrite(targets: Inputs, sources: Inputs) -> None:
             target.copy_(source)
 
 
-def _run_and_check(
-    case: Case, variant: Variant, direction: str, run: Run, inputs: Inputs, grads: Inputs
-) -> str:
+def _run(run: Run) -> Outputs:
+    """Copies of a call's outputs, which are poisoned."""
     outputs = run()
     kept = tuple(output.clone() for output in outputs)
     poison(outputs)
-    return check_outputs(case, direction, kept, inputs, grads, variant.plain, variant.rounds)
+    return kept
 
 
-def check_outputs(
-    case: Case,
-    direction: str,
-    outputs: Outputs,
-    inputs: Inputs,
-    grads: Inputs,
-    plain: bool,
-    rounds: bool = False,
-) -> str:
-    """How accurate the outputs are, in a few words; ``plain`` and ``rounds`` as in `Variant`.
+class Truth:
+    """What forward calls on the inputs of a seed are held against, computed when asked for."""
+
+    def __init__(self, case: Case, seed: int) -> None:
+        self.case, self.inputs = case, case.inputs(seed)
+        self._wide = tuple(_double(tensor) for tensor in self.inputs)
+        dtype: torch.dtype = getattr(torch, case.workload.compute_dtype)
+        self.is_half, self.eps = dtype.itemsize < 4, torch.finfo(dtype).eps
+
+    @cached_property
+    def oracle(self) -> Outputs:
+        """In float64."""
+        with torch.no_grad():
+            return outputs_of(self.case.reference(*self._wide))
+
+    @cached_property
+    def yardstick(self) -> Outputs:
+        """Of plain PyTorch at the given dtype, in the workload's mode."""
+        return _in_mode(self.case, self.case.reference, self.inputs)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """What ids are picked by, in float64."""
+        assert self.case.scores is not None
+        with torch.no_grad():
+            scores: Tensor = self.case.scores(*self._wide)
+        return scores
+
+    @cached_property
+    def near(self) -> Tensor:
+        """The scores at the given dtype, which show the tokens that tie within rounding."""
+        assert self.case.scores is not None
+        return _in_mode(self.case, self.case.scores, self.inputs)[0].double()
+
+
+@lru_cache(maxsize=2)
+def truth_of(case: Case, seed: int) -> Truth:
+    """The truth of a seed, once for all variants."""
+    return Truth(case, seed)
+
+
+def _check_forward(truth: Truth, variant: Variant, outputs: Outputs) -> str:
+    """How accurate the outputs are, in a few words.
 
     Raises:
         Refused: they are wrong.
     """
-    wide = tuple(_double(tensor) for tensor in inputs)
-    if direction == "backward":
-        wide_grads = tuple(_double(tensor) for tensor in grads)
-        if case.kind == "kept":
-            return _scattered(outputs[0], inputs, wide, grads[0], case, plain)
-        oracle = bind_backward(case, case.reference, wide, wide_grads)()
-        yardstick = bind_backward(case, case.reference, inputs, grads)()
-        return _floats(outputs, yardstick, oracle, plain_errors(case, direction))
-    with torch.no_grad():
-        oracle = outputs_of(case.reference(*wide))
-        if case.kind == "exact":
-            pairs = zip(outputs, oracle, strict=True)
-            _require(
-                all(_double(actual).equal(exact) for actual, exact in pairs),
-                "ids differ from the reference's",
-            )
-            return "ids exact"
-        if case.kind == "floats":
-            yardstick = _in_mode(case, case.reference, inputs)
-            rounding = torch.finfo(case.workload.torch_dtype).eps if rounds else 0.0
-            return _floats(outputs, yardstick, oracle, plain_errors(case, direction), rounding)
-        assert case.scores is not None
-        scores = case.scores(*wide)
-        # The scores at the given dtype show which tokens tie within rounding.
-        near = _in_mode(case, case.scores, inputs)[0].double()
-        if case.kind == "argmax":
-            yardstick = _in_mode(case, case.reference, inputs)
-            note = _argmax(outputs[0], scores, near, case, plain)
-            errors = plain_errors(case, direction)[1:]
-            return f"{note}, {_floats(outputs[1:], yardstick[1:], oracle[1:], errors)}"
-        return _kept(outputs, oracle[1], inputs, scores, near, case, plain)
+    case, oracle = truth.case, truth.oracle
+    if case.kind == "exact":
+        pairs = zip(outputs, oracle, strict=True)
+        _require(
+            all(_double(actual).equal(exact) for actual, exact in pairs),
+            "ids differ from the reference's",
+        )
+        return "ids exact"
+    if case.kind == "kept":
+        return _kept(truth, outputs, variant.plain)
+    errors = plain_errors(case, "forward")
+    if case.kind == "floats":
+        rounding = torch.finfo(case.workload.torch_dtype).eps if variant.rounds else 0.0
+        return _floats(outputs, truth.yardstick, oracle, errors, rounding)
+    note = _argmax(truth, outputs[0], variant.plain)
+    return f"{note}, {_floats(outputs[1:], truth.yardstick[1:], oracle[1:], errors[1:])}"
+
+
+def _check_backward(truth: Truth, variant: Variant, outputs: Outputs, grads: Inputs) -> str:
+    """How accurate the gradients are, in a few words.
+
+    Raises:
+        Refused: they are wrong.
+    """
+    case = truth.case
+    if case.kind == "kept":
+        return _scattered(truth, outputs[0], grads[0], variant.plain)
+    wide, wide_grads = (tuple(_double(t) for t in ts) for ts in (truth.inputs, grads))
+    oracle = bind_backward(case, case.reference, wide, wide_grads)()
+    yardstick = bind_backward(case, case.reference, truth.inputs, grads)()
+    return _floats(outputs, yardstick, oracle, plain_errors(case, "backward"))
 
 
 def _in_mode(case: Case, function: Function, inputs: Inputs) -> Outputs:
@@ -180,12 +213,11 @@ def _floats(
     return f"error {worst:.2f} of the budget"
 
 
-def _slack(scores: Tensor, near: Tensor, case: Case, plain: bool) -> float:
+def _slack(truth: Truth, plain: bool) -> float:
     """How far below a slot's best log-attention a pick may lie."""
-    if getattr(torch, case.workload.compute_dtype).itemsize >= 4:
-        scale = (
-            scores.abs().max().item() * torch.finfo(getattr(torch, case.workload.compute_dtype)).eps
-        )
+    scores, near = truth.scores, truth.near
+    if not truth.is_half:
+        scale = scores.abs().max().item() * truth.eps
         return FACTOR * (near - scores).abs().max().item() + scale
     slack = -math.log1p(-REGRET)
     if not plain:
@@ -194,52 +226,40 @@ def _slack(scores: Tensor, near: Tensor, case: Case, plain: bool) -> float:
     return max(slack, FACTOR * own.max().item())
 
 
-def _argmax(ids: Tensor, scores: Tensor, near: Tensor, case: Case, plain: bool) -> str:
-    size = scores.shape[-1]
+def _argmax(truth: Truth, ids: Tensor, plain: bool) -> str:
+    scores = truth.scores
     _require(ids.dtype == torch.int64, f"ids are {ids.dtype}")
-    _require(bool(((ids >= 0) & (ids < size)).all()), "ids out of range")
+    _require(bool(((ids >= 0) & (ids < scores.shape[-1])).all()), "ids out of range")
     lost = scores.amax(-1) - scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    return _regret(lost.max().item(), _slack(scores, near, case, plain), case)
+    return _regret(truth, lost.max().item(), _slack(truth, plain))
 
 
-def _regret(lost: float, slack: float, case: Case) -> str:
+def _regret(truth: Truth, lost: float, slack: float) -> str:
     regret = -math.expm1(-lost)
-    half = getattr(torch, case.workload.compute_dtype).itemsize < 4
-    _require(
-        lost <= slack,
-        f"ids lose {regret:.1e} of a slot's largest attention"
-        + ("" if half else ", which is no tie"),
-    )
+    note = "" if truth.is_half else ", which is no tie"
+    _require(lost <= slack, f"ids lose {regret:.1e} of a slot's largest attention{note}")
     return f"regret {regret:.1e}" if lost > 0 else "ids exact"
 
 
-def _kept(
-    outputs: Outputs,
-    oracle: Tensor,
-    inputs: Inputs,
-    scores: Tensor,
-    near: Tensor,
-    case: Case,
-    plain: bool,
-) -> str:
+def _kept(truth: Truth, outputs: Outputs, plain: bool) -> str:
     tokens, ids = outputs
-    final_tokens, importance = inputs[case.wrt[0]], inputs[-1]
-    num_tokens = final_tokens.shape[1]
+    final_tokens, importance = truth.inputs[truth.case.wrt[0]], truth.inputs[-1]
+    oracle, scores = truth.oracle[1], truth.scores
     _require(
         ids.shape == oracle.shape and ids.dtype == torch.int64, "ids of another shape or dtype"
     )
     _require(bool((ids[:, 1:] > ids[:, :-1]).all()), "ids not ascending and distinct")
-    _require(bool(((ids >= 0) & (ids < num_tokens)).all()), "ids out of range")
+    _require(bool(((ids >= 0) & (ids < final_tokens.shape[1])).all()), "ids out of range")
     rows = ids.unsqueeze(-1).expand(-1, -1, final_tokens.shape[2])
     _require(
         torch.equal(tokens, final_tokens.gather(1, rows)), "tokens are not the rows that ids name"
     )
     if torch.equal(ids, oracle):
         return "ids exact"
-    slack = _slack(scores, near, case, plain)
-    best = scores.amax(-1, keepdim=True)
-    lost = (best.squeeze(-1) - scores.gather(-1, _by_slot(ids, scores)).amax(-1)).max().item()
-    note = _regret(lost, slack, case)
+    slack, best = _slack(truth, plain), scores.amax(-1, keepdim=True)
+    by_slot = ids.unsqueeze(1).expand(-1, scores.shape[1], -1)
+    lost = (best.squeeze(-1) - scores.gather(-1, by_slot).amax(-1)).max().item()
+    note = _regret(truth, lost, slack)
     # Kept tokens that no slot picks are padding; no token left out may be more important.
     inside = torch.zeros_like(importance, dtype=torch.bool).scatter(1, ids, True)
     picked = (scores >= best - slack).any(dim=1)
@@ -249,25 +269,13 @@ def _kept(
     return note
 
 
-def _scattered(
-    grad: Tensor, inputs: Inputs, wide: Inputs, given: Tensor, case: Case, plain: bool
-) -> str:
+def _scattered(truth: Truth, grad: Tensor, given: Tensor, plain: bool) -> str:
     """The gradient of a gather: the given rows at the kept tokens, zero elsewhere."""
-    assert case.scores is not None
-    index = case.wrt[0]
-    _require(grad.shape == inputs[index].shape, f"the gradient has shape {list(grad.shape)}")
+    final_tokens = truth.inputs[truth.case.wrt[0]]
+    _require(grad.shape == final_tokens.shape, f"the gradient has shape {list(grad.shape)}")
     rows = (grad != 0).any(-1)
     _require(bool((rows.sum(-1) == given.shape[1]).all()), "another number of rows has a gradient")
     ids = rows.nonzero()[:, 1].view(given.shape[:2])
     where = ids.unsqueeze(-1).expand_as(given)
     _require(torch.equal(grad.gather(1, where), given), "the gradient is not the rows given")
-    with torch.no_grad():
-        tokens = inputs[index].gather(1, where)
-        oracle = outputs_of(case.reference(*wide))[1]
-        scores = case.scores(*wide)
-        near = _in_mode(case, case.scores, inputs)[0].double()
-        return _kept((tokens, ids), oracle, inputs, scores, near, case, plain)
-
-
-def _by_slot(ids: Tensor, scores: Tensor) -> Tensor:
-    return ids.unsqueeze(1).expand(-1, scores.shape[1], -1)
+    return _kept(truth, (final_tokens.gather(1, where), ids), plain)
