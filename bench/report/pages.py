@@ -100,8 +100,7 @@ def headline(files: Sequence[Results]) -> str:
     if found is None:
         return said
     row, compared = found
-    assert row.times is not None
-    took = f"{duration(row.times.median)}{clock_text(row.times.method)}"
+    took = f"{duration(row.taken.median)}{clock_text(row.taken.method)}"
     ratios = [
         f"{three_digits(c.ratio)}× ({c.row.variant}{clock_text(c.theirs.method)})" for c in compared
     ]
@@ -142,12 +141,12 @@ def _section(suite: str, files: Sequence[Results]) -> list[str]:
         blocks += [_folded("Every figure", tables.rows_table(file)) for file in mine]
     if processes := tables.rows_of(mine, ProcessRow):
         blocks.append(tables.processes_table(processes))
-    for model, its in tables.models_of(tables.rows_of(mine, ModelRow)).items():
-        blocks.append(_folded(model, tables.models_table(its)))
-    chosen = tables.rows_of(mine, SelectorRow)
-    for size in tables.sizes_of(chosen):
-        blocks.append(_folded(tables.size_text(size), tables.selectors_table(chosen, size)))
-    return blocks
+    models = tables.grouped(tables.rows_of(mine, ModelRow), lambda row: row.model)
+    blocks += [_folded(model, tables.models_table(its)) for model, its in models.items()]
+    sizes = tables.grouped(
+        tables.rows_of(mine, SelectorRow), lambda row: tables.size_text(row.size)
+    )
+    return blocks + [_folded(size, tables.selectors_table(its)) for size, its in sizes.items()]
 
 
 def _ceilings(files: Sequence[Results]) -> str:
@@ -185,11 +184,8 @@ def _short(files: Sequence[Results], folder: str) -> list[str]:
     measured = {file.suite for file in files}
     missing = [NAMES[suite] for suite in SUITES if suite not in {*measured, "ceilings"}]
     blocks += [f"Not measured here: {', '.join(missing)}."] if missing else []
-    sources: dict[str, list[str]] = {}
-    for file in files:
-        day = replace(file, date=file.date[:10])
-        sources.setdefault(provenance(day), []).append(file.suite)
-    origin = "; ".join(f"{', '.join(suites)}: {source}" for source, suites in sources.items())
+    days = tables.grouped(files, lambda file: provenance(replace(file, date=file.date[:10])))
+    origin = "; ".join(f"{', '.join(f.suite for f in its)}: {day}" for day, its in days.items())
     return [*blocks, f"<sub>[Every figure and picture]({folder}/README.md). {origin}</sub>"]
 
 

@@ -106,7 +106,7 @@ def cpu() -> list[Results]:
         op_row("merge", "eager", 1e-3, "cpu", threads=1),
         op_row("merge", OURS, 2e-3, "cpu", threads=1),
     ]
-    host = [op_row("prune", OURS, 6e-5), op_row("prune", "prepared", 5e-5)]
+    host = [op_row("prune", "op", 6e-5), op_row("prune", "prepared", 5e-5)]
     processes = [
         records.ProcessRow("a new process", "import", "s", versus(2.0, 1.0)),
         records.ProcessRow("many sizes", "memory", "bytes", versus(3e6, 6e6)),
