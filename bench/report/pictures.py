@@ -121,11 +121,11 @@ def _bars(ours: OpRow, compared: Sequence[Comparison]) -> dict[str, tuple[Times,
     """Ours, then each baseline by the same method or, where there is none, by another."""
     took, method = text.duration(ours.taken.median), ours.taken.method
     bars = {OURS: (ours.taken, took + text.clock_text(method))}
-    mine = [c for c in compared if c.row.case == ours.case]
-    for c in sorted(mine, key=lambda c: c.theirs.method != method):
-        clock = text.clock_text(c.theirs.method) if c.theirs.method != method else ""
-        said = f"{text.duration(c.theirs.median)}{clock} · {text.three_digits(c.ratio)}×"
-        bars.setdefault(c.row.variant, (c.theirs, said))
+    for c in sorted(compared, key=lambda c: c.theirs.method != method):
+        if c.row.case == ours.case:
+            clock = text.clock_text(c.theirs.method) if c.theirs.method != method else ""
+            said = f"{text.duration(c.theirs.median)}{clock} · {text.three_digits(c.ratio)}×"
+            bars.setdefault(c.row.variant, (c.theirs, said))
     return bars
 
 
@@ -175,16 +175,11 @@ def latency(rows: Sequence[OpRow], against: Literal["batch", "num_tokens"]) -> F
         ends: dict[str, Point] = {}
         for (launched, name), line in sorted(lines.items()):
             x, times = [x_of(row) for row in line], [row.taken for row in line]
-            low, middle, high = (
-                [t.p20 for t in times],
-                [t.median for t in times],
-                [t.p80 for t in times],
-            )
-            style = {"lw": 2.2, "ms": 4.5} if name == OURS else {"lw": 1.3, "ms": 3.5}
+            low, middle, high = zip(*map(_edges, times), strict=True)
+            width, size = (2.2, 4.5) if name == OURS else (1.3, 3.5)
+            style = {"color": _colour(name), "lw": width, "ms": size, "clip_on": False}
             axes.fill_between(x, low, high, color=_colour(name), alpha=0.18, lw=0)
-            axes.plot(
-                x, middle, "o--" if launched else "o-", color=_colour(name), clip_on=False, **style
-            )
+            axes.plot(x, middle, "o--" if launched else "o-", **style)
             ends.setdefault(name, (x[-1], middle[-1]))
         slots = {x_of(row): "" if by_batch else f"\nK {row.workload.num_slots}" for row in its}
         axes.set(xscale="log", xlabel="images a call" if by_batch else "tokens an image")
@@ -194,18 +189,16 @@ def latency(rows: Sequence[OpRow], against: Literal["batch", "num_tokens"]) -> F
         axes.grid(False, axis="x")
         _label(axes, ends)
 
-    order = sorted(rows, key=lambda row: (row.workload.num_tokens, row.workload.batch))
-    if not by_batch:
-        order.sort(key=lambda row: row.workload.batch)
-    panels = grouped(order, title)
-    panels = {name: its for name, its in panels.items() if len({*map(x_of, its)}) > 1}
+    sizes = ("num_tokens", "batch") if by_batch else ("batch", "num_tokens")
+    order = sorted(rows, key=lambda row: [getattr(row.workload, size) for size in sizes])
+    groups = grouped(order, title).items()
+    panels = {name: its for name, its in groups if len({*map(x_of, its)}) > 1}
     if not panels:
         return None
     drawn = [row for its in panels.values() for row in its]
     won = _won([c for c in tables.pair(drawn) if c.is_alike])
-    figure = _panels(
-        panels, 3, f"prune against {'batch' if by_batch else 'N'}: {won}", lambda _: 2.4, paint
-    )
+    said = f"prune against {'batch' if by_batch else 'N'}: {won}"
+    figure = _panels(panels, 3, said, lambda _: 2.4, paint)
     if any(row.taken.method == "events" for row in drawn):
         figure.supxlabel("solid: by graph; dashed: launched", x=0.01, ha="left", fontsize=8)
     return figure
@@ -233,13 +226,8 @@ def roofline(files: Sequence[Results]) -> Figure | None:
         best = max(ours, key=lambda row: _at_roof(row)[1])
         rate = text.tflops_text(_at_roof(best)[1])
         said += f": ours reaches {rate} at most ({best.op} {best.direction}, {best.workload.dtype})"
-    figure = _panels(
-        panels,
-        2,
-        said,
-        lambda one: max(3.2, LINE * len(_roof_labels(one[2])) + 1.2),
-        _paint_roofline,
-    )
+    tall = max(3.2, LINE * max(len(_roof_labels(dots)) for _, _, dots in panels.values()) + 1.2)
+    figure = _panels(panels, 2, said, lambda _: tall, _paint_roofline)
     _legend(figure, (row.variant for row in every))
     return figure
 
@@ -358,11 +346,8 @@ def stages(rows: Sequence[ModelRow]) -> Figure | None:
 
 def selectors(rows: Sequence[SelectorRow]) -> Figure | None:
     """Time of an image against coverage at the smallest batch; by graph where there is one."""
-    known = [
-        (row, row.graph or row.times, row.quality.coverage)
-        for row in rows
-        if row.times and row.quality
-    ]
+    timed = [(row, row.graph or row.times, row.quality) for row in rows]
+    known = [(row, times, found.coverage) for row, times, found in timed if times and found]
     panels: dict[str, list[tuple[SelectorRow, Times, float]]] = {}
     for size, dots in grouped(known, lambda dot: tables.size_text(dot[0].size)).items():
         batch = min(row.batch for row, _, _ in dots)

@@ -6,15 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from bench.report.text import (
-    clock_text,
-    duration,
-    megabytes,
-    ratio_text,
-    three_digits,
-    times_text,
-    workload_text,
-)
+from bench.report import text
 from bench.results import (
     OURS,
     STAGES,
@@ -80,7 +72,7 @@ class Outcome(Versus):
 
     kind: str
     what: str
-    show: Callable[[float], str] = duration
+    show: Callable[[float], str] = text.duration
 
 
 def pair(rows: Sequence[OpRow]) -> list[Comparison]:
@@ -164,12 +156,12 @@ def outcomes(files: Sequence[Results]) -> list[Outcome]:
     found: list[Outcome] = []
     for file in files:
         for c in comparisons_of([file]):
-            where = row_text(replace(c.row, variant="")) + clock_text(c.theirs.method)
+            where = row_text(replace(c.row, variant="")) + text.clock_text(c.theirs.method)
             what = f"{c.row.variant}'s time: {where}"
             found.append(Outcome(c.theirs, c.ours, file.suite, what))
     for process in rows_of(files, ProcessRow):
         times, what = process.versus, f"plain PyTorch's: {row_text(process)}"
-        show = duration if process.unit == "s" else megabytes
+        show = text.duration if process.unit == "s" else text.megabytes
         found.append(Outcome(times.theirs, times.ours, "processes", what, show))
     models = rows_of(files, ModelRow)
     for row in models:
@@ -179,16 +171,12 @@ def outcomes(files: Sequence[Results]) -> list[Outcome]:
             found.append(Outcome(whole.ttft, row.times.ttft, "first token", what))
             tokens = (1 / t.decode_tokens_per_s for t in (whole, row.times))
             times = Versus(*(Times(t, t, t, 1) for t in tokens))
-            found.append(Outcome(times.theirs, times.ours, "decoding", what, _tokens_per_s))
+            found.append(Outcome(times.theirs, times.ours, "decoding", what, text.tokens_per_s))
     for chosen in rows_of(files, SelectorRow):
         if loops := chosen.published:
             what = f"the published loops' time: {row_text(chosen)}"
             found.append(Outcome(loops.theirs, loops.ours, "published selectors", what))
     return found
-
-
-def _tokens_per_s(seconds: float) -> str:
-    return f"{three_digits(1 / seconds)} tokens/s"
 
 
 def summaries(files: Sequence[Results]) -> list[tuple[str, list[str]]]:
@@ -211,14 +199,14 @@ def summaries(files: Sequence[Results]) -> list[tuple[str, list[str]]]:
 def _loss(one: Outcome) -> str:
     ours, theirs = one.show(one.ours.median), one.show(one.theirs.median)
     note = "; within the spread" if one.is_within_spread else ""
-    return f"{three_digits(1 / one.ratio)}× {one.what} ({ours} against {theirs}{note})"
+    return f"{text.three_digits(1 / one.ratio)}× {one.what} ({ours} against {theirs}{note})"
 
 
 def row_text(row: Row) -> str:
     """What was measured, in words."""
     if isinstance(row, OpRow):
         variant = f", {row.variant}" if row.variant else ""
-        return f"{row.op} {row.direction}{variant}, {workload_text(row.workload)}"
+        return f"{row.op} {row.direction}{variant}, {text.workload_text(row.workload)}"
     if isinstance(row, ModelRow):
         return f"{row.model}, batch {row.batch}, {row.mode}, {budget_text(row)}"
     if isinstance(row, SelectorRow):
@@ -252,7 +240,7 @@ def prune_table(files: Sequence[Results]) -> list[str]:
     columns: dict[str, dict[Workload, str]] = {}
     for c in sorted([*pairs_of([main]), *compiled], key=_column_order):
         if is_prune(c.row) and c.row.workload in shown:
-            columns.setdefault(_column(c), {})[c.row.workload] = ratio_text(c)
+            columns.setdefault(_column(c), {})[c.row.workload] = text.ratio_text(c)
     on_gpu = any(times.method in ("graph", "events") for _, times in ours)
     said += ["Ours and unmarked ratios are by graph."] if on_gpu else []
     said += [APART] if compiled else []
@@ -260,20 +248,22 @@ def prune_table(files: Sequence[Results]) -> list[str]:
     for row, times in ours:
         ratios = [column.get(row.workload, "none") for column in columns.values()]
         share = [f"{main.share_of_ceiling(row):.1%}"] if on_gpu else []
-        took = times_text(times) + _unless_graph(times.method)
-        lines.append([workload_text(row.workload), took, *ratios, *share])
+        took = text.times_text(times) + _unless_graph(times.method)
+        lines.append([text.workload_text(row.workload), took, *ratios, *share])
     header = ["workload", "ours", *columns, *(["of the ceilings"] if on_gpu else [])]
     return [" ".join(said), markdown_table(header, lines)]
 
 
 def _unless_graph(method: Method) -> str:
-    return "" if method == "graph" else clock_text(method)
+    return "" if method == "graph" else text.clock_text(method)
 
 
 def _column(c: Comparison) -> str:
     if c.is_alike:
         return f"{c.row.variant} / ours{_unless_graph(c.ours.method)}"
-    return f"{c.row.variant}{clock_text(c.theirs.method)} / ours{clock_text(c.ours.method)}"
+    return (
+        f"{c.row.variant}{text.clock_text(c.theirs.method)} / ours{text.clock_text(c.ours.method)}"
+    )
 
 
 def _column_order(c: Comparison) -> tuple[int, bool]:
@@ -282,11 +272,11 @@ def _column_order(c: Comparison) -> tuple[int, bool]:
 
 def rows_table(file: Results) -> str:
     """Every row of a file of ops, with a ratio where a baseline is compared."""
-    ratios = {c.row.key: ratio_text(c) for c in comparisons_of([file])}
+    ratios = {c.row.key: text.ratio_text(c) for c in comparisons_of([file])}
 
     def cells(row: OpRow) -> list[str]:
         head, times = (
-            [f"{row.op} {row.direction}", row.variant, workload_text(row.workload)],
+            [f"{row.op} {row.direction}", row.variant, text.workload_text(row.workload)],
             row.times,
         )
         if times is None:
@@ -295,10 +285,10 @@ def rows_table(file: Results) -> str:
         rates = (row.work.flops / 1e12, row.work.bytes / 1e9)
         return [
             *head,
-            times_text(times),
+            text.times_text(times),
             times.method + note,
             ratios.get(row.key, ""),
-            *(three_digits(rate / times.median) if rate else "" for rate in rates),
+            *(text.three_digits(rate / times.median) if rate else "" for rate in rates),
             f"{file.share_of_ceiling(row):.1%}",
         ]
 
@@ -312,8 +302,8 @@ def processes_table(rows: Sequence[ProcessRow]) -> str:
 
     def cells(row: ProcessRow) -> list[str]:
         pairs = row.versus.ours, row.versus.theirs
-        shown = [times_text(t) if row.unit == "s" else megabytes(t.median) for t in pairs]
-        return [row.name, row.what, *shown, ratio_text(row.versus)]
+        shown = [text.times_text(t) if row.unit == "s" else text.megabytes(t.median) for t in pairs]
+        return [row.name, row.what, *shown, text.ratio_text(row.versus)]
 
     return markdown_table(["process", "what", "ours", "plain", "plain / ours"], map(cells, rows))
 
@@ -355,11 +345,11 @@ def models_table(rows: Sequence[ModelRow]) -> str:
         stages = [times.stages[name] for name in STAGES]
         return [
             *head,
-            times_text(times.ttft),
-            *(duration(seconds) if seconds else "not run" for seconds in stages),
-            "" if ratio is None else f"{three_digits(ratio)}×",
-            three_digits(times.decode_tokens_per_s),
-            three_digits(times.cache_bytes / 2**20),
+            text.times_text(times.ttft),
+            *(text.duration(seconds) if seconds else "not run" for seconds in stages),
+            "" if ratio is None else f"{text.three_digits(ratio)}×",
+            text.three_digits(times.decode_tokens_per_s),
+            text.three_digits(times.cache_bytes / 2**20),
             "" if times.pruner_added_s is None else _added_text(times.pruner_added_s, times),
             row.note,
         ]
@@ -369,7 +359,7 @@ def models_table(rows: Sequence[ModelRow]) -> str:
 
 def _added_text(added: float, times: ModelTimes) -> str:
     share = added / times.stages["encoder"]
-    return f"{'−' if added < 0 else ''}{duration(abs(added))}, {share:.1%} of the encoder"
+    return f"{'−' if added < 0 else ''}{text.duration(abs(added))}, {share:.1%} of the encoder"
 
 
 def size_text(size: Size) -> str:
@@ -383,28 +373,26 @@ def selectors_table(rows: Sequence[SelectorRow]) -> str:
     rows = sorted(rows, key=lambda row: row.batch)
     columns: dict[str, dict[str, str]] = {}
     for row in rows:
-        took = "refused" if row.times is None else times_text(row.times)
+        took = "refused" if row.times is None else text.times_text(row.times)
         columns.setdefault(f"B {row.batch}", {})[row.method] = took
         if row.graph:
-            columns.setdefault(f"B {row.batch}, graph", {})[row.method] = times_text(row.graph)
+            columns.setdefault(f"B {row.batch}, graph", {})[row.method] = text.times_text(row.graph)
     lines = []
     for method, its in grouped(rows, lambda row: row.method).items():
         times = [column.get(method, "") for column in columns.values()]
         versus = [[row.published for row in its], [row.loop for row in its]]
-        found = [next(filter(None, each), None) for each in versus]
-        ratios = ["" if one is None else f"{three_digits(one.ratio)}×" for one in found]
-        lines.append([method, *times, *_kept(its), *ratios])
+        ratios = [
+            next((f"{text.three_digits(one.ratio)}×" for one in each if one), "") for each in versus
+        ]
+        # Of the largest batch, which has the most images; duplicates and T are over all.
+        known = [row.quality for row in its if row.quality is not None]
+        kept = ["unknown"] * 3
+        if len(known) == len(its):
+            exact = "yes" if all(one.exact for one in known) else "no"
+            kept = [f"{known[-1].coverage:.3f}", str(sum(one.duplicates for one in known)), exact]
+        lines.append([method, *times, *kept, *ratios])
     header = ["method", *columns, "coverage", "duplicates", "exactly T"]
     return markdown_table([*header, "published / ours", "loop"], lines)
-
-
-def _kept(its: Sequence[SelectorRow]) -> tuple[str, str, str]:
-    """Coverage of the largest batch, which has the most images; duplicates and T over all."""
-    known = [row.quality for row in its if row.quality is not None]
-    if len(known) < len(its):
-        return "unknown", "unknown", "unknown"
-    exact = "yes" if all(one.exact for one in known) else "no"
-    return f"{known[-1].coverage:.3f}", str(sum(one.duplicates for one in known)), exact
 
 
 def measured_text(results: Mapping[str, Sequence[Results]], gpu: str, load: Workload) -> str:
@@ -413,7 +401,7 @@ def measured_text(results: Mapping[str, Sequence[Results]], gpu: str, load: Work
     files = [file for files in results.values() if (file := prune_file(files))]
     rows = [row for file in files if gpu in file.device for row in graph_first(file.op_rows())]
     measured = [
-        f"{times_text(row.times)}, {row.workload.dtype}"
+        f"{text.times_text(row.times)}, {row.workload.dtype}"
         + ("" if row.times.method == "graph" else f", timed by {row.times.method}")
         for row in rows
         if row.is_ours and is_prune(row) and row.workload in halves and row.times
