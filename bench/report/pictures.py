@@ -58,7 +58,7 @@ STYLE = {
 WIDTH, DPI = 10.0, 120  # inches; at 120 marks fall on whole pixels, and files are small
 LINE, BAR = 0.155, 0.66  # inches, the height of a label; and of a bar, where 1 is the next
 # Ticks of a decade, on axes whose end is less than so many times their start.
-TICKS = {15.0: (1, 2, 3, 5), 60.0: (1, 2, 5), 1000.0: (1, 3), inf: (1,)}
+TICKS = {3: (1, 1.5, 2, 3, 5, 7), 15: (1, 2, 3, 5), 60: (1, 2, 5), 1000: (1, 3), inf: (1,)}
 Axes = Any
 Point = tuple[float, float]
 Panel = TypeVar("Panel")

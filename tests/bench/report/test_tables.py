@@ -112,9 +112,13 @@ def test_the_table_of_prune_is_read_from_its_own_file() -> None:
     old = results("ops", [op_row("prune", OURS, 7e-3)])
     assert prune_file([beside, old]) is old and prune_file([beside]) is beside
     assert prune_file([beside, old, whole]) is whole and prune_file([]) is None
-    ours = [row.times.method for row in tables.our_prune(whole) if row.times]
-    assert ours == ["graph", "graph"]
-    assert {row.times.method for row in graph_first(beside.op_rows()) if row.times} == {"events"}
+    assert [row.taken.method for row in tables.our_prune(whole)] == ["graph", "graph"]
+    assert {row.taken.method for row in graph_first(beside.op_rows())} == {"events"}
+    # The headline is the smallest workload in the fastest dtype.
+    found = tables.headline([whole, beside, old])
+    assert found and (found[0].workload.batch, found[0].taken.method) == (1, "graph")
+    names = [c.row.variant for c in found[1]]
+    assert names == ["eager", "eager", "published", "csrc", "compile"]
 
 
 def test_the_table_of_prune_on_a_gpu() -> None:
@@ -153,14 +157,6 @@ def test_the_table_of_prune_has_the_fewest_slots_and_no_columns_of_a_gpu() -> No
     assert "launched" not in said and "torch.compile" not in said
     header, _, *lines = text.splitlines()
     assert header == "| workload | ours | eager / ours | published / ours |" and len(lines) == 1
-
-
-def test_the_headline_is_the_smallest_workload_in_the_fastest_dtype() -> None:
-    found = tables.headline(gpu("events"))
-    assert found is not None and found[0].times is not None
-    assert (found[0].workload.batch, found[0].times.method) == (1, "graph")
-    names = [c.row.variant for c in found[1]]
-    assert names == ["eager", "eager", "published", "csrc", "compile"]
 
 
 def test_the_text_for_the_projections() -> None:
