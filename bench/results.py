@@ -111,10 +111,7 @@ class Ceilings:
 
         Products run at the dtype's rate or, where that is higher, at that of float32.
         """
-        rates = [
-            self.matmul_tflops[name] for name in (dtype, "float32") if name in self.matmul_tflops
-        ]
-        rate = max(rates)
+        rate = max(self.matmul_tflops.get(name, 0.0) for name in (dtype, "float32"))
         return max(work.flops / (rate * 1e12), work.bytes / (self.copy_gb_s * 1e9))
 
 
@@ -136,13 +133,18 @@ class OpRow:
     @property
     def key(self) -> tuple[object, ...]:
         """Unique among the rows of a file; the method is last."""
-        method = self.times and self.times.method
-        return self.op, self.variant, self.direction, self.workload, method
+        return *self.case, self.variant, self.times and self.times.method
 
     @property
     def case(self) -> tuple[str, Direction, Workload]:
         """What all variants of a comparison share."""
         return self.op, self.direction, self.workload
+
+    @property
+    def taken(self) -> Times:
+        """The times of a row that has some."""
+        assert self.times is not None
+        return self.times
 
     @property
     def is_ours(self) -> bool:
@@ -265,11 +267,8 @@ class ProcessRow:
 
 
 Row = OpRow | ModelRow | SelectorRow | ProcessRow
-ROWS: dict[str, type[Row]] = {
-    "e2e": ModelRow,
-    "selectors": SelectorRow,
-    "processes": ProcessRow,
-}  # of the other suites `OpRow`
+# Of the other suites `OpRow`.
+ROWS: dict[str, type[Row]] = {"e2e": ModelRow, "selectors": SelectorRow, "processes": ProcessRow}
 
 
 @dataclass
@@ -321,16 +320,14 @@ def read_results(path: Path) -> Results:
         top = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ResultError(f"{path}: cannot be read: {error}") from error
-    row_type = ROWS.get(path.stem, OpRow)
-    found: Results = parse(Results, top, str(path), {"rows": list[row_type]})  # type: ignore[valid-type]
+    row_type: Any = ROWS.get(path.stem, OpRow)
+    found: Results = parse(Results, top, str(path), rows=list[row_type])
     if found.suite != path.stem:
         raise ResultError(f"{path}: suite: expected {path.stem!r}, got {found.suite!r}")
     first: dict[tuple[object, ...], int] = {}
-    for index, row in enumerate(found.rows):
-        if first.setdefault(row.key, index) != index:
-            raise ResultError(
-                f"{path}: rows[{index}]: the same measurement as rows[{first[row.key]}]"
-            )
+    for i, row in enumerate(found.rows):
+        if (j := first.setdefault(row.key, i)) != i:
+            raise ResultError(f"{path}: rows[{i}]: the same measurement as rows[{j}]")
     return found
 
 
@@ -341,29 +338,29 @@ def read_all(folder: Path) -> dict[str, list[Results]]:
         ResultError: one is malformed.
     """
     found: dict[str, list[Results]] = {}
-    for path in sorted(folder.glob("*/*.json")):
-        if path.stem in SUITES:
-            found.setdefault(path.parent.name, []).append(read_results(path))
-    return {
-        name: sorted(files, key=lambda file: SUITES.index(file.suite))
-        for name, files in found.items()
-    }
+    for device in sorted(folder.glob("*/")):
+        paths = (device / f"{suite}.json" for suite in SUITES)
+        if files := [read_results(path) for path in paths if path.exists()]:
+            found[device.name] = files
+    return found
 
 
 T = TypeVar("T")
-PLAIN: dict[type, str] = {
+KINDS: dict[Any, str] = {
     str: "a text",
     bool: "true or false",
     int: "an integer",
     float: "a number",
+    list: "a list",
+    dict: "an object",
 }
 
 
-def parse(hint: Any, value: Any, where: str, instead: dict[str, Any] | None = None) -> Any:
+def parse(hint: Any, value: Any, where: str, **instead: Any) -> Any:
     """A value of JSON as a type hint describes it.
 
     Args:
-        hint: one of `PLAIN`, a Literal, ``X | None``, a list, a dict by text, a dataclass of these.
+        hint: one of `KINDS`, a Literal, ``X | None``, or a dataclass of these.
         value: from JSON.
         where: the file and the field, for messages.
         instead: hints of a dataclass' fields that take the place of its own.
@@ -376,35 +373,25 @@ def parse(hint: Any, value: Any, where: str, instead: dict[str, Any] | None = No
         return None if value is None else parse(arguments[0], value, where)
     if kind is Literal:
         return _require(value in arguments, where, f"one of {', '.join(arguments)}", value)
-    if kind is list:
-        _require(isinstance(value, list), where, "a list", value)
-        return [parse(arguments[0], one, f"{where}[{i}]") for i, one in enumerate(value)]
-    if kind is dict:
-        _require(isinstance(value, dict), where, "an object", value)
-        return {
-            parse(arguments[0], name, where): parse(arguments[1], one, f"{where}.{name}")
-            for name, one in value.items()
-        }
-    if is_dataclass(kind):
-        return _parse_fields(kind, value, where, instead or {})
     if kind is float and type(value) is int:
         value = float(value)
-    fits = type(value) is kind and (kind is not float or math.isfinite(value))
-    return _require(fits, where, PLAIN[kind], value)
-
-
-def _parse_fields(kind: Any, value: Any, where: str, instead: dict[str, Any]) -> Any:
-    _require(isinstance(value, dict), where, "an object", value)
-    hints, start = (
-        get_type_hints(kind) | instead,
-        where + (": " if where.endswith(".json") else "."),
-    )
-    given: dict[str, Any] = {}
+    is_record = is_dataclass(kind)
+    plain: Any = dict if is_record else kind
+    fits = type(value) is plain and (plain is not float or math.isfinite(value))
+    _require(fits, where, KINDS[plain], value)
+    if kind is list:
+        return [parse(arguments[0], one, f"{where}[{i}]") for i, one in enumerate(value)]
+    start = where + (": " if where.endswith(".json") else ".")
+    if kind is dict:
+        names, of = arguments
+        return {parse(names, k, where): parse(of, one, start + k) for k, one in value.items()}
+    if not is_record:
+        return value
+    hints = get_type_hints(kind) | instead
     for one in fields(kind):
-        if one.name in value:
-            given[one.name] = parse(hints[one.name], value[one.name], start + one.name)
-        elif one.default is MISSING and one.default_factory is MISSING:
+        if not (one.name in value or one.default is not MISSING or callable(one.default_factory)):
             raise ResultError(f"{start}{one.name}: missing")
+    given = {k: parse(of, value[k], start + k) for k, of in hints.items() if k in value}
     try:
         return kind(**given)
     except ValueError as error:
@@ -413,9 +400,7 @@ def _parse_fields(kind: Any, value: Any, where: str, instead: dict[str, Any]) ->
 
 def _require(holds: bool, where: str, expected: str, value: T) -> T:
     if not holds:
-        got = repr(value)
-        shown = got if len(got) <= 80 else f"{got[:80]}…"
-        raise ResultError(f"{where}: expected {expected}, got {shown}")
+        raise ResultError(f"{where}: expected {expected}, got {repr(value)[:80]}")
     return value
 
 

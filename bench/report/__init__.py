@@ -22,12 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--results", type=Path, default=RESULTS, metavar="DIR", help="of <device>/<suite>.json"
     )
-    parser.add_argument(
-        "--readme",
-        type=Path,
-        metavar="FILE",
-        help="whose figures between markers to rewrite",
-    )
+    said = "whose figures between markers to rewrite"
+    parser.add_argument("--readme", type=Path, metavar="FILE", help=said)
     given = parser.parse_args(arguments)
     try:
         written = texts(given.results, given.readme)

@@ -5,17 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from bench.report import tables
-from bench.report.text import (
-    bandwidth_text,
-    bullets,
-    clock_text,
-    duration,
-    provenance,
-    tflops_text,
-    three_digits,
-    workload_text,
-)
+from bench.report import tables, text
 from bench.results import SUITES, ModelRow, OpRow, ProcessRow, Results, SelectorRow
 from ocvtp_kernels.markdown import markdown_table
 
@@ -86,11 +76,11 @@ def page(files: Sequence[Results], drawn: Iterable[str] = ()) -> str:
         blocks += [f"## {NAMES[suite]}", *section] if section else []
     if refused := tables.refusals(files):
         why = "The correctness gate refused these, or the note says why."
-        blocks += ["## Without times", why, bullets(refused)]
+        blocks += ["## Without times", why, text.bullets(refused)]
     if missing := [f"{NAMES[suite]}: no {suite}.json." for suite in SUITES if not sections[suite]]:
-        blocks += ["## Not measured on this device", bullets(missing)]
-    sources = [f"{file.suite}.json: {file.device}; {provenance(file)}" for file in files]
-    blocks += ["## Where these figures come from", bullets(sources)]
+        blocks += ["## Not measured on this device", text.bullets(missing)]
+    sources = [f"{file.suite}.json: {file.device}; {text.provenance(file)}" for file in files]
+    blocks += ["## Where these figures come from", text.bullets(sources)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -100,23 +90,23 @@ def headline(files: Sequence[Results]) -> str:
     if found is None:
         return said
     row, compared = found
-    assert row.times is not None
-    took = f"{duration(row.times.median)}{clock_text(row.times.method)}"
+    took = f"{text.duration(row.taken.median)}{text.clock_text(row.taken.method)}"
     ratios = [
-        f"{three_digits(c.ratio)}× ({c.row.variant}{clock_text(c.theirs.method)})" for c in compared
+        f"{text.three_digits(c.ratio)}× ({c.row.variant}{text.clock_text(c.theirs.method)})"
+        for c in compared
     ]
     beside = f"; the baselines take {', '.join(ratios)} of that time" if ratios else ""
-    return f"`prune` at {workload_text(row.workload)} takes **{took}**{beside}. {said}"
+    return f"`prune` at {text.workload_text(row.workload)} takes **{took}**{beside}. {said}"
 
 
 def _losses(files: Sequence[Results]) -> list[str]:
     blocks = []
     for said, lost in tables.summaries(files):
-        blocks += [said, bullets(lost[:SHOWN_LOSSES])]
+        blocks += [said, text.bullets(lost[:SHOWN_LOSSES])]
         if more := lost[SHOWN_LOSSES:]:
-            blocks.append(_folded(f"and {len(more)} more", bullets(more)))
+            blocks.append(_folded(f"and {len(more)} more", text.bullets(more)))
     if alone := tables.without_ours(files):
-        blocks += ["A baseline has a time here and ours none by its method:", bullets(alone)]
+        blocks += ["A baseline has a time here and ours none by its method:", text.bullets(alone)]
     return [block for block in blocks if block]
 
 
@@ -142,12 +132,12 @@ def _section(suite: str, files: Sequence[Results]) -> list[str]:
         blocks += [_folded("Every figure", tables.rows_table(file)) for file in mine]
     if processes := tables.rows_of(mine, ProcessRow):
         blocks.append(tables.processes_table(processes))
-    for model, its in tables.models_of(tables.rows_of(mine, ModelRow)).items():
-        blocks.append(_folded(model, tables.models_table(its)))
-    chosen = tables.rows_of(mine, SelectorRow)
-    for size in tables.sizes_of(chosen):
-        blocks.append(_folded(tables.size_text(size), tables.selectors_table(chosen, size)))
-    return blocks
+    models = tables.grouped(tables.rows_of(mine, ModelRow), lambda row: row.model)
+    blocks += [_folded(model, tables.models_table(its)) for model, its in models.items()]
+    sizes = tables.grouped(
+        tables.rows_of(mine, SelectorRow), lambda row: tables.size_text(row.size)
+    )
+    return blocks + [_folded(size, tables.selectors_table(its)) for size, its in sizes.items()]
 
 
 def _ceilings(files: Sequence[Results]) -> str:
@@ -155,8 +145,8 @@ def _ceilings(files: Sequence[Results]) -> str:
     lines = []
     for file in files:
         rates = [file.ceilings.matmul_tflops.get(dtype) for dtype in dtypes]
-        products = ["" if rate is None else tflops_text(rate) for rate in rates]
-        lines.append([file.suite, bandwidth_text(file.ceilings.copy_gb_s), *products])
+        products = ["" if rate is None else text.tflops_text(rate) for rate in rates]
+        lines.append([file.suite, text.bandwidth_text(file.ceilings.copy_gb_s), *products])
     return markdown_table(["measured with", "copies", *dtypes], lines)
 
 
@@ -178,18 +168,15 @@ def _short(files: Sequence[Results], folder: str) -> list[str]:
     (said, lost), *others = tables.summaries(files)
     more = f" The worst {README_LOSSES}:" if len(lost) > README_LOSSES else ""
     blocks.append(f"Where we lose, in all that was measured: {said}{more}")
-    blocks += [bullets(lost[:README_LOSSES])] if lost else []
+    blocks += [text.bullets(lost[:README_LOSSES])] if lost else []
     blocks += [" ".join(said for said, _ in others)] if others else []
     methods = {row.method for row in tables.rows_of(files, SelectorRow)}
     blocks += [f"{len(methods)} selectors are compared on the device's page."] if methods else []
     measured = {file.suite for file in files}
     missing = [NAMES[suite] for suite in SUITES if suite not in {*measured, "ceilings"}]
     blocks += [f"Not measured here: {', '.join(missing)}."] if missing else []
-    sources: dict[str, list[str]] = {}
-    for file in files:
-        day = replace(file, date=file.date[:10])
-        sources.setdefault(provenance(day), []).append(file.suite)
-    origin = "; ".join(f"{', '.join(suites)}: {source}" for source, suites in sources.items())
+    days = tables.grouped(files, lambda file: text.provenance(replace(file, date=file.date[:10])))
+    origin = "; ".join(f"{', '.join(f.suite for f in its)}: {day}" for day, its in days.items())
     return [*blocks, f"<sub>[Every figure and picture]({folder}/README.md). {origin}</sub>"]
 
 

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-from bench.report.text import (
-    clock_text,
-    duration,
-    megabytes,
-    ratio_text,
-    three_digits,
-    times_text,
-    workload_text,
-)
+from bench.report import text
 from bench.results import (
     OURS,
     STAGES,
@@ -34,22 +26,27 @@ from bench.workloads import Workload
 from ocvtp_kernels.markdown import markdown_table
 
 VARIANTS = (OURS, "eager", "compile", "published", "flashslice", "csrc", "colreduce")
-COMPARED = ("prune", "compile", "ops", "usage")  # suites of ops beside baselines
 APART = (
     "torch.compile has a run of its own, ours again beside it, both on one set of inputs that may "
     "be in the cache."
 )
-BASELINE, LOOPS = "A baseline is faster in", "Published loops are faster in"
-LATER, SLOWER = "Pruning makes the first token later in", "Pruning makes decoding slower in"
-# What `outcomes` finds of some kinds, how often we lose in it, and the rows that it is of.
-SUMMARIES: tuple[tuple[tuple[str, ...], str, tuple[type[Row], ...]], ...] = (
-    ((*COMPARED, "processes"), BASELINE, (OpRow, ProcessRow)),
-    (("first token",), LATER, (ModelRow,)),
-    (("decoding",), SLOWER, ()),
-    (("published selectors",), LOOPS, (SelectorRow,)),
-)
+# How often we lose, by the kind of an outcome and of a row: all other kinds are `BASELINE`'s.
+BASELINE, LATER = "A baseline is faster in", "Pruning makes the first token later in"
+SLOWER, LOOPS = "Pruning makes decoding slower in", "Published loops are faster in"
+LOSSES = {"first token": LATER, "decoding": SLOWER, "published selectors": LOOPS}
+LOSSES_OF: dict[type[Row], str] = {ModelRow: LATER, SelectorRow: LOOPS}
 Size = tuple[int, int, int, str]  # of a table of selectors: N, T, C and the dtype
 Some = TypeVar("Some", OpRow, ModelRow, SelectorRow, ProcessRow)
+Item = TypeVar("Item")
+Key = TypeVar("Key")
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items by what they share; groups in the order of their first."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def rows_of(files: Iterable[Results], kind: type[Some]) -> list[Some]:
@@ -69,22 +66,31 @@ class Comparison(Versus):
         return self.theirs.method == self.ours.method
 
 
+@dataclass(frozen=True)
+class Outcome(Versus):
+    """A baseline beside ours: of what kind, whose and where, and how its times are shown."""
+
+    kind: str
+    what: str
+    show: Callable[[float], str] = text.duration
+
+
 def pair(rows: Sequence[OpRow]) -> list[Comparison]:
     """Every baseline beside ours, timed by its method or, where ours lacks it, by another."""
-    ours: dict[object, dict[Method, Times]] = {}
-    for row in rows:
-        if row.is_ours and row.times is not None:
-            ours.setdefault(row.case, {})[row.times.method] = row.times
+    timed = [(row, row.times) for row in rows if row.times is not None]
+    ours = grouped(((row.case, times) for row, times in timed if row.is_ours), lambda one: one[0])
     return [
-        Comparison(row.times, mine.get(row.times.method) or next(iter(mine.values())), row)
-        for row in rows
-        if not row.is_ours and row.times is not None and (mine := ours.get(row.case))
+        Comparison(
+            theirs, min(ours[row.case], key=lambda one: one[1].method != theirs.method)[1], row
+        )
+        for row, theirs in timed
+        if not row.is_ours and row.case in ours
     ]
 
 
 def pairs_of(files: Iterable[Results]) -> list[Comparison]:
-    """Every pair of the suites that compare, each within its file."""
-    return [c for file in files if file.suite in COMPARED for c in pair(file.op_rows())]
+    """Every pair, each within its file."""
+    return [c for file in files for c in pair(file.op_rows())]
 
 
 def comparisons_of(files: Iterable[Results]) -> list[Comparison]:
@@ -93,13 +99,12 @@ def comparisons_of(files: Iterable[Results]) -> list[Comparison]:
 
 
 def without_ours(files: Iterable[Results]) -> list[str]:
-    """Where a baseline has a time and ours none by its method."""
+    """Where a baseline has a time and ours none by its method; the host suite has no baseline."""
     found: dict[str, None] = {}
-    for file in files:
+    for file in (file for file in files if file.suite != "host"):
         timed = [(row, (row.case, row.times.method)) for row in file.op_rows() if row.times]
         ours = {key for row, key in timed if row.is_ours}
-        lone = [row for row, key in timed if key not in ours and file.suite in COMPARED]
-        found |= dict.fromkeys(row_text(replace(row, variant="")) for row in lone)
+        found |= {row_text(replace(row, variant="")): None for row, key in timed if key not in ours}
     return list(found)
 
 
@@ -109,10 +114,8 @@ def fewest_slots(rows: Sequence[OpRow]) -> list[OpRow]:
     def size(row: OpRow) -> tuple[object, ...]:
         return row.op, row.workload.num_tokens, row.workload.in_dim, row.workload.slot_dim
 
-    fewest: dict[tuple[object, ...], int] = {}
-    for row in rows:
-        slots = row.workload.num_slots
-        fewest[size(row)] = min(fewest.get(size(row), slots), slots)
+    sizes = grouped(rows, size).items()
+    fewest = {key: min(row.workload.num_slots for row in its) for key, its in sizes}
     return [row for row in rows if row.workload.num_slots == fewest[size(row)]]
 
 
@@ -123,17 +126,19 @@ def is_prune(row: OpRow) -> bool:
 
 def prune_file(files: Sequence[Results]) -> Results | None:
     """Of a device's files one with times of our `prune` forward; prune.json is preferred."""
-    for suite in ("prune", "ops", "compile"):
-        for file in files:
-            if file.suite == suite and our_prune(file):
-                return file
-    return None
+    found = [f for s in ("prune", "ops", "compile") for f in files if f.suite == s and our_prune(f)]
+    return found[0] if found else None
+
+
+def prune_rows(file: Results | None) -> list[OpRow]:
+    """The rows of `prune` forward that have times, at the fewest slots for each N."""
+    rows = file.op_rows() if file else []
+    return fewest_slots([row for row in rows if is_prune(row) and row.times])
 
 
 def our_prune(file: Results | None) -> list[OpRow]:
-    """Our `prune` forward in a file, at the fewest slots for each N, by graph if possible."""
-    rows = [] if file is None else [r for r in file.op_rows() if is_prune(r) and r.times]
-    return graph_first([row for row in fewest_slots(rows) if row.is_ours])
+    """Of `prune_rows` ours, by graph if possible."""
+    return graph_first([row for row in prune_rows(file) if row.is_ours])
 
 
 def headline(files: Sequence[Results]) -> tuple[OpRow, list[Comparison]] | None:
@@ -141,60 +146,49 @@ def headline(files: Sequence[Results]) -> tuple[OpRow, list[Comparison]] | None:
     file = prune_file(files)
     if file is None:
         return None
-    rates = file.ceilings.matmul_tflops
-
-    def order(row: OpRow) -> tuple[float, ...]:
-        w = row.workload
-        return -rates.get(w.dtype, 0.0), w.batch, w.num_tokens, w.num_slots
-
-    row = min(our_prune(file), key=order)
+    rates, loads = file.ceilings.matmul_tflops, [(row.workload, row) for row in our_prune(file)]
+    _, row = min(loads, key=lambda x: (-rates.get(x[0].dtype, 0), x[0].batch, x[0].num_tokens))
     return row, [c for c in comparisons_of(files) if c.row.case == row.case]
 
 
-class Outcome(NamedTuple):
-    """A baseline beside ours, whose it is and where, and how its times are shown."""
-
-    versus: Versus
-    what: str
-    show: Callable[[float], str] = duration
-
-
-def outcomes(files: Sequence[Results]) -> dict[str, list[Outcome]]:
-    """Every comparison, of ops, processes, models and selectors, by its kind."""
-    found: dict[str, list[Outcome]] = {}
+def outcomes(files: Sequence[Results]) -> list[Outcome]:
+    """Every comparison, of ops, processes, models and selectors."""
+    found: list[Outcome] = []
     for file in files:
         for c in comparisons_of([file]):
-            what = f"{c.row.variant}'s time: {row_text(replace(c.row, variant=''))}"
-            one = Outcome(c, what + clock_text(c.theirs.method))
-            found.setdefault(file.suite, []).append(one)
+            where = row_text(replace(c.row, variant="")) + text.clock_text(c.theirs.method)
+            what = f"{c.row.variant}'s time: {where}"
+            found.append(Outcome(c.theirs, c.ours, file.suite, what))
     for process in rows_of(files, ProcessRow):
-        what = f"plain PyTorch's: {process.name}, {process.what}"
-        found.setdefault("processes", []).append(Outcome(process.versus, what, _unit(process)))
+        times, what = process.versus, f"plain PyTorch's: {row_text(process)}"
+        show = text.duration if process.unit == "s" else text.megabytes
+        found.append(Outcome(times.theirs, times.ours, "processes", what, show))
     models = rows_of(files, ModelRow)
     for row in models:
         whole = unpruned(row, models)
         if row.selector == OURS and row.times and whole:
             what = f"the unpruned model's time: {row_text(row)}"
-            first = Outcome(Versus(whole.ttft, row.times.ttft), what)
-            rates = (1 / t.decode_tokens_per_s for t in (whole, row.times))
-            tokens = Versus(*(Times(t, t, t, 1) for t in rates))
-            found.setdefault("first token", []).append(first)
-            found.setdefault("decoding", []).append(Outcome(tokens, what, _tokens_per_s))
+            found.append(Outcome(whole.ttft, row.times.ttft, "first token", what))
+            tokens = (1 / t.decode_tokens_per_s for t in (whole, row.times))
+            times = Versus(*(Times(t, t, t, 1) for t in tokens))
+            found.append(Outcome(times.theirs, times.ours, "decoding", what, text.tokens_per_s))
     for chosen in rows_of(files, SelectorRow):
-        if chosen.published:
+        if loops := chosen.published:
             what = f"the published loops' time: {row_text(chosen)}"
-            found.setdefault("published selectors", []).append(Outcome(chosen.published, what))
+            found.append(Outcome(loops.theirs, loops.ours, "published selectors", what))
     return found
 
 
 def summaries(files: Sequence[Results]) -> list[tuple[str, list[str]]]:
     """How often we lose and how much has no times, in a sentence, and every loss, worst first."""
-    every, said = outcomes(files), []
-    for groups, sentence, kinds in SUMMARIES:
-        found = [one for group in groups for one in every.get(group, [])]
-        rows = [row for file in files for row in file.rows if isinstance(row, kinds)]
+    every = grouped(outcomes(files), lambda one: LOSSES.get(one.kind, BASELINE))
+    each = (row for file in files for row in file.rows)
+    measured = grouped(each, lambda row: LOSSES_OF.get(type(row), BASELINE))
+    said = []
+    for sentence in (BASELINE, *LOSSES.values()):
+        found, rows = every.get(sentence, []), measured.get(sentence, [])
         bare = sum(getattr(row, "times", row) is None for row in rows)
-        lost = sorted((one for one in found if one.versus.ratio < 1), key=lambda o: o.versus.ratio)
+        lost = sorted((one for one in found if one.ratio < 1), key=lambda one: one.ratio)
         first = [f"{sentence} {len(lost)} of {len(found)} comparisons."] if found else []
         first += [f"{bare} of {len(rows)} rows have no times."] if bare else []
         if first:
@@ -203,24 +197,16 @@ def summaries(files: Sequence[Results]) -> list[tuple[str, list[str]]]:
 
 
 def _loss(one: Outcome) -> str:
-    ours, theirs = one.show(one.versus.ours.median), one.show(one.versus.theirs.median)
-    note = "; within the spread" if one.versus.is_within_spread else ""
-    return f"{three_digits(1 / one.versus.ratio)}× {one.what} ({ours} against {theirs}{note})"
-
-
-def _unit(row: ProcessRow) -> Callable[[float], str]:
-    return duration if row.unit == "s" else megabytes
-
-
-def _tokens_per_s(seconds: float) -> str:
-    return f"{three_digits(1 / seconds)} tokens/s"
+    ours, theirs = one.show(one.ours.median), one.show(one.theirs.median)
+    note = "; within the spread" if one.is_within_spread else ""
+    return f"{text.three_digits(1 / one.ratio)}× {one.what} ({ours} against {theirs}{note})"
 
 
 def row_text(row: Row) -> str:
     """What was measured, in words."""
     if isinstance(row, OpRow):
         variant = f", {row.variant}" if row.variant else ""
-        return f"{row.op} {row.direction}{variant}, {workload_text(row.workload)}"
+        return f"{row.op} {row.direction}{variant}, {text.workload_text(row.workload)}"
     if isinstance(row, ModelRow):
         return f"{row.model}, batch {row.batch}, {row.mode}, {budget_text(row)}"
     if isinstance(row, SelectorRow):
@@ -234,15 +220,8 @@ def refusals(files: Sequence[Results]) -> list[str]:
     for row in (row for file in files for row in file.rows):
         if not isinstance(row, ProcessRow) and row.times is None:
             why = row.note if isinstance(row, ModelRow) else row.gate.note
-            held.setdefault(why or "no reason recorded", []).append(row_text(row))
+            held.setdefault(why, []).append(row_text(row))
     return [f"{why}: {'; '.join(where)}" for why, where in held.items()]
-
-
-def share_text(file: Results, row: OpRow) -> str:
-    """The share of the measured ceilings, where these were measured."""
-    known = file.ceilings.matmul_tflops.keys() & {row.workload.dtype, "float32"}
-    share = file.share_of_ceiling(row) if known and row.work.bytes else None
-    return "" if share is None else f"{share:.1%}"
 
 
 def prune_table(files: Sequence[Results]) -> list[str]:
@@ -250,67 +229,72 @@ def prune_table(files: Sequence[Results]) -> list[str]:
     main = prune_file(files)
     if main is None:
         return []
-    ours = our_prune(main)
+    ours = [(row, row.taken) for row in our_prune(main)]
     said = [
         "`prune`, forward, at the fewest slots measured for each N: time per call, median "
         "(20th to 80th percentile), and each baseline's time over ours."
     ]
     apart = [file for file in files if file.suite == "compile" and file is not main]
     compiled = [c for c in pairs_of(apart) if c.row.variant == "compile"]
-    shown = {row.workload for row in ours}
+    shown = {row.workload for row, _ in ours}
     columns: dict[str, dict[Workload, str]] = {}
-    for c in sorted([*pair(main.op_rows()), *compiled], key=_column_order):
+    for c in sorted([*pairs_of([main]), *compiled], key=_column_order):
         if is_prune(c.row) and c.row.workload in shown:
-            columns.setdefault(_column(c), {})[c.row.workload] = ratio_text(c)
-    on_gpu = any(row.times and row.times.method in ("graph", "events") for row in ours)
+            columns.setdefault(_column(c), {})[c.row.workload] = text.ratio_text(c)
+    on_gpu = any(times.method in ("graph", "events") for _, times in ours)
     said += ["Ours and unmarked ratios are by graph."] if on_gpu else []
     said += [APART] if compiled else []
     lines = []
-    for row in ours:
-        assert row.times is not None
-        mark = clock_text(row.times.method) if row.times.method == "events" else ""
+    for row, times in ours:
         ratios = [column.get(row.workload, "none") for column in columns.values()]
-        share = [share_text(main, row)] if on_gpu else []
-        lines.append([workload_text(row.workload), times_text(row.times) + mark, *ratios, *share])
+        share = [f"{main.share_of_ceiling(row):.1%}"] if on_gpu else []
+        took = text.times_text(times) + _unless_graph(times.method)
+        lines.append([text.workload_text(row.workload), took, *ratios, *share])
     header = ["workload", "ours", *columns, *(["of the ceilings"] if on_gpu else [])]
     return [" ".join(said), markdown_table(header, lines)]
 
 
+def _unless_graph(method: Method) -> str:
+    return "" if method == "graph" else text.clock_text(method)
+
+
 def _column(c: Comparison) -> str:
-    method = c.theirs.method
-    if not c.is_alike:
-        return f"{c.row.variant}{clock_text(method)} / ours{clock_text(c.ours.method)}"
-    return f"{c.row.variant} / ours" + (clock_text(method) if method == "events" else "")
+    if c.is_alike:
+        return f"{c.row.variant} / ours{_unless_graph(c.ours.method)}"
+    return (
+        f"{c.row.variant}{text.clock_text(c.theirs.method)} / ours{text.clock_text(c.ours.method)}"
+    )
 
 
 def _column_order(c: Comparison) -> tuple[int, bool]:
-    index = VARIANTS.index(c.row.variant) if c.row.variant in VARIANTS else len(VARIANTS)
-    return index, c.theirs.method == "events"
+    return [*VARIANTS, c.row.variant].index(c.row.variant), c.theirs.method == "events"
 
 
 def rows_table(file: Results) -> str:
     """Every row of a file of ops, with a ratio where a baseline is compared."""
-    ratios = {c.row.key: ratio_text(c) for c in comparisons_of([file])}
+    ratios = {c.row.key: text.ratio_text(c) for c in comparisons_of([file])}
 
     def cells(row: OpRow) -> list[str]:
-        head = [f"{row.op} {row.direction}", row.variant, workload_text(row.workload)]
-        if row.times is None:
+        head, times = (
+            [f"{row.op} {row.direction}", row.variant, text.workload_text(row.workload)],
+            row.times,
+        )
+        if times is None:
             return [*head, f"refused: {row.gate.note}", *[""] * 5]
-        note = f": {row.times.note}" if row.times.note else ""
+        note = f": {times.note}" if times.note else ""
         rates = (row.work.flops / 1e12, row.work.bytes / 1e9)
         return [
             *head,
-            times_text(row.times),
-            row.times.method + note,
+            text.times_text(times),
+            times.method + note,
             ratios.get(row.key, ""),
-            *(three_digits(rate / row.times.median) if rate else "" for rate in rates),
-            share_text(file, row),
+            *(text.three_digits(rate / times.median) if rate else "" for rate in rates),
+            f"{file.share_of_ceiling(row):.1%}",
         ]
 
     header = ["op", "variant", "workload", "time per call", "timed by", "ratio"]
-    return markdown_table(
-        [*header, "TFLOP/s", "GB/s", "of ceiling"], [cells(row) for row in file.op_rows()]
-    )
+    header += ["TFLOP/s", "GB/s", "of ceiling"]
+    return markdown_table(header, map(cells, file.op_rows()))
 
 
 def processes_table(rows: Sequence[ProcessRow]) -> str:
@@ -318,18 +302,10 @@ def processes_table(rows: Sequence[ProcessRow]) -> str:
 
     def cells(row: ProcessRow) -> list[str]:
         pairs = row.versus.ours, row.versus.theirs
-        shown = [times_text(t) if row.unit == "s" else megabytes(t.median) for t in pairs]
-        return [row.name, row.what, *shown, ratio_text(row.versus)]
+        shown = [text.times_text(t) if row.unit == "s" else text.megabytes(t.median) for t in pairs]
+        return [row.name, row.what, *shown, text.ratio_text(row.versus)]
 
     return markdown_table(["process", "what", "ours", "plain", "plain / ours"], map(cells, rows))
-
-
-def models_of(rows: Sequence[ModelRow]) -> dict[str, list[ModelRow]]:
-    """Each model's rows."""
-    models: dict[str, list[ModelRow]] = {}
-    for row in rows:
-        models.setdefault(row.model, []).append(row)
-    return models
 
 
 def shortlist(rows: Sequence[ModelRow]) -> list[ModelRow]:
@@ -366,27 +342,24 @@ def models_table(rows: Sequence[ModelRow]) -> str:
         if times is None:
             return [*head, *[""] * (len(header) - 5), row.note]
         ratio = speed_up(row, rows) if row.is_pruned else None
-        stages = [times.stages.get(name, 0.0) for name in STAGES]
+        stages = [times.stages[name] for name in STAGES]
         return [
             *head,
-            times_text(times.ttft),
-            *(duration(seconds) if seconds else "not run" for seconds in stages),
-            "" if ratio is None else f"{three_digits(ratio)}×",
-            three_digits(times.decode_tokens_per_s),
-            three_digits(times.cache_bytes / 2**20),
-            _added_text(times),
+            text.times_text(times.ttft),
+            *(text.duration(seconds) if seconds else "not run" for seconds in stages),
+            "" if ratio is None else f"{text.three_digits(ratio)}×",
+            text.three_digits(times.decode_tokens_per_s),
+            text.three_digits(times.cache_bytes / 2**20),
+            "" if times.pruner_added_s is None else _added_text(times.pruner_added_s, times),
             row.note,
         ]
 
     return markdown_table(header, map(cells, rows))
 
 
-def _added_text(times: ModelTimes) -> str:
-    added, encoder = times.pruner_added_s, times.stages.get("encoder")
-    if added is None:
-        return ""
-    share = f", {added / encoder:.1%} of the encoder" if encoder else ""
-    return f"{'−' if added < 0 else ''}{duration(abs(added))}{share}"
+def _added_text(added: float, times: ModelTimes) -> str:
+    share = added / times.stages["encoder"]
+    return f"{'−' if added < 0 else ''}{text.duration(abs(added))}, {share:.1%} of the encoder"
 
 
 def size_text(size: Size) -> str:
@@ -395,60 +368,42 @@ def size_text(size: Size) -> str:
     return f"N {num_tokens} · T {budget} · C {width} · {dtype}"
 
 
-def sizes_of(rows: Sequence[SelectorRow]) -> list[Size]:
-    """The sizes measured, one a table, in the rows' order."""
-    return list(dict.fromkeys(row.size for row in rows))
-
-
-def selectors_table(rows: Sequence[SelectorRow], size: Size) -> str:
-    """Of a size: a line a method, a column or two a batch."""
-    mine = {(row.method, row.batch): row for row in rows if row.size == size}
-    batches = sorted({batch for _, batch in mine})
-    graphs = {row.batch for row in mine.values() if row.graph}
-    columns = [(batch, False) for batch in batches] + [(batch, True) for batch in graphs]
-    columns.sort()
-    header = ["method", *(f"B {batch}{', graph' * graph}" for batch, graph in columns)]
+def selectors_table(rows: Sequence[SelectorRow]) -> str:
+    """Of the rows of a size: a line a method, a column or two a batch."""
+    rows = sorted(rows, key=lambda row: row.batch)
+    columns: dict[str, dict[str, str]] = {}
+    for row in rows:
+        took = "refused" if row.times is None else text.times_text(row.times)
+        columns.setdefault(f"B {row.batch}", {})[row.method] = took
+        if row.graph:
+            columns.setdefault(f"B {row.batch}, graph", {})[row.method] = text.times_text(row.graph)
     lines = []
-    for method in dict.fromkeys(method for method, _ in mine):
-        its = [mine[method, batch] for batch in batches if (method, batch) in mine]
-        times = [_time(mine.get((method, batch)), graph) for batch, graph in columns]
-        found = [next(filter(None, values), None) for values in (
-            (row.published for row in its), (row.loop for row in its)
-        )]  # fmt: skip
-        ratios = ["" if one is None else f"{three_digits(one.ratio)}×" for one in found]
-        lines.append([method, *times, *_kept(its), *ratios])
-    header += ["coverage", "duplicates", "exactly T", "published / ours", "loop"]
-    return markdown_table(header, lines)
-
-
-def _time(row: SelectorRow | None, is_graph: bool) -> str:
-    if row is None or row.times is None:
-        return "" if row is None else "refused"
-    times = row.graph if is_graph else row.times
-    return "" if times is None else times_text(times)
-
-
-def _kept(its: Sequence[SelectorRow]) -> tuple[str, str, str]:
-    """Coverage of the largest batch, which has the most images; duplicates and T over all."""
-    known = [row.quality for row in its if row.quality is not None]
-    last = its[-1].quality
-    coverage = "unknown" if last is None else f"{last.coverage:.3f}"
-    if len(known) < len(its):
-        return coverage, "unknown", "unknown"
-    exact = "yes" if all(one.exact for one in known) else "no"
-    return coverage, str(sum(one.duplicates for one in known)), exact
+    for method, its in grouped(rows, lambda row: row.method).items():
+        times = [column.get(method, "") for column in columns.values()]
+        versus = [[row.published for row in its], [row.loop for row in its]]
+        ratios = [
+            next((f"{text.three_digits(one.ratio)}×" for one in each if one), "") for each in versus
+        ]
+        # Of the largest batch, which has the most images; duplicates and T are over all.
+        known = [row.quality for row in its if row.quality is not None]
+        kept = ["unknown"] * 3
+        if len(known) == len(its):
+            exact = "yes" if all(one.exact for one in known) else "no"
+            kept = [f"{known[-1].coverage:.3f}", str(sum(one.duplicates for one in known)), exact]
+        lines.append([method, *times, *kept, *ratios])
+    header = ["method", *columns, "coverage", "duplicates", "exactly T"]
+    return markdown_table([*header, "published / ours", "loop"], lines)
 
 
 def measured_text(results: Mapping[str, Sequence[Results]], gpu: str, load: Workload) -> str:
     """The measured times of our `prune` on a GPU in half precision, for the projections."""
-    size = load.batch, load.num_tokens, load.num_slots
+    halves = [replace(load, dtype=dtype) for dtype in ("float16", "bfloat16")]
+    files = [file for files in results.values() if (file := prune_file(files))]
+    rows = [row for file in files if gpu in file.device for row in graph_first(file.op_rows())]
     measured = [
-        f"{times_text(row.times)}, {row.workload.dtype}"
+        f"{text.times_text(row.times)}, {row.workload.dtype}"
         + ("" if row.times.method == "graph" else f", timed by {row.times.method}")
-        for files in results.values()
-        if (file := prune_file(files)) is not None and gpu in file.device
-        for row in graph_first([row for row in file.op_rows() if row.is_ours and is_prune(row)])
-        if row.times and row.workload.dtype in ("float16", "bfloat16")
-        and (row.workload.batch, row.workload.num_tokens, row.workload.num_slots) == size
-    ]  # fmt: skip
+        for row in rows
+        if row.is_ours and is_prune(row) and row.workload in halves and row.times
+    ]
     return "; ".join(measured) or "not measured"

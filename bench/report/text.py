@@ -33,14 +33,18 @@ def megabytes(value: float) -> str:
 
 def tflops_text(value: float) -> str:
     """A rate of arithmetic, given in TFLOP/s."""
-    if value >= 1:
-        return f"{three_digits(value)} TFLOP/s"
-    return f"{three_digits(value * 1e3)} GFLOP/s"
+    large = f"{three_digits(value)} TFLOP/s"
+    return large if value >= 1 else f"{three_digits(value * 1e3)} GFLOP/s"
 
 
 def bandwidth_text(gb_s: float) -> str:
     """A rate of memory traffic, given in GB/s."""
     return f"{three_digits(gb_s / 1e3)} TB/s" if gb_s >= 1e3 else f"{three_digits(gb_s)} GB/s"
+
+
+def tokens_per_s(seconds: float) -> str:
+    """The rate of decoding, from the time of a token."""
+    return f"{three_digits(1 / seconds)} tokens/s"
 
 
 def times_text(times: Times) -> str:
@@ -82,7 +86,7 @@ def usage_texts(workload: Workload) -> list[str]:
 
 def provenance(file: Results) -> str:
     """Driver, versions, commit and date of a result file."""
-    driver = "no driver" if file.driver is None else f"driver {file.driver}"
+    driver = f"driver {file.driver}" if file.driver else "no driver"
     versions = ", ".join(f"{name} {v or 'not installed'}" for name, v in file.versions.items())
     head, dash, dirty = file.commit.partition("-")
     return f"{driver}; {versions}; commit {head[:12]}{dash}{dirty}; {file.date}"

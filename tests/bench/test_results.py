@@ -86,10 +86,8 @@ def test_ratios_spread_and_shares() -> None:
     assert times(4.0).over(4) == times(1.0)
     shares = [PRUNE.share_of_ceiling(row) for row in PRUNE.op_rows()]
     assert shares == [pytest.approx(1.0), None]
-    assert [row.key[-1] for row in records.graph_first(gpu_rows()) if row.is_ours] == [
-        "graph",
-        "graph",
-    ]
+    ours = [row for row in records.graph_first(gpu_rows()) if row.is_ours]
+    assert [row.key[-1] for row in ours] == ["graph", "graph"]
 
 
 def test_the_folder_is_named_after_the_device_whose_ceilings_are_read(tmp_path: Path) -> None:

@@ -41,11 +41,11 @@ def results(suite: Suite, rows: list[Any], device: str = DEVICE) -> Results:
 
 
 def model_row(selector: Any, budget: int, ttft: float | None, **changes: Any) -> records.ModelRow:
-    rate, added = changes.pop("rate", 40.0), changes.pop("added", None)
     taken = None
     if ttft is not None:
-        stages = dict.fromkeys(records.STAGES, ttft / 5)
-        taken = records.ModelTimes(times(ttft), stages, rate, 2**20 * budget // 64, added)
+        stages, cache = dict.fromkeys(records.STAGES, ttft / 5), 2**20 * budget // 64
+        rate, added = changes.pop("rate", 40.0), changes.pop("added", None)
+        taken = records.ModelTimes(times(ttft), stages, rate, cache, added)
     note = "" if taken else "out of memory"
     row = records.ModelRow("imaginary", "eager", selector, 1, budget, 576, taken, note)
     return replace(row, **changes)
@@ -89,37 +89,33 @@ def selector_rows() -> list[Row]:
 def cpu() -> list[Results]:
     """Ours wins by 3 over eager, in autocast and in time to import; loses by 2 to compile, on one
     thread and in memory, and by a hair to published."""
-    rows = [
+    prune = [
         op_row("prune", variant, median * batch, batch=batch)
         for batch in (1, 8)
         for variant, median in ((OURS, 2e-3), ("eager", 6e-3))
     ]
-    rows += [
-        op_row("prune", "compile", 1e-3),
-        op_row("prune", "published", 1.9e-3),
-        op_row("prune", OURS, 3e-3, num_tokens=2880, num_slots=160),
-    ]
-    single = [op_row("gru_cell", OURS, None), op_row("gru_cell", "eager", 1e-3)]
+    prune += [op_row("prune", "compile", 1e-3), op_row("prune", "published", 1.9e-3)]
+    prune.append(op_row("prune", OURS, 3e-3, num_tokens=2880, num_slots=160))
     usage = [
         op_row("prune", "eager", 4e-3, mode="autocast"),
         op_row("prune", OURS, 2e-3, mode="autocast"),
         op_row("merge", "eager", 1e-3, "cpu", threads=1),
         op_row("merge", OURS, 2e-3, "cpu", threads=1),
     ]
-    host = [op_row("prune", OURS, 6e-5), op_row("prune", "prepared", 5e-5)]
     processes = [
         records.ProcessRow("a new process", "import", "s", versus(2.0, 1.0)),
         records.ProcessRow("many sizes", "memory", "bytes", versus(3e6, 6e6)),
     ]
-    return [
-        results("prune", rows),
-        results("ops", single),
-        results("usage", usage),
-        results("host", host),
-        results("processes", processes),
-        results("e2e", model_rows()),
-        results("selectors", selector_rows()),
-    ]
+    rows: dict[Suite, list[Any]] = {
+        "prune": prune,
+        "ops": [op_row("gru_cell", OURS, None), op_row("gru_cell", "eager", 1e-3)],
+        "usage": usage,
+        "host": [op_row("prune", "op", 6e-5), op_row("prune", "prepared", 5e-5)],
+        "processes": processes,
+        "e2e": model_rows(),
+        "selectors": selector_rows(),
+    }
+    return [results(suite, its) for suite, its in rows.items()]
 
 
 def gpu_rows() -> list[OpRow]:
@@ -146,8 +142,5 @@ def gpu(*methods: Method) -> list[Results]:
         op_row("slot_attention", OURS, 1e-4, "graph"),
         op_row("slot_attention", "flashslice", 5e-5, "events"),
     ]
-    return [
-        results("prune", gpu_rows(), GPU),
-        results("compile", beside, GPU),
-        results("ops", single, GPU),
-    ]
+    rows: dict[Suite, list[Any]] = {"prune": gpu_rows(), "compile": beside, "ops": single}
+    return [results(suite, its, GPU) for suite, its in rows.items()]

@@ -103,11 +103,8 @@ def test_like_is_compared_with_like() -> None:
     assert [c.row.op for c in comparisons_of([single])] == ["gru_cell"]
     assert [text.split()[0] for text in without_ours([single])] == ["slot_attention"]
     assert "bfloat16, launched (" in tables.summaries([whole])[0][1][0]
-
-
-def test_the_host_suite_has_no_baselines() -> None:
-    host = cpu()[3]
-    assert comparisons_of([host]) == [] and cells(tables.rows_table(host), "prune forward", OURS)
+    # The host suite has no baselines.
+    assert comparisons_of(cpu()[3:4]) == without_ours(cpu()[3:4]) == []
 
 
 def test_the_table_of_prune_is_read_from_its_own_file() -> None:
@@ -115,9 +112,13 @@ def test_the_table_of_prune_is_read_from_its_own_file() -> None:
     old = results("ops", [op_row("prune", OURS, 7e-3)])
     assert prune_file([beside, old]) is old and prune_file([beside]) is beside
     assert prune_file([beside, old, whole]) is whole and prune_file([]) is None
-    ours = [row.times.method for row in tables.our_prune(whole) if row.times]
-    assert ours == ["graph", "graph"]
-    assert {row.times.method for row in graph_first(beside.op_rows()) if row.times} == {"events"}
+    assert [row.taken.method for row in tables.our_prune(whole)] == ["graph", "graph"]
+    assert {row.taken.method for row in graph_first(beside.op_rows())} == {"events"}
+    # The headline is the smallest workload in the fastest dtype.
+    found = tables.headline([whole, beside, old])
+    assert found and (found[0].workload.batch, found[0].taken.method) == (1, "graph")
+    names = [c.row.variant for c in found[1]]
+    assert names == ["eager", "eager", "published", "csrc", "compile"]
 
 
 def test_the_table_of_prune_on_a_gpu() -> None:
@@ -139,35 +140,23 @@ def test_the_table_of_prune_on_a_gpu() -> None:
 
 
 def test_unlike_clocks_are_said_and_not_counted() -> None:
+    rows = [row for row in gpu_rows() if not row.is_ours or row.key[-1] != "graph"]
+    line = prune_cells([results("prune", rows)])
+    assert line["ours"] == "1.00 ms (900 µs to 1.10 ms), launched"
+    assert line["eager, by graph / ours, launched"] == "0.40× (0.33 to 0.49)"
+    assert line["eager / ours, launched"] == "0.80× (0.65 to 0.98)"
     line = prune_cells(gpu("graph"))
     assert line["compile, launched / ours, by graph"] == "2.00× (1.64 to 2.44)"
     assert "faster in 2 of 8 comparisons" in tables.summaries(gpu("graph"))[0][0]
 
 
-def test_ours_without_a_graph_is_marked() -> None:
-    rows = [row for row in gpu_rows() if row.key[1] != OURS or row.key[-1] != "graph"]
-    line = prune_cells([results("prune", rows)])
-    assert line["ours"] == "1.00 ms (900 µs to 1.10 ms), launched"
-    assert line["eager, by graph / ours, launched"] == "0.40× (0.33 to 0.49)"
-    assert line["eager / ours, launched"] == "0.80× (0.65 to 0.98)"
-
-
 def test_the_table_of_prune_has_the_fewest_slots_and_no_columns_of_a_gpu() -> None:
     rows = [op_row("prune", v, s) for v, s in (("published", 3e-3), (OURS, 1e-3), ("eager", 2e-3))]
-    said, text = tables.prune_table(
-        [results("prune", [*rows, op_row("prune", OURS, 1.0, num_slots=99)])]
-    )
+    rows.append(op_row("prune", OURS, 1.0, num_slots=99))
+    said, text = tables.prune_table([results("prune", rows)])
     assert "launched" not in said and "torch.compile" not in said
     header, _, *lines = text.splitlines()
     assert header == "| workload | ours | eager / ours | published / ours |" and len(lines) == 1
-
-
-def test_the_headline_is_the_smallest_workload_in_the_fastest_dtype() -> None:
-    found = tables.headline(gpu("events"))
-    assert found is not None and found[0].times is not None
-    assert (found[0].workload.batch, found[0].times.method) == (1, "graph")
-    names = [c.row.variant for c in found[1]]
-    assert names == ["eager", "eager", "published", "csrc", "compile"]
 
 
 def test_the_text_for_the_projections() -> None:
@@ -194,9 +183,7 @@ def test_models_are_compared_with_the_unpruned_one_of_the_same_mode_and_batch() 
 def test_a_table_of_selectors_has_a_line_a_method_and_columns_a_batch() -> None:
     (*_, file) = cpu()
     rows = tables.rows_of([file], tables.SelectorRow)
-    least, most = tables.sizes_of(rows)
-    assert (least[1], most[1]) == (64, 192)
-    text = tables.selectors_table(rows, least)
+    text = tables.selectors_table([row for row in rows if row.budget == 64])
     assert cells(text, "oc-pruner") == {
         "method": "oc-pruner",
         "B 1": "2.00 ms (1.80 to 2.20)",
@@ -212,7 +199,7 @@ def test_a_table_of_selectors_has_a_line_a_method_and_columns_a_batch() -> None:
         "", "refused", "0.500", "3", "no", "0.50×", "40.0×",
     ]  # fmt: skip
     row = selector_row("trim", 1, None, quality=None)
-    assert "| refused | unknown | unknown | unknown |" in tables.selectors_table([row], row.size)
+    assert "| refused | unknown | unknown | unknown |" in tables.selectors_table([row])
 
 
 @pytest.mark.parametrize(
