@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from bench.models.calls import MODES
 from bench.models.llava import LLAVA, LLAVA_13B, NEXT, TINY, TINY_NEXT, Choice, Mode, Shape
+from bench.report.tables import row_text
+from bench.report.text import duration, megabytes, times_text
 from bench.results import ModelRow, ModelTimes
 
 CROWDED = 32  # a batch whose caches do not all fit beside each other
@@ -48,6 +50,10 @@ class Job:
                 groups.setdefault(key, []).append((mode, choice))
         return list(groups.values())
 
+    def rows(self, note: str) -> list[ModelRow]:
+        """A row of every variation, and the reason why none has times."""
+        return [self.row(one, None, note) for group in self.groups for one in group]
+
     def row(self, variation: Variation, times: ModelTimes | None, note: str) -> ModelRow:
         """A variation's row, with its times or the reason why there are none."""
         mode, choice = variation
@@ -73,15 +79,12 @@ def plan(device: str, short: bool) -> list[Job]:
 
 def describe(row: ModelRow) -> str:
     """A row as a line of the table."""
-    head = f"{row.model} B={row.batch} {row.mode} {row.selector} {row.budget} of {row.num_tokens}"
-    if row.times is None:
+    head, times = f"{row_text(row)}, {row.selector}", row.times
+    if times is None:
         return f"{head}: {row.note}"
-    stages = ", ".join(f"{name} {value * 1e3:.3f}" for name, value in row.times.stages.items())
-    added = row.times.pruner_added_s
-    return (
-        f"{head}: TTFT {row.times.ttft.median * 1e3:.3f} ms ({stages} ms), "
-        f"{row.times.decode_tokens_per_s:.1f} tokens/s, "
-        f"cache {row.times.cache_bytes / 2**20:.1f} MiB"
-        + ("" if added is None else f", the pruner adds {added * 1e3:.3f} ms")
-        + (f"; {row.note}" if row.note else "")
-    )
+    said = [f"TTFT {times_text(times.ttft)}"]
+    said += [f"{name} {duration(value)}" for name, value in times.stages.items()]
+    said += [f"{times.decode_tokens_per_s:.1f} tokens/s", f"cache {megabytes(times.cache_bytes)}"]
+    if times.pruner_added_s is not None:
+        said.append(f"the pruner adds {times.pruner_added_s * 1e3:.3f} ms")
+    return f"{head}: {', '.join([*said, row.note]).removesuffix(', ')}"
