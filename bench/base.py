@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import zipfile
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench.machine import ROOT
+from bench.checkout import ROOT, build_native
 from bench.results import CheckResult, Direction
 from bench.timing import Sample
 from bench.workloads import Workload
@@ -126,24 +125,10 @@ def _build_native(sha: str, device: torch.device, folder: Path) -> None:
         for path in (ROOT / "ocvtp_kernels").glob("*.so"):
             shutil.copy2(path, target)
         return
-    with tempfile.TemporaryDirectory() as wheels:
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", wheels]
-        environment = os.environ | {"OCVTP_NATIVE": "cuda" if device.type == "cuda" else "1"}
-        done = subprocess.run(
-            [*command, "--no-build-isolation", str(folder)],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise BaseError(
-                f"base {sha[:9]}: its native objects are not built: {done.stderr[-400:]}"
-            )
-        (wheel,) = Path(wheels).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            for name in archive.namelist():
-                if name.endswith(".so"):
-                    (target / Path(name).name).write_bytes(archive.read(name))
+    try:
+        build_native(folder, target, OCVTP_NATIVE="cuda" if device.type == "cuda" else "1")
+    except RuntimeError as error:
+        raise BaseError(f"base {sha[:9]}: {error}") from error
 
 
 def _git(*arguments: str) -> bytes:

@@ -46,7 +46,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [kernel for kernel in kernels.values() if "ns" in kernel]
 
 
-def main(index: int, device: str = "cuda") -> int:
+def main(index: int) -> int:
     """Runs the call; returns the exit status."""
     import torch
 
@@ -54,7 +54,7 @@ def main(index: int, device: str = "cuda") -> int:
     from bench.workloads import square
 
     with torch.no_grad():
-        case = case_of("prune", square(*SIZES[index], "bfloat16"), torch.device(device))
+        case = case_of("prune", square(*SIZES[index], "bfloat16"), torch.device("cuda"))
         inputs = case.inputs(1)
         for _ in range(2):
             case.call(*inputs)

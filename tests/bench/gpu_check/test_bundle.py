@@ -31,7 +31,7 @@ with launches.recording(90) as recorder, launches.zeros():
         for dtype in (torch.float32, torch.bfloat16):
             for name in ("resolve_picks", "argmax_gather", "slot_attention_step"):
                 op(name)(*ARGUMENTS[name](batch=batch, dtype=dtype))
-write(Path(sys.argv[1]), 90, recorder.binaries())
+write(Path(sys.argv[1]), 90, recorder.found.values())
 """
 
 
@@ -157,15 +157,15 @@ def test_a_bundle_is_put_in_its_place(tmp_path: Path, monkeypatch: pytest.Monkey
     said = bundle.install(prepared, folder)
     assert said == "prepared: chip sm_90, commit abc; 1 entries in Triton's cache"
     assert (tmp_path / "checkout" / "ocvtp_kernels" / "_C.abi3.so").read_bytes() == b"object"
-    assert (bundle.cache_of(folder) / "ABC" / "a.cubin").read_bytes() == b"binary"
-    assert (bundle.site_of(folder) / "theirs" / "__init__.py").exists()
+    assert (folder / bundle.INSTALLED_CACHE / "ABC" / "a.cubin").read_bytes() == b"binary"
+    assert (folder / bundle.SITE / "theirs" / "__init__.py").exists()
     # A second command finds what was compiled in the first, and another bundle is added to it.
-    (bundle.cache_of(folder) / "NEW").mkdir()
+    (folder / bundle.INSTALLED_CACHE / "NEW").mkdir()
     bundle.install(prepared, folder)
     assert bundle.count(folder) == 2
     add("DEF", "def")
     bundle.install(prepared, folder)
-    assert {path.name for path in bundle.cache_of(folder).iterdir()} == {"ABC", "DEF", "NEW"}
+    assert {path.name for path in (folder / "triton-cache").iterdir()} == {"ABC", "DEF", "NEW"}
 
 
 @pytest.mark.slow

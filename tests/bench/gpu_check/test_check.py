@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from bench import checkout
 from bench.gpu_check import __main__ as command
-from bench.gpu_check import bundle, checkout
+from bench.gpu_check import bundle
 from bench.gpu_check.running import OUT_OF_TIME, Check, Outcome
 from bench.gpu_check.stages import NONE_RIGHT, STAGES, Stage
 from tests.bench.suites import empty_results
@@ -168,7 +169,9 @@ def test_at_most_eight_files_come_back_after_every_stage(run: Command) -> None:
 def test_the_bundle_is_put_in_its_place_on_a_gpu_alone(run: Command, tmp_path: Path) -> None:
     installed: list[Any] = []
     run.patch.setattr(bundle, "install", lambda *given: installed.append(given) or "installed")
-    run("--only", "smoke", "--bundle", str(tmp_path))
+    prepared = tmp_path / bundle.FOLDER
+    prepared.mkdir()
+    run("--only", "smoke")
     assert installed == []
-    run("--only", "smoke", "--bundle", str(tmp_path), "--device", "cuda")
-    assert installed == [(tmp_path, run.work / "cuda")]
+    run("--only", "smoke", "--device", "cuda")
+    assert installed == [(prepared, run.work / "cuda")]
