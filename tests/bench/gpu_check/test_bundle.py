@@ -65,11 +65,13 @@ def test_every_op_is_recorded_as_a_gpu_would_launch_it(found: Path) -> None:
     assert all(one.options["num_warps"] in (1, 2, 4, 8) for one in binaries)
 
 
-def test_a_list_for_another_triton_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(json.dumps({"chip": 90, "triton": "0.1", "binaries": []}))
     with pytest.raises(ValueError, match=rf"for Triton 0\.1, this is {triton.__version__}"):
         read(path)
+    with pytest.raises(TypeError, match="expected a tensor, number or string, got"):
+        written(object())
 
 
 def test_two_lists_are_one() -> None:
@@ -96,11 +98,6 @@ def test_numbers_are_told_apart_as_triton_does() -> None:
     assert type_of("eps", 0.5) == type_of("eps", 0.25)
     for name, one, other in (("EPS", 0.5, 0.25), ("ROWS", 16, 32), ("MASKED", True, 1)):
         assert type_of(name, one) != type_of(name, other)
-
-
-def test_an_argument_that_cannot_be_written_is_named() -> None:
-    with pytest.raises(TypeError, match="expected a tensor, number or string, got"):
-        written(object())
 
 
 def test_what_cannot_be_compiled_is_told() -> None:

@@ -29,11 +29,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def without_device() -> Any:
-    # Undone before the stand-in, which puts back what it found.
-    return mock.patch.object(torch.cuda, "is_available", lambda: False)
-
-
 def answers(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     path = folder / "smoke.json"
     status = smoke.main(["--output", str(path), *arguments])
@@ -83,24 +78,26 @@ def test_what_cannot_be_captured_is_wrong(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_without_a_gpu_or_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    with without_device():
+    # Undone before the stand-in, which puts back what it found.
+    with mock.patch.object(torch.cuda, "is_available", lambda: False):
         assert smoke.main([]) == NONE_RIGHT
+        assert native_here.main("cuda") == native_here.NO_DEVICE == stages.NO_DEVICE
     monkeypatch.setattr(backends, "interpreting", lambda: True)
     assert smoke.main([]) == NONE_RIGHT
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_every_op_is_called(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_op_is_called(
+    backend: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert every_op.main(backend) == 0
     with_kernel = [name for name in ARGUMENTS if backend in backends._kernels.get(name, {})]
     calls = [name for name, _, _ in every_op.calls() if name in with_kernel]
     assert capsys.readouterr().out == f"{len(calls)} calls on {backend}\n"
     assert {name for name, _, _ in every_op.calls()} == set(ARGUMENTS)
-
-
-def test_a_sanitizer_that_saw_nothing_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A sanitizer that saw nothing is no success.
     monkeypatch.setattr(backends, "unsupported_by_call", lambda *_: "it is not here")
-    assert every_op.main("triton") == 1
+    assert every_op.main(backend) == 1
 
 
 def test_one_call_is_profiled(
@@ -122,5 +119,3 @@ def test_native_objects_of_another_arch_are_not_here(
     monkeypatch.setattr(native, "build_info", lambda: other)
     assert native_here.main("cuda") == 1
     assert capsys.readouterr().out == "chip 9.0\nbuilt for 8.0, this is 9.0\n"
-    with without_device():
-        assert native_here.main("cuda") == native_here.NO_DEVICE == stages.NO_DEVICE
