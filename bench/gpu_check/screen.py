@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,20 +75,23 @@ def _stages(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def _correctness(summary: dict[str, Any]) -> Iterator[str]:
-    cells: dict[str, list[int]] = {}
-    for name, facts in summary["facts"].items():
-        for subject, counts in facts["by subject"].items() if name.endswith(" tests") else ():
-            cell = cells.setdefault(subject, [0, 0])
-            for i, count in enumerate(counts):
-                cell[i] += count
-    if not cells:
-        return
+    right, wrong = Counter[str](), Counter[str]()
+    for facts in _tests(summary):
+        for subject, counts in facts["by subject"].items():
+            right[subject] += counts[0]
+            wrong[subject] += counts[1]
     said = [
-        f"{subject} {right}" if not wrong else f"{subject.upper()} {wrong} OF {right + wrong} WRONG"
-        for subject, (right, wrong) in sorted(cells.items(), key=lambda cell: -cell[1][1])
+        f"{name.upper()} {wrong[name]} OF {right[name] + wrong[name]} WRONG"
+        if wrong[name]
+        else f"{name} {right[name]}"
+        for name in sorted(right, key=lambda name: -wrong[name])
     ]
-    lines = textwrap.wrap("tests passed: " + ", ".join(said), WIDTH)
-    yield from lines[:CORRECTNESS]
+    if said:
+        yield from textwrap.wrap("tests passed: " + ", ".join(said), WIDTH)[:CORRECTNESS]
+
+
+def _tests(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    return [facts for name, facts in summary["facts"].items() if name.endswith(" tests")]
 
 
 def _tables(files: list[Results]) -> Iterator[str]:
@@ -122,6 +126,4 @@ def _failures(summary: dict[str, Any], files: list[Results]) -> Iterator[str]:
         if not one["right"]:
             yield f"wrong: {one['backend']} {one['workload']}: {one['note']}"
     yield from (f"refused: {sentence}" for sentence in refusals(files))
-    for name, facts in summary["facts"].items():
-        for test in facts["failed"] if name.endswith(" tests") else ():
-            yield f"failed: {test}"
+    yield from (f"failed: {test}" for facts in _tests(summary) for test in facts["failed"])

@@ -1,4 +1,4 @@
-"""What is timed end to end, in which order, and how a row of it reads."""
+"""What is timed end to end, and in which order."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from bench.models.calls import MODES
 from bench.models.llava import LLAVA, LLAVA_13B, NEXT, TINY, TINY_NEXT, Choice, Mode, Shape
-from bench.report.tables import row_text
-from bench.report.text import duration, megabytes, times_text
 from bench.results import ModelRow, ModelTimes
 
 CROWDED = 32  # a batch whose caches do not all fit beside each other
@@ -75,16 +73,3 @@ def plan(device: str, short: bool) -> list[Job]:
     order = [(LLAVA, 8), (LLAVA, 32), (NEXT, 8), (LLAVA_13B, 1)]
     order += [(LLAVA_13B, 8), (NEXT, 32), (LLAVA_13B, 32)]
     return [*headlines, *others, *(Job(shape, batch, shape.budgets) for shape, batch in order)]
-
-
-def describe(row: ModelRow) -> str:
-    """A row as a line of the table."""
-    head, times = f"{row_text(row)}, {row.selector}", row.times
-    if times is None:
-        return f"{head}: {row.note}"
-    said = [f"TTFT {times_text(times.ttft)}"]
-    said += [f"{name} {duration(value)}" for name, value in times.stages.items()]
-    said += [f"{times.decode_tokens_per_s:.1f} tokens/s", f"cache {megabytes(times.cache_bytes)}"]
-    if times.pruner_added_s is not None:
-        said.append(f"the pruner adds {times.pruner_added_s * 1e3:.3f} ms")
-    return f"{head}: {', '.join([*said, row.note]).removesuffix(', ')}"

@@ -19,9 +19,10 @@ from bench.gate import NO_MEMORY, check_variant, time_gated
 from bench.models.calls import MODES, NEW_TOKENS, Eager
 from bench.models.gate import why_model_is_wrong, why_wrong
 from bench.models.llava import Choice, Shape, Vlm
-from bench.models.plan import Job, Variation, describe, plan
+from bench.models.plan import Job, Variation, plan
 from bench.models.stages import split
 from bench.ops import case_of
+from bench.report.tables import models_table
 from bench.results import OURS, CheckResult, ModelRow, ModelTimes, Results, Stage, Times
 from bench.timing import Call, first_line, measure, release
 from bench.variants import Variant
@@ -36,7 +37,7 @@ Checks = dict[tuple[Shape, int], CheckResult]  # of `prune` at a model's budgets
 
 @torch.no_grad()
 def run(results: Results, folder: Path, device: torch.device, short: bool, deadline: float) -> int:
-    """Times every job, saving after every row; returns how many variants were refused."""
+    """Times every job, saving after every group; returns how many variants were refused."""
     refused = 0
     checks: Checks = {}
     vlm: Vlm | None = None
@@ -54,28 +55,29 @@ def run(results: Results, folder: Path, device: torch.device, short: bool, deadl
                     note = f"refused: {wrong}"
             except torch.OutOfMemoryError as error:
                 vlm, note = None, f"{NO_MEMORY}: {first_line(error)}"
+        print(job, flush=True)
         timed = time_job(vlm, job, deadline, checks) if vlm is not None and not note else None
-        for row in timed or job.rows(note):
-            results.rows.append(row)
-            refused += row.note.startswith("refused")
-            print(describe(row), flush=True)
+        for rows in timed or [job.rows(note)]:
+            results.rows += rows
+            refused += sum(row.note.startswith("refused") for row in rows)
+            print(models_table(rows), flush=True)
             results.save(folder)
         release(device)
     return refused
 
 
-def time_job(vlm: Vlm, job: Job, deadline: float, checks: Checks) -> Iterator[ModelRow]:
-    """A row for each variant of a job; none of those that too little time is left for."""
+def time_job(vlm: Vlm, job: Job, deadline: float, checks: Checks) -> Iterator[list[ModelRow]]:
+    """The rows of each group of a job; none of those that too little time is left for."""
     for group in job.groups:
         try:
-            yield from _time_group(vlm, job, group, deadline, checks)
+            yield _time_group(vlm, job, group, deadline, checks)
         except TimeoutError:
             names = ", ".join(dict.fromkeys(f"{c.selector} {c.budget}" for _, c in group))
             print(f"out of time: {job} is left out: {names}")
             return
         except RuntimeError as error:
             note = f"refused: the timing fails: {type(error).__name__}: {first_line(error)}"
-            yield from (job.row(one, None, note) for one in group)
+            yield [job.row(one, None, note) for one in group]
         release(vlm.device)
 
 

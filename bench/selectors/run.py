@@ -18,8 +18,7 @@ import torch
 
 from bench.gate import time_gated
 from bench.jobs import LAUNCHED, SEEDS, rotation
-from bench.report.tables import row_text
-from bench.report.text import three_digits, times_text
+from bench.report.tables import selectors_table
 from bench.results import CheckResult, Results, SelectorRow, Times, Versus
 from bench.selectors.gate import check_selector, quality
 from bench.selectors.inputs import (
@@ -58,8 +57,9 @@ def run(results: Results, folder: Path, device: torch.device, short: bool, deadl
         except RuntimeError as error:
             print(f"{job} refused: the timing fails: {first_line(error)}", flush=True)
             refused, rows = refused + 1, []
-        for row in rows:
-            print(describe(row), flush=True)
+        if rows:
+            wrong = [f"{r.method} refused: {r.gate.note}" for r in rows if r.times is None]
+            print(selectors_table(rows, rows[0].size), *wrong, sep="\n", flush=True)
         results.rows += rows
         refused += sum(not row.gate.passed for row in rows)
         results.save(folder)
@@ -141,18 +141,3 @@ def _versus(ours: Call, published: Call, device: torch.device) -> Versus:
         rounds=PUBLISHED_ROUNDS,
     )
     return Versus(times["published"], times["ours"])
-
-
-def describe(row: SelectorRow) -> str:
-    """A row as a line."""
-    if row.times is None:
-        return f"{row_text(row)} refused: {row.gate.note}"
-    said = f"{row_text(row)}: {times_text(row.times)} an image, timed by {row.times.method}"
-    if row.graph is not None:
-        said += f", in a graph {times_text(row.graph)}"
-    if row.quality is not None:
-        said += f"; coverage {row.quality.coverage:.4f}, {row.quality.duplicates} duplicates"
-    if row.published is not None and row.loop is not None:
-        ratios = (three_digits(one.ratio) for one in (row.published, row.loop))
-        said += "; published {}×, its loop {}×".format(*ratios)
-    return f"{said}; {row.gate.note}"
