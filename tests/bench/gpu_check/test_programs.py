@@ -35,31 +35,15 @@ def answers(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     return status, json.loads(path.read_text("utf-8"))
 
 
-def test_both_backends_are_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_backends_are_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     status, said = answers(tmp_path)
     assert status == 0 and said["chip"] == "sm_90" and said["absent"] == {}
     answered = [(one["backend"], one["right"]) for one in said["answers"]]
     assert answered == [("triton", True), ("cuda", True)]
     assert all("timed by graph" in one["note"] for one in said["answers"])
     assert capsys.readouterr().out.count(": right: ") == 2
-
-
-def test_wrong_on_one_backend_and_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = backends._kernels["prune"]["cpu"].run
-
-    def wrong(*arguments: Any) -> Any:
-        tokens, ids = honest(*arguments)
-        return (tokens, ids) if backends.override() not in bad else (tokens, ids + 1)
-
-    bad = {"cuda"}
-    monkeypatch.setitem(backends._kernels["prune"], "cpu", backends.Kernel(wrong))
-    status, said = answers(tmp_path)
-    assert status == 1 and [one["right"] for one in said["answers"]] == [True, False]
-    bad.add("triton")
-    assert answers(tmp_path)[0] == NONE_RIGHT
-
-
-def test_a_backend_that_is_not_built_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_no_cuda_reason", lambda _: "it is not built")
     status, said = answers(tmp_path)
     assert status == 0 and said["absent"] == {"cuda": "it is not built"}
@@ -67,8 +51,21 @@ def test_a_backend_that_is_not_built_yet(tmp_path: Path, monkeypatch: pytest.Mon
     assert answers(tmp_path, "--backends", "triton,cuda")[0] == 1
 
 
-def test_what_cannot_be_captured_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = smoke.measure
+def test_what_is_wrong_or_cannot_be_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, measure, bad = backends._kernels["prune"]["cpu"].run, smoke.measure, {"cuda"}
+
+    def wrong(*arguments: Any) -> Any:
+        tokens, ids = honest(*arguments)
+        return (tokens, ids) if backends.override() not in bad else (tokens, ids + 1)
+
+    monkeypatch.setitem(backends._kernels["prune"], "cpu", backends.Kernel(wrong))
+    status, said = answers(tmp_path)
+    assert status == 1 and [one["right"] for one in said["answers"]] == [True, False]
+    bad.add("triton")
+    assert answers(tmp_path)[0] == NONE_RIGHT
+    bad.clear()
     monkeypatch.setattr(
         smoke, "measure", lambda calls, **given: measure(calls, **{**given, "capture": ()})
     )
