@@ -54,7 +54,9 @@ def _machine(summary: dict[str, Any]) -> Iterator[str]:
     versions = facts.get("versions", {})
     said = ", ".join(f"{name} {version}" for name, version in versions.items())
     arch = f", {facts['chip']}, driver {facts.get('driver')}" if "chip" in facts else ""
-    yield f"{facts.get('device', summary['device'])}{arch}; {said}; commit {summary['commit']}"
+    commit, dash, dirty = summary["commit"].partition("-")
+    device = facts.get("device", summary["device"])
+    yield f"{device}{arch}; {said}; commit {commit[:12]}{dash}{dirty}"
     first = [one for one in facts.get("answers", []) if one.get("seconds")]
     if first:
         yield "smoke: " + ", ".join(
