@@ -57,9 +57,8 @@ lint: $(VENV)/.extra-lint
 
 bench: $(VENV)/.extra-test
 	$(BIN)/python -m pytest bench
-	set -e; for suite in prune compile ops usage host processes selectors e2e; do \
+	set -e; for suite in prune compile ops usage host processes selectors e2e attach; do \
 	  $(BIN)/python -m bench run --suite $$suite; done
-	$(BIN)/python -m bench attach
 	$(BIN)/python -m bench report
 
 # Never skipped: whoever asks for the native objects gets them, or an error.

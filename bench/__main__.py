@@ -8,7 +8,6 @@ from importlib import import_module
 COMMANDS = {
     "run": ("bench.run", "times ops beside their baselines, or another suite"),
     "report": ("bench.report", "result files to pages, pictures and the README's tables"),
-    "attach": ("bench.models.attach_overhead", "host time that attaching adds to a call"),
     "compiled": ("bench.compiled.triton", "what the Triton kernels compile to"),
     "csrc": ("bench.compiled.csrc", "what the CUDA C++ kernels compile to"),
     "model": ("bench.model.report", "how long the Triton kernels may take on a GPU"),

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bench.machine import ROOT
+from bench.checkout import ROOT
 from bench.results import CheckResult, Direction
 from bench.timing import Sample
 from bench.workloads import Workload

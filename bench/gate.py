@@ -9,25 +9,62 @@ returns earlier results or leaves outputs unwritten.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from bench.cases import Case, Function, Inputs, Outputs, outputs_of
-from bench.results import CheckResult
-from bench.timing import first_line, poison
+from bench.results import CheckResult, Times
+from bench.timing import StaleReplay, first_line, poison
 from bench.variants import Run, Variant, bind_backward, draw_grads
 
 FACTOR = 2.0  # of plain PyTorch's error
 # Plain PyTorch's error is the largest of several draws, as a single small one may be exact.
 YARDSTICK_SEEDS = (101, 102, 103)
 REGRET = 1e-2  # of a slot's largest attention, in half precision
+NO_MEMORY = "out of memory"
+FAILURES = (RuntimeError, ValueError, TypeError, ImportError)  # of a variant that cannot run
+
+
+def time_gated(
+    names: Collection[str],
+    check: Callable[[str, bool], CheckResult],
+    measure: Callable[[list[str]], dict[str, Times]],
+) -> tuple[dict[str, CheckResult], dict[str, Times]]:
+    """Checks variants, times those that pass in turns, and checks these again.
+
+    Args:
+        names: of the variants.
+        check: of one of them, before or, if True, after the timing.
+        measure: times some of them in turns, captured under these names.
+
+    Returns:
+        each one's check, and all that was timed, of those too that fail afterwards.
+    """
+    checks = {name: check(name, False) for name in names}
+    times: dict[str, Times] = {}
+    while passed := [name for name in names if checks[name].passed]:
+        try:
+            times = measure(passed)
+            break
+        except StaleReplay as stale:
+            checks[stale.variant] = CheckResult(False, str(stale))
+        except torch.OutOfMemoryError:
+            # The failing variant is unknown: all of them hold memory while they take turns.
+            checks |= dict.fromkeys(passed, CheckResult(False, f"{NO_MEMORY} while taking turns"))
+    for name in passed:
+        again = check(name, True)
+        if not again.passed:
+            checks[name] = CheckResult(False, f"after the timing, {again.note}")
+    return checks, times
 
 
 def check_variant(case: Case, variant: Variant, direction: str, seed: int) -> CheckResult:
     """Runs a variant on two different inputs, poisoning in between, and checks both outputs."""
-    try:
+
+    def check() -> str:
         inputs, grads = fresh(case, direction, seed)
         run = variant.bind(case, direction, inputs, grads)
         if direction == "forward":
@@ -42,11 +79,21 @@ def check_variant(case: Case, variant: Variant, direction: str, seed: int) -> Ch
             inputs, grads = fresh(case, direction, seed + 1)
             run = variant.bind(case, direction, inputs, grads)
             note = _check_backward(truth_of(case, seed + 1), variant, _run(run), grads)
+        return note
+
+    return result_of(check)
+
+
+def result_of(check: Callable[[], str]) -> CheckResult:
+    """A check's note, or why it refuses or fails."""
+    try:
+        return CheckResult(True, check())
     except Refused as refusal:
         return CheckResult(False, str(refusal))
-    except (RuntimeError, ValueError, TypeError, ImportError) as error:
+    except torch.OutOfMemoryError:
+        return CheckResult(False, NO_MEMORY)
+    except FAILURES as error:
         return CheckResult(False, f"it fails: {type(error).__name__}: {first_line(error)}")
-    return CheckResult(True, note)
 
 
 class Refused(Exception):
@@ -124,7 +171,7 @@ def _check_forward(truth: Truth, variant: Variant, outputs: Outputs) -> str:
     case, oracle = truth.case, truth.oracle
     if case.kind == "exact":
         pairs = zip(outputs, oracle, strict=True)
-        _require(
+        require(
             all(_double(actual).equal(exact) for actual, exact in pairs),
             "ids differ from the reference's",
         )
@@ -186,7 +233,8 @@ def _double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _require(right: bool, sentence: str) -> None:
+def require(right: bool, sentence: str) -> None:
+    """Raises `Refused` with the sentence unless something is right."""
     if not right:
         raise Refused(sentence)
 
@@ -198,17 +246,17 @@ def _floats(
     errors: tuple[float, ...],
     rounding: float = 0.0,
 ) -> str:
-    _require(len(outputs) == len(oracle), f"{len(outputs)} outputs instead of {len(oracle)}")
+    require(len(outputs) == len(oracle), f"{len(outputs)} outputs instead of {len(oracle)}")
     worst = 0.0
     for index, (actual, plain, exact) in enumerate(zip(outputs, yardstick, oracle, strict=True)):
-        _require(actual.shape == exact.shape, f"output {index} has shape {list(actual.shape)}")
-        _require(actual.dtype == plain.dtype, f"output {index} is {actual.dtype}")
+        require(actual.shape == exact.shape, f"output {index} has shape {list(actual.shape)}")
+        require(actual.dtype == plain.dtype, f"output {index} is {actual.dtype}")
         scale = _scale(exact)
         plain_error = max(_error(plain, exact), errors[index] * scale)
         allowed = FACTOR * plain_error + max(rounding, torch.finfo(plain.dtype).eps) * scale
         error = _error(actual, exact)
         # In this form NaN is refused.
-        _require(error <= allowed, f"output {index}: error {error:.2e}, allowed {allowed:.2e}")
+        require(error <= allowed, f"output {index}: error {error:.2e}, allowed {allowed:.2e}")
         worst = max(worst, error / allowed)
     return f"error {worst:.2f} of the budget"
 
@@ -228,8 +276,8 @@ def _slack(truth: Truth, plain: bool) -> float:
 
 def _argmax(truth: Truth, ids: Tensor, plain: bool) -> str:
     scores = truth.scores
-    _require(ids.dtype == torch.int64, f"ids are {ids.dtype}")
-    _require(bool(((ids >= 0) & (ids < scores.shape[-1])).all()), "ids out of range")
+    require(ids.dtype == torch.int64, f"ids are {ids.dtype}")
+    require(bool(((ids >= 0) & (ids < scores.shape[-1])).all()), "ids out of range")
     lost = scores.amax(-1) - scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     return _regret(truth, lost.max().item(), _slack(truth, plain))
 
@@ -237,7 +285,7 @@ def _argmax(truth: Truth, ids: Tensor, plain: bool) -> str:
 def _regret(truth: Truth, lost: float, slack: float) -> str:
     regret = -math.expm1(-lost)
     note = "" if truth.is_half else ", which is no tie"
-    _require(lost <= slack, f"ids lose {regret:.1e} of a slot's largest attention{note}")
+    require(lost <= slack, f"ids lose {regret:.1e} of a slot's largest attention{note}")
     return f"regret {regret:.1e}" if lost > 0 else "ids exact"
 
 
@@ -245,13 +293,11 @@ def _kept(truth: Truth, outputs: Outputs, plain: bool) -> str:
     tokens, ids = outputs
     final_tokens, importance = truth.inputs[truth.case.wrt[0]], truth.inputs[-1]
     oracle, scores = truth.oracle[1], truth.scores
-    _require(
-        ids.shape == oracle.shape and ids.dtype == torch.int64, "ids of another shape or dtype"
-    )
-    _require(bool((ids[:, 1:] > ids[:, :-1]).all()), "ids not ascending and distinct")
-    _require(bool(((ids >= 0) & (ids < final_tokens.shape[1])).all()), "ids out of range")
+    require(ids.shape == oracle.shape and ids.dtype == torch.int64, "ids of another shape or dtype")
+    require(bool((ids[:, 1:] > ids[:, :-1]).all()), "ids not ascending and distinct")
+    require(bool(((ids >= 0) & (ids < final_tokens.shape[1])).all()), "ids out of range")
     rows = ids.unsqueeze(-1).expand(-1, -1, final_tokens.shape[2])
-    _require(
+    require(
         torch.equal(tokens, final_tokens.gather(1, rows)), "tokens are not the rows that ids name"
     )
     if torch.equal(ids, oracle):
@@ -265,17 +311,17 @@ def _kept(truth: Truth, outputs: Outputs, plain: bool) -> str:
     picked = (scores >= best - slack).any(dim=1)
     padding = importance.masked_fill(~inside | picked, math.inf).amin(-1)
     outside = importance.masked_fill(inside, -math.inf).amax(-1)
-    _require(bool((padding >= outside).all()), "padding is not the most important tokens")
+    require(bool((padding >= outside).all()), "padding is not the most important tokens")
     return note
 
 
 def _scattered(truth: Truth, grad: Tensor, given: Tensor, plain: bool) -> str:
     """The gradient of a gather: the given rows at the kept tokens, zero elsewhere."""
     final_tokens = truth.inputs[truth.case.wrt[0]]
-    _require(grad.shape == final_tokens.shape, f"the gradient has shape {list(grad.shape)}")
+    require(grad.shape == final_tokens.shape, f"the gradient has shape {list(grad.shape)}")
     rows = (grad != 0).any(-1)
-    _require(bool((rows.sum(-1) == given.shape[1]).all()), "another number of rows has a gradient")
+    require(bool((rows.sum(-1) == given.shape[1]).all()), "another number of rows has a gradient")
     ids = rows.nonzero()[:, 1].view(given.shape[:2])
     where = ids.unsqueeze(-1).expand_as(given)
-    _require(torch.equal(grad.gather(1, where), given), "the gradient is not the rows given")
+    require(torch.equal(grad.gather(1, where), given), "the gradient is not the rows given")
     return _kept(truth, (final_tokens.gather(1, where), ids), plain)

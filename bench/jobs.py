@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple, get_args
 
@@ -12,21 +12,20 @@ import torch
 from bench.base import Base
 from bench.cases import Case, Inputs
 from bench.ceilings import tensor_bytes
-from bench.gate import check_variant, fresh
+from bench.gate import check_variant, fresh, time_gated
 from bench.modes import mode_of, threads
 from bench.ops import BENCHES, case_of
 from bench.results import OURS, CheckResult, Direction, Times
 from bench.timing import (
     Call,
     Sample,
-    StaleReplay,
     copies_for_cold_cache,
     filler_of_caches,
     measure,
     sample_of,
 )
 from bench.usage import usages
-from bench.variants import Run, Variant, variants_of
+from bench.variants import Variant, variants_of
 from bench.workloads import Workload, Workloads
 
 SEEDS = (11, 71)  # before and after the timing
@@ -52,8 +51,8 @@ class Measured(NamedTuple):
     times: Times | None = None
 
 
-def rotation(runs: Sequence[Run]) -> Call:
-    """A call that runs the next of several runs each time."""
+def rotation(runs: Iterable[Callable[[], object]]) -> Call:
+    """A call that runs the next of several each time."""
     following = cycle(runs).__next__
     return lambda: following()()
 
@@ -100,38 +99,29 @@ def time_job(
     """Each variant's check, with times if it passes before and after; and the variants left out."""
     case = case_of(job.op, job.workload, device)
     with threads(job.workload.threads):
-        variants, skipped = variants_of(case, job.direction, job.baselines)
-        checks = {one.name: check_variant(case, one, job.direction, SEEDS[0]) for one in variants}
-        timings: dict[str, list[Times]] = {}
-        passed = [one for one in variants if checks[one.name].passed]
-        elsewhere: dict[str, Sample] = {}
-        if base is not None:
-            checks[base.name] = base.begin(job.op, job.workload, job.direction)
-            if checks[base.name].passed:
-                elsewhere = {base.name: base.sample}
-        while passed:
-            try:
-                timings = _measure(case, job, passed, seconds, elsewhere)
-                break
-            except StaleReplay as stale:
-                checks[stale.variant] = CheckResult(False, str(stale))
-                passed = [one for one in passed if one.name != stale.variant]
-            except torch.OutOfMemoryError:
-                # The failing variant is unknown: several copies of the inputs are held.
-                checks |= {one.name: CheckResult(False, "out of memory") for one in passed}
-                passed = []
-        for one in passed:
-            again = check_variant(case, one, job.direction, SEEDS[1])
-            if not again.passed:
-                checks[one.name] = CheckResult(False, f"after the timing, {again.note}")
-        if base is not None and elsewhere and not (again := base.check()).passed:
-            checks[base.name] = CheckResult(False, f"after the timing, {again.note}")
+        found, skipped = variants_of(case, job.direction, job.baselines)
+        variants = {one.name: one for one in found}
+
+        def check(name: str, after: bool) -> CheckResult:
+            if base is None or name != base.name:
+                return check_variant(case, variants[name], job.direction, SEEDS[after])
+            return base.check() if after else base.begin(job.op, job.workload, job.direction)
+
+        def time_these(names: list[str]) -> dict[str, Times]:
+            mine = [variants[name] for name in names if name in variants]
+            elsewhere = {base.name: base.sample} if base and base.name in names else {}
+            return _measure(case, job, mine, seconds, elsewhere) if mine else {}
+
+        names = [*variants, *([base.name] if base else [])]
+        checks, timings = time_gated(names, check, time_these)
     measured: list[Measured] = []
-    for name, check in checks.items():
-        times = timings.get(name, [])
-        if not check.passed or not times:
-            measured.append(Measured(name, CheckResult(False, check.note)))
-        measured += [Measured(name, _noted(check, one), one) for one in times if check.passed]
+    for name, result in checks.items():
+        times = [timings[each] for each in (name, name + LAUNCHED) if each in timings]
+        if not result.passed or not times:
+            measured.append(Measured(name, CheckResult(False, result.note)))
+        elif times[0].method == times[-1].method:
+            del times[1:]  # a variant that could not be captured was launched both times
+        measured += [Measured(name, _noted(result, one), one) for one in times if result.passed]
     return measured, [f"{one.name}: {one.reason}" for one in skipped]
 
 
@@ -147,7 +137,7 @@ def _measure(
     variants: Sequence[Variant],
     seconds: float,
     elsewhere: dict[str, Sample],
-) -> dict[str, list[Times]]:
+) -> dict[str, Times]:
     clones = clones_of(case, job)
     cuda = case.device.type == "cuda"
 
@@ -161,7 +151,7 @@ def _measure(
     # `prune` is timed both ways: device time by graph, and launched, with host time.
     again = calls_of(captured if job.op == "prune" and job.direction == "forward" else [])
     calls = calls_of(variants)
-    timings = measure(
+    return measure(
         {**calls, **{name + LAUNCHED: call for name, call in again.items()}},
         calls=calls_in_a_sample(case, next(reversed(calls.values())), len(clones)),
         capture=[one.name for one in captured],
@@ -170,13 +160,6 @@ def _measure(
         elsewhere=elsewhere,
         **clock_of(case),
     )
-    by_variant: dict[str, list[Times]] = {}
-    for name in (*calls, *elsewhere):
-        timing, launched = timings[name], timings.get(name + LAUNCHED)
-        # A variant that could not be captured was launched both times.
-        twice = launched is not None and timing.method == launched.method
-        by_variant[name] = [timing, *([] if launched is None or twice else [launched])]
-    return by_variant
 
 
 def sample_of_ours(case: Case, job: Job) -> Sample:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import platform
 import re
-import subprocess
 from pathlib import Path
 
 import torch
 
+from bench.checkout import ROOT as ROOT
+from bench.checkout import commit, output_of
 from bench.results import Ceilings, ResultError, Results, Suite, read_results
 from ocvtp_kernels.installing import installed_version
 from ocvtp_kernels.version import __version__
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
 
@@ -63,8 +63,7 @@ def driver(device: torch.device) -> str | None:
     """The GPU driver's version, if there is one and its tool is there."""
     if device.type != "cuda":
         return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    output = _output_of(command)
+    output = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return output.splitlines()[0].strip() if output else None
 
 
@@ -76,22 +75,3 @@ def versions() -> dict[str, str | None]:
         "python": platform.python_version(),
         "ocvtp-kernels": __version__,
     }
-
-
-def commit() -> str:
-    """The commit run, "-dirty" if tracked files differ from it; "unknown" outside a checkout."""
-    head = _output_of(["git", "rev-parse", "HEAD"])
-    if not head:
-        return "unknown"
-    changed = _output_of(["git", "status", "--porcelain", "--untracked-files=no"])
-    return head.strip() + ("-dirty" if changed else "")
-
-
-def _output_of(command: list[str]) -> str | None:
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout

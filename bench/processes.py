@@ -59,14 +59,15 @@ IMPORTS = {
 def run(results: Results, folder: Path, _: torch.device, short: bool, deadline: float) -> int:
     """Measures every row, saving after each; none is refused. The short list has no memory."""
     for dtype in () if short else ("float32", "bfloat16"):
-        _add(results, folder, grown(dtype))
+        add(results, folder, grown(dtype))
     for what in IMPORTS:
         if time.monotonic() < deadline:
-            _add(results, folder, started(what))
+            add(results, folder, started(what))
     return 0
 
 
-def _add(results: Results, folder: Path, row: ProcessRow) -> None:
+def add(results: Results, folder: Path, row: ProcessRow) -> None:
+    """Adds a row to a result file and prints it."""
     results.rows.append(row)
     ours, plain = row.versus.ours.median, row.versus.theirs.median
     print(f"{row.name}, {row.what}: {ours:.4g} {row.unit}, plain {plain:.4g}", flush=True)

@@ -23,7 +23,16 @@ Direction = Literal["forward", "backward"]
 Method = Literal["graph", "events", "host", "cpu"]
 Stage = Literal["encoder", "pruner", "projector", "prefill"]
 Suite = Literal[
-    "prune", "compile", "ops", "usage", "host", "processes", "e2e", "selectors", "ceilings"
+    "prune",
+    "compile",
+    "ops",
+    "usage",
+    "host",
+    "processes",
+    "attach",
+    "e2e",
+    "selectors",
+    "ceilings",
 ]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 SUITES: tuple[Suite, ...] = get_args(Suite)  # in the order of the report
@@ -253,7 +262,7 @@ class SelectorRow:
 
 @dataclass(frozen=True)
 class ProcessRow:
-    """What a new process takes, and the same with plain PyTorch: seconds, or bytes of memory."""
+    """What a process or a call takes, and the same with plain PyTorch: seconds, or bytes."""
 
     name: str
     what: str
@@ -268,7 +277,12 @@ class ProcessRow:
 
 Row = OpRow | ModelRow | SelectorRow | ProcessRow
 # Of the other suites `OpRow`.
-ROWS: dict[str, type[Row]] = {"e2e": ModelRow, "selectors": SelectorRow, "processes": ProcessRow}
+ROWS: dict[str, type[Row]] = {
+    "e2e": ModelRow,
+    "selectors": SelectorRow,
+    "processes": ProcessRow,
+    "attach": ProcessRow,
+}
 
 
 @dataclass

@@ -47,6 +47,7 @@ COMPILE_S = 20.0  # time that torch.compile needs; with less left it does not st
 OTHERS = {
     "host": "bench.host",
     "processes": "bench.processes",
+    "attach": "bench.models.attach_overhead",
     "e2e": "bench.models.run",
     "selectors": "bench.selectors.run",
 }

@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_check import bundle, checkout
-from bench.gpu_check.checkout import ROOT
+from bench import checkout
+from bench.checkout import ROOT
+from bench.gpu_check import bundle
 from bench.gpu_check.running import OUT_OF_TIME, Check, Outcome
 from bench.gpu_check.stages import NONE_RIGHT, STAGES
 
@@ -45,13 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (folder / f"{name}.json").unlink(missing_ok=True)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     commit = given.commit or checkout.commit()
-    check = Check(given.device, given.short, folder, given.bundle, given.commit)
+    prepared = ROOT / bundle.FOLDER
+    check = Check(given.device, given.short, folder, prepared, given.commit)
     summary = _earlier(folder, given.device, commit)
     check.facts = summary["facts"]
     output = given.output or _default_output(given.device)
     output.mkdir(parents=True, exist_ok=True)
-    if check.cuda and given.bundle.is_dir():
-        print(bundle.install(given.bundle, folder), flush=True)
+    if check.cuda and prepared.is_dir():
+        print(bundle.install(prepared, folder), flush=True)
     deadline = time.monotonic() + given.total
     status = 0
     for name in chosen:
@@ -82,7 +84,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--total", type=float, default=TOTAL_S, help="seconds for all stages")
     parser.add_argument("--commit", help="what is run, where there is no Git to ask")
     parser.add_argument("--work", type=Path, help="folder that stages work in; else in build/")
-    parser.add_argument("--bundle", type=Path, default=ROOT / bundle.FOLDER, help="prepared files")
     parser.add_argument(
         "--output",
         type=Path,
@@ -143,7 +144,9 @@ def _earlier(folder: Path, device: str, commit: str) -> dict[str, Any]:
 
 
 def _pack(summary: dict[str, Any], lines: Sequence[str], folder: Path, output: Path) -> None:
-    """Writes the eight files atomically."""
+    """Writes the eight files."""
+    from ocvtp_kernels.files import atomic_write
+
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     (folder / "screen.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with tarfile.open(folder / "logs.tgz", "w:gz") as archive:
@@ -151,9 +154,7 @@ def _pack(summary: dict[str, Any], lines: Sequence[str], folder: Path, output: P
             archive.add(path, path.name)
     for name in ("summary.json", "screen.txt", "logs.tgz", *(f"{suite}.json" for suite in SUITES)):
         if (folder / name).exists():
-            temporary = output / f".{name}"
-            shutil.copyfile(folder / name, temporary)
-            temporary.replace(output / name)
+            atomic_write(output / name, (folder / name).read_bytes())
 
 
 def _default_output(device: str) -> Path:

@@ -24,30 +24,20 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.gpu_check.checkout import ROOT, commit, tests_marked
+from bench.checkout import ROOT, build_native, commit, tests_marked
 
 FOLDER, LIST, CACHE, MANIFEST = ".gpu", "launches.json", "triton-cache.tar.xz", "manifest.json"
 WHEELS = ("flashslice==0.3.0", "flash-colreduce==0.2.2", "einops>=0.8")
 CACHED_SUFFIXES = (".cubin", ".json", ".so")  # the files that Triton reads from its cache
+INSTALLED_CACHE, SITE = "triton-cache", "site"  # in the folder of a check
 GROUP = "__grp__"  # begins the names of files that list the paths of others
 MAX_BYTES = 60 * 2**20
 TESTS = {"tests": "gpu", "kernels": "interpreter"}  # stages, and the mark of their tests
 
 
-def cache_of(folder: Path) -> Path:
-    """Triton's cache of a check."""
-    return folder / "triton-cache"
-
-
-def site_of(folder: Path) -> Path:
-    """The packages of a check's bundle."""
-    return folder / "site"
-
-
 def count(folder: Path) -> int:
     """Entries of a check's cache."""
-    cache = cache_of(folder)
-    return sum(1 for _ in cache.iterdir()) if cache.is_dir() else 0
+    return sum(1 for _ in (folder / INSTALLED_CACHE).glob("*"))
 
 
 def install(prepared: Path, folder: Path) -> str:
@@ -59,10 +49,10 @@ def install(prepared: Path, folder: Path) -> str:
     manifest = json.loads((prepared / MANIFEST).read_text(encoding="utf-8"))
     installed = folder / MANIFEST
     if not installed.exists() or json.loads(installed.read_text(encoding="utf-8")) != manifest:
-        unpack(prepared / CACHE, cache_of(folder))
+        unpack(prepared / CACHE, folder / INSTALLED_CACHE)
         for wheel in prepared.glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(site_of(folder))
+                archive.extractall(folder / SITE)
         shutil.copyfile(prepared / MANIFEST, installed)
     said = ", ".join(f"{name} {value}" for name, value in manifest.items())
     return f"prepared: {said}; {count(folder)} entries in Triton's cache"
@@ -113,27 +103,12 @@ def record(arch: int, folder: Path) -> list[Path]:
     return sorted(folder.glob("*.json"))
 
 
-def native(arch: int, target: Path) -> None:
-    """Builds an architecture's native objects in a wheel, without changing the source tree's."""
-    with tempfile.TemporaryDirectory() as folder:
-        _call(
-            *("-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"),
-            *("--no-build-isolation", "-w", folder, "."),
-            OCVTP_NATIVE="cuda",
-            OCVTP_CUDA_ARCHITECTURES=f"{arch // 10}.{arch % 10}",
-        )
-        (wheel,) = Path(folder).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            for name in archive.namelist():
-                if name.endswith(".so"):
-                    (target / Path(name).name).write_bytes(archive.read(name))
-
-
-def _call(*arguments: str, **environment: str) -> None:
-    """Runs this Python; a failure ends the bundle."""
+def _call(*arguments: str, check: bool = True, **environment: str) -> int:
+    """Runs this Python; returns its status, and unless ``check`` is False a failure is raised."""
     # Kernels are compiled or recorded, never interpreted.
     given = {**os.environ, "TRITON_INTERPRET": "0", **environment}
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, env=given, check=True)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=given, check=check).returncode
 
 
 def make(arch: int, target: Path) -> int:
@@ -148,18 +123,13 @@ def make(arch: int, target: Path) -> int:
         found = binaries.merged(binaries.read(path)[1] for path in lists)
         binaries.write(temporary / LIST, arch, found)
         cache = Path(folder) / "cache"
-        processes = str(os.cpu_count() or 2)
-        _call(
-            *("-m", "bench.gpu_check.warm", str(temporary / LIST), "--processes", processes),
-            TRITON_CACHE_DIR=str(cache),
-        )
+        _call("-m", "bench.gpu_check.warm", str(temporary / LIST), TRITON_CACHE_DIR=str(cache))
         pack(cache, temporary / CACHE)
-    native(arch, temporary)
+    architecture = f"{arch // 10}.{arch % 10}"
+    build_native(ROOT, temporary, OCVTP_NATIVE="cuda", OCVTP_CUDA_ARCHITECTURES=architecture)
     for wheel in WHEELS:
         command = ("-m", "pip", "download", "--quiet", "--no-deps", "-d", str(temporary), wheel)
-        try:
-            _call(*command, "--disable-pip-version-check")
-        except subprocess.CalledProcessError:
+        if _call(*command, "--disable-pip-version-check", check=False):
             print(f"{wheel} is left out: pip finds none", flush=True)
     manifest = {
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -185,20 +155,18 @@ def check(prepared: Path) -> int:
         cache = Path(folder) / "cache"
         unpack(prepared / CACHE, cache)
         lists = record(int(manifest["chip"].removeprefix("sm_")), Path(folder) / "lists")
-        command = [sys.executable, "-m", "bench.gpu_check.warm", *map(str, lists), "--strict"]
-        given = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
-        return subprocess.run(command, cwd=ROOT, env=given).returncode
+        command = ("-m", "bench.gpu_check.warm", *map(str, lists), "--strict")
+        return _call(*command, check=False, TRITON_CACHE_DIR=str(cache))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_check.bundle", description=__doc__)
     parser.add_argument("--chip", type=int, default=90, help="of the GPU machine: 90 for an H100")
-    parser.add_argument("--output", type=Path, default=ROOT / FOLDER)
     parser.add_argument("--check", type=Path, help="a bundle to check, instead of making one")
     given = parser.parse_args(arguments)
     start = time.monotonic()
-    status = check(given.check.resolve()) if given.check else make(given.chip, given.output)
+    status = check(given.check.resolve()) if given.check else make(given.chip, ROOT / FOLDER)
     print(f"{time.monotonic() - start:.0f} s")
     return status
 

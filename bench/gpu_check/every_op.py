@@ -24,11 +24,11 @@ def calls() -> Iterator[tuple[str, torch.dtype, int]]:
     return ((name, dtype, b) for name in ARGUMENTS for dtype in DTYPES for b in BATCHES)
 
 
-def main(backend: str, device: str = "cuda") -> int:
+def main(backend: str) -> int:
     """Runs the calls; returns the exit status, 1 where none ran."""
     ran = 0
     for name, dtype, batch in calls():
-        arguments = map_tensors(lambda t: t.to(device), ARGUMENTS[name](batch=batch, dtype=dtype))
+        arguments = map_tensors(lambda t: t.to("cuda"), ARGUMENTS[name](batch=batch, dtype=dtype))
         if backends.unsupported_by_call(name, backend, arguments) is None:
             with backends.use_backend(backend):
                 op(name)(*arguments)

@@ -32,11 +32,11 @@ EMPTIES = ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (T
 
 
 class Recorder:
-    """Collects each binary once, by stage."""
+    """Collects each binary once in `found`, with the stages that launch it."""
 
     def __init__(self) -> None:
         self.stage = ""
-        self._binaries: dict[tuple[Any, ...], Binary] = {}
+        self.found: dict[tuple[Any, ...], Binary] = {}
 
     def note(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         """Records a launch, in place of ``JITFunction.run``."""
@@ -48,16 +48,11 @@ class Recorder:
             for argument, value in arguments.items()
         ]
         key = name, *types, *sorted(given.items())
-        if key not in self._binaries:
+        if key not in self.found:
             stored = {argument: written(value) for argument, value in arguments.items()}
-            self._binaries[key] = Binary(name, stored, given, [])
-        stages = self._binaries[key].stages
-        if self.stage not in stages:
+            self.found[key] = Binary(name, stored, given, [])
+        if self.stage not in (stages := self.found[key].stages):
             stages.append(self.stage)
-
-    def binaries(self) -> list[Binary]:
-        """All binaries that were launched."""
-        return list(self._binaries.values())
 
 
 def _type_of(name: str, value: Any) -> Any:
@@ -70,14 +65,14 @@ def _type_of(name: str, value: Any) -> Any:
 @contextmanager
 def zeros() -> Iterator[None]:
     """Within the block new memory holds zeros, which are valid ids and values."""
+
+    def zeroed(empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args, **kwargs: empty(*args, **kwargs).zero_()
+
     with ExitStack() as stack:
         for owner, name in EMPTIES:
-            stack.enter_context(mock.patch.object(owner, name, _zeroed(getattr(owner, name))))
+            stack.enter_context(mock.patch.object(owner, name, zeroed(getattr(owner, name))))
         yield
-
-
-def _zeroed(empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda *args, **kwargs: empty(*args, **kwargs).zero_()
 
 
 def _triton_of(op: str, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
@@ -86,13 +81,11 @@ def _triton_of(op: str, arguments: tuple[Any, ...]) -> Callable[..., Any] | None
     Also where the "cuda" backend is forced.
     """
     kernel = backends._kernels.get(op, {}).get("triton")
-    if kernel is None or backends.override() == "reference":
+    dtypes = {value.dtype for value in arguments if isinstance(value, Tensor)}
+    if kernel is None or backends.override() == "reference" or torch.float64 in dtypes:
         return None
-    if torch.float64 in {value.dtype for value in arguments if isinstance(value, Tensor)}:
-        return None
-    if kernel.unsupported is not None and kernel.unsupported(*arguments) is not None:
-        return None
-    return kernel.run
+    unsupported = kernel.unsupported and kernel.unsupported(*arguments)
+    return kernel.run if unsupported is None else None
 
 
 def _choose(op: str, arguments: Any, gradient: bool = False) -> Callable[..., Any]:
@@ -129,14 +122,13 @@ def recording(arch: int) -> Iterator[Recorder]:
     """Within the block Triton's kernels are recorded for ``arch`` instead of run."""
     recorder = Recorder()
 
-    def note(*args: Any, **kwargs: Any) -> None:
-        recorder.note(*args, **kwargs)
-
+    # A function, unlike a bound method, is given the kernel.
+    note = mock.patch.object(
+        JITFunction, "run", lambda *args, **given: recorder.note(*args, **given)
+    )
+    choose = mock.patch.object(backends, "select_kernel", _choose)
     triton.runtime.driver.set_active(StandIn(arch))
-    with ExitStack() as stack:
-        stack.enter_context(pretend(ARCHS[arch]))
-        stack.enter_context(mock.patch.object(JITFunction, "run", note))
-        stack.enter_context(mock.patch.object(backends, "select_kernel", _choose))
+    with pretend(ARCHS[arch]), note, choose:
         yield recorder
 
 
@@ -150,11 +142,9 @@ class _AnyGenerator(torch.Generator):
 @contextmanager
 def without_memory() -> Iterator[torch.device]:
     """Within the block the bench's own code runs on the meta device."""
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch, "Generator", _AnyGenerator))
-        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda _: False))
-        stack.enter_context(_Undrawn())
-        stack.enter_context(_OnMeta())
+    generator = mock.patch.object(torch, "Generator", _AnyGenerator)
+    autocast = mock.patch.object(torch, "is_autocast_enabled", lambda _: False)
+    with generator, autocast, _Undrawn(), _OnMeta():
         yield torch.device("meta")
 
 
@@ -254,7 +244,7 @@ def main() -> int:
     with recording(arch) as recorder:
         for recorder.stage, launch in STAGES.items():
             launch()
-    write(path, arch, recorder.binaries())
+    write(path, arch, recorder.found.values())
     return 0
 
 

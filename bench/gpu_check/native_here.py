@@ -16,31 +16,20 @@ from ocvtp_kernels.triton_common.archs import capability_of
 NO_DEVICE = 2
 
 
-def arch() -> str:
-    """The GPU's, as CMake names it."""
-    capability = capability_of(torch.cuda.current_device())
-    return f"{capability // 10}.{capability % 10}"
-
-
-def why_not(device: str) -> str | None:
-    """The reason why not, or None."""
-    reason = native.missing_reason(device)
-    info = native.build_info()
-    if reason is not None or isinstance(info, str):
-        return reason or str(info)
-    if device == "cuda" and arch() not in info.cuda_architectures:
-        return f"built for {', '.join(info.cuda_architectures)}, this is {arch()}"
-    return None
-
-
 def main(device: str) -> int:
     """Prints the result; returns the exit status."""
+    reason, info, arch = native.missing_reason(device), native.build_info(), ""
     if device == "cuda":
         if not torch.cuda.is_available():
             print(f"torch {torch.__version__} sees no GPU")
             return NO_DEVICE
-        print(f"chip {arch()}")
-    reason = why_not(device)
+        capability = capability_of(torch.cuda.current_device())
+        arch = f"{capability // 10}.{capability % 10}"  # as CMake names it
+        print(f"chip {arch}")
+    if isinstance(info, str):
+        reason = reason or info
+    elif arch and arch not in info.cuda_architectures:
+        reason = reason or f"built for {', '.join(info.cuda_architectures)}, this is {arch}"
     print(reason or "here")
     return int(reason is not None)
 

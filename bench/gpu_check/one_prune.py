@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +28,18 @@ def name(index: int) -> str:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Each kernel of the call in order, with its `METRICS`; empty where ncu reports none."""
-    lines = path.read_text(encoding="utf-8").splitlines()
     # ncu prints messages before the table.
-    start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
-    if start is None:
-        return []
+    _, header, table = path.read_text(encoding="utf-8").partition('"ID"')
     kernels: dict[str, dict[str, Any]] = {}
     names = {metric: short for short, metric in METRICS.items()}
-    for row in csv.DictReader(lines[start:]):
+    for row in csv.DictReader((header + table).splitlines()):
         kernel = kernels.setdefault(row["ID"], {"kernel": row["Kernel Name"].partition("(")[0]})
-        short = names.get(row["Metric Name"])
-        try:
-            value = float(row["Metric Value"].replace(",", ""))
-        except ValueError:
-            continue
-        if short is not None:
-            kernel[short] = value
+        with suppress(KeyError, ValueError):
+            kernel[names[row["Metric Name"]]] = float(row["Metric Value"].replace(",", ""))
     return [kernel for kernel in kernels.values() if "ns" in kernel]
 
 
-def main(index: int, device: str = "cuda") -> int:
+def main(index: int) -> int:
     """Runs the call; returns the exit status."""
     import torch
 
@@ -54,7 +47,7 @@ def main(index: int, device: str = "cuda") -> int:
     from bench.workloads import square
 
     with torch.no_grad():
-        case = case_of("prune", square(*SIZES[index], "bfloat16"), torch.device(device))
+        case = case_of("prune", square(*SIZES[index], "bfloat16"), torch.device("cuda"))
         inputs = case.inputs(1)
         for _ in range(2):
             case.call(*inputs)

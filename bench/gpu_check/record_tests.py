@@ -44,5 +44,5 @@ def pytest_configure() -> None:
 def pytest_sessionfinish() -> None:
     """Writes what this process found."""
     path = Path(os.environ[FOLDER]) / f"{os.environ[STAGE]}-{os.getpid()}.json"
-    write(path, int(os.environ[ARCH]), _recorder.binaries())
+    write(path, int(os.environ[ARCH]), _recorder.found.values())
     _stack.close()

@@ -92,8 +92,8 @@ class Check:
         if self.cuda:
             # Otherwise tests would pass in the interpreter without a GPU.
             given["TRITON_INTERPRET"] = "0"
-            given["TRITON_CACHE_DIR"] = str(bundle.cache_of(self.folder))
-            sites = [str(bundle.site_of(self.folder)), os.environ.get("PYTHONPATH", "")]
+            given["TRITON_CACHE_DIR"] = str(self.folder / bundle.INSTALLED_CACHE)
+            sites = [str(self.folder / bundle.SITE), os.environ.get("PYTHONPATH", "")]
             given["PYTHONPATH"] = os.pathsep.join(filter(None, sites))
         return run(command, self.log, self.limit * share, given)
 

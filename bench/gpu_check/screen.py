@@ -3,47 +3,47 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.results import (
-    OURS,
-    STAGES,
-    SUITES,
-    ModelRow,
-    OpRow,
-    ResultError,
-    Results,
-    SelectorRow,
-    read_results,
+from bench.report.tables import (
+    grouped,
+    models_table,
+    prune_table,
+    refusals,
+    rows_of,
+    shortlist,
+    summaries,
 )
+from bench.results import SUITES, ModelRow, ResultError, Results, read_results
 
-LINES, WIDTH = 60, 140
+LINES, CHARACTERS = 60, 12_000
+WIDTH, TABLE_WIDTH = 140, 240  # of a line
+CORRECTNESS, PRUNE, MODELS, LOSSES = 9, 16, 14, 2  # lines
 
 
 def screen(summary: dict[str, Any], folder: Path) -> list[str]:
-    """At most `LINES` lines; the list of failures is cut to fit."""
+    """At most `LINES` lines and `CHARACTERS` characters; the list of failures is cut to fit."""
     files, unreadable = _read(folder)
-    parts = (_machine(summary), _stages(summary), _correctness(summary), _prune(files))
-    lines = [line[:WIDTH] for part in (*parts, _models(files), _profile(summary)) for line in part]
+    lines = [line[:WIDTH] for part in (_machine, _stages, _correctness) for line in part(summary)]
+    lines += [line[:TABLE_WIDTH] for line in _tables(files)]
+    lines += [line[:WIDTH] for line in _profile(summary)]
     available = LINES - len(lines)
     failures = [line[:WIDTH] for line in (*unreadable, *_failures(summary, files))]
     if len(failures) > available:
         more = len(failures) - available + 1
         failures = [*failures[: available - 1], f"... and {more} more, in logs.tgz"]
-    return [*lines, *failures][:LINES]
+    return [*lines, *failures]
 
 
-def _read(folder: Path) -> tuple[dict[str, Results], list[str]]:
-    """The result files by suite, and what is wrong with those that cannot be read."""
-    files: dict[str, Results] = {}
-    unreadable = []
-    for suite in SUITES:
-        path = folder / f"{suite}.json"
+def _read(folder: Path) -> tuple[list[Results], list[str]]:
+    """The result files, and what is wrong with those that cannot be read."""
+    files, unreadable = [], []
+    for path in (folder / f"{suite}.json" for suite in SUITES):
         try:
-            if path.exists():
-                files[suite] = read_results(path)
+            files += [read_results(path)] if path.exists() else []
         except ResultError as error:
             unreadable.append(f"failed: {error}")
     return files, unreadable
@@ -54,7 +54,9 @@ def _machine(summary: dict[str, Any]) -> Iterator[str]:
     versions = facts.get("versions", {})
     said = ", ".join(f"{name} {version}" for name, version in versions.items())
     arch = f", {facts['chip']}, driver {facts.get('driver')}" if "chip" in facts else ""
-    yield f"{facts.get('device', summary['device'])}{arch}; {said}; commit {summary['commit']}"
+    commit, dash, dirty = summary["commit"].partition("-")
+    device = facts.get("device", summary["device"])
+    yield f"{device}{arch}; {said}; commit {commit[:12]}{dash}{dirty}"
     first = [one for one in facts.get("answers", []) if one.get("seconds")]
     if first:
         yield "smoke: " + ", ".join(
@@ -75,78 +77,41 @@ def _stages(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def _correctness(summary: dict[str, Any]) -> Iterator[str]:
-    cells: dict[str, list[int]] = {}
-    for name, facts in summary["facts"].items():
-        for subject, counts in facts["by subject"].items() if name.endswith(" tests") else ():
-            cell = cells.setdefault(subject, [0, 0])
-            for i, count in enumerate(counts):
-                cell[i] += count
-    if not cells:
-        return
+    right, wrong = Counter[str](), Counter[str]()
+    for facts in _tests(summary):
+        for subject, counts in facts["by subject"].items():
+            right[subject] += counts[0]
+            wrong[subject] += counts[1]
     said = [
-        f"{subject} {right}" if not wrong else f"{subject.upper()} {wrong} OF {right + wrong} WRONG"
-        for subject, (right, wrong) in sorted(cells.items(), key=lambda cell: -cell[1][1])
+        f"{name.upper()} {wrong[name]} OF {right[name] + wrong[name]} WRONG"
+        if wrong[name]
+        else f"{name} {right[name]}"
+        for name in sorted(right, key=lambda name: -wrong[name])
     ]
-    lines = textwrap.wrap("tests passed: " + ", ".join(said), WIDTH)
-    yield from lines[:9]
+    if said:
+        yield from textwrap.wrap("tests passed: " + ", ".join(said), WIDTH)[:CORRECTNESS]
 
 
-def _prune(files: dict[str, Results]) -> Iterator[str]:
-    rows, compiled = (_op_rows(files, suite) for suite in ("prune", "compile"))
-    loads = list(dict.fromkeys(map(_load, rows)))
-    if not loads:
-        return
-    columns = ("ours", "eager", "csrc", "ours", "eager", "publ.", "compile")
-    graphs = any(row.times is not None and row.times.method == "graph" for row in rows)
-    groups = ("-- in a graph --", "-- launched --") if graphs else ("", "")
-    yield f"{'prune, us':26}{groups[0]:>27}   {groups[1]:>27}{'':9}of the ceiling"
-    yield f"{'':26}" + "".join(f"{name:>9}" for name in columns)
-    for load in loads[:12]:
-        mine = [row for row in rows if _load(row) == load]
-        theirs = [row for row in compiled if _load(row) == load]
-        times = [
-            *(_time(mine, variant, {"graph", "host"}) for variant in (OURS, "eager", "csrc")),
-            *(_time(mine, variant, {"events"}) for variant in (OURS, "eager")),
-            _time(mine, "published", {"events", "host"}),
-            _time(theirs, "compile", {"events", "host"}),
-        ]
-        shares = [files["prune"].share_of_ceiling(row) or 0.0 for row in mine if row.is_ours]
-        share = f"{max(shares):>10.1%}" if any(shares) else f"{'':>10}"
-        yield f"{load:26}" + "".join(f"{time:>9}" for time in times) + share
+def _tests(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    return [facts for name, facts in summary["facts"].items() if name.endswith(" tests")]
 
 
-def _op_rows(files: dict[str, Results], suite: str) -> list[OpRow]:
-    return files[suite].op_rows() if suite in files else []
-
-
-def _load(row: OpRow) -> str:
-    size = row.workload
-    dtype = size.dtype.replace("bfloat", "bf").replace("float", "fp")
-    return f"B {size.batch}, N {size.num_tokens}, K {size.num_slots}, {dtype}"
-
-
-def _time(rows: Sequence[OpRow], variant: str, methods: set[str]) -> str:
-    mine = [row.times for row in rows if row.variant == variant]
-    for times in mine:
-        if times is not None and times.method in methods:
-            return f"{times.median * 1e6:.0f}" if times.median < 1 else "> 1 s"
-    return "refused" if None in mine else ""
-
-
-def _models(files: dict[str, Results]) -> Iterator[str]:
-    models = files["e2e"].rows if "e2e" in files else []
-    rows = [row for row in models if isinstance(row, ModelRow) and row.selector != "random"]
-    if not rows:
-        return
-    columns = ("TTFT", *STAGES)
-    yield f"{'first token, ms':44}" + "".join(f"{name:>10}" for name in columns)
-    for row in rows[:8]:
-        name = f"{row.model} {row.mode} {row.selector} {row.budget}"
-        if row.times is None:
-            yield f"{name:44} {row.note}"
-            continue
-        seconds = (row.times.ttft.median, *(row.times.stages[stage] for stage in STAGES))
-        yield f"{name:44}" + "".join(f"{each * 1e3:>10.2f}" for each in seconds)
+def _tables(files: list[Results]) -> Iterator[str]:
+    """`prune` and the first token as Markdown, then how often we lose."""
+    if prune := prune_table(files):
+        said, table = prune
+        yield from [*textwrap.wrap(said, TABLE_WIDTH), *table.splitlines()][:PRUNE]
+    models = [
+        line
+        for model, rows in grouped(
+            shortlist(rows_of(files, ModelRow)), lambda row: row.model
+        ).items()
+        for line in (model, *models_table(rows).splitlines())
+    ]
+    yield from models[:MODELS]
+    if any(file.rows for file in files):
+        said = " ".join(sentence for sentence, _ in summaries(files))
+        yield from textwrap.wrap(said, TABLE_WIDTH)[:LOSSES]
 
 
 def _profile(summary: dict[str, Any]) -> Iterator[str]:
@@ -160,18 +125,9 @@ def _profile(summary: dict[str, Any]) -> Iterator[str]:
         yield f"ncu {one['workload']}: {len(kernels)} kernels, {total / 1e3:.1f} us: {longest}"
 
 
-def _failures(summary: dict[str, Any], files: dict[str, Results]) -> Iterator[str]:
+def _failures(summary: dict[str, Any], files: list[Results]) -> Iterator[str]:
     for one in summary["facts"].get("smoke", {}).get("answers", []):
         if not one["right"]:
             yield f"wrong: {one['backend']} {one['workload']}: {one['note']}"
-    for row in (row for file in files.values() for row in file.rows):
-        if isinstance(row, ModelRow) and row.times is None:
-            yield f"refused: {row.model} {row.mode} {row.selector}: {row.note}"
-        elif isinstance(row, OpRow) and row.times is None:
-            what = f"{row.op} {row.variant} {row.direction} {_load(row)}"
-            yield f"refused: {what}: {row.gate.note}"
-        elif isinstance(row, SelectorRow) and row.times is None:
-            yield f"refused: {row.method} B {row.batch}: {row.gate.note}"
-    for name, facts in summary["facts"].items():
-        for test in facts["failed"] if name.endswith(" tests") else ():
-            yield f"failed: {test}"
+    yield from (f"refused: {sentence}" for sentence in refusals(files))
+    yield from (f"failed: {test}" for facts in _tests(summary) for test in facts["failed"])

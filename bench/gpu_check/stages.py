@@ -9,11 +9,12 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.checkout import tests_marked
 from bench.gpu_check import bundle, one_prune
-from bench.gpu_check.checkout import tests_marked
 from bench.gpu_check.running import OUT_OF_TIME, Check, Outcome
 from bench.gpu_check.tests_read import Tests, read_junit
 
@@ -21,14 +22,33 @@ NONE_RIGHT = 3  # smoke's status where nothing else is worth its time
 NO_DEVICE = 2  # native_here's status where there is no GPU
 OTHERS = ("slot_attention", "attention_received")  # ops with third-party kernels
 SANITIZED = (("memcheck", "triton"), ("memcheck", "cuda"), ("racecheck", "cuda"))
+MAX_WORKERS = 12  # of pytest
 
 
 class Stage(NamedTuple):
-    """One part of the check."""
+    """One part of the check.
 
-    expected: int  # seconds on an H100 with the bundle
-    max_s: int  # time limit in seconds
-    run: Callable[[Check], Outcome]
+    Attributes:
+        expected: seconds on an H100 with the bundle.
+        max_s: time limit in seconds.
+        does: what it runs.
+        gpu_only: why nothing is run without a GPU.
+        tool: without which it fails.
+    """
+
+    expected: int
+    max_s: int
+    does: Callable[[Check], Outcome]
+    gpu_only: str = ""
+    tool: str = ""
+
+    def run(self, check: Check) -> Outcome:
+        """Runs it, where it can be."""
+        if self.gpu_only and not check.cuda:
+            return Outcome(0, self.gpu_only)
+        if self.tool and not _has_tool(self.tool):
+            return Outcome(1, f"there is no {self.tool}")
+        return self.does(check)
 
 
 def smoke(check: Check) -> Outcome:
@@ -80,29 +100,12 @@ def warm(check: Check) -> Outcome:
     lists = check.prepared / bundle.LIST
     if not check.cuda or not lists.exists():
         return Outcome(0, "no list of launches: kernels are compiled when they are launched")
-    processes = str(os.cpu_count() or 2)
-    status = check.python("-m", "bench.gpu_check.warm", str(lists), "--processes", processes)
+    status = check.python("-m", "bench.gpu_check.warm", str(lists))
     return Outcome(status, _last_line(check))
-
-
-def tests(check: Check) -> Outcome:
-    """The tests marked gpu."""
-    return _pytest(check, "gpu")
-
-
-def kernels(check: Check) -> Outcome:
-    """The tests of every Triton kernel, which run on the GPU where there is one."""
-    if not check.cuda:
-        return Outcome(0, "without a GPU they are of `make test`")
-    return _pytest(check, "interpreter")
 
 
 def sanitizer(check: Check) -> Outcome:
     """compute-sanitizer over every op."""
-    if not check.cuda:
-        return Outcome(0, "compute-sanitizer checks CUDA kernels only")
-    if not _has_tool("compute-sanitizer"):
-        return Outcome(1, "there is no compute-sanitizer")
     failed = []
     for tool, backend in SANITIZED:
         status = check.run(
@@ -119,11 +122,6 @@ def sanitizer(check: Check) -> Outcome:
     return Outcome(int(bool(failed)), "; ".join(failed))
 
 
-def prune(check: Check) -> Outcome:
-    """`prune` beside its baselines."""
-    return _bench(check, "prune")
-
-
 def compiled(check: Check) -> Outcome:
     """`prune` beside torch.compile, then ops beside third-party kernels."""
     outcome = _bench(check, "compile", share=0.75 if check.cuda else 1.0)
@@ -135,22 +133,13 @@ def compiled(check: Check) -> Outcome:
 
 def end_to_end(check: Check) -> Outcome:
     """Whole models, until their first token."""
-    if importlib.util.find_spec("transformers") is None:
+    if not _has_module("transformers"):
         return Outcome(int(check.cuda), "there is no transformers")
     return _bench(check, "e2e")
 
 
-def selectors(check: Check) -> Outcome:
-    """Every method beside its published code."""
-    return _bench(check, "selectors")
-
-
 def profile(check: Check) -> Outcome:
     """Nsight Compute over single calls of `prune`."""
-    if not check.cuda:
-        return Outcome(0, "ncu looks at CUDA kernels only")
-    if not _has_tool("ncu"):
-        return Outcome(1, "there is no ncu")
     failed, profiles = [], []
     for index in range(len(one_prune.SIZES)):
         table = check.folder / f"ncu-{index}.csv"
@@ -168,21 +157,6 @@ def profile(check: Check) -> Outcome:
             profiles.append({"workload": one_prune.name(index), "kernels": kernels})
         check.facts["profile"] = profiles
     return Outcome(int(bool(failed)), "; ".join(failed))
-
-
-STAGES: dict[str, Stage] = {
-    "smoke": Stage(20, 40, smoke),
-    "build": Stage(8, 60, build),
-    "warm": Stage(12, 60, warm),
-    "tests": Stage(45, 80, tests),
-    "prune": Stage(60, 80, prune),
-    "e2e": Stage(100, 130, end_to_end),
-    "kernels": Stage(70, 95, kernels),
-    "sanitizer": Stage(60, 80, sanitizer),
-    "compile": Stage(65, 90, compiled),
-    "profile": Stage(45, 60, profile),
-    "selectors": Stage(45, 60, selectors),
-}
 
 
 def _bench(check: Check, suite: str, *more: str, share: float = 1.0) -> Outcome:
@@ -207,14 +181,14 @@ def _bench(check: Check, suite: str, *more: str, share: float = 1.0) -> Outcome:
     return Outcome(status, "; ".join([*left_out, _last_line(check)]))
 
 
-def _pytest(check: Check, mark: str, processes: int = 12) -> Outcome:
+def _pytest(check: Check, mark: str) -> Outcome:
     """The tests with a mark; on a GPU some must pass."""
     files = tests_marked(mark)
     left_out = [] if _has_module("typer") else [name for name in files if "/cli/" in name]
     report = check.folder / f"{mark}.xml"
     report.unlink(missing_ok=True)
     arguments = ["-m", mark, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    workers = min(processes, max(2, (os.cpu_count() or 2) - 4))
+    workers = min(MAX_WORKERS, max(2, (os.cpu_count() or 2) - 4))
     if _has_module("xdist"):
         arguments += ["-n", str(workers), "--dist", "worksteal"]
     status = check.python(
@@ -239,12 +213,25 @@ def _has_module(name: str) -> bool:
 
 
 def _has_tool(name: str) -> bool:
-    beside = str(Path(sys.executable).parent)
-    return (
-        shutil.which(name, path=os.pathsep.join([beside, os.environ.get("PATH", "")])) is not None
-    )
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return shutil.which(name, path=paths) is not None
 
 
 def _last_line(check: Check) -> str:
     lines = check.said().strip().splitlines()
     return lines[-1][:200] if lines else ""
+
+
+STAGES: dict[str, Stage] = {
+    "smoke": Stage(20, 40, smoke),
+    "build": Stage(8, 60, build),
+    "warm": Stage(12, 60, warm),
+    "tests": Stage(45, 80, partial(_pytest, mark="gpu")),
+    "prune": Stage(60, 80, partial(_bench, suite="prune")),
+    "e2e": Stage(100, 130, end_to_end),
+    "kernels": Stage(70, 95, partial(_pytest, mark="interpreter"), "they are of `make test`"),
+    "sanitizer": Stage(60, 80, sanitizer, "it checks CUDA kernels only", "compute-sanitizer"),
+    "compile": Stage(65, 90, compiled),
+    "profile": Stage(45, 60, profile, "it looks at CUDA kernels only", "ncu"),
+    "selectors": Stage(45, 60, partial(_bench, suite="selectors")),
+}

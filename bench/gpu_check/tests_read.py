@@ -27,9 +27,8 @@ class Tests:
 
     def count(self) -> str:
         """How many of each."""
-        return (
-            f"{len(self.passed)} passed, {len(self.failed)} failed, {self.skipped.total()} skipped"
-        )
+        passed, failed = len(self.passed), len(self.failed)
+        return f"{passed} passed, {failed} failed, {self.skipped.total()} skipped"
 
     def why_skipped(self) -> str:
         """The commonest reason."""
@@ -37,15 +36,12 @@ class Tests:
 
     def facts(self) -> dict[str, Any]:
         """For the summary: counts, the tests that failed, and passed and failed by subject."""
-        subjects: dict[str, list[int]] = {}
-        for i, names in enumerate((self.passed, self.failed)):
-            for name in names:
-                subjects.setdefault(subject_of(name), [0, 0])[i] += 1
+        right, wrong = (Counter(map(subject_of, names)) for names in (self.passed, self.failed))
         return {
             "passed": len(self.passed),
             "failed": self.failed,
             "skipped": dict(self.skipped.most_common()),
-            "by subject": subjects,
+            "by subject": {name: [right[name], wrong[name]] for name in right | wrong},
         }
 
 

@@ -1,6 +1,6 @@
 """Compiles listed Triton binaries and their launch stubs into Triton's cache, without a GPU.
 
-``python -m bench.gpu_check.warm LIST [LIST ...] --processes 16``: prints hits and misses of the
+``python -m bench.gpu_check.warm LIST [LIST ...]``: prints hits and misses of the
 cache by stage. With ``--strict`` the status is 1 where there was a miss.
 """
 
@@ -81,9 +81,9 @@ def _libcuda() -> str:
     return folder
 
 
-def warm(arch: int, binaries: Sequence[Binary], processes: int) -> list[Prepared]:
-    """Prepares all binaries in ``processes`` processes."""
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+def warm(arch: int, binaries: Sequence[Binary]) -> list[Prepared]:
+    """Prepares all binaries, in a process a core."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         return list(pool.map(prepare, [arch] * len(binaries), binaries, chunksize=4))
 
 
@@ -111,12 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_check.warm", description=__doc__)
     parser.add_argument("lists", nargs="+", type=Path)
-    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--strict", action="store_true", help="a miss is a failure")
     given = parser.parse_args(arguments)
     found = [read(path) for path in given.lists]
     (arch,) = {arch for arch, _ in found}
-    prepared = warm(arch, merged(binaries for _, binaries in found), given.processes)
+    prepared = warm(arch, merged(binaries for _, binaries in found))
     said, missed = report(prepared)
     print(said)
     failed = any(one.failure for one in prepared)

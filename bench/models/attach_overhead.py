@@ -1,24 +1,28 @@
-"""Host time that attaching adds to a call: ``python -m bench attach [--seconds]``.
+"""Host time that attaching adds to a call: ``python -m bench run --suite attach``.
 
 Tiny models on the CPU, where nearly all of a call is the host's work. The attached call, with the
-random selector, and the same work by hand take turns; what is printed is the difference of the
-medians. By hand means the model's own modules and the selector, nothing that is not needed, and
-whatever depends on sizes alone made beforehand. Of Qwen2.5-VL it means the plain model's call, with
-the selector and the reference tokens it is given beside it.
+random selector, and the same work by hand take turns. By hand means the model's own modules and
+the selector, nothing that is not needed, and whatever depends on sizes alone made beforehand. Of
+Qwen2.5-VL it means the plain model's call, with the selector and the reference tokens it is given
+beside it.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bench.models.llava import TINY, TINY_NEXT, Placeholders, Shape, Vlm
+from bench.modes import threads
+from bench.processes import add
+from bench.results import ProcessRow, Results, Versus
 from bench.timing import measure
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.interface import SelectorInputs, run_selector
@@ -32,6 +36,7 @@ BUDGET = 5
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "image_size": 56}
 REFERENCE_LAYER = SIZES["num_hidden_layers"] // 3
 ALLOWED_S = 0.5e-3  # a call, beside the pruner
+SECONDS = 5.0  # about how long for a model
 ROUNDS = (20, 400)
 
 
@@ -102,45 +107,45 @@ def qwen2_5_vl() -> Pair:
     return Pair(attached, by_hand)
 
 
-PAIRS: dict[str, Callable[[], Pair]] = {
-    "LLaVA-1.5 get_image_features": partial(llava, TINY),
-    "LLaVA-NeXT get_image_features": partial(llava, TINY_NEXT),
-    "Qwen2.5-VL generate": qwen2_5_vl,
+PAIRS: dict[tuple[str, str], Callable[[], Pair]] = {
+    ("LLaVA-1.5", "get_image_features"): partial(llava, TINY),
+    ("LLaVA-NeXT", "get_image_features"): partial(llava, TINY_NEXT),
+    ("Qwen2.5-VL", "generate"): qwen2_5_vl,
 }
 
 
 @torch.no_grad()
-def measure_overhead(name: str, seconds: float) -> dict[str, float]:
-    """Median seconds of both ways of one of `PAIRS`, in turns for about so many seconds.
+def run(results: Results, folder: Path, _: torch.device, short: bool, deadline: float) -> int:
+    """Measures every pair, saving after each; returns in how many attaching adds too much."""
+    refused = 0
+    for (model, call), make in PAIRS.items():
+        if time.monotonic() > deadline:
+            print(f"out of time: {model} and what comes after is left out")
+            break
+        try:
+            versus = compare(make(), SECONDS / 5 if short else SECONDS)
+        except ValueError as error:
+            print(f"{model} refused: {error}", flush=True)
+            refused += 1
+            continue
+        add(results, folder, ProcessRow(model, call, "s", versus))
+        added = versus.ours.median - versus.theirs.median
+        if added > ALLOWED_S:
+            allowed = f"{ALLOWED_S * 1e3:.1f} ms allowed"
+            print(f"{model} refused: adds {added * 1e3:.3f} ms, more than the {allowed}")
+            refused += 1
+    return refused
+
+
+def compare(pair: Pair, seconds: float) -> Versus:
+    """Both ways in turns on one thread, for about so many seconds.
 
     Raises:
-        ValueError: the two ways do not give the same.
+        ValueError: they do not give the same.
     """
-    pair = PAIRS[name]()
-    first, second = pair.attached(), pair.by_hand()
-    if first.shape != second.shape or not torch.allclose(first, second, rtol=1e-3, atol=1e-4):
-        raise ValueError(f"{name}: attached and by hand give different results")
-    times = measure(
-        {"attached": pair.attached, "by hand": pair.by_hand}, seconds=seconds, rounds=ROUNDS
-    )
-    return {way: each.median for way, each in times.items()}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a line a model; status 1 if attaching adds more than is allowed."""
-    parser = argparse.ArgumentParser(prog="python -m bench attach", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="about how long for a model")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    status = 0
-    for name in PAIRS:
-        found = measure_overhead(name, given.seconds)
-        added = found["attached"] - found["by hand"]
-        over = added > ALLOWED_S
-        status |= int(over)
-        said = ", ".join(f"{way} {each * 1e3:.3f} ms" for way, each in found.items())
-        print(
-            f"{name}: {said}, added {added * 1e3:.3f} ms"
-            + (f", more than the {ALLOWED_S * 1e3:.1f} ms allowed" if over else "")
-        )
-    return status
+    with threads(1):
+        first, second = pair.attached(), pair.by_hand()
+        if first.shape != second.shape or not torch.allclose(first, second, rtol=1e-3, atol=1e-4):
+            raise ValueError("attached and by hand give different results")
+        times = measure(pair._asdict(), seconds=seconds, rounds=ROUNDS)
+    return Versus(times["by_hand"], times["attached"])

@@ -1,4 +1,4 @@
-"""What is timed end to end, in which order, and how a row of it reads."""
+"""What is timed end to end, and in which order."""
 
 from __future__ import annotations
 
@@ -48,6 +48,10 @@ class Job:
                 groups.setdefault(key, []).append((mode, choice))
         return list(groups.values())
 
+    def rows(self, note: str) -> list[ModelRow]:
+        """A row of every variation, and the reason why none has times."""
+        return [self.row(one, None, note) for group in self.groups for one in group]
+
     def row(self, variation: Variation, times: ModelTimes | None, note: str) -> ModelRow:
         """A variation's row, with its times or the reason why there are none."""
         mode, choice = variation
@@ -69,19 +73,3 @@ def plan(device: str, short: bool) -> list[Job]:
     order = [(LLAVA, 8), (LLAVA, 32), (NEXT, 8), (LLAVA_13B, 1)]
     order += [(LLAVA_13B, 8), (NEXT, 32), (LLAVA_13B, 32)]
     return [*headlines, *others, *(Job(shape, batch, shape.budgets) for shape, batch in order)]
-
-
-def describe(row: ModelRow) -> str:
-    """A row as a line of the table."""
-    head = f"{row.model} B={row.batch} {row.mode} {row.selector} {row.budget} of {row.num_tokens}"
-    if row.times is None:
-        return f"{head}: {row.note}"
-    stages = ", ".join(f"{name} {value * 1e3:.3f}" for name, value in row.times.stages.items())
-    added = row.times.pruner_added_s
-    return (
-        f"{head}: TTFT {row.times.ttft.median * 1e3:.3f} ms ({stages} ms), "
-        f"{row.times.decode_tokens_per_s:.1f} tokens/s, "
-        f"cache {row.times.cache_bytes / 2**20:.1f} MiB"
-        + ("" if added is None else f", the pruner adds {added * 1e3:.3f} ms")
-        + (f"; {row.note}" if row.note else "")
-    )

@@ -27,6 +27,7 @@ LEGENDS = {
         "one thread are CPU time. *eager* is the module that nobody froze, or the op's reference."
     ),
     "processes": "Beside the same with plain PyTorch, or a process that imports torch alone.",
+    "attach": "Host time of a call with a selector attached, beside the same work by hand.",
     "e2e": (
         "TTFT: from pixels and ids on the device to the first token; its stages are timed apart. "
         "Speed-up: the unpruned model's TTFT over this one, same mode and batch. Static: a static "
@@ -50,6 +51,7 @@ NAMES = {
     "usage": "Ways of use",
     "host": "The host's part of a call",
     "processes": "New processes",
+    "attach": "Attaching",
     "e2e": "End to end",
     "selectors": "Selectors",
     "ceilings": "Ceilings",

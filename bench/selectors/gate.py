@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.gate import FACTOR, Refused, overwrite
+from bench.gate import FACTOR, FAILURES, overwrite, require, result_of
 from bench.results import CheckResult, Quality
 from bench.selectors.inputs import (
     PUBLISHED,
@@ -24,7 +24,7 @@ from bench.selectors.inputs import (
     selector_of,
     tensors_in,
 )
-from bench.timing import first_line, poison
+from bench.timing import poison
 from ocvtp_kernels import use_backend
 from ocvtp_kernels.selectors.coverage import coverage
 from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs, run_selector
@@ -39,25 +39,21 @@ def check_selector(
 ) -> CheckResult:
     """Runs a method's selector on two batches in the same memory, and checks both."""
     inputs = draw(job, seed, device)
-    try:
+
+    def check() -> str:
         _run_and_check(name, selector, inputs, job)
         fresh = draw(job, seed + 1, device)
         overwrite(tuple(tensors_in(inputs).values()), tuple(tensors_in(fresh).values()))
-        note = _run_and_check(name, selector, inputs, job)
-    except Refused as refusal:
-        return CheckResult(False, str(refusal))
-    except torch.OutOfMemoryError:
-        return CheckResult(False, "out of memory")
-    except (RuntimeError, ValueError, TypeError, ImportError) as error:
-        return CheckResult(False, f"it fails: {type(error).__name__}: {first_line(error)}")
-    return CheckResult(True, note)
+        return _run_and_check(name, selector, inputs, job)
+
+    return result_of(check)
 
 
 def quality(selector: Selector, inputs: SelectorInputs, budget: int) -> Quality | None:
     """The quality of a selection; None where the selector fails or returns invalid ids."""
     try:
         ids = run_selector(selector, inputs, budget).ids
-    except (RuntimeError, ValueError, TypeError, ImportError):
+    except FAILURES:
         return None
     tokens = inputs.final_tokens
     if not bool(((ids >= -1) & (ids < tokens.shape[1])).all()):
@@ -91,26 +87,21 @@ def _reference(oracle: Selector, inputs: SelectorInputs, budget: int) -> Selecte
         return run_selector(oracle, inputs, budget)
 
 
-def _require(right: bool, sentence: str) -> None:
-    if not right:
-        raise Refused(sentence)
-
-
 def _require_form(selected: Selected, inputs: SelectorInputs, job: Job) -> None:
     """Exactly T ids an image, in range, distinct and ascending."""
     ids, tokens = selected.ids, selected.tokens
-    _require(
+    require(
         tuple(ids.shape) == (job.batch, job.budget),
         f"ids have shape {list(ids.shape)}, not {[job.batch, job.budget]}",
     )
     fewest = int((ids >= 0).sum(dim=1).min())
-    _require(fewest == job.budget, f"an image keeps {fewest} tokens, not {job.budget}")
-    _require(bool((ids < job.num_tokens).all()), "ids out of range")
+    require(fewest == job.budget, f"an image keeps {fewest} tokens, not {job.budget}")
+    require(bool((ids < job.num_tokens).all()), "ids out of range")
     in_order = ids.sort(dim=1).values
-    _require(bool((in_order[:, 1:] > in_order[:, :-1]).all()), "an image keeps a token twice")
-    _require(torch.equal(ids, in_order), "ids are not ascending")
+    require(bool((in_order[:, 1:] > in_order[:, :-1]).all()), "an image keeps a token twice")
+    require(torch.equal(ids, in_order), "ids are not ascending")
     if tokens is not None:
-        _require(tokens.shape[:2] == ids.shape, f"tokens have shape {list(tokens.shape)}")
+        require(tokens.shape[:2] == ids.shape, f"tokens have shape {list(tokens.shape)}")
 
 
 def _require_alike(
@@ -126,11 +117,14 @@ def _require_alike(
     for image in (~alike).nonzero().flatten().tolist():
         differ = _differing(kept.ids[image], wanted.ids[image])
         allowed = FACTOR * _changed_by_rounding(oracle, inputs, image, kept.ids.shape[1])
-        _require(differ <= allowed, f"{differ} ids of an image are not {whose}, which is no tie")
+        require(differ <= allowed, f"{differ} ids of an image are not {whose}, which is no tie")
         tied += differ
     for rows, right in ((kept.tokens, wanted.tokens), (kept.extra, wanted.extra)):
-        if rows is not None and right is not None:
-            _require_rows(f"a row is off {whose}", rows[alike], right[alike])
+        if rows is not None and right is not None and alike.any():
+            exact = right[alike].double()
+            error = float((rows[alike].double() - exact).abs().max() / exact.abs().max())
+            # Written so that NaN is refused.
+            require(error <= MERGED, f"a row is off {whose} by {error:.1e} of the largest value")
     return tied
 
 
@@ -146,14 +140,6 @@ def _require_published(
         kept, rows = Selected(kept.order[:, : len(found)].sort(dim=1).values), None
     wanted = Selected(kept.ids.new_tensor([found]), None if rows is None else rows[None])
     return _require_alike("the published loops'", kept, wanted, oracle, inputs)
-
-
-def _require_rows(sentence: str, rows: Tensor, right: Tensor) -> None:
-    if right.numel() == 0:
-        return
-    error = (rows.double() - right.double()).abs().max() / right.double().abs().max()
-    # Written so that NaN is refused.
-    _require(bool(error <= MERGED), f"{sentence} by {float(error):.1e} of the largest value")
 
 
 def _differing(ids: Tensor, others: Tensor) -> int:

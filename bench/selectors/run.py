@@ -11,13 +11,14 @@ hundred of ours: a ratio is of two medians of that one run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 
 import torch
 
+from bench.gate import time_gated
+from bench.jobs import LAUNCHED, SEEDS, rotation
+from bench.report.tables import selectors_table
 from bench.results import CheckResult, Results, SelectorRow, Times, Versus
 from bench.selectors.gate import check_selector, quality
 from bench.selectors.inputs import (
@@ -32,14 +33,12 @@ from bench.selectors.inputs import (
     selector_of,
     tensors_in,
 )
-from bench.timing import Call, StaleReplay, copies_for_cold_cache, first_line, measure, release
+from bench.timing import Call, copies_for_cold_cache, first_line, measure, release
 from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs, run_selector
 
-SEEDS = (11, 71)  # of the gate, before and after the timing; the first is timed
 SECONDS = {"cpu": 20.0, "cuda": 2.0}  # of all methods in turns
 PUBLISHED_SECONDS = {"cpu": 6.0, "cuda": 1.5}  # of published code in turns with ours
 PUBLISHED_ROUNDS = (3, 60)
-GRAPH = " in a graph"
 
 
 @torch.no_grad()
@@ -58,8 +57,9 @@ def run(results: Results, folder: Path, device: torch.device, short: bool, deadl
         except RuntimeError as error:
             print(f"{job} refused: the timing fails: {first_line(error)}", flush=True)
             refused, rows = refused + 1, []
-        for row in rows:
-            print(describe(row), flush=True)
+        if rows:
+            wrong = [f"{r.method} refused: {r.gate.note}" for r in rows if r.times is None]
+            print(selectors_table(rows), *wrong, sep="\n", flush=True)
         results.rows += rows
         refused += sum(not row.gate.passed for row in rows)
         results.save(folder)
@@ -71,57 +71,37 @@ def run(results: Results, folder: Path, device: torch.device, short: bool, deadl
 def time_job(job: Job, device: torch.device, deadline: float) -> list[SelectorRow]:
     """A row for each method; the times of those that pass the gate before and after."""
     selectors = {name: selector_of(name, job, device) for name in NAMES}
-    checks = {
-        name: check_selector(name, selector, job, device, SEEDS[0])
-        for name, selector in selectors.items()
-    }
     inputs = draw(job, SEEDS[0], device)
-    passed = [name for name, check in checks.items() if check.passed]
-    times: dict[str, Times] = {}
-    while passed:
-        try:
-            chosen = {name: selectors[name] for name in passed}
-            times = _measure(chosen, inputs, job.budget, device)
-            break
-        except StaleReplay as stale:
-            name = stale.variant.removesuffix(GRAPH)
-            checks[name] = CheckResult(False, str(stale))
-            passed.remove(name)
-        except torch.OutOfMemoryError:
-            # The failing method is unknown: several copies of the inputs are held while timing.
-            checks |= {name: CheckResult(False, "out of memory") for name in passed}
-            passed = []
-    published: dict[str, Versus] = {}
-    loops: dict[str, Versus] = {}
-    for name in PUBLISHED if job.batch == 1 else ():
-        if name not in passed:
-            continue
-        if time.monotonic() > deadline:
-            print(f"out of time: the published loops of {name} are left out at {job}")
-            continue
-        published[name] = _versus(
-            partial(keep, selectors[name], inputs, job.budget),
-            partial(run_published, name, inputs, job.budget),
-            device,
-        )
-        loops[name] = _versus(*loops_of(name, inputs, job.budget), device)
-    for name in passed:
-        again = check_selector(name, selectors[name], job, device, SEEDS[1])
-        if not again.passed:
-            checks[name] = CheckResult(False, f"after the timing, {again.note}")
+    versus: dict[str, tuple[Versus, Versus]] = {}  # published code and its loop beside ours
+
+    def check(name: str, after: bool) -> CheckResult:
+        return check_selector(name, selectors[name], job, device, SEEDS[after])
+
+    def time_these(names: list[str]) -> dict[str, Times]:
+        times = _measure({name: selectors[name] for name in names}, inputs, job.budget, device)
+        for name in PUBLISHED if job.batch == 1 else ():
+            if name in names and time.monotonic() > deadline:
+                print(f"out of time: the published loops of {name} are left out at {job}")
+            elif name in names:
+                ours = partial(keep, selectors[name], inputs, job.budget)
+                theirs = partial(run_published, name, inputs, job.budget)
+                loops = loops_of(name, inputs, job.budget)
+                versus[name] = _versus(ours, theirs, device), _versus(*loops, device)
+        return times
+
+    checks, times = time_gated(NAMES, check, time_these)
     rows = []
-    for name, check in checks.items():
-        head = (name, job.batch, job.num_tokens, job.width, job.budget, "float32", check)
+    for name, result in checks.items():
+        head = (name, job.batch, job.num_tokens, job.width, job.budget, "float32", result)
         kept = quality(selectors[name], inputs, job.budget)
-        if not check.passed:
+        if not result.passed:
             rows.append(SelectorRow(*head, None, None, kept, None, None))
             continue
-        graph = times.get(name + GRAPH)
+        graph = times[name].over(job.batch)
+        eager = times.get(name + LAUNCHED, times[name]).over(job.batch)
         # What could not be captured was timed by events twice.
-        replay = graph.over(job.batch) if graph is not None and graph.method == "graph" else None
-        eager = times[name].over(job.batch)
-        versus = published.get(name), loops.get(name)
-        rows.append(SelectorRow(*head, eager, replay, kept, *versus))
+        replay = graph if graph.method == "graph" else None
+        rows.append(SelectorRow(*head, eager, replay, kept, *versus.get(name, (None, None))))
     return rows
 
 
@@ -138,26 +118,19 @@ def _measure(
     copies = copies_for_cold_cache(num_bytes, device)
     clones = [copy_of(inputs) for _ in range(copies)]
 
-    def calls(suffix: str) -> dict[str, Call]:
-        return {
-            name + suffix: _rotation([partial(keep, selector, clone, budget) for clone in clones])
-            for name, selector in selectors.items()
-        }
-
-    graphs = calls(GRAPH) if device.type == "cuda" else {}
+    cuda = device.type == "cuda"
+    calls = {
+        name + suffix: rotation([partial(keep, selector, clone, budget) for clone in clones])
+        for suffix in ("", *([LAUNCHED] if cuda else []))
+        for name, selector in selectors.items()
+    }
     return measure(
-        {**calls(""), **graphs},
+        calls,
         device=device,
-        calls=copies if graphs else 1,
-        capture=list(graphs),
+        calls=copies if cuda else 1,
+        capture=list(selectors),
         seconds=SECONDS[device.type],
     )
-
-
-def _rotation(runs: Iterable[Callable[[], Selected]]) -> Call:
-    """A call that takes the next of several runs each time."""
-    following = cycle(runs).__next__
-    return lambda: tuple(following()())
 
 
 def _versus(ours: Call, published: Call, device: torch.device) -> Versus:
@@ -168,20 +141,3 @@ def _versus(ours: Call, published: Call, device: torch.device) -> Versus:
         rounds=PUBLISHED_ROUNDS,
     )
     return Versus(times["published"], times["ours"])
-
-
-def describe(row: SelectorRow) -> str:
-    """A row as a line of the table."""
-    head = f"{row.method:12} B={row.batch} N={row.num_tokens} T={row.budget}"
-    if row.times is None:
-        return f"{head} refused: {row.gate.note}"
-    median, p20, p80 = (each * 1e3 for each in (row.times.median, row.times.p20, row.times.p80))
-    said = f"{head}{median:10.3f} ms [{p20:.3f}, {p80:.3f}]"
-    if row.graph is not None:
-        said += f", in a graph {row.graph.median * 1e3:.3f} ms"
-    said += " an image"
-    if row.quality is not None:
-        said += f"; coverage {row.quality.coverage:.4f}, {row.quality.duplicates} duplicates"
-    if row.published is not None and row.loop is not None:
-        said += f"; published {row.published.ratio:.1f} times, its loop {row.loop.ratio:.1f} times"
-    return f"{said}; {row.gate.note}; timed by {row.times.method}"

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case, Outputs, outputs_of
-from bench.gate import CheckResult, check_variant
+from bench.gate import check_variant, time_gated
 from bench.jobs import jobs
 from bench.ops import BENCHES, case_of
+from bench.results import CheckResult, Times
+from bench.timing import StaleReplay
 from bench.variants import Run, Variant, variants_of
 from bench.workloads import Workload, Workloads
 
@@ -177,3 +179,29 @@ def test_small_prune_on_cuda() -> None:
     case = case_of("prune", TINY, torch.device("cuda"))
     outputs = case.call(*case.inputs(1))
     assert torch.equal(outputs[1], case.reference(*case.inputs(1))[1])
+
+
+def test_what_is_wrong_before_or_after_it_is_timed_or_while_it_is_gets_no_time() -> None:
+    timed: list[list[str]] = []
+
+    def check(name: str, after: bool) -> CheckResult:
+        return CheckResult(name != "wrong" and not (after and name == "lazy"), "a note")
+
+    def measure(names: list[str]) -> dict[str, Times]:
+        timed.append(names)
+        if "stale" in names:
+            raise StaleReplay("stale")
+        if "large" in names:
+            raise torch.OutOfMemoryError
+        return dict.fromkeys(names, Times(1.0, 1.0, 1.0, 1))
+
+    checks, times = time_gated(("right", "wrong", "lazy", "stale"), check, measure)
+    assert timed == [["right", "lazy", "stale"], ["right", "lazy"]] and list(times) == timed[1]
+    assert {name: one.note for name, one in checks.items() if not one.passed} == {
+        "wrong": "a note",
+        "lazy": "after the timing, a note",
+        "stale": "its CUDA graph does not compute the outputs anew",
+    }
+    checks, times = time_gated(("right", "large", "wrong"), check, measure)
+    notes = [one.note for one in checks.values() if not one.passed]
+    assert notes == [*2 * ["out of memory while taking turns"], "a note"] and not times

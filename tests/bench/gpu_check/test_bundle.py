@@ -31,7 +31,7 @@ with launches.recording(90) as recorder, launches.zeros():
         for dtype in (torch.float32, torch.bfloat16):
             for name in ("resolve_picks", "argmax_gather", "slot_attention_step"):
                 op(name)(*ARGUMENTS[name](batch=batch, dtype=dtype))
-write(Path(sys.argv[1]), 90, recorder.binaries())
+write(Path(sys.argv[1]), 90, recorder.found.values())
 """
 
 
@@ -65,11 +65,13 @@ def test_every_op_is_recorded_as_a_gpu_would_launch_it(found: Path) -> None:
     assert all(one.options["num_warps"] in (1, 2, 4, 8) for one in binaries)
 
 
-def test_a_list_for_another_triton_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(json.dumps({"chip": 90, "triton": "0.1", "binaries": []}))
     with pytest.raises(ValueError, match=rf"for Triton 0\.1, this is {triton.__version__}"):
         read(path)
+    with pytest.raises(TypeError, match="expected a tensor, number or string, got"):
+        written(object())
 
 
 def test_two_lists_are_one() -> None:
@@ -96,11 +98,6 @@ def test_numbers_are_told_apart_as_triton_does() -> None:
     assert type_of("eps", 0.5) == type_of("eps", 0.25)
     for name, one, other in (("EPS", 0.5, 0.25), ("ROWS", 16, 32), ("MASKED", True, 1)):
         assert type_of(name, one) != type_of(name, other)
-
-
-def test_an_argument_that_cannot_be_written_is_named() -> None:
-    with pytest.raises(TypeError, match="expected a tensor, number or string, got"):
-        written(object())
 
 
 def test_what_cannot_be_compiled_is_told() -> None:
@@ -157,15 +154,15 @@ def test_a_bundle_is_put_in_its_place(tmp_path: Path, monkeypatch: pytest.Monkey
     said = bundle.install(prepared, folder)
     assert said == "prepared: chip sm_90, commit abc; 1 entries in Triton's cache"
     assert (tmp_path / "checkout" / "ocvtp_kernels" / "_C.abi3.so").read_bytes() == b"object"
-    assert (bundle.cache_of(folder) / "ABC" / "a.cubin").read_bytes() == b"binary"
-    assert (bundle.site_of(folder) / "theirs" / "__init__.py").exists()
+    assert (folder / bundle.INSTALLED_CACHE / "ABC" / "a.cubin").read_bytes() == b"binary"
+    assert (folder / bundle.SITE / "theirs" / "__init__.py").exists()
     # A second command finds what was compiled in the first, and another bundle is added to it.
-    (bundle.cache_of(folder) / "NEW").mkdir()
+    (folder / bundle.INSTALLED_CACHE / "NEW").mkdir()
     bundle.install(prepared, folder)
     assert bundle.count(folder) == 2
     add("DEF", "def")
     bundle.install(prepared, folder)
-    assert {path.name for path in bundle.cache_of(folder).iterdir()} == {"ABC", "DEF", "NEW"}
+    assert {path.name for path in (folder / "triton-cache").iterdir()} == {"ABC", "DEF", "NEW"}
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from bench import checkout
 from bench.gpu_check import __main__ as command
-from bench.gpu_check import bundle, checkout
+from bench.gpu_check import bundle
 from bench.gpu_check.running import OUT_OF_TIME, Check, Outcome
 from bench.gpu_check.stages import NONE_RIGHT, STAGES, Stage
 from tests.bench.suites import empty_results
@@ -80,14 +81,11 @@ def test_all_stages_in_order(run: Command) -> None:
     assert list(STAGES)[:5] == ["smoke", "build", "warm", "tests", "prune"]
 
 
-def test_the_plan_leaves_two_of_fifteen_minutes() -> None:
+def test_the_plan_leaves_two_of_fifteen_minutes_and_the_guide_says_so() -> None:
     # Starting a machine takes up to two minutes more.
     assert sum(stage.expected for stage in STAGES.values()) <= command.TOTAL_S - 2 * 60
     assert command.TOTAL_S == 13 * 60
     assert all(stage.expected < stage.max_s for stage in STAGES.values())
-
-
-def test_the_guide_has_the_same_times() -> None:
     guide = (checkout.ROOT / "docs" / "gpu.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \|", guide, re.MULTILINE)
     assert rows == [(name, str(one.expected), str(one.max_s)) for name, one in STAGES.items()]
@@ -168,7 +166,9 @@ def test_at_most_eight_files_come_back_after_every_stage(run: Command) -> None:
 def test_the_bundle_is_put_in_its_place_on_a_gpu_alone(run: Command, tmp_path: Path) -> None:
     installed: list[Any] = []
     run.patch.setattr(bundle, "install", lambda *given: installed.append(given) or "installed")
-    run("--only", "smoke", "--bundle", str(tmp_path))
+    prepared = tmp_path / bundle.FOLDER
+    prepared.mkdir()
+    run("--only", "smoke")
     assert installed == []
-    run("--only", "smoke", "--bundle", str(tmp_path), "--device", "cuda")
-    assert installed == [(tmp_path, run.work / "cuda")]
+    run("--only", "smoke", "--device", "cuda")
+    assert installed == [(prepared, run.work / "cuda")]

@@ -29,42 +29,21 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def without_device() -> Any:
-    # Undone before the stand-in, which puts back what it found.
-    return mock.patch.object(torch.cuda, "is_available", lambda: False)
-
-
 def answers(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     path = folder / "smoke.json"
     status = smoke.main(["--output", str(path), *arguments])
     return status, json.loads(path.read_text("utf-8"))
 
 
-def test_both_backends_are_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_backends_are_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     status, said = answers(tmp_path)
     assert status == 0 and said["chip"] == "sm_90" and said["absent"] == {}
     answered = [(one["backend"], one["right"]) for one in said["answers"]]
     assert answered == [("triton", True), ("cuda", True)]
     assert all("timed by graph" in one["note"] for one in said["answers"])
     assert capsys.readouterr().out.count(": right: ") == 2
-
-
-def test_wrong_on_one_backend_and_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = backends._kernels["prune"]["cpu"].run
-
-    def wrong(*arguments: Any) -> Any:
-        tokens, ids = honest(*arguments)
-        return (tokens, ids) if backends.override() not in bad else (tokens, ids + 1)
-
-    bad = {"cuda"}
-    monkeypatch.setitem(backends._kernels["prune"], "cpu", backends.Kernel(wrong))
-    status, said = answers(tmp_path)
-    assert status == 1 and [one["right"] for one in said["answers"]] == [True, False]
-    bad.add("triton")
-    assert answers(tmp_path)[0] == NONE_RIGHT
-
-
-def test_a_backend_that_is_not_built_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_no_cuda_reason", lambda _: "it is not built")
     status, said = answers(tmp_path)
     assert status == 0 and said["absent"] == {"cuda": "it is not built"}
@@ -72,8 +51,21 @@ def test_a_backend_that_is_not_built_yet(tmp_path: Path, monkeypatch: pytest.Mon
     assert answers(tmp_path, "--backends", "triton,cuda")[0] == 1
 
 
-def test_what_cannot_be_captured_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = smoke.measure
+def test_what_is_wrong_or_cannot_be_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, measure, bad = backends._kernels["prune"]["cpu"].run, smoke.measure, {"cuda"}
+
+    def wrong(*arguments: Any) -> Any:
+        tokens, ids = honest(*arguments)
+        return (tokens, ids) if backends.override() not in bad else (tokens, ids + 1)
+
+    monkeypatch.setitem(backends._kernels["prune"], "cpu", backends.Kernel(wrong))
+    status, said = answers(tmp_path)
+    assert status == 1 and [one["right"] for one in said["answers"]] == [True, False]
+    bad.add("triton")
+    assert answers(tmp_path)[0] == NONE_RIGHT
+    bad.clear()
     monkeypatch.setattr(
         smoke, "measure", lambda calls, **given: measure(calls, **{**given, "capture": ()})
     )
@@ -83,24 +75,26 @@ def test_what_cannot_be_captured_is_wrong(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_without_a_gpu_or_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    with without_device():
+    # Undone before the stand-in, which puts back what it found.
+    with mock.patch.object(torch.cuda, "is_available", lambda: False):
         assert smoke.main([]) == NONE_RIGHT
+        assert native_here.main("cuda") == native_here.NO_DEVICE == stages.NO_DEVICE
     monkeypatch.setattr(backends, "interpreting", lambda: True)
     assert smoke.main([]) == NONE_RIGHT
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_every_op_is_called(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_op_is_called(
+    backend: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert every_op.main(backend) == 0
     with_kernel = [name for name in ARGUMENTS if backend in backends._kernels.get(name, {})]
     calls = [name for name, _, _ in every_op.calls() if name in with_kernel]
     assert capsys.readouterr().out == f"{len(calls)} calls on {backend}\n"
     assert {name for name, _, _ in every_op.calls()} == set(ARGUMENTS)
-
-
-def test_a_sanitizer_that_saw_nothing_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A sanitizer that saw nothing is no success.
     monkeypatch.setattr(backends, "unsupported_by_call", lambda *_: "it is not here")
-    assert every_op.main("triton") == 1
+    assert every_op.main(backend) == 1
 
 
 def test_one_call_is_profiled(
@@ -120,7 +114,5 @@ def test_native_objects_of_another_arch_are_not_here(
     assert capsys.readouterr().out == "chip 9.0\nhere\n"
     other = dataclasses.replace(built, cuda_architectures=("8.0",))
     monkeypatch.setattr(native, "build_info", lambda: other)
-    assert native_here.why_not("cuda") == "built for 8.0, this is 9.0"
     assert native_here.main("cuda") == 1
-    with without_device():
-        assert native_here.main("cuda") == native_here.NO_DEVICE == stages.NO_DEVICE
+    assert capsys.readouterr().out == "chip 9.0\nbuilt for 8.0, this is 9.0\n"

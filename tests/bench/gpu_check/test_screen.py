@@ -4,13 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_check.screen import LINES, WIDTH, screen
+from bench.gpu_check.screen import CHARACTERS, LINES, TABLE_WIDTH, screen
 from bench.gpu_check.stages import STAGES
 from bench.gpu_check.tests_read import read_junit, subject_of
-from bench.results import CheckResult, Method, ModelRow, ModelTimes, OpRow, Row, SelectorRow, Times
-from bench.workloads import Workload
-from ocvtp_kernels.cost.work import Work
-from tests.bench.suites import empty_results
+from bench.report.tables import models_table, prune_table, summaries
+from bench.results import OURS, ModelRow
+from tests.bench.report.samples import gpu, model_rows, op_row, results, selector_rows
 
 
 def summary(**facts: Any) -> dict[str, Any]:
@@ -19,21 +18,6 @@ def summary(**facts: Any) -> dict[str, Any]:
         for name in STAGES
     ]
     return {"device": "cuda", "commit": "abc", "stages": stages, "facts": facts}
-
-
-def times(seconds: float, method: Method = "graph") -> Times:
-    return Times(seconds, seconds, seconds, 5, method)
-
-
-def row(variant: str, method: Method, seconds: float | None, batch: int = 1) -> OpRow:
-    load = Workload(batch, 576, 64, 64, dtype="bfloat16")
-    gate = CheckResult(seconds is not None, "ids out of range")
-    took = None if seconds is None else times(seconds, method)
-    return OpRow("prune", variant, "forward", load, Work(0, 125_000), gate, took)
-
-
-def write(folder: Path, suite: Any, rows: list[Row]) -> None:
-    replace(empty_results(suite), rows=rows).save(folder)
 
 
 def test_the_machine_and_every_stage(tmp_path: Path) -> None:
@@ -56,49 +40,23 @@ def test_the_machine_and_every_stage(tmp_path: Path) -> None:
     assert lines[-1] == "wrong: cuda B=1: NaN"
 
 
-def test_prune_beside_its_baselines(tmp_path: Path) -> None:
-    rows: list[Row] = [
-        row("ocvtp", "graph", 5e-5), row("eager", "graph", 1e-3), row("csrc", "graph", 2e-4),
-        row("ocvtp", "events", 4e-4), row("eager", "events", 2e-3), row("published", "events", 2.0),
-        row("ocvtp", "graph", 1e-3, batch=64), row("csrc", "graph", None, batch=64),
-    ]  # fmt: skip
-    write(tmp_path, "prune", rows)
-    write(tmp_path, "compile", [row("compile", "events", 3e-4), row("ocvtp", "events", 4e-4)])
+def test_what_was_measured_stands_in_the_reports_tables(tmp_path: Path) -> None:
+    files = [*gpu("events"), results("e2e", model_rows()), results("selectors", selector_rows())]
+    for file in files:
+        file.save(tmp_path)
+    (tmp_path / "host.json").write_text("{")
     lines = screen(summary(), tmp_path)
-    (line,) = [line for line in lines if line.startswith("B 1,")]
-    cells = ["50", "1000", "200", "400", "2000", ">", "1", "s", "300", "25.0%"]
-    assert line.split()[-len(cells) :] == cells
-    (line,) = [line for line in lines if line.startswith("B 64,")]
-    assert line.split()[-3:] == ["1000", "refused", "1.2%"]
-    what = "prune csrc forward B 64, N 576, K 64, bf16"
-    assert lines[-1] == f"refused: {what}: ids out of range"
-
-
-def test_the_first_token_by_stage(tmp_path: Path) -> None:
-    stages = {"encoder": 0.004, "pruner": 0.0005, "projector": 0.0001, "prefill": 0.02}
-    took = ModelTimes(times(0.0246), stages, 90.0, 2**20, None)  # type: ignore[arg-type]
-    rows: list[Row] = [
-        ModelRow("LLaVA", "static", "ocvtp", 1, 64, 576, took, ""),
-        ModelRow("LLaVA", "static", "random", 1, 64, 576, took, ""),
-        ModelRow("LLaVA", "static", "unpruned", 1, 576, 576, None, "out of memory"),
-    ]
-    write(tmp_path, "e2e", rows)
-    lines = screen(summary(), tmp_path)
-    (line,) = [line for line in lines if line.startswith("LLaVA static ocvtp 64")]
-    assert line.split()[-5:] == ["24.60", "4.00", "0.50", "0.10", "20.00"]
-    assert any(line.startswith("LLaVA") and line.endswith("out of memory") for line in lines)
-    assert not any("random" in line for line in lines)
-    assert lines[-1] == "refused: LLaVA static unpruned: out of memory"
-
-
-def test_a_selector_that_is_wrong_and_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    gate = CheckResult(False, "ids out of range")
-    head = ("trim", 64, 576, 1024, 64, "float32", gate)
-    write(tmp_path, "selectors", [SelectorRow(*head, None, None, None, None, None)])
-    (tmp_path / "ops.json").write_text("{")
-    unreadable, wrong = screen(summary(), tmp_path)[-2:]
-    assert unreadable.startswith(f"failed: {tmp_path / 'ops.json'}: cannot be read")
-    assert wrong == "refused: trim B 64: ids out of range"
+    shown = "\n".join(lines)
+    assert prune_table(files)[1] in shown
+    few = [row for row in model_rows() if isinstance(row, ModelRow) and row.batch == 1]
+    first = models_table([row for row in few if row.selector != "random"])
+    assert f"imaginary\n{first}\n" in shown
+    assert " ".join(sentence for sentence, _ in summaries(files)) in " ".join(lines)
+    unreadable, *refused = lines[-3:]
+    assert unreadable.startswith(f"failed: {tmp_path / 'host.json'}: cannot be read")
+    wrong = "prune forward, csrc, B 8 · N 576 · K 64 · bfloat16; divprune, B 64"
+    assert refused[0].startswith(f"refused: wrong | ids: {wrong}")
+    assert refused[1].startswith("refused: out of memory: imaginary, batch 8, static")
 
 
 def test_it_is_one_screen_whatever_failed(tmp_path: Path) -> None:
@@ -107,11 +65,14 @@ def test_it_is_one_screen_whatever_failed(tmp_path: Path) -> None:
     facts = {"gpu tests": {"failed": names, "by subject": subjects, "passed": 1}}
     kernels = [{"kernel": f"{place}_kernel", "ns": 1000.0 + place} for place in range(14)]
     profile = [{"workload": "B 1, N 576", "kernels": kernels}] * 3
-    write(tmp_path, "prune", [row("ocvtp", "graph", 1e-4, batch=b) for b in range(1, 40)])
-    write(tmp_path, "selectors", [])
+    variants = (OURS, "eager", "published", "compile", *(name * 20 for name in "abcdefgh"))
+    rows = [op_row("prune", name, 1e-4, batch=b) for b in range(1, 40) for name in variants]
+    results("prune", rows).save(tmp_path)
+    models = [replace(row, model=f"model {n}") for n in range(9) for row in model_rows()]
+    results("e2e", models).save(tmp_path)
     lines = screen(summary(profile=profile, **facts), tmp_path)
-    assert len(lines) == LINES and max(map(len, lines)) <= WIDTH
-    assert sum(len(line) + 1 for line in lines) < 12_000
+    assert len(lines) == LINES and max(map(len, lines)) == TABLE_WIDTH
+    assert sum(len(line) + 1 for line in lines) <= CHARACTERS
     assert "more, in logs.tgz" in lines[-1]
     assert any("OP_1 ON TRITON 1 OF 2 WRONG" in line for line in lines)
     assert any(line.startswith("ncu B 1, N 576: 14 kernels, 14.1 us: 13 1.0") for line in lines)

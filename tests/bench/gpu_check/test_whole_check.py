@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gpu_check import checkout
+from bench import checkout
 from bench.gpu_check.__main__ import SUITES
 from bench.gpu_check.screen import LINES
 from bench.results import read_results

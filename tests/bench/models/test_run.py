@@ -148,6 +148,10 @@ FAULTS: dict[str, tuple[Any, str, Any, Callable[[str, str], str]]] = {
         *(run, "Vlm", failing(torch.OutOfMemoryError("the weights take 14 GiB"))),
         lambda *_: "out of memory: the weights take 14 GiB",
     ),
+    "the model is wrong": (
+        *(run, "why_model_is_wrong", lambda _: "it is another"),
+        lambda *_: "refused: it is another",
+    ),
 }
 
 
@@ -168,12 +172,6 @@ def test_what_fails_is_a_row_that_says_why(
         # Without the pruner beside it the random selector has nothing to be compared with.
         added = row.times and row.times.pruner_added_s
         assert (added is None) == (row.times is None or row.selector != "ocvtp")
-
-
-def test_a_wrong_model_has_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "plan", lambda *_: [JOB, Job(TINY, 2, (8,))])
-    monkeypatch.setattr(run, "why_model_is_wrong", lambda _: "it is another")
-    assert end_to_end(tmp_path) == (1, [])
 
 
 @pytest.mark.slow
