@@ -41,6 +41,7 @@ class Case:
     carries: tuple[int, ...] = (0,)  # the outputs that carry it
     pruner: OCPruner | None = None  # the plain module, of `prune`
     slow: bool = False  # a call of the reference takes tens of milliseconds
+    capturable: bool = True  # in a CUDA graph
 
     def inputs(self, seed: int) -> Inputs:
         """Fresh random inputs, on the device."""

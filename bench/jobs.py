@@ -14,8 +14,8 @@ from bench.cases import Case, Inputs
 from bench.ceilings import tensor_bytes
 from bench.gate import check_variant, fresh, time_gated
 from bench.modes import mode_of, threads
-from bench.ops import BENCHES, case_of
-from bench.results import OURS, CheckResult, Direction, Times
+from bench.ops import BENCHES, case_of, work_of
+from bench.results import OURS, CheckResult, Direction, OpRow, Times
 from bench.timing import (
     Call,
     Sample,
@@ -41,14 +41,6 @@ class Job(NamedTuple):
     workload: Workload
     direction: Direction = "forward"
     baselines: tuple[str, ...] = ()  # all but torch.compile if none is named
-
-
-class Measured(NamedTuple):
-    """A variant's check and times; a variant timed by graph and launched has two of these."""
-
-    variant: str
-    check: CheckResult
-    times: Times | None = None
 
 
 def rotation(runs: Iterable[Callable[[], object]]) -> Call:
@@ -95,8 +87,11 @@ def of_op(op: str, load: Workload, baselines: tuple[str, ...] = ()) -> list[Job]
 
 def time_job(
     job: Job, device: torch.device, seconds: float, base: Base | None = None
-) -> tuple[list[Measured], list[str]]:
-    """Each variant's check, with times if it passes before and after; and the variants left out."""
+) -> tuple[list[OpRow], list[str]]:
+    """A row for each variant, with times if it passes before and after; and those left out.
+
+    A variant that is timed by graph and launched has two rows.
+    """
     case = case_of(job.op, job.workload, device)
     with threads(job.workload.threads):
         found, skipped = variants_of(case, job.direction, job.baselines)
@@ -114,21 +109,18 @@ def time_job(
 
         names = [*variants, *([base.name] if base else [])]
         checks, timings = time_gated(names, check, time_these)
-    measured: list[Measured] = []
+    rows: list[OpRow] = []
+    work = work_of(job.op, job.workload, job.direction)
     for name, result in checks.items():
         times = [timings[each] for each in (name, name + LAUNCHED) if each in timings]
-        if not result.passed or not times:
-            measured.append(Measured(name, CheckResult(False, result.note)))
-        elif times[0].method == times[-1].method:
+        if len(times) > 1 and times[0].method == times[1].method:
             del times[1:]  # a variant that could not be captured was launched both times
-        measured += [Measured(name, _noted(result, one), one) for one in times if result.passed]
-    return measured, [f"{one.name}: {one.reason}" for one in skipped]
-
-
-def _noted(check: CheckResult, times: Times) -> CheckResult:
-    """The check with the timing's method: events count host time, a graph does not."""
-    why = f", no graph: {times.note}" if times.note else ""
-    return CheckResult(True, f"{check.note}; timed by {times.method}{why}")
+        head = (job.op, name, job.direction, job.workload, work)
+        if not result.passed or not times:
+            rows.append(OpRow(*head, CheckResult(False, result.note), None))
+        else:
+            rows += [OpRow(*head, result, one) for one in times]
+    return rows, [f"{one.name}: {one.reason}" for one in skipped]
 
 
 def _measure(

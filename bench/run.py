@@ -22,10 +22,11 @@ import torch
 
 from bench.base import Base, BaseError
 from bench.ceilings import measure_ceilings
-from bench.jobs import Job, Measured, jobs, of_op, time_job
+from bench.jobs import Job, jobs, of_op, time_job
 from bench.machine import ROOT, default_folder, new_results, read_ceilings
 from bench.modes import MODES
 from bench.ops import BENCHES, work_of
+from bench.report.tables import rows_table
 from bench.results import (
     OURS,
     SUITES,
@@ -35,7 +36,6 @@ from bench.results import (
     ResultError,
     Results,
     Suite,
-    Versus,
 )
 from bench.timing import first_line, release, side_stream
 from bench.variants import BASELINES
@@ -63,28 +63,6 @@ SIZES = {
 }
 
 
-def describe(rows: Sequence[OpRow], results: Results) -> list[str]:
-    """The rows of a job as lines of a table, with what each takes of our time."""
-    ours = {row.times.method: row.times for row in rows if row.is_ours and row.times}
-    lines = []
-    for row in rows:
-        head = f"{row.op:30}{row.direction:9}{row.variant:10} {row.workload!s:46}"
-        if row.times is None:
-            lines.append(f"{head} refused: {row.gate.note}")
-            continue
-        times, share = row.times, results.share_of_ceiling(row)
-        line = (
-            f"{head}{times.median * 1e3:10.3f} ms [{times.p20 * 1e3:.3f}, {times.p80 * 1e3:.3f}] "
-            f"{row.work.flops / times.median / 1e12:8.3f} TFLOP/s "
-            f"{row.work.bytes / times.median / 1e9:8.2f} GB/s {share:6.1%} of the ceiling"
-        )
-        if not row.is_ours and times.method in ours:
-            versus = Versus(times, ours[times.method])
-            line += f", {versus.ratio:.2f}x ours [{versus.low:.2f}, {versus.high:.2f}]"
-        lines.append(f"{line}; {row.gate.note}")
-    return lines
-
-
 def time_jobs(
     results: Results,
     folder: Path,
@@ -102,18 +80,15 @@ def time_jobs(
             print(f"out of time: the last {len(todo) - index} of {len(todo)} cases are left out")
             break
         try:
-            measured, left_out = time_job(job, device, seconds, base)
+            rows, left_out = time_job(job, device, seconds, base)
         except RuntimeError as error:
             note = f"the timing fails: {type(error).__name__}: {first_line(error)}"
-            measured, left_out = [Measured(OURS, CheckResult(False, note))], []
-        work = work_of(job.op, job.workload, job.direction)
-        rows = [
-            OpRow(job.op, name, job.direction, job.workload, work, check, times)
-            for name, check, times in measured
-        ]
+            failed, work = CheckResult(False, note), work_of(job.op, job.workload, job.direction)
+            rows = [OpRow(job.op, OURS, job.direction, job.workload, work, failed, None)]
+            left_out = []
         results.rows += rows
         refused += sum(not row.gate.passed for row in rows)
-        print(*describe(rows, results), sep="\n", flush=True)
+        print(rows_table(replace(results, rows=list(rows))), flush=True)
         for sentence in left_out:
             if sentence not in printed:
                 print(f"left out: {sentence}", flush=True)

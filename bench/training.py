@@ -1,10 +1,8 @@
-"""One iteration of training, forward and backward, beside the same without the fused ops."""
+"""One iteration of training, forward and backward, beside the same on plain PyTorch."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import cache
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.cases import Case, OpBench, Outputs, normal
 from bench.ceilings import tensor_bytes
 from bench.workloads import Workload
+from ocvtp_kernels.backends import use_backend
 from ocvtp_kernels.cost.work import Work
 from ocvtp_kernels.training.autoencoder import OCAutoencoder
 from ocvtp_kernels.training.config import published_shapes
@@ -29,18 +28,10 @@ def noise_of(model: OCAutoencoder, load: Workload) -> tuple[int, int, int]:
     return load.batch, load.num_slots, model.config.slot_dim
 
 
-def iteration(model: OCAutoencoder, tokens: Tensor, noise: Tensor, is_plain: bool) -> Outputs:
+def iteration(model: OCAutoencoder, tokens: Tensor, noise: Tensor) -> Outputs:
     """The loss, and the gradients of what Slot Attention trains."""
-    plain_slots = model.aggregat.forward
-
-    def aggregate(encoded: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        found, logits = plain_slots(encoded, first)
-        return found, logits.softmax(dim=1)
-
-    without_ops = mock.patch.object(model.aggregat, "aggregate", aggregate)
     with torch.enable_grad():
-        with without_ops if is_plain else nullcontext():
-            found = model(tokens, noise=noise).reconstruction
+        found = model(tokens, noise=noise).reconstruction
         loss = (found.to(tokens.dtype) - tokens).square().mean()
         return (loss, *torch.autograd.grad(loss, list(model.aggregat.parameters())))
 
@@ -54,16 +45,18 @@ def case(load: Workload, device: torch.device) -> Case:
         if tokens.dtype not in models:
             models[tokens.dtype] = autoencoder(load).to(device, tokens.dtype)
             models[tokens.dtype].load_state_dict(model.state_dict())
-        return iteration(models[tokens.dtype], tokens, noise, is_plain=True)
+        with use_backend("reference"):
+            return iteration(models[tokens.dtype], tokens, noise)
 
     return Case(
         "training",
         load,
         device,
         normal(load, load.tokens, noise_of(model, load)),
-        lambda tokens, noise: iteration(model, tokens, noise, is_plain=False),
+        lambda tokens, noise: iteration(model, tokens, noise),
         reference,
         slow=True,
+        capturable=False,
     )
 
 
@@ -75,8 +68,8 @@ def work(load: Workload) -> Work:
         model = autoencoder(load)
     tokens = torch.empty(load.tokens, dtype=load.torch_dtype, device=device)
     noise = torch.empty(noise_of(model, load), dtype=load.torch_dtype, device=device)
-    with FlopCounterMode(display=False) as counter:
-        outputs = iteration(model, tokens, noise, is_plain=True)
+    with FlopCounterMode(display=False) as counter, use_backend("reference"):
+        outputs = iteration(model, tokens, noise)
     return Work(
         counter.get_total_flops(), tensor_bytes(tokens, noise, *model.parameters(), *outputs)
     )

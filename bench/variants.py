@@ -96,7 +96,9 @@ def variants_of(
     whole = case.pruner is not None and forward
     plain = _eager(case) if whole else case.reference
     made: dict[str, Callable[[], Variant | Skipped]] = {
-        "eager": lambda: Variant("eager", plain, slow=case.slow and not whole, plain=True)
+        "eager": lambda: Variant(
+            "eager", plain, case.capturable, case.slow and not whole, plain=True
+        )
     }
     if whole:
         made |= {"published": lambda: _published(case), "compile": lambda: compile_variant(case)}
@@ -107,7 +109,7 @@ def variants_of(
         made[name] = lambda: third_party(case.workload, case.device)
     chosen = baselines or [name for name in made if name != "compile"]
     variants = [make() for name, make in made.items() if name in chosen]
-    variants.append(Variant(OURS, case.call))
+    variants.append(Variant(OURS, case.call, case.capturable))
     return (
         [one for one in variants if isinstance(one, Variant)],
         [one for one in variants if isinstance(one, Skipped)],

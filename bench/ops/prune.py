@@ -28,7 +28,7 @@ from bench.ops.argmax_gather import scatter_work
 from bench.pruners import random_pruner
 from bench.workloads import Workload
 from ocvtp_kernels import OCPruner, PrunerConfig, ops
-from ocvtp_kernels.cost.work import FLOAT32, INT64, Work, prune_steps, prune_work
+from ocvtp_kernels.cost.work import FLOAT32, INT64, PruneCall, Work
 from ocvtp_kernels.ops.argmax_gather import gather_tokens, select_ids
 from ocvtp_kernels.ops.prune import reference
 from ocvtp_kernels.ops.prune.native.pipeline import prepare
@@ -197,25 +197,25 @@ def picks_case(load: Workload, device: torch.device) -> Case:
     )
 
 
+def call_of(load: Workload, budget: int) -> PruneCall:
+    """The call that the formulas take."""
+    sizes = (load.batch, load.num_tokens, load.num_slots, budget)
+    return PruneCall(config_of(load), *sizes, load.in_dim, load.torch_dtype.itemsize)
+
+
 def steps(load: Workload) -> dict[str, Work]:
     """The least that each step of `prune` costs."""
-    return prune_steps(config_of(load), *sizes(load, load.budget))
+    return call_of(load, load.budget).steps()
 
 
 def work(load: Workload) -> Work:
-    return prune_work(config_of(load), *sizes(load, load.budget))
+    return call_of(load, load.budget).work()
 
 
 def picks_work(load: Workload) -> Work:
     """A prune that keeps nothing; the scores it writes are as large as importance."""
     written = load.batch * load.num_slots * (INT64 + FLOAT32)
-    return prune_work(config_of(load), *sizes(load, 0)) + Work(0, written)
-
-
-def sizes(load: Workload, budget: int) -> tuple[int, int, int, int, int, int]:
-    """The sizes that the formulas take."""
-    size = load.torch_dtype.itemsize
-    return load.batch, load.num_tokens, load.num_slots, budget, load.in_dim, size
+    return call_of(load, 0).work() + Work(0, written)
 
 
 @cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ocvtp_kernels.cost.models import LanguageModel, VisionLanguageModel, VisionTower
-from ocvtp_kernels.cost.work import prune_steps
+from ocvtp_kernels.cost.work import PruneCall
 from ocvtp_kernels.pruner.config import PrunerConfig
 
 TEXT_TOKENS = 32  # arXiv 2511.20439, figure 1
@@ -146,8 +146,8 @@ def pruner_folded(config: PrunerConfig, tokens: int, slots: int) -> int:
         config: widths and iterations.
         tokens: N; slots: K.
     """
-    steps = prune_steps(config, 1, tokens, slots, slots, config.enc_in_dim, FP16_BYTES)
-    return sum(step.flops for step in steps.values())
+    call = PruneCall(config, 1, tokens, slots, slots, config.enc_in_dim, FP16_BYTES)
+    return call.work().flops
 
 
 def importance(tower: VisionTower) -> int | None:

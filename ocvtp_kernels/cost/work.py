@@ -36,75 +36,73 @@ def linear(rows: int, inner: int, columns: int, itemsize: int) -> Work:
     return Work(2 * rows * inner * columns, elements * itemsize)
 
 
-def prune_steps(
-    config: PrunerConfig,
-    batch: int,
-    num_tokens: int,
-    num_slots: int,
-    budget: int,
-    final_dim: int,
-    itemsize: int,
-) -> dict[str, Work]:
-    """The least that each step of `prune` costs, all iterations together.
+@dataclass(frozen=True)
+class PruneCall:
+    """A call of `prune` as the formulas see it.
 
-    Each input is read once and each output written once, tensors between steps too. Not counted
-    are tile padding, recomputed logits, partial sums, softmax statistics and LayerNorm.
-
-    Args:
+    Attributes:
         config: widths and iterations.
         batch: B; num_tokens: N; num_slots: K; budget: T.
         final_dim: the width of final tokens.
         itemsize: bytes of an element of tokens, weights and queries; the state is float32.
     """
-    dim, hidden, again = config.slot_dim, config.agg_ffn_dim, config.agg_num_iter - 1
-    tokens, slots = batch * num_tokens, batch * num_slots
-    narrow, state, per_slot = slots * dim * itemsize, slots * dim * FLOAT32, slots * FLOAT32
-    first, *others = (
-        linear(tokens, inner, columns, itemsize)
-        for inner, columns in pairwise((config.enc_in_dim, *config.enc_dims))
-    )
-    query = linear(slots, dim, dim + 1, itemsize) + Work(0, per_slot - slots * itemsize)
-    logits = Work(2 * slots * num_tokens * dim, narrow + per_slot + tokens * dim * itemsize)
-    updates = narrow + per_slot  # a slot's sum of values, and its mass
-    gates = (2 * (dim + 1) * 3 * dim + 3 * dim) * itemsize
-    up, down = linear(slots, dim, hidden, itemsize), linear(slots, hidden, dim, itemsize)
-    per_iteration = {
-        "slot_attention_fwd": logits + Work(logits.flops, updates),
-        "gru": Work(12 * slots * dim * dim, updates + gates + 2 * state),
-        "ffn_up": up,
-        "ffn_down": down + Work(0, 2 * state - narrow),
-        "query": query,
-    }
-    steps = {"encode_up+query": first + query, "encode_down": sum(others, Work(0, 0))}
-    steps |= {name: work.times(again) for name, work in per_iteration.items()}
-    if again:
-        # Initial slots come in the tokens' dtype.
-        steps["gru"] += Work(0, narrow - state)
-    kept = 2 * batch * budget * final_dim * itemsize + batch * budget * INT64
-    steps["argmax"] = logits + Work(0, slots * INT64)
-    steps["resolve"] = Work(0, slots * INT64 + tokens * FLOAT32 + kept)
-    return steps
 
+    config: PrunerConfig
+    batch: int
+    num_tokens: int
+    num_slots: int
+    budget: int
+    final_dim: int
+    itemsize: int
 
-def prune_work(
-    config: PrunerConfig,
-    batch: int,
-    num_tokens: int,
-    num_slots: int,
-    budget: int,
-    final_dim: int,
-    itemsize: int,
-) -> Work:
-    """The work of `prune` as one op: the FLOPs of its steps, its own inputs and outputs.
+    def steps(self) -> dict[str, Work]:
+        """The least that each step costs, all iterations together.
 
-    Of the final tokens only the kept rows are read. Arguments are those of `prune_steps`.
-    """
-    steps = prune_steps(config, batch, num_tokens, num_slots, budget, final_dim, itemsize)
-    dim, hidden = config.slot_dim, config.agg_ffn_dim
-    weights = sum((i + 1) * o for i, o in pairwise((config.enc_in_dim, *config.enc_dims)))
-    weights += (dim + 1) * (dim + 1) + 2 * 3 * dim * (dim + 1) + 3 * dim
-    weights += (dim + 1) * hidden + (hidden + 1) * dim
-    elements = weights + batch * (num_tokens * config.enc_in_dim + num_slots * dim)
-    elements += 2 * batch * budget * final_dim
-    moved = elements * itemsize + batch * (num_tokens * FLOAT32 + budget * INT64)
-    return Work(sum(step.flops for step in steps.values()), moved)
+        Each input is read once and each output written once, tensors between steps too. Not counted
+        are tile padding, recomputed logits, partial sums, softmax statistics and LayerNorm.
+        """
+        config, itemsize = self.config, self.itemsize
+        dim, hidden, again = config.slot_dim, config.agg_ffn_dim, config.agg_num_iter - 1
+        tokens, slots = self.batch * self.num_tokens, self.batch * self.num_slots
+        narrow, state, per_slot = slots * dim * itemsize, slots * dim * FLOAT32, slots * FLOAT32
+        first, *others = (
+            linear(tokens, inner, columns, itemsize)
+            for inner, columns in pairwise((config.enc_in_dim, *config.enc_dims))
+        )
+        query = linear(slots, dim, dim + 1, itemsize) + Work(0, per_slot - slots * itemsize)
+        flops = 2 * slots * self.num_tokens * dim
+        logits = Work(flops, narrow + per_slot + tokens * dim * itemsize)
+        updates = narrow + per_slot  # a slot's sum of values, and its mass
+        gates = (2 * (dim + 1) * 3 * dim + 3 * dim) * itemsize
+        up, down = linear(slots, dim, hidden, itemsize), linear(slots, hidden, dim, itemsize)
+        per_iteration = {
+            "slot_attention_fwd": logits + Work(logits.flops, updates),
+            "gru": Work(12 * slots * dim * dim, updates + gates + 2 * state),
+            "ffn_up": up,
+            "ffn_down": down + Work(0, 2 * state - narrow),
+            "query": query,
+        }
+        steps = {"encode_up+query": first + query, "encode_down": sum(others, Work(0, 0))}
+        steps |= {name: work.times(again) for name, work in per_iteration.items()}
+        if again:
+            # Initial slots come in the tokens' dtype.
+            steps["gru"] += Work(0, narrow - state)
+        steps["argmax"] = logits + Work(0, slots * INT64)
+        kept = self.batch * self.budget * (2 * self.final_dim * itemsize + INT64)
+        steps["resolve"] = Work(0, slots * INT64 + tokens * FLOAT32 + kept)
+        return steps
+
+    def work(self) -> Work:
+        """The whole op: the FLOPs of its steps, the bytes of its own inputs and outputs.
+
+        Of the final tokens only the kept rows are read.
+        """
+        config, dim, hidden = self.config, self.config.slot_dim, self.config.agg_ffn_dim
+        weights = sum((i + 1) * o for i, o in pairwise((config.enc_in_dim, *config.enc_dims)))
+        weights += (dim + 1) * (dim + 1) + 2 * 3 * dim * (dim + 1) + 3 * dim
+        weights += (dim + 1) * hidden + (hidden + 1) * dim
+        image = self.num_tokens * config.enc_in_dim + self.num_slots * dim
+        elements = weights + self.batch * (image + 2 * self.budget * self.final_dim)
+        others = self.batch * (self.num_tokens * FLOAT32 + self.budget * INT64)
+        flops = sum(step.flops for step in self.steps().values())
+        return Work(flops, elements * self.itemsize + others)

@@ -6,7 +6,7 @@ from math import prod
 import pytest
 
 from ocvtp_kernels import PrunerConfig
-from ocvtp_kernels.cost.work import Work, prune_steps, prune_work
+from ocvtp_kernels.cost.work import PruneCall, Work
 from tests.cost.cases import SMALL_PRUNER
 
 B, N, K, T, C, D, H = 2, 40, 7, 5, 24, 16, 64
@@ -20,7 +20,7 @@ def tensors(*shapes: tuple[int, ...], size: int = 2) -> int:
 
 
 def test_a_step_reads_its_inputs_and_writes_its_outputs() -> None:
-    steps = prune_steps(CONFIG, B, N, K, T, C, 2)
+    steps = PruneCall(CONFIG, B, N, K, T, C, 2).steps()
     slots, per_slot = tensors((B, K, D)), tensors((B, K), size=4)
     wide = tensors((B, K, D), size=4)
     # The query's weight has a column for the constant of the logits, which is float32.
@@ -41,9 +41,8 @@ def test_a_step_reads_its_inputs_and_writes_its_outputs() -> None:
 def test_the_op_has_the_flops_of_its_steps_and_fewer_bytes(
     config: PrunerConfig, iterations: int
 ) -> None:
-    config = replace(config, agg_num_iter=iterations)
-    whole = prune_work(config, B, N, K, T, C, 2)
-    steps = prune_steps(config, B, N, K, T, C, 2)
+    call = PruneCall(replace(config, agg_num_iter=iterations), B, N, K, T, C, 2)
+    whole, steps = call.work(), call.steps()
     assert sum(step.flops for step in steps.values()) == whole.flops
     # One iteration alone reads no weights of the update, which the op is given all the same.
     assert iterations == 1 or sum(step.bytes for step in steps.values()) > whole.bytes
