@@ -16,7 +16,7 @@ from bench.results import ProcessRow, Results, Versus
 from bench.timing import summary
 
 SIZES = 300  # of images, where each has its own
-STARTED = 7  # processes, to time an import
+STARTED = 5  # processes, to time an import
 
 GROWTH = """
 import sys

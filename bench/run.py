@@ -41,7 +41,7 @@ from bench.timing import first_line, release, side_stream
 from bench.variants import BASELINES
 from bench.workloads import BUDGETS, DTYPES, Workloads, workloads
 
-SECONDS = {"cpu": 3.0, "cuda": 0.5}  # of the variants of `prune`; other ops take a third
+SECONDS = {"cpu": 3.0, "cuda": 0.5}  # of the variants of `prune`; other suites take less
 COMPILE_S = 20.0  # time that torch.compile needs; with less left it does not start
 # Suites that are not of single ops, and where their ``run`` is.
 OTHERS = {
@@ -75,7 +75,7 @@ def time_jobs(
     refused = 0
     printed: set[str] = set()
     for index, job in enumerate(todo):
-        seconds = SECONDS[device.type] * (1.0 if job.op == "prune" else 0.3)
+        seconds = SECONDS[device.type] * (1.0 if results.suite in ("prune", "compile") else 0.4)
         if time.monotonic() + (COMPILE_S if "compile" in job.baselines else 0.0) > deadline:
             print(f"out of time: the last {len(todo) - index} of {len(todo)} cases are left out")
             break

@@ -18,22 +18,20 @@ HALF = "bfloat16"
 PATCHES = square(1, 49, 16, "float32")
 TINY = Workload(1, 16, 4, 4, 64, 32, threads=1)
 TINY_OPS = ("prune", "prune_picks", "merge", "gru_cell", "slot_attention", "channel_variance")
-THREADS = (1, 2)
 
 
 def usages() -> Iterator[Usage]:
     """What a run of the suite times, the most important first."""
     half = replace(HEADLINE, dtype=HALF)
-    modes = ("no_grad", "inference_mode", "busy", "autocast")
-    for load, mode, threads in product((HEADLINE, half), modes, THREADS):
-        yield "prune", replace(load, mode=mode, threads=threads), "forward"
-    yield "prune", replace(HEADLINE, mode="without_native", threads=2), "forward"
-    for way in BENCHES["prune"].ways:
-        yield "prune", replace(HEADLINE, mode=way, threads=1), "forward"
-    others = [square(8, 196, 64, HALF), square(64, 49, 49, HALF), square(1, 1024, 640, HALF)]
-    others += [replace(load, mode="autocast") for load in (PATCHES, square(8, 196, 64, "float32"))]
-    for load, threads in product(others, THREADS):
+    ways = [replace(HEADLINE, mode=mode) for mode in ("no_grad", "inference_mode", "busy")]
+    ways += [replace(HEADLINE, mode="autocast"), half, replace(half, mode="busy")]
+    for load, threads in product(ways, (1, 2)):
         yield "prune", replace(load, threads=threads), "forward"
+    for mode in ("without_native", *BENCHES["prune"].ways):
+        yield "prune", replace(HEADLINE, mode=mode, threads=2), "forward"
+    yield "prune", replace(square(64, 49, 49, HALF), threads=2), "forward"
+    for load in (PATCHES, square(8, 196, 64, "float32")):
+        yield "prune", replace(load, mode="autocast", threads=2), "forward"
     yield "training", replace(half, threads=2), "forward"
     batch = replace(HEADLINE, batch=4, threads=2)
     for load in (replace(batch, dtype=HALF), replace(batch, mode="autocast")):

@@ -125,12 +125,10 @@ CPU = Workloads(
     (
         HEADLINE,
         square(8, 576, 64, "float32"),
-        square(1, 576, 128, "float32"),
         square(1, 576, 192, "float32"),
         square(1, 2880, 160, "float32"),
-        square(1, 2880, 320, "float32"),
-        square(1, 2880, 640, "float32"),
         square(1, 576, 64, "bfloat16"),
+        square(8, 576, 64, "bfloat16"),
     ),
     (HEADLINE,),
     compiled=(HEADLINE,),

@@ -29,7 +29,7 @@ from bench.variants import Variant
 
 BEFORE_SEEDS, AFTER_SEEDS = (1, 2), (3,)  # of the gate, before and after the timing
 ROUNDS = (3, 15)
-SECONDS = 8.0  # of all variants in turns
+SECONDS = {"cpu": 2.0, "cuda": 8.0}  # of all variants in turns
 WARM = 3  # turns that `measure` takes before its rounds
 
 Checks = dict[tuple[Shape, int], CheckResult]  # of `prune` at a model's budgets
@@ -160,7 +160,7 @@ def _measure(runs: dict[str, Eager], device: torch.device, deadline: float) -> d
     now = time.monotonic()
     if now + (now - start) * (WARM + ROUNDS[0]) > deadline:
         raise TimeoutError
-    return measure(calls, device=device, seconds=SECONDS, rounds=ROUNDS)
+    return measure(calls, device=device, seconds=SECONDS[device.type], rounds=ROUNDS)
 
 
 def _token(call: Callable[[], Tensor]) -> Tensor:

@@ -36,8 +36,8 @@ from bench.selectors.inputs import (
 from bench.timing import Call, copies_for_cold_cache, first_line, measure, release
 from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs, run_selector
 
-SECONDS = {"cpu": 20.0, "cuda": 2.0}  # of all methods in turns
-PUBLISHED_SECONDS = {"cpu": 6.0, "cuda": 1.5}  # of published code in turns with ours
+SECONDS = {"cpu": 8.0, "cuda": 2.0}  # of all methods in turns
+PUBLISHED_SECONDS = {"cpu": 3.0, "cuda": 1.5}  # of published code in turns with ours
 PUBLISHED_ROUNDS = (3, 60)
 
 
