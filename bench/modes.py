@@ -6,7 +6,7 @@ An op's file in `bench.ops` may add ways of its own (`OpBench.ways`), such as un
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,7 @@ def _autocast(device: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def _autocast_without_grad(device: str) -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_autocast(device))
+    with torch.no_grad(), _autocast(device):
         yield
 
 

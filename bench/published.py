@@ -14,26 +14,6 @@ from torch import Tensor
 from ocvtp_kernels import OCPruner
 
 
-def slot_attention_map(pruner: OCPruner, tokens: Tensor, slots: Tensor) -> Tensor:
-    """The last iteration's attention ``[1, K, N]``: tokens ``[1, N, C]``, slots ``[1, K, D]``."""
-    part = pruner.aggregat
-    x = part.norm_in(pruner.encode_project(tokens))
-    keys, values = part.proj_k(x), part.proj_v(x)
-    _, num_slots, dim = slots.shape
-    attention = slots.new_empty(0)
-    for _ in range(part.num_iter):
-        before = slots
-        queries = part.proj_q(part.norm_slots_0(slots))
-        logits = torch.einsum("bkd,bnd->bkn", queries, keys) * dim**-0.5
-        attention = logits.softmax(dim=1)
-        weights = attention / (attention.sum(dim=-1, keepdim=True) + 1e-5)
-        updates = torch.einsum("bkn,bnd->bkd", weights, values)
-        slots = part.gru(updates.reshape(-1, dim), before.reshape(-1, dim))
-        slots = slots.reshape(1, num_slots, dim)
-        slots = slots + part.ffn(part.norm_slots_1(slots))
-    return attention
-
-
 def padded_ids(attention: Tensor, scores: Tensor, budget: int) -> list[int]:
     """Ids kept of one image, ascending: attention ``[1, K, N]``, scores ``[1, N]``."""
     picked = set()
@@ -70,7 +50,7 @@ def published_prune(
     for image in range(reference_tokens.shape[0]):
         one = slice(image, image + 1)
         tokens_in = reference_tokens[one].float()
-        attention = slot_attention_map(pruner, tokens_in, slots_init[one].float())
+        _, attention = pruner.attend(tokens_in, slots_init[one].float())
         kept = padded_ids(attention, scores[one], budget)
         rows = torch.tensor(kept, dtype=torch.int64, device=final_tokens.device)
         tokens.append(final_tokens[image].index_select(0, rows))

@@ -128,7 +128,6 @@ CPU = Workloads(
         square(1, 576, 192, "float32"),
         square(1, 2880, 160, "float32"),
         square(1, 576, 64, "bfloat16"),
-        square(8, 576, 64, "bfloat16"),
     ),
     (HEADLINE,),
     compiled=(HEADLINE,),

@@ -14,7 +14,7 @@ from bench import ops as benches
 from bench.cases import Outputs
 from bench.gate import check_variant
 from bench.ops import BENCHES, case_of
-from bench.variants import Variant, variants_of
+from bench.variants import Variant
 from bench.workloads import Workload
 from ocvtp_kernels import ops
 
@@ -38,19 +38,11 @@ def test_every_folder_with_triton_kernels_has_launches() -> None:
         assert any(bench.launchers for bench in found) == has_kernels, folder
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_cases_of_a_folder_pass_the_gate(folder: str) -> None:
-    for op in import_module(f"bench.ops.{folder}").BENCHES:
-        case = case_of(op, TINY, CPU)
-        assert case.op == op and case.workload == TINY
-        for variant in variants_of(case, "forward")[0]:
-            check = check_variant(case, variant, "forward", seed=5)
-            assert check.passed, f"{op}, {variant.name}: {check.note}"
-
-
 @pytest.mark.parametrize("op", BENCHES)
 def test_inputs_follow_from_the_seed(op: str) -> None:
-    first, again, other = (case_of(op, TINY, CPU).inputs(seed) for seed in (1, 1, 2))
+    case = case_of(op, TINY, CPU)
+    assert case.op == op and case.workload == TINY
+    first, again, other = (case.inputs(seed) for seed in (1, 1, 2))
     assert all(map(torch.equal, first, again))
     assert not all(map(torch.equal, first, other))
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.published import padded_ids, published_prune, slot_attention_map
+from bench.published import padded_ids, published_prune
 from tests.cases import assert_kept, random_pruner, random_tokens
 
 
@@ -11,14 +11,6 @@ def test_picks_are_a_set_that_scores_pad() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.3, 0.8, 0.2]])
     # Both slots pick 1; 3 and 2 have the highest scores of the others.
     assert padded_ids(attention, scores, 3) == [1, 2, 3]
-
-
-def test_the_attention_is_the_modules() -> None:
-    pruner = random_pruner(dtype=torch.float64)
-    tokens = random_tokens(1, 30, 12, dtype=torch.float64)
-    slots = pruner.sample_slots(1, 7)
-    attention = slot_attention_map(pruner, tokens, slots)
-    torch.testing.assert_close(attention, pruner.attend(tokens, slots)[1], rtol=0, atol=1e-12)
 
 
 def test_it_keeps_what_ours_keeps() -> None:
