@@ -20,6 +20,7 @@ from torch import Tensor
 from bench.host_driver import Driver, difference, standing_in
 from bench.modes import threads
 from bench.ops import case_of, work_of
+from bench.report.tables import rows_table
 from bench.results import CheckResult, OpRow, Results, Times
 from bench.timing import measure
 from bench.workloads import Workload, square
@@ -102,15 +103,13 @@ def run(results: Results, folder: Path, _: torch.device, short: bool, __: float)
         raise RuntimeError("Triton's interpreter compiles nothing: unset TRITON_INTERPRET")
     with threads(LOAD.threads):
         found = time_calls(LOAD, 0.5 if short else SECONDS)
-    print(f"{LOAD}, sm_{ARCH}, without the driver")
-    failed = 0
     for name, (check, times) in found.items():
         work = work_of("prune", LOAD, "forward")
         results.rows.append(OpRow("prune", name, "forward", LOAD, work, check, times))
-        over = name == "prepared" and times is not None and times.median > ALLOWED_S
-        failed += over or not check.passed
-        said = check.note if times is None else f"{times.median * 1e6:.1f} us; {check.note}"
-        slow = f", more than the {ALLOWED_S * 1e6:.0f} us allowed" if over else ""
-        print(f"{name:9} {said}{slow}", flush=True)
+    print(f"sm_{ARCH}, without the driver\n{rows_table(results)}")
     results.save(folder)
-    return failed
+    prepared = found["prepared"][1]
+    over = prepared is not None and prepared.median > ALLOWED_S
+    if over:
+        print(f"prepared takes more than the {ALLOWED_S * 1e6:.0f} us allowed")
+    return over + sum(not check.passed for check, _ in found.values())

@@ -67,7 +67,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows, compilers = compile_all(given.archs, tools), tools.versions()
     now = groups_of(rows, compilers)
     return settle(BUDGET, now, SLACKS, given, lambda budget: violations(rows, budget, compilers))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

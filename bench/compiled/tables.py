@@ -6,7 +6,6 @@ compiled.md, compiled_csrc.md and projections.md, within seconds: nothing is com
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +48,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         atomic_write(given.output / name, text)
         print(given.output / name)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,7 +15,6 @@ sentence"`` has to say why, and the budget keeps it.
 from __future__ import annotations
 
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -118,7 +117,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{kernel}: no budget yet; --write-budget records one")
     now = groups_of(rows, triton)
     return settle(BUDGET, now, SLACKS, given, lambda budget: violations(rows, budget, triton))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

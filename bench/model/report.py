@@ -11,7 +11,6 @@ held to what the formulas say is needed (`ocvtp_kernels.cost.work`), each step t
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -133,7 +132,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return settle(
         BUDGET, groups, SLACKS, given, lambda budget: beyond + budget.violations(groups, SLACKS)
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -71,7 +71,7 @@ PICTURES = {  # what each shows, and the section that it stands in; "": the top 
 def page(files: Sequence[Results], drawn: Iterable[str] = ()) -> str:
     """A device's page; ``drawn`` names the pictures that stand beside it."""
     drawn = set(drawn)
-    blocks = [f"# {files[0].device}", headline(files), *_pictures("", drawn)]
+    blocks = [f"# {files[0].device}", tables.summaries(files)[0][0], *_pictures("", drawn)]
     blocks += [LEGEND, "## Where we lose", *_losses(files)]
     sections = {suite: [*_pictures(suite, drawn), *_section(suite, files)] for suite in SUITES}
     for suite, section in sections.items():
@@ -86,29 +86,12 @@ def page(files: Sequence[Results], drawn: Iterable[str] = ()) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def headline(files: Sequence[Results]) -> str:
-    """Ours at the smallest workload in the fastest dtype, each baseline there, and the count."""
-    said, found = tables.summaries(files)[0][0], tables.headline(files)
-    if found is None:
-        return said
-    row, compared = found
-    took = f"{text.duration(row.taken.median)}{text.clock_text(row.taken.method)}"
-    ratios = [
-        f"{text.three_digits(c.ratio)}× ({c.row.variant}{text.clock_text(c.theirs.method)})"
-        for c in compared
-    ]
-    beside = f"; the baselines take {', '.join(ratios)} of that time" if ratios else ""
-    return f"`prune` at {text.workload_text(row.workload)} takes **{took}**{beside}. {said}"
-
-
 def _losses(files: Sequence[Results]) -> list[str]:
     blocks = []
     for said, lost in tables.summaries(files):
         blocks += [said, text.bullets(lost[:SHOWN_LOSSES])]
         if more := lost[SHOWN_LOSSES:]:
             blocks.append(_folded(f"and {len(more)} more", text.bullets(more)))
-    if alone := tables.without_ours(files):
-        blocks += ["A baseline has a time here and ours none by its method:", text.bullets(alone)]
     return [block for block in blocks if block]
 
 

@@ -98,16 +98,6 @@ def comparisons_of(files: Iterable[Results]) -> list[Comparison]:
     return [c for c in pairs_of(files) if c.is_alike]
 
 
-def without_ours(files: Iterable[Results]) -> list[str]:
-    """Where a baseline has a time and ours none by its method; the host suite has no baseline."""
-    found: dict[str, None] = {}
-    for file in (file for file in files if file.suite != "host"):
-        timed = [(row, (row.case, row.times.method)) for row in file.op_rows() if row.times]
-        ours = {key for row, key in timed if row.is_ours}
-        found |= {row_text(replace(row, variant="")): None for row, key in timed if key not in ours}
-    return list(found)
-
-
 def fewest_slots(rows: Sequence[OpRow]) -> list[OpRow]:
     """Of each op's rows at each N, those with the fewest slots measured there."""
 
@@ -139,16 +129,6 @@ def prune_rows(file: Results | None) -> list[OpRow]:
 def our_prune(file: Results | None) -> list[OpRow]:
     """Of `prune_rows` ours, by graph if possible."""
     return graph_first([row for row in prune_rows(file) if row.is_ours])
-
-
-def headline(files: Sequence[Results]) -> tuple[OpRow, list[Comparison]] | None:
-    """Our `prune` at the smallest workload in the dtype whose products are the fastest here."""
-    file = prune_file(files)
-    if file is None:
-        return None
-    rates, loads = file.ceilings.matmul_tflops, [(row.workload, row) for row in our_prune(file)]
-    _, row = min(loads, key=lambda x: (-rates.get(x[0].dtype, 0), x[0].batch, x[0].num_tokens))
-    return row, [c for c in comparisons_of(files) if c.row.case == row.case]
 
 
 def outcomes(files: Sequence[Results]) -> list[Outcome]:

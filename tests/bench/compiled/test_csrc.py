@@ -151,4 +151,4 @@ def test_the_kernels_keep_within_the_budget(tmp_path: Path) -> None:
     if missing[75] or missing[90]:
         pytest.skip(str(missing[75] or missing[90]))
     archs = ",".join(str(arch) for arch, why in missing.items() if not why)
-    run_python(tmp_path, "-m", "bench.compiled.csrc", "--archs", archs)
+    run_python(tmp_path, "-m", "bench", "csrc", "--archs", archs)

@@ -189,6 +189,6 @@ def test_arguments_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[
 @pytest.mark.compile
 @on_linux
 def test_a_call_is_modelled_and_fits_the_budget(tmp_path: Path) -> None:
-    command = ("-m", "bench.model.report", "--archs", "90", "--workload", "1,576,64")
+    command = ("-m", "bench", "model", "--archs", "90", "--workload", "1,576,64")
     said = run_python(tmp_path, *command)
     assert "## H100 B 1 N 576 K 64" in said and "| gru | 2 |" in said

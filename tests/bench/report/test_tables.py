@@ -5,7 +5,7 @@ import re
 import pytest
 
 from bench.report import tables
-from bench.report.tables import comparisons_of, prune_file, without_ours
+from bench.report.tables import comparisons_of, prune_file
 from bench.report.text import duration
 from bench.results import OURS, ModelRow, Results, graph_first
 from bench.workloads import square
@@ -80,7 +80,6 @@ def test_saying_that_there_is_no_loss(file: Results, said: str) -> None:
 def test_a_refused_row_is_never_compared_and_says_why() -> None:
     single = cpu()[1]
     assert comparisons_of([single]) == []
-    assert without_ours([single]) == ["gru_cell forward, B 1 · N 576 · K 64 · float32"]
     text = tables.rows_table(single)
     refused = cells(text, "gru_cell forward", "ocvtp")
     assert (refused["time per call"], refused["of ceiling"]) == (r"refused: wrong \| ids", "")
@@ -99,12 +98,11 @@ def test_like_is_compared_with_like() -> None:
     ratios = [(c.row.variant, c.theirs.method, round(c.ratio, 3)) for c in comparisons_of([whole])]
     at_one = [("eager", "graph", 4.0), ("eager", "events", 0.8), ("published", "events", 5.0)]
     assert ratios == [*at_one, ("csrc", "graph", 3.0), *at_one]
-    assert comparisons_of([beside]) == [] and len(without_ours([beside])) == 1
+    assert comparisons_of([beside]) == []
     assert [c.row.op for c in comparisons_of([single])] == ["gru_cell"]
-    assert [text.split()[0] for text in without_ours([single])] == ["slot_attention"]
     assert "bfloat16, launched (" in tables.summaries([whole])[0][1][0]
     # The host suite has no baselines.
-    assert comparisons_of(cpu()[3:4]) == without_ours(cpu()[3:4]) == []
+    assert comparisons_of(cpu()[3:4]) == []
 
 
 def test_the_table_of_prune_is_read_from_its_own_file() -> None:
@@ -114,11 +112,6 @@ def test_the_table_of_prune_is_read_from_its_own_file() -> None:
     assert prune_file([beside, old, whole]) is whole and prune_file([]) is None
     assert [row.taken.method for row in tables.our_prune(whole)] == ["graph", "graph"]
     assert {row.taken.method for row in graph_first(beside.op_rows())} == {"events"}
-    # The headline is the smallest workload in the fastest dtype.
-    found = tables.headline([whole, beside, old])
-    assert found and (found[0].workload.batch, found[0].taken.method) == (1, "graph")
-    names = [c.row.variant for c in found[1]]
-    assert names == ["eager", "eager", "published", "csrc", "compile"]
 
 
 def test_the_table_of_prune_on_a_gpu() -> None:
