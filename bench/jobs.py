@@ -16,14 +16,7 @@ from bench.gate import check_variant, fresh, time_gated
 from bench.modes import mode_of, threads
 from bench.ops import BENCHES, case_of, work_of
 from bench.results import OURS, CheckResult, Direction, OpRow, Times
-from bench.timing import (
-    Call,
-    Sample,
-    copies_for_cold_cache,
-    filler_of_caches,
-    measure,
-    sample_of,
-)
+from bench.timing import Call, Sample, copies_for_cold_cache, filler_of_caches, measure, sample_of
 from bench.usage import usages
 from bench.variants import Variant, variants_of
 from bench.workloads import Workload, Workloads

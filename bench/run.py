@@ -27,16 +27,7 @@ from bench.machine import ROOT, default_folder, new_results, read_ceilings
 from bench.modes import MODES
 from bench.ops import BENCHES, work_of
 from bench.report.tables import rows_table
-from bench.results import (
-    OURS,
-    SUITES,
-    Ceilings,
-    CheckResult,
-    OpRow,
-    ResultError,
-    Results,
-    Suite,
-)
+from bench.results import OURS, SUITES, Ceilings, CheckResult, OpRow, ResultError, Results, Suite
 from bench.timing import first_line, release, side_stream
 from bench.variants import BASELINES
 from bench.workloads import BUDGETS, DTYPES, Workloads, workloads
@@ -52,15 +43,8 @@ OTHERS = {
     "selectors": "bench.selectors.run",
 }
 # Options of the command line, and the sizes of a workload that they give.
-SIZES = {
-    "batch": "batch",
-    "tokens": "num_tokens",
-    "slots": "num_slots",
-    "budget": "budget",
-    "dtype": "dtype",
-    "mode": "mode",
-    "threads": "threads",
-}
+SIZES = {"tokens": "num_tokens", "slots": "num_slots"}
+SIZES |= {name: name for name in ("batch", "budget", "dtype", "mode", "threads")}
 
 
 def time_jobs(

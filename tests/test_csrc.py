@@ -13,14 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.build_cases import (
-    ROOT,
-    SANITIZED,
-    built_tests,
-    load_script,
-    said_by,
-    tools_or_skip,
-)
+from tests.build_cases import ROOT, SANITIZED, built_tests, load_script, said_by, tools_or_skip
 
 QUICK = "resolve_picks_cuda.cu"  # compiled in every run
 INSTALLED = Path(torch.__file__).parent / "include"

@@ -13,11 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selectors.interface import (
-    Selector,
-    SelectorInputs,
-    reads_only_reference_tokens,
-)
+from ocvtp_kernels.selectors.interface import Selector, SelectorInputs, reads_only_reference_tokens
 from ocvtp_kernels.vlm.handle import Handle, Method, Options
 from ocvtp_kernels.vlm.llava import LlavaPruning, read_setting
 from ocvtp_kernels.vlm.llava_next_layout import Group, KeepCounts, Layout, Layouts, group_images

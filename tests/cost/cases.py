@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,26 +26,14 @@ SMALL = LanguageModel(
     layers=3, width=48, ffn_width=80, heads=6, kv_heads=2, head_width=8, vocabulary=101
 )
 SMALL_TOWER = VisionTower(
-    layers=3,
-    width=32,
-    ffn_width=56,
-    ffn_matrices=2,
-    patch_values=3 * 4 * 4,
-    grid=(5, 5),
-    class_tokens=1,
-)
+    layers=3, width=32, ffn_width=56, ffn_matrices=2,
+    patch_values=3 * 4 * 4, grid=(5, 5), class_tokens=1,
+)  # fmt: skip
 # Neither side is a whole number of windows, so all four kinds of cut windows are there.
 SMALL_WINDOWS = VisionTower(
-    layers=4,
-    width=32,
-    ffn_width=44,
-    ffn_matrices=3,
-    patch_values=3 * 2 * 2 * 2,
-    grid=(10, 14),
-    merge=2,
-    window=4,
-    full_layers=(1, 3),
-)
+    layers=4, width=32, ffn_width=44, ffn_matrices=3,
+    patch_values=3 * 2 * 2 * 2, grid=(10, 14), merge=2, window=4, full_layers=(1, 3),
+)  # fmt: skip
 SMALL_PRUNER = PrunerConfig(
     enc_in_dim=32, enc_dims=(40, 28, 24), init_dim=24, agg_embed_dim=24, agg_ffn_dim=36
 )
@@ -59,16 +48,13 @@ SMALL_LLAVA = VisionLanguageModel(
     budgets=(7,),
     pruner=SMALL_PRUNER,
 )
-SMALL_QWEN = VisionLanguageModel(
+SMALL_QWEN = replace(
+    SMALL_LLAVA,
     name="small Qwen2.5-VL",
-    source="made up",
     image="one image",
     tower=SMALL_WINDOWS,
-    language=SMALL,
     projector=(128, 128, 48),
     projects_kept_only=False,
-    budgets=(7,),
-    pruner=SMALL_PRUNER,
 )
 
 

@@ -6,12 +6,7 @@ import pytest
 import torch
 
 from ocvtp_kernels import ops
-from tests.csrc.device_cases import (
-    NAN,
-    OUTLIER,
-    DeviceCase,
-    fuzz,
-)
+from tests.csrc.device_cases import NAN, OUTLIER, DeviceCase, fuzz
 
 pytestmark = pytest.mark.usefixtures("loaded", "poisoned")
 emulated = torch.ops.ocvtp_emulated

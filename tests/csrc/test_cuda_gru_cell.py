@@ -6,15 +6,7 @@ import pytest
 import torch
 
 from ocvtp_kernels.ops.gru_cell import gru_gates
-from tests.csrc.device_cases import (
-    EPS,
-    ROW_WIDTHS,
-    DeviceCase,
-    assert_near,
-    fuzz,
-    norm,
-    norm_scale,
-)
+from tests.csrc.device_cases import EPS, ROW_WIDTHS, DeviceCase, assert_near, fuzz, norm, norm_scale
 
 pytestmark = pytest.mark.usefixtures("loaded", "poisoned")
 ops = torch.ops.ocvtp_emulated

@@ -16,12 +16,7 @@ pytest.importorskip("tokenizers")
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from tests.vlm.models import IMAGE_ID, WIDTH, make_pruner
 from tests.vlm.models_next import make_llava_next, make_next_processor
-from tests.vlm.next_by_hand import (
-    PHOTOS,
-    attach,
-    generate,
-    make_batch,
-)
+from tests.vlm.next_by_hand import PHOTOS, attach, generate, make_batch
 
 
 @pytest.fixture(scope="module")

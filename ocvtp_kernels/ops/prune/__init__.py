@@ -9,12 +9,7 @@ from torch import Tensor
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.dtypes import acc_dtype
-from ocvtp_kernels.ops.argmax_gather import (
-    GATHER_GRADIENT,
-    fake_kept,
-    gather_tokens,
-    select_ids,
-)
+from ocvtp_kernels.ops.argmax_gather import GATHER_GRADIENT, fake_kept, gather_tokens, select_ids
 from ocvtp_kernels.ops.arguments import (
     check_final_tokens,
     check_importance,
