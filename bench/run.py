@@ -147,6 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--base, --baselines and sizes: go with --op")
     if name == "cuda" and given.suite == "usage":
         parser.error("--suite usage: is of the CPU; --op takes --mode on a GPU")
+    for op, mode in product(given.op, given.mode):
+        if mode not in MODES and mode not in BENCHES[op].ways:
+            parser.error(f"--mode: {mode} is no way to run {op}")
     device = torch.device(name)
     # Some ops alone do not take the place of a suite.
     folder = ROOT / "build" / "bench" / name if given.op else default_folder(device)

@@ -20,6 +20,7 @@ from tests.cases import random_pruner
 
 README = ROOT / "README.md"
 SELECTORS = ROOT / "docs" / "selectors.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 WIDTH, TOKENS, BUDGET = 64, 576, 64
 # What the README calls the authors' files: small ones, of the tiny model's width.
 CONFIG = ocvtp.PrunerConfig(
@@ -134,8 +135,7 @@ def test_every_block_of_python_has_a_test() -> None:
 
 def printed_commands() -> list[str]:
     """The lines that call `ocvtp`, of every page, settings before it left out."""
-    pages = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
-    code = "\n".join(block for page in pages for block in blocks(page, "sh"))
+    code = "\n".join(block for page in PAGES for block in blocks(page, "sh"))
     lines = code.replace("\\\n", " ").splitlines()
     return [line[line.index("ocvtp ") :] for line in lines if re.match(r"(\w+=\S+ )*ocvtp ", line)]
 
@@ -147,8 +147,7 @@ def parse(line: str) -> None:
 
 
 def test_printed_commands_of_the_bench_are_there() -> None:
-    pages = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
-    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert set(re.findall(r"python -m bench\s+(\w+)", text)) == BENCH.keys()
     # What has no command is a program of its own, with a file.
     for module in set(re.findall(r"python -m (bench\.[\w.]+)", text)):

@@ -8,10 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cases import (
-    every_isa,  # noqa: F401
-    random_tokens,
-)
+from tests.cases import every_isa, random_tokens  # noqa: F401
 from tests.ops.greedy.cases import assert_as_the_reference, problem, similarity, tied_problem
 from tests.ops.raw_calls import B, N, RawCall, square
 
