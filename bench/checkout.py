@@ -24,11 +24,12 @@ def output_of(*command: str) -> str | None:
 
 
 def commit() -> str:
-    """The commit run, "-dirty" if tracked files differ from it; "unknown" outside a checkout."""
+    """The commit run, "-dirty" if what runs differs from it; "unknown" outside a checkout."""
     head = output_of("git", "rev-parse", "HEAD")
     if not head:
         return "unknown"
-    changed = output_of("git", "status", "--porcelain", "--untracked-files=no")
+    others = ("--", ".", ":!bench/results", ":!README.md")  # what runs write
+    changed = output_of("git", "status", "--porcelain", "--untracked-files=no", *others)
     return head.strip() + ("-dirty" if changed else "")
 
 

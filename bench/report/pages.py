@@ -155,6 +155,8 @@ def _short(files: Sequence[Results], folder: str) -> list[str]:
     blocks.append(f"Where we lose, in all that was measured: {said}{more}")
     blocks += [text.bullets(lost[:README_LOSSES])] if lost else []
     blocks += [" ".join(said for said, _ in others)] if others else []
+    models = dict.fromkeys(row.model for row in tables.rows_of(files, ModelRow))
+    blocks += [f"The whole models are {', '.join(models)}, their weights random."] if models else []
     methods = {row.method for row in tables.rows_of(files, SelectorRow)}
     blocks += [f"{len(methods)} selectors are compared on the device's page."] if methods else []
     measured = {file.suite for file in files}
