@@ -49,7 +49,6 @@ def test_the_page_of_a_device() -> None:
     assert text.count("A baseline is faster in 4 of 8 comparisons. 1 of 17 rows have") == 2
     lost = section(text, "Where we lose")
     assert "* 2.00× compile's time" in lost and "imaginary, batch 8, eager" in lost
-    assert "ours none by its method:\n\n* gru_cell forward" in lost
     assert "later in 1 of 2 comparisons" in lost and "loops' time: divprune" in lost
     assert "](overview.png)" in text and "](stages.png)" in section(text, "End to end")
     assert "selectors.png" not in text and "](roofline.png)" in section(text, "Ceilings")
