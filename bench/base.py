@@ -18,17 +18,13 @@ from typing import Any
 
 import torch
 
-from bench.checkout import ROOT
+from bench.checkout import ROOT, BuildError, output_of, pip_install
 from bench.results import CheckResult, Direction
 from bench.timing import Sample
 from bench.workloads import Workload
 from ocvtp_kernels import native
 
 BUILT = ROOT / "build" / "base"
-
-
-class BaseError(RuntimeError):
-    """The other revision cannot be built or run; the message says why."""
 
 
 class Base:
@@ -39,11 +35,13 @@ class Base:
         device: cpu or cuda.
 
     Raises:
-        BaseError: it cannot be built, or today's bench does not run on it.
+        BuildError: it cannot be built, or today's bench does not run on it.
     """
 
     def __init__(self, rev: str, device: torch.device) -> None:
-        sha = _output(["git", "rev-parse", "--verify", f"{rev}^{{commit}}"])
+        sha = (output_of("git", "rev-parse", "--verify", f"{rev}^{{commit}}") or "").strip()
+        if not sha:
+            raise BuildError(f"base: Git knows no revision {rev!r}")
         self.name, self.rev = f"base {sha[:9]}", rev
         self.sample = Sample(self._take, "host")
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed with the process
@@ -91,7 +89,7 @@ class Base:
             self._process.wait()
             self._said.seek(0)
             said = self._said.read().strip().splitlines() or [str(error)]
-            raise BaseError(
+            raise BuildError(
                 f"base {self.rev}: today's bench does not run on it: {said[-1]}"
             ) from error
         return answer
@@ -103,29 +101,19 @@ def built(sha: str, device: torch.device) -> Path:
     if not folder.exists():
         temporary = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(temporary, ignore_errors=True)
-        environment = dict(os.environ)
+        environment = {}
         if native.missing_reason(device.type) is None:
             environment["OCVTP_NATIVE"] = "cuda" if device.type == "cuda" else "1"
         if device.type == "cuda":
             # For this GPU alone: compiling for every architecture takes minutes.
             capability = torch.cuda.get_device_capability(device)
             environment["OCVTP_CUDA_ARCHITECTURES"] = "{}.{}".format(*capability)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-        command += ["--no-build-isolation", "--target", str(temporary), f"git+file://{ROOT}@{sha}"]
-        _output(command, environment)
+        pip_install(f"git+file://{ROOT}@{sha}", temporary, **environment)
         temporary.replace(folder)
     shutil.rmtree(folder / "bench", ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__", "results", "budgets")
     shutil.copytree(ROOT / "bench", folder / "bench", ignore=ignored)
     return folder
-
-
-def _output(command: list[str], environment: dict[str, str] | None = None) -> str:
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["no reason is given"]
-        raise BaseError(f"base: {' '.join(command)}: {said[-1]}")
-    return done.stdout.strip()
 
 
 def main(device_type: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ class OpBench:
             report: the tiles that the workload selects, and every constant that changes the code.
         ways: other ways to call ours, by the name that a workload's mode has.
         max_tokens: of a batch; with more the reference would take seconds.
+        usual_tokens: of an image, where nobody names a number; any number if None.
     """
 
     case: MakeCase
@@ -71,6 +72,11 @@ class OpBench:
     launchers: tuple[Launcher, ...] = ()
     ways: Mapping[str, MakeCase] = field(default_factory=dict)
     max_tokens: int | None = None
+    usual_tokens: int | None = None
+
+    def usual(self, load: Workload) -> Workload:
+        """The workload with no more tokens than usual."""
+        return replace(load, num_tokens=min(load.num_tokens, self.usual_tokens or load.num_tokens))
 
     def takes(self, load: Workload) -> bool:
         """Whether the op is timed at a workload."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,24 +40,19 @@ def tests_marked(mark: str) -> list[str]:
     )
 
 
-def build_native(source: Path, target: Path, **environment: str) -> None:
-    """Builds the native objects of a source tree in a wheel, and puts them into ``target``.
+class BuildError(RuntimeError):
+    """The package cannot be built; the message says why."""
+
+
+def pip_install(source: str, target: Path, **environment: str) -> None:
+    """Builds the package of a source that pip takes, and puts it into a folder.
 
     Raises:
-        RuntimeError: they are not built.
+        BuildError: pip fails.
     """
-    with tempfile.TemporaryDirectory() as wheels:
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", wheels]
-        done = subprocess.run(
-            [*command, "--disable-pip-version-check", "--no-build-isolation", str(source)],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise RuntimeError(f"its native objects are not built: {done.stderr[-400:]}")
-        (wheel,) = Path(wheels).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            for name in archive.namelist():
-                if name.endswith(".so"):
-                    (target / Path(name).name).write_bytes(archive.read(name))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--no-build-isolation", "--target", str(target), source]
+    given = {**os.environ, **environment}
+    done = subprocess.run(command, env=given, capture_output=True, text=True)
+    if done.returncode:
+        raise BuildError(f"{source} is not built: {done.stderr.strip()[-400:]}")

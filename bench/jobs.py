@@ -58,7 +58,7 @@ def jobs(suite: str, loads: Workloads, ops: Collection[str] = ()) -> list[Job]:
         for load in loads.ops
         for op in BENCHES
         if op in chosen
-        for job in of_op(op, load)
+        for job in of_op(op, BENCHES[op].usual(load))
         # The forward pass of `prune` has a suite of its own.
         if ops or (job.op, job.direction) != ("prune", "forward")
     ]

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 
-from bench.base import Base, BaseError
+from bench.base import Base
 from bench.ceilings import measure_ceilings
+from bench.checkout import BuildError
 from bench.jobs import Job, jobs, of_op, time_job
 from bench.machine import ROOT, default_folder, new_results, read_ceilings
 from bench.modes import MODES
@@ -167,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             commit=given.commit,
             base=given.base,
         )
-    except (ResultError, BaseError) as error:
+    except (ResultError, BuildError) as error:
         parser.error(str(error))
 
 

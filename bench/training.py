@@ -75,4 +75,4 @@ def work(load: Workload) -> Work:
     )
 
 
-BENCHES = {"training": OpBench(case, work)}
+BENCHES = {"training": OpBench(case, work, usual_tokens=144)}

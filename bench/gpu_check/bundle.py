@@ -24,7 +24,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.checkout import ROOT, build_native, commit, tests_marked
+from bench.checkout import ROOT, commit, pip_install, tests_marked
 
 FOLDER, LIST, CACHE, MANIFEST = ".gpu", "launches.json", "triton-cache.tar.xz", "manifest.json"
 WHEELS = ("flashslice==0.3.0", "flash-colreduce==0.2.2", "einops>=0.8")
@@ -126,7 +126,11 @@ def make(arch: int, target: Path) -> int:
         _call("-m", "bench.gpu_check.warm", str(temporary / LIST), TRITON_CACHE_DIR=str(cache))
         pack(cache, temporary / CACHE)
     architecture = f"{arch // 10}.{arch % 10}"
-    build_native(ROOT, temporary, OCVTP_NATIVE="cuda", OCVTP_CUDA_ARCHITECTURES=architecture)
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "built"
+        pip_install(str(ROOT), built, OCVTP_NATIVE="cuda", OCVTP_CUDA_ARCHITECTURES=architecture)
+        for path in (built / "ocvtp_kernels").glob("*.so"):
+            shutil.copy2(path, temporary)
     for wheel in WHEELS:
         command = ("-m", "pip", "download", "--quiet", "--no-deps", "-d", str(temporary), wheel)
         if _call(*command, "--disable-pip-version-check", check=False):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench import base, jobs, run
+from bench.checkout import BuildError
 from bench.ops import BENCHES, case_of
 from bench.results import OURS, Ceilings, OpRow, Results, read_results
 from bench.usage import usages
@@ -211,7 +212,7 @@ def test_another_revision_takes_turns(tmp_path: Path, monkeypatch: pytest.Monkey
     }
     # A revision without the package answers nothing.
     monkeypatch.setattr(base, "built", lambda *_: tmp_path)
-    with pytest.raises(base.BaseError, match=r"today's bench does not run on it: .*bench"):
+    with pytest.raises(BuildError, match=r"today's bench does not run on it: .*bench"):
         base.Base("HEAD", CPU)
 
 
