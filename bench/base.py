@@ -129,7 +129,7 @@ def main(device_type: str) -> None:
     from bench.variants import Variant
 
     device = torch.device(device_type)
-    job, sample = Job("", Workload(1, 1, 1, 1)), None
+    job, sample, usual_threads = Job("", Workload(1, 1, 1, 1)), None, torch.get_num_threads()
 
     def check(seed: int) -> tuple[bool, str]:
         found = check_variant(case, Variant(OURS, case.call), job.direction, seed)
@@ -142,7 +142,7 @@ def main(device_type: str) -> None:
             if question["ask"] == "begin":
                 op, load, direction = question["job"]
                 job = Job(op, Workload(**load), direction)
-                torch.set_num_threads(job.workload.threads or torch.get_num_threads())
+                torch.set_num_threads(job.workload.threads or usual_threads)
                 case = case_of(op, job.workload, device)
                 answer["check"] = check(SEEDS[0])
                 if answer["check"][0]:
