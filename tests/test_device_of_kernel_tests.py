@@ -61,7 +61,8 @@ def test_whether_there_is_a_gpu(
 def test_no_kernel_gets_a_tensor_of_another_device() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     # These look at the interpreter itself, which is not there.
-    others = (Path(__file__), *TESTS.glob("bench/*"), TESTS / "triton_common" / "test_prepared.py")
+    inside = TESTS / "test_interpreted.py", TESTS / "triton_common" / "test_prepared.py"
+    others = (Path(__file__), *inside)
     files = [file for file in TESTS.rglob("test_*.py") if file not in others]
     files = [file for file in files if "mark.interpreter" in file.read_text("utf-8")]
     options = ["-p", "tests.on_meta", "--assert=plain", "-m", "interpreter", "-q", "-rfs"]
