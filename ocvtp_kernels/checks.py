@@ -7,6 +7,8 @@ dtypes and devices only, never values, so they cost no host sync and hold under 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,9 +64,11 @@ def require_nonempty(name: str, tensor: Tensor, dim: int, thing: str) -> None:
         raise ValueError(f"{name}: expected at least one {thing}, got shape {list(tensor.shape)}")
 
 
-def require_int(name: str, number: int) -> None:
-    """Raises TypeError unless ``number`` is an int, traced or not."""
-    if not isinstance(number, (int, torch.SymInt)):
+def require_int(name: str, number: Any) -> None:
+    """Raises TypeError unless ``number`` is whole, of Python, NumPy or traced, and no bool."""
+    if isinstance(number, (int, torch.SymInt)) and not isinstance(number, bool):
+        return
+    if not isinstance(number, Integral) or isinstance(number, bool):
         raise TypeError(f"{name}: expected a whole number, got {number!r}")
 
 
@@ -87,6 +91,12 @@ def require_at_least(name: str, number: int, minimum: int) -> None:
     require_int(name, number)
     if number < minimum:
         raise ValueError(f"{name}: expected at least {minimum}, got {number}")
+
+
+def whole_number(name: str, number: Any, minimum: int) -> int:
+    """``number`` as an int; errors as `require_at_least`."""
+    require_at_least(name, number, minimum)
+    return int(number)
 
 
 def require_one_of(name: str, value: object, options: Sequence[object]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,11 +21,24 @@ def call(pruner: ocvtp.OCPruner, **changes: object) -> object:
 
 
 @FROZEN
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_a_budget_of_any_whole_type(frozen: bool, kind: type[np.integer]) -> None:
+    pruner, tokens = make(frozen), random_tokens(2, 40, 12)
+    expected = pruner(tokens, tokens, budget=9).ids
+    assert torch.equal(pruner(tokens, tokens, budget=kind(9)).ids, expected)
+    kept = ocvtp.select(tokens, budget=kind(9), method="divprune").ids
+    assert torch.equal(kept, ocvtp.select(tokens, budget=9, method="divprune").ids)
+
+
+@FROZEN
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
         ({"budget": 0}, ValueError, "budget: expected 1 to 40"),
         ({"budget": 7.0}, TypeError, "budget: expected a whole number"),
+        ({"budget": True}, TypeError, "budget: expected a whole number, got True"),
+        ({"budget": np.bool_(True)}, TypeError, "budget: expected a whole number"),
+        ({"budget": torch.tensor(7)}, TypeError, "budget: expected a whole number"),
         ({"top_k": "2"}, TypeError, "top_k: expected a whole number"),
         ({"budget": 41}, ValueError, "budget: expected 1 to 40"),
         ({"reference_tokens": torch.zeros(2, 40, 13)}, ValueError, "reference_tokens.*size 12"),
