@@ -40,6 +40,10 @@ class Layer(NamedTuple):
             return self
         if missing_reason("cpu") is not None or not torch.backends.mkldnn.is_available():
             return self
+        # Not every CPU that oneDNN runs on has what it packs half precision by.
+        half = weight.dtype == torch.bfloat16
+        if half and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return self
         dense = weight.detach().contiguous()
         return self._replace(pack=torch.ops.mkldnn._reorder_linear_weight(dense, ROWS))
 
