@@ -11,7 +11,7 @@ import torch
 from bench.models.calls import pruned_view
 from bench.models.llava import Choice, Vlm
 from bench.results import Stage
-from ocvtp_kernels.vlm.handle import Handle
+from ocvtp_kernels.vlm.handle import CallRecord, Handle
 
 CALLS = 7  # whose stages are timed, after one that is slower
 STAGES: tuple[Stage, ...] = ("encoder", "pruner", "projector")
@@ -29,8 +29,6 @@ def split(vlm: Vlm, choice: Choice, batch: int) -> dict[Stage, float]:
     with attached or _timing(view, vlm.device) as handle:
         for _ in range(1 + CALLS):
             view.model.get_image_features(pixels, **arguments)
-            if attached is None:
-                handle.record(torch.arange(0))
             assert handle.last is not None
             calls.append(handle.last.times)
     return {
@@ -41,16 +39,21 @@ def split(vlm: Vlm, choice: Choice, batch: int) -> dict[Stage, float]:
 def _timing(view: Any, device: torch.device) -> Handle:
     """A handle that times the stages of a model to which nothing is attached."""
     handle = Handle(timed=True)
+    running: list[CallRecord] = []
 
-    def timed(stage: Stage) -> Callable[..., Any]:
-        def run(method: Callable[..., Any], _: Any, given: dict[str, Any]) -> Any:
-            with handle.stage(stage, device):
-                return method(**given)
+    def encode(method: Callable[..., Any], _: Any, given: dict[str, Any]) -> Any:
+        running[:] = [handle.begin()]
+        with running[0].stage("encoder", device):
+            output = method(**given)
+        running[0].finish(torch.arange(0))
+        return output
 
-        return run
+    def project(method: Callable[..., Any], _: Any, given: dict[str, Any]) -> Any:
+        with running[0].stage("projector", device):
+            return method(**given)
 
     handle.replace_methods(
-        (view.model, "get_image_features", timed("encoder")),
-        (view.model.multi_modal_projector, "forward", timed("projector")),
+        (view.model, "get_image_features", encode),
+        (view.model.multi_modal_projector, "forward", project),
     )
     return handle

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any, cast
+from typing import Any
 
-from ocvtp_kernels.checks import require_at_least, require_one_of
+from ocvtp_kernels.checks import require_one_of, whole_number
 from ocvtp_kernels.pruner.pruner import OCPruner
 from ocvtp_kernels.selectors.interface import Selector, SelectorAttributes, place_of
 from ocvtp_kernels.selectors.oc_pruner import as_selector
+from ocvtp_kernels.vlm.decoder import attach_to_decoder
+from ocvtp_kernels.vlm.family import families, find_family, model_types
 from ocvtp_kernels.vlm.handle import NEWLINES, Handle, Options
-
-# By model_type: the module here whose attach_<module> does it, imported when needed.
-_MODULES = {"llava": "llava", "llava_next": "llava_next", "qwen2_5_vl": "qwen2_5_vl"}
-_IN_DECODER = ("llava", "qwen2_5_vl")
 
 
 def attach(
@@ -34,14 +31,15 @@ def attach(
     the budget keeps all of them, bitwise as the model alone.
 
     Args:
-        model: a LLaVA-1.5, LLaVA-NeXT or Qwen2.5-VL of transformers.
+        model: a model of transformers, of a family in ``docs/vlm.md``: LLaVA-1.5, LLaVA-NeXT,
+            Qwen2-VL, Qwen2.5-VL, Qwen3-VL. It may be called from several threads.
         processor: the model's own.
         pruner: an `OCPruner`, or any `Selector` (`make_selector` makes one by its name). A pruner
             that is not frozen stays unchanged, and a frozen copy of it runs, which follows moving,
             casting and ``load_state_dict`` only; attach again after other changes. Where a
             selector's place is "decoder", the prompt keeps all placeholders and the language model
             drops the tokens.
-        budget: tokens kept of an image, at least 1.
+        budget: tokens kept of an image, at least 1; any type of whole number, but no bool.
         reference_layer: vision layer the decision is made on; a third of the depth if None, which
             is the published layer 8 for 24 layers.
         timed: whether ``handle.last.times`` holds the seconds of every stage; turns ``overlap``
@@ -61,7 +59,7 @@ def attach(
             keep fewer tokens than the budget.
         TypeError: the pruner is neither a pruner nor a selector, or budget is no whole number.
     """
-    require_at_least("budget", budget, 1)
+    budget = whole_number("budget", budget, 1)
     require_one_of("newlines", newlines, NEWLINES)
     selector = as_selector(pruner)
     if not getattr(selector, "exact", SelectorAttributes.exact):
@@ -73,22 +71,19 @@ def attach(
     unwrap = getattr(model, "get_base_model", None)
     model = unwrap() if callable(unwrap) else model
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in _MODULES:
+    family = find_family(model_type)
+    if family is None:
         raise ValueError(
-            f"model: expected a model_type of {', '.join(_MODULES)}, "
+            f"model: expected a model_type of {model_types()}, "
             f"got {model_type or type(model).__name__}"
         )
-    name = _MODULES[model_type]
-    if place_of(selector) == "decoder":
-        if model_type not in _IN_DECODER:
-            raise ValueError(
-                f"pruner: {type(selector).__name__} stands in the decoder, which is not supported "
-                f"for {model_type}, as it is not in the published code, but for "
-                f"{', '.join(_IN_DECODER)}"
-            )
-        name = "decoder"
-    module = importlib.import_module(f"ocvtp_kernels.vlm.{name}")
     options = Options(reference_layer, timed, newlines, savings, overlap)
-    return cast(
-        Handle, getattr(module, f"attach_{name}")(model, processor, selector, budget, options)
-    )
+    if place_of(selector) != "decoder":
+        return family.attach(model, processor, selector, budget, options)
+    if family.in_decoder is None:
+        known = ", ".join(each.name for each in families() if each.in_decoder is not None)
+        raise ValueError(
+            f"pruner: {type(selector).__name__} stands in the decoder, which is not supported "
+            f"for {model_type}, as it is not in the published code, but for {known}"
+        )
+    return attach_to_decoder(family.in_decoder, model, selector, budget, options)

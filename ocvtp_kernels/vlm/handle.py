@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from types import MethodType
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ocvtp_kernels.vlm.intercept import remove_intercepts
+from ocvtp_kernels.vlm.replaced import Attachment, Replaced, Replacement, require_replaceable
 
 # What happens to LLaVA-NeXT's newline tokens; the other models have none.
 NEWLINES = ("drop", "all")
-_OURS = "_ocvtp_attached"
-
-Method = Callable[..., Any]
-# An object, the name of its method, and what runs instead: it is called with the method as it was,
-# the object, and the arguments of the call by name.
-Replacement = tuple[Any, str, Callable[[Method, Any, dict[str, Any]], Any]]
+_HANDLE = "_ocvtp_handle"  # an attribute of the model, so that copies of it carry theirs
 
 
 class Options(NamedTuple):
@@ -34,7 +30,7 @@ class Options(NamedTuple):
 
 
 class LastCall(NamedTuple):
-    """What the latest call of the vision encoder kept."""
+    """What the call of the vision encoder that ended last kept."""
 
     ids: Tensor | list[Tensor]  # int64 [images, T], or [T_i] an image; ascending
     times: dict[str, float]  # seconds by stage: encoder, pruner, projector; empty if not timed
@@ -43,41 +39,122 @@ class LastCall(NamedTuple):
 class Handle:
     """A selector attached to a model and its processor.
 
-    `remove` takes it off, and so does leaving a ``with`` block.
+    `remove` takes it off, and so does leaving a ``with`` block. A deep copy or a pickle of the
+    model has a handle of its own, see `of`.
 
     Args:
-        timed: whether `stage` takes times. On CUDA they are read from events, and so cost a wait
-            when `last` is read, none before.
+        timed: whether calls take the times of their stages. On CUDA they are read from events, and
+            so cost a wait when `last` is read, none before.
     """
 
     def __init__(self, timed: bool = False) -> None:
         self.timed = timed
-        self._undo = ExitStack()
-        self._ids: Tensor | list[Tensor] | None = None
-        self._timings: dict[str, list[Callable[[], float]]] = {}
-        self._running_timings: dict[str, list[Callable[[], float]]] = {}
-        self._nested: list[list[Callable[[], float]]] = []
+        self._attachment = Attachment()
+        self._replaced: list[Replaced] = []
+        self._last: CallRecord | None = None
+
+    @staticmethod
+    def of(model: Any) -> Handle | None:
+        """The handle of the selector that is attached to a model, or None."""
+        unwrap = getattr(model, "get_base_model", None)
+        model = unwrap() if callable(unwrap) else model
+        for part in (model, getattr(model, "base_model", None)):
+            handle = getattr(part, _HANDLE, None)
+            if isinstance(handle, Handle):
+                return handle
+        return None
 
     @property
     def last(self) -> LastCall | None:
-        """What the latest call kept, or None before the first image."""
-        if self._ids is None:
-            return None
-        times = {stage: sum(read() for read in timings) for stage, timings in self._timings.items()}
-        return LastCall(self._ids, times)
+        """What the call that ended last kept, or None before the first image."""
+        last = self._last
+        return None if last is None else LastCall(last.ids, last.times)
 
-    def record(self, ids: Tensor | list[Tensor]) -> None:
-        """Makes `last` return ``ids`` and the stages timed since the previous record."""
-        self._ids = ids
-        self._timings, self._running_timings = self._running_timings, {}
+    def begin(self) -> CallRecord:
+        """The record of a call, which `last` returns once it is finished."""
+        return CallRecord(self)
+
+    def replace_methods(self, *replacements: Replacement) -> None:
+        """Replaces methods of single objects, all or none of them, until `remove`.
+
+        The signature stays the old one's, as transformers chooses arguments by it.
+
+        Raises:
+            ValueError: a method is not there, or was already replaced by a handle.
+        """
+        for owner, name, _ in replacements:
+            require_replaceable(owner, name)
+        self._replaced = [Replaced(each, self._attachment) for each in replacements]
+        for replaced in self._replaced:
+            replaced.set()
+        for model in self._models():
+            setattr(model, _HANDLE, self)
+
+    def remove(self) -> None:
+        """Restores the model and the processor exactly; a second call does nothing."""
+        self._attachment.active = False
+        for model in self._models():
+            remove_intercepts(model)
+            vars(model).pop(_HANDLE, None)
+        for replaced in reversed(self._replaced):
+            replaced.restore()
+        self._replaced = []
+
+    def _models(self) -> list[nn.Module]:
+        """The model objects that have replaced methods, each once."""
+        owners = {id(each.owner): each.owner for each in self._replaced}
+        return [owner for owner in owners.values() if isinstance(owner, nn.Module)]
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the model alone does not take the processor along. That a processor copied with
+        # it prunes no more once the copy is removed is told by the attachment that they share.
+        of_model = [each for each in self._replaced if isinstance(each.owner, nn.Module)]
+        return vars(self) | {"_replaced": of_model, "_last": None}
+
+
+class CallRecord:
+    """The stages of one call, and what it keeps.
+
+    Attributes:
+        ids: as those of `LastCall`, once `finish` was called.
+    """
+
+    ids: Tensor | list[Tensor]
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._timings: dict[str, list[Callable[[], float]]] = {}
+        self._nested: list[list[Callable[[], float]]] = []
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Seconds by stage; on CUDA waits for the stages."""
+        return {stage: sum(read() for read in reads) for stage, reads in self._timings.items()}
+
+    def fork(self) -> CallRecord:
+        """A record that has the stages up to now."""
+        record = CallRecord(self._handle)
+        record._timings = {stage: list(reads) for stage, reads in self._timings.items()}
+        return record
+
+    def finish(self, ids: Tensor | list[Tensor]) -> None:
+        """Makes `Handle.last` return this call."""
+        self.ids = ids
+        self._handle._last = self
 
     @contextmanager
     def stage(self, name: str, device: torch.device) -> Iterator[None]:
-        """Times a block as the stage ``name``, without the stages inside it; free if not `timed`.
+        """Times a block as the stage ``name``, without the stages inside; free if not timed.
 
         Several blocks of a name add up.
         """
-        if not self.timed:
+        if not self._handle.timed:
             yield
             return
         inner: list[Callable[[], float]] = []
@@ -90,83 +167,8 @@ class Handle:
         total = functools.partial(_seconds, start, _now(device))
         if self._nested:
             self._nested[-1].append(total)
-        own = self._running_timings.setdefault(name, [])
+        own = self._timings.setdefault(name, [])
         own.append(lambda: total() - sum(read() for read in inner))
-
-    def replace_methods(self, *replacements: Replacement) -> None:
-        """Replaces methods of single objects, all or none of them, until `remove`.
-
-        The objects' classes and other instances stay unchanged, and a deep copy's method is bound
-        to the copy. The signature stays the old one's, as transformers chooses arguments by it.
-
-        Raises:
-            ValueError: a method is not there, or was already replaced by a handle.
-        """
-        for owner, name, _ in replacements:
-            method = getattr(owner, name, None)
-            if not callable(method):
-                raise ValueError(
-                    f"{type(owner).__name__} has no {name}: transformers >= 5.16 is needed"
-                )
-            if getattr(method, _OURS, False):
-                raise ValueError(
-                    f"{type(owner).__name__}: a selector is attached already; remove() its handle "
-                    "first"
-                )
-        for owner, name, run in replacements:
-            method, own = getattr(owner, name), vars(owner)
-            function = method.__func__ if isinstance(method, MethodType) else _with_self(method)
-            if name in own:
-                self._undo.callback(setattr, owner, name, own[name])
-            else:
-                self._undo.callback(delattr, owner, name)
-            setattr(owner, name, MethodType(_replacement(function, run), owner))
-
-    def remove(self) -> None:
-        """Restores the model and the processor exactly; a second call does nothing."""
-        self._undo.close()
-
-    def __enter__(self) -> Handle:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.remove()
-
-
-def _replacement(function: Method, run: Callable[[Method, Any, dict[str, Any]], Any]) -> Method:
-    """The function, both taking the object first, that calls ``run`` in place of ``function``."""
-    signature = inspect.signature(function)
-    names = list(signature.parameters)[1:]
-    required = {
-        name
-        for name in names
-        if signature.parameters[name].default is inspect.Parameter.empty
-        and signature.parameters[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    }
-
-    @functools.wraps(function)
-    def method(owner: Any, *args: Any, **kwargs: Any) -> Any:
-        given = kwargs | dict(zip(names, args, strict=False))
-        if len(given) < len(args) + len(kwargs) or not required <= given.keys():
-            signature.bind(owner, *args, **kwargs)  # raises TypeError, as the method would
-        return run(functools.partial(function, owner), owner, given)
-
-    # Made once, as generate reads it several times a call.
-    vars(method).update({"__signature__": signature, _OURS: True})
-    return method
-
-
-def _with_self(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function set on the object itself, changed to take the object first."""
-
-    def call(_owner: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    signature = inspect.signature(function)
-    first = inspect.Parameter("_owner", inspect.Parameter.POSITIONAL_ONLY)
-    others = list(signature.parameters.values())
-    vars(call)["__signature__"] = signature.replace(parameters=[first, *others])
-    return call
 
 
 def _now(device: torch.device) -> float | torch.cuda.Event:

@@ -19,7 +19,7 @@ from ocvtp_kernels.selectors.interface import (
     SelectorInputs,
     start_selector,
 )
-from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.handle import CallRecord, Options
 
 
 class PendingSelection:
@@ -27,21 +27,21 @@ class PendingSelection:
 
     Args:
         selector: chooses the tokens.
-        handle: takes the time as the stage "pruner".
+        record: of the call; takes the time as the stage "pruner".
         device: of the tokens.
         options: ``overlap``, which ``timed`` turns off, as overlapping stages cannot be timed.
     """
 
     def __init__(
-        self, selector: Selector, handle: Handle, device: torch.device, options: Options
+        self, selector: Selector, record: CallRecord, device: torch.device, options: Options
     ) -> None:
-        self._selector, self._handle, self._device = selector, handle, device
+        self._selector, self._record, self._device = selector, record, device
         self._side = SideStream(device, options.overlap and not options.timed)
         self._pending: list[FinishSelection] = []
 
     def start(self, reference_tokens: Tensor, budget: int) -> None:
         """Starts a group ``[B, N, C]``, of which ``budget`` tokens an image are kept."""
-        with self._handle.stage("pruner", self._device), self._side.work(reference_tokens):
+        with self._record.stage("pruner", self._device), self._side.work(reference_tokens):
             self._pending.append(start_selector(self._selector, reference_tokens, budget))
 
     def finish(self, inputs: SelectorInputs | None = None, group: int = 0) -> Selected:
@@ -51,7 +51,7 @@ class PendingSelection:
             inputs: of the group; None is enough where the selector reads reference tokens alone.
         """
         self._side.join()
-        with self._handle.stage("pruner", self._device):
+        with self._record.stage("pruner", self._device):
             return self._pending[group](inputs)
 
 

@@ -5,20 +5,22 @@ Works with every attention implementation; no attention map is materialised.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from ocvtp_kernels.vlm.intercept import Intercepts
 
 _QUERY_AND_KEY = (("q_proj", "k_proj"), ("query", "key"))
 
 
 class LayerAttention:
-    """Queries and keys of a layer, once it has run within `captured`.
+    """Queries and keys of a layer, once it has run while ``intercepts`` are active.
 
     Args:
+        intercepts: of the call.
         layer: the encoder layer.
         paths: where its module with the projections may be.
         num_heads: heads that the channels are divided among.
@@ -27,22 +29,13 @@ class LayerAttention:
         ValueError: no projections of queries and keys were found.
     """
 
-    def __init__(self, layer: nn.Module, paths: Sequence[str], num_heads: int) -> None:
+    def __init__(
+        self, intercepts: Intercepts, layer: nn.Module, paths: Sequence[str], num_heads: int
+    ) -> None:
         self.num_heads = num_heads
-        self._projections = _find_projections(layer, paths)
         self._outputs: dict[str, Tensor] = {}
-
-    @contextmanager
-    def captured(self) -> Iterator[None]:
-        """Within the block, the outputs of the layer's projections are stored."""
-        with ExitStack() as stack:
-            for key, projection in zip("qk", self._projections, strict=True):
-
-                def store(_module: nn.Module, _args: Any, output: Tensor, key: str = key) -> None:
-                    self._outputs[key] = output
-
-                stack.callback(projection.register_forward_hook(store).remove)
-            yield
+        for key, projection in zip("qk", _find_projections(layer, paths), strict=True):
+            intercepts.watch(projection, functools.partial(self._outputs.__setitem__, key))
 
     def received(self, mode: str) -> Tensor:
         """Attention received, ``[B, N]`` with prefix tokens: see ``ocvtp::attention_received``."""

@@ -6,7 +6,6 @@ The towers, their layers and reference tokens are those of `ocvtp_kernels.attach
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,18 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ocvtp_kernels.installing import install_command
-from ocvtp_kernels.selectors.interface import SelectorInputs
 from ocvtp_kernels.vlm.encoder import Encoded, Encoder
-from ocvtp_kernels.vlm.qwen_encoder import merge_units
+from ocvtp_kernels.vlm.family import find_family, model_types
+from ocvtp_kernels.vlm.image_processors import (
+    CLIP_PROCESSOR,
+    as_picture,
+    find_processor_class,
+    load_processor,
+)
 from ocvtp_kernels.vlm.towers import AVAILABLE_FIELDS, Tower, resolve_reference
 
 # The layer that LLaVA takes its tokens from, for towers whose model names none.
 FINAL_LAYER = -2
-QWEN = "qwen2_5_vl"
-CLIP_PROCESSOR = "CLIPImageProcessor"
 _NOT_LOADED = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
@@ -73,7 +75,7 @@ class TowerEncoder:
         high, wide = self.tower.patch_size
         # Pixels that fill no patch are not encoded.
         seen = pixels[0, :, : rows * high, : columns * wide]
-        return Encoded(_as_picture(seen, self.processor), inputs, (rows, columns))
+        return Encoded(as_picture(seen, self.processor), inputs, (rows, columns))
 
     def prepare(self, photo: Image.Image) -> Tensor:
         """``[1, 3, H, W]`` of a photo."""
@@ -97,73 +99,15 @@ class TowerEncoder:
         return rows * columns if (rows, columns) == turned else None
 
 
-class QwenTowerEncoder:
-    """The tower of Qwen2.5-VL at the photo's own resolution, in float32 on the CPU.
-
-    Tokens are merged units: reference tokens the mean of the patches of a unit, final tokens what
-    the merger makes of it. There is no importance, and N depends on the photo.
-
-    Args:
-        visual: the model's ``visual``, which becomes float32.
-        processor: the model's image processor.
-        name: what the model is called in records.
-        reference_layer: index of the block whose output the decision is made on; a third of the
-            depth if None.
-
-    Raises:
-        ValueError: the tower has no such block.
-    """
-
-    num_tokens: int | None = None
-
-    def __init__(
-        self, visual: Any, processor: Any, name: str, reference_layer: int | None = None
-    ) -> None:
-        self.visual, self.processor, self.name = visual.float().eval(), processor, name
-        self.width = int(visual.config.hidden_size)
-        self.reference_layer = resolve_reference(reference_layer, len(visual.blocks))
-
-    @torch.inference_mode()
-    def encode(self, photo: Image.Image) -> Encoded:
-        """Encodes an RGB photo of any size."""
-        processed = self.processor(photo, return_tensors="pt")
-        pixels, grid = processed["pixel_values"].float(), processed["image_grid_thw"]
-        # A hook for one block, since all hidden states of a large photo would be gigabytes.
-        states: list[Any] = []
-        hook = self.visual.blocks[self.reference_layer].register_forward_hook(
-            lambda _block, _args, output: states.append(output)
-        )
-        try:
-            final_tokens = self.visual(pixels, grid_thw=grid, return_dict=True).pooler_output
-        finally:
-            hook.remove()
-        state = states[0] if isinstance(states[0], Tensor) else states[0][0]
-        rows, columns = (int(side) // self.visual.spatial_merge_size for side in grid[0, 1:])
-        reference_tokens = merge_units(self.visual, state, grid).unsqueeze(0)
-        picture = _as_picture(self._join_patches(pixels, rows, columns), self.processor)
-        inputs = SelectorInputs(reference_tokens, final_tokens[None], grid=(rows, columns))
-        return Encoded(picture, inputs, (rows, columns))
-
-    def _join_patches(self, pixels: Tensor, rows: int, columns: int) -> Tensor:
-        """The image ``[3, H, W]`` that ``pixels`` ``[patches, 3 * time * height * width]`` are.
-
-        Patches come unit by unit, and a photo is repeated over time.
-        """
-        merge, patch = self.visual.spatial_merge_size, self.visual.patch_size
-        units = pixels.reshape(rows, columns, merge, merge, 3, -1, patch, patch)[:, :, :, :, :, 0]
-        side = merge * patch
-        return units.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * side, columns * side)
-
-
 def load_tower_encoder(source: str | Path, reference_layer: int | None = None) -> Encoder:
     """The encoder of a Hugging Face model.
 
     Final tokens are those of the model's own ``vision_feature_layer``, or ``hidden_states[-2]`` as
-    LLaVA takes them where it names none; Qwen2.5-VL's are its merger's.
+    LLaVA takes them where it names none; those of a merger are its output.
 
     Args:
-        source: hub id or directory of a vision model (CLIP, SigLIP, DINOv2), or of a model with
-            one inside: CLIP, SigLIP, LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL.
+        source: hub id or directory of a vision model (CLIP, SigLIP, DINOv2), of a model with one
+            inside (CLIP, SigLIP), or of a model of any family that `ocvtp_kernels.attach` knows.
         reference_layer: index of the encoder layer whose output the decision is made on; a third
             of the depth if None, which is the published layer 8 for 24 layers.
 
@@ -182,23 +126,37 @@ def load_tower_encoder(source: str | Path, reference_layer: int | None = None) -
         # transformers says that a hub cannot be reached, but not that a folder works as well.
         hint = "" if Path(source).is_dir() else " (a folder that has the model's files will do too)"
         raise ValueError(f"model: cannot load {str(source)!r}{hint}: {error}") from error
-    config, name = model.config, str(source)
-    if config.model_type == QWEN:
-        return QwenTowerEncoder(
-            model.visual, _load_qwen_processor(source, model.visual), name, reference_layer
-        )
+    name, processor = str(source), load_processor(source)
+    family = find_family(model.config.model_type)
+    if family is not None and family.open_photos is not None:
+        return family.open_photos(model, processor, name, reference_layer)
+    return open_tower(model, processor, name, reference_layer)
+
+
+def open_tower(model: Any, processor: Any, name: str, reference_layer: int | None) -> TowerEncoder:
+    """The encoder of a model that is or has a tower of images of one size.
+
+    Args:
+        model: the model.
+        processor: its image processor; CLIP's if None.
+        name: what the model is called in records.
+        reference_layer: as `TowerEncoder` has it.
+
+    Raises:
+        ValueError: the model has no vision tower known here, or no such layer.
+    """
     try:
         tower = _find_tower(model)
     except ValueError as error:
         raise ValueError(
-            f"model: {name!r} is no {QWEN}, and has no vision tower known here: {error}"
+            f"model: {name!r} is none of {model_types()}, and has no vision tower known here: "
+            f"{error}"
         ) from error
-    final_layer = getattr(config, "vision_feature_layer", None)
+    final_layer = getattr(model.config, "vision_feature_layer", None)
     final_layer = FINAL_LAYER if final_layer is None else final_layer
-    processor = _load_processor(source)
     if processor is None:
         side = tower.config.image_size
-        processor = _find_processor_class(CLIP_PROCESSOR)(
+        processor = find_processor_class(CLIP_PROCESSOR)(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
     return TowerEncoder(tower, processor, name, reference_layer, final_layer)
@@ -214,49 +172,3 @@ def _find_tower(model: nn.Module) -> Tower:
             if isinstance(inner, nn.Module):
                 return _find_tower(inner)
         raise
-
-
-def _load_processor(source: str | Path) -> Any:
-    """The image processor saved with a model, or None where there is none."""
-    from transformers import AutoImageProcessor
-
-    with suppress(ImportError, OSError, ValueError, KeyError):
-        return AutoImageProcessor.from_pretrained(source)
-    # Older transformers' auto class needs torchvision, the classes themselves do not.
-    with suppress(ImportError, OSError, ValueError, KeyError):
-        clip = _find_processor_class(CLIP_PROCESSOR)
-        settings, _ = clip.get_image_processor_dict(source)
-        name = settings.get("image_processor_type", "")
-        return _find_processor_class(name, clip).from_pretrained(source)
-    return None
-
-
-def _find_processor_class(saved_name: str, default: Any = None) -> Any:
-    """The class of an image processor that needs no torchvision, by its saved name."""
-    import transformers
-
-    plain = saved_name.removesuffix("Fast")
-    for name in (f"{plain}Pil", plain):
-        if plain and hasattr(transformers, name):
-            return getattr(transformers, name)
-    return default
-
-
-def _load_qwen_processor(source: str | Path, visual: Any) -> Any:
-    processor = _load_processor(source)
-    if hasattr(processor, "merge_size"):
-        return processor
-    return _find_processor_class("Qwen2VLImageProcessor")(
-        patch_size=visual.patch_size,
-        merge_size=visual.spatial_merge_size,
-        temporal_patch_size=visual.config.temporal_patch_size,
-    )
-
-
-def _as_picture(pixels: Tensor, processor: Any) -> Image.Image:
-    """The RGB image that a processor made ``pixels`` ``[3, H, W]`` of."""
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std)
-    )
-    image = (pixels * std + mean).clamp(0, 1).mul(255).round().byte()
-    return Image.fromarray(image.permute(1, 2, 0).numpy())

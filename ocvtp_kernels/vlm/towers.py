@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.selectors.interface import SelectorInputs
+from ocvtp_kernels.vlm.intercept import Forward, Intercepts, is_changed
 from ocvtp_kernels.vlm.tower_attention import LayerAttention, split_heads
 
 
-class _TowerType(NamedTuple):
+class TowerType(NamedTuple):
     """The structure of a type of towers."""
 
     layers: str  # path of the encoder layers
@@ -25,10 +25,10 @@ class _TowerType(NamedTuple):
     rows: bool  # whether a layer can be computed for some rows alone (see `_rows_forward`)
 
 
-_DINOV2 = _TowerType("encoder.layer", True, ("attention", "attention.attention"), False)
+_DINOV2 = TowerType("encoder.layer", True, ("attention", "attention.attention"), False)
 _TOWER_TYPES = {
-    "clip_vision_model": _TowerType("encoder.layers", True, ("self_attn",), True),
-    "siglip_vision_model": _TowerType("encoder.layers", False, ("self_attn",), True),
+    "clip_vision_model": TowerType("encoder.layers", True, ("self_attn",), True),
+    "siglip_vision_model": TowerType("encoder.layers", False, ("self_attn",), True),
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
 }
@@ -51,13 +51,14 @@ class Tower:
         num_heads: of its attention.
     """
 
-    def __init__(self, module: nn.Module, tower_type: _TowerType) -> None:
+    def __init__(self, module: nn.Module, tower_type: TowerType) -> None:
         self.module = module
         config: Any = module.config
         self.config = config
         # Early releases of transformers 5 hold CLIP's layers one level deeper.
         inner: Any = getattr(module, "vision_model", module)
-        self.layers: nn.ModuleList = inner.get_submodule(tower_type.layers)
+        # A list: slices of a ModuleList are modules, slow to make.
+        self.layers: list[nn.Module] = list(inner.get_submodule(tower_type.layers))
         self.num_prefix = int(tower_type.has_cls) + int(getattr(config, "num_register_tokens", 0))
         self.width = int(config.hidden_size)
         patch = config.patch_size
@@ -141,39 +142,31 @@ class Tower:
         finals = self._resolve(final_layer)
         dropped = self.num_prefix if num_dropped is None else num_dropped
         deepest = max(finals)
-        taps_deep = deepest > 0 and not _DEEP_FIELDS.isdisjoint(fields)
-        deep = self._tap(deepest - 1) if taps_deep else None
-        shallow = self._tap(reference_layer) if "shallow_importance" in fields else None
-        with ExitStack() as stack:
-            if skip_unused_layers:
-                for layer in self.layers[max(deepest, reference_layer + 1) :]:
-                    stack.enter_context(_replaced_forward(layer, _pass_through))
-            for tap in (deep, shallow):
-                if tap is not None:
-                    stack.enter_context(tap.captured())
-            if on_reference_tokens is not None:
-
-                def report(_module: nn.Module, _args: Any, output: Any) -> None:
-                    tokens = output[0] if isinstance(output, tuple) else output
-                    on_reference_tokens(tokens[:, dropped:])
-
-                hook = self.layers[reference_layer].register_forward_hook(report)
-                stack.callback(hook.remove)
-            if row_ids is not None:
-                if not self.can_compute_rows(reference_layer, final_layer):
-                    raise ValueError(
-                        f"row_ids: layer {deepest - 1} of this tower cannot be computed for some "
-                        "rows alone"
-                    )
-                layer = self.layers[deepest - 1]
-                stack.enter_context(
-                    _replaced_forward(layer, self._rows_forward(layer, row_ids, dropped))
-                )
-            # A list of indices would mean other layers in some transformers versions.
-            outputs = self.module(
-                pixel_values, output_hidden_states=True, return_dict=True, **kwargs
+        intercepts, states = Intercepts(), dict[int, Tensor]()
+        if skip_unused_layers:
+            for layer in self.layers[max(deepest, reference_layer + 1) :]:
+                intercepts.replace(layer, _pass_through)
+        for index in {reference_layer + 1, *finals}:
+            self._store_state(intercepts, states, index)
+        if on_reference_tokens is not None:
+            intercepts.watch(
+                self.layers[reference_layer],
+                lambda _output: on_reference_tokens(states[reference_layer + 1][:, dropped:]),
             )
-        states = outputs.hidden_states
+        taps_deep = deepest > 0 and not _DEEP_FIELDS.isdisjoint(fields)
+        deep = self._tap(intercepts, deepest - 1) if taps_deep else None
+        taps_shallow = "shallow_importance" in fields
+        shallow = self._tap(intercepts, reference_layer) if taps_shallow else None
+        if row_ids is not None:
+            if not self.can_compute_rows(reference_layer, final_layer):
+                raise ValueError(
+                    f"row_ids: layer {deepest - 1} of this tower cannot be computed for some "
+                    "rows alone"
+                )
+            layer = self.layers[deepest - 1]
+            intercepts.replace(layer, self._rows_forward(layer, row_ids, dropped))
+        with intercepts.active():
+            self.module(pixel_values, **kwargs)
         skip = 0 if row_ids is not None else dropped
         final_tokens = [states[index][:, skip:] for index in finals]
         optional = {} if deep is None else self._attention_fields(deep, fields, dropped)
@@ -189,8 +182,25 @@ class Tower:
             **optional,
         )
 
-    def _tap(self, layer: int) -> LayerAttention:
-        return LayerAttention(self.layers[layer], self._type.attention, self.num_heads)
+    def _store_state(self, intercepts: Intercepts, states: dict[int, Tensor], index: int) -> None:
+        """Makes ``states[index]`` what ``hidden_states[index]`` of the tower is."""
+        if index > 0:
+
+            def store(output: Any) -> None:
+                states[index] = output[0] if isinstance(output, tuple) else output
+
+            intercepts.watch(self.layers[index - 1], store)
+            return
+
+        def run(original: Forward, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            states[0] = hidden_states
+            return original(hidden_states, *args, **kwargs)
+
+        intercepts.replace(self.layers[0], run)
+
+    def _tap(self, intercepts: Intercepts, layer: int) -> LayerAttention:
+        paths, num_heads = self._type.attention, self.num_heads
+        return LayerAttention(intercepts, self.layers[layer], paths, num_heads)
 
     def _attention_fields(
         self, attention: LayerAttention, fields: Collection[str], dropped: int
@@ -210,12 +220,15 @@ class Tower:
         """Whether the last layer used can be computed for some rows alone.
 
         It takes one final layer, a reference layer before it, and a CLIP or SigLIP that is not
-        training, whose attention would drop out.
+        training, whose attention would drop out, with a layer and attention that nobody changed.
         """
         if not self._type.rows or self.module.training:
             return False
         finals = self._resolve(final_layer)
-        return len(finals) == 1 and reference_layer < finals[0] - 1
+        if len(finals) > 1 or reference_layer >= finals[0] - 1:
+            return False
+        layer: Any = self.layers[finals[0] - 1]
+        return not is_changed(layer, hooks=False) and not is_changed(layer.self_attn)
 
     def _resolve(self, final_layer: int | Sequence[int]) -> list[int]:
         """Indices into hidden_states, counted from the front."""
@@ -226,13 +239,13 @@ class Tower:
                 raise ValueError(f"final_layer: expected {-count} to {count - 1}, got {index}")
         return [index % count for index in indices]
 
-    def _rows_forward(
-        self, layer: Any, row_ids: Callable[[], Tensor], dropped: int
-    ) -> Callable[..., Tensor]:
+    def _rows_forward(self, layer: Any, row_ids: Callable[[], Tensor], dropped: int) -> Forward:
         """A layer's forward for the rows ``row_ids()`` alone, which it calls when it runs."""
         attention = layer.self_attn
 
-        def forward(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        def forward(
+            _original: Forward, hidden_states: Tensor, *_args: Any, **_kwargs: Any
+        ) -> Tensor:
             rows = row_ids() + dropped
             normed = layer.layer_norm1(hidden_states)
             mixed = F.scaled_dot_product_attention(
@@ -259,26 +272,5 @@ def resolve_reference(layer: int | None, depth: int) -> int:
     return layer
 
 
-def as_output(features: list[Tensor], return_dict: bool | None) -> Any:
-    """The features of a call's images as the model's ``get_image_features`` returns them."""
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    output = BaseModelOutputWithPooling(pooler_output=features)
-    return output.to_tuple() if return_dict is False else output
-
-
-def _pass_through(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+def _pass_through(_original: Forward, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     return hidden_states
-
-
-@contextmanager
-def _replaced_forward(layer: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Makes a layer run another forward; afterwards its own attribute, if any, is restored."""
-    attributes: Any = vars(layer)
-    own = {name: value for name, value in attributes.items() if name == "forward"}
-    attributes["forward"] = forward
-    try:
-        yield
-    finally:
-        del attributes["forward"]
-        attributes |= own

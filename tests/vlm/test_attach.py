@@ -117,7 +117,7 @@ def test_bad_arguments_are_named() -> None:
     before = dict(vars(processor))
     text = transformers.LlamaForCausalLM(make_text_config())
     for bad, message in (
-        ({"model": text}, "llava, llava_next, qwen2_5_vl, got llama"),
+        ({"model": text}, "llava, llava_next, .*, qwen3_vl, qwen3_vl_moe, got llama"),
         ({"model": torch.nn.Linear(2, 2)}, "got Linear"),
         ({"processor": object()}, "object has no replace_image_token"),
         ({"pruner": make_pruner(width=40)}, "enc_in_dim 32.*got 40"),

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from ocvtp_kernels.selectors.at_random import RandomSelector
@@ -15,7 +14,6 @@ from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.vlm.attach import attach
 from tests.vlm.models import (
     BUDGET,
-    CACHE_NAME,
     DEPTH,
     IMAGE_ID,
     NEW,
@@ -142,66 +140,6 @@ def test_an_image_keeps_the_same_tokens_alone_or_in_a_batch(attached: Any) -> No
     for index, photo in enumerate(PHOTOS):
         generate(model, prepare(processor, [PROMPTS[0]], [photo]))
         assert torch.equal(handle.last.ids[0], together[index])
-
-
-def test_rows_are_answered_as_alone(attached: Any) -> None:
-    model, processor, _ = attached
-    out = generate(model, prepare(processor))
-    for row, photos in enumerate(([PHOTOS[0]], PHOTOS[1:], None)):
-        inputs = processor(text=[PROMPTS[row]], images=photos, return_tensors="pt")
-        assert torch.equal(generate(model, inputs)[0, -NEW:], out[row, -NEW:])
-
-
-def test_beams_and_several_answers(attached: Any) -> None:
-    model, processor, _ = attached
-    inputs = prepare(processor)
-    beams = generate(model, inputs, num_beams=3, num_return_sequences=3)
-    assert beams.shape[0] == 9
-    for row, photos in enumerate(([PHOTOS[0]], PHOTOS[1:], None)):
-        alone = processor(text=[PROMPTS[row]], images=photos, return_tensors="pt")
-        expected = generate(model, alone, num_beams=3, num_return_sequences=3)
-        assert torch.equal(beams[3 * row : 3 * row + 3, -NEW:], expected[:, -NEW:])
-    torch.manual_seed(0)
-    sampled = generate(model, inputs, do_sample=True, num_return_sequences=2)
-    assert sampled.shape == (6, inputs["input_ids"].shape[1] + NEW)
-    assert torch.equal(sampled[0, :-NEW], inputs["input_ids"][0])
-
-
-def test_static_cache(attached: Any) -> None:
-    model, processor, _ = attached
-    inputs = prepare(processor)
-    expected = generate(model, inputs)
-    assert torch.equal(generate(model, inputs, cache_implementation="static"), expected)
-
-
-def test_a_conversation_goes_on(attached: Any) -> None:
-    model, processor, handle = attached
-    first = processor(text=[PROMPTS[0]], images=[PHOTOS[0]], return_tensors="pt")
-    cache = transformers.DynamicCache(config=model.config.text_config)
-    answered = generate(model, first, **{CACHE_NAME: cache})
-    second = processor(text=["<image> two dogs ?"], images=[PHOTOS[1]], return_tensors="pt")
-    ids = torch.cat([answered, second["input_ids"]], dim=1)
-    more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    out = generate(model, more | {"pixel_values": second["pixel_values"]}, **{CACHE_NAME: cache})
-    assert handle.last.ids.shape == (1, BUDGET)
-    pixels = torch.cat([first["pixel_values"], second["pixel_values"]])
-    assert torch.equal(out, generate(model, more | {"pixel_values": pixels}))
-
-
-def test_text_alone_does_not_run_the_pruner(attached: Any) -> None:
-    model, processor, handle = attached
-    generate(model, processor(text=[PROMPTS[2]], return_tensors="pt"))
-    assert handle.last is None
-
-
-def test_a_copy_is_bound_to_itself(attached: Any) -> None:
-    model, processor, _ = attached
-    inputs = prepare(processor)
-    twin = copy.deepcopy(model)
-    expected = generate(model, inputs)
-    with torch.no_grad():
-        model.model.multi_modal_projector.linear_1.weight.zero_()
-    assert torch.equal(generate(twin, inputs), expected)
 
 
 @pytest.mark.parametrize("layer", [-3, [-3, -2]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +13,12 @@ pytest.importorskip("tokenizers")
 
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
-from ocvtp_kernels.vlm.llava_next_layout import lay_out
+from ocvtp_kernels.vlm.llava_next.layout import lay_out
 from tests.vlm.models import WIDTH, make_pruner
 from tests.vlm.models_next import make_llava_next, make_next_processor
 from tests.vlm.next_by_hand import (
     PATCHES,
     PHOTOS,
-    TEXTS,
     LoudestSelector,
     attach,
     check_logits,
@@ -42,10 +40,16 @@ def processor() -> Any:
     return make_next_processor()
 
 
+def count_tokens(model: Any, batch: Any) -> list[int]:
+    """Of each image, newlines not counted."""
+    sizes = batch["image_sizes"].tolist()
+    return [lay_out(model.model.config, *size).tokens.shape[0] for size in sizes]
+
+
 @pytest.mark.parametrize("photo", range(len(PHOTOS)))
 def test_the_layout_is_the_grid_without_its_padding(model: Any, photo: int) -> None:
     width, height, across, down, _, _ = PHOTOS[photo]
-    layout = lay_out(model.model, height, width)
+    layout = lay_out(model.model.config, height, width)
     grid = grid_by_hand(photo)
     packed = list(range(PATCHES))
     for line in grid:
@@ -74,7 +78,7 @@ def test_layouts_of_real_sizes_have_the_processors_counts() -> None:
     counter._get_unpadded_features = LlavaNextProcessor._get_unpadded_features.__get__(counter)
     for height, width in [(480, 640), (640, 427), (336, 336), (1411, 1411), (100, 999), (37, 41)]:
         expected = LlavaNextProcessor._get_number_of_features(counter, height, width, 336, 336)
-        assert lay_out(inner, height, width).num_packed == expected
+        assert lay_out(inner.config, height, width).num_packed == expected
 
 
 @pytest.mark.parametrize("newlines", ["drop", "all"])
@@ -90,7 +94,8 @@ def test_keeping_all_is_bit_identical(model: Any, processor: Any, newlines: str)
             assert torch.equal(model(**again).logits, logits)
         assert torch.equal(generate(model, again), tokens)
         sizes = [
-            lay_out(model.model, *size).tokens.shape[0] for size in batch["image_sizes"].tolist()
+            lay_out(model.model.config, *size).tokens.shape[0]
+            for size in batch["image_sizes"].tolist()
         ]
         assert [len(ids) for ids in handle.last.ids] == sizes
 
@@ -144,18 +149,6 @@ def test_counts_are_known_without_pixels(model: Any, processor: Any, newlines: s
         assert counts["num_image_tokens"] == placeholders.tolist()
 
 
-def test_beams_and_several_sequences(model: Any, processor: Any) -> None:
-    with attach(model, processor, 7):
-        batch = make_batch(processor)
-        one = generate(model, batch, 4, num_beams=2)
-        two = generate(model, batch, 4, num_beams=2, num_return_sequences=2)
-        assert torch.equal(two[::2], one)
-        for row, text in enumerate(TEXTS):
-            first = sum(before.count("<image>") for before in TEXTS[:row])
-            alone = make_batch(processor, [text], first)
-            assert torch.equal(generate(model, alone, 4, num_beams=2)[0], one[row])
-
-
 def test_savings_change_no_bit(model: Any, processor: Any) -> None:
     logits = []
     for savings in (True, False):
@@ -166,42 +159,6 @@ def test_savings_change_no_bit(model: Any, processor: Any) -> None:
                 logits.append(model(**make_batch(processor)).logits)
             assert len(runs) == (0 if savings else 1)
     assert torch.equal(*logits)
-
-
-def test_static_cache(model: Any, processor: Any) -> None:
-    with attach(model, processor, 7):
-        batch = make_batch(processor)
-        static = generate(model, batch, cache_implementation="static")
-        assert torch.equal(static, generate(model, batch))
-
-
-def test_a_conversation_goes_on_with_another_image(model: Any, processor: Any) -> None:
-    with attach(model, processor, 7):
-        first = make_batch(processor, TEXTS[:1])
-        output = model.generate(
-            **first, max_new_tokens=3, do_sample=False, return_dict_in_generate=True
-        )
-        second = make_batch(processor, ["red <image> ?"], first=3)
-        ids = torch.cat((output.sequences, second["input_ids"]), 1)
-        mask = torch.ones_like(ids)
-        tokens = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            pixel_values=second["pixel_values"],
-            image_sizes=second["image_sizes"],
-            past_key_values=copy.deepcopy(output.past_key_values),
-            max_new_tokens=5,
-            do_sample=False,
-        )[:, ids.shape[1] :]
-        embeds = torch.cat(
-            (
-                embed_by_hand(model, first, 7)[0],
-                model.get_input_embeddings()(output.sequences[:, first["input_ids"].shape[1] :]),
-                embed_by_hand(model, second, 7, first=3)[0],
-            ),
-            1,
-        )
-        assert torch.equal(tokens, generate_by_hand(model, embeds, mask, 5))
 
 
 def test_only_kept_tokens_go_through_the_projector(model: Any, processor: Any) -> None:
@@ -219,7 +176,9 @@ def test_a_selector_sees_all_crops_of_an_image_as_one_sequence(model: Any, proce
     with attach(model, processor, 7, selector):
         batch = make_batch(processor)
         model(**batch)
-    sizes = [lay_out(model.model, *size).tokens.shape[0] for size in batch["image_sizes"].tolist()]
+    sizes = [
+        lay_out(model.model.config, *size).tokens.shape[0] for size in batch["image_sizes"].tolist()
+    ]
     # Photos 1 to 3 have as many tokens, and so are chosen from together.
     assert sizes == [48, 64, 64, 64]
     seen = [(*inputs.reference_tokens.shape,) for inputs in selector.seen]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from typing import Any
 
 import pytest
@@ -14,9 +12,9 @@ pytest.importorskip("transformers", exc_type=ImportError)
 pytest.importorskip("tokenizers")
 
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
-from tests.vlm.models import IMAGE_ID, WIDTH, make_pruner
+from tests.vlm.models import WIDTH, make_pruner
 from tests.vlm.models_next import make_llava_next, make_next_processor
-from tests.vlm.next_by_hand import PHOTOS, attach, generate, make_batch
+from tests.vlm.next_by_hand import PHOTOS, attach, make_batch
 
 
 @pytest.fixture(scope="module")
@@ -67,36 +65,6 @@ def test_crops_may_come_without_padding(model: Any, processor: Any) -> None:
         assert torch.equal(model(**batch).logits, logits)
 
 
-def test_remove_restores_everything(model: Any, processor: Any) -> None:
-    batch = make_batch(processor)
-    before = [dict(vars(part)) for part in (model, model.model, processor)]
-    with torch.no_grad():
-        logits = model(**batch).logits
-    handle = attach(model, processor, 7)
-    signature = inspect.signature(type(model.model).get_image_features)
-    mine = inspect.signature(model.model.get_image_features)
-    assert list(mine.parameters) == list(signature.parameters)[1:]
-    generate(model, make_batch(processor))
-    handle.remove()
-    handle.remove()
-    assert [dict(vars(part)) for part in (model, model.model, processor)] == before
-    again = make_batch(processor)
-    assert torch.equal(again["input_ids"], batch["input_ids"])
-    with torch.no_grad():
-        assert torch.equal(model(**again).logits, logits)
-
-
-def test_attaching_twice_is_an_error_and_leaves_the_first(model: Any, processor: Any) -> None:
-    with attach(model, processor, 7):
-        with pytest.raises(ValueError, match="attached already"):
-            attach(model, processor, 5)
-        other = make_llava_next()
-        with pytest.raises(ValueError, match="attached already"):
-            attach(other, processor, 5)
-        assert "get_image_features" not in vars(other.model)
-        assert (make_batch(processor, ["<image>"])["input_ids"] == IMAGE_ID).sum() == 7
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -121,14 +89,6 @@ def test_bad_calls(model: Any, processor: Any) -> None:
             model(**batch, vision_feature_select_strategy="full")
 
 
-def test_every_stage_is_timed(model: Any, processor: Any) -> None:
-    with attach(model, processor, 7, timed=True) as handle:
-        assert handle.last is None
-        generate(model, make_batch(processor))
-        assert set(handle.last.times) == {"encoder", "pruner", "projector"}
-        assert all(seconds > 0 for seconds in handle.last.times.values())
-
-
 def test_half_precision_and_training_after_inference(processor: Any) -> None:
     model = make_llava_next().bfloat16()
     with attach(model, processor, 7, newlines="all"):
@@ -139,14 +99,3 @@ def test_half_precision_and_training_after_inference(processor: Any) -> None:
         model(**batch).logits.float().square().mean().backward()
     assert model.model.image_newline.grad.abs().sum() > 0
     assert model.model.multi_modal_projector.linear_1.weight.grad.abs().sum() > 0
-
-
-def test_a_copy_of_the_model_uses_its_own_weights(model: Any, processor: Any) -> None:
-    with attach(model, processor, 7), torch.no_grad():
-        twin = copy.deepcopy(model)
-        batch = make_batch(processor)
-        logits = model(**batch).logits
-        assert torch.equal(twin(**batch).logits, logits)
-        twin.model.multi_modal_projector.linear_2.weight.zero_()
-        assert torch.equal(model(**batch).logits, logits)
-        assert not torch.equal(twin(**batch).logits, logits)

@@ -80,7 +80,7 @@ def note(streams: list[str]) -> Any:
 
 
 def test_the_selector_runs_on_a_side_stream_and_is_waited_for_once(streams: list[str]) -> None:
-    pending = PendingSelection(note(streams), Handle(), torch.device("cuda"), Options())
+    pending = PendingSelection(note(streams), Handle().begin(), torch.device("cuda"), Options())
     tokens = random_tokens(2, 5, 3)
     pending.start(tokens, 2)
     pending.start(tokens, 3)
@@ -94,7 +94,7 @@ def test_the_selector_runs_on_a_side_stream_and_is_waited_for_once(streams: list
 
 @pytest.mark.parametrize("options", [Options(overlap=False), Options(timed=True)])
 def test_without_overlap_there_is_one_stream(streams: list[str], options: Options) -> None:
-    pending = PendingSelection(note(streams), Handle(), torch.device("cuda"), options)
+    pending = PendingSelection(note(streams), Handle().begin(), torch.device("cuda"), options)
     tokens = random_tokens(1, 5, 3)
     pending.start(tokens, 2)
     pending.finish(SelectorInputs(tokens, tokens))
@@ -104,7 +104,7 @@ def test_without_overlap_there_is_one_stream(streams: list[str], options: Option
 def test_a_selector_of_reference_tokens_runs_before_there_are_final_tokens() -> None:
     selector = RandomSelector()
     tokens = random_tokens(3, 9, 4)
-    pending = PendingSelection(selector, Handle(), CPU, Options())
+    pending = PendingSelection(selector, Handle().begin(), CPU, Options())
     pending.start(tokens, 4)
     assert torch.equal(
         pending.finish().ids, run_selector(selector, SelectorInputs(tokens, tokens), 4).ids

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any
 
 import pytest
@@ -13,9 +12,9 @@ from torch import Tensor
 
 pytest.importorskip("transformers", minversion="5.19")
 
+from ocvtp_kernels.vlm.columns.prompt import new_images
 from ocvtp_kernels.vlm.handle import Options
-from ocvtp_kernels.vlm.qwen2_5_vl import attach_qwen2_5_vl
-from ocvtp_kernels.vlm.qwen_prompt import new_images
+from ocvtp_kernels.vlm.qwen2_5_vl import FAMILY
 from tests.vlm.models import CACHE_NAME
 from tests.vlm.models_qwen import (
     IMAGE,
@@ -37,7 +36,7 @@ GREEDY: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True}
 
 
 def attach(model: Any, budget: int = BUDGET, **options: Any) -> Any:
-    return attach_qwen2_5_vl(model, None, ByNorm(), budget, Options(**options))
+    return FAMILY.attach(model, None, ByNorm(), budget, Options(**options))
 
 
 @pytest.fixture
@@ -185,41 +184,6 @@ def test_limits_count_the_whole_prompt(model: Any) -> None:
         config.max_length = length + 2
         assert model.generate(**batch, generation_config=config).shape[1] == length + 2
         assert model.generate(batch.pop("input_ids"), config, **batch).shape[1] == length + 2
-
-
-def test_a_video_stays_whole(model: Any) -> None:
-    frames = make_batch([(PHOTO, [SQUARE])])
-    video = {
-        "pixel_values_videos": frames["pixel_values"],
-        "video_grid_thw": frames["image_grid_thw"],
-    }
-    batch = make_batch([(f"{PHOTO} and {'cat ' * 16} ?", [WIDE])])
-    frames_at = batch["input_ids"] == WORDS.index("cat")
-    batch["input_ids"][frames_at] = model.config.video_token_id
-    batch["mm_token_type_ids"][frames_at] = 2
-    with attach(model, 60):
-        model.generate(**batch, **video, max_new_tokens=2)
-    with attach(model) as handle:
-        output = model.generate(**batch, **video, max_new_tokens=2)
-        assert [len(ids) for ids in handle.last.ids] == [BUDGET]
-    assert torch.equal(output[:, :-2], batch["input_ids"])
-
-
-def test_remove_restores_everything(model: Any) -> None:
-    batch = make_batch(FIRST)
-    plain = model.generate(**batch, max_new_tokens=STEPS, do_sample=False)
-    before = dict(vars(model))
-    handle = attach(model, timed=True)
-    assert "mm_encoder_outputs" in inspect.signature(model.forward).parameters
-    copied = copy.deepcopy(model)
-    pruned = model.generate(**batch, max_new_tokens=STEPS, do_sample=False)
-    assert torch.equal(copied.generate(**batch, max_new_tokens=STEPS, do_sample=False), pruned)
-    assert set(handle.last.times) == {"encoder", "pruner"}
-    handle.remove()
-    assert vars(model) == before
-    assert not any(block._forward_hooks for block in model.model.visual.blocks)
-    again = model.generate(**batch, max_new_tokens=STEPS, do_sample=False)
-    assert torch.equal(plain, again)
 
 
 def test_calls_refuse(model: Any) -> None:

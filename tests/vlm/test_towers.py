@@ -10,6 +10,7 @@ from torch import Tensor
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.interface import SelectorInputs, run_selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector, as_selector
+from ocvtp_kernels.vlm.intercept import remove_intercepts
 from ocvtp_kernels.vlm.towers import Tower, resolve_reference
 from tests.vlm.models import DEPTH, NUM_PATCHES, SIDE, WIDTH, make_pruner, make_tower
 
@@ -90,6 +91,7 @@ def test_layers_behind_the_last_used_are_not_run(kind: str) -> None:
         assert torch.equal(ours, full)
     for handle in handles:
         handle.remove()
+    remove_intercepts(module)
     assert hooks == [dict(part._forward_hooks) for part in module.modules()]
     assert not any("forward" in vars(layer) for layer in tower.layers)
 
@@ -101,6 +103,7 @@ def test_a_forward_set_on_a_layer_comes_back_even_after_an_error() -> None:
     tower.layers[-1].forward = own
     with pytest.raises((TypeError, RuntimeError, ValueError)):
         tower.encode(torch.zeros(1, 3, 7, 7), 1, -2, {"importance"})
+    remove_intercepts(tower.module)
     assert vars(tower.layers[-1])["forward"] is own
     attention: Any = tower.layers[-2].self_attn
     assert not attention.q_proj._forward_hooks and not attention.k_proj._forward_hooks

@@ -59,8 +59,15 @@ def change_features(view: Any, change: Any) -> None:
 
 
 def change_ids(one: Any, change: Any) -> None:
-    record = one.handle.record
-    one.handle.record = lambda ids: record([change(each) for each in ids])
+    begin = one.handle.begin
+
+    def begin_changed() -> Any:
+        record = begin()
+        finish = record.finish
+        record.finish = lambda ids: finish([change(each) for each in ids])
+        return record
+
+    one.handle.begin = begin_changed
 
 
 def forget_the_prompt(one: Any) -> None:

@@ -11,10 +11,16 @@ from torch import Tensor
 
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.selectors.interface import Selector, SelectorInputs, run_selector
-from ocvtp_kernels.vlm.columns import drop_placeholders, text_positions
-from ocvtp_kernels.vlm.decoder_cache import Columns, Layer, remember
-from ocvtp_kernels.vlm.decoder_masks import cut_mask, take_positions
-from ocvtp_kernels.vlm.handle import Handle
+from ocvtp_kernels.vlm.columns import (
+    BOUNDS,
+    drop_placeholders,
+    move_bounds,
+    renumber,
+    text_positions,
+)
+from ocvtp_kernels.vlm.decoder.cache import Columns, Layer, remember
+from ocvtp_kernels.vlm.decoder.masks import cut_mask, take_positions
+from ocvtp_kernels.vlm.handle import CallRecord
 from ocvtp_kernels.vlm.layer_call import cache_name, read_cache, with_cache
 
 # The fields of `SelectorInputs` that are available in the decoder.
@@ -30,15 +36,21 @@ class Images(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The settings of a call."""
+    """The settings of all calls."""
 
     selector: Selector
     budget: int
     layer: int  # before which tokens are dropped
     depth: int  # layers
-    flash: bool  # see `cut_mask`
-    stacked: bool  # whether the ids of all images are one tensor
-    handle: Handle
+
+
+class Shape(NamedTuple):
+    """What is known of a prompt's columns before its layers run."""
+
+    counts: list[int]  # columns that each row keeps
+    tail: int  # columns behind all images, none of them dropped or padding
+    by_layer: bool  # whether every layer's output is returned, and so must have all columns
+    num_deep: int  # first layers behind which the model adds features to all image columns
 
 
 class Prefill:
@@ -46,30 +58,34 @@ class Prefill:
 
     Args:
         settings: selector, budget and layer.
+        record: of the call.
+        report: takes the ids kept of each image, without repetitions for other beams.
         images: of the prompt.
         is_image: bool ``[B, L]``, the placeholders.
         attended: bool ``[B, L]``, False on padding.
-        counts: columns that each row keeps.
-        tail: number of columns behind all images, none of them dropped or padding.
-        by_layer: whether every layer's output is returned, and so must have all columns.
+        shape: of the prompt.
+        flash: see `cut_mask`.
     """
 
     def __init__(
         self,
         settings: Settings,
+        record: CallRecord,
+        report: Callable[[list[Tensor]], None],
         images: Images,
         is_image: Tensor,
         attended: Tensor,
-        counts: list[int],
-        tail: int,
-        by_layer: bool,
+        shape: Shape,
+        flash: bool,
     ) -> None:
-        self._settings, self._images = settings, images
-        self._tail, self._by_layer = tail, by_layer
+        self._settings, self._images, self._shape = settings, images, shape
+        self._record, self._report, self._flash = record, report, flash
         self._is_image, self._attended = is_image, attended
-        self._width, self._padded = max(counts), min(counts) < max(counts)
+        self._width = max(shape.counts)
+        self._padded = min(shape.counts) < self._width
         self._keys: Tensor | None = None
         self._kept: Columns
+        self._is_kept: Tensor  # bool [B, L]
         self._output_index: Tensor  # int64 [B, L], the kept column whose output each column has
         self._replaced: dict[str, Any] = {}
         self.predicted: Tensor  # bool [B, L], kept tokens behind another kept one
@@ -82,12 +98,15 @@ class Prefill:
         if index == start:
             hidden = self._drop(hidden)
             self._replace(given)
-        if index == start or self._by_layer:
+        if index == start or self._returns_all(index - 1):
             hidden = gather_tokens(hidden, self._kept.columns)
         output = layer(hidden, **given | self._replaced)
-        if index == self._settings.depth - 1 or self._by_layer:
-            return gather_tokens(output, self._output_index)
-        return output
+        return gather_tokens(output, self._output_index) if self._returns_all(index) else output
+
+    def _returns_all(self, index: int) -> bool:
+        """Whether the output of a layer has all columns: for who reads it, or adds to it."""
+        is_read = self._shape.by_layer or index == self._settings.depth - 1
+        return is_read or index < self._shape.num_deep
 
     def attend(self, attention: Callable[..., Any], given: dict[str, Any]) -> Any:
         """The output of the attention of the layer before ``layer``; stores its keys.
@@ -105,7 +124,7 @@ class Prefill:
     def _drop(self, hidden: Tensor) -> Tensor:
         """Selects the kept columns; returns the hidden states with merged tokens in them."""
         sizes, length = self._images.sizes, hidden.shape[1]
-        with self._settings.handle.stage("pruner", hidden.device), torch.no_grad():
+        with self._record.stage("pruner", hidden.device), torch.no_grad():
             # Stable: the placeholders come first, in order.
             flat = (~self._is_image).flatten().int().argsort(stable=True)[: sum(sizes)]
             ids, rows, merged = self._select(hidden.detach(), list(flat.split(sizes)))
@@ -118,8 +137,8 @@ class Prefill:
             first = self._width - rank[:, -1:]
             self._output_index = (first + rank.clamp_min(1) - 1).clamp_max(self._width - 1)
             self.predicted = is_kept & (rank > 1)
-        unique = [ids[image] for image in self._images.first]
-        self._settings.handle.record(torch.stack(unique) if self._settings.stacked else unique)
+        self._is_kept = is_kept
+        self._report([ids[image] for image in self._images.first])
         if not merged:
             return hidden
         flat_hidden = hidden.flatten(0, 1).index_copy(0, torch.cat(rows), torch.cat(merged))
@@ -174,17 +193,29 @@ class Prefill:
                 kept.valid,
                 kept.padded,
                 length,
-                self._settings.flash,
+                self._flash,
             ),
             "position_embeddings": tuple(
                 take_positions(part, kept.columns) for part in given["position_embeddings"]
             ),
-            # Without gaps, which flash attention would read as prompts packed into one row.
-            "position_ids": text_positions(kept.valid),
-        }
+        } | self._tell_samples_apart(given)
         if cache is not None:
             # Without the tail: it may hold speculated tokens, which are cropped if rejected.
-            remember(cache, kept.cut(self._tail))
+            remember(cache, kept.cut(self._shape.tail))
+
+    def _tell_samples_apart(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Positions without gaps, and bounds, by which flash attention reads packed samples."""
+        positions, kept = given.get("position_ids"), self._kept
+        bounds = {name: given[name] for name in BOUNDS if given.get(name) is not None}
+        if bounds and kept.padded:
+            raise NotImplementedError(
+                f"{', '.join(bounds)}: expected rows that keep as many columns each, since padding "
+                "belongs to no sample"
+            )
+        moved = {name: move_bounds(bound, self._is_kept) for name, bound in bounds.items()}
+        if positions is None:
+            return moved | {"position_ids": text_positions(kept.valid)}
+        return moved | {"position_ids": renumber(positions, kept.columns, kept.valid)}
 
 
 class _KeyTap:

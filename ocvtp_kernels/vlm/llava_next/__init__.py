@@ -6,24 +6,33 @@ Which these are, and the positions of the kept tokens, follow from the size of a
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selectors.interface import Selector, SelectorInputs, reads_only_reference_tokens
-from ocvtp_kernels.vlm.handle import Handle, Method, Options
-from ocvtp_kernels.vlm.llava import LlavaPruning, read_setting
-from ocvtp_kernels.vlm.llava_next_layout import Group, KeepCounts, Layout, Layouts, group_images
-from ocvtp_kernels.vlm.pending_selection import PendingSelection
-from ocvtp_kernels.vlm.towers import Tower, as_output
+from ocvtp_kernels.selectors.interface import Selector
+from ocvtp_kernels.vlm.family import Family
+from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.llava_next.layout import (
+    KeepCounts,
+    Layout,
+    Layouts,
+    PackedGroup,
+    group_images,
+)
+from ocvtp_kernels.vlm.placeholders import (
+    PlaceholderPruning,
+    Placeholders,
+    as_output,
+    read_setting,
+)
+from ocvtp_kernels.vlm.replaced import Method
+from ocvtp_kernels.vlm.towers import Tower
 
 
-def attach_llava_next(
-    model: Any, processor: Any, selector: Selector, budget: int, options: Options
-) -> Handle:
+def attach(model: Any, processor: Any, selector: Selector, budget: int, options: Options) -> Handle:
     """Makes a LLaVA-NeXT keep ``budget`` tokens an image, over all its crops.
 
     With ``options.newlines`` "drop" an image costs ``min(budget, tokens)`` placeholders and its
@@ -32,7 +41,7 @@ def attach_llava_next(
     images only is the original method's, bit for bit.
 
     Args:
-        model: a ``LlavaNextForConditionalGeneration``.
+        model: a ``LlavaNextForConditionalGeneration`` or ``LlavaNextModel``.
         processor: its ``LlavaNextProcessor``.
         selector: chooses among an image's tokens ``[B, V]``, crop after crop, row after row,
             without padding. `Handle.last` has the kept ones as ids ``crop * patches + patch``,
@@ -44,131 +53,91 @@ def attach_llava_next(
         ValueError: the vision tower is of no known type, the pruner or the reference layer does
             not fit it, or something is attached already.
     """
-    return LlavaNextPruning(model.base_model, selector, budget, options).attach(processor)
+    inner = model.base_model
+    plan = LlavaNextPlaceholders(inner.config, budget, options.newlines)
+    return LlavaNextPruning(inner, selector, plan, options).attach(inner, processor, plan)
 
 
-class LlavaNextPruning(LlavaPruning):
-    """As `LlavaPruning`, of a LLaVA-NeXT."""
+class LlavaNextPlaceholders(Placeholders):
+    """As `Placeholders`: what an image keeps follows from its size.
 
-    # Crops overlap, so their tokens share no grid, and each crop has a CLS token of its own.
-    unavailable_fields = frozenset({"grid", "cls_token"})
+    Args:
+        config: of the model.
+        budget: of an image.
+        newlines: "drop" or "all".
+    """
 
-    def __init__(self, inner: Any, selector: Selector, budget: int, options: Options) -> None:
-        super().__init__(inner, selector, budget, options)
-        self.layouts = Layouts(inner)
+    def __init__(self, config: Any, budget: int, newlines: str) -> None:
+        super().__init__(budget)
+        self.layouts, self.newlines = Layouts(config), newlines
 
     def keep_counts(self, layout: Layout) -> KeepCounts:
         """How many tokens of an image are kept: with "drop" at most the budget in all."""
         tokens, newlines = layout.tokens.shape[0], layout.newlines.shape[0]
-        keeps_newlines = self.options.newlines == "all"
+        keeps_newlines = self.newlines == "all"
         if self.budget >= (tokens if keeps_newlines else layout.num_packed):
             return KeepCounts(tokens, newlines, True)
         return KeepCounts(min(self.budget, tokens), newlines if keeps_newlines else 0, False)
 
-    def placeholders(self, size: Iterable[int] | Tensor) -> int:
+    def count(self, size: Iterable[int] | Tensor) -> int:
         """Placeholders of an image of ``size`` (height, width)."""
         return self.keep_counts(self.layouts.of(read_size(size))).placeholders
 
     def replace_image_token(self, _original: Method, processor: Any, given: dict[str, Any]) -> str:
         """As many placeholders as the image keeps."""
         size = given["image_inputs"]["image_sizes"][given["image_idx"]]
-        return str(processor.image_token) * self.placeholders(size)
+        return str(processor.image_token) * self.count(size)
 
-    def count_tokens(self, original: Method, _processor: Any, given: dict[str, Any]) -> Any:
+    def get_num_multimodal_tokens(
+        self, original: Method, _processor: Any, given: dict[str, Any]
+    ) -> Any:
         """The same, counted."""
         counted, sizes = original(**given), given.get("image_sizes")
         if sizes is not None:
-            counted.num_image_tokens = [self.placeholders(size) for size in sizes]
+            counted.num_image_tokens = [self.count(size) for size in sizes]
         return counted
+
+
+class LlavaNextPruning(PlaceholderPruning):
+    """As `PlaceholderPruning`: images of the same numbers of tokens are a group."""
+
+    # Crops overlap, so their tokens share no grid, and each crop has a CLS token of its own.
+    unavailable_fields = frozenset({"grid", "cls_token"})
+
+    def __init__(
+        self, inner: Any, selector: Selector, plan: LlavaNextPlaceholders, options: Options
+    ) -> None:
+        super().__init__(inner, selector, plan.budget, options)
+        self.plan = plan
 
     def get_image_features(self, original: Method, inner: Any, given: dict[str, Any]) -> Any:
         """As the model's own, of the kept tokens and newlines."""
         # Read before work is queued that the read would wait for.
         sizes, device = read_sizes(given["image_sizes"]), given["pixel_values"].device
-        layouts = [self.layouts.of(size) for size in sizes]
-        counts = [self.keep_counts(layout) for layout in layouts]
+        layouts = [self.plan.layouts.of(size) for size in sizes]
+        counts = [self.plan.keep_counts(layout) for layout in layouts]
         if all(each.whole for each in counts):
             ids = [layout.tokens.to(device, copy=True) for layout in layouts]
             return self.run_unpruned(original, given, ids)
-        tower = Tower.of(inner.vision_tower)
+        tower = self.tower(inner)
         require_patches(tower, read_setting(inner, given, "vision_feature_select_strategy"))
         crops = take_crops(given["pixel_values"], [layout.num_crops for layout in layouts])
-        layouts = [self.layouts.of(size, device) for size in sizes]
+        layouts = [self.plan.layouts.of(size, device) for size in sizes]
         groups = group_images(layouts, counts, tower.count_patches(crops))
-        # Those to prune come first, as `PendingSelection` counts them.
-        groups.sort(key=lambda group: not group.is_pruned)
-        pending = PendingSelection(self.selector, self.handle, device, self.options)
-        inputs = self._encode_crops(inner, crops, given, pending, groups)
-        packed = [
-            self._pack(inner, self._project_group(inner, group, inputs, pending, index), group)
-            for index, group in enumerate(groups)
-        ]
-        self.handle.record(_by_image(groups, [group.tokens for group in groups]))
+        record = self.handle.begin()
+        features = self.run(inner, given, tower, crops, groups, record)
+        with record.stage("projector", device):
+            pairs = zip(groups, features, strict=True)
+            packed = [group.pack(part, inner.image_newline) for group, part in pairs]
+        record.finish(_by_image(groups, [group.tokens for group in groups]))
         return as_output(_by_image(groups, packed), given.get("return_dict"))
 
-    def _encode_crops(
-        self,
-        inner: Any,
-        crops: Tensor,
-        given: dict[str, Any],
-        pending: PendingSelection,
-        groups: list[Group],
-    ) -> SelectorInputs:
-        """Encodes with the patches of all crops in one row; starts the selection of each group."""
-
-        def start(reference_tokens: Tensor) -> None:
-            patches = reference_tokens.flatten(0, 1)
-            for group in groups:
-                if group.is_pruned:
-                    pending.start(patches[group.rows], group.counts.tokens)
-
-        inputs = self.encode(inner, crops, given, start if groups[0].is_pruned else None)
-        if reads_only_reference_tokens(self.selector):
-            # The other fields are not read, and flattening copies.
-            return inputs._replace(final_tokens=inputs.final_tokens.flatten(0, 1))
-        return inputs.map_tokens(lambda part: part.flatten(0, 1))
-
-    def _project_group(
-        self,
-        inner: Any,
-        group: Group,
-        inputs: SelectorInputs,
-        pending: PendingSelection,
-        index: int,
-    ) -> Tensor:
-        """Projected kept tokens ``[G, T, D]`` of a group, which is then reduced to these.
-
-        Args:
-            inner: the ``LlavaNextModel``.
-            group: of images.
-            inputs: of all patches of the call.
-            pending: the selection of the call.
-            index: of the group's selection, in the order started.
-        """
-        if group.is_pruned and not reads_only_reference_tokens(self.selector):
-            of_group = inputs.map_tokens(operator.itemgetter(group.rows))
-            selected, features = self.project_kept(inner, of_group, pending, index)
-            group.keep(selected)
-            return features
-        merged = group.keep(pending.finish(group=index)).tokens if group.is_pruned else None
-        # The rows of the kept tokens alone.
-        kept = inputs.final_tokens[group.rows] if merged is None else merged
-        return self.project(inner, kept)
-
-    def _pack(self, inner: Any, features: Tensor, group: Group) -> Tensor:
-        """A group's features ``[G, T, D]`` with its kept newlines: ``[G, T + R, D]``, in order."""
-        with self.handle.stage("projector", features.device):
-            positions = group.positions
-            if group.counts.newlines:
-                newline = inner.image_newline.to(features)
-                newlines = newline.expand(len(group.images), group.counts.newlines, -1)
-                features = torch.cat((features, newlines), dim=1)
-                positions = torch.cat((positions, group.newlines), dim=1)
-            order = positions.argsort(dim=1).unsqueeze(-1)
-            return features.take_along_dim(order, dim=1)
+    def arrange(self, tokens: Tensor) -> Tensor:
+        """The patches of all crops in one row."""
+        return tokens.flatten(0, 1)
 
 
-def _by_image(groups: list[Group], parts: list[Tensor]) -> list[Tensor]:
+def _by_image(groups: list[PackedGroup], parts: list[Tensor]) -> list[Tensor]:
     """The rows of all groups' ``[G, ...]``, in the order of the call's images."""
     rows: dict[int, Tensor] = {}
     for group, part in zip(groups, parts, strict=True):
@@ -221,3 +190,6 @@ def take_crops(pixel_values: Tensor, counts: list[int]) -> Tensor:
         f"pixel_values: expected {counts} crops an image, as image_sizes tells, "
         f"got shape {list(pixel_values.shape)}"
     )
+
+
+FAMILY = Family("LLaVA-NeXT", ("llava_next",), attach)

@@ -8,36 +8,43 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ocvtp_kernels.vlm.handle import Handle, Method
+from ocvtp_kernels.vlm.handle import CallRecord, Handle
 from ocvtp_kernels.vlm.layer_call import CALL
-from ocvtp_kernels.vlm.towers import Tower
+from ocvtp_kernels.vlm.replaced import Method
 
 OUTPUTS = "mm_encoder_outputs"  # by which models of transformers >= 5.19 take encoded images
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-_GRID, _ENCODED = "_ocvtp_grid", "_ocvtp_encoded"  # attributes of features and of pixels
+_MARK, _ENCODED = "_ocvtp_mark", "_ocvtp_encoded"  # attributes of features and of pixels
 
 
-def record_grids(
+class Mark(NamedTuple):
+    """What an image's features carry, since generate passes them on, beams included."""
+
+    grid: tuple[int, int]  # rows and columns
+    record: CallRecord  # of the call that encoded it
+
+
+def mark_images(
     read_grids: Callable[..., list[tuple[int, int]]],
     handle: Handle,
     original: Method,
     inner: Any,
     given: dict[str, Any],
 ) -> Any:
-    """`get_image_features`, timed, with every image's grid stored on its features."""
+    """`get_image_features`, timed, with a `Mark` on every image's features."""
     if (encoded := _take_encoded(given, "image")) is not None:
         return encoded
-    with handle.stage("encoder", given["pixel_values"].device):
+    record = handle.begin()
+    with record.stage("encoder", given["pixel_values"].device):
         output = original(**given)
     features = getattr(output, "pooler_output", None)
     if features is not None:
-        # As an attribute, since generate passes the features on, beams included.
         for feature, grid in zip(features, read_grids(inner, given), strict=False):
-            setattr(feature, _GRID, grid)
+            setattr(feature, _MARK, Mark(grid, record))
     return output
 
 
@@ -72,19 +79,6 @@ def _take_encoded(given: dict[str, Any], modality: str) -> Any:
     return getattr(given.get(PIXELS[modality]), _ENCODED, None)
 
 
-def read_llava_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
-    """Rows and columns of each image of a call."""
-    pixels = given["pixel_values"]
-    return [Tower.of(inner.vision_tower).read_grid(pixels)] * len(pixels)
-
-
-def read_qwen_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
-    """Rows and columns of each image of a call, in merged tokens."""
-    merge = inner.config.vision_config.spatial_merge_size
-    grids = given["image_grid_thw"].tolist()
-    return [(t * h // merge, w // merge) for t, h, w in grids]
-
-
 def encode(inner: Any, given: dict[str, Any], modality: str) -> Any:
     """The encoder's output for the images or videos of a call, as the model itself calls it."""
     run = getattr(inner, f"get_{modality}_features")
@@ -93,17 +87,23 @@ def encode(inner: Any, given: dict[str, Any], modality: str) -> Any:
     return run(**arguments, return_dict=True)
 
 
+def read_mark(feature: Tensor) -> Mark | None:
+    """What `mark_images` stored on an image's features, or None."""
+    mark: Mark | None = getattr(feature, _MARK, None)
+    return mark
+
+
 def grid_of(feature: Tensor) -> tuple[int, int]:
-    """Rows and columns of an image, which `record_grids` stored on it.
+    """Rows and columns of an image.
 
     Raises:
         ValueError: there are none, or they do not fit the number of tokens.
     """
-    grid: tuple[int, int] | None = getattr(feature, _GRID, None)
-    if grid is None or math.prod(grid) != len(feature):
+    mark = read_mark(feature)
+    if mark is None or math.prod(mark.grid) != len(feature):
         raise ValueError(
             f"mm_encoder_outputs: expected what get_image_features gives while the selector is "
             f"attached, whole images of one token a patch; got an image of {len(feature)} tokens "
-            f"whose grid is {grid or 'unknown'}"
+            f"whose grid is {mark.grid if mark else 'unknown'}"
         )
-    return grid
+    return mark.grid

@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL prompt: the arguments of a call, its kept columns, and what a cache holds of it.
+"""A prompt of M-RoPE positions: the arguments of a call, its kept columns, what a cache holds.
 
 A kept column keeps the three positions (time, row, column of the image) that it had in the whole
 prompt.
@@ -26,6 +26,30 @@ class History(NamedTuple):
     length: int  # columns of the whole conversation that `columns` stand for
     next_position: Tensor  # int64 [B], of the token after them
 
+    def positions_after(self, length: int, added: int, mask: Tensor | None, rows: int) -> Tensor:
+        """Positions int64 ``[3, rows, added]`` of tokens that follow text behind these columns.
+
+        Args:
+            length: columns in the cache.
+            added: columns to come.
+            mask: bool or int ``[rows, length + added]``, or None: no padding among those behind.
+            rows: of as many rows as there are here, or a multiple of them.
+
+        Raises:
+            ValueError: the cache is of other rows, or was cropped into the prompt.
+        """
+        prompts, columns = self.columns.shape
+        if rows % prompts or length < columns:
+            raise ValueError(_other_conversation(prompts, columns, rows, length))
+        start, following = length - columns, self.next_position
+        if mask is not None and mask.ndim == 2 and mask.shape[1] == length + added:
+            behind = mask[:, columns:].long()
+            counted = (behind.cumsum(1) - behind)[:, start:]
+        else:
+            counted = torch.arange(start, start + added, device=following.device)[None]
+        positions = following.repeat_interleave(rows // prompts)[:, None] + counted
+        return positions.expand(3, -1, -1)
+
 
 class KeptColumns(NamedTuple):
     """The kept columns of a batch of prompts."""
@@ -34,6 +58,7 @@ class KeptColumns(NamedTuple):
     attended: Tensor  # bool [B, L]
     positions: Tensor  # int64 [3, B, L]
     columns: Tensor  # int64 [B, L], index in the whole prompt
+    is_padded: bool  # whether a row is shorter than others
 
     def behind(self, history: History, input_ids: Tensor) -> KeptColumns:
         """With the columns of a cache in front; ``input_ids`` is the whole conversation."""
@@ -45,6 +70,7 @@ class KeptColumns(NamedTuple):
             torch.cat([history.attended, self.attended], 1),
             torch.cat([positions, self.positions], 2),
             torch.cat([cached, self.columns], 1),
+            self.is_padded,
         )
 
 
@@ -56,11 +82,12 @@ class Prompt(NamedTuple):
     positions: Tensor  # int64 [3, B, L]
     start: int = 0  # columns of the whole prompt before it
 
-    def keep(self, is_kept: Tensor, width: int, filler: int) -> KeptColumns:
+    def keep(self, is_kept: Tensor, counts: list[int], filler: int) -> KeptColumns:
         """The kept columns (bool ``[B, L]``), padded on the left by the token ``filler``.
 
-        ``width`` is the largest number kept of a row; counting here would wait for the device.
+        ``counts`` are those kept of each row; counting here would wait for the device.
         """
+        width = max(counts)
         # Stable: dropped columns come first, kept ones stay in order.
         order = is_kept.int().argsort(dim=1, stable=True)
         order = order[:, order.shape[1] - width :]
@@ -73,6 +100,7 @@ class Prompt(NamedTuple):
             attended,
             self.positions.gather(2, order.expand(3, -1, -1)).masked_fill(unused, 0),
             order + self.start if self.start else order,
+            min(counts) < width,
         )
 
     def after(self, history: History) -> Prompt:
@@ -117,8 +145,10 @@ def new_images(sizes: list[int], cached: list[int], added: list[int]) -> list[in
     return indices
 
 
-def count_kept(columns: list[int], added: list[int], ids: list[Tensor], sizes: list[int]) -> int:
-    """The largest number of columns that a row keeps.
+def count_kept(
+    columns: list[int], added: list[int], ids: list[Tensor], sizes: list[int]
+) -> list[int]:
+    """The number of columns that each row keeps.
 
     Args:
         columns: of each row, without padding.
@@ -134,7 +164,7 @@ def count_kept(columns: list[int], added: list[int], ids: list[Tensor], sizes: l
             placeholders -= sizes[image]
             image += 1
         counts.append(count)
-    return max(counts)
+    return counts
 
 
 def next_position(positions: Tensor) -> Tensor:
@@ -172,10 +202,7 @@ def lengthen(history: History, attended: Tensor, length: int) -> History:
     generated = length - columns
     stop = history.length + generated
     if len(attended) % rows or generated < 0:
-        raise ValueError(
-            f"past_key_values: filled by a prompt of {rows} rows and {columns} kept columns, got "
-            f"{len(attended)} rows and {length} cached columns"
-        )
+        raise ValueError(_other_conversation(rows, columns, len(attended), length))
     if attended.shape[1] <= stop:
         raise ValueError(
             f"input_ids: expected the whole conversation, more than the {stop} tokens that "
@@ -192,18 +219,28 @@ def lengthen(history: History, attended: Tensor, length: int) -> History:
     )
 
 
-def read_grids(given: dict[str, Any]) -> list[list[int]]:
-    """Patches of each image: time, height, width. Waits for the device, as the model itself does.
+def _other_conversation(prompts: int, columns: int, rows: int, length: int) -> str:
+    return (
+        f"past_key_values: filled by a prompt of {prompts} rows and {columns} kept columns, got "
+        f"{rows} rows and {length} cached columns"
+    )
+
+
+def read_sizes(model: Any, given: dict[str, Any]) -> tuple[list[list[int]], list[int]]:
+    """Patches of each image (time, height, width), and its merged tokens.
+
+    Waits for the device, as the model itself does.
 
     Raises:
         ValueError: there are pixels but no grids.
     """
     if given.get("pixel_values") is None:
-        return []
+        return [], []
     if given.get("image_grid_thw") is None:
         raise ValueError("image_grid_thw: needed with pixel_values, got None")
     grids: list[list[int]] = given["image_grid_thw"].tolist()
-    return grids
+    unit = model.config.vision_config.spatial_merge_size**2
+    return grids, [t * h * w // unit for t, h, w in grids]
 
 
 def read_mask(model: Any, input_ids: Tensor, given: dict[str, Any]) -> Tensor:

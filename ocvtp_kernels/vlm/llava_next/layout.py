@@ -6,6 +6,7 @@ All of it follows from the sizes of the images alone.
 from __future__ import annotations
 
 from itertools import accumulate
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -36,27 +37,32 @@ class Layout(NamedTuple):
         return Layout(self.num_crops, *(part.to(device) for part in self[1:]))
 
 
-def lay_out(inner: Any, height: int, width: int) -> Layout:
+def lay_out(config: Any, height: int, width: int) -> Layout:
     """Layout of an image of ``height`` times ``width`` pixels, on the CPU.
 
     Args:
-        inner: a ``LlavaNextModel``; its own ``pack_image_features`` packs ids in place of
+        config: of a LLaVA-NeXT; the model's own ``pack_image_features`` packs ids in place of
             features, so that the layout is the model's by construction.
         height, width: size of the image before it is scaled.
     """
-    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+    from transformers.models.llava_next.modeling_llava_next import (
+        LlavaNextModel,
+        image_size_to_num_patches,
+    )
 
-    vision = inner.config.vision_config
+    vision = config.vision_config
     num_crops = image_size_to_num_patches(
-        (height, width), inner.config.image_grid_pinpoints, vision.image_size
+        (height, width), config.image_grid_pinpoints, vision.image_size
     )
     patches = (vision.image_size // vision.patch_size) ** 2
     # Whatever the default device is; float64 holds every id exactly.
     ids = torch.arange(num_crops * patches, dtype=torch.float64, device=CPU)
-    (packed,), _ = inner.pack_image_features(
+    # Of the model it reads the config alone.
+    (packed,), _ = LlavaNextModel.pack_image_features(
+        SimpleNamespace(config=config),
         [ids.view(num_crops, patches, 1)],
         [(height, width)],
-        vision_feature_select_strategy=inner.config.vision_feature_select_strategy,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
         image_newline=torch.tensor([-1.0], dtype=torch.float64, device=CPU),
     )
     packed = packed.flatten().long()
@@ -69,24 +75,28 @@ class Layouts:
     """Layouts by image size and device, each made and moved once.
 
     Args:
-        inner: a ``LlavaNextModel``.
+        config: of a LLaVA-NeXT.
     """
 
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
+    def __init__(self, config: Any) -> None:
+        self._config = config
         self._cache: dict[tuple[int, int, torch.device], Layout] = {}
 
     def of(self, size: tuple[int, int], device: torch.device = CPU) -> Layout:
         """Layout of an image of ``size`` (height, width), on ``device``."""
         key = (*size, device)
-        if key not in self._cache:
+        layout = self._cache.get(key)
+        if layout is None:
             # Tensors made in inference mode could not be used in training later.
             with torch.inference_mode(False):
-                layout = lay_out(self._inner, *size) if device == CPU else self.of(size).to(device)
-            while len(self._cache) >= MAX_SIZES:
-                del self._cache[next(iter(self._cache))]
-            self._cache[key] = layout
-        return self._cache[key]
+                layout = lay_out(self._config, *size) if device == CPU else self.of(size).to(device)
+            # Replaced as a whole, since other threads may read it.
+            kept = list(self._cache.items())[-(MAX_SIZES - 1) :]
+            self._cache = dict(kept) | {key: layout}
+        return layout
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_config": self._config, "_cache": {}}
 
 
 class KeepCounts(NamedTuple):
@@ -102,12 +112,13 @@ class KeepCounts(NamedTuple):
         return self.tokens + self.newlines
 
 
-class Group:
+class PackedGroup:
     """Images of a call whose tensors have the same shapes, ``[G, ...]``.
 
     Attributes:
         images: their indices in the call.
         counts: what each of them keeps.
+        num_kept: tokens kept of each, without newlines.
         tokens: ids ``[G, V]`` of their tokens, see `Layout`; after `keep` of those kept.
         positions: of these tokens in the packed image.
         rows: of these tokens among all patches of the call.
@@ -119,7 +130,7 @@ class Group:
     def __init__(
         self, images: list[int], counts: KeepCounts, layouts: list[Layout], starts: list[int]
     ) -> None:
-        self.images, self.counts = images, counts
+        self.images, self.counts, self.num_kept = images, counts, counts.tokens
         # Never a view: of whole images the user gets these, and may write to them.
         self.tokens = torch.stack([layout.tokens for layout in layouts])
         self.is_pruned = counts.tokens < self.tokens.shape[1]
@@ -135,11 +146,28 @@ class Group:
         if counts.newlines:
             self.newlines = _stack([layout.newlines for layout in layouts])
 
-    def keep(self, selected: Selected) -> Selected:
-        """Reduces the group to the selected tokens; returns ``selected``."""
+    def take(self, tokens: Tensor) -> Tensor:
+        """Of all patches of the call ``[P, ...]`` those of the group's tokens: ``[G, V, ...]``."""
+        return tokens[self.rows]
+
+    def keep(self, selected: Selected) -> None:
+        """Reduces the group to the selected tokens."""
         parts = (self.tokens, self.positions, self.rows)
         self.tokens, self.positions, self.rows = (part.gather(1, selected.ids) for part in parts)
-        return selected
+
+    def pack(self, features: Tensor, newline: Tensor) -> Tensor:
+        """Features ``[G, T, D]`` of the tokens with the kept newlines: ``[G, T + R, D]``, in order.
+
+        Args:
+            features: of the tokens.
+            newline: ``[D]``.
+        """
+        positions = self.positions
+        if self.counts.newlines:
+            newlines = newline.to(features).expand(len(self.images), self.counts.newlines, -1)
+            features = torch.cat((features, newlines), dim=1)
+            positions = torch.cat((positions, self.newlines), dim=1)
+        return features.take_along_dim(positions.argsort(dim=1).unsqueeze(-1), dim=1)
 
 
 def _stack(parts: list[Tensor]) -> Tensor:
@@ -147,13 +175,22 @@ def _stack(parts: list[Tensor]) -> Tensor:
     return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
-def group_images(layouts: list[Layout], counts: list[KeepCounts], patches: int) -> list[Group]:
-    """Groups images that have and keep the same numbers of tokens, given the patches of a crop."""
+def group_images(
+    layouts: list[Layout], counts: list[KeepCounts], patches: int
+) -> list[PackedGroup]:
+    """Groups images that have and keep the same numbers of tokens; pruned ones come first.
+
+    Args:
+        layouts: of each image.
+        counts: what each keeps.
+        patches: of a crop.
+    """
     starts = list(accumulate((layout.num_crops * patches for layout in layouts), initial=0))
     alike: dict[tuple[int, KeepCounts], list[int]] = {}
     for image, (layout, each) in enumerate(zip(layouts, counts, strict=True)):
         alike.setdefault((layout.tokens.shape[0], each), []).append(image)
-    return [
-        Group(images, each, [layouts[i] for i in images], [starts[i] for i in images])
+    groups = [
+        PackedGroup(images, each, [layouts[i] for i in images], [starts[i] for i in images])
         for (_, each), images in alike.items()
     ]
+    return sorted(groups, key=lambda group: not group.is_pruned)

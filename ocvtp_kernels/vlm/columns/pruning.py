@@ -1,0 +1,297 @@
+"""``generate`` and ``forward`` of a model inside which a prompt loses columns of dropped tokens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels.selectors.interface import Selector, require_available
+from ocvtp_kernels.selectors.oc_pruner import require_width
+from ocvtp_kernels.vlm.columns import (
+    BOUNDS,
+    cached_length,
+    drop_placeholders,
+    move_bounds,
+    renumber,
+    text_positions,
+)
+from ocvtp_kernels.vlm.columns.encoder import AVAILABLE_FIELDS, UnitEncoder
+from ocvtp_kernels.vlm.columns.prompt import (
+    History,
+    KeptColumns,
+    count_kept,
+    new_images,
+    next_position,
+    positions_of,
+    read_filler,
+    read_history,
+    read_mask,
+    read_sizes,
+    recall,
+    remember,
+    shift_lengths,
+    take_images,
+)
+from ocvtp_kernels.vlm.columns.tower import UnitTower
+from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.layer_call import read_cache
+from ocvtp_kernels.vlm.replaced import Method
+from ocvtp_kernels.vlm.towers import resolve_reference
+
+IGNORED_LABEL = -100
+
+# Arguments that pruning replaces or uses up; all others are passed on.
+_REPLACED = (
+    "inputs",
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "mm_token_type_ids",
+    "pixel_values",
+    "pixel_values_videos",
+    "image_grid_thw",
+    "labels",
+)
+
+
+def attach_to_columns(
+    make_tower: Callable[[Any], UnitTower],
+    model: Any,
+    processor: Any,
+    selector: Selector,
+    budget: int,
+    options: Options,
+) -> Handle:
+    """Attaches a selector to a model of M-RoPE positions, such as Qwen2.5-VL.
+
+    The processor is unchanged: a prompt has all its placeholders, and `generate` returns it whole
+    before the answer. Inside, the columns of the dropped tokens are taken out and the others keep
+    their three-dimensional positions. Reference tokens are the mean of the patches of a merged
+    token, final tokens the merger's output; there is no importance. `forward` with
+    ``pixel_values`` prunes as well, labels too: its logits have the kept columns only, short rows
+    padded on the left. A prompt none of whose images has more tokens than the budget runs bitwise
+    as the model alone. Videos are not pruned.
+
+    Args:
+        make_tower: describes the vision encoder.
+        model: with its language model head.
+        processor: not used.
+        selector: chooses the tokens.
+        budget: T, at least 1.
+        options: ``newlines`` is not used. ``skip_unused_layers`` takes effect with a selector that
+            reads no final tokens: the last block and the mergers then compute the kept tokens
+            alone.
+
+    Raises:
+        ValueError: the model has no head, the pruner or the reference layer does not fit it,
+            something is attached already, or transformers is older than 5.19.
+    """
+    visual = getattr(getattr(model, "model", None), "visual", None)
+    if visual is None:
+        raise ValueError(
+            f"model: expected one for conditional generation, got {type(model).__name__}"
+        )
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise ValueError(f"model: pruning a {type(model).__name__} needs transformers >= 5.19")
+    tower = make_tower(visual)
+    require_width(selector, tower.width)
+    require_available(selector, AVAILABLE_FIELDS)
+    layer = resolve_reference(options.reference_layer, len(visual.blocks))
+    encoder = UnitEncoder(make_tower, selector, budget, layer, options)
+    pruning = ColumnPruning(encoder, Handle(options.timed))
+    pruning.handle.replace_methods(
+        (model, "generate", pruning.generate), (model, "forward", pruning.forward)
+    )
+    return pruning.handle
+
+
+class _Call(NamedTuple):
+    """A call after pruning."""
+
+    arguments: dict[str, Any]
+    length: int  # kept columns of the prompt, those in the cache included
+    history: History  # of the cache, once it holds the prompt
+
+
+class ColumnPruning:
+    """What runs instead of the methods of a model.
+
+    Args:
+        encoder: of the images.
+        handle: of the selector.
+    """
+
+    def __init__(self, encoder: UnitEncoder, handle: Handle) -> None:
+        self.encoder, self.handle = encoder, handle
+
+    @torch.no_grad()
+    def generate(self, original: Method, model: Any, given: dict[str, Any]) -> Any:
+        """As the model's own, with the whole prompt before the answer."""
+        prompts = given.get("inputs") if given.get("input_ids") is None else given["input_ids"]
+        call = self._prune(model, prompts, given)
+        if call is None or prompts is None:
+            return original(**given)
+        dropped = prompts.shape[1] - call.length
+        output = original(**(call.arguments | shift_lengths(model, given, dropped)))
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        prompts = prompts.to(sequences.device)
+        if len(sequences) > len(prompts):
+            prompts = prompts.repeat_interleave(len(sequences) // len(prompts), 0)
+        sequences = torch.cat([prompts, sequences[:, call.length :]], 1)
+        remember(output, given, call.history)
+        if isinstance(output, Tensor):
+            return sequences
+        output.sequences = sequences
+        return output
+
+    def forward(self, original: Method, model: Any, given: dict[str, Any]) -> Any:
+        """As the model's own, with logits of the kept columns."""
+        # Without pixels: text, a later token, or a call by generate, which has encoded the images.
+        if given.get("pixel_values") is None:
+            return original(**_follow(given))
+        if cached_length(read_cache(given)):
+            raise NotImplementedError(
+                "past_key_values: forward prunes the images of a new prompt only; continue a "
+                "conversation with generate"
+            )
+        call = self._prune(model, given.get("input_ids"), given)
+        if call is None:
+            return original(**given)
+        if isinstance(given.get("logits_to_keep"), Tensor):
+            raise NotImplementedError(
+                "logits_to_keep: expected a number of last columns, got indices, which dropped "
+                "columns do not have"
+            )
+        output = original(**call.arguments)
+        remember(output, given, call.history)
+        return output
+
+    def _prune(self, model: Any, input_ids: Tensor | None, given: dict[str, Any]) -> _Call | None:
+        """Encodes, selects and drops columns; None where nothing is pruned."""
+        cache, encoder = read_cache(given), self.encoder
+        if given.get("pixel_values") is None and recall(cache) is None:
+            return None
+        if input_ids is None:
+            raise ValueError("input_ids: needed to find the image tokens, got None")
+        grids, sizes = read_sizes(model, given)
+        if cached_length(cache) == 0 and max(sizes, default=0) <= encoder.budget:
+            ids = [torch.arange(size, device=input_ids.device) for size in sizes]
+            self.handle.begin().finish(ids)
+            return None
+        if cached_length(cache) and given.get("pixel_values_videos") is not None:
+            raise NotImplementedError("pixel_values_videos: expected none with past_key_values")
+        attended = read_mask(model, input_ids, given)
+        is_image = (input_ids == model.config.image_token_id) & attended
+        history = read_history(model, input_ids, attended, is_image, sizes, given)
+        start = 0 if history is None else history.length
+        cached, added, columns = _count(is_image, attended, start)
+        images = new_images(sizes, cached, added)
+        prompt = positions_of(model, input_ids[:, start:], attended[:, start:], images, given)
+        if history is not None:
+            prompt = prompt.after(history)
+        following = next_position(prompt.positions)
+        is_kept, counts = prompt.attended, columns
+        outputs = _encode_videos(model, given)
+        if images:
+            if "image" in outputs:
+                raise ValueError("mm_encoder_outputs: expected no images beside pixel_values")
+            of_added = [sizes[image] for image in images]
+            pixels = take_images(given["pixel_values"], grids, images)
+            visual, of_images = model.model.visual, [grids[image] for image in images]
+            ids, outputs["image"] = encoder.encode(visual, pixels, of_images, self.handle.begin())
+            is_kept = drop_placeholders(is_kept, is_image[:, start:], ids, of_added)
+            counts = count_kept(columns, added, ids, of_added)
+        filler = read_filler(model)
+        kept = prompt.keep(is_kept, counts, filler)
+        arguments = {name: value for name, value in given.items() if name not in _REPLACED}
+        if outputs:
+            arguments["mm_encoder_outputs"] = outputs
+        if given.get("labels") is not None:
+            labels = given["labels"].gather(1, kept.columns)
+            arguments["labels"] = labels.masked_fill(~kept.attended, IGNORED_LABEL)
+        arguments |= _move_bounds(given, is_kept, kept)
+        if history is not None:
+            # Cached placeholders need no features any more.
+            kept = kept.behind(history, input_ids.masked_fill(is_image, filler))
+        arguments |= _tell_samples_apart(given, kept) | {"input_ids": kept.input_ids}
+        history = History(kept.columns, kept.attended, input_ids.shape[1], following)
+        return _Call(arguments, kept.input_ids.shape[1], history)
+
+
+def _follow(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call without images: behind a pruned prompt, with the positions."""
+    history = None if given.get("position_ids") is not None else recall(read_cache(given))
+    tokens = given.get("inputs_embeds")
+    tokens = given.get("input_ids") if tokens is None else tokens
+    if history is None or tokens is None:
+        return given
+    length, (rows, added) = cached_length(read_cache(given)), tokens.shape[:2]
+    positions = history.positions_after(length, added, given.get("attention_mask"), rows)
+    return given | {"position_ids": positions}
+
+
+def _encode_videos(model: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What is encoded already, and the videos, which are not pruned."""
+    outputs = dict(given.get("mm_encoder_outputs") or {})
+    pixels = given.get("pixel_values_videos")
+    if pixels is not None:
+        grid = given.get("video_grid_thw")
+        outputs["video"] = model.model.get_video_features(pixels, grid, return_dict=True)
+    return outputs
+
+
+def _tell_samples_apart(given: dict[str, Any], kept: KeptColumns) -> dict[str, Any]:
+    """Mask and positions of the kept columns, the row of text positions in front.
+
+    Without a mask transformers reads from that row which samples were packed.
+    """
+    positions, mask = given.get("position_ids"), given.get("attention_mask")
+    # A gap in the row would be read as another sample.
+    text = text_positions(kept.attended)
+    tells_samples = False
+    if positions is not None and mask is None and (positions.ndim == 2 or len(positions) == 4):
+        whole = positions if positions.ndim == 2 else positions[0]
+        text = renumber(whole, kept.columns, kept.attended)
+        # With a cache nothing reads the row, and padding has to be hidden by a mask.
+        tells_samples = not kept.is_padded or given.get("use_cache") is False
+        if not tells_samples and (whole.diff() != 1).any():
+            raise NotImplementedError(
+                "position_ids: rows of several samples that keep different numbers of columns "
+                "need use_cache=False"
+            )
+    return {
+        "attention_mask": None if tells_samples else kept.attended.to(torch.int64),
+        "position_ids": torch.cat([text[None], kept.positions]),
+    }
+
+
+def _move_bounds(given: dict[str, Any], is_kept: Tensor, kept: KeptColumns) -> dict[str, Any]:
+    """The bounds of packed samples, if any are given, among the kept columns."""
+    bounds = {name: given[name] for name in BOUNDS if given.get(name) is not None}
+    if bounds and kept.is_padded:
+        raise NotImplementedError(
+            f"{', '.join(bounds)}: expected rows that keep as many columns each, since padding "
+            "belongs to no sample"
+        )
+    return {name: move_bounds(bound, is_kept) for name, bound in bounds.items()}
+
+
+def read_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
+    """Rows and columns of each image of a call, in merged tokens."""
+    merge = inner.config.vision_config.spatial_merge_size
+    grids = given["image_grid_thw"].tolist()
+    return [(t * h // merge, w // merge) for t, h, w in grids]
+
+
+def _count(is_image: Tensor, attended: Tensor, start: int) -> tuple[list[int], ...]:
+    """Of each row: placeholders before column ``start``, those after, all columns after.
+
+    Read at once, before the encoder runs, as each read waits for the device.
+    """
+    parts = (is_image[:, :start], is_image[:, start:], attended[:, start:])
+    cached, added, columns = torch.stack([part.sum(1) for part in parts]).tolist()
+    return cached, added, columns

@@ -1,0 +1,244 @@
+"""Pruning inside the language model: all image tokens up to a layer, the budget from there on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ocvtp_kernels import checks
+from ocvtp_kernels.selectors.interface import Selector, SelectorAttributes, require_available
+from ocvtp_kernels.vlm.decoder.cache import Continuation, require_new, resume
+from ocvtp_kernels.vlm.decoder.call import (
+    AVAILABLE_FIELDS,
+    Images,
+    Prefill,
+    Settings,
+    Shape,
+    count_columns,
+)
+from ocvtp_kernels.vlm.decoder.images import (
+    OUTPUTS,
+    PIXELS,
+    encode,
+    grid_of,
+    hand_over,
+    mark_images,
+    read_mark,
+    reuse_encoded_videos,
+    takes_outputs,
+)
+from ocvtp_kernels.vlm.decoder.masks import read_attended, takes_flat_masks
+from ocvtp_kernels.vlm.family import InDecoder
+from ocvtp_kernels.vlm.handle import CallRecord, Handle, Options
+from ocvtp_kernels.vlm.layer_call import CALL, read_cache, require_known_layer
+from ocvtp_kernels.vlm.replaced import Method, Replacement
+
+IGNORED_LABEL = -100
+_REPORT = "ocvtp_report"  # an argument that transformers passes on, as CALL
+
+
+def attach_to_decoder(
+    in_decoder: InDecoder, model: Any, selector: Selector, budget: int, options: Options
+) -> Handle:
+    """Attaches a selector to the language model of a vision-language model.
+
+    The prompt keeps all its placeholders. Before layer ``selector.layer`` (2 if it has none) the
+    selector chooses from every image's hidden states, with the keys of the layer before (after the
+    rotary embedding, KV heads side by side); later layers have the kept columns alone, at their
+    original positions. The key-value cache is as long as the prompt below that layer, shorter from
+    it on. The output has all columns: a dropped one has the output of the kept one before it, or
+    of the first one. Attention weights of the later layers have the kept columns only. With
+    labels, dropped tokens and a row's first one are not predicted; no gradient passes through
+    merged tokens.
+
+    A prompt none of whose images has more tokens than the budget runs bitwise as the model alone.
+    An image cannot be added to a conversation in a cache. Videos are not pruned.
+
+    Args:
+        in_decoder: what the model's family tells.
+        model: with its language model head or without.
+        selector: chooses the tokens; merged tokens that it returns replace those of its ids.
+        budget: T, at least 1.
+        options: ``timed``; the others have no meaning here.
+
+    Raises:
+        ValueError: the selector or its layer does not fit the model, the model's attention has
+            windows, something is attached already, or this transformers has other layers.
+    """
+    inner = model.base_model
+    text = getattr(inner, "language_model", None)
+    if text is None:
+        raise ValueError(f"model: expected one with a language_model, got {type(inner).__name__}")
+    require_available(selector, AVAILABLE_FIELDS)
+    layer_types = getattr(text.config, "layer_types", None)
+    windows = getattr(text.config, "sliding_window", None) if layer_types is None else None
+    if windows is not None or set(layer_types or ()) - {"full_attention"}:
+        raise ValueError(
+            "model: pruning in the decoder needs full attention in every layer, got windows"
+        )
+    depth = int(text.config.num_hidden_layers)
+    layer = getattr(selector, "layer", SelectorAttributes.layer)
+    checks.require_int("layer", layer)
+    if not 1 <= layer < depth:
+        raise ValueError(f"layer: expected 1 to {depth - 1}, got {layer}")
+    layers = list(text.layers[:depth])
+    for module in layers:
+        require_known_layer(module)
+    by_name = takes_outputs(inner.forward)
+    handle = Handle(options.timed)
+    pruning = DecoderPruning(in_decoder, Settings(selector, budget, layer, depth), by_name, handle)
+    replacements: list[Replacement] = [
+        (inner, "get_image_features", pruning.get_image_features),
+        (inner, "forward", pruning.forward),
+        (layers[layer - 1].self_attn, "forward", _attend),
+    ]
+    if not by_name and hasattr(inner, "get_video_features"):
+        replacements.append((inner, "get_video_features", reuse_encoded_videos))
+    if model is not inner:
+        replacements.append((model, "forward", _forward_with_labels))
+    for index, module in enumerate(layers):
+        replacements.append((module, "forward", partial(_run_layer, index, index == layer - 1)))
+    handle.replace_methods(*replacements)
+    return handle
+
+
+class DecoderPruning:
+    """What runs instead of the methods of the inner model.
+
+    Args:
+        in_decoder: what the model's family tells.
+        settings: selector, budget and layer.
+        by_name: whether the model takes encoded images, see `takes_outputs`.
+        handle: of the selector.
+    """
+
+    def __init__(
+        self, in_decoder: InDecoder, settings: Settings, by_name: bool, handle: Handle
+    ) -> None:
+        self.in_decoder, self.settings = in_decoder, settings
+        self.by_name, self.handle = by_name, handle
+
+    def get_image_features(self, original: Method, inner: Any, given: dict[str, Any]) -> Any:
+        """As the model's own, timed, with grid and call of every image on its features."""
+        return mark_images(self.in_decoder.read_grids, self.handle, original, inner, given)
+
+    def forward(self, original: Method, inner: Any, given: dict[str, Any]) -> Any:
+        """As the model's own, which hands the call on to the layers."""
+        report = given.pop(_REPORT, None)
+        call = self._begin(inner, given)
+        if call is None:
+            return original(**given)
+        if report is not None:
+            report.append(call)
+        return original(**given, **{CALL: call})
+
+    def _begin(self, inner: Any, given: dict[str, Any]) -> Prefill | Continuation | None:
+        """Encodes a call's images; how it runs through the layers, or None: as the model alone."""
+        outputs, settings = given.get(OUTPUTS), self.settings
+        raw = [modality for modality, name in PIXELS.items() if given.get(name) is not None]
+        if raw and outputs is not None:
+            return None  # the model raises
+        if raw:
+            outputs = {modality: encode(inner, given, modality) for modality in raw}
+            hand_over(given, outputs, self.by_name)
+        input_ids, cache = given.get("input_ids"), read_cache(given)
+        # Read for each call, since a model's attention can be changed.
+        flash = takes_flat_masks(inner.language_model)
+        of_images = (outputs or {}).get("image")
+        features = getattr(of_images, "pooler_output", None)
+        if features is None:
+            return resume(cache, *_shape(given), flash)
+        sizes = [len(feature) for feature in features]
+        # The beams of a row share its image objects.
+        unique: dict[int, int] = {}
+        for image, feature in enumerate(features):
+            unique.setdefault(id(feature), image)
+        first = list(unique.values())
+        if max(sizes, default=0) <= settings.budget:
+            ids = [torch.arange(sizes[image], device=features[image].device) for image in first]
+            self._record_of(features).finish(self._gather_ids(ids))
+            return resume(cache, *_shape(given), flash)
+        require_new(cache)
+        if input_ids is None:
+            raise ValueError("input_ids: needed to find the image tokens, got None")
+        if _reads(given, "output_router_logits", inner):
+            raise NotImplementedError(
+                "output_router_logits: not supported where layers have different columns"
+            )
+        is_image = input_ids == inner.config.image_token_id
+        attended = read_attended(given.get("attention_mask"), input_ids)
+        # The one wait for the device: all counts at once, before the layers run.
+        behind = is_image.any(0).flip(0).cumsum(0) == 0
+        left_padded = (attended[:, 1:] >= attended[:, :-1]).all()
+        tail_of = (behind.sum() * left_padded).expand(len(input_ids))
+        counted = torch.stack([is_image.sum(1), attended.sum(1), tail_of]).tolist()
+        placeholders, columns, tails = counted
+        counts = count_columns(placeholders, columns, sizes, settings.budget)
+        images = Images(sizes, [grid_of(feature) for feature in features], first)
+        num_deep = len(getattr(of_images, "deepstack_features", None) or ())
+        shape = Shape(counts, tails[0], _reads(given, "output_hidden_states", inner), num_deep)
+        record = self._record_of(features)
+        report = partial(self._report, record)
+        return Prefill(settings, record, report, images, is_image, attended, shape, flash)
+
+    def _record_of(self, features: Sequence[Tensor]) -> CallRecord:
+        """A record that goes on from that of the encoder, if the features tell it."""
+        mark = read_mark(features[0]) if len(features) else None
+        return self.handle.begin() if mark is None else mark.record.fork()
+
+    def _report(self, record: CallRecord, ids: list[Tensor]) -> None:
+        record.finish(self._gather_ids(ids))
+
+    def _gather_ids(self, ids: list[Tensor]) -> Tensor | list[Tensor]:
+        return torch.stack(ids) if self.in_decoder.stacked_ids and ids else ids
+
+
+def _reads(given: dict[str, Any], name: str, inner: Any) -> bool:
+    """Whether a call asks for an output, by argument or by the language model's config."""
+    return bool(given.get(name, getattr(inner.language_model.config, name, False)))
+
+
+def _run_layer(
+    index: int, tapped: bool, original: Method, _layer: Any, given: dict[str, Any]
+) -> Tensor:
+    call = given.pop(CALL, None)
+    if call is None:
+        return cast(Tensor, original(**given))
+    if tapped and isinstance(call, Prefill):
+        # For the attention, since a layer that checkpoints gradients drops its cache.
+        given[CALL] = call
+    return cast(Tensor, call.run(original, index, given.pop("hidden_states"), given))
+
+
+def _attend(original: Method, _attention: Any, given: dict[str, Any]) -> Any:
+    call = given.pop(CALL, None)
+    return original(**given) if call is None else call.attend(original, given)
+
+
+def _forward_with_labels(original: Method, model: Any, given: dict[str, Any]) -> Any:
+    labels = given.pop("labels", None)
+    if labels is None:
+        return original(**given)
+    names = inspect.signature(original).parameters
+    others = {name: value for name, value in given.items() if name not in names}
+    as_dict = given.pop("return_dict", None)
+    report: list[Any] = []
+    output = original(**given, return_dict=True, **{_REPORT: report})
+    for call in report:
+        if isinstance(call, Prefill):
+            labels = labels.masked_fill(~call.predicted.to(labels.device), IGNORED_LABEL)
+    size = model.config.get_text_config().vocab_size
+    loss = model.loss_function(logits=output.logits, labels=labels, vocab_size=size, **others)
+    output = type(output)(**{"loss": loss, **output})
+    return output.to_tuple() if as_dict is False else output
+
+
+def _shape(given: dict[str, Any]) -> tuple[int, int]:
+    tokens = given.get("inputs_embeds")
+    tokens = given.get("input_ids") if tokens is None else tokens
+    return (1, 0) if tokens is None else (tokens.shape[0], tokens.shape[1])

@@ -1,0 +1,78 @@
+"""What a family of vision-language models tells about itself; nothing else names one.
+
+A family is a folder here with a `FAMILY`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from ocvtp_kernels.selectors.interface import Selector
+from ocvtp_kernels.vlm.handle import Handle, Options
+
+if TYPE_CHECKING:
+    from ocvtp_kernels.vlm.encoder import Encoder
+
+# Takes the model, its processor, the selector, the budget and the options.
+Attach = Callable[[Any, Any, Selector, int, Options], Handle]
+# Takes the inner model, its image processor (None: none was saved), the name that records call it
+# by, and the reference layer (None: a third of the depth).
+OpenPhotos = Callable[[Any, Any, str, int | None], "Encoder"]
+
+
+@dataclass(frozen=True)
+class InDecoder:
+    """What pruning between decoder layers needs to know of a family.
+
+    Attributes:
+        read_grids: of the inner model and the arguments of its ``get_image_features``: rows and
+            columns of the tokens of each image.
+        stacked_ids: whether all images have as many tokens, so that their ids are one tensor.
+    """
+
+    read_grids: Callable[[Any, dict[str, Any]], list[tuple[int, int]]]
+    stacked_ids: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models.
+
+    Attributes:
+        name: what people call it.
+        model_types: of its models' configs.
+        attach: see `ocvtp_kernels.attach`.
+        in_decoder: None where decoder methods are not supported.
+        open_photos: makes the encoder of `ocvtp prune --model`; None: its tower is one that
+            `ocvtp_kernels.vlm.towers` knows, of images of one size.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    attach: Attach
+    in_decoder: InDecoder | None = None
+    open_photos: OpenPhotos | None = None
+
+
+@lru_cache(1)
+def families() -> tuple[Family, ...]:
+    """All families, by the names of their folders."""
+    package = importlib.import_module("ocvtp_kernels.vlm")
+    names = sorted(each.name for each in pkgutil.iter_modules(package.__path__) if each.ispkg)
+    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+    return tuple(module.FAMILY for module in modules if hasattr(module, "FAMILY"))
+
+
+def find_family(model_type: Any) -> Family | None:
+    """The family of a config's ``model_type``, or None."""
+    return next((each for each in families() if model_type in each.model_types), None)
+
+
+def model_types() -> str:
+    """All known types, for an error."""
+    return ", ".join(name for family in families() for name in family.model_types)
