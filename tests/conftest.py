@@ -46,6 +46,8 @@ if not gpu_is_here():
 def pytest_addoption(parser: pytest.Parser) -> None:
     shapes = "random cases that each test of tests/csrc tries"
     parser.addoption("--shapes", type=int, default=200, help=shapes)
+    seconds = "how long several threads ask each attached model"
+    parser.addoption("--seconds", type=float, default=6.0, help=seconds)
 
 
 def raise_own_deprecations(warn: Callable[..., None]) -> Callable[..., None]:

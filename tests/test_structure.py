@@ -17,6 +17,7 @@ import torch
 import ocvtp_kernels
 from ocvtp_kernels import ops
 from ocvtp_kernels.ops.registry import SCHEMA_NAMES
+from ocvtp_kernels.vlm.family import Family, families
 
 PACKAGE = Path(ocvtp_kernels.__file__).parent
 ROOT = Path(__file__).parents[1]
@@ -106,6 +107,34 @@ def test_no_modules_import_each_other() -> None:
         for name in free:
             del waiting[name]
     assert not waiting
+
+
+def words_of(path: Path) -> Iterator[str]:
+    """The names and texts of a module's code, without its docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts:
+            yield node.value
+        elif isinstance(node, ast.alias):
+            yield node.name
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        else:
+            yield from (getattr(node, field, None) or "" for field in ("id", "attr", "name"))
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_a_family_is_named_in_its_folder_alone(family: Family) -> None:
+    folders = {PACKAGE / "vlm" / name for each in families() for name in each.model_types}
+    # The counts of FLOPs hold sizes that were published.
+    others = [path for path in MODULES.values() if path.parent.name != "cost"]
+    for path in others:
+        if not folders & set(path.parents):
+            # Sentences, which users read, may name it.
+            said = {word.lower().replace("_", "") for word in words_of(path) if " " not in word}
+            for name in family.model_types:
+                assert not [word for word in said if name.replace("_", "") in word], path
 
 
 @EVERY_OP

@@ -193,20 +193,35 @@ def test_without_a_crop_the_photo_decides_how_many_tokens(tmp_path: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    processor = models_qwen.make_processor().image_processor
-    return save(tmp_path_factory.mktemp("qwen"), models_qwen.make_model(), processor)
+def qwens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every Qwen on disk."""
+    return {
+        name: save(
+            tmp_path_factory.mktemp(name),
+            models_qwen.make_model(name=name),
+            models_qwen.make_processor(name).image_processor,
+        )
+        for name in models_qwen.NAMES
+    }
+
+
+@pytest.fixture
+def qwen(qwens: dict[str, Path]) -> Path:
+    return qwens["qwen2_5_vl"]
 
 
 @pytest.mark.parametrize("layer", [None, 0, 3])
 @pytest.mark.parametrize("size", [(6, 4), (3, 7), (1, 1)])
-def test_qwen_is_read_in_merged_units(qwen: Path, layer: int | None, size: tuple[int, int]) -> None:
-    encoder = load_tower_encoder(qwen, layer)
+@pytest.mark.parametrize("name", models_qwen.NAMES)
+def test_qwen_is_read_in_merged_units(
+    qwens: dict[str, Path], name: str, layer: int | None, size: tuple[int, int]
+) -> None:
+    encoder = load_tower_encoder(qwens[name], layer)
     assert encoder.num_tokens is None and encoder.width == models_qwen.WIDTH
-    photo = models_qwen.make_photo(*size)
+    photo = models_qwen.make_photo(*size, name=name)
     encoded = encoder.encode(photo)
     used = models_qwen.DEPTH // 3 if layer is None else layer
-    reference, final = models_qwen.state_of(models_qwen.make_model(), photo, used)
+    reference, final = models_qwen.state_of(models_qwen.make_model(name=name), photo, used)
     torch.testing.assert_close(encoded.inputs.reference_tokens[0], reference, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(encoded.inputs.final_tokens[0], final, rtol=1e-4, atol=1e-4)
     assert encoded.inputs.importance is None and encoded.grid == size[::-1]

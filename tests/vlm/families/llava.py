@@ -1,0 +1,45 @@
+"""LLaVA-1.5 on a CLIP tower."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from tests.vlm.families import REFERENCE_LAYER, TEXT_LAYERS, Entry, Row, Seen, largest
+from tests.vlm.families._llava import BANNED, FIELDS, lay, logits_of, states_of
+from tests.vlm.models import (
+    IMAGE_ID,
+    make_llava,
+    make_llava_processor,
+    make_photo,
+    make_text_config,
+)
+
+PROCESSOR = make_llava_processor().image_processor
+
+
+def see(model: Any, row: Row, budget: int, start: int = 0, layer: int = REFERENCE_LAYER) -> Seen:
+    text, photos = row
+    ids, features = [], []
+    for photo in photos:
+        pixels = PROCESSOR(photo, return_tensors="pt")["pixel_values"]
+        reference, final = states_of(model, pixels, layer)
+        ids.append(largest(reference[0], budget))
+        features.append(model.model.multi_modal_projector(final[0, ids[-1]]))
+    return Seen(lay(model, text, features, start), ids)
+
+
+ENTRY = Entry(
+    name="llava",
+    make_model=partial(make_llava, text_config=make_text_config(num_hidden_layers=TEXT_LAYERS)),
+    make_processor=make_llava_processor,
+    make_photo=lambda number: make_photo(number, (90 + 10 * (number % 3), 70)),
+    image="<image>",
+    image_id=IMAGE_ID,
+    banned=BANNED,
+    fields=FIELDS | {"cls_token", "grid"},
+    tower="model.vision_tower",
+    projector="model.multi_modal_projector",
+    see=see,
+    logits=logits_of,
+)
