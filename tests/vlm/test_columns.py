@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.vlm.columns import move_bounds, renumber
+from ocvtp_kernels.vlm.columns import kept_bounds, move_bounds, renumber, require_one_sample
 
 
 def keep(is_kept: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -73,3 +73,19 @@ def test_bounds_move_with_the_columns(dtype: torch.dtype) -> None:
     assert moved.tolist() == [0, 2, 4, 5] and moved.dtype == dtype
     rows = torch.tensor([[1, 0, 1, 1], [0, 1, 1, 1]]).bool()
     assert move_bounds(torch.tensor([0, 2, 4, 8]), rows).tolist() == [0, 1, 3, 6]
+
+
+def test_bounds_of_rows_of_different_lengths_are_refused() -> None:
+    is_kept, bounds = torch.ones(1, 4).bool(), torch.tensor([0, 2, 4])
+    given = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": None, "max_length_q": 2}
+    assert kept_bounds(given, is_kept, False).keys() == {"cu_seq_lens_q"}
+    assert kept_bounds({"max_length_q": 2}, is_kept, True) == {}
+    with pytest.raises(NotImplementedError, match="cu_seq_lens_q: expected rows that keep as many"):
+        kept_bounds(given, is_kept, True)
+
+
+def test_packed_samples_are_refused_where_nothing_tells_them_apart() -> None:
+    require_one_sample(torch.arange(4)[None])
+    for packed in ([[0, 1, 0, 1]], [[0, 1, 2, 3], [0, 1, 2, 0]]):
+        with pytest.raises(NotImplementedError, match="position_ids: rows of several samples"):
+            require_one_sample(torch.tensor(packed))

@@ -75,6 +75,36 @@ def renumber(positions: Tensor, columns: Tensor, valid: Tensor) -> Tensor:
     return (rank - first).masked_fill(~valid, 0)
 
 
+def require_one_sample(positions: Tensor) -> None:
+    """Raises NotImplementedError if positions ``[B, L]`` pack samples; waits for the device.
+
+    For rows of different numbers of kept columns whose padding only a mask can hide, beside which
+    transformers tells no samples apart.
+    """
+    if (positions.diff() != 1).any():
+        raise NotImplementedError(
+            "position_ids: rows of several samples that keep different numbers of columns are "
+            "not supported here; with use_cache=False sdpa and eager attention take them"
+        )
+
+
+def kept_bounds(given: dict[str, Any], is_kept: Tensor, is_padded: bool) -> dict[str, Tensor]:
+    """The `BOUNDS` among the arguments of a call, among the kept columns.
+
+    Args:
+        given: the arguments.
+        is_kept: bool ``[B, L]``.
+        is_padded: whether rows keep different numbers of columns.
+    """
+    bounds = {name: given[name] for name in BOUNDS if given.get(name) is not None}
+    if bounds and is_padded:
+        raise NotImplementedError(
+            f"{', '.join(bounds)}: expected rows that keep as many columns each, since padding "
+            "belongs to no sample"
+        )
+    return {name: move_bounds(bound, is_kept) for name, bound in bounds.items()}
+
+
 def move_bounds(bounds: Tensor, is_kept: Tensor) -> Tensor:
     """Bounds of packed samples ``[S + 1]`` among all columns, among the kept ones.
 

@@ -70,7 +70,7 @@ class UnitEncoder:
         # Not in training, which may run blocks again for their gradients.
         is_early = self.selects_early and max(images.sizes) > self.budget and not visual.training
         if is_early:
-            merged = tower.finish_units(intercepts, images.choose, lengths, self.layer)
+            merged = tower.finish_units(intercepts, lambda: images.chosen, lengths, self.layer)
         with record.stage("encoder", device), intercepts.active():
             # The grid stays on the CPU, where it is read.
             pixels = pixel_values.type(visual.dtype)
@@ -134,12 +134,9 @@ class _Images:
                 tokens[image] = rows
         return tokens
 
-    def choose(self) -> Units:
-        """The kept units, before there are merged tokens; sets `ids`."""
-        return self._chosen
-
     @cached_property
-    def _chosen(self) -> Units:
+    def chosen(self) -> Units:
+        """The kept units, before there are merged tokens; sets `ids`."""
         for index, reference_tokens in enumerate(self._reference_tokens):
             self._select(index, reference_tokens)
         with self._record.stage("pruner", self._device):

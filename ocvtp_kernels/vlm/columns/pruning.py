@@ -12,11 +12,11 @@ from torch import Tensor
 from ocvtp_kernels.selectors.interface import Selector, require_available
 from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.columns import (
-    BOUNDS,
     cached_length,
     drop_placeholders,
-    move_bounds,
+    kept_bounds,
     renumber,
+    require_one_sample,
     text_positions,
 )
 from ocvtp_kernels.vlm.columns.encoder import AVAILABLE_FIELDS, UnitEncoder
@@ -213,7 +213,7 @@ class ColumnPruning:
         if given.get("labels") is not None:
             labels = given["labels"].gather(1, kept.columns)
             arguments["labels"] = labels.masked_fill(~kept.attended, IGNORED_LABEL)
-        arguments |= _move_bounds(given, is_kept, kept)
+        arguments |= kept_bounds(given, is_kept, kept.is_padded)
         if history is not None:
             # Cached placeholders need no features any more.
             kept = kept.behind(history, input_ids.masked_fill(is_image, filler))
@@ -258,26 +258,12 @@ def _tell_samples_apart(given: dict[str, Any], kept: KeptColumns) -> dict[str, A
         text = renumber(whole, kept.columns, kept.attended)
         # With a cache nothing reads the row, and padding has to be hidden by a mask.
         tells_samples = not kept.is_padded or given.get("use_cache") is False
-        if not tells_samples and (whole.diff() != 1).any():
-            raise NotImplementedError(
-                "position_ids: rows of several samples that keep different numbers of columns "
-                "need use_cache=False"
-            )
+        if not tells_samples:
+            require_one_sample(whole)
     return {
         "attention_mask": None if tells_samples else kept.attended.to(torch.int64),
         "position_ids": torch.cat([text[None], kept.positions]),
     }
-
-
-def _move_bounds(given: dict[str, Any], is_kept: Tensor, kept: KeptColumns) -> dict[str, Any]:
-    """The bounds of packed samples, if any are given, among the kept columns."""
-    bounds = {name: given[name] for name in BOUNDS if given.get(name) is not None}
-    if bounds and kept.is_padded:
-        raise NotImplementedError(
-            f"{', '.join(bounds)}: expected rows that keep as many columns each, since padding "
-            "belongs to no sample"
-        )
-    return {name: move_bounds(bound, is_kept) for name, bound in bounds.items()}
 
 
 def read_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:

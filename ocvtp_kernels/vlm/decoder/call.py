@@ -12,10 +12,10 @@ from torch import Tensor
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.selectors.interface import Selector, SelectorInputs, run_selector
 from ocvtp_kernels.vlm.columns import (
-    BOUNDS,
     drop_placeholders,
-    move_bounds,
+    kept_bounds,
     renumber,
+    require_one_sample,
     text_positions,
 )
 from ocvtp_kernels.vlm.decoder.cache import Columns, Layer, remember
@@ -206,16 +206,12 @@ class Prefill:
     def _tell_samples_apart(self, given: dict[str, Any]) -> dict[str, Any]:
         """Positions without gaps, and bounds, by which flash attention reads packed samples."""
         positions, kept = given.get("position_ids"), self._kept
-        bounds = {name: given[name] for name in BOUNDS if given.get(name) is not None}
-        if bounds and kept.padded:
-            raise NotImplementedError(
-                f"{', '.join(bounds)}: expected rows that keep as many columns each, since padding "
-                "belongs to no sample"
-            )
-        moved = {name: move_bounds(bound, self._is_kept) for name, bound in bounds.items()}
+        bounds = kept_bounds(given, self._is_kept, kept.padded)
         if positions is None:
-            return moved | {"position_ids": text_positions(kept.valid)}
-        return moved | {"position_ids": renumber(positions, kept.columns, kept.valid)}
+            return bounds | {"position_ids": text_positions(kept.valid)}
+        if self._flash and kept.padded and given.get("attention_mask") is None:
+            require_one_sample(positions)
+        return bounds | {"position_ids": renumber(positions, kept.columns, kept.valid)}
 
 
 class _KeyTap:
