@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from ocvtp_kernels.vlm.replaced import Attachment, Replaced, Replacement, requir
 
 # What happens to LLaVA-NeXT's newline tokens; the other models have none.
 NEWLINES = ("drop", "all")
+_UNTIMED = nullcontext()
 _HANDLE = "_ocvtp_handle"  # an attribute of the model, so that copies of it carry theirs
 
 
@@ -148,15 +149,15 @@ class CallRecord:
         self.ids = ids
         self._handle._last = self
 
-    @contextmanager
-    def stage(self, name: str, device: torch.device) -> Iterator[None]:
+    def stage(self, name: str, device: torch.device) -> AbstractContextManager[None]:
         """Times a block as the stage ``name``, without the stages inside; free if not timed.
 
         Several blocks of a name add up.
         """
-        if not self._handle.timed:
-            yield
-            return
+        return self._timed(name, device) if self._handle.timed else _UNTIMED
+
+    @contextmanager
+    def _timed(self, name: str, device: torch.device) -> Iterator[None]:
         inner: list[Callable[[], float]] = []
         self._nested.append(inner)
         start = _now(device)

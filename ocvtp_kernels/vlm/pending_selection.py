@@ -5,9 +5,9 @@ On CUDA the first part runs on a side stream, in parallel to the remaining encod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,18 +69,15 @@ class SideStream:
             self._streams = current, _side_stream(device, current.cuda_stream)
         self._held: list[Tensor] = []
 
-    @contextmanager
-    def work(self, *tensors: Tensor) -> Iterator[None]:
+    def work(self, *tensors: Tensor) -> AbstractContextManager[Any]:
         """Queues the block's work, which may read ``tensors``, on the side stream."""
         if self._streams is None:
-            yield
-            return
+            return nullcontext()
         current, side = self._streams
         side.wait_stream(current)
         # Freed before the join, their memory would be overwritten while it is still read.
         self._held += tensors
-        with torch.cuda.stream(side):
-            yield
+        return torch.cuda.stream(side)
 
     def join(self) -> None:
         """Makes the current stream, not the host, wait for the side stream."""

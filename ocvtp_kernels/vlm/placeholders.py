@@ -99,6 +99,8 @@ class PlaceholderPruning:
         require_width(selector, tower.width)
         require_available(selector, tower.available_fields - self.unavailable_fields)
         self.selector, self.budget, self.options = selector, budget, options
+        self._reads = reads_of(selector)
+        self._selects_early = reads_only_reference_tokens(selector)
         self.reference_layer = resolve_reference(options.reference_layer, len(tower.layers))
         self.handle = Handle(options.timed)
 
@@ -157,10 +159,12 @@ class PlaceholderPruning:
         """
         layer = read_setting(inner, given, "vision_feature_layer")
         pending = PendingSelection(self.selector, record, pixels.device, self.options)
-        early = reads_only_reference_tokens(self.selector)
         saves = self.options.skip_unused_layers
         computes_rows = (
-            all_rows and early and saves and tower.can_compute_rows(self.reference_layer, layer)
+            all_rows
+            and self._selects_early
+            and saves
+            and tower.can_compute_rows(self.reference_layer, layer)
         )
 
         def start(reference_tokens: Tensor) -> None:
@@ -175,7 +179,7 @@ class PlaceholderPruning:
                 pixels,
                 self.reference_layer,
                 layer,
-                reads_of(self.selector),
+                self._reads,
                 on_reference_tokens=start,
                 row_ids=(lambda: pending.finish().ids) if computes_rows else None,
                 num_dropped=num_dropped,
@@ -197,7 +201,7 @@ class PlaceholderPruning:
 
     def arrange_inputs(self, inputs: SelectorInputs) -> SelectorInputs:
         """The same of all that the tower gives."""
-        if reads_only_reference_tokens(self.selector):
+        if self._selects_early:
             # The other fields are not read, and arranging may copy.
             return inputs._replace(final_tokens=self.arrange(inputs.final_tokens))
         return inputs.map_tokens(self.arrange)
@@ -219,7 +223,7 @@ class PlaceholderPruning:
         """The projected tokens ``[G, T, D]`` that a group keeps, to which it is then reduced."""
         if not group.is_pruned:
             return self.project(inner, group.take(inputs.final_tokens), record)
-        if reads_only_reference_tokens(self.selector):
+        if self._selects_early:
             selected = pending.finish(group=index)
             group.keep(selected)
             # The rows of the kept tokens alone.

@@ -51,7 +51,7 @@ class LayerAttention:
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
     """``[B, N, H * d]`` to ``[B, H, N, d]``."""
-    return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return tokens.view(*tokens.shape[:2], num_heads, -1).transpose(1, 2)
 
 
 def _find_projections(layer: nn.Module, paths: Sequence[str]) -> tuple[nn.Module, nn.Module]:

@@ -23,6 +23,7 @@ class TowerType(NamedTuple):
     has_cls: bool
     attention: tuple[str, ...]  # paths of the module with the projections, newest version first
     rows: bool  # whether a layer can be computed for some rows alone (see `_rows_forward`)
+    has_registers: bool = False
 
 
 _DINOV2 = TowerType("encoder.layer", True, ("attention", "attention.attention"), False)
@@ -30,7 +31,7 @@ _TOWER_TYPES = {
     "clip_vision_model": TowerType("encoder.layers", True, ("self_attn",), True),
     "siglip_vision_model": TowerType("encoder.layers", False, ("self_attn",), True),
     "dinov2": _DINOV2,
-    "dinov2_with_registers": _DINOV2,
+    "dinov2_with_registers": _DINOV2._replace(has_registers=True),
 }
 # The fields of `SelectorInputs` that a tower can fill beside tokens, see `Tower.encode`.
 AVAILABLE_FIELDS = frozenset(
@@ -46,9 +47,7 @@ class Tower:
         module: the tower.
         layers: its encoder layers.
         num_prefix: tokens before the patches (CLS, registers).
-        width: channels of a token.
         patch_size: height and width of a patch in pixels.
-        num_heads: of its attention.
     """
 
     def __init__(self, module: nn.Module, tower_type: TowerType) -> None:
@@ -59,11 +58,9 @@ class Tower:
         inner: Any = getattr(module, "vision_model", module)
         # A list: slices of a ModuleList are modules, slow to make.
         self.layers: list[nn.Module] = list(inner.get_submodule(tower_type.layers))
-        self.num_prefix = int(tower_type.has_cls) + int(getattr(config, "num_register_tokens", 0))
-        self.width = int(config.hidden_size)
+        self.num_prefix = count_prefix(config)
         patch = config.patch_size
         self.patch_size = (patch, patch) if isinstance(patch, int) else tuple(patch)
-        self.num_heads = int(config.num_attention_heads)
         self._type = tower_type
 
     @classmethod
@@ -80,6 +77,16 @@ class Tower:
                 f"got {name or type(module).__name__}"
             )
         return cls(module, _TOWER_TYPES[name])
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return int(self.config.hidden_size)
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of its attention."""
+        return int(self.config.num_attention_heads)
 
     @property
     def available_fields(self) -> frozenset[str]:
@@ -241,7 +248,7 @@ class Tower:
 
     def _rows_forward(self, layer: Any, row_ids: Callable[[], Tensor], dropped: int) -> Forward:
         """A layer's forward for the rows ``row_ids()`` alone, which it calls when it runs."""
-        attention = layer.self_attn
+        attention, num_heads = layer.self_attn, self.num_heads
 
         def forward(
             _original: Forward, hidden_states: Tensor, *_args: Any, **_kwargs: Any
@@ -249,15 +256,22 @@ class Tower:
             rows = row_ids() + dropped
             normed = layer.layer_norm1(hidden_states)
             mixed = F.scaled_dot_product_attention(
-                split_heads(attention.q_proj(gather_tokens(normed, rows)), self.num_heads),
-                split_heads(attention.k_proj(normed), self.num_heads),
-                split_heads(attention.v_proj(normed), self.num_heads),
+                split_heads(attention.q_proj(gather_tokens(normed, rows)), num_heads),
+                split_heads(attention.k_proj(normed), num_heads),
+                split_heads(attention.v_proj(normed), num_heads),
             )
             mixed = attention.out_proj(mixed.transpose(1, 2).flatten(2))
             kept = gather_tokens(hidden_states, rows) + mixed
             return kept + layer.mlp(layer.layer_norm2(kept))
 
         return forward
+
+
+def count_prefix(config: Any) -> int:
+    """Tokens before the patches of a tower of a known type, from its config."""
+    tower_type = _TOWER_TYPES[config.model_type]
+    registers = config.num_register_tokens if tower_type.has_registers else 0
+    return int(tower_type.has_cls) + int(registers)
 
 
 def resolve_reference(layer: int | None, depth: int) -> int:

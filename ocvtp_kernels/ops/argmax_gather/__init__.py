@@ -45,6 +45,8 @@ def select_ids(scores: Tensor, importance: Tensor | None, budget: int, top_k: in
 def gather_tokens(final_tokens: Tensor, ids: Tensor) -> Tensor:
     """The named rows: final tokens ``[B, N, C]``, ids ``[B, T]`` -> ``[B, T, C]``."""
     # Rows are copied whole, which a gather of their channels would not do.
+    if ids.shape[0] == 1:
+        return final_tokens[:, ids[0]]
     images = torch.arange(len(ids), device=ids.device)
     return final_tokens[images[:, None], ids]
 

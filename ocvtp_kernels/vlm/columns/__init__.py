@@ -49,9 +49,8 @@ def drop_placeholders(
 
 
 def text_positions(attended: Tensor) -> Tensor:
-    """Consecutive positions, as transformers counts them: int64 ``[B, L]``, 0 on padding."""
-    positions = attended.cumsum(-1) - 1
-    return positions.masked_fill(~attended, 0)
+    """Consecutive positions, int64 ``[B, L]``: 0 on padding in front, none of its own behind."""
+    return (attended.cumsum(-1) - 1).clamp_(min=0)
 
 
 def renumber(positions: Tensor, columns: Tensor, valid: Tensor) -> Tensor:

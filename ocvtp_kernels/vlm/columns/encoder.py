@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -66,7 +66,7 @@ class UnitEncoder:
         arguments = tower.arguments(grid, device)
         images = _Images(self, tower, grids, tower.unit_order(arguments), device, record)
         intercepts = Intercepts()
-        intercepts.watch(visual.blocks[self.layer], images.start)
+        intercepts.watch(tower.blocks[self.layer], images.start)
         # Not in training, which may run blocks again for their gradients.
         is_early = self.selects_early and max(images.sizes) > self.budget and not visual.training
         if is_early:
@@ -75,10 +75,7 @@ class UnitEncoder:
             # The grid stays on the CPU, where it is read.
             pixels = pixel_values.type(visual.dtype)
             output = visual(pixels, grid_thw=grid, return_dict=True, **arguments)
-        if is_early:
-            tokens = images.take(merged[0])
-        else:
-            tokens = images.finish(output.pooler_output.split(images.sizes))
+        tokens = images.take(merged[0]) if is_early else images.finish(output.pooler_output)
         extra = tower.extra_outputs(output, images.take)
         record.finish(images.ids)
         return images.ids, type(output)(pooler_output=tokens, **extra)
@@ -89,7 +86,6 @@ class _Images:
 
     Attributes:
         sizes: tokens of each.
-        ids: int64 of the kept ones of each, once they are known.
     """
 
     def __init__(
@@ -113,36 +109,54 @@ class _Images:
                 groups.setdefault(grid, []).append(image)
         self._groups = list(groups.values())
         self._reference_tokens: list[Tensor] = []
-        self.ids = [torch.arange(size, device=device) for size in self.sizes]
+        whole = [image for image, size in enumerate(self.sizes) if size <= self._budget]
+        self._ids = {image: torch.arange(self.sizes[image], device=device) for image in whole}
+
+    @property
+    def ids(self) -> list[Tensor]:
+        """int64 of the kept tokens of each, once they are known."""
+        return [self._ids[image] for image in range(len(self.sizes))]
 
     def start(self, output: Any) -> None:
         """Starts the selection from the output of the reference layer."""
         states = output if isinstance(output, Tensor) else output[0]
         with self._record.stage("pruner", self._device):
-            units = self._tower.average_units(states.detach(), self._unit_index).split(self.sizes)
-            for group in self._groups:
-                self._reference_tokens.append(torch.stack([units[image] for image in group]))
-                self._pending.start(self._reference_tokens[-1], self._budget)
+            units = self._tower.average_units(states.detach(), self._unit_index)
+            self._reference_tokens = self._batches(units)
+            for tokens in self._reference_tokens:
+                self._pending.start(tokens, self._budget)
 
-    def finish(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The kept ones ``[T_i, D]`` of each image's merged tokens; sets `ids`."""
-        tokens = list(features)
-        for index, group in enumerate(self._groups):
-            final_tokens = torch.stack([features[image] for image in group])
+    def finish(self, features: Tensor) -> list[Tensor]:
+        """The kept ones ``[T_i, D]`` of each image's merged tokens; makes `ids` known.
+
+        Args:
+            features: the merged tokens of all images in a row.
+        """
+        tokens = list(features.split(self.sizes))
+        for index, final_tokens in enumerate(self._batches(features)):
             kept = self._select(index, final_tokens).gather(final_tokens)
-            for image, rows in zip(group, kept, strict=True):
+            for image, rows in zip(self._groups[index], kept.unbind(), strict=True):
                 tokens[image] = rows
         return tokens
 
+    def _batches(self, tokens: Tensor) -> list[Tensor]:
+        """``[G, N, C]`` of each group, of the tokens of all images in a row."""
+        count = len(self.sizes)
+        if len(self._groups) == 1 and len(self._groups[0]) == count:
+            return [tokens.view(count, -1, tokens.shape[-1])]
+        images = tokens.split(self.sizes)
+        return [torch.stack([images[image] for image in group]) for group in self._groups]
+
     @cached_property
     def chosen(self) -> Units:
-        """The kept units, before there are merged tokens; sets `ids`."""
+        """The kept units, before there are merged tokens; makes `ids` known."""
         for index, reference_tokens in enumerate(self._reference_tokens):
             self._select(index, reference_tokens)
         with self._record.stage("pruner", self._device):
-            kept = join_ids(self.ids, self.sizes)
+            ids = self.ids
+            kept = join_ids(ids, self.sizes)
             kept = kept if self._unit_index is None else self._unit_index[kept]
-            return Units(self._tower.patches_of(kept), [len(image) for image in self.ids])
+            return Units(self._tower.patches_of(kept), [len(image) for image in ids])
 
     def take(self, features: Tensor) -> list[Tensor]:
         """The kept ones ``[T_i, D]`` of each image's features, given in the images' order.
@@ -150,15 +164,15 @@ class _Images:
         Args:
             features: of all units, or of the kept ones alone.
         """
+        ids = self.ids
         if len(features) == sum(self.sizes):
-            features = features[join_ids(self.ids, self.sizes)]
-        return list(features.split([len(image) for image in self.ids]))
+            features = features[join_ids(ids, self.sizes)]
+        return list(features.split([len(image) for image in ids]))
 
     def _select(self, index: int, final_tokens: Tensor) -> Selected:
         group = self._groups[index]
         reference_tokens = self._reference_tokens[index]
         inputs = SelectorInputs(reference_tokens, final_tokens, grid=self._grids[group[0]])
         selected = self._pending.finish(inputs, index)
-        for image, ids in zip(group, selected.ids, strict=True):
-            self.ids[image] = ids
+        self._ids |= zip(group, selected.ids.unbind(), strict=True)
         return selected

@@ -91,17 +91,20 @@ class Prompt(NamedTuple):
         # Stable: dropped columns come first, kept ones stay in order.
         order = is_kept.int().argsort(dim=1, stable=True)
         order = order[:, order.shape[1] - width :]
-        attended = is_kept.gather(1, order)
         input_ids = self.input_ids.gather(1, order)
+        positions = self.positions.gather(2, order.expand(3, -1, -1))
+        columns = order + self.start if self.start else order
+        if min(counts) == width:
+            attended = torch.ones_like(order, dtype=torch.bool)
+            return KeptColumns(input_ids, attended, positions, columns, False)
+        attended = is_kept.gather(1, order)
         unused = ~attended
-        return KeptColumns(
-            # Padding may be a dropped placeholder, for which the model would expect a feature.
+        # Padding may be a dropped placeholder, for which the model would expect a feature.
+        input_ids, positions = (
             input_ids.masked_fill(unused, filler),
-            attended,
-            self.positions.gather(2, order.expand(3, -1, -1)).masked_fill(unused, 0),
-            order + self.start if self.start else order,
-            min(counts) < width,
+            positions.masked_fill(unused, 0),
         )
+        return KeptColumns(input_ids, attended, positions, columns, True)
 
     def after(self, history: History) -> Prompt:
         """The same after a conversation in a cache: positions and columns count on from it."""

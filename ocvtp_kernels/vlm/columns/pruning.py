@@ -100,7 +100,7 @@ def attach_to_columns(
     tower = make_tower(visual)
     require_width(selector, tower.width)
     require_available(selector, AVAILABLE_FIELDS)
-    layer = resolve_reference(options.reference_layer, len(visual.blocks))
+    layer = resolve_reference(options.reference_layer, len(tower.blocks))
     encoder = UnitEncoder(make_tower, selector, budget, layer, options)
     pruning = ColumnPruning(encoder, Handle(options.timed))
     pruning.handle.replace_methods(
@@ -278,6 +278,9 @@ def _count(is_image: Tensor, attended: Tensor, start: int) -> tuple[list[int], .
 
     Read at once, before the encoder runs, as each read waits for the device.
     """
-    parts = (is_image[:, :start], is_image[:, start:], attended[:, start:])
-    cached, added, columns = torch.stack([part.sum(1) for part in parts]).tolist()
+    counts = torch.stack([is_image, attended])[..., start:].sum(2)
+    if start == 0:
+        added, columns = counts.tolist()
+        return [0] * len(added), added, columns
+    cached, added, columns = torch.cat([is_image[None, :, :start].sum(2), counts]).tolist()
     return cached, added, columns

@@ -30,14 +30,21 @@ class UnitTower:
         visual: the encoder.
 
     Attributes:
-        width: channels of a patch's token.
+        blocks: of the encoder.
+        unit: patches of a merged token.
     """
 
     def __init__(self, visual: Any) -> None:
         self.visual = visual
+        # A list: reading a ModuleList is slow.
+        self.blocks: list[Any] = list(visual.blocks)
         self.merge = int(visual.spatial_merge_size)
-        self.unit = self.merge**2  # patches
-        self.width = int(visual.blocks[0].attn.dim)
+        self.unit = self.merge**2
+
+    @property
+    def width(self) -> int:
+        """Channels of a patch's token."""
+        return int(self.blocks[0].attn.dim)
 
     def arguments(self, grid: Tensor, device: torch.device) -> dict[str, Tensor]:
         """What the encoder would compute from the images' sizes, waiting for the device.
@@ -85,8 +92,8 @@ class UnitTower:
             units, in the order chosen. The encoder itself then returns tokens of no channels.
         """
         merged: list[Tensor] = []
-        visual, last, unit = self.visual, len(self.visual.blocks) - 1, self.unit
-        block = visual.blocks[last]
+        merger, last, unit = self.visual.merger, len(self.blocks) - 1, self.unit
+        block = self.blocks[last]
 
         def run_block(original: Forward, hidden_states: Tensor, **kwargs: Any) -> Any:
             # An image of several frames attends within each frame, which compute_rows does not.
@@ -109,8 +116,8 @@ class UnitTower:
         is_known = not is_changed(block, hooks=False) and not is_changed(block.attn)
         if layer < last and self.attends_whole(last) and is_known:
             intercepts.replace(block, run_block)
-        intercepts.replace(visual.merger, run_merger)
-        intercepts.watch(visual.merger, take_merged)
+        intercepts.replace(merger, run_merger)
+        intercepts.watch(merger, take_merged)
         return merged
 
     def patches_of(self, units: Tensor) -> Tensor:
@@ -140,7 +147,7 @@ class UnitTower:
             unit_index: int64 ``[units]``, of each unit in the order of the blocks; None: the same.
         """
         # The mean first, so that fewer rows are reordered.
-        units = states.unflatten(0, (-1, self.unit)).mean(1)
+        units = states.reshape(-1, self.unit, states.shape[-1]).mean(1)
         return units if unit_index is None else units[unit_index]
 
 
@@ -166,7 +173,7 @@ def compute_rows(
     attention = block.attn
     query, key, value = _project(attention, block.norm1(hidden_states), rows)
     # Queries and keys in one call: launching costs more than the work does.
-    cos, sin = (torch.cat([part[rows], part]) for part in position_embeddings)
+    cos, sin = (torch.cat([part.index_select(0, rows), part]) for part in position_embeddings)
     rotated = _rotate(torch.cat([query, key], 1), cos, sin)
     query, key = rotated.split([len(rows), len(hidden_states)], 1)
     queries, lengths = bounds
@@ -176,7 +183,7 @@ def compute_rows(
         parts = (query.split(queries, 1), key.split(lengths, 1), value.split(lengths, 1))
         images = zip(*parts, strict=True)
         mixed = torch.cat([_attend(*image, attention.scaling) for image in images], 1)
-    states = hidden_states[rows] + attention.proj(mixed.transpose(0, 1).flatten(1))
+    states = hidden_states.index_select(0, rows) + attention.proj(mixed.transpose(0, 1).flatten(1))
     result: Tensor = states + block.mlp(block.norm2(states))
     return result
 
@@ -188,16 +195,16 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 def _project(attention: Any, normed: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries ``[heads, R, d]`` of the rows, keys and values ``[heads, patches, d]`` of all."""
-    linear, heads = attention.qkv, (attention.num_heads, -1)
+    linear, heads = attention.qkv, attention.num_heads
+    length, width = normed.shape
     if not _is_plain(linear):
         # An adapter or a quantized layer computes more than its weight says.
-        query, key, value = linear(normed).unflatten(1, (3, *heads)).permute(1, 2, 0, 3)
+        query, key, value = linear(normed).view(length, 3, heads, -1).permute(1, 2, 0, 3)
         return query[:, rows], key, value
-    width = normed.shape[1]
     first, rest = linear.weight.split([width, 2 * width])
     bias, biases = (None, None) if linear.bias is None else linear.bias.split([width, 2 * width])
-    query = F.linear(normed[rows], first, bias).unflatten(1, heads)
-    key, value = F.linear(normed, rest, biases).unflatten(1, (2, *heads)).permute(1, 2, 0, 3)
+    query = F.linear(normed.index_select(0, rows), first, bias).view(len(rows), heads, -1)
+    key, value = F.linear(normed, rest, biases).view(length, 2, heads, -1).permute(1, 2, 0, 3)
     return query.transpose(0, 1), key, value
 
 

@@ -123,9 +123,9 @@ class LlavaNextPruning(PlaceholderPruning):
         require_patches(tower, read_setting(inner, given, "vision_feature_select_strategy"))
         crops = take_crops(given["pixel_values"], [layout.num_crops for layout in layouts])
         layouts = [self.plan.layouts.of(size, device) for size in sizes]
-        groups = group_images(layouts, counts, tower.count_patches(crops))
+        groups = group_images(layouts, counts, tower.num_prefix + tower.count_patches(crops))
         record = self.handle.begin()
-        features = self.run(inner, given, tower, crops, groups, record)
+        features = self.run(inner, given, tower, crops, groups, record, num_dropped=0)
         with record.stage("projector", device):
             pairs = zip(groups, features, strict=True)
             packed = [group.pack(part, inner.image_newline) for group, part in pairs]
@@ -133,7 +133,7 @@ class LlavaNextPruning(PlaceholderPruning):
         return as_output(_by_image(groups, packed), given.get("return_dict"))
 
     def arrange(self, tokens: Tensor) -> Tensor:
-        """The patches of all crops in one row."""
+        """The tokens of all crops in one row; leaving out prefixes here would copy them."""
         return tokens.flatten(0, 1)
 
 
@@ -141,7 +141,7 @@ def _by_image(groups: list[PackedGroup], parts: list[Tensor]) -> list[Tensor]:
     """The rows of all groups' ``[G, ...]``, in the order of the call's images."""
     rows: dict[int, Tensor] = {}
     for group, part in zip(groups, parts, strict=True):
-        rows |= zip(group.images, part, strict=True)
+        rows |= zip(group.images, part.unbind(), strict=True)
     return [rows[image] for image in sorted(rows)]
 
 

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.selectors.interface import Selected
+from ocvtp_kernels.vlm.towers import count_prefix
 
 CPU = torch.device("cpu")
 # Image sizes whose layout is cached.
@@ -25,6 +27,7 @@ class Layout(NamedTuple):
     num_crops: int  # the whole image scaled down, then its tiles
     tokens: Tensor  # int64 [V], ascending: crop * patches of a crop + patch; none is padding
     positions: Tensor  # int64 [V], of these tokens in the packed sequence
+    rows: Tensor  # int64 [V], of these tokens in the tower's output of all crops, prefixes included
     newlines: Tensor  # int64 [R], positions of its newlines
 
     @property
@@ -68,7 +71,8 @@ def lay_out(config: Any, height: int, width: int) -> Layout:
     packed = packed.flatten().long()
     positions = (packed >= 0).nonzero().flatten()
     tokens, order = packed[positions].sort()
-    return Layout(num_crops, tokens, positions[order], (packed < 0).nonzero().flatten())
+    rows = tokens + count_prefix(vision) * (tokens // patches + 1)
+    return Layout(num_crops, tokens, positions[order], rows, (packed < 0).nonzero().flatten())
 
 
 class Layouts:
@@ -121,7 +125,7 @@ class PackedGroup:
         num_kept: tokens kept of each, without newlines.
         tokens: ids ``[G, V]`` of their tokens, see `Layout`; after `keep` of those kept.
         positions: of these tokens in the packed image.
-        rows: of these tokens among all patches of the call.
+        rows: of these tokens in the tower's output of all crops of the call.
         newlines: positions of the kept newlines in the packed image, ``[G, R]``; only where any
             are kept.
         is_pruned: whether there were more tokens than are kept.
@@ -138,7 +142,7 @@ class PackedGroup:
         # Adding a host number needs no copy to the device.
         self.rows = _stack(
             [
-                layout.tokens + start if start else layout.tokens
+                layout.rows + start if start else layout.rows
                 for layout, start in zip(layouts, starts, strict=True)
             ]
         )
@@ -147,7 +151,7 @@ class PackedGroup:
             self.newlines = _stack([layout.newlines for layout in layouts])
 
     def take(self, tokens: Tensor) -> Tensor:
-        """Of all patches of the call ``[P, ...]`` those of the group's tokens: ``[G, V, ...]``."""
+        """Of the tower's output of all crops ``[P, ...]`` the group's tokens: ``[G, V, ...]``."""
         return tokens[self.rows]
 
     def keep(self, selected: Selected) -> None:
@@ -167,7 +171,7 @@ class PackedGroup:
             newlines = newline.to(features).expand(len(self.images), self.counts.newlines, -1)
             features = torch.cat((features, newlines), dim=1)
             positions = torch.cat((positions, self.newlines), dim=1)
-        return features.take_along_dim(positions.argsort(dim=1).unsqueeze(-1), dim=1)
+        return gather_tokens(features, positions.argsort(dim=1))
 
 
 def _stack(parts: list[Tensor]) -> Tensor:
@@ -175,17 +179,15 @@ def _stack(parts: list[Tensor]) -> Tensor:
     return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
-def group_images(
-    layouts: list[Layout], counts: list[KeepCounts], patches: int
-) -> list[PackedGroup]:
+def group_images(layouts: list[Layout], counts: list[KeepCounts], length: int) -> list[PackedGroup]:
     """Groups images that have and keep the same numbers of tokens; pruned ones come first.
 
     Args:
         layouts: of each image.
         counts: what each keeps.
-        patches: of a crop.
+        length: tokens that the tower makes of a crop.
     """
-    starts = list(accumulate((layout.num_crops * patches for layout in layouts), initial=0))
+    starts = list(accumulate((layout.num_crops * length for layout in layouts), initial=0))
     alike: dict[tuple[int, KeepCounts], list[int]] = {}
     for image, (layout, each) in enumerate(zip(layouts, counts, strict=True)):
         alike.setdefault((layout.tokens.shape[0], each), []).append(image)
