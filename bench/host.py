@@ -3,7 +3,8 @@
 A stand-in replaces the driver, so the time is that of all other host work of a call. Timed
 interleaved: prepared launches, the same call without preparation, and ``torch.ops.ocvtp.prune``
 (prepared, with the op's own overhead). The gate is that the driver gets the same arguments from all
-three; a prepared call may not take longer than allowed.
+three. What a prepared call may take is a share of an ordinary one, so that a slow host, or a busy
+one, does not decide.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ocvtp_kernels.triton_common.launch import interpreting
 ARCH = 90
 LOAD = replace(square(1, 576, 64, "bfloat16"), threads=1)
 SECONDS = 3.0
-ALLOWED_S = 120e-6  # a prepared call
+ALLOWED = 1 / 6  # a prepared call, of an ordinary one: 120 us on the CPU of the results
 CALLS = 10  # in a sample
 ROUNDS = (20, 1000)
 Call = Callable[..., Any]
@@ -108,8 +109,10 @@ def run(results: Results, folder: Path, _: torch.device, short: bool, __: float)
         results.rows.append(OpRow("prune", name, "forward", LOAD, work, check, times))
     print(f"sm_{ARCH}, without the driver\n{rows_table(results)}")
     results.save(folder)
-    prepared = found["prepared"][1]
-    over = prepared is not None and prepared.median > ALLOWED_S
-    if over:
-        print(f"prepared takes more than the {ALLOWED_S * 1e6:.0f} us allowed")
+    prepared, ordinary = found["prepared"][1], found["ordinary"][1]
+    over = False
+    if prepared is not None and ordinary is not None:
+        share = prepared.median / ordinary.median
+        over = share > ALLOWED
+        print(f"prepared takes {share:.3f} of an ordinary call, allowed are {ALLOWED:.3f}")
     return over + sum(not check.passed for check, _ in found.values())
