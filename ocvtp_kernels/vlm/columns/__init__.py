@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+IGNORED_LABEL = -100
 # Arguments by which flash attention is told where the samples of packed rows begin.
 BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k")
 
@@ -49,7 +50,7 @@ def drop_placeholders(
 
 
 def text_positions(attended: Tensor) -> Tensor:
-    """Consecutive positions, int64 ``[B, L]``: 0 on padding in front, none of its own behind."""
+    """Consecutive positions, int64 ``[B, L]``; padding repeats the one before it, 0 in front."""
     return (attended.cumsum(-1) - 1).clamp_(min=0)
 
 

@@ -44,7 +44,7 @@ class UnitPhotos:
     ) -> None:
         tower.visual.float().eval()
         self.tower, self.processor, self.name, self.width = tower, processor, name, tower.width
-        self.reference_layer = resolve_reference(reference_layer, len(tower.visual.blocks))
+        self.reference_layer = resolve_reference(reference_layer, len(tower.blocks))
 
     @torch.inference_mode()
     def encode(self, photo: Image.Image) -> Encoded:
@@ -59,7 +59,7 @@ class UnitPhotos:
         # Of one block, since all hidden states of a large photo would be gigabytes.
         states: list[Tensor] = []
         intercepts = Intercepts()
-        intercepts.watch(visual.blocks[self.reference_layer], states.append)
+        intercepts.watch(tower.blocks[self.reference_layer], states.append)
         with intercepts.active():
             output = visual(pixels, grid_thw=grid, return_dict=True, **arguments)
         rows, columns = (int(side) // tower.merge for side in grid[0, 1:])

@@ -12,6 +12,7 @@ from torch import Tensor
 from ocvtp_kernels.selectors.interface import Selector, require_available
 from ocvtp_kernels.selectors.oc_pruner import require_width
 from ocvtp_kernels.vlm.columns import (
+    IGNORED_LABEL,
     cached_length,
     drop_placeholders,
     kept_bounds,
@@ -41,8 +42,6 @@ from ocvtp_kernels.vlm.handle import Handle, Options
 from ocvtp_kernels.vlm.layer_call import read_cache
 from ocvtp_kernels.vlm.replaced import Method
 from ocvtp_kernels.vlm.towers import resolve_reference
-
-IGNORED_LABEL = -100
 
 # Arguments that pruning replaces or uses up; all others are passed on.
 _REPLACED = (

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.selectors.interface import Selector, SelectorAttributes, require_available
+from ocvtp_kernels.vlm.columns import IGNORED_LABEL
 from ocvtp_kernels.vlm.decoder.cache import Continuation, require_new, resume
 from ocvtp_kernels.vlm.decoder.call import (
     AVAILABLE_FIELDS,
@@ -38,7 +39,6 @@ from ocvtp_kernels.vlm.handle import CallRecord, Handle, Options
 from ocvtp_kernels.vlm.layer_call import CALL, read_cache, require_known_layer
 from ocvtp_kernels.vlm.replaced import Method, Replacement
 
-IGNORED_LABEL = -100
 _REPORT = "ocvtp_report"  # an argument that transformers passes on, as CALL
 
 

@@ -30,6 +30,7 @@ from tests.vlm.models import make_pruner
 
 # One photo, two, none, and one of the size of the second; with padding on the left.
 TEXTS = ["{} what is this ?", "red {} cat {} ?", "what is red ?", "a {} blue ?"]
+PACKED = ["red red {} what is this ?", "a cat and a dog ?", "that {} and {} blue ?", "{} . ?"]
 ALL = 10_000  # a budget that every photo fits
 DETAILS = {"return_dict_in_generate": True, "output_logits": True}
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
@@ -145,9 +146,6 @@ def loss_by_hand(entry: Entry, model: Any, rows: Sequence[Row], budget: int) -> 
         is_word = ~torch.isin(targets, torch.tensor(entry.banned))
         losses.append(F.cross_entropy(before, targets, reduction="none")[is_word])
     return torch.cat(losses).mean()
-
-
-PACKED = ["red red {} what is this ?", "a cat and a dog ?", "that {} and {} blue ?", "{} . ?"]
 
 
 class Collate:
