@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,8 +66,8 @@ def prune(
     peaks, coverage beside random selection) for each photo. Several methods share a picture, a
     panel each; those that need what the encoder does not provide, such as a CLS token, are named in
     the record. A model that takes photos at their own size may have fewer tokens than the budget:
-    all are kept then, and the record says so. A photo that cannot be pruned is reported and
-    skipped.
+    all are kept then, and the record says so. A photo that cannot be read, pruned or written is
+    reported in a line, with the reason, and skipped.
 
     Exit code: 0, all photos pruned; 1, some were not; 2, an option is wrong and nothing was
     written.
@@ -74,7 +75,7 @@ def prune(
     from tqdm import tqdm
 
     from ocvtp_kernels.cli.methods import compare_methods
-    from ocvtp_kernels.cli.photo import open_photo
+    from ocvtp_kernels.cli.photo import describe, one_line, open_photo, quiet_pillow
     from ocvtp_kernels.cli.report import prune_encoded
 
     with exit_if_misused("prune"):
@@ -98,27 +99,30 @@ def prune(
 
     failures = 0
     stems = output_stems(photos, output)
-    for photo in tqdm(photos, unit="photo", disable=len(photos) == 1):
-        try:
-            encoded = encoder.encode(open_photo(photo))
-            report: Report | Comparison
-            if method == OC_PRUNER and pruner is not None:
-                report = prune_encoded(pruner, encoded, budget, padding)
+    with quiet_pillow():
+        for photo in tqdm(photos, unit="photo", disable=len(photos) == 1):
+            try:
+                encoded = encoder.encode(open_photo(photo))
+                report: Report | Comparison
+                if method == OC_PRUNER and pruner is not None:
+                    report = prune_encoded(pruner, encoded, budget, padding)
+                else:
+                    report = compare_methods(encoded, budget, selectors)
+                picture = write_report(
+                    report,
+                    stems[photo],
+                    photo=str(photo),
+                    encoder=encoder.name,
+                    checkpoint=None if pruner is None else str(checkpoint or DEMO_CHECKPOINT),
+                    noise_seed=seed,
+                )
+            # Whatever one photo brings about, the others go on; what is no refusal says its type.
+            except Exception as error:
+                failures += 1
+                tqdm.write(f"skipped {one_line(str(photo))}: {describe(error)}")
             else:
-                report = compare_methods(encoded, budget, selectors)
-            picture = write_report(
-                report,
-                stems[photo],
-                photo=str(photo),
-                encoder=encoder.name,
-                checkpoint=None if pruner is None else str(checkpoint or DEMO_CHECKPOINT),
-                noise_seed=seed,
-            )
-        except (ValueError, OSError) as error:
-            failures += 1
-            tqdm.write(f"skipped {photo}: {error}")
-        else:
-            tqdm.write(f"{picture}\n{photo.stem}: {report.coverage_line()}")
+                line = f"{one_line(photo.stem)}: {report.coverage_line()}"
+                tqdm.write(f"{one_line(str(picture))}\n{line}")
     if failures:
         typer.echo(f"{failures} of {len(photos)} photos were skipped", err=True)
         raise typer.Exit(FAILED)
@@ -195,13 +199,14 @@ def output_stems(photos: list[Path], output: Path) -> dict[Path, Path]:
 
     Photos of the same name are numbered, and no photo is ever overwritten by a picture.
     """
-    inputs = {photo.resolve() for photo in photos}
+    # Not Path.resolve, which raises on a link to itself before Python 3.13.
+    inputs = {os.path.realpath(photo) for photo in photos}
     stems: dict[Path, Path] = {}
     for photo in photos:
         if photo in stems:
             continue
         stem, number = output / f"{photo.stem}-pruned", 2
-        while stem in stems.values() or stem.with_name(f"{stem.name}.png").resolve() in inputs:
+        while stem in stems.values() or os.path.realpath(f"{stem}.png") in inputs:
             stem, number = output / f"{photo.stem}-pruned-{number}", number + 1
         stems[photo] = stem
     return stems

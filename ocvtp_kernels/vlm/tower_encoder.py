@@ -19,9 +19,13 @@ from ocvtp_kernels.vlm.encoder import Encoded, Encoder
 from ocvtp_kernels.vlm.family import find_family, model_types
 from ocvtp_kernels.vlm.image_processors import (
     CLIP_PROCESSOR,
+    STRIP,
     as_picture,
+    cut_strip,
     find_processor_class,
+    keeps_middle,
     load_processor,
+    require_room,
 )
 from ocvtp_kernels.vlm.towers import AVAILABLE_FIELDS, Tower, resolve_reference
 
@@ -64,6 +68,7 @@ class TowerEncoder:
         self.width = tower.width
         self.reference_layer = resolve_reference(reference_layer, len(tower.layers))
         self.final_layer = final_layer
+        self._keeps_middle = keeps_middle(processor)
         self.num_tokens = self._count_tokens()
 
     @torch.inference_mode()
@@ -78,7 +83,19 @@ class TowerEncoder:
         return Encoded(as_picture(seen, self.processor), inputs, (rows, columns))
 
     def prepare(self, photo: Image.Image) -> Tensor:
-        """``[1, 3, H, W]`` of a photo."""
+        """``[1, 3, H, W]`` of an RGB photo of any size.
+
+        Of a strip, a photo more than 32 times as long as wide, a processor that keeps the middle
+        is given no more than that.
+
+        Raises:
+            ValueError: the photo is a strip of which the processor would make gigabytes.
+        """
+        if max(photo.size) > STRIP * min(photo.size):
+            if self._keeps_middle:
+                photo = cut_strip(photo, self.processor)
+            else:
+                require_room(photo, self.processor)
         pixels: Tensor = self.processor(photo, return_tensors="pt")["pixel_values"].float()
         return pixels[:, 0] if pixels.dim() == 5 else pixels
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +15,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import ocvtp_kernels as ocvtp
-from ocvtp_kernels.cli import app
+from ocvtp_kernels.cli import app, report
 from ocvtp_kernels.cli.photo import open_photo
 from ocvtp_kernels.vlm.encoder import DescriptorEncoder
 from tests.cases import random_pruner, small_config
+from tests.cli.mutated import make_damaged
 
 
 def run(*arguments: object) -> Result:
@@ -117,6 +121,131 @@ def test_a_lone_bad_photo_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert run("prune", tmp_path / "bad.png", "--output", tmp_path / "out").exit_code == 1
     assert not (tmp_path / "out").exists()
+
+
+def skipped_lines(result: Result) -> list[str]:
+    return [line for line in result.output.splitlines() if line.startswith("skipped ")]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to decode frame 0:\n  out of\n  luck"),
+        AssertionError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("where", ["reader", "encoder", "pruner"])
+def test_whatever_one_photo_brings_about_the_others_go_on(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
+) -> None:
+    odd = make_photo(tmp_path / "odd.png", size=(31, 30))
+    last = make_photo(tmp_path / "last.png", seed=2)
+    owner, name = {
+        "reader": (Image.Image, "convert"),
+        "encoder": (DescriptorEncoder, "prepare"),
+        "pruner": (report, "coverage"),
+    }[where]
+    before, calls = getattr(owner, name), iter(range(99))
+
+    def fail(*arguments: object, **options: object) -> object:
+        image = next((one for one in arguments if isinstance(one, Image.Image)), None)
+        if image is not None and image.size == (31, 30):
+            raise error
+        if where == "pruner" and next(calls) == 1:
+            raise error
+        return before(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, fail)
+    result = run("prune", photo, odd, last, "--output", tmp_path / "out")
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    (line,) = skipped_lines(result)
+    reason = line.removeprefix(f"skipped {odd}: ").removeprefix("not a whole image: ")
+    assert reason == " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    names = {path.name for path in (tmp_path / "out").glob("*.json")}
+    assert names == {"garden-pruned.json", "last-pruned.json"}
+
+
+@pytest.mark.parametrize("where", ["prepare", "encode"])
+def test_an_interrupt_ends_the_run(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    seen = []
+
+    def interrupt(*arguments: object) -> None:
+        seen.append(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DescriptorEncoder, where, interrupt)
+    result = run("prune", photo, photo, "--output", tmp_path / "out")
+    assert len(seen) == 1 and result.exit_code not in (0, 1, 2)
+    assert not skipped_lines(result)
+
+
+def test_a_full_disk_is_the_reason_and_nothing_half_is_left(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(self: Image.Image, path: Path, *arguments: object, **options: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", fill)
+    result = run("prune", photo, "--output", tmp_path / "out")
+    assert result.exit_code == 1 and "garden.png: [Errno 28] No space left" in result.output
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_odd_files_among_photos_are_skipped_in_a_line_each(photo: Path, tmp_path: Path) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0"
+    exif += struct.pack("<HHIHH", 274, 3, 1, 6, 0) + struct.pack("<HHII", 282, 10, 1, 38)
+    whole = tmp_path / "whole.jpg"
+    Image.open(photo).save(whole, exif=exif + struct.pack("<Iii", 0, -1, 7))
+    texture = tmp_path / "texture.dds"
+    header = struct.pack("<7I", 124, 0x1007, 4, 4, 0, 0, 0) + bytes(44)
+    header += struct.pack("<8I", 32, 1, 0, 0, 0, 0, 0, 0) + bytes(20)
+    texture.write_bytes(b"DDS " + header + bytes(64))
+    loop, folder, empty = (tmp_path / name for name in ("loop.png", "folder.png", "empty.png"))
+    loop.symlink_to(loop)
+    folder.mkdir()
+    empty.touch()
+    bad = [texture, loop, folder, empty, tmp_path / "none.png"]
+    result = run("prune", *bad, whole, photo, "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    lines = skipped_lines(result)
+    assert len(lines) == len(bad)
+    for path, line in zip(bad, lines, strict=True):
+        assert line.startswith(f"skipped {path}: ") and len(line) > len(f"skipped {path}: no")
+    assert (tmp_path / "out" / "whole-pruned.json").exists()
+    assert (tmp_path / "out" / "garden-pruned.json").exists()
+
+
+def test_names_that_are_no_text_are_printed_in_one_line(photo: Path, tmp_path: Path) -> None:
+    names = [b"a\xff.png", b"b\nc.png", "d\u2028e.png".encode(), b"f  g.png"]
+    for name in names:
+        os.link(photo, os.fsencode(tmp_path) + b"/" + name)
+    bad = tmp_path / os.fsdecode(b"\xfe\n.png")
+    bad.touch()
+    paths = [tmp_path / os.fsdecode(name) for name in names]
+    result = run("prune", *paths, bad, "--output", tmp_path / "out")
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert len(list((tmp_path / "out").glob("*.json"))) == len(names)
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2 * len(names) + 1 and f"{tmp_path / 'out'}/f  g-pruned.png" in lines
+
+
+@pytest.mark.slow
+def test_a_folder_of_damaged_photos(photo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    paths = []
+    for number, (kind, data) in enumerate(make_damaged(60, 2)):
+        paths.append(folder / f"{number}.{kind.lower()}")
+        paths[-1].write_bytes(data)
+    result = run("prune", *paths, photo, "--output", tmp_path / "out")
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    pruned = len(list((tmp_path / "out").glob("*.json")))
+    assert pruned + len(skipped_lines(result)) == 61 and pruned > 5
+    assert (tmp_path / "out" / "garden-pruned.json").exists()
 
 
 def test_photos_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:

@@ -171,6 +171,16 @@ def test_a_photo_that_qwen_cannot_take_is_skipped(shelf: Path, tmp_path: Path) -
     assert read(tmp_path / "out", "a")["num_tokens"] == 6
 
 
+@pytest.mark.parametrize("model", ["clip", "siglip", "llava_next"])
+def test_strips_and_dots_are_pruned(shelf: Path, tmp_path: Path, model: str) -> None:
+    sizes = {"wide": (20000, 1), "tall": (1, 20000), "long": (3, 60000), "dot": (1, 1)}
+    photos = [make_photo(tmp_path / f"{name}.png", *size) for name, size in sizes.items()]
+    result = prune(shelf, model, tmp_path, *photos)
+    assert result.exit_code == 0, result.output
+    for name in sizes:
+        assert len(read(tmp_path, name)["ids"]) == BUDGET
+
+
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [

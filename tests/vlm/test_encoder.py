@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ocvtp_kernels.vlm.encoder import DescriptorEncoder, Encoded
+from ocvtp_kernels.vlm.image_processors import STRIP, cut_strip, keeps_middle
 from ocvtp_kernels.vlm.tower_encoder import TowerEncoder, load_tower_encoder
 from tests.vlm import models, models_next, models_qwen
 from tests.vlm.models import DEPTH, NUM_PATCHES, PATCH, SIDE, WIDTH
@@ -283,3 +285,115 @@ def test_the_descriptor_takes_the_middle_square(size: tuple[int, int]) -> None:
     assert encoded.picture.size == (336, 336)
     assert encoded.inputs.reference_tokens.shape == (1, 576, 64)
     assert encoded.inputs.importance is None and encoded.grid == (24, 24)
+
+
+def make_noise(size: tuple[int, int], low: int = 0, high: int = 256) -> Image.Image:
+    noise = np.random.default_rng(sum(size)).integers(low, high, (size[1], size[0], 3))
+    return Image.fromarray(noise.astype(np.uint8))
+
+
+def turned(*sizes: tuple[int, int]) -> list[tuple[int, int]]:
+    return [way for size in sizes for way in (size, size[::-1])]
+
+
+# As strips go to one, a photo of just the bound's shape is none.
+ORDINARY = turned((1, 1), (1, 2), (3, 2), (56, 56), (57, 61), (640, 480), (99, 1000), (7, 200))
+
+
+@pytest.mark.parametrize("size", [*ORDINARY, *turned((3, 3 * STRIP), (50, 50 * STRIP))])
+def test_a_photo_that_is_no_strip_goes_to_the_processor_as_it_is(
+    clip_vision: Path, size: tuple[int, int]
+) -> None:
+    encoder = load_tower_encoder(clip_vision)
+    assert isinstance(encoder, TowerEncoder)
+    photo = make_noise(size)
+    assert torch.equal(encoder.prepare(photo), prepare(photo))
+
+
+# Short side and crop: alike, smaller, larger, unequal, odd.
+GEOMETRIES = [(56, 56, 56), (64, 56, 56), (56, 70, 70), (56, 42, 70), (57, 33, 40)]
+STRIPS = [(1, 40), (2, 67), (3, 1001), (7, 300), (60, 2000), (61, 2501), (5, 1999)]
+
+
+@pytest.mark.parametrize("resample", [2, 3, 5, 1], ids=["linear", "cubic", "hamming", "lanczos"])
+@pytest.mark.parametrize(("short", "height", "width"), GEOMETRIES)
+def test_the_middle_of_a_strip_is_what_the_processor_makes_of_all_of_it(
+    short: int, height: int, width: int, resample: int
+) -> None:
+    levels = {"do_normalize": False, "do_rescale": False, "resample": resample}
+    crop = {"height": height, "width": width}
+    processor = make_processor(size={"shortest_edge": short}, crop_size=crop, **levels)
+    for size in turned(*STRIPS):
+        # No filter overshoots black or white.
+        photo = make_noise(size, 100, 156)
+        part = cut_strip(photo, processor)
+        assert max(part.size) <= max(short, height, width)
+        away = (prepare(part, processor).float() - prepare(photo, processor).float()).abs()
+        assert away.max() <= (2 if resample == 1 else 1)
+
+
+def test_where_the_middle_of_a_strip_is() -> None:
+    # Every pixel has a colour of its own along the strip.
+    along = np.arange(4001)
+    colours = np.stack([along // 256 * 15, along % 256, np.zeros(4001)], 1).astype(np.uint8)
+    for photo in (Image.fromarray(colours[None]), Image.fromarray(colours[:, None])):
+        part = np.asarray(cut_strip(photo, make_processor()))
+        middle = part[SIDE // 2, SIDE // 2]
+        assert middle.tolist() == [2000 // 256 * 15, 2000 % 256, 0]
+
+
+@pytest.mark.parametrize("size", turned((1, 20000), (3, 100000), (2, 1000001)))
+def test_a_strip_takes_little_memory(clip_vision: Path, size: tuple[int, int]) -> None:
+    encoder = load_tower_encoder(clip_vision)
+    assert isinstance(encoder, TowerEncoder)
+    photo = Image.new("RGB", size, (200, 90, 10))
+    tracemalloc.start()
+    pixels = encoder.prepare(photo)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Arrays of NumPy, which whole would be hundreds of megabytes.
+    assert peak < 2**23
+    assert torch.equal(pixels, prepare(Image.new("RGB", (SIDE, SIDE), (200, 90, 10))))
+
+
+def test_which_processors_keep_the_middle() -> None:
+    keep = [make_processor(), make_processor("BitImageProcessor")]
+    keep += [
+        make_processor(crop_size={"height": 42, "width": 42}),
+        make_processor("LlavaImageProcessor"),
+    ]
+    assert all(map(keeps_middle, keep))
+    others = [
+        make_processor("SiglipImageProcessor"),
+        make_processor(do_center_crop=False),
+        make_processor(do_resize=False, crop_size={"height": 8, "width": 8}),
+        make_processor("LlavaImageProcessor", do_pad=True),
+        models_next.make_next_processor().image_processor,
+        models_qwen.make_processor().image_processor,
+    ]
+    assert not any(map(keeps_middle, others))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "settings", "allowed", "refused"),
+    [
+        ("clip", "LlavaImageProcessor", {"do_pad": True}, (1, 500), (1, 20000)),
+        ("clip", "LlavaImageProcessor", {"do_pad": True}, (1, 500), (100, 9000)),
+        ("dinov2", "BitImageProcessor", {"do_center_crop": False}, (1, 33), (1, 30000)),
+        ("dinov2", "BitImageProcessor", {"do_center_crop": False}, (1, 33), (3, 90000)),
+    ],
+)
+def test_a_strip_of_which_gigabytes_would_be_made_is_refused(
+    tmp_path: Path,
+    kind: str,
+    name: str,
+    settings: dict[str, Any],
+    allowed: tuple[int, int],
+    refused: tuple[int, int],
+) -> None:
+    module = models.make_tower(kind)
+    encoder = load_tower_encoder(save(tmp_path, module, make_processor(name, **settings)))
+    for (width, height), (high, wide) in zip(turned(allowed), turned(refused), strict=True):
+        encoder.encode(Image.new("RGB", (width, height)))
+        with pytest.raises(ValueError, match=rf"photo: expected .* of {high} x {wide}"):
+            encoder.encode(Image.new("RGB", (high, wide)))
