@@ -23,7 +23,7 @@ PACKAGE = Path(ocvtp_kernels.__file__).parent
 ROOT = Path(__file__).parents[1]
 # From the bottom up; a module may import from its own layer and from those below.
 LAYERS = (
-    ("version", "files", "installing", "markdown", "dtypes", "checks"),
+    ("version", "files", "installing", "markdown", "text", "dtypes", "checks"),
     ("native", "blas"),
     ("triton_common",),
     ("backends",),

@@ -99,6 +99,9 @@ def evaluate(
         contenders, judges = _contenders(
             ablate, (folder, checkpoint), (second, other_checkpoint), names, device
         )
+        folder.verify()
+        if second is not folder:
+            second.verify()
         results = [
             result
             for judge in judges

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, TiffImagePlugin, TiffTags
 
+from ocvtp_kernels.text import describe_error
+
 # How a photo is turned upright, by its EXIF orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,20 +52,7 @@ def open_photo(path: Path) -> Image.Image:
         raise ValueError("no such file") from error
     # A broken file can make its decoder raise anything.
     except Exception as error:
-        raise ValueError(f"not a whole image: {describe(error)}") from error
-
-
-def describe(error: Exception) -> str:
-    """An error in one line, never empty; with its type unless its own words are meant for users."""
-    words = " ".join(one_line(str(error)).split())
-    if words and isinstance(error, (ValueError, OSError, SyntaxError)):
-        return words
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
-
-
-def one_line(text: str) -> str:
-    """Text in one line that any terminal takes, also where a path's bytes are not UTF-8."""
-    return " ".join(text.encode("utf-8", errors="replace").decode().splitlines())
+        raise ValueError(f"not a whole image: {describe_error(error)}") from error
 
 
 @contextmanager

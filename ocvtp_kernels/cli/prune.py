@@ -18,6 +18,7 @@ from ocvtp_kernels.pruner.pruner import PADDINGS, OCPruner
 from ocvtp_kernels.selectors.interface import Selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.selectors.registry import METHODS, make_selector
+from ocvtp_kernels.text import describe_error, one_line
 
 if TYPE_CHECKING:
     from ocvtp_kernels.cli.methods import Comparison
@@ -75,7 +76,7 @@ def prune(
     from tqdm import tqdm
 
     from ocvtp_kernels.cli.methods import compare_methods
-    from ocvtp_kernels.cli.photo import describe, one_line, open_photo, quiet_pillow
+    from ocvtp_kernels.cli.photo import open_photo, quiet_pillow
     from ocvtp_kernels.cli.report import prune_encoded
 
     with exit_if_misused("prune"):
@@ -119,7 +120,7 @@ def prune(
             # Whatever one photo brings about, the others go on; what is no refusal says its type.
             except Exception as error:
                 failures += 1
-                tqdm.write(f"skipped {one_line(str(photo))}: {describe(error)}")
+                tqdm.write(f"skipped {one_line(str(photo))}: {describe_error(error)}")
             else:
                 line = f"{one_line(photo.stem)}: {report.coverage_line()}"
                 tqdm.write(f"{one_line(str(picture))}\n{line}")

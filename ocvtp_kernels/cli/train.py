@@ -105,7 +105,9 @@ def train(
     Leaves in the output folder pruner.safetensors (for `ocvtp prune --checkpoint`),
     best.safetensors (with the decoder, for `ocvtp evaluate`), log.csv, loss.png and a model card.
     A run that was stopped goes on from its last checkpoint with the same command, and ends as if
-    it had not been. Start it with `accelerate launch` or `torchrun` for several processes.
+    it had not been. It goes on only with the features that it began with, and each time every
+    shard is compared with its SHA-256 first. Start it with `accelerate launch` or `torchrun` for
+    several processes.
 
     Exit code: 0, trained; 1, the loss is not finite any more; 2, an option or a file is wrong.
     """

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -18,6 +18,12 @@ from ocvtp_kernels.pruner.config import PrunerConfig
 CONFIG_KEY = "ocvtp_config"
 # The authors' checkpoints contain the training decoder, which pruning does not use.
 DECODER_PREFIX = "decode."
+# What a pruner consists of: the first part of its tensors' names.
+PRUNER_PARTS = frozenset(("encode_project", "initializ", "aggregat"))
+# What torch's wrappers put into names: DataParallel, compile, FSDP, checkpointing.
+WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
+# Where files of training runs have the weights, beside other entries.
+WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")
 
 
 def read_checkpoint(
@@ -25,9 +31,16 @@ def read_checkpoint(
 ) -> tuple[dict[str, Tensor], PrunerConfig | None]:
     """Reads a pruner's weights, without the decoder unless ``with_decoder``.
 
+    Names may have a prefix, as wrappers (``module.``, ``_orig_mod.``) and larger models
+    (``model.pruner.``) give them. It is found by the pruner's own names (`PRUNER_PARTS`), whatever
+    it is, and removed; tensors without it belong to the larger model and are left out. Names that
+    begin with no prefix are kept all, so a strange one among them is not overlooked. What wrappers
+    of parts (`WRAPPERS`) put into the names is taken out.
+
     Args:
         path: ``.safetensors``, or anything ``torch.load(weights_only=True)`` reads: a state dict,
-            bare or under the key ``state_dict``.
+            bare or under one of the keys ``state_dict``, ``model_state_dict`` and ``model``, or
+            under one within another, with any entries beside.
         with_decoder: read the decoder's weights too, which pruning does not use.
 
     Returns:
@@ -35,15 +48,24 @@ def read_checkpoint(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint of tensors.
+        OSError: it cannot be opened.
+        ValueError: the file is not a whole checkpoint of tensors, or has several pruners, under
+            different prefixes.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: no such file: {path}")
+    # For an OSError that names the file: those of a reader may be about its contents.
+    path.open("rb").close()
     if path.suffix == ".safetensors":
         state, config = _read_safetensors(path)
     else:
         state, config = _read_pickle(path), None
+    prefix = _pruner_prefix(path, state)
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    state = {_without_wrappers(name): tensor for name, tensor in own.items()}
+    if len(state) < len(own):
+        raise ValueError(f"{path}: expected names that differ without {sorted(WRAPPERS)}")
     if with_decoder:
         return state, config
     return {k: v for k, v in state.items() if not k.startswith(DECODER_PREFIX)}, config
@@ -54,24 +76,24 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], PrunerConfig | Non
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path}: expected a safetensors file, got {error}") from error
+    # A dtype that torch has no name for is another error than a damaged file.
+    except Exception as error:
+        raise ValueError(f"{path}: expected a safetensors file, got {_reason(error)}") from error
     if CONFIG_KEY not in metadata:
         return state, None
     try:
         return state, PrunerConfig.from_dict(json.loads(metadata[CONFIG_KEY]))
-    except (ValueError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: bad config in the metadata: {error}") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: expected a file of weights, got {reason}") from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+    # A damaged file can make torch raise anything.
+    except Exception as error:
+        raise ValueError(f"{path}: expected a file of weights, got {_reason(error)}") from error
+    loaded = _weights_in(loaded)
     if not isinstance(loaded, Mapping) or not loaded:
         raise ValueError(f"{path}: expected a state dict, got {type(loaded).__name__}")
     for key, value in loaded.items():
@@ -80,6 +102,48 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
                 f"{path}: expected a state dict of tensors, got {type(value).__name__} at {key!r}"
             )
     return dict(loaded)
+
+
+def _weights_in(loaded: object) -> object:
+    """What is under the first of `WEIGHT_KEYS` that has entries, and so once more within it."""
+    for _ in range(2):
+        inner = [loaded.get(key) for key in WEIGHT_KEYS] if isinstance(loaded, Mapping) else []
+        loaded = next((one for one in inner if isinstance(one, Mapping) and one), loaded)
+    return loaded
+
+
+def _without_wrappers(name: str) -> str:
+    first, *rest = name.split(".")
+    if first not in PRUNER_PARTS and not name.startswith(DECODER_PREFIX):
+        return name
+    return ".".join([first, *(part for part in rest if part not in WRAPPERS)])
+
+
+def _pruner_prefix(path: Path, state: Mapping[str, Tensor]) -> str:
+    """What the names of the one pruner in a state dict begin with; nothing if there is none.
+
+    Raises:
+        ValueError: there are several.
+    """
+    parts: dict[str, set[str]] = {}
+    for name in state:
+        names = name.split(".")
+        for depth, part in enumerate(names):
+            if part in PRUNER_PARTS:
+                parts.setdefault("".join(f"{above}." for above in names[:depth]), set()).add(part)
+                break
+    prefixes = [prefix for prefix, own in parts.items() if own == PRUNER_PARTS] or list(parts)
+    if len(prefixes) > 1:
+        raise ValueError(f"{path}: expected one pruner, got tensors under {prefixes}")
+    return prefixes[0] if prefixes else ""
+
+
+def _reason(error: BaseException) -> str:
+    """An error's type, and the first line of what it says."""
+    if isinstance(error, pickle.UnpicklingError) and error.__context__ is not None:
+        # What torch says around it tells how to load a file that is not trusted.
+        error = error.__context__
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def infer_config(state: Mapping[str, Tensor]) -> PrunerConfig:

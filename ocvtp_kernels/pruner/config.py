@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -73,6 +74,8 @@ class PrunerConfig:
                 object.__setattr__(self, field.name, _as_widths(field.name, value))
             elif field.type == "bool" and not isinstance(value, bool):
                 raise ValueError(f"{field.name}: expected true or false, got {value!r}")
+            elif field.type == "str" and not isinstance(value, str):
+                raise ValueError(f"{field.name}: expected a name, got {value!r}")
         require_one_of("enc_ln", self.enc_ln, ENCODE_NORMS)
         require_one_of("agg_trunc_bp", self.agg_trunc_bp, TRUNCATIONS)
         if not self.enc_dims[-1] == self.init_dim == self.agg_embed_dim:
@@ -95,10 +98,13 @@ class PrunerConfig:
         values.
 
         Raises:
-            ValueError: a key is unknown or missing (all of them are named), or a value is bad.
+            ValueError: these are no keys and values, a key is unknown or missing (all of them are
+                named), or a value is bad.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"config: expected keys and values, got {type(values).__name__}")
         known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - known, key=str)
         if unknown:
             raise ValueError(f"config: unknown keys {unknown}; known are {sorted(known)}")
         missing = [key for key in REQUIRED_KEYS if key not in values]
@@ -134,7 +140,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected a JSON object, got bad JSON ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
@@ -142,8 +148,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a setting is an int or a float; true and false are neither."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a setting is a float, or an int that one can hold; true and false are neither."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, float)
 
 
 def require_whole(name: str, value: object, minimum: int = 1) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+
+from ocvtp_kernels.pruner.config import is_number, read_json_object, require_whole
 
 MAX_KEPT = 2
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -58,18 +61,40 @@ def snapshots(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-def load_snapshot(folder: Path) -> Snapshot | None:
+def load_snapshot(
+    folder: Path, check: Callable[[Snapshot], object] = lambda snapshot: None
+) -> Snapshot | None:
     """The last snapshot that can be read, None if there is none.
 
     One that cannot be read is skipped with a warning.
+
+    Args:
+        folder: of the snapshots.
+        check: raises ValueError for one that is to be skipped too.
     """
-    for _, path in reversed(snapshots(folder)):
+    for step, path in reversed(snapshots(folder)):
         try:
-            state = json.loads((path / STATE).read_text(encoding="utf-8"))
-            return Snapshot(load_file(path / MODEL), load_file(path / OPTIMIZER), state)
+            state = _read_state(path / STATE, step)
+            snapshot = Snapshot(load_file(path / MODEL), load_file(path / OPTIMIZER), state)
+            check(snapshot)
+            return snapshot
         except (OSError, ValueError, SafetensorError) as error:
             warnings.warn(f"{path}: passed over, cannot be read: {error}", stacklevel=2)
     return None
+
+
+def _read_state(path: Path, step: int) -> dict[str, Any]:
+    """What a run continues with beside its tensors; ValueError unless it is that of a step."""
+    state = read_json_object(path)
+    if state.get("step") != step:
+        raise ValueError(f"step: expected {step}, got {state.get('step')!r}")
+    for key in ("best_epoch", "bad_epochs", "log_bytes"):
+        require_whole(key, state.get(key), 0)
+    for key in ("seconds", "best") if state["best_epoch"] else ("seconds",):
+        value = state.get(key)
+        if not is_number(value) or not math.isfinite(value):
+            raise ValueError(f"{key}: expected a finite number, got {value!r}")
+    return state
 
 
 def sweep(folder: Path, last: int) -> None:
@@ -95,21 +120,30 @@ def optimizer_tensors(
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Gives an optimizer the state that `optimizer_tensors` took.
-
-    Raises:
-        ValueError: a parameter is unknown.
-    """
+    """Gives an optimizer the state that `optimizer_tensors` took and `check_optimizer` passed."""
     ordered = (p for group in optimizer.param_groups for p in group["params"])
     position = {id(parameter): index for index, parameter in enumerate(ordered)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         quantity, _, name = key.partition("/")
-        if name not in named:
-            raise ValueError(f"optimizer: unexpected parameter {name!r}")
         state.setdefault(position[id(named[name])], {})[quantity] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def check_optimizer(named: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless AdamW's state, as of `optimizer_tensors`, is of these parameters."""
+    shapes: dict[str, dict[str, torch.Size]] = {}
+    for key, value in tensors.items():
+        quantity, _, name = key.partition("/")
+        shapes.setdefault(name, {})[quantity] = value.shape
+    for name, own in shapes.items():
+        if name not in named:
+            raise ValueError(f"optimizer: unexpected parameter {name!r}")
+        shape = named[name].shape
+        expected = {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}
+        if own != expected:
+            raise ValueError(f"optimizer: {name}: expected {expected}, got {own}")
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

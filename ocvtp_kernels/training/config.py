@@ -103,8 +103,11 @@ class TrainConfig:
         """Builds settings from keys.
 
         Raises:
-            ValueError: a key is unknown (all of them are named), or a value is bad.
+            ValueError: these are no keys and values, a key is unknown (all of them are named), or a
+                value is bad.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"config: expected keys and values, got {type(values).__name__}")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -210,13 +213,13 @@ def pruner_config(keys: Mapping[str, Any] | None, num_tokens: int, width: int) -
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8")
+    data = path.read_bytes()
     if sys.version_info >= (3, 11):
         import tomllib
 
         try:
-            return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+            return tomllib.loads(data.decode())
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: expected TOML, got {error}") from error
     raise ValueError(f"{path}: expected JSON, as TOML is read from Python 3.11 on")
 

@@ -6,11 +6,12 @@ Nothing here has a state, so a resumed run sees the same images and draws.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def keyed_seed(*key: object) -> int:
 
 def keyed_generator(*key: object) -> torch.Generator:
     """A fresh generator on the CPU that depends on the key alone."""
-    return torch.Generator().manual_seed(keyed_seed(*key))
+    return torch.Generator("cpu").manual_seed(keyed_seed(*key))
 
 
 class Split:
@@ -69,24 +70,39 @@ class Split:
         """The images of a step of the run, counted from 0."""
         epoch, index = divmod(step, self.steps)
         generator = keyed_generator(self.seed, "order", epoch)
-        order = torch.randperm(len(self.train), generator=generator)
+        order = torch.randperm(len(self.train), generator=generator, device="cpu")
         rows = order[index * self.batch_size : (index + 1) * self.batch_size]
         return [self.train[row] for row in rows.tolist()]
 
-    def fingerprint(self, features: FeatureFolder) -> str:
-        """A hash of images, splits and encoder, which a resumed run must share."""
-        encoder = {
-            key: features.manifest.get(key)
-            for key in ("encoder", "model", "reference_layer", "weights_sha256", "dtype")
+    def identity(self, features: FeatureFolder) -> dict[str, Any]:
+        """What a resumed run must share of the features, as JSON; what is long is hashed.
+
+        That is the encoder, the images of both splits, and the contents of all shards, by the
+        SHA-256 that the manifest has of them.
+        """
+        keys = ("encoder", "model", "reference_layer", "weights_sha256", "dtype")
+        sizes = {"num_tokens": features.num_tokens, "width": features.width}
+        parts = {"training images": self.train, "validation images": self.val}
+        images = {
+            key: _hash([(index, features.paths[index]) for index in part])
+            for key, part in parts.items()
         }
-        text = [str(encoder), f"{features.num_tokens} x {features.width}"]
-        for part in (self.train, self.val):
-            text += ["split", *(features.paths[index] for index in part)]
-        return hashlib.sha256("\n".join(text).encode()).hexdigest()
+        contents = _hash([shard["sha256"] for shard in features.manifest["shards"]])
+        encoder = {key: features.manifest.get(key) for key in keys}
+        return {**encoder, **sizes, **images, "contents": contents}
+
+    def fingerprint(self, features: FeatureFolder) -> str:
+        """A hash of `identity`."""
+        return _hash(self.identity(features))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _sample(indices: list[int], count: int, seed: int) -> list[int]:
-    order = torch.randperm(len(indices), generator=keyed_generator(seed, "limit")).tolist()
+    generator = keyed_generator(seed, "limit")
+    order = torch.randperm(len(indices), generator=generator, device="cpu").tolist()
     return sorted(indices[i] for i in order[:count])
 
 

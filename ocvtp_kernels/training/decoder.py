@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -210,10 +211,11 @@ def draw_visible(batch: int, num_tokens: int, generator: torch.Generator | None 
     if num_tokens < 2:
         raise ValueError(f"num_tokens: expected at least 2 to hide one of, got {num_tokens}")
     # float64, whose draws do not tie.
-    scores = torch.rand(batch, num_tokens, generator=generator, dtype=torch.float64)
+    options: dict[str, Any] = {"generator": generator, "device": "cpu"}
+    scores = torch.rand(batch, num_tokens, dtype=torch.float64, **options)
     rank = scores.argsort(dim=1).argsort(dim=1)
-    uniform = torch.randint(num_tokens - 1, (batch, 1), generator=generator)
-    is_uniform = torch.rand(batch, 1, generator=generator) < 0.5
+    uniform = torch.randint(num_tokens - 1, (batch, 1), **options)
+    is_uniform = torch.rand(batch, 1, dtype=torch.float32, **options) < 0.5
     keep = torch.where(is_uniform, uniform, min(FEW_VISIBLE, num_tokens - 1))
     return rank < keep
 

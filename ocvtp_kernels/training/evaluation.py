@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
+from ocvtp_kernels.pruner.config import is_number
 from ocvtp_kernels.pruner.pruner import OCPruner
 from ocvtp_kernels.selectors.coverage import coverage
 from ocvtp_kernels.training.autoencoder import OCAutoencoder
 from ocvtp_kernels.training.data import keyed_generator, prefetch
 from ocvtp_kernels.training.features import FeatureFolder
+from ocvtp_kernels.training.folder import read_run
 
 RUN_FILE = "run.json"
 # Of an image whose tokens are all equal; errors are divided by the variance.
@@ -48,7 +50,8 @@ class Trained(NamedTuple):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it has no decoder, or is for other tokens than the features.
+            ValueError: it has no decoder, or is for other tokens than the features, or the
+                ``run.json`` beside it is damaged.
         """
         autoencoder = OCAutoencoder.from_checkpoint(path, device=device).eval()
         num_tokens, width = autoencoder.decode.num_tokens, autoencoder.config.enc_in_dim
@@ -60,7 +63,9 @@ class Trained(NamedTuple):
         autoencoder.requires_grad_(False)
         scale, run = 1.0, path.with_name(RUN_FILE)
         if run.is_file():
-            scale = json.loads(run.read_text(encoding="utf-8"))["train"]["target_scale"]
+            scale = read_run(run)["train"].get("target_scale")
+            if not is_number(scale) or not 0 < scale < math.inf:
+                raise ValueError(f"{run}: target_scale: expected a number above 0, got {scale!r}")
         return cls(autoencoder, autoencoder.pruner().freeze(), scale)
 
     def select(self, tokens: Tensor, budget: int, seed: int) -> Tensor:
@@ -93,7 +98,7 @@ class Trained(NamedTuple):
         """Initial slots of a seed, alike for all images: ``[batch, count, D]``."""
         prior = self.autoencoder.initializ
         generator = keyed_generator(seed, "evaluation")
-        noise = torch.randn(1, count, prior.mean.shape[-1], generator=generator)
+        noise = torch.randn(1, count, prior.mean.shape[-1], generator=generator, device="cpu")
         slots: Tensor = prior.mean + noise.to(prior.mean) * prior.logstd.exp()
         return slots.expand(batch, -1, -1)
 
@@ -135,7 +140,8 @@ def random_ids(batch: int, num_tokens: int, budget: int, seed: int, first: int =
     rows = []
     for image in range(first, first + batch):
         generator = keyed_generator(seed, "random", image)
-        rows.append(torch.randperm(num_tokens, generator=generator)[:budget].sort().values)
+        order = torch.randperm(num_tokens, generator=generator, device="cpu")
+        rows.append(order[:budget].sort().values)
     return torch.stack(rows)
 
 

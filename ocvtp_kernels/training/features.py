@@ -1,8 +1,8 @@
 """Features on disk: the reference tokens of a folder of images, in shards with a manifest.
 
 A folder holds ``features-00000.safetensors`` and so on, each one float16 tensor ``tokens``
-``[n, N, C]``, and ``manifest.json``, which names the encoder, the shards with their SHA-256 and
-the images in them. `ocvtp_kernels.training.feature_writer` makes such a folder.
+``[n, N, C]``, and ``manifest.json``, which names the encoder, the shards and the images in them,
+each with its SHA-256. `ocvtp_kernels.training.feature_writer` makes such a folder.
 """
 
 from __future__ import annotations
@@ -10,17 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+import os
 from bisect import bisect_right
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from tqdm import tqdm
 
 MANIFEST = "manifest.json"
-FORMAT, VERSION = "ocvtp-features", 1
+FORMAT, VERSION = "ocvtp-features", 2
+# Version 1 did not record the images' SHA-256.
+VERSIONS = (1, VERSION)
+# Of what reads and hashes files, which holds no lock meanwhile.
+THREADS = min(16, os.cpu_count() or 1)
 TENSOR, DTYPE = "tokens", "float16"
 _SAFETENSORS_DTYPE = "F16"
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -43,7 +51,21 @@ _SHARD_TYPES: dict[str, tuple[type, ...]] = {
     "computed_in": (str,),
     "images": (list,),
     "bytes": (list,),
+    "image_sha256": (list,),
 }
+# Of a shard's lists, an entry an image.
+_IMAGE_TYPES: dict[str, tuple[type, ...]] = {
+    "images": (str,),
+    "bytes": (int,),
+    "image_sha256": (str, type(None)),
+}
+
+
+class ImageFile(NamedTuple):
+    """What a manifest records of an image's file."""
+
+    size: int  # bytes
+    sha256: str | None  # None where a manifest of version 1 began the folder
 
 
 class FeatureFolder:
@@ -56,7 +78,7 @@ class FeatureFolder:
 
     Attributes:
         path: the folder.
-        manifest: what ``manifest.json`` holds.
+        manifest: what ``manifest.json`` holds; of version 1, with null for each image's SHA-256.
         num_tokens: N, width: C, grid: rows and columns, with rows · columns = N.
         paths: of the images below their folder, with slashes, in the order of the indices.
 
@@ -122,15 +144,15 @@ class FeatureFolder:
         train = [index for index, held in enumerate(held_out) if not held]
         return train, [index for index, held in enumerate(held_out) if held]
 
-    def require_shards(self) -> None:
-        """Opens every shard, which reads its header alone.
-
-        Raises:
-            FileNotFoundError: one is missing.
-            ValueError: one is not what the manifest says.
-        """
-        for number in range(len(self._shards)):
-            self._slice(number)
+    def image_files(self) -> dict[str, ImageFile]:
+        """What is recorded of the images' files, by path."""
+        return {
+            name: ImageFile(size, digest)
+            for shard in self._shards
+            for name, size, digest in zip(
+                shard["images"], shard["bytes"], shard["image_sha256"], strict=True
+            )
+        }
 
     def verify(self) -> None:
         """Reads every shard whole and compares its SHA-256 with the manifest's.
@@ -139,12 +161,37 @@ class FeatureFolder:
             FileNotFoundError: one is missing.
             ValueError: one is not what the manifest says.
         """
-        self.require_shards()
-        for shard in self._shards:
-            path = self.path / shard["file"]
+        for error in self.damaged_shards():
+            raise error
+
+    def damaged_shards(self) -> Iterator[OSError | ValueError]:
+        """Verifies shard after shard, and yields the errors, each of which names its shard.
+
+        Every shard is read whole, several at a time. Where that takes seconds, a bar on stderr
+        shows how far it is.
+        """
+        count = len(self._shards)
+        pool = ThreadPoolExecutor(THREADS)
+        try:
+            errors = pool.map(self._damage, range(count))
+            bar = tqdm(errors, "verifying", count, leave=False, unit="shard", delay=2)
+            yield from (error for error in bar if error is not None)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _damage(self, number: int) -> OSError | ValueError | None:
+        shard = self._shards[number]
+        path = self.path / shard["file"]
+        try:
+            self._slice(number)
             digest = sha256_of(path)
-            if digest != shard["sha256"]:
-                raise ValueError(f"{path}: expected SHA-256 {shard['sha256']}, got {digest}")
+        except FileNotFoundError as error:
+            return error
+        except (OSError, ValueError) as error:
+            return error if str(path) in str(error) else ValueError(f"{path}: {error}")
+        if digest != shard["sha256"]:
+            return ValueError(f"{path}: expected SHA-256 {shard['sha256']}, got {digest}")
+        return None
 
     def _slice(self, number: int) -> Any:
         """A shard's tokens, read when they are indexed."""
@@ -175,7 +222,7 @@ class FeatureFolder:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Reads and checks a manifest.
+    """Reads and checks a manifest; of version 1, each image's SHA-256 is None.
 
     Raises:
         FileNotFoundError: there is none.
@@ -185,12 +232,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"{path}: no such file; `ocvtp features` writes it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: expected a manifest of format {FORMAT!r}")
-    if manifest.get("version") != VERSION:
-        raise ValueError(f"{path}: expected version {VERSION}, got {manifest.get('version')!r}")
+    version = manifest.get("version")
+    if type(version) is not int or version not in VERSIONS:
+        raise ValueError(
+            f"{path}: expected version {' or '.join(map(str, VERSIONS))}, got {version!r}"
+        )
     _require(manifest, _TYPES, str(path))
     rows_columns = manifest["grid"]
     if (
@@ -208,11 +258,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
         where = f"{path}: shard {number}"
         if not isinstance(shard, dict):
             raise ValueError(f"{where}: expected an object, got {shard!r}")
+        if version == 1 and isinstance(shard.get("images"), list):
+            shard["image_sha256"] = [None] * len(shard["images"])
         _require(shard, _SHARD_TYPES, where)
-        if not shard["count"] == len(shard["images"]) == len(shard["bytes"]) > 0:
-            raise ValueError(f"{where}: expected as many images as its count, {shard['count']}")
+        for key, types in _IMAGE_TYPES.items():
+            if not len(shard[key]) == shard["count"] > 0:
+                raise ValueError(f"{where}: expected as many {key} as its count, {shard['count']}")
+            for value in shard[key]:
+                _require_type(f"{where}: {key}", value, types)
         if shard["file"] != shard_name(number):
             raise ValueError(f"{where}: expected {shard_name(number)}, got {shard['file']!r}")
+    for number, one in enumerate(manifest["skipped"]):
+        where = f"{path}: skipped {number}"
+        if not isinstance(one, dict):
+            raise ValueError(f"{where}: expected an object, got {one!r}")
+        _require(one, {"path": (str,), "reason": (str,)}, where)
     return manifest
 
 
@@ -239,9 +299,13 @@ def _require(values: dict[str, Any], types: dict[str, tuple[type, ...]], where: 
     for key, allowed in types.items():
         if key not in values:
             raise ValueError(f"{where}: {key} is missing")
-        if not isinstance(values[key], allowed) or isinstance(values[key], bool):
-            expected = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
-            raise ValueError(f"{where}: {key}: expected {expected}, got {values[key]!r}")
+        _require_type(f"{where}: {key}", values[key], allowed)
+
+
+def _require_type(where: str, value: object, allowed: tuple[type, ...]) -> None:
+    if not isinstance(value, allowed) or isinstance(value, bool):
+        expected = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
+        raise ValueError(f"{where}: expected {expected}, got {value!r}")
 
 
 def _uniform(path: str, seed: int) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ocvtp_kernels.files import atomic_write
+from ocvtp_kernels.pruner.config import read_json_object
 from ocvtp_kernels.training.config import FREE_KEYS
 
 
@@ -38,7 +39,8 @@ class RunFolder:
         """Makes the folder ready for a run of this identity, to begin or to go on with.
 
         Raises:
-            ValueError: it has a run of another identity, or is not empty and not of a run.
+            ValueError: it has a run of another identity, or one whose ``run.json`` is damaged, or
+                is not empty and not of a run.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output: expected a folder, got a file: {self.path}")
@@ -55,7 +57,7 @@ class RunFolder:
             for path in self.files:
                 path.unlink(missing_ok=True)
         elif self.run.exists():
-            _require_same(json.loads(self.run.read_text(encoding="utf-8")), identity, self.path)
+            _require_same(read_run(self.run), identity, self.path)
         # A run that was killed may have left temporary files.
         for path in self.files:
             for temporary in self.path.glob(f".{path.stem}-????????{path.suffix}"):
@@ -63,17 +65,35 @@ class RunFolder:
         atomic_write(self.run, json.dumps(identity, indent=2) + "\n")
 
 
+def read_run(path: Path) -> dict[str, Any]:
+    """A run's identity, its settings under ``train`` and ``pruner``, of its ``run.json``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not that.
+    """
+    run = read_json_object(path)
+    for part in ("train", "pruner"):
+        if not isinstance(run.get(part), dict):
+            raise ValueError(f"{path}: {part}: expected keys and values, got {run.get(part)!r}")
+    return run
+
+
 def _require_same(there: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
     differences = []
     for part in ("train", "pruner"):
-        old, new = there.get(part, {}), identity[part]
+        old, new = there[part], identity[part]
         differences += [
             f"{key} {old.get(key)!r} there, {new.get(key)!r} now"
             for key in sorted({*old, *new} - set(FREE_KEYS))
             if old.get(key) != new.get(key)
         ]
-    if there.get("data") != identity["data"]:
-        differences.append("other features")
+    old, new = there.get("data"), identity["data"]
+    if not isinstance(old, dict):
+        differences.append("features of whose contents it has no record, as of an earlier version")
+    elif old != new:
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        differences.append(f"other features, which differ in {', '.join(keys)}")
     if differences:
         raise ValueError(
             f"output: {path} has a run that differs ({'; '.join(differences)}); give another"

@@ -42,7 +42,7 @@ class Log:
         size: bytes to keep of it, 0 to begin anew.
 
     Raises:
-        ValueError: the file is shorter than that.
+        ValueError: the file is shorter than that, or what is kept of it is no log.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -55,6 +55,7 @@ class Log:
         if present < size:
             raise ValueError(f"{path}: expected at least {size} bytes to go on from, got {present}")
         os.truncate(path, size)
+        read_log(path)
 
     def append(self, rows: Sequence[Row]) -> int:
         """Writes and syncs rows; returns the file's size in bytes."""
@@ -69,24 +70,27 @@ def read_log(path: Path) -> list[Row]:
     """The rows of a log.
 
     Raises:
-        ValueError: the file has other columns.
+        ValueError: the file has other columns, or is damaged.
     """
     with path.open(encoding="utf-8", newline="") as file:
         lines = csv.reader(file)
-        if tuple(next(lines, ())) != HEADER:
-            raise ValueError(f"{path}: expected the columns {', '.join(HEADER)}")
-        return [
-            Row(
-                int(step),
-                int(epoch),
-                int(count),
-                float(loss),
-                float(lr),
-                float(val) if val else None,
-                float(seconds),
-            )
-            for step, epoch, count, loss, lr, val, seconds in lines
-        ]
+        try:
+            if tuple(next(lines, ())) != HEADER:
+                raise ValueError(f"expected the columns {', '.join(HEADER)}")
+            return [
+                Row(
+                    int(step),
+                    int(epoch),
+                    int(count),
+                    float(loss),
+                    float(lr),
+                    float(val) if val else None,
+                    float(seconds),
+                )
+                for step, epoch, count, loss, lr, val, seconds in lines
+            ]
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path}: line {lines.line_num}: {error}") from error
 
 
 def draw_curve(rows: Sequence[Row], path: Path) -> None:

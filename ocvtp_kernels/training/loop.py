@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ocvtp_kernels.pruner.checkpoint import check_state
 from ocvtp_kernels.pruner.config import PrunerConfig
 from ocvtp_kernels.training import checkpoints
 from ocvtp_kernels.training.autoencoder import Draws, OCAutoencoder, Reconstructed
@@ -48,8 +50,10 @@ class Trainer:
         is_fresh: begin anew, and remove what the folder has of an earlier run.
 
     Raises:
-        ValueError: the folder has a run of other settings or images, or is not of a run; there
-            are fewer images in a batch than processes.
+        FileNotFoundError: a shard of the features is missing.
+        ValueError: a shard is not what the manifest says; the folder has a run of other settings or
+            features, or a damaged one, or is not of a run; there are fewer images in a batch than
+            processes.
     """
 
     def __init__(
@@ -78,11 +82,10 @@ class Trainer:
         self.identity = {
             "train": config.as_json(),
             "pruner": json.loads(pruner.to_json()),
-            "data": self.split.fingerprint(features),
+            "data": self.split.identity(features),
         }
-        if self.accelerator.is_main_process:
-            folder.prepare(self.identity, is_fresh)
-        self.accelerator.wait_for_everyone()
+        self.on_main_process(features.verify)
+        self.on_main_process(lambda: folder.prepare(self.identity, is_fresh))
         self._build()
         self._restore()
 
@@ -118,6 +121,24 @@ class Trainer:
                 bar.set_postfix(validation=f"{val_loss:.4g}", best=f"{self.best:.4g}")
         self.accelerator.wait_for_everyone()
 
+    def on_main_process(self, work: Callable[[], object]) -> None:
+        """Does something on the main process while the others wait.
+
+        Raises:
+            Exception: the work's, on every process, so that none waits for one that has ended.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        outcome: list[Exception | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                work()
+            except Exception as error:
+                outcome = [error]
+        broadcast_object_list(outcome)
+        if outcome[0] is not None:
+            raise outcome[0]
+
     def _build(self) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_seed(self.config.seed, "weights"))
@@ -140,24 +161,30 @@ class Trainer:
     def _restore(self) -> None:
         self.step, self.bad_epochs, self.seconds = 0, 0, 0.0
         self.best, self.best_epoch, log_size = float("inf"), 0, 0
-        snapshot = checkpoints.load_snapshot(self.folder.checkpoints)
+        snapshot = checkpoints.load_snapshot(self.folder.checkpoints, self._check_snapshot)
         if snapshot is not None:
             state = snapshot.state
             self.model.load_state_dict(snapshot.model)
             checkpoints.restore_optimizer(self.optimizer, self.named, snapshot.optimizer)
             self.step, self.bad_epochs = state["step"], state["bad_epochs"]
             self.seconds, log_size = state["seconds"], state["log_bytes"]
-            if state["best"] is not None:
+            if state["best_epoch"]:
                 self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.accelerator.wait_for_everyone()
         self.rows: list[tuple[int, int, float, float]] = []
         self.losses: list[Tensor] = []
-        if self.accelerator.is_main_process:
-            checkpoints.sweep(self.folder.checkpoints, self.step)
-            self.log = Log(self.folder.log, log_size)
-            self.log_size = log_size
+        self.on_main_process(lambda: self._restore_files(log_size))
         # After the weights are in: distributed training copies those of the first process.
         self.trained, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
+
+    def _check_snapshot(self, snapshot: checkpoints.Snapshot) -> None:
+        """Raises ValueError unless a snapshot is of this model."""
+        check_state(snapshot.model, self.model.state_dict())
+        checkpoints.check_optimizer(self.named, snapshot.optimizer)
+
+    def _restore_files(self, log_size: int) -> None:
+        checkpoints.sweep(self.folder.checkpoints, self.step)
+        self.log, self.log_size = Log(self.folder.log, log_size), log_size
 
     def _local(self, images: Rows) -> Rows:
         """This process' rows of a batch."""
@@ -187,7 +214,8 @@ class Trainer:
     def _train_step(self, tokens: Tensor) -> None:
         config, seed, step = self.config, self.config.seed, self.step
         generator = keyed_generator(seed, "step", step)
-        num_slots = config.slots[int(torch.randint(len(config.slots), (), generator=generator))]
+        drawn = torch.randint(len(config.slots), (), generator=generator, device="cpu")
+        num_slots = config.slots[int(drawn)]
         draws = self.model.draw(self.split.batch_size, num_slots, generator)
         lr = config.lr_at(step, self.split.steps)
         for group in self.optimizer.param_groups:

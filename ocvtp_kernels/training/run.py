@@ -43,9 +43,7 @@ def train(
     folder = RunFolder(output)
     trainer = Trainer(features, folder, config, pruner, is_fresh=is_fresh)
     trainer.run()
-    if trainer.accelerator.is_main_process:
-        _finish(trainer, command)
-    trainer.accelerator.wait_for_everyone()
+    trainer.on_main_process(lambda: _finish(trainer, command))
     return trainer
 
 

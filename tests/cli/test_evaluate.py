@@ -110,3 +110,26 @@ def test_other_images_are_refused(there: Path) -> None:
     )
     result = run(*first, "--ablate", "layer", *second, "--output", there / "out")
     assert result.exit_code == 2 and "expected the images and the grid of" in result.stderr
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_damaged_features_are_refused(there: Path, number: int) -> None:
+    shard = there / f"features-{number}" / "features-00001.safetensors"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    first = ("--features", there / "features-0", "--checkpoint", there / "0.safetensors")
+    second = ("--other-features", there / "features-1")
+    second += ("--other-checkpoint", there / "1.safetensors")
+    out = there / "out"
+    result = run(*first, "--budgets", 2, "--ablate", "layer", *second, "--output", out)
+    assert result.exit_code == 2 and f"{shard}: expected SHA-256" in result.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["0.safetensors", "run.json"])
+def test_files_that_are_cut_off_are_named(there: Path, name: str) -> None:
+    path = there / name
+    path.write_bytes(path.read_bytes()[:900] if path.exists() else b'{"train": {')
+    options = ("--features", there / "features-0", "--checkpoint", there / "0.safetensors")
+    result = run(*options, "--budgets", 2, "--output", there / "out")
+    assert result.exit_code == 2 and f"ocvtp evaluate: {path}: expected" in result.stderr

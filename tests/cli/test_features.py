@@ -264,3 +264,98 @@ def test_a_folder_of_something_else_is_refused(photos: Path, tmp_path: Path) -> 
     result = run(photos, "--output", tmp_path)
     assert result.exit_code == 2 and "expected a manifest of format" in result.output
     assert json.loads((tmp_path / "manifest.json").read_text()) == {"name": "an app"}
+
+
+def flip_last_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_photo_replaced_by_one_of_as_many_bytes_is_noticed(tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for name in ("a.bmp", "b.ppm", "c.tif"):
+        make_photo(photos / name, 0)
+    assert run(photos, "--output", out).exit_code == 0
+    for name in ("a.bmp", "b.ppm", "c.tif"):
+        before, size = (photos / name).read_bytes(), (photos / name).stat().st_size
+        make_photo(photos / name, 1)
+        assert (photos / name).stat().st_size == size
+        result = run(photos, "--output", out)
+        words = f"ocvtp features: {name}: has {size} bytes as before, but other contents"
+        assert result.exit_code == 2 and words in result.stderr
+        (photos / name).write_bytes(before)
+    assert run(photos, "--output", out).exit_code == 0
+
+
+def test_a_damaged_shard_ends_it(photos: Path, tmp_path: Path) -> None:
+    arguments = (photos, "--output", tmp_path / "out", "--shard-size", 2)
+    assert run(*arguments, "--limit", 3).exit_code == 0
+    flip_last_bit(tmp_path / "out" / "features-00000.safetensors")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "out/features-00000.safetensors: expected SHA-256" in result.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_verifying_names_everything_that_is_not_as_recorded(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(photos, "--output", out, "--shard-size", 1).exit_code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    whole = run("--verify", "--output", out)
+    assert whole.exit_code == 0 and f"4 images, 4 shards, as recorded: {out}" in whole.stdout
+    assert run(photos, "--output", out, "--verify").exit_code == 0
+
+    flip_last_bit(photos / "0" / "2.png")
+    (photos / "1" / "1.png").unlink()
+    # Images alone are wrong, which it sees where it is given them.
+    assert run("--verify", "--output", out).exit_code == 0
+    result = run("--verify", photos, "--output", out)
+    assert result.exit_code == 1
+    size = (photos / "0" / "2.png").stat().st_size
+    changed = f"changed 0/2.png: has {size} bytes as before, but other contents"
+    assert result.stdout.splitlines() == [changed, "changed 1/1.png: is missing"]
+    assert "2 damaged or changed" in result.stderr
+
+    flip_last_bit(out / "features-00001.safetensors")
+    (out / "features-00002.safetensors").unlink()
+    (out / "features-00003.safetensors").write_bytes(b"")
+    for arguments, count in (((), 3), ((photos,), 5)):
+        result = run("--verify", "--output", out, *arguments)
+        lines = result.stdout.splitlines()
+        assert result.exit_code == 1 and len(lines) == count
+        for line, number in zip(lines, (1, 2, 3), strict=False):
+            assert line.startswith(f"damaged {out / f'features-0000{number}.safetensors'}: ")
+        assert f"{count} damaged or changed" in result.stderr
+    now = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert now["manifest.json"] == before["manifest.json"]
+
+
+def test_verifying_a_folder_that_recorded_sizes_alone_says_so(photos: Path, tmp_path: Path) -> None:
+    run(photos, "--output", tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["shards"][0]["image_sha256"]
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "version": 1}))
+    flip_last_bit(photos / "0" / "2.png")
+    result = run("--verify", photos, "--output", tmp_path)
+    assert result.exit_code == 0 and "of 4 images only the size is recorded" in result.stderr
+    (photos / "0" / "2.png").write_bytes(b"short")
+    result = run("--verify", photos, "--output", tmp_path)
+    assert result.exit_code == 1 and "changed 0/2.png: has 5 bytes, not" in result.stdout
+
+
+def test_verifying_nothing_is_misuse(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "manifest.json").write_text('{"format": ')
+    run(photos, "--output", tmp_path / "out")
+    for arguments, words in (
+        (("--output", tmp_path / "nowhere"), "nowhere/manifest.json: no such file"),
+        (("--output", tmp_path / "cut"), "cut/manifest.json: expected JSON"),
+        ((tmp_path / "nowhere", "--output", tmp_path / "out"), "image_dir: expected a folder"),
+        ((), "Missing option"),
+    ):
+        result = run("--verify", *arguments)
+        assert result.exit_code == 2 and words in result.output
+    result = run("--output", tmp_path / "out")
+    assert result.exit_code == 2 and "image_dir: expected a folder of images" in result.output

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from ocvtp_kernels.cli.photo import describe, open_photo, quiet_pillow
+from ocvtp_kernels.cli.photo import open_photo, quiet_pillow
+from ocvtp_kernels.text import describe_error
 from tests.cli.mutated import read_damaged
 
 # A photo of four colours, so that every way of turning it can be told.
@@ -308,7 +309,7 @@ def test_whatever_a_decoder_raises_is_one_line(
     monkeypatch.setattr(owner, step, fail)
     with pytest.raises(ValueError, match="not a whole image: ") as raised:
         open_photo(path)
-    assert str(raised.value) == f"not a whole image: {describe(error)}"
+    assert str(raised.value) == f"not a whole image: {describe_error(error)}"
     assert len(str(raised.value).splitlines()) == 1
     assert (str(error) or type(error).__name__).split()[-1] in str(raised.value)
 
@@ -326,12 +327,12 @@ def test_what_ends_a_run_is_no_reason(
 
 
 def test_a_reason_is_never_empty_and_says_its_type() -> None:
-    assert describe(ValueError("expected 3,\n  got 4 ")) == "expected 3, got 4"
-    assert describe(ValueError()) == "ValueError"
-    assert describe(OSError("\n")) == "OSError"
-    assert describe(TypeError("no\r\nwonder")) == "TypeError: no wonder"
-    assert describe(MemoryError()) == "MemoryError"
-    describe(ValueError("a\udcffb")).encode()
+    assert describe_error(ValueError("expected 3,\n  got 4 ")) == "expected 3, got 4"
+    assert describe_error(ValueError()) == "ValueError"
+    assert describe_error(OSError("\n")) == "OSError"
+    assert describe_error(TypeError("no\r\nwonder")) == "TypeError: no wonder"
+    assert describe_error(MemoryError()) == "MemoryError"
+    describe_error(ValueError("a\udcffb")).encode()
 
 
 def test_a_whole_command_shows_none_of_pillows_warnings(

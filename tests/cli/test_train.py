@@ -112,6 +112,49 @@ def test_misuse(tmp_path: Path, options: list[str], message: str) -> None:
     assert not output.exists()
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_damaged_features_are_refused(tmp_path: Path, goes_on: bool) -> None:
+    folder = write_features(tmp_path / "features")
+    config = write_config(tmp_path / "config.json", epochs=1)
+    output = tmp_path / "run"
+    arguments = ("train", "--features", folder, "--config", config, "--output", output)
+    if goes_on:
+        assert run(*arguments).exit_code == 0
+    shard = folder / "features-00002.safetensors"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    result = run(*arguments)
+    assert result.exit_code == 2 and f"ocvtp train: {shard}: expected SHA-256" in result.stderr
+    shard.unlink()
+    result = run(*arguments)
+    assert result.exit_code == 2 and f"ocvtp train: {shard}: " in result.stderr
+    assert output.exists() == goes_on
+
+
+def test_other_features_under_the_same_names_are_refused(tmp_path: Path) -> None:
+    folder = write_features(tmp_path / "features")
+    config = write_config(tmp_path / "config.json", epochs=1)
+    arguments = ("train", "--features", folder, "--config", config, "--output", tmp_path / "run")
+    assert run(*arguments).exit_code == 0
+    write_features(folder, seed=7)
+    result = run(*arguments)
+    assert result.exit_code == 2 and "other features, which differ in contents" in result.stderr
+    assert run(*arguments, "--fresh").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "config.toml", "run/run.json"])
+def test_files_that_are_cut_off_are_named(tmp_path: Path, name: str) -> None:
+    folder = write_features(tmp_path / "features")
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"train": {"lr"')
+    config = path if path.suffix == ".toml" else write_config(tmp_path / "c.json")
+    config = path if name == "config.json" else config
+    output = tmp_path / "run"
+    result = run("train", "--features", folder, "--config", config, "--output", output)
+    assert result.exit_code == 2 and f"ocvtp train: {path}: expected" in result.stderr
+
+
 def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     folder = write_features(tmp_path / "features")
     config = write_config(tmp_path / "config.json", lr=1e30, epochs=9)

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,30 @@ def test_a_file_that_is_no_json_object(tmp_path: Path, text: str) -> None:
         PrunerConfig.from_json(written(tmp_path, text))
 
 
+@pytest.mark.parametrize("values", [None, True, 3, 0.5, "enc_in_dim", [1], ["enc_dims"], [[]]])
+def test_what_is_no_keys_and_values(values: object) -> None:
+    with pytest.raises(ValueError, match=r"^config: expected keys and values, got"):
+        PrunerConfig.from_dict(values)  # type: ignore[arg-type]
+
+
+def test_a_file_cut_off_anywhere_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path, json.dumps(PUBLISHED))
+    for length in reversed(range(path.stat().st_size)):
+        os.truncate(path, length)
+        with pytest.raises(ValueError, match=r"config\.json: expected a JSON object"):
+            PrunerConfig.from_json(path)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xfe{}", b"\xef\xbb\xbf", b"[" * 100_000, b'{"a": 1e', b"null"]
+)
+def test_bytes_that_are_no_json_object(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"config\.json: expected a JSON object"):
+        PrunerConfig.from_json(path)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -97,6 +122,11 @@ def test_a_file_that_is_no_json_object(tmp_path: Path, text: str) -> None:
         ("agg_trunc_bp", "full"),
         ("proj1_bias", 1),
         ("init_dim", 256),
+        ("transformer_activation", None),
+        ("transformer_activation", []),
+        ("enc_dropout", float("nan")),
+        ("enc_in_dim", 10**400),
+        ("pos_resolut", {}),
     ],
 )
 def test_bad_values_are_named(key: str, value: object) -> None:

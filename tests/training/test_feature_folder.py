@@ -58,7 +58,9 @@ def test_damage_is_named(images: Path, tmp_path: Path) -> None:
     ("key", "value", "words"),
     [
         ("format", "zip", "expected a manifest of format 'ocvtp-features'"),
-        ("version", 2, "expected version 1, got 2"),
+        ("version", 3, "expected version 1 or 2, got 3"),
+        ("version", True, "expected version 1 or 2, got True"),
+        ("version", "2", "expected version 1 or 2, got '2'"),
         ("grid", [4, 5], r"grid: expected rows and columns of 16 tokens, got \[4, 5\]"),
         ("grid", [4], "grid: expected rows"),
         ("width", "6", "width: expected int, got '6'"),

@@ -45,7 +45,7 @@ def test_reads_back_what_the_encoder_said(images: Path, tmp_path: Path) -> None:
 def test_the_manifest_names_what_there_is(images: Path, tmp_path: Path) -> None:
     write(images, tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["format"] == "ocvtp-features" and manifest["version"] == 1
+    assert manifest["format"] == "ocvtp-features" and manifest["version"] == 2
     assert manifest["encoder"] == "averages" and manifest["dtype"] == "float16"
     assert [shard["count"] for shard in manifest["shards"]] == [3, 3, 1]
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -54,6 +54,7 @@ def test_the_manifest_names_what_there_is(images: Path, tmp_path: Path) -> None:
         path = tmp_path / "out" / shard["file"]
         assert sha256_of(path) == shard["sha256"]
         assert shard["bytes"] == [(images / name).stat().st_size for name in shard["images"]]
+        assert shard["image_sha256"] == [sha256_of(images / name) for name in shard["images"]]
         tensors = load_file(path)
         assert list(tensors) == ["tokens"]
         assert tensors["tokens"].shape == (shard["count"], 16, WIDTH)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,15 +20,6 @@ from tests.training.cases import tiny_config
 from tests.training.runs import features, write_features
 
 SETTINGS = {"epochs": 3, "batch_size": 4, "slots": (2, 3), "warmup_epochs": 1}
-
-
-@pytest.fixture(autouse=True)
-def no_accelerator_left() -> Iterator[None]:
-    """Accelerate keeps one state a process, and refuses another precision."""
-    from accelerate.state import AcceleratorState
-
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def short_run(tmp_path: Path, name: str = "run", **changes: object) -> Trainer:
