@@ -15,8 +15,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.pruners import random_pruner as random_pruner
 from bench.pruners import small_config as small_config
-from ocvtp_kernels import PrunerConfig, native, ops, use_backend
+from ocvtp_kernels import OCPruner, PrunerConfig, native, ops, use_backend
 from ocvtp_kernels.ops.prune.reference import attention_logits
+from ocvtp_kernels.ops.slot_attention.reference import StepWeights
+from ocvtp_kernels.pruner import fold
 
 # Where Triton's kernels run: on the GPU, or in Triton's interpreter.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -83,6 +85,11 @@ def every_isa(request: pytest.FixtureRequest) -> Iterator[None]:
     """The test runs on each instruction set of the native CPU kernels."""
     with instructions(request.param):
         yield
+
+
+def step_weights(pruner: OCPruner) -> StepWeights:
+    """The weights of one slot iteration of a pruner, its parameters themselves."""
+    return fold.step_weights(pruner.config, pruner.aggregat, pruner.initializ.mean)
 
 
 def outputs(result: Any) -> tuple[Tensor, ...]:

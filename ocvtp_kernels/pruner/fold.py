@@ -18,10 +18,20 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ocvtp_kernels.ops.prune.weights import Folded, FoldedSlots
 from ocvtp_kernels.ops.slot_attention.reference import StepWeights
+from ocvtp_kernels.pruner.config import PrunerConfig
+from ocvtp_kernels.pruner.layers import (
+    computes_as,
+    gru_weights,
+    linear_weights,
+    norm_weights,
+    require_same,
+    unwrapped,
+)
 from ocvtp_kernels.pruner.modules import MLP, SlotAttention
 
 
@@ -64,6 +74,64 @@ def fold_slots(
     )
 
 
+def step_weights(config: PrunerConfig, slots: SlotAttention, like: Tensor) -> StepWeights:
+    """The weights of one iteration, those with which the layers of ``aggregat`` compute.
+
+    Args:
+        config: the pruner's.
+        slots: its slot stage.
+        like: a tensor of the dtype and on the device that the stage is for.
+
+    Raises:
+        ValueError: no weights compute what a layer does; the message names it.
+    """
+    name, dim = "aggregat", config.slot_dim
+    ffn = _mlp_weights(f"{name}.ffn", slots.ffn, (dim, config.agg_ffn_dim), like)
+    found = [
+        *norm_weights(f"{name}.norm_slots_0", slots.norm_slots_0, dim, like),
+        _projection(f"{name}.proj_q", slots.proj_q, dim, like),
+        *gru_weights(f"{name}.gru", slots.gru, dim, like),
+        *norm_weights(f"{name}.norm_slots_1", slots.norm_slots_1, dim, like),
+        *(tensor for layer in ffn for tensor in layer),
+    ]
+    return StepWeights(*found)
+
+
+def _projection(name: str, layer: nn.Module, width: int, like: Tensor) -> Tensor:
+    weight, bias = linear_weights(name, layer, width, like)
+    if bias is not None and not bias.is_meta and bias.any():
+        raise ValueError(f"{name}: expected a layer without a bias, as it could not be folded")
+    return weight
+
+
+def _mlp_weights(
+    name: str, mlp: MLP, widths: tuple[int, ...], like: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Weight and bias of each Linear, whose inputs have these widths."""
+    for part, module, kind in ((name, mlp, MLP), (f"{name}.mlp", mlp.mlp, nn.Sequential)):
+        if not computes_as(module, kind):
+            require_same(part, module, kind.forward, like, widths[0])
+    found, place = [], mlp.first_linear
+    for depth, (layer, width) in enumerate(zip(mlp.linears, widths, strict=True)):
+        if depth:
+            _require_between(f"{name}.mlp", mlp.mlp, place - 2, width, like)
+        weight, bias = linear_weights(f"{name}.mlp.{place}", layer, width, like)
+        found.append((weight, weight.new_zeros(len(weight)) if bias is None else bias))
+        place += 3
+    return found
+
+
+def _require_between(
+    name: str, layers: nn.Sequential, place: int, width: int, like: Tensor
+) -> None:
+    """Raises ValueError unless there are a GELU and then a Dropout, or what computes as they do."""
+    gelu, dropout = layers[place], layers[place + 1]
+    if not computes_as(gelu, nn.GELU) or gelu.approximate != "none":
+        require_same(f"{name}.{place}", gelu, lambda _, x: F.gelu(x), like, width)
+    if not computes_as(dropout, nn.Dropout):
+        require_same(f"{name}.{place + 1}", dropout, lambda _, x: x, like, width)
+
+
 class Unfolded(NamedTuple):
     """What a pruner is folded of."""
 
@@ -75,17 +143,43 @@ class Unfolded(NamedTuple):
     slots: list[Tensor]  # what `fold_slots` takes, the step's weights one by one
 
     @classmethod
-    def of(cls, encode: MLP, slots: SlotAttention) -> Unfolded:
-        """The present weights of a pruner's two stages, themselves."""
+    def of(cls, config: PrunerConfig, encode: Any, slots: Any, like: Tensor) -> Unfolded:
+        """The present weights of a pruner's two stages, themselves where they are its layers' own.
+
+        Args:
+            config: the pruner's.
+            encode, slots: ``encode_project`` and ``aggregat``.
+            like: a tensor of the dtype and on the device that they are for.
+
+        Raises:
+            ValueError: no weights compute what a layer does; the message names it.
+        """
+        encode, slots = unwrapped(encode), unwrapped(slots)
+        for name, stage, kind in (
+            ("encode_project", encode, MLP),
+            ("aggregat", slots, SlotAttention),
+        ):
+            if not isinstance(stage, kind):
+                raise ValueError(f"{name}: expected {kind.__name__}, got {type(stage).__name__}")
+        dim, widths = config.slot_dim, (config.enc_in_dim, *config.enc_dims)
+        if not computes_as(slots, SlotAttention):
+            require_same("aggregat", slots, SlotAttention.forward, like, dim, dim)
+        encoded = _mlp_weights("encode_project", encode, widths[:-1], like)
+        norm: list[Tensor] = []
+        if encode.norm is not None:
+            place, width = (0, widths[0]) if encode.ln == "pre" else (len(encode.mlp) - 1, dim)
+            norm += norm_weights(f"encode_project.mlp.{place}", encode.norm, width, like)
         return cls(
             num_iter=slots.num_iter,
             ln=encode.ln,
-            encode_weights=[linear.weight for linear in encode.linears],
-            encode_biases=[linear.bias for linear in encode.linears],
-            norm=list(encode.norm or ()),
+            encode_weights=[weight for weight, _ in encoded],
+            encode_biases=[bias for _, bias in encoded],
+            norm=norm,
             slots=[
-                *(*slots.step_weights(), slots.proj_k.weight, slots.proj_v.weight),
-                *(slots.norm_in.weight, slots.norm_in.bias),
+                *step_weights(config, slots, like),
+                _projection("aggregat.proj_k", slots.proj_k, dim, like),
+                _projection("aggregat.proj_v", slots.proj_v, dim, like),
+                *norm_weights("aggregat.norm_in", slots.norm_in, dim, like),
             ],
         )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +12,7 @@ from ocvtp_kernels.ops.prune.native.pipeline import prepare
 from ocvtp_kernels.pruner.config import PrunerConfig
 from ocvtp_kernels.pruner.fold import Unfolded
 from ocvtp_kernels.pruner.last_fold import LastFold, comparable
+from ocvtp_kernels.pruner.layers import copied, whole
 from ocvtp_kernels.pruner.modules import MLP, SlotAttention, SlotPrior
 from ocvtp_kernels.pruner.seeded import BLOCK
 
@@ -41,6 +41,8 @@ class Freezable(nn.Module):
         self._given: list[Tensor] | None = None
         self._last: LastFold | None = None
         self._changes = 0
+        # A hook, as load_state_dict of a module around this one calls no method of it.
+        self.register_load_state_dict_post_hook(_follow_loaded)
 
     @property
     def changes(self) -> int:
@@ -55,12 +57,16 @@ class Freezable(nn.Module):
     def freeze(self: Self) -> Self:
         """Folds the weights once; `forward` is then ``torch.ops.ocvtp.prune``.
 
-        Sets ``eval`` and stops parameter gradients. Moving, casting and ``load_state_dict`` fold
-        again; parameters edited in place take effect at the next `freeze` only.
+        Sets ``eval`` and stops parameter gradients. Moving, casting and ``load_state_dict``, also
+        those of a module around it, fold again; parameters edited in place, layers replaced and
+        adapters changed take effect at the next `freeze` only.
+
+        Raises:
+            ValueError: a layer computes otherwise than weights do, such as one that quantizes its
+                input; the message names it.
         """
-        self.eval().requires_grad_(False)
         self._keep()
-        return self
+        return self.eval().requires_grad_(False)
 
     def unfreeze(self: Self) -> Self:
         """Undoes `freeze`: plain PyTorch again, parameters with gradients."""
@@ -73,7 +79,8 @@ class Freezable(nn.Module):
     def frozen_copy(self: Self) -> Self:
         """A frozen copy; this pruner stays unchanged. Both share the hooks on this pruner."""
         hooks = {id(value): value for name, value in vars(self).items() if "_hooks" in name}
-        return copy.deepcopy(self, hooks).freeze()
+        twin: Self = copied(self, hooks)
+        return twin.freeze()
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -91,7 +98,7 @@ class Freezable(nn.Module):
             if self._given is None:
                 self._given = [weight.clone() for weight in self._folded]
             return list(self._given)
-        present = Unfolded.of(self.encode_project, self.aggregat)
+        present = self._unfolded()
         if not comparable(present.tensors):
             return self._fold(present)
         last = self._last
@@ -99,6 +106,19 @@ class Freezable(nn.Module):
             last = LastFold.of(present, self._fold)
         self._last = last.restored()
         return list(self._last.given)
+
+    def _in_use(self) -> Tensor:
+        """A tensor of the dtype and on the device of the weights that `forward` computes with."""
+        mean = self.initializ.mean
+        if self._folded is None:
+            return mean
+        if self._folded[1].device != mean.device and not mean.is_meta:
+            # Made on the meta device: what loads it there puts parameters in place, without a call.
+            self._keep()
+        return self._folded[1]
+
+    def _unfolded(self) -> Unfolded:
+        return Unfolded.of(self.config, self.encode_project, self.aggregat, self.initializ.mean)
 
     def _fold(self, present: Unfolded) -> list[Tensor]:
         dtype = self.initializ.mean.dtype
@@ -110,13 +130,15 @@ class Freezable(nn.Module):
     @torch.no_grad()
     def _keep(self) -> None:
         """Freezes the present weights and initial slots."""
+        weights = self._fold(self._unfolded())
         self._last = None
         self._changes += 1
-        self._prior = (self.initializ.mean.clone(), self.initializ.logstd.clone())
-        if self.initializ.noise_seed is not None:
+        prior = self.initializ
+        self._prior = (whole(prior.mean).clone(), whole(prior.logstd).clone())
+        if prior.noise_seed is not None:
             count = max(self.config.init_num, BLOCK)
-            self._slots = self.initializ(1, count).contiguous()
-        self._prepare(self._fold(Unfolded.of(self.encode_project, self.aggregat)))
+            self._slots = prior(1, count, self._prior).contiguous()
+        self._prepare(weights)
 
     def _prepare(self, weights: list[Tensor]) -> None:
         slots = self._slots
@@ -137,19 +159,7 @@ class Freezable(nn.Module):
             self._slots = None if self._slots is None else self._slots.clone()
             self._prepare([weight.clone() for weight in self._folded])
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """As `torch.nn.Module.load_state_dict`; a frozen pruner folds again."""
-        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        if assign:
-            # The parameters may have changed dtype, or come from the meta device.
-            self.initializ.draw()
-        self._changes += 1
-        if self._folded is not None:
-            self.freeze()
-        return result
-
+    @torch.inference_mode(False)
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         self._last = None
@@ -157,3 +167,10 @@ class Freezable(nn.Module):
         if self._folded is not None:
             self._keep()
         return self
+
+
+def _follow_loaded(pruner: Freezable, incompatible_keys: object) -> None:
+    """After loading: a frozen pruner folds again."""
+    pruner._changes += 1
+    if pruner.frozen:
+        pruner.freeze()

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ocvtp_kernels.ops.slot_attention.reference import StepWeights, slot_attention_step
-from ocvtp_kernels.ops.slot_attention.step import iterate
+from ocvtp_kernels.checks import whole_number
+from ocvtp_kernels.ops.gru_cell import gru_cell
+from ocvtp_kernels.ops.slot_attention import reference
+from ocvtp_kernels.ops.slot_attention.step import EPS, attend, gated
 from ocvtp_kernels.pruner import seeded
+from ocvtp_kernels.pruner.layers import computes_as
+
+
+def drawing_for(device: torch.device | str | None) -> AbstractContextManager[Any]:
+    """Within the block parameters that will be moved to a device are made on the CPU.
+
+    Where no device is named they are made on torch's default one, which may be "meta".
+    """
+    return nullcontext() if device is None else torch.device("cpu")
 
 
 class MLP(nn.Module):
@@ -34,17 +46,19 @@ class MLP(nn.Module):
         self.mlp = nn.Sequential(*layers)
 
     @property
-    def linears(self) -> list[nn.Linear]:
-        """The Linear layers, first to last."""
-        return [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
+    def first_linear(self) -> int:
+        """Place of the first Linear in ``mlp``; every third layer from there is one."""
+        return 1 if self.ln == "pre" else 0
 
     @property
-    def norm(self) -> tuple[Tensor, Tensor] | None:
-        """The LayerNorm's gamma and beta, if there is one."""
-        for layer in self.mlp:
-            if isinstance(layer, nn.LayerNorm):
-                return layer.weight, layer.bias
-        return None
+    def linears(self) -> list[Any]:
+        """The Linear layers, first to last, or what stands in their places."""
+        return list(self.mlp)[self.first_linear :: 3]
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The LayerNorm, if there is one."""
+        return None if self.ln is None else self.mlp[0 if self.ln == "pre" else -1]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[..., in_dim]`` -> ``[..., dims[-1]]``."""
@@ -60,16 +74,13 @@ class SlotPrior(nn.Module):
         noise_seed: fixes the noise; None draws it afresh at every call.
     """
 
-    _noise: Tensor
-
     def __init__(self, dim: int, noise_seed: int | None) -> None:
         super().__init__()
-        self.noise_seed = noise_seed
+        self.noise_seed = noise_seed if noise_seed is None else _seed(noise_seed)
         self.mean = nn.Parameter(torch.empty(1, 1, dim))
         self.logstd = nn.Parameter(torch.empty(1, 1, dim))
         nn.init.xavier_uniform_(self.mean)
         nn.init.xavier_uniform_(self.logstd)
-        self.draw()
 
     def forward(
         self, batch: int, num_slots: int, prior: tuple[Tensor, Tensor] | None = None
@@ -80,33 +91,25 @@ class SlotPrior(nn.Module):
             prior: another mean and logstd.
         """
         mean, logstd = (self.mean, self.logstd) if prior is None else prior
+        width = mean.shape[-1]
         if self.noise_seed is None:
-            noise = mean.new_empty(batch, num_slots, mean.shape[-1]).normal_()
+            noise = mean.new_empty(batch, num_slots, width).normal_()
         else:
-            noise = seeded.noise(self._noise, self.noise_seed, num_slots).unsqueeze(0)
+            noise = seeded.noise(mean, self.noise_seed, num_slots * width).view(1, -1, width)
         return (mean + noise * logstd.exp()).expand(batch, -1, -1)
 
     def scores(self, batch: int, num_tokens: int) -> Tensor:
         """A random score per token: [batch, num_tokens]; with a seed, equal for all images."""
         if self.noise_seed is None:
             return self.mean.new_empty(batch, num_tokens).normal_()
-        rows = -(-num_tokens // self.mean.shape[-1])
-        noise = seeded.noise(self._noise, self.noise_seed, rows)
-        return noise.flatten()[:num_tokens].expand(batch, -1)
+        return seeded.noise(self.mean, self.noise_seed, num_tokens).expand(batch, -1)
 
-    def draw(self) -> None:
-        """Draws the seed's noise, in the dtype and on the device of the parameters."""
-        if self.noise_seed is None:
-            return
-        noise = seeded.draw(self.noise_seed, seeded.BLOCK, self.mean.shape[-1])
-        with torch.inference_mode(False), torch.no_grad():
-            self._noise = noise.to(self.mean)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SlotPrior:
-        super()._apply(fn, recurse)
-        # Drawn again, not cast, so that a cast to half and back loses nothing.
-        self.draw()
-        return self
+def _seed(noise_seed: Any) -> int:
+    seed = whole_number("noise_seed", noise_seed, -(2**63))
+    if seed >= 2**63:
+        raise ValueError(f"noise_seed: expected less than 2**63, got {seed}")
+    return seed
 
 
 class SlotAttention(nn.Module):
@@ -118,7 +121,6 @@ class SlotAttention(nn.Module):
         super().__init__()
         self.num_iter = num_iter
         self.trunc_bp = trunc_bp
-        self.dropout = dropout
         self.norm_in = nn.LayerNorm(dim)
         self.proj_q = nn.Linear(dim, dim, bias=False)
         self.norm_slots_0 = nn.LayerNorm(dim)
@@ -128,25 +130,6 @@ class SlotAttention(nn.Module):
         self.norm_slots_1 = nn.LayerNorm(dim)
         self.ffn = MLP(dim, (ffn_dim, dim), None, dropout)
 
-    def step_weights(self) -> StepWeights:
-        """The weights of one iteration."""
-        hidden, output = self.ffn.linears
-        return StepWeights(
-            self.norm_slots_0.weight,
-            self.norm_slots_0.bias,
-            self.proj_q.weight,
-            self.gru.weight_ih,
-            self.gru.weight_hh,
-            self.gru.bias_ih,
-            self.gru.bias_hh,
-            self.norm_slots_1.weight,
-            self.norm_slots_1.bias,
-            hidden.weight,
-            hidden.bias,
-            output.weight,
-            output.bias,
-        )
-
     def forward(
         self, tokens: Tensor, slots_init: Tensor, slot_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -155,8 +138,8 @@ class SlotAttention(nn.Module):
         With ``trunc_bp="bi-level"`` the last iteration's gradient skips the earlier ones and
         flows to the initial slots straight; values are unchanged.
         """
-        step = slot_attention_step
-        return self._iterate(step, step, tokens, slots_init, slot_mask)
+        attend, cell = reference.attend, gru_cell.reference
+        return self._iterate(attend, attend, cell, tokens, slots_init, slot_mask)
 
     def aggregate(
         self, tokens: Tensor, slots_init: Tensor, slot_mask: Tensor | None = None
@@ -165,33 +148,54 @@ class SlotAttention(nn.Module):
 
         Used in training. Dropout draws from torch's own generator.
         """
-        # ocvtp::slot_attention_step has neither the attention nor dropout.
-        last = functools.partial(iterate, need_attention=True)
-        return self._iterate(iterate, last, tokens, slots_init, slot_mask)
+        last = functools.partial(attend, need_attention=True)
+        return self._iterate(attend, last, gated, tokens, slots_init, slot_mask)
 
     def _iterate(
         self,
-        step: Callable[..., tuple[Tensor, Any]],
-        last_step: Callable[..., tuple[Tensor, Any]],
+        attend: Callable[..., tuple[Tensor, Any]],
+        attend_last: Callable[..., tuple[Tensor, Any]],
+        cell: Callable[..., Tensor],
         tokens: Tensor,
         slots_init: Tensor,
         slot_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
+        """Every layer is called, so that adapters and masks on it count."""
+        # Layers of early iterations run with gradients all the same, and are cut off around what is
+        # costly: a weight that autocast or a parametrization caches would lose its own without.
+        cut = torch.detach if self.trunc_bp == "bi-level" else _pass
         x = self.norm_in(tokens)
-        k, v, weights = self.proj_k(x), self.proj_v(x), self.step_weights()
-        options: dict[str, Any] = {
-            "scale": k.shape[-1] ** -0.5,
-            "slot_mask": slot_mask,
-            "dropout": self.dropout if self.training else 0.0,
-        }
-        slots, early = slots_init, (k, v, weights)
-        if self.trunc_bp == "bi-level":
-            # No gradient reaches the early iterations, so nothing is stored for one.
-            early = (k.detach(), v.detach(), StepWeights(*(weight.detach() for weight in weights)))
-            slots = slots.detach()
+        k, v = self.proj_k(x), self.proj_v(x)
+        options = {"scale": k.shape[-1] ** -0.5, "eps": EPS, "slot_mask": slot_mask}
+        slots, early = cut(slots_init), (cut(k), cut(v))
         for _ in range(self.num_iter - 1):
-            slots, _ = step(slots, *early, **options)
+            updates, _ = attend(cut(self._query(slots)), *early, **options)
+            slots = cut(self._update(cell, updates, slots, cut))
         if self.trunc_bp == "bi-level":
             # The bracket is exactly zero, so the value is exactly the detached one.
             slots = slots + (slots_init - slots_init.detach())
-        return last_step(slots, k, v, weights, **options)
+        updates, attended = attend_last(self._query(slots), k, v, **options)
+        return self._update(cell, updates, slots, _pass), attended
+
+    def _query(self, slots: Tensor) -> Tensor:
+        query: Tensor = self.proj_q(self.norm_slots_0(slots))
+        return query
+
+    def _update(
+        self,
+        cell: Callable[..., Tensor],
+        updates: Tensor,
+        slots: Tensor,
+        cut: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        gru = self.gru
+        if computes_as(gru, nn.GRUCell):
+            weights = (gru.weight_ih, gru.weight_hh, gru.bias_ih, gru.bias_hh)
+            state = cell(updates, slots, *map(cut, weights))
+        else:
+            state = gru(updates.flatten(0, 1), slots.flatten(0, 1)).view(slots.shape)
+        return state + self.ffn(self.norm_slots_1(state))
+
+
+def _pass(tensor: Tensor) -> Tensor:
+    return tensor

@@ -22,7 +22,7 @@ from ocvtp_kernels.pruner.checkpoint import (
 )
 from ocvtp_kernels.pruner.config import PrunerConfig
 from ocvtp_kernels.pruner.freezing import Freezable
-from ocvtp_kernels.pruner.modules import MLP, SlotAttention, SlotPrior
+from ocvtp_kernels.pruner.modules import MLP, SlotAttention, SlotPrior, drawing_for
 
 PADDINGS = ("importance", "random")
 
@@ -57,7 +57,10 @@ class OCPruner(Freezable):
         config: shapes and rules.
         noise_seed: seed of the slots' initial noise. Fixed, the same image always keeps the same
             tokens, alone or in a batch; None draws fresh noise on every call, as the authors do.
-        device, dtype: where and as what the parameters are made.
+        device, dtype: where and as what the parameters are made; torch's defaults if None.
+
+    Raises:
+        TypeError, ValueError: ``noise_seed`` is no whole number of 64 bits.
     """
 
     def __init__(
@@ -71,13 +74,18 @@ class OCPruner(Freezable):
         super().__init__()
         self.config = config
         dim = config.slot_dim
-        self.encode_project = MLP(
-            config.enc_in_dim, config.enc_dims, config.enc_ln, config.enc_dropout
-        )
-        self.initializ = SlotPrior(dim, noise_seed)
-        self.aggregat = SlotAttention(
-            config.agg_num_iter, dim, config.agg_ffn_dim, config.agg_dropout, config.agg_trunc_bp
-        )
+        with drawing_for(device):
+            self.encode_project = MLP(
+                config.enc_in_dim, config.enc_dims, config.enc_ln, config.enc_dropout
+            )
+            self.initializ = SlotPrior(dim, noise_seed)
+            self.aggregat = SlotAttention(
+                config.agg_num_iter,
+                dim,
+                config.agg_ffn_dim,
+                config.agg_dropout,
+                config.agg_trunc_bp,
+            )
         for name, parameter in self.named_parameters():
             if name.endswith(("bias", "bias_ih", "bias_hh")):
                 nn.init.zeros_(parameter)
@@ -192,7 +200,7 @@ class OCPruner(Freezable):
         Raises:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
-        check_reference_tokens(reference_tokens, self.config, self.initializ.mean)
+        check_reference_tokens(reference_tokens, self.config, self._in_use())
         batch, num_tokens, _ = reference_tokens.shape
         check_final_tokens(final_tokens, "reference_tokens", reference_tokens)
         check_importance(importance, "reference_tokens", reference_tokens)
@@ -230,7 +238,7 @@ class OCPruner(Freezable):
         Raises:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
-        check_reference_tokens(reference_tokens, self.config, self.initializ.mean)
+        check_reference_tokens(reference_tokens, self.config, self._in_use())
         checks.require_top_k(top_k, reference_tokens.shape[1])
         default = self.config.init_num
         slots_init = self._initial_slots(reference_tokens, slots_init, num_slots, default)

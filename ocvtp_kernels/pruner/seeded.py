@@ -15,7 +15,7 @@ BLOCK = 1024
 
 _LIBRARY = torch.library.Library("ocvtp_seeded", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
-_LIBRARY.define("more_noise(Tensor first, int seed, SymInt rows) -> Tensor", tags=_TAGS)
+_LIBRARY.define("noise(Tensor like, int seed, SymInt count) -> Tensor", tags=_TAGS)
 _LIBRARY.define("rank(Tensor like, int seed, SymInt tokens) -> Tensor", tags=_TAGS)
 
 
@@ -23,7 +23,7 @@ def draw(seed: int, rows: int, width: int) -> Tensor:
     """Standard normal noise: float32 ``[R, width]`` on the CPU, R a multiple of `BLOCK`."""
     # No inference tensors: they are stored, and gradients may pass through them.
     with torch.inference_mode(False), torch.no_grad():
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         shape = (BLOCK, width)
         blocks = [
             torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
@@ -32,32 +32,34 @@ def draw(seed: int, rows: int, width: int) -> Tensor:
         return torch.cat(blocks)
 
 
-def noise(first: Tensor, seed: int, rows: int) -> Tensor:
-    """The first ``rows`` rows of `draw`, on the device of ``first``: ``[rows, width]``.
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _drawn(seed: int, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Drawn for each dtype, not cast, so that a cast to half and back loses nothing.
+    return draw(seed, rows, width).to(device, dtype)
+
+
+def noise(like: Tensor, seed: int, count: int) -> Tensor:
+    """The first ``count`` numbers of `draw`, row by row: ``[count]``.
 
     Args:
-        first: the first block of them, ``[BLOCK, width]``, on which further rows are cached.
+        like: a tensor ``[..., width]`` of their dtype and device.
     """
-    if rows <= first.shape[0]:
-        return first[:rows]
-    more: Tensor = torch.ops.ocvtp_seeded.more_noise(first, seed, rows)
-    return more
+    drawn: Tensor = torch.ops.ocvtp_seeded.noise(like.detach(), seed, count)
+    return drawn
 
 
-def _more_noise(first: Tensor, seed: int, rows: int) -> Tensor:
-    kept: Tensor | None = getattr(first, "more", None)
-    if kept is None or kept.shape[0] < rows:
-        with torch.inference_mode(False), torch.no_grad():
-            kept = draw(seed, rows, first.shape[1]).to(first)
-        first.more = kept  # type: ignore[attr-defined]
-    # A compiler may write into what an op returns.
-    return kept[:rows].clone()
+def _noise(like: Tensor, seed: int, count: int) -> Tensor:
+    width = like.shape[-1]
+    rows = -(-count // (BLOCK * width)) * BLOCK
+    # Copied, as a compiler may write into what an op returns.
+    return _drawn(seed, rows, width, like.dtype, like.device).view(-1)[:count].clone()
 
 
-_LIBRARY.impl("more_noise", _more_noise, "CompositeExplicitAutograd")
+_LIBRARY.impl("noise", _noise, "CompositeExplicitAutograd")
 torch.library.register_fake(
-    "ocvtp_seeded::more_noise",
-    lambda first, seed, rows: first.new_empty(rows, first.shape[1]),
+    "ocvtp_seeded::noise",
+    lambda like, seed, count: like.new_empty(count),
     lib=_LIBRARY,
 )
 
@@ -66,7 +68,7 @@ torch.library.register_fake(
 @torch.inference_mode(False)
 def _rank(seed: int, tokens: int, device: torch.device) -> Tensor:
     # Drawn on the CPU, so that every device keeps the same tokens.
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     ranks = torch.randperm(tokens, generator=generator, device="cpu")
     return ranks.to(device, torch.float32)
 

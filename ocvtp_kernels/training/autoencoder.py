@@ -16,6 +16,7 @@ from ocvtp_kernels.pruner.checkpoint import (
     write_checkpoint,
 )
 from ocvtp_kernels.pruner.config import PrunerConfig
+from ocvtp_kernels.pruner.modules import drawing_for
 from ocvtp_kernels.pruner.pruner import (
     OCPruner,
     check_reference_tokens,
@@ -69,11 +70,12 @@ class OCAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        pruner = OCPruner(config, noise_seed=noise_seed)
-        self.encode_project = pruner.encode_project
-        self.initializ = pruner.initializ
-        self.aggregat = pruner.aggregat
-        self.decode = RandomDecoder(config)
+        with drawing_for(device):
+            pruner = OCPruner(config, noise_seed=noise_seed)
+            self.encode_project = pruner.encode_project
+            self.initializ = pruner.initializ
+            self.aggregat = pruner.aggregat
+            self.decode = RandomDecoder(config)
         self.to(device=device, dtype=dtype)
 
     @classmethod
@@ -216,7 +218,7 @@ class OCAutoencoder(nn.Module):
 
     def _draw_noise(self, batch: int, num_slots: int, generator: torch.Generator | None) -> Tensor:
         shape = (batch, num_slots, self.config.slot_dim)
-        return torch.randn(shape, generator=generator, dtype=torch.float32)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
     def _count(self, num_slots: int | None) -> int:
         count = self.config.init_num if num_slots is None else num_slots

@@ -79,14 +79,22 @@ def query(slots: Tensor, weights: StepWeights) -> Tensor:
     return F.linear(normed, weights.w_q)
 
 
-def feed_forward(slots: Tensor, weights: StepWeights, dropout: float = 0.0) -> Tensor:
-    """``s + FFN(norm_slots_1(s))``: [B, K, D] -> [B, K, D]; dropout follows the GELU."""
+def feed_forward(slots: Tensor, weights: StepWeights) -> Tensor:
+    """``s + FFN(norm_slots_1(s))``: [B, K, D] -> [B, K, D]."""
     normed = F.layer_norm(
         slots, slots.shape[-1:], weights.norm_ffn_weight, weights.norm_ffn_bias, LN_EPS
     )
     hidden = F.gelu(F.linear(normed, weights.ffn_w1, weights.ffn_b1))
-    hidden = F.dropout(hidden, dropout, training=dropout > 0.0)
     return slots + F.linear(hidden, weights.ffn_w2, weights.ffn_b2)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, eps: float, slot_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The weighted means ``[B, K, E]`` of the attention, and its logits ``[B, K, N]``."""
+    logits = slot_logits(q, k, scale, slot_mask)
+    updates, _ = weighted_mean(logits.softmax(dim=1), v, eps)
+    return updates, logits
 
 
 def slot_attention_step(
@@ -97,7 +105,6 @@ def slot_attention_step(
     scale: float,
     eps: float = 1e-5,
     slot_mask: Tensor | None = None,
-    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """One whole iteration: norm, query, attention, mean, GRU, norm, FFN.
 
@@ -105,14 +112,12 @@ def slot_attention_step(
         slots: ``[B, K, D]``; k, v: ``[B, N, D]`` projected tokens.
         weights: the thirteen tensors of `StepWeights`, in its order.
         scale, eps, slot_mask: as `ocvtp_kernels.ops.slot_attention`.
-        dropout: rate after the FFN's GELU; 0 at inference.
 
     Returns:
         the new slots ``[B, K, D]`` and the iteration's logits ``[B, K, N]``, whose softmax over
         slots is its attention.
     """
     step = StepWeights(*weights)
-    logits = slot_logits(query(slots, step), k, scale, slot_mask)
-    updates, _ = weighted_mean(logits.softmax(dim=1), v, eps)
+    updates, logits = attend(query(slots, step), k, v, scale, eps, slot_mask)
     slots = gru_cell.reference(updates, slots, step.w_ih, step.w_hh, step.b_ih, step.b_hh)
-    return feed_forward(slots, step, dropout), logits
+    return feed_forward(slots, step), logits

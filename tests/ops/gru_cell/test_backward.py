@@ -16,6 +16,7 @@ from tests.cases import (
     random_tokens,
     running,
     small_config,
+    step_weights,
 )
 from tests.ops.gru_cell.test_gru_cell import inputs
 
@@ -72,7 +73,8 @@ def test_training_holds_less_at_once_than_autograd_through_the_plain_module() ->
     config = small_config(
         agg_embed_dim=64, init_dim=64, enc_dims=(20, 64), agg_ffn_dim=64, agg_trunc_bp=None
     )
-    module = random_pruner(config).aggregat
+    pruner = random_pruner(config)
+    module = pruner.aggregat
     tokens, slots = random_tokens(4, 100, 64), random_tokens(4, 32, 64, seed=1)
 
     def plain() -> None:
@@ -82,7 +84,7 @@ def test_training_holds_less_at_once_than_autograd_through_the_plain_module() ->
     def ours() -> None:
         x = module.norm_in(tokens)
         k, v = module.proj_k(x), module.proj_v(x)
-        weights, state = module.step_weights(), slots
+        weights, state = step_weights(pruner), slots
         for _ in range(module.num_iter):
             state = torch.ops.ocvtp.slot_attention_step(state, k, v, list(weights), 0.125)
         state.sum().backward()

@@ -64,7 +64,7 @@ def by_hand(x: torch.Tensor, mlp: MLP) -> torch.Tensor:
     def norm(t: torch.Tensor) -> torch.Tensor:
         centred = t - t.mean(-1, keepdim=True)
         assert mlp.norm is not None
-        gamma, beta = mlp.norm
+        gamma, beta = mlp.norm.parameters()
         return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gamma + beta
 
     first, second = mlp.linears
@@ -81,7 +81,7 @@ def test_reference_module_and_formula_agree(ln: str | None) -> None:
         parameter.data = random_tokens(*parameter.shape, seed=index, dtype=torch.float64)
     x = random_tokens(2, 9, 12, seed=99, dtype=torch.float64, outliers=True)
     expected = by_hand(x, mlp)
-    norm_weight, norm_bias = mlp.norm or (None, None)
+    norm_weight, norm_bias = mlp.norm.parameters() if mlp.norm else (None, None)
     got = encode(
         x,
         [linear.weight for linear in mlp.linears],

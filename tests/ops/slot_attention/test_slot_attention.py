@@ -17,6 +17,7 @@ from tests.cases import (
     random_tokens,
     running,
     small_config,
+    step_weights,
 )
 from tests.ops.attention_cases import strided_qkv
 from tests.ops.raw_calls import PER_SLOT, SCALARS, B, E, K, N, RawCall, queries_keys
@@ -50,7 +51,7 @@ def backward_arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tu
 
 
 def step_arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
-    weights = [w.detach() for w in random_pruner(dtype=dtype).aggregat.step_weights()]
+    weights = [w.detach() for w in step_weights(random_pruner(dtype=dtype))]
     q, k, v = strided_qkv(batch, dtype)
     return q, k, torch.cat([v, v[..., :1]], dim=-1), weights, 0.3
 
@@ -216,7 +217,7 @@ def test_gradient_error_budget(backend: str, masked: bool, dtype: torch.dtype) -
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_whole_step_equals_the_reference_with_gradients(with_mask: bool) -> None:
     pruner = random_pruner(dtype=torch.float64)
-    weights = pruner.aggregat.step_weights()
+    weights = step_weights(pruner)
     slots = random_tokens(2, 7, 10, dtype=torch.float64).requires_grad_()
     tokens = random_tokens(2, 21, 10, seed=3, dtype=torch.float64).requires_grad_()
     mask = torch.tensor([[True] * 6 + [False]] * 2) if with_mask else None
