@@ -3,6 +3,24 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
+# What torch has functions for, and the native kernels' interface a name.
+_COPIED = frozenset(
+    {
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz),
+        *(torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+        *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+        *(torch.complex32, torch.complex64, torch.complex128),
+    }
+)
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def as_copied(tensor: Tensor) -> Tensor:
+    """The tensor, or its bits where its dtype is one that little can be done with but a copy."""
+    return tensor if tensor.dtype in _COPIED else tensor.view(_BITS[tensor.itemsize])
 
 
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -18,7 +18,7 @@ from ocvtp_kernels.triton_common.greedy_tiles import MAX_TOKENS
 
 def take_row(matrix: Tensor, ids: Tensor) -> Tensor:
     """Row ``ids[b]`` of each image: ``[B, N, M]``, ``[B]`` -> ``[B, M]``."""
-    return matrix[torch.arange(len(ids), device=ids.device), ids]
+    return matrix[torch.arange(ids.shape[0], device=ids.device), ids]
 
 
 def check_square(name: str, matrix: Tensor) -> None:
@@ -36,6 +36,19 @@ def check_ids(name: str, ids: Tensor, layout: str, other_name: str, other: Tenso
         raise TypeError(f"{name}: expected dtype torch.int64, got {ids.dtype}")
     checks.require_same_device(name, ids, other_name, other)
     checks.require_size(name, ids, 0, other.shape[0], other_name)
+
+
+def require_ids(name: str, ids: Tensor, num_tokens: int) -> None:
+    """Raises ValueError unless all ids are of tokens, as the native CPU kernels do.
+
+    It reads values, which waits for any device but a CPU.
+    """
+    if ids.numel() == 0:
+        return
+    least, most = (int(bound) for bound in ids.aminmax())
+    if least < 0 or most >= num_tokens:
+        got = least if least < 0 else most
+        raise ValueError(f"{name}: expected ids of tokens, 0 to {num_tokens - 1}, got {got}")
 
 
 def fake_order(matrix: Tensor, budget: int) -> Tensor:

@@ -15,12 +15,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import cache, reduce, wraps
 from importlib import import_module
 from operator import itemgetter
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 
-from ocvtp_kernels import backends, native
+from ocvtp_kernels import backends, checks, native
 from ocvtp_kernels.backends import Kernel
 from ocvtp_kernels.dtypes import acc_dtype, product_dtype
 
@@ -98,19 +98,51 @@ class _Signature(NamedTuple):
 
     names: tuple[str, ...]
     defaults: tuple[Any, ...]  # of the last ones
+    tensors: frozenset[str]  # those that must be tensors
 
     @classmethod
     def of(cls, function: Function) -> _Signature:
-        parameters = inspect.signature(function).parameters
+        parameters = inspect.signature(function, eval_str=True).parameters
         defaults = [one.default for one in parameters.values()]
         return cls(
-            tuple(parameters), tuple(d for d in defaults if d is not inspect.Parameter.empty)
+            tuple(parameters),
+            tuple(d for d in defaults if d is not inspect.Parameter.empty),
+            frozenset(name for name, one in parameters.items() if one.annotation is Tensor),
         )
 
     def filled(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """All arguments: the dispatcher leaves out those that equal their defaults."""
         missing = len(self.names) - len(args)
         return args + self.defaults[-missing:] if missing else args
+
+    def refuse(self, given: Mapping[str, Any]) -> None:
+        """Raises TypeError by the first argument that is no dense tensor on a CPU or a GPU."""
+        for name, one in self._tensors_of(given):
+            _require_ours(name, one)
+
+    def refuse_inference(self, error: Exception, given: Mapping[str, Any]) -> None:
+        """Raises ValueError by the argument of inference mode that a gradient cannot be kept of."""
+        if "inference" not in str(error).lower():
+            return
+        for name, one in self._tensors_of(given):
+            if isinstance(one, Tensor) and one.is_inference():
+                raise ValueError(
+                    f"{name}: expected a tensor made outside inference mode, as a gradient is to "
+                    "come; clone() makes one"
+                ) from error
+
+    def _tensors_of(self, given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Tensors, and those in lists, by name; None where there must be one."""
+        for name in self.names:
+            value = given.get(name)
+            if isinstance(value, (list, tuple)):
+                yield from ((f"{name}[{place}]", one) for place, one in enumerate(value))
+            elif isinstance(value, Tensor) or (value is None and name in self.tensors):
+                yield name, value
+
+    def named(self, args: Iterable[Any]) -> dict[str, Any]:
+        """Arguments by name."""
+        return dict(zip(self.names, args, strict=False))
 
     def bind(self, function: Function, leading: int = 0) -> Function:
         """``function`` of all arguments of the op, of which it takes those that it names.
@@ -145,6 +177,7 @@ def op(
     check: Callable[..., None],
     fake: Function,
     outputs: Sequence[str] = (),
+    values: Callable[..., None] | None = None,
     cpu: Function | None = None,
     plain: Function | Upcast | None = None,
     cuda: Function | None = None,
@@ -164,6 +197,8 @@ def op(
         check: raises on bad shapes, dtypes or devices; called under tracing too.
         fake: the outputs, as tensors without values.
         outputs: their names in the schema, where there are several.
+        values: raises on bad values of tensors on a CPU, which plain PyTorch would read past; the
+            native kernels look themselves.
         cpu: the kernel of the native objects.
         plain: what a CPU runs without native objects: a function, or how the oracle's arguments are
             cast; what the reference backend runs if None.
@@ -181,6 +216,7 @@ def op(
     def define(function: Callable[P, R]) -> Op[P, R]:
         name, signature = function.__name__, _Signature.of(function)
         oracle = _upcast(function, signature, reference) if reference else function
+        oracle = _checking_values(signature.bind(values), oracle) if values else oracle
         kernels: dict[str, Function] = {"reference": oracle}
         without = _upcast(function, signature, plain) if isinstance(plain, Upcast) else plain
         without = signature.bind(without) if without else oracle
@@ -217,10 +253,20 @@ def composite(parts: str, reference: Function) -> Callable[[Callable[P, R]], Op[
     """
 
     def define(function: Callable[P, R]) -> Op[P, R]:
-        name = function.__name__
+        name, signature = function.__name__, _Signature.of(function)
         COMPOSED[name] = parts
         LIBRARY.define(name + _schema(function, ()), tags=TAGS)
-        LIBRARY.impl(name, function, "CompositeImplicitAutograd")
+
+        made_of_others = cast(Function, function)
+
+        def run(*args: Any) -> Any:
+            try:
+                return made_of_others(*args)
+            except (RuntimeError, ValueError) as error:
+                signature.refuse_inference(error, signature.named(args))
+                raise
+
+        LIBRARY.impl(name, run, "CompositeImplicitAutograd")
         return _public(function, reference)
 
     return define
@@ -239,16 +285,57 @@ def _schema(function: Function, outputs: Sequence[str]) -> str:
 def _public(function: Callable[P, R], reference: Function) -> Op[P, R]:
     """The function that users call, with the signature and docstring of ``function``."""
     overload = getattr(torch.ops.ocvtp, function.__name__).default
+    parameters = inspect.signature(function, eval_str=True).parameters
+    of_numbers = {name: _check_of_number(one.annotation) for name, one in parameters.items()}
+    numbers = {name: check for name, check in of_numbers.items() if check}
+    places = [(place, name) for place, name in enumerate(parameters) if name in numbers]
+    signature = _Signature.of(function)
 
     @wraps(function)
     def public(*args: P.args, **kwargs: P.kwargs) -> R:
-        named = {SCHEMA_NAMES.get(name, name): value for name, value in kwargs.items()}
-        return cast(R, overload(*args, **named))
+        # The dispatcher takes True for 1, and waits for a number that is a tensor.
+        for place, name in places:
+            if place < len(args):
+                numbers[name](name, args[place])
+        named = {}
+        for name, value in kwargs.items():
+            if name in numbers:
+                numbers[name](name, value)
+            named[SCHEMA_NAMES.get(name, name)] = value
+        try:
+            return cast(R, overload(*args, **named))
+        except NotImplementedError:
+            # By a subclass of Tensor, such as jagged ones, before any kernel is asked.
+            signature.refuse({**signature.named(args), **kwargs})
+            raise
 
     made = cast(Any, public)
     made.__signature__ = inspect.signature(function, eval_str=True)
     made.reference = reference
     return cast("Op[P, R]", made)
+
+
+def _require_ours(name: str, tensor: Any) -> None:
+    """Raises TypeError unless it is a dense tensor on a device that ops have kernels for."""
+    checks.require_tensor(name, tensor)
+    if tensor.device.type.upper() not in (*DEVICES, "META"):
+        kinds = " or ".join(DEVICES)
+        raise TypeError(f"{name}: expected a tensor on {kinds}, got {tensor.device}")
+
+
+def _check_of_number(annotation: Any) -> Callable[[str, Any], None] | None:
+    """What checks an argument that is a number or a bool; None of others."""
+    kinds = get_args(annotation) or (annotation,)
+    checked = (bool, checks.require_bool), (int, checks.require_int), (float, checks.require_number)
+    check = next((check for kind, check in checked if kind in kinds), None)
+    if check is None or type(None) not in kinds:
+        return check
+
+    def check_if_given(name: str, value: Any) -> None:
+        if value is not None:
+            check(name, value)
+
+    return check_if_given
 
 
 def _lazy(module: str, name: str, signature: _Signature) -> Function:
@@ -266,6 +353,15 @@ def _if_built(kernel: Function, plain: Function) -> Function:
 
     def run(*args: Any) -> Any:
         return kernel(*args) if native.is_built() else plain(*args)
+
+    return run
+
+
+def _checking_values(values: Function, function: Function) -> Function:
+    def run(*args: Any) -> Any:
+        if args[0].is_cpu:
+            values(*args)
+        return function(*args)
 
     return run
 
@@ -325,8 +421,15 @@ def _register(
         with _BelowAutograd():
             return run(*args)
 
+    def refuse(*args: Any) -> None:
+        signature.refuse(signature.named(args))
+        raise NotImplementedError(f"ocvtp::{name} has no kernel for these tensors")
+
     for device in DEVICES:
         LIBRARY.impl(name, run if gradient else run_without_gradient, device)
+    # Where the dispatcher knows no kernel, nor any tensor: sparse, quantized, on other devices.
+    for key in ("CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA"):
+        LIBRARY.impl(name, refuse, key)
     torch.library.register_fake(f"ocvtp::{name}", run_fake, lib=LIBRARY)
     if gradient:
         _register_autograd(name, signature, gradient, check, run, plain)
@@ -371,16 +474,25 @@ def _register_autograd(
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     differentiable: Any = type(f"Ocvtp_{name}", (torch.autograd.Function,), methods)
 
+    def run_with_gradient(keyset: Any, *args: Any) -> Any:
+        if isinstance(args[0], Tensor) and args[0].is_cpu and backends.override() in (None, "cpu"):
+            through_plain = gradient.through_plain and not native.is_built()
+            function = plain if through_plain else on_cpu
+            if function is not None:
+                check(*args)
+                return function(*args)
+        return differentiable.apply(keyset, *args)
+
     def run_autograd(keyset: Any, *args: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             args = signature.filled(args)
-            if args[0].is_cpu and backends.override() in (None, "cpu"):
-                through_plain = gradient.through_plain and not native.is_built()
-                function = plain if through_plain else on_cpu
-                if function is not None:
-                    check(*args)
-                    return function(*args)
-            return differentiable.apply(keyset, *args)
+            try:
+                return run_with_gradient(keyset, *args)
+            except RuntimeError as error:
+                # A function on a CPU is called past the dispatcher, which would refuse.
+                signature.refuse(signature.named(args))
+                signature.refuse_inference(error, signature.named(args))
+                raise
         below = keyset & torch._C._after_autograd_keyset
         with _BelowAutograd():
             if below.highestPriorityTypeId() in _REAL:
@@ -403,9 +515,14 @@ def _register_autocast(name: str, signature: _Signature, autocast: Autocast) -> 
 
         def run(*args: Any, device_type: str = device_type) -> Any:
             given = list(zip(args, casts, strict=False))
-            dtype = reduce(torch.promote_types, _dtypes(value for value, cast in given if cast))
+            dtypes = set(_dtypes(value for value, cast in given if cast))
+            if not dtypes or not dtypes.issubset(checks.FLOATING):
+                # None to cast, or one that the op's check names.
+                with torch.autocast(device_type, enabled=False):
+                    return overload(*args)
+            dtype = reduce(torch.promote_types, dtypes)
             wanted = torch.get_autocast_dtype(device_type)
-            can = autocast.multiplies and product_dtype(wanted, args[0].device) == wanted
+            can = autocast.multiplies and product_dtype(wanted, torch.device(device_type)) == wanted
             if can and dtype != torch.float64:
                 dtype = wanted
             with torch.autocast(device_type, enabled=False):

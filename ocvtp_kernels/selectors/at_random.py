@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ocvtp_kernels.checks import require_int
 from ocvtp_kernels.pruner.seeded import rank
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, without_autocast
 
 
 class RandomSelector:
@@ -18,10 +19,13 @@ class RandomSelector:
 
     place = "encoder"
     needs = frozenset({"reference_tokens"})
+    wants = frozenset({"valid"})
 
     def __init__(self, seed: int = 0) -> None:
+        require_int("seed", seed)
         self.seed = seed
 
+    @without_autocast
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids int64 ``[B, budget]``; each image must have that many valid tokens."""
         batch, num_tokens, _ = inputs.reference_tokens.shape

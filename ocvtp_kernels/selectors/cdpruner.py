@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs
+from ocvtp_kernels.checks import require_bool
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, without_autocast
 from ocvtp_kernels.selectors.ranking import EPS, directions
 from ocvtp_kernels.selectors.similarity import cosine
 
@@ -35,8 +36,10 @@ class CDPruner:
     wants = frozenset({"text", "text_tokens"})
 
     def __init__(self, as_published: bool = False) -> None:
+        require_bool("as_published", as_published)
         self.as_published = as_published
 
+    @without_autocast
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending, and the order picked.
 

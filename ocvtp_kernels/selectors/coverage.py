@@ -33,9 +33,10 @@ def random_coverage(tokens: Tensor, budget: int, seeds: int = 20) -> Tensor:
     Returns:
         ``[seeds]``.
     """
-    draws = [
-        torch.randperm(tokens.shape[0], generator=torch.Generator().manual_seed(seed))[:budget]
-        for seed in range(seeds)
-    ]
+    draws = []
+    for seed in range(seeds):
+        generator = torch.Generator("cpu").manual_seed(seed)
+        order = torch.randperm(tokens.shape[0], generator=generator, device="cpu")
+        draws.append(order[:budget])
     ids = torch.stack(draws).to(tokens.device)
     return coverage(tokens.expand(seeds, -1, -1), ids)

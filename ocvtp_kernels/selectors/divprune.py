@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs
+from ocvtp_kernels.checks import require_bool
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, without_autocast
 from ocvtp_kernels.selectors.similarity import cosine
 
 
@@ -22,8 +23,10 @@ class DivPrune:
     needs = frozenset({"final_tokens"})
 
     def __init__(self, as_published: bool = False) -> None:
+        require_bool("as_published", as_published)
         self.as_published = as_published
 
+    @without_autocast
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending, and the order picked."""
         distances = 1 - cosine(inputs.final_tokens)

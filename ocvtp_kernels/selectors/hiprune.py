@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.checks import require_between, require_bool
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required, without_autocast
 from ocvtp_kernels.selectors.ranking import membership, ranking, top, widen
 
 CROSS = 5  # an anchor and its four neighbours
@@ -40,11 +41,12 @@ class HiPrune:
     needs = frozenset({"importance", "shallow_importance", "grid"})
 
     def __init__(self, anchor_share: float = 0.1, as_published: bool = False) -> None:
-        if not 0 <= anchor_share <= CROSS:
-            raise ValueError(f"anchor_share: expected 0 to {CROSS}, got {anchor_share}")
+        require_between("anchor_share", anchor_share, 0, CROSS)
+        require_bool("as_published", as_published)
         self.anchor_share, self.as_published = anchor_share, as_published
         self.exact = not as_published
 
+    @without_autocast
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending; as published, also the tokens and how many there are."""
         deep = widen(required(inputs.importance))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import wraps
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
@@ -15,6 +16,7 @@ from ocvtp_kernels.ops.argmax_gather import gather_tokens
 PLACES = ("encoder", "projector", "decoder")
 
 T = TypeVar("T")
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 class SelectorInputs(NamedTuple):
@@ -56,6 +58,60 @@ PER_TOKEN_FIELDS = (
     "keys",
     "text_tokens",
 )
+
+
+# The shapes of all tensors among the fields.
+LAYOUTS = {
+    "reference_tokens": "B, N, C",
+    "final_tokens": "B, N, C",
+    "importance": "B, N",
+    "valid": "B, N",
+    "cls_attention": "B, N",
+    "shallow_importance": "B, N",
+    "keys": "B, N, D",
+    "cls_token": "B, C",
+    "text": "B, E",
+    "text_tokens": "B, N, E",
+}
+
+
+def check_inputs(inputs: SelectorInputs, reads: Collection[str], tokens: str) -> None:
+    """Raises ValueError or TypeError unless the fields fit the reference tokens.
+
+    Args:
+        reads: the fields that are read, beside the final tokens' rows.
+        tokens: what the caller calls the reference tokens.
+    """
+    reference_tokens = inputs.reference_tokens
+    checks.require_rank(tokens, reference_tokens, LAYOUTS["reference_tokens"])
+    checks.require_nonempty(tokens, reference_tokens, 1, "token")
+    for name, layout in LAYOUTS.items():
+        value = getattr(inputs, name)
+        if value is None or (name not in reads and name != "final_tokens"):
+            continue
+        checks.require_rank(name, value, layout)
+        if name == "valid":
+            if value.dtype != torch.bool:
+                raise TypeError(f"valid: expected dtype torch.bool, got {value.dtype}")
+        elif name in reads:
+            checks.require_floating(name, value)
+        checks.require_same_device(name, value, tokens, reference_tokens)
+        checks.require_size(name, value, 0, reference_tokens.shape[0], tokens)
+        if "N" in layout:
+            checks.require_size(name, value, 1, reference_tokens.shape[1], tokens)
+    if inputs.grid is not None and "grid" in reads:
+        _check_grid(inputs.grid, reference_tokens.shape[1])
+    if inputs.num_heads is not None and "num_heads" in reads:
+        checks.require_at_least("num_heads", inputs.num_heads, 1)
+
+
+def _check_grid(grid: object, num_tokens: int) -> None:
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2:
+        raise TypeError(f"grid: expected rows and columns, got {grid!r}")
+    for side in grid:
+        checks.require_at_least("grid", side, 1)
+    if grid[0] * grid[1] != num_tokens:
+        raise ValueError(f"grid: expected {num_tokens} cells, got {grid}")
 
 
 class Selected(NamedTuple):
@@ -100,7 +156,8 @@ class SelectorAttributes(Protocol):
 
     Attributes:
         needs: fields of `SelectorInputs` that it cannot do without.
-        wants: fields that it reads as well where they are available.
+        wants: fields that it reads as well where they are available; ``valid`` too, if it keeps no
+            padding.
         place: whose output its final tokens are, one of `PLACES`.
         exact: whether it always keeps exactly the budget.
         layer: of the place "decoder": the decoder layer, from 0, before which tokens are dropped.
@@ -127,6 +184,21 @@ class SelectorAttributes(Protocol):
         ...
 
 
+def without_autocast(call: Call) -> Call:
+    """A selector's ``__call__`` in the dtypes that it chooses: scores in float32 or wider."""
+
+    @wraps(call)
+    def run(self: Any, inputs: SelectorInputs, budget: int) -> Any:
+        device = inputs.reference_tokens.device.type
+        # The meta device has no autocast, and a context costs time.
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return call(self, inputs, budget)
+        return call(self, inputs, budget)
+
+    return cast(Call, run)
+
+
 def needs_of(selector: Selector) -> frozenset[str]:
     """The fields of `SelectorInputs` that a selector cannot do without."""
     return frozenset(getattr(selector, "needs", SelectorAttributes.needs))
@@ -144,14 +216,13 @@ def place_of(selector: Selector) -> str:
         ValueError: it names another place.
     """
     place: str = getattr(selector, "place", SelectorAttributes.place)
-    if place not in PLACES:
-        raise ValueError(f"place: expected one of {', '.join(PLACES)}, got {place!r}")
+    checks.require_one_of("place", place, PLACES)
     return place
 
 
 def reads_only_reference_tokens(selector: Selector) -> bool:
     """Whether a selector can run as soon as there are reference tokens."""
-    return reads_of(selector) <= {"reference_tokens"}
+    return reads_of(selector) <= {"reference_tokens", "valid"}
 
 
 def required(value: T | None) -> T:
@@ -183,7 +254,7 @@ def start_selector(selector: Selector, reference_tokens: Tensor, budget: int) ->
 
     def finish_checked(inputs: SelectorInputs | None) -> Selected:
         with torch.no_grad():
-            return _check_selected(finish(inputs), len(reference_tokens), budget)
+            return _check_selected(finish(inputs), reference_tokens.shape[0], budget)
 
     return finish_checked
 
@@ -196,11 +267,23 @@ def run_selector(selector: Selector, inputs: SelectorInputs, budget: int) -> Sel
         budget: 1 to N.
 
     Raises:
-        ValueError: the budget is out of range, a field that the selector needs is None, or the
-            selector returned ids of another shape than ``[B, budget]``.
-        TypeError: the ids are not int64. Their values are not checked, as that would wait for the
-            device.
+        ValueError, TypeError: the budget is out of range, a field that the selector needs is None,
+            one that it reads does not fit the reference tokens, or the selector returned ids of
+            another shape than ``[B, budget]`` or dtype than int64. Values are not checked, as that
+            would wait for the device.
     """
+    reads = reads_of(selector)
+    check_inputs(inputs, reads, "reference_tokens")
+    if inputs.valid is not None and "valid" not in reads:
+        raise ValueError(
+            f"valid: not read by {type(selector).__name__}, which would keep padding; "
+            "expected the valid tokens of an image alone"
+        )
+    return run_checked(selector, inputs, budget)
+
+
+def run_checked(selector: Selector, inputs: SelectorInputs, budget: int) -> Selected:
+    """As `run_selector`, of inputs that `check_inputs` has seen."""
     available = {name for name, value in inputs._asdict().items() if value is not None}
     require_available(selector, available)
     checks.require_budget(budget, inputs.reference_tokens.shape[1])

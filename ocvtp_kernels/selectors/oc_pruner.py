@@ -42,7 +42,7 @@ class PrunerSelector:
         self.pruner = pruner
         self._active, self._changes = pruner, -1
         self._active_pruner()
-        self.wants = frozenset({"importance"} if importance else ())
+        self.wants = frozenset({"importance", "valid"} if importance else {"valid"})
 
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids int64 ``[B, budget]``; with ``valid``, image by image, waiting for the device.
@@ -86,8 +86,7 @@ class PrunerSelector:
     def _active_pruner(self) -> OCPruner:
         pruner = self.pruner
         if self._changes != pruner.changes:
-            as_it_is = pruner.frozen or not _can_freeze(pruner)
-            self._active = pruner if as_it_is else pruner.frozen_copy()
+            self._active = pruner if pruner.frozen else _frozen(pruner)
             self._changes = pruner.changes
         return self._active
 
@@ -96,16 +95,19 @@ def _cast(reference_tokens: Tensor, pruner: OCPruner) -> Tensor:
     return reference_tokens.to(pruner.initializ.mean.dtype)
 
 
-def _can_freeze(pruner: OCPruner) -> bool:
-    """Whether a frozen copy computes all that the pruner does: no code but `OCPruner`'s own."""
+def _frozen(pruner: OCPruner) -> OCPruner:
+    """A frozen copy, or the pruner as it is where code or layers are not `OCPruner`'s own."""
     for name in ("forward", "pick"):
         if name in vars(pruner) or getattr(type(pruner), name) is not getattr(OCPruner, name):
-            return False
-    return all(
-        type(part) in PARTS and not part._forward_hooks and not part._forward_pre_hooks
-        for part in pruner.modules()
-        if part is not pruner
-    )
+            return pruner
+    for part in pruner.modules():
+        is_own = type(part) in PARTS and not part._forward_hooks and not part._forward_pre_hooks
+        if part is not pruner and not is_own:
+            return pruner
+    try:
+        return pruner.frozen_copy()
+    except ValueError:  # a layer with other settings, such as another GELU
+        return pruner
 
 
 def as_selector(pruner: Any) -> Selector:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.checks import require_at_least
+from ocvtp_kernels.checks import require_at_least, require_bool
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required, without_autocast
 from ocvtp_kernels.selectors.ranking import cosine_with, top, widen
 from ocvtp_kernels.selectors.trim import merge_dropped
 
@@ -44,8 +44,10 @@ class PruMerge:
 
     def __init__(self, neighbours: int = 32, spatial: bool = False) -> None:
         require_at_least("neighbours", neighbours, 0)
+        require_bool("spatial", spatial)
         self.neighbours, self.spatial = neighbours, spatial
 
+    @without_autocast
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending, the tokens and the merged rest."""
         keys, tokens = required(inputs.keys), inputs.final_tokens
@@ -75,7 +77,7 @@ def spread_out(attention: Tensor, budget: int) -> Tensor:
     quarter = max(1, budget // 4)
     best = top(attention, quarter)
     grid = torch.arange(0, num_tokens, max(1, num_tokens // quarter // 3), device=best.device)
-    grid = grid.expand(len(best), -1)
+    grid = grid.expand(best.shape[0], -1)
     is_new = (grid[:, :, None] != best[:, None]).all(dim=2)
     rank, num_new = is_new.cumsum(dim=1) - 1, is_new.sum(dim=1, keepdim=True).clamp_min(1)
     rest = budget - quarter

@@ -20,8 +20,9 @@ from ocvtp_kernels.selectors.interface import (
     Selected,
     Selector,
     SelectorInputs,
+    check_inputs,
     reads_of,
-    run_selector,
+    run_checked,
 )
 from ocvtp_kernels.selectors.prumerge import PruMerge
 from ocvtp_kernels.selectors.scope import SCOPE
@@ -62,7 +63,7 @@ def make_selector(method: str, **options: Any) -> Selector:
         ValueError: there is no such method; the message lists what there is.
         TypeError: it has no such option; the message lists what it has.
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     unknown = sorted(options.keys() - set(_OPTIONS[method]))
     if unknown:
@@ -115,8 +116,9 @@ def select(
     checks.require_floating("tokens", tokens)
     checks.require_nonempty("tokens", tokens, 1, "token")
     selector = make_selector(method, **options)
-    if text is not None and text_tokens is None and text.shape[-1] == tokens.shape[2]:
-        text_tokens = tokens
+    if text is not None and text_tokens is None:
+        checks.require_rank("text", text, "B, E")
+        text_tokens = tokens if text.shape[1] == tokens.shape[2] else None
     inputs = SelectorInputs(
         tokens,
         tokens,
@@ -129,8 +131,8 @@ def select(
         text=text,
         text_tokens=text_tokens,
     )
-    _check(inputs)
-    selected = run_selector(selector, inputs, budget)
+    check_inputs(inputs, SelectorInputs._fields, "tokens")
+    selected = run_checked(selector, inputs, budget)
     # Not by _replace, which torch 2.11 cannot compile where its result is returned.
     return Selected(**selected._asdict() | {"tokens": selected.gather(tokens)})
 
@@ -145,29 +147,3 @@ def _square(num_tokens: int, selector: Selector) -> tuple[int, int] | None:
         # A graph that tests whether N is a square is compiled again where the result changes.
         return None
     return (side, side) if side * side == num_tokens else None
-
-
-def _check(inputs: SelectorInputs) -> None:
-    """Raises ValueError or TypeError unless every field fits the tokens."""
-    tokens = inputs.final_tokens
-    layouts = {
-        "importance": "B, N",
-        "cls_attention": "B, N",
-        "shallow_importance": "B, N",
-        "keys": "B, N, D",
-        "text_tokens": "B, N, E",
-        "cls_token": "B, C",
-        "text": "B, E",
-    }
-    for name, layout in layouts.items():
-        value = getattr(inputs, name)
-        if value is None:
-            continue
-        checks.require_rank(name, value, layout)
-        checks.require_floating(name, value)
-        checks.require_same_device(name, value, "tokens", tokens)
-        checks.require_size(name, value, 0, tokens.shape[0], "tokens")
-        if "N" in layout:
-            checks.require_size(name, value, 1, tokens.shape[1], "tokens")
-    if inputs.grid is not None and math.prod(inputs.grid) != tokens.shape[1]:
-        raise ValueError(f"grid: expected {tokens.shape[1]} cells, got {inputs.grid}")

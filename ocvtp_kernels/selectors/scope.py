@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
+from ocvtp_kernels.checks import require_between
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required, without_autocast
 from ocvtp_kernels.selectors.ranking import EPS, widen
 from ocvtp_kernels.selectors.similarity import cosine
 
@@ -26,10 +29,10 @@ class SCOPE:
     needs = frozenset({"final_tokens", "cls_attention"})
 
     def __init__(self, alpha: float = 1.0) -> None:
-        if not alpha >= 0:
-            raise ValueError(f"alpha: expected at least 0, got {alpha}")
-        self.alpha = alpha
+        require_between("alpha", alpha, 0, math.inf)
+        self.alpha = float(alpha)
 
+    @without_autocast
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending, and the order picked."""
         saliency = widen(required(inputs.cls_attention)) ** self.alpha

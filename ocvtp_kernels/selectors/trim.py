@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.checks import require_bool
 from ocvtp_kernels.selectors.cdpruner import require_text_tokens
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required, without_autocast
 from ocvtp_kernels.selectors.ranking import membership, top, widen
 
 
@@ -24,8 +25,10 @@ class TRIM:
     needs = frozenset({"text", "text_tokens", "final_tokens"})
 
     def __init__(self, as_published: bool = False) -> None:
+        require_bool("as_published", as_published)
         self.as_published = as_published
 
+    @without_autocast
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.checks import require_at_least
+from ocvtp_kernels.checks import require_at_least, require_bool
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.ops.ordering import nan_last
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required, without_autocast
 from ocvtp_kernels.selectors.ranking import cosine_with, others, top, widen
 
 
@@ -45,11 +45,13 @@ class VisionZip:
         for name, value, minimum in (("contextual", contextual, 0), ("heads", heads, 1)):
             if value is not None:
                 require_at_least(name, value, minimum)
+        require_bool("as_published", as_published)
         self.contextual, self.heads, self.as_published = contextual, heads, as_published
         needs = {"cls_attention", "keys", "final_tokens"}
         self.needs = frozenset(needs | {"cls_token"} if as_published else needs)
         self.exact = not as_published
 
+    @without_autocast
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending, of dominant tokens and targets, and the tokens.
 

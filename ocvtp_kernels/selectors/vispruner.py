@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ocvtp_kernels.checks import require_at_least
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required
+from ocvtp_kernels.checks import require_at_least, require_between
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required, without_autocast
 from ocvtp_kernels.selectors.ranking import EPS, ranking, top
 from ocvtp_kernels.selectors.similarity import cosine
 
@@ -16,6 +16,7 @@ class FasterVLM:
     place = "encoder"
     needs = frozenset({"cls_attention"})
 
+    @without_autocast
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending."""
         return Selected(top(required(inputs.cls_attention), budget))
@@ -43,11 +44,11 @@ class VisPruner:
     needs = frozenset({"cls_attention", "final_tokens"})
 
     def __init__(self, important_share: float = 0.5, drop: int = 8) -> None:
-        if not 0 <= important_share <= 1:
-            raise ValueError(f"important_share: expected 0 to 1, got {important_share}")
+        require_between("important_share", important_share, 0, 1)
         require_at_least("drop", drop, 1)
         self.important_share, self.drop = important_share, drop
 
+    @without_autocast
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending; in the order, the important ones come first."""
         by_attention = ranking(required(inputs.cls_attention))

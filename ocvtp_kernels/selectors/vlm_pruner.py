@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.checks import require_at_least
+from ocvtp_kernels.checks import (
+    require_at_least,
+    require_between,
+    require_bool,
+    require_number,
+)
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, place_of, required
+from ocvtp_kernels.selectors.interface import (
+    Selected,
+    SelectorInputs,
+    place_of,
+    required,
+    without_autocast,
+)
 from ocvtp_kernels.selectors.similarity import cosine
 
 EPS = 1e-8  # smallest norm of a cosine and sum of weights, of the published code
@@ -59,11 +72,17 @@ class VLMPruner:
         require_at_least("channels", channels, 1)
         require_at_least("chunk", chunk, 1)
         require_at_least("layer", layer, 1)
+        require_between("spread", spread, 0, math.inf)
+        require_between("step", step, 0, math.inf)
+        require_number("threshold", threshold)
+        require_between("own_share", own_share, 0, 1)
+        require_bool("as_published", as_published)
         self.pivots, self.channels, self.own_share = pivots, channels, own_share
         self.spread, self.threshold, self.step, self.chunk = spread, threshold, step, chunk
         self.place, self.layer, self.exact = place, layer, not as_published
         place_of(self)
 
+    @without_autocast
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids ascending, merged tokens, the order picked and the count before padding."""
         tokens, ops = inputs.final_tokens, torch.ops.ocvtp

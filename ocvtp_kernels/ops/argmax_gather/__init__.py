@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
+from ocvtp_kernels.dtypes import as_copied
 from ocvtp_kernels.native import upcast
 from ocvtp_kernels.ops.argmax_gather import native
 from ocvtp_kernels.ops.arguments import (
@@ -44,10 +45,12 @@ def select_ids(scores: Tensor, importance: Tensor | None, budget: int, top_k: in
 
 def gather_tokens(final_tokens: Tensor, ids: Tensor) -> Tensor:
     """The named rows: final tokens ``[B, N, C]``, ids ``[B, T]`` -> ``[B, T, C]``."""
+    if (bits := as_copied(final_tokens)) is not final_tokens:
+        return gather_tokens(bits, ids).view(final_tokens.dtype)
     # Rows are copied whole, which a gather of their channels would not do.
-    if ids.shape[0] == 1:
-        return final_tokens[:, ids[0]]
-    images = torch.arange(len(ids), device=ids.device)
+    if ids.shape[0] == 1 and not torch.compiler.is_compiling():
+        return final_tokens[:, ids[0]]  # a graph is for any batch
+    images = torch.arange(ids.shape[0], device=ids.device)
     return final_tokens[images[:, None], ids]
 
 
@@ -66,7 +69,7 @@ def _save(ctx: Any, output: tuple[Tensor, Tensor], final_tokens: Tensor) -> None
 
 def _backward(ctx: Any, grad_tokens: Tensor, _: Any) -> dict[str, Tensor]:
     (ids,) = ctx.saved_tensors
-    rows = (torch.arange(len(ids), device=ids.device)[:, None], ids)
+    rows = (torch.arange(ids.shape[0], device=ids.device)[:, None], ids)
     return {"final_tokens": grad_tokens.new_zeros(ctx.shape).index_put_(rows, grad_tokens)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.dtypes import as_copied
 from ocvtp_kernels.native import dense_rows
 
 MAX_PACKED_SLOTS = 2048  # on a GPU: their packed picks are in shared memory
@@ -21,15 +22,16 @@ def select(
     top_k: int,
 ) -> tuple[Tensor, Tensor]:
     """Kept tokens ``[B, T, C]`` and ids ``[B, T]`` by ``logits = scale q k^T + constant``."""
-    native, final_tokens = torch.ops.ocvtp_native, dense_rows(final_tokens)
+    native, dtype = torch.ops.ocvtp_native, final_tokens.dtype
+    final_tokens = dense_rows(as_copied(final_tokens))
     own = importance is None
     # On a GPU the kernel that resolves takes the best over the tiles of tokens too: a launch less.
     if q.device.type == "cuda" and top_k == 1 and q.shape[1] <= MAX_PACKED_SLOTS:
         packed, token_score = native.slot_argmax_packed(q, k, constant, scale, own)
         padding = token_score if own else importance
         tokens, ids = native.resolve_gather_packed(packed, padding, final_tokens, budget)
-        return tokens, ids
+        return tokens if tokens.dtype == dtype else tokens.view(dtype), ids
     topk_ids, max_logprob, token_score = native.slot_argmax(q, k, constant, scale, top_k, own)
     padding = token_score if own else importance
     tokens, ids = native.resolve_gather(topk_ids, max_logprob, padding, final_tokens, budget)
-    return tokens, ids
+    return tokens if tokens.dtype == dtype else tokens.view(dtype), ids

@@ -10,7 +10,13 @@ from torch import Tensor
 from ocvtp_kernels import checks
 from ocvtp_kernels.dtypes import acc_dtype
 from ocvtp_kernels.ops.centrifugal_select.reference import expand, grid_squares, rank
-from ocvtp_kernels.ops.greedy import check_ids, check_square, native_kernel, too_many_tokens
+from ocvtp_kernels.ops.greedy import (
+    check_ids,
+    check_square,
+    native_kernel,
+    require_ids,
+    too_many_tokens,
+)
 from ocvtp_kernels.ops.registry import Upcast, op
 
 
@@ -33,8 +39,7 @@ def _check(
         )
     checks.require_budget(budget, similarity.shape[1])
     for name, value in (("spread", spread), ("step", step)):
-        if not value >= 0:
-            raise ValueError(f"{name}: expected at least 0, got {value}")
+        checks.require_between(name, value, 0, math.inf)
     checks.require_at_least("chunk", chunk, 1)
 
 
@@ -51,6 +56,7 @@ def _fake(similarity: Tensor, pivots: Tensor, budget: int) -> tuple[Tensor, Tens
 @op(
     outputs=("order", "count", "assignment", "max_similarity"),
     check=_check,
+    values=lambda similarity, pivots: require_ids("pivots", pivots, similarity.shape[1]),
     fake=_fake,
     cpu=native_kernel("centrifugal_select"),
     triton="triton",

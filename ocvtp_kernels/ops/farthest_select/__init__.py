@@ -13,6 +13,7 @@ from ocvtp_kernels.ops.greedy import (
     check_square,
     fake_order,
     native_kernel,
+    require_ids,
     take_row,
     too_many_tokens,
 )
@@ -27,8 +28,14 @@ def _check(distances: Tensor, first: Tensor | None, budget: int) -> None:
     checks.require_budget(budget, distances.shape[1])
 
 
+def _check_values(distances: Tensor, first: Tensor | None) -> None:
+    if first is not None:
+        require_ids("first", first, distances.shape[1])
+
+
 @op(
     check=_check,
+    values=_check_values,
     fake=lambda distances, budget: fake_order(distances, budget),
     cpu=native_kernel("farthest_select"),
     triton="triton",

@@ -15,6 +15,8 @@ from ocvtp_kernels.ops.registry import Autocast, Gradient, Upcast, op
 
 
 def _check(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> None:
+    checks.require_tensor("x", x)
+    checks.require_tensor("h", h)
     checks.require_floating("h", h)
     if min(x.dim(), h.dim()) < 1 or x.shape[:-1] != h.shape[:-1]:
         raise ValueError(

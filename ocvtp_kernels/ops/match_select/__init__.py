@@ -11,6 +11,7 @@ from ocvtp_kernels.ops.greedy import (
     check_square,
     fake_order,
     native_kernel,
+    require_ids,
     too_many_tokens,
 )
 from ocvtp_kernels.ops.ordering import nan_last
@@ -26,6 +27,7 @@ def _check(similarity: Tensor, ranked: Tensor, budget: int, drop: int) -> None:
 
 @op(
     check=_check,
+    values=lambda similarity, ranked: require_ids("ranked", ranked, similarity.shape[1]),
     fake=lambda similarity, budget: fake_order(similarity, budget),
     cpu=native_kernel("match_select"),
     triton="triton",
@@ -53,11 +55,11 @@ def match_select(similarity: Tensor, ranked: Tensor, budget: int, drop: int = 8)
         ValueError, TypeError: an argument's shape, dtype or device does not fit, or the budget is
             not within 1 to N; the message names it.
     """
-    image = torch.arange(len(ranked), device=ranked.device)[:, None]
+    image = torch.arange(ranked.shape[0], device=ranked.device)[:, None]
     while ranked.shape[1] > budget:
         a, b = ranked[:, 0::2], ranked[:, 1::2]
         num_dropped = min(drop, ranked.shape[1] - budget, a.shape[1])
         likeness = nan_last(similarity[image[:, None], a[:, :, None], b[:, None, :]]).amax(dim=2)
         by_likeness = likeness.argsort(dim=1, descending=True, stable=True)
         ranked = torch.cat([a.gather(1, by_likeness[:, num_dropped:]), b], dim=1)
-    return ranked
+    return ranked.clone(memory_format=torch.contiguous_format)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.ops.arguments import too_many_picks, too_many_tokens
+from ocvtp_kernels.ops.greedy import require_ids
 from ocvtp_kernels.ops.registry import op
 from ocvtp_kernels.ops.slot_argmax import nan_last
 
@@ -18,6 +19,7 @@ def _check(
     budget: int,
     num_tokens: int | None,
 ) -> None:
+    checks.require_tensor("topk_ids", topk_ids)
     if topk_ids.dim() not in (2, 3):
         raise ValueError(
             f"topk_ids: expected shape [B, K] or [B, K, top_k], got {list(topk_ids.shape)}"
@@ -72,8 +74,15 @@ def _native(
     return ids
 
 
+def _check_values(topk_ids: Tensor, importance: Tensor | None, num_tokens: int | None) -> None:
+    tokens = num_tokens if importance is None else importance.shape[1]
+    assert tokens is not None
+    require_ids("topk_ids", topk_ids, tokens)
+
+
 @op(
     check=_check,
+    values=_check_values,
     fake=lambda topk_ids, budget: topk_ids.new_empty((topk_ids.shape[0], budget)),
     cpu=_native,
     cuda=_native,
@@ -108,7 +117,7 @@ def resolve_picks(
 
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit, or the budget is
-            not within 1 to N; the message names it. Values are not looked at.
+            not within 1 to N; the message names it. Ids are looked at on a CPU alone.
     """
     if topk_ids.dim() == 2:
         topk_ids = topk_ids.unsqueeze(-1)
@@ -123,7 +132,7 @@ def resolve_picks(
     # One integer per token, all different: its best place among the picks, else after them all.
     place = torch.arange(num_picks, device=topk_ids.device).expand(batch, -1)
     rank = rank.scatter_reduce(-1, ordered, place, reduce="amin")
-    return rank.argsort(dim=-1)[:, :budget].sort(dim=-1).values
+    return rank.topk(budget, largest=False).indices.sort(dim=-1).values
 
 
 def _by_rank(topk_ids: Tensor, max_logprob: Tensor) -> Tensor:

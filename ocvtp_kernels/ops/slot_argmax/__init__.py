@@ -32,7 +32,7 @@ def slot_topk(scores: Tensor, top_k: int = 1) -> tuple[Tensor, Tensor]:
         max_logprob, topk_ids = scores.max(dim=-1)
         return topk_ids.unsqueeze(-1), max_logprob
     ranked, order = scores.sort(dim=-1, descending=True, stable=True)
-    return order[..., :top_k], ranked[..., 0]
+    return order[..., :top_k].contiguous(), ranked[..., 0].contiguous()
 
 
 def scale_or_default(q: Tensor, scale: float | None) -> float:

@@ -181,18 +181,21 @@ def _check_backward(
 ) -> None:
     _check(q, k, v, slot_mask)
     by_slot = (*q.shape[:2],)
-    shapes = {
-        "updates": (updates, (*by_slot, v.shape[2])),
-        "grad_updates": (grad_updates, (*by_slot, v.shape[2])),
+    by_channel, by_token = (*by_slot, v.shape[2]), (*by_slot, k.shape[1])
+    required = {
+        "updates": (updates, by_channel),
+        "grad_updates": (grad_updates, by_channel),
         "grad_mass": (grad_mass, by_slot),
-        "grad_attention": (grad_attention, (*by_slot, k.shape[1])),
-        "mass": (mass, by_slot),
-        "attention": (attention, (*by_slot, k.shape[1])),
     }
-    for name, (tensor, shape) in shapes.items():
-        if tensor is not None:
-            checks.require_same_dtype_device(name, tensor, "q", q)
-            checks.require_shape(name, tensor, shape)
+    optional = {
+        "grad_attention": (grad_attention, by_token),
+        "mass": (mass, by_slot),
+        "attention": (attention, by_token),
+    }
+    given = {name: (one, shape) for name, (one, shape) in optional.items() if one is not None}
+    for name, (tensor, shape) in (required | given).items():
+        checks.require_same_dtype_device(name, tensor, "q", q)
+        checks.require_shape(name, tensor, shape)
 
 
 @op(
@@ -258,6 +261,47 @@ def slot_attention_backward(
     return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
 
 
+def _check_step(slots: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor]) -> None:
+    """What the ops it is made of would not name, or not by the names here."""
+    fields = reference.StepWeights._fields
+    if len(weights) != len(fields):
+        raise ValueError(
+            f"weights: expected {len(fields)} tensors ({', '.join(fields)}), got {len(weights)}"
+        )
+    checks.require_rank("slots", slots, "B, K, D")
+    checks.require_floating("slots", slots)
+    checks.require_nonempty("slots", slots, 1, "slot")
+    checks.require_rank("k", k, "B, N, D")
+    checks.require_rank("v", v, "B, N, D")
+    place = fields.index("ffn_w1")
+    checks.require_rank(f"weights[{place}]", weights[place], "F, D")
+    dim, hidden = slots.shape[2], weights[place].shape[0]
+    shapes: dict[str, tuple[int, ...]] = {
+        "norm_q_weight": (dim,),
+        "norm_q_bias": (dim,),
+        "w_q": (k.shape[2], dim),
+        "w_ih": (3 * dim, v.shape[2]),
+        "w_hh": (3 * dim, dim),
+        "b_ih": (3 * dim,),
+        "b_hh": (3 * dim,),
+        "norm_ffn_weight": (dim,),
+        "norm_ffn_bias": (dim,),
+        "ffn_w1": (hidden, dim),
+        "ffn_b1": (hidden,),
+        "ffn_w2": (dim, hidden),
+        "ffn_b2": (dim,),
+    }
+    device = slots.device.type
+    # Autocast makes one dtype of several; the meta device has none.
+    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    alike = checks.require_same_device if is_cast else checks.require_same_dtype_device
+    for place, (field, weight) in enumerate(zip(fields, weights, strict=True)):
+        alike(f"weights[{place}]", weight, "slots", slots)
+        checks.require_shape(f"weights[{place}]", weight, shapes[field])
+    alike("k", k, "slots", slots)
+    alike("v", v, "slots", slots)
+
+
 @composite(
     parts="ocvtp::slot_attention, ocvtp::gru_cell, LayerNorm and Linear",
     reference=reference.slot_attention_step,
@@ -289,9 +333,5 @@ def slot_attention_step(
         ValueError, TypeError: the list has another length, or an argument does not fit one of the
             ops it is made of.
     """
-    if len(weights) != len(reference.StepWeights._fields):
-        raise ValueError(
-            f"weights: expected {len(reference.StepWeights._fields)} tensors "
-            f"({', '.join(reference.StepWeights._fields)}), got {len(weights)}"
-        )
+    _check_step(slots, k, v, weights)
     return iterate(slots, k, v, reference.StepWeights(*weights), scale, eps, slot_mask)[0]

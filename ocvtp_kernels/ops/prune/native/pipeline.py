@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ocvtp_kernels import checks
 from ocvtp_kernels.blas import float32_sums
 from ocvtp_kernels.ops.argmax_gather.native import select
 from ocvtp_kernels.ops.prune.native.encode import EncodeLayers, encode
@@ -28,6 +29,7 @@ class Layers(NamedTuple):
         return cls(folded.num_iter, EncodeLayers.of(folded), SlotLayers.of(folded.slots))
 
 
+@torch.no_grad()
 def prepare(weights: Sequence[Tensor], slots_init: Tensor | None = None) -> list[Tensor]:
     """A list of folded weights for ``ocvtp::prune``, with what it makes of them once.
 
@@ -41,12 +43,23 @@ def prepare(weights: Sequence[Tensor], slots_init: Tensor | None = None) -> list
             these, in this memory, skip that product.
 
     Raises:
-        ValueError, TypeError: the list is no list of folded weights.
+        ValueError, TypeError: the list is no list of folded weights, or the slots do not fit it;
+            the message names which.
     """
+    if not isinstance(weights, (list, tuple)):
+        raise TypeError(f"weights: expected a list, got {type(weights).__name__}")
+    for place, weight in enumerate(weights):
+        checks.require_tensor(f"weights[{place}]", weight)
     folded = unpack(weights)
+    if slots_init is not None:
+        checks.require_rank("slots_init", slots_init, "1, K, D")
+        checks.require_same_dtype_device("slots_init", slots_init, "weights", weights[0])
+        checks.require_size("slots_init", slots_init, 0, 1, "slots that all images share")
+        checks.require_size("slots_init", slots_init, 2, folded.slots.dim, "weights")
     layers = Layers.of(folded)
     encode, slots = layers.encode.packed(), layers.slots.packed()
-    if slots_init is not None:
+    # Rows that share memory are no rows of the dense slots that `Start.of` compares with.
+    if slots_init is not None and slots_init.stride()[1:] == (folded.slots.dim, 1):
         slots = slots.starting_from(slots_init)
     layers = layers._replace(encode=encode, slots=slots)
     kept = Kept(tuple(weights[1:]), folded, layers, weights[0].device, {})
@@ -57,7 +70,7 @@ def prepare(weights: Sequence[Tensor], slots_init: Tensor | None = None) -> list
 @torch.no_grad()
 def prepared_in(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """A list of folded weights in another dtype: cast and prepared once, if it is prepared."""
-    if weights[0].dtype == dtype:
+    if not weights or weights[0].dtype == dtype:
         return list(weights)
     kept = kept_with(weights)
     if kept is None:
