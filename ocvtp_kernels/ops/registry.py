@@ -541,9 +541,10 @@ def _dtypes(values: Iterable[Any]) -> Iterator[torch.dtype]:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors, and those in lists, in ``dtype``."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(dtype)
+    """Floating tensors, and those in lists, in ``dtype``; others as they are, to be refused."""
+    if isinstance(value, Tensor):
+        castable = value.is_floating_point() and value.layout is torch.strided
+        return value.to(dtype) if castable else value
     if isinstance(value, (list, tuple)):
         cast = [_cast(element, dtype) for element in value]
         return tuple(cast) if isinstance(value, tuple) else cast

@@ -13,6 +13,7 @@ from ocvtp_kernels import checks
 from ocvtp_kernels.ops.argmax_gather import gather_tokens, select_ids
 from ocvtp_kernels.ops.arguments import check_final_tokens, check_importance
 from ocvtp_kernels.ops.slot_argmax import slot_topk
+from ocvtp_kernels.ops.slot_attention import check_slot_mask
 from ocvtp_kernels.ops.slot_attention.reference import log_attention
 from ocvtp_kernels.pruner.checkpoint import (
     check_state,
@@ -133,9 +134,12 @@ class OCPruner(Freezable):
 
         With a noise seed, all images start from the same slots. Mean and logstd of a frozen pruner
         are those of `freeze`.
+
+        Raises:
+            ValueError, TypeError: a number is none, or too small.
         """
-        if num_slots < 1:
-            raise ValueError(f"num_slots: expected at least 1, got {num_slots}")
+        checks.require_at_least("batch", batch, 0)
+        checks.require_at_least("num_slots", num_slots, 1)
         slots: Tensor = self.initializ(batch, num_slots, self._prior)
         return slots
 
@@ -158,11 +162,16 @@ class OCPruner(Freezable):
         Returns:
             slots ``[B, K, D]`` and the last iteration's attention ``[B, K, N]``, whose sum over
             slots is 1 for every token.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit; the message names it.
         """
         check_reference_tokens(reference_tokens, self.config, self.initializ.mean)
         default = self.config.init_num
         slots_init = self._initial_slots(reference_tokens, slots_init, num_slots, default)
-        slots, logits = self.aggregat(self.encode_project(reference_tokens), slots_init, slot_mask)
+        if slot_mask is not None:
+            check_slot_mask(slot_mask, "slots_init", slots_init)
+        slots, logits = self._compete(reference_tokens, slots_init, slot_mask)
         return slots, logits.softmax(dim=1)
 
     def forward(
@@ -215,7 +224,7 @@ class OCPruner(Freezable):
         if self._folded is not None:
             arguments = (reference_tokens, final_tokens, self._folded, slots_init, importance)
             return Pruned(*torch.ops.ocvtp.prune(*arguments, budget, top_k))
-        _, logits = self.aggregat(self.encode_project(reference_tokens), slots_init)
+        _, logits = self._compete(reference_tokens, slots_init)
         ids = select_ids(log_attention(logits.detach()), importance, budget, top_k)
         return Pruned(gather_tokens(final_tokens, ids), ids)
 
@@ -246,13 +255,23 @@ class OCPruner(Freezable):
             return Picks(
                 *torch.ops.ocvtp.prune_picks(reference_tokens, self._folded, slots_init, top_k)
             )
-        _, logits = self.aggregat(self.encode_project(reference_tokens), slots_init)
+        _, logits = self._compete(reference_tokens, slots_init)
         scores = log_attention(logits.detach())
         return Picks(*slot_topk(scores, top_k), token_score=scores.amax(dim=1))
+
+    def _compete(
+        self, tokens: Tensor, slots_init: Tensor, slot_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Slots and logits in plain PyTorch."""
+        tokens, slots_init = outside_inference(tokens), outside_inference(slots_init)
+        slots, logits = self.aggregat(self.encode_project(tokens), slots_init, slot_mask)
+        return slots, logits
 
     def _initial_slots(
         self, tokens: Tensor, slots_init: Tensor | None, num_slots: int | None, default: int
     ) -> Tensor:
+        if num_slots is not None:
+            checks.require_at_least("num_slots", num_slots, 1)
         if slots_init is None:
             count = default if num_slots is None else num_slots
             if self._slots is not None and 1 <= count <= self._slots.shape[1]:
@@ -261,6 +280,13 @@ class OCPruner(Freezable):
         check_slots("slots_init", slots_init, tokens.shape[0], num_slots, self.config)
         require_dtype_device("slots_init", slots_init, "reference_tokens", tokens)
         return slots_init
+
+
+def outside_inference(tensor: Tensor) -> Tensor:
+    """The tensor, copied where autograd could not keep it: made in inference mode, used outside."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and tensor.is_inference():
+        return tensor.clone()
+    return tensor
 
 
 def check_reference_tokens(tokens: Tensor, config: PrunerConfig, parameter: Tensor) -> None:

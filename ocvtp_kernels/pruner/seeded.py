@@ -32,6 +32,21 @@ def draw(seed: int, rows: int, width: int) -> Tensor:
         return torch.cat(blocks)
 
 
+# What captured CUDA graphs read whenever they are replayed.
+_CAPTURED: dict[int, Tensor] = {}
+
+
+def _copied(drawn: Tensor, count: int) -> Tensor:
+    """The first numbers of a cached tensor; copied, as a compiler may write into them."""
+    if _is_captured(drawn.device):
+        _CAPTURED[id(drawn)] = drawn
+    return drawn.view(-1)[:count].clone()
+
+
+def _is_captured(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _drawn(seed: int, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -52,8 +67,7 @@ def noise(like: Tensor, seed: int, count: int) -> Tensor:
 def _noise(like: Tensor, seed: int, count: int) -> Tensor:
     width = like.shape[-1]
     rows = -(-count // (BLOCK * width)) * BLOCK
-    # Copied, as a compiler may write into what an op returns.
-    return _drawn(seed, rows, width, like.dtype, like.device).view(-1)[:count].clone()
+    return _copied(_drawn(seed, rows, width, like.dtype, like.device), count)
 
 
 _LIBRARY.impl("noise", _noise, "CompositeExplicitAutograd")
@@ -81,7 +95,7 @@ def rank(like: Tensor, seed: int, tokens: int) -> Tensor:
 
 _LIBRARY.impl(
     "rank",
-    lambda like, seed, tokens: _rank(seed, tokens, like.device).clone(),
+    lambda like, seed, tokens: _copied(_rank(seed, tokens, like.device), tokens),
     "CompositeExplicitAutograd",
 )
 torch.library.register_fake(

@@ -21,6 +21,7 @@ from ocvtp_kernels.pruner.pruner import (
     OCPruner,
     check_reference_tokens,
     check_slots,
+    outside_inference,
     require_dtype_device,
 )
 from ocvtp_kernels.training.decoder import RandomDecoder, draw_visible
@@ -157,8 +158,9 @@ class OCAutoencoder(nn.Module):
         else:
             check_slots("slots_init", slots_init, batch, num_slots, self.config)
             require_dtype_device("slots_init", slots_init, "the parameters", like)
+        reference_tokens = outside_inference(reference_tokens)
         slots, attention = self.aggregat.aggregate(
-            self.encode_project(reference_tokens), slots_init
+            self.encode_project(reference_tokens), outside_inference(slots_init)
         )
         reconstruction, decoder_attention = self.decode(reference_tokens, slots, visible)
         return Reconstructed(slots, attention, decoder_attention, reconstruction)

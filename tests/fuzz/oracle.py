@@ -217,7 +217,9 @@ class Oracle:
             return
         torn = self._torn(everything)
         for place, (name, got) in enumerate(zip(names, everything, strict=True)):
-            if got.dtype in DTYPES and name not in self.call.rows:
+            # A product with 0 is 0 in one order of a gradient's terms, and NaN in another.
+            is_ordered = place < len(results) or are_finite(self.arguments)
+            if got.dtype in DTYPES and name not in self.call.rows and is_ordered:
                 self._check_floats(place, name, got, torn)
 
     def _torn(self, results: Sequence[Tensor]) -> Tensor | None:
@@ -268,15 +270,22 @@ def largest(errors: Tensor) -> float:
     return float(errors.abs().nan_to_num(nan=math.inf, posinf=math.inf).max())
 
 
+def are_finite(value: Any) -> bool:
+    """Whether all numbers of tensors are."""
+    tensors = (t for t in tensors_of(value) if t.dtype in DTYPES and has_memory(t))
+    return all(bool(t.isfinite().all()) for t in tensors)
+
+
 def is_unpromised(arguments: Mapping[str, Any]) -> bool:
     """Whether nothing is promised of the numbers but that ids are ids.
 
     Products of the arguments, squared, may be past the dtype that sums are in; or weights are not
     finite, which kernels multiply in another order than the oracle.
     """
-    if float(arguments.get("eps") or 0.0) < 0:  # which may be what a mass is
+    # A mass of 0, or of -eps, is divided by; random padding is drawn in each dtype.
+    if arguments.get("eps", 1.0) <= 0 or arguments.get("padding") == "random":
         return True
-    if any(not bool(wide(t).isfinite().all()) for t in tensors_of(arguments.get("weights"))):
+    if not are_finite(arguments.get("weights")):
         return True
     floats = [t for t in tensors_of(arguments) if t.dtype in DTYPES and has_memory(t)]
     tensors = [t for t in floats if t.numel()]
@@ -292,7 +301,10 @@ def as_number(call: Call, value: Any) -> Any:
     if call.is_direct and isinstance(value, bool):
         return int(value)
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0):
-        return value.item()
+        number = as_number(call, value.item())
+        number = number.real if isinstance(number, complex) else number
+        is_whole = isinstance(number, float) and number.is_integer()
+        return int(number) if is_whole else number
     # Such a number is a float there.
     is_past = call.fake and isinstance(value, int) and abs(value) >= 2**63
     return float(value) if is_past else value

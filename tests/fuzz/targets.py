@@ -171,7 +171,6 @@ class OpTarget:
                 name
                 for name, argument in arguments_of(op, DESCRIBED).items()
                 if "its result" in argument.said
-                and parameters[name].default is not inspect.Parameter.empty
             ),
             is_direct=is_direct,
             output_names=outputs,

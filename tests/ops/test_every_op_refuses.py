@@ -42,8 +42,9 @@ def refused(call: Callable[..., Any], *arguments: Any, name: str, kind: type[Exc
 
 @EVERY_OP
 @pytest.mark.parametrize("kind", NO_TENSORS)
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.filterwarnings("ignore")
-def test_what_is_no_dense_tensor_is_named(op: Any, kind: str) -> None:
+def test_what_is_no_dense_tensor_is_named(op: Any, autocast: bool, kind: str) -> None:
     arguments = ARGUMENTS[op.__name__](dtype=torch.float32)
     for place, name in enumerate(list(inspect.signature(op).parameters)[: len(arguments)]):
         value = arguments[place]
@@ -53,10 +54,11 @@ def test_what_is_no_dense_tensor_is_named(op: Any, kind: str) -> None:
         annotation = get_type_hints(op)[name]
         if kind == "None" and type(None) in get_args(annotation):
             continue
-        refused(op, *given, name=name, kind=TypeError)
-        if kind != "jagged":  # a subclass of Tensor, which refuses by itself
-            overload = getattr(torch.ops.ocvtp, op.__name__).default
-            refused(overload, *given, name=name, kind=TypeError)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            refused(op, *given, name=name, kind=TypeError)
+            if kind != "jagged":  # a subclass of Tensor, which refuses by itself
+                overload = getattr(torch.ops.ocvtp, op.__name__).default
+                refused(overload, *given, name=name, kind=TypeError)
 
 
 @EVERY_OP

@@ -312,6 +312,20 @@ def test_what_happened_in_inference_mode_hinders_no_training(act: str) -> None:
     assert pruner.initializ.logstd.grad is not None
 
 
+def test_tokens_made_in_inference_mode_are_taken(pruner: OCPruner) -> None:
+    with torch.inference_mode():
+        tokens, slots = TOKENS.clone(), OLD.sample_slots(3, 9)
+    want = OLD(TOKENS, TOKENS, BUDGET, slots_init=slots.clone())
+    for given in (slots, slots.clone()):
+        got = pruner(tokens, tokens, BUDGET, slots_init=given)
+        assert torch.equal(got.ids, want.ids)
+        pruner.pick(tokens, slots_init=given)
+        slots_out, attention = pruner.attend(tokens, given)
+        if not pruner.frozen:
+            (slots_out.sum() + attention.square().sum()).backward()
+            assert pruner.aggregat.proj_q.weight.grad is not None
+
+
 COPIES: dict[str, Callable[[OCPruner], OCPruner]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda pruner: pickle.loads(pickle.dumps(pruner)),

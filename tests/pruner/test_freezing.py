@@ -205,6 +205,20 @@ def test_many_slots_are_drawn_once_and_shared_with_nobody() -> None:
         assert torch.equal(pruner.sample_slots(1, 1027), slots[:, :1027])
 
 
+@pytest.mark.parametrize("draw", [seeded.noise, seeded.rank])
+@pytest.mark.parametrize("captured", [False, True])
+def test_what_a_captured_graph_reads_is_kept(draw: Callable[..., Tensor], captured: bool) -> None:
+    kept: dict[int, Tensor] = {}
+    with (
+        mock.patch.object(seeded, "_is_captured", return_value=captured),
+        mock.patch.object(seeded, "_CAPTURED", kept),
+    ):
+        drawn = draw(torch.empty(1, 8), 77, 24)
+        assert torch.equal(draw(torch.empty(1, 8), 77, 24), drawn)
+    assert len(kept) == captured
+    assert all(torch.equal(one.flatten()[:24], drawn) for one in kept.values())
+
+
 def test_random_padding_of_many_tokens_compiles_too() -> None:
     pruner = random_pruner(small_config(init_dim=2, agg_embed_dim=2, enc_dims=(20, 2))).freeze()
     tokens = random_tokens(1, 2060, 12)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,13 @@ def test_a_budget_of_any_whole_type(frozen: bool, kind: type[np.integer]) -> Non
             "slots_init: expected size 8",
         ),
         ({"num_slots": 0}, ValueError, "num_slots: expected at least 1"),
+        ({"num_slots": "8"}, TypeError, "num_slots: expected a whole number"),
+        ({"num_slots": [1, 2]}, TypeError, "num_slots: expected a whole number"),
+        (
+            {"slots_init": torch.zeros(2, 9, 10), "num_slots": 9.0},
+            TypeError,
+            "num_slots: expected a whole number",
+        ),
         ({"top_k": 0}, ValueError, "top_k: expected 1 to 40"),
         ({"padding": "zeros"}, ValueError, "padding: expected one of"),
     ],
@@ -86,6 +95,38 @@ def test_bad_input_is_named(
 ) -> None:
     with pytest.raises(error, match=words):
         call(make(frozen), **changes)
+
+
+@FROZEN
+@pytest.mark.parametrize(
+    ("mask", "error"),
+    [
+        (torch.ones(2, 7), TypeError),
+        (torch.ones(7, dtype=torch.bool), ValueError),
+        (torch.ones(2, 6, dtype=torch.bool), ValueError),
+        (torch.ones(1, 7, dtype=torch.bool), ValueError),
+        (torch.ones(2, 7, dtype=torch.bool, device="meta"), ValueError),
+        (True, TypeError),
+        ([[True] * 7] * 2, TypeError),
+    ],
+    ids=str,
+)
+def test_a_bad_slot_mask_is_named(frozen: bool, mask: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^slot_mask: expected"):
+        make(frozen).attend(random_tokens(2, 40, 12), slot_mask=mask)
+
+
+@FROZEN
+@pytest.mark.parametrize(
+    ("batch", "num_slots", "named"),
+    [(-1, 3, "batch"), (True, 3, "batch"), (2, 0, "num_slots"), (2, "3", "num_slots")],
+)
+def test_bad_numbers_of_slots_are_named(
+    frozen: bool, batch: Any, num_slots: Any, named: str
+) -> None:
+    pruner = make(frozen)
+    with pytest.raises((TypeError, ValueError), match=f"^{named}: expected"):
+        pruner.sample_slots(batch, num_slots)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,16 @@ from ocvtp_kernels.ops.slot_attention import native, reference
 from ocvtp_kernels.ops.slot_attention.step import iterate
 
 
+def check_slot_mask(slot_mask: Tensor, other_name: str, slots: Tensor) -> None:
+    """Raises ValueError or TypeError unless it is bool ``[B, K]`` beside ``[B, K, ...]``."""
+    checks.require_rank("slot_mask", slot_mask, "B, K")
+    checks.require_same_device("slot_mask", slot_mask, other_name, slots)
+    checks.require_size("slot_mask", slot_mask, 0, slots.shape[0], other_name)
+    checks.require_size("slot_mask", slot_mask, 1, slots.shape[1], other_name)
+    if slot_mask.dtype != torch.bool:
+        raise TypeError(f"slot_mask: expected dtype torch.bool, got {slot_mask.dtype}")
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor, slot_mask: Tensor | None) -> None:
     check_queries_and_keys(q, k)
     checks.require_rank("v", v, "B, N, E")
@@ -23,12 +33,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, slot_mask: Tensor | None) -> None:
     checks.require_size("v", v, 0, k.shape[0], "k")
     checks.require_size("v", v, 1, k.shape[1], "k")
     if slot_mask is not None:
-        checks.require_rank("slot_mask", slot_mask, "B, K")
-        checks.require_same_device("slot_mask", slot_mask, "q", q)
-        checks.require_size("slot_mask", slot_mask, 0, q.shape[0], "q")
-        checks.require_size("slot_mask", slot_mask, 1, q.shape[1], "q")
-        if slot_mask.dtype != torch.bool:
-            raise TypeError(f"slot_mask: expected dtype torch.bool, got {slot_mask.dtype}")
+        check_slot_mask(slot_mask, "q", q)
 
 
 def _fake(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,6 +301,7 @@ def _check_step(slots: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor]) 
     is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     alike = checks.require_same_device if is_cast else checks.require_same_dtype_device
     for place, (field, weight) in enumerate(zip(fields, weights, strict=True)):
+        checks.require_tensor(f"weights[{place}]", weight)
         alike(f"weights[{place}]", weight, "slots", slots)
         checks.require_shape(f"weights[{place}]", weight, shapes[field])
     alike("k", k, "slots", slots)
