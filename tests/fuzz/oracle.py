@@ -84,7 +84,11 @@ def off_by_a_rounding(generator: torch.Generator, tensor: Tensor) -> Tensor:
         return tensor.detach()
     eps = torch.finfo(tensor.dtype).eps
     noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
-    return (tensor.detach().double() * (1 + 2 * eps * noise)).to(tensor.dtype)
+    values = tensor.detach().double()
+    # What zeros are summed with rounds, so they are moved too.
+    size = values.abs().nan_to_num(0.0, 0.0, 0.0).max() if values.numel() else 0.0
+    scale = torch.where(values == 0, size or 1.0, values)
+    return (values + 2 * eps * noise * scale).to(tensor.dtype)
 
 
 def moved_by_roundings(generator: torch.Generator, arguments: Mapping[str, Any]) -> dict[str, Any]:

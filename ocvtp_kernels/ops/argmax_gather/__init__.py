@@ -64,10 +64,12 @@ def fake_kept(final_tokens: Tensor, budget: int) -> tuple[Tensor, Tensor]:
 def _save(ctx: Any, output: tuple[Tensor, Tensor], final_tokens: Tensor) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1])
-    ctx.shape = final_tokens.shape
+    ctx.shape, ctx.is_needed = final_tokens.shape, final_tokens.requires_grad
 
 
 def _backward(ctx: Any, grad_tokens: Tensor, _: Any) -> dict[str, Tensor]:
+    if not ctx.is_needed:
+        return {}
     (ids,) = ctx.saved_tensors
     rows = (torch.arange(ids.shape[0], device=ids.device)[:, None], ids)
     return {"final_tokens": grad_tokens.new_zeros(ctx.shape).index_put_(rows, grad_tokens)}
