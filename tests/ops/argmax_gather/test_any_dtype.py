@@ -35,3 +35,13 @@ def test_rows_are_copied_to_the_bit(backend: str, batch: int) -> None:
         assert tokens.dtype == dtype
         expected = torch.stack([image[kept] for image, kept in zip(numbers, ids, strict=True)])
         assert torch.equal(tokens.view(torch.uint8), expected)
+
+
+def test_a_gradient_that_another_argument_asks_for_passes_over_them() -> None:
+    q, k = random_tokens(2, 5, 8).requires_grad_(), random_tokens(2, 20, 8, seed=1)
+    final_tokens = torch.ones(2, 20, 4).to(torch.float8_e8m0fnu)
+    for backend in ("reference", "plain"):
+        with running(backend):
+            tokens, _ = ops.argmax_gather(q, k, final_tokens, None, 6)
+        assert tokens.requires_grad
+        assert torch.autograd.grad(tokens, q, tokens.detach(), allow_unused=True) == (None,)
