@@ -112,7 +112,7 @@ def centrifugal_select(
 
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit, or a number is out
-            of its range; the message names it.
+            of its range; the message names it. Ids are looked at on a CPU alone.
     """
     squares = grid_squares(height, width, similarity.device)
     diameter = math.hypot(height, width)

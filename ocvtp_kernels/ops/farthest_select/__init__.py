@@ -62,7 +62,7 @@ def farthest_select(
 
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit, or the budget is
-            not within 1 to N; the message names it.
+            not within 1 to N; the message names it. Ids are looked at on a CPU alone.
     """
     batch, num_tokens, _ = distances.shape
     distances = nan_last(distances)

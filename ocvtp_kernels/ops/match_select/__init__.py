@@ -53,7 +53,7 @@ def match_select(similarity: Tensor, ranked: Tensor, budget: int, drop: int = 8)
 
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit, or the budget is
-            not within 1 to N; the message names it.
+            not within 1 to R; the message names it. Ids are looked at on a CPU alone.
     """
     image = torch.arange(ranked.shape[0], device=ranked.device)[:, None]
     while ranked.shape[1] > budget:
