@@ -31,8 +31,9 @@ struct AttentionMean {
   T* mean;  // [B, N]
 };
 
-// Queries in a block of AttentionReceived, and the maximal size of a tile of logits.
-inline constexpr int64_t query_block = 128, attention_rows = 8, attention_columns = 48;
+// Queries in a block of AttentionReceived, and the maximal size of a tile of logits. Blocks are
+// whole tiles of every instruction set, and few tiles: long sums of like terms lose bits.
+inline constexpr int64_t query_block = 48, attention_rows = 8, attention_columns = 48;
 inline int64_t query_blocks(int64_t queries) { return (queries + query_block - 1) / query_block; }
 
 // Elements for the logits of a tile, its queries and, for more than one query, packed keys: whole
@@ -57,7 +58,8 @@ inline constexpr int64_t tile_rows = 4, tile_vectors = 2;
 
 template <class T>
 inline constexpr int64_t tile_columns = tile_vectors * register_bytes / int64_t(sizeof(T));
-static_assert(tile_rows <= attention_rows && tile_columns<float> <= attention_columns);
+static_assert(query_block % tile_rows == 0 && tile_rows <= attention_rows);
+static_assert(tile_columns<float> <= attention_columns);
 
 // 4 by 4, whose loops the compiler unrolls into shuffles.
 template <class T>
@@ -304,9 +306,10 @@ void attention_received(const AttentionReceived<E>& a, int64_t begin, int64_t en
         inverse_sum[r] = softmax_row(logits + r * padded, a.keys);
       }
       for_each_vector<T>(a.keys, [&](int64_t at, int64_t lanes) {
-        Vector<T> sum = row == first ? Vector<T>{} : load_lanes(received + at, lanes);
+        Vector<T> sum{};
         for (int64_t r = 0; r < rows; ++r)
           sum += load_lanes(logits + r * padded + at, lanes) * inverse_sum[r];
+        if (row > first) sum += load_lanes(received + at, lanes);
         store_lanes<T>(received + at, sum, lanes);
       });
     }

@@ -75,6 +75,23 @@ def test_error_budget(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+@pytest.mark.parametrize("num_queries", [31, 576, 2000])
+@pytest.mark.parametrize("num_keys", [3, 31, 577])
+def test_error_budget_of_equal_attention(
+    backend: str, dtype: torch.dtype, num_queries: int, num_keys: int
+) -> None:
+    """Sums of terms that all round the same way."""
+    q = random_tokens(2, 3, num_queries, 16, dtype=dtype)
+    k = random_tokens(2, 3, num_keys, 16, seed=1, dtype=dtype)
+    with running(backend):
+        got = torch.ops.ocvtp.attention_received(q, k, "meanq", 0.0)
+    plain = ops.attention_received.reference(q, k, "meanq", 0.0)
+    exact = ops.attention_received.reference(q.double(), k.double(), "meanq", 0.0)
+    assert_within_budget(got, plain, exact)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
 def test_error_budget_of_a_wide_head(backend: str, dtype: torch.dtype) -> None:
     q, k = (random_tokens(4, 1, 49, 1024, seed=seed, dtype=dtype) for seed in (0, 1))
     with running(backend):
