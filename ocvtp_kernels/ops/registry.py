@@ -216,10 +216,11 @@ def op(
     def define(function: Callable[P, R]) -> Op[P, R]:
         name, signature = function.__name__, _Signature.of(function)
         oracle = _upcast(function, signature, reference) if reference else function
+        oracle = _contiguous(oracle)
         oracle = _checking_values(signature.bind(values), oracle) if values else oracle
         kernels: dict[str, Function] = {"reference": oracle}
         without = _upcast(function, signature, plain) if isinstance(plain, Upcast) else plain
-        without = signature.bind(without) if without else oracle
+        without = _contiguous(signature.bind(without)) if without else oracle
         kernels["cpu"] = _if_built(signature.bind(cpu), without) if cpu else without
         if triton:
             kernels["triton"] = _lazy(f"{function.__module__}.{triton}", name, signature)
@@ -357,6 +358,18 @@ def _if_built(kernel: Function, plain: Function) -> Function:
     return run
 
 
+def _contiguous(function: Function) -> Function:
+    """Plain PyTorch whose outputs lie in memory as the fakes say, not as its arguments do."""
+
+    def run(*args: Any) -> Any:
+        result = function(*args)
+        if isinstance(result, Tensor):
+            return result.contiguous()
+        return tuple(tensor.contiguous() for tensor in result)
+
+    return run
+
+
 def _checking_values(values: Function, function: Function) -> Function:
     def run(*args: Any) -> Any:
         if args[0].is_cpu:
@@ -456,7 +469,7 @@ def _register_autograd(
     """
     overload = getattr(torch.ops.ocvtp, name).default
     save, grads_of = signature.bind(gradient.save, leading=2), gradient.backward
-    on_cpu = gradient.on_cpu and signature.bind(gradient.on_cpu)
+    on_cpu = gradient.on_cpu and _contiguous(signature.bind(gradient.on_cpu))
 
     def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
         with _BelowAutograd():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from ocvtp_kernels import backends
 from ocvtp_kernels.dtypes import product_dtype
 from ocvtp_kernels.ops.registry import COMPOSED
 from ocvtp_kernels.ops.slot_attention.reference import slot_attention_step
-from tests.cases import assert_within_budget, outputs
+from tests.cases import assert_within_budget, outputs, running
 from tests.ops.cases import ARGUMENTS, op
 
 EVERY_OP = pytest.mark.parametrize("name", ARGUMENTS)
@@ -66,6 +67,31 @@ def test_fake_tells_shape_dtype_and_strides(name: str, dtype: torch.dtype) -> No
         fake = outputs(op(name)(*map_tensors(mode.from_tensor, arguments)))
     for a, b in zip(fake, real, strict=True):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+def by_columns(tensor: Tensor) -> Tensor:
+    """The same numbers, a channel's side by side in memory; its rows are those of one matrix."""
+    return tensor.movedim(-1, 0).contiguous().movedim(0, -1)
+
+
+@EVERY_OP
+@pytest.mark.parametrize("backend", ["", "plain", "reference"])
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_strides_of_outputs_do_not_follow_those_of_arguments(
+    name: str, backend: str, with_gradient: bool
+) -> None:
+    def asking(tensor: Tensor) -> Tensor:
+        asks = with_gradient and tensor.is_floating_point()
+        return tensor.detach().requires_grad_() if asks else tensor
+
+    dense = map_tensors(Tensor.contiguous, ARGUMENTS[name]())
+    strided = map_tensors(by_columns, dense)
+    # One alone too: where arguments differ, torch follows some and not others.
+    changed = [[*dense[:place], strided[place], *dense[place + 1 :]] for place in range(len(dense))]
+    for given in (strided, *changed):
+        with running(backend) if backend else nullcontext():
+            results = outputs(op(name)(*map_tensors(asking, given)))
+        assert all(result.is_contiguous() for result in results)
 
 
 @EVERY_OP
