@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,6 +40,18 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     if device.type != "cpu" or (dtype == torch.bfloat16 and _has_onednn() and _has_bfloat16()):
         return dtype
     return acc_dtype(dtype)
+
+
+def in_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for tensors of a device; the meta device has none."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def autocast_off(device: torch.device) -> AbstractContextManager[Any]:
+    """Within the block tensors of a device are in the dtypes that the code chooses."""
+    # A context costs time.
+    return torch.autocast(device.type, enabled=False) if in_autocast(device) else nullcontext()
 
 
 def _has_bfloat16() -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextlib import ExitStack
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from ocvtp_kernels.dtypes import autocast_off
 from ocvtp_kernels.ops.prune.native.pipeline import prepare
 from ocvtp_kernels.pruner.config import PrunerConfig
 from ocvtp_kernels.pruner.fold import Unfolded
@@ -17,6 +20,22 @@ from ocvtp_kernels.pruner.modules import MLP, SlotAttention, SlotPrior
 from ocvtp_kernels.pruner.seeded import BLOCK
 
 Self = TypeVar("Self", bound="Freezable")
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def apart(method: Method) -> Method:
+    """A method whose tensors are the same in inference mode, with gradients and under autocast."""
+
+    @wraps(method)
+    def run(self: Freezable, *args: Any) -> Any:
+        # Some of the layers' copies are called on the CPU.
+        devices = {self.initializ.mean.device, torch.device("cpu")}
+        with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
+            for device in devices:
+                stack.enter_context(autocast_off(device))
+            return method(self, *args)
+
+    return cast(Method, run)
 
 
 class Freezable(nn.Module):
@@ -82,8 +101,7 @@ class Freezable(nn.Module):
         twin: Self = copied(self, hooks)
         return twin.freeze()
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @apart
     def packed(self) -> list[Tensor]:
         """The folded weights that ``torch.ops.ocvtp.prune`` takes, in the parameters' dtype.
 
@@ -126,8 +144,7 @@ class Freezable(nn.Module):
         folded = present.fold().pack()
         return [tensor.to(dtype, copy=True, memory_format=dense) for tensor in folded]
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @apart
     def _keep(self) -> None:
         """Freezes the present weights and initial slots."""
         weights = self._fold(self._unfolded())

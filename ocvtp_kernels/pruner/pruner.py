@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from ocvtp_kernels import checks
+from ocvtp_kernels.dtypes import in_autocast
 from ocvtp_kernels.ops.argmax_gather import gather_tokens, select_ids
 from ocvtp_kernels.ops.arguments import check_final_tokens, check_importance
 from ocvtp_kernels.ops.slot_argmax import slot_topk
@@ -263,7 +264,9 @@ class OCPruner(Freezable):
         self, tokens: Tensor, slots_init: Tensor, slot_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Slots and logits in plain PyTorch."""
-        tokens, slots_init = outside_inference(tokens), outside_inference(slots_init)
+        like = self.initializ.mean
+        tokens = for_layers("reference_tokens", tokens, like)
+        slots_init = for_layers("slots_init", slots_init, like)
         slots, logits = self.aggregat(self.encode_project(tokens), slots_init, slot_mask)
         return slots, logits
 
@@ -282,8 +285,29 @@ class OCPruner(Freezable):
         return slots_init
 
 
-def outside_inference(tensor: Tensor) -> Tensor:
-    """The tensor, copied where autograd could not keep it: made in inference mode, used outside."""
+def for_layers(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """Tokens or slots as layers take them.
+
+    Those of inference mode are copied where autograd has to keep them. Autocast lets any dtype in,
+    and a LayerNorm none but its parameters', or half precision with those in float32.
+
+    Args:
+        name: the tensor's, for errors.
+        like: a parameter of the layers.
+
+    Raises:
+        TypeError: the parameters are in one half precision and autocast in the other, which no
+            LayerNorm takes on a CPU.
+    """
+    if in_autocast(like.device):
+        autocast = torch.get_autocast_dtype(like.device.type)
+        if like.is_cpu and {like.dtype, autocast} == {torch.float16, torch.bfloat16}:
+            raise TypeError(
+                f"{name}: expected parameters in {autocast} or wider under autocast to {autocast} "
+                f"on a CPU, got {like.dtype}"
+            )
+        if like.dtype != torch.float32 or tensor.dtype == torch.float64:
+            tensor = tensor.to(like.dtype)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling() and tensor.is_inference():
         return tensor.clone()
     return tensor
@@ -313,9 +337,7 @@ def check_slots(
 
 def require_dtype_device(name: str, tensor: Tensor, owner: str, like: Tensor) -> None:
     """Raises ValueError on another device and, outside autocast, TypeError on another dtype."""
-    device = like.device.type
-    # The meta device has no autocast, and asking whether it is on is an error.
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if in_autocast(like.device):
         checks.require_same_device(name, tensor, owner, like)
     else:
         checks.require_same_dtype_device(name, tensor, owner, like)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import SERIALIZED_TYPE_TO_PYTHON_TYPE, _register_namedtuple
 
 from ocvtp_kernels import checks
+from ocvtp_kernels.dtypes import autocast_off
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 
 PLACES = ("encoder", "projector", "decoder")
@@ -189,12 +190,8 @@ def without_autocast(call: Call) -> Call:
 
     @wraps(call)
     def run(self: Any, inputs: SelectorInputs, budget: int) -> Any:
-        device = inputs.reference_tokens.device.type
-        # The meta device has no autocast, and a context costs time.
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                return call(self, inputs, budget)
-        return call(self, inputs, budget)
+        with autocast_off(inputs.reference_tokens.device):
+            return call(self, inputs, budget)
 
     return cast(Call, run)
 

@@ -21,7 +21,7 @@ from ocvtp_kernels.pruner.pruner import (
     OCPruner,
     check_reference_tokens,
     check_slots,
-    outside_inference,
+    for_layers,
     require_dtype_device,
 )
 from ocvtp_kernels.training.decoder import RandomDecoder, draw_visible
@@ -158,9 +158,9 @@ class OCAutoencoder(nn.Module):
         else:
             check_slots("slots_init", slots_init, batch, num_slots, self.config)
             require_dtype_device("slots_init", slots_init, "the parameters", like)
-        reference_tokens = outside_inference(reference_tokens)
+        reference_tokens = for_layers("reference_tokens", reference_tokens, like)
         slots, attention = self.aggregat.aggregate(
-            self.encode_project(reference_tokens), outside_inference(slots_init)
+            self.encode_project(reference_tokens), for_layers("slots_init", slots_init, like)
         )
         reconstruction, decoder_attention = self.decode(reference_tokens, slots, visible)
         return Reconstructed(slots, attention, decoder_attention, reconstruction)

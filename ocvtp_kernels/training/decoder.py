@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.pruner.config import PrunerConfig
+from ocvtp_kernels.pruner.pruner import for_layers
 
 # The keys that are the width of a token.
 TOKEN_WIDTHS = (
@@ -170,6 +171,8 @@ class RandomDecoder(nn.Module):
             ValueError, TypeError: an argument does not fit; the message names it.
         """
         self._check(tokens, slots, visible)
+        tokens = for_layers("tokens", tokens, self.mask_token)
+        slots = for_layers("slots", slots, self.mask_token)
         query = self.project1(tokens)
         if visible is not None:
             query = torch.where(visible.unsqueeze(-1), query, self.mask_token)

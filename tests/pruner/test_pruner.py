@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import shutil
 
@@ -288,6 +289,47 @@ def test_autocast_takes_tokens_of_another_dtype(frozen: bool) -> None:
         slots = pruner.sample_slots(2, 9).to(dtype)
         kept = torch.ops.ocvtp.prune(rounded, rounded, weights, slots, None, 9)
         assert torch.equal(out.ids, kept[1])
+
+
+@FROZEN
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("enc_ln", ["pre", "post", None])
+def test_autocast_takes_all_dtypes_or_names_those_of_the_parameters(
+    frozen: bool, autocast: torch.dtype, dtype: torch.dtype, enc_ln: str | None
+) -> None:
+    pruner = random_pruner(small_config(enc_ln=enc_ln), dtype=dtype)
+    pruner = pruner.freeze() if frozen else pruner
+    are_two_halves = {dtype, autocast} == {torch.float16, torch.bfloat16}
+    for given, initial in itertools.product(DTYPES, (None, *DTYPES)):
+        tokens = random_tokens(2, 40, 12, dtype=given)
+        slots = None if initial is None else random_tokens(2, 9, 10, dtype=initial)
+        with torch.autocast("cpu", dtype=autocast):
+            if are_two_halves and not frozen:
+                with pytest.raises(TypeError, match=rf"^reference_tokens: .*{autocast} on a CPU"):
+                    pruner(tokens, tokens, 9, slots_init=slots)
+                continue
+            kept = pruner(tokens, tokens, 9, slots_init=slots)
+            picks = pruner.pick(tokens, slots_init=slots)
+            assert picks.token_score.shape == (2, 40)
+        assert_kept(kept.ids, 9, 40)
+        assert kept.tokens.dtype == given
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_autocast_folds_the_weights_that_are_folded_without(
+    autocast: torch.dtype, dtype: torch.dtype
+) -> None:
+    pruner, other, third = (random_pruner(small_config(), dtype=dtype) for _ in range(3))
+    expected = pruner.packed()
+    with torch.autocast("cpu", dtype=autocast):
+        folded = [other.packed(), third.freeze().packed()]
+    for weights in folded:
+        for got, want in zip(weights, expected, strict=True):
+            assert got.dtype == dtype
+            assert torch.equal(got, want)
+    assert torch.equal(third.sample_slots(2, 9), pruner.freeze().sample_slots(2, 9))
 
 
 def test_autocast_casts_the_weights_of_a_frozen_pruner_once() -> None:

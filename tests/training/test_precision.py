@@ -23,6 +23,9 @@ def plainly(model: OCAutoencoder) -> AbstractContextManager[object]:
     return mock.patch.object(model.aggregat, "aggregate", aggregate)
 
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_backends_agree(backend: str) -> None:
     model, tokens, noise = random_case()
@@ -77,3 +80,23 @@ def test_autocast_trains_every_parameter(tokens_dtype: torch.dtype) -> None:
     del errors["aggregat.norm_slots_0.bias"]
     for name, (of_fused, of_plain) in errors.items():
         assert of_fused**0.5 <= 2 * of_plain**0.5, name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("autocast", [torch.float16, torch.bfloat16])
+def test_autocast_takes_all_dtypes_or_names_those_of_the_parameters(
+    dtype: torch.dtype, autocast: torch.dtype
+) -> None:
+    model, tokens, noise = random_case()
+    model.to(dtype)
+    slots = model.initializ.mean + noise.to(dtype)
+    for given in DTYPES:
+        with torch.autocast("cpu", autocast):
+            if {dtype, autocast} == {torch.float16, torch.bfloat16}:
+                with pytest.raises(TypeError, match=rf"^reference_tokens: .*{autocast} on a CPU"):
+                    model(tokens.to(given), slots_init=slots)
+                continue
+            out = model(tokens.to(given), slots_init=slots.to(given))
+            alone = model.decode(tokens.to(given), out.slots.to(given))
+        assert out.reconstruction.isfinite().all()
+        assert alone[0].shape == out.reconstruction.shape

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.dtypes import acc_dtype, product_dtype
+from ocvtp_kernels.dtypes import acc_dtype, in_autocast, product_dtype
 from ocvtp_kernels.ops.arguments import check_queries_and_keys, no_channels
 from ocvtp_kernels.ops.registry import Autocast, Gradient, Upcast, composite, op
 from ocvtp_kernels.ops.slot_attention import native, reference
@@ -296,9 +296,8 @@ def _check_step(slots: Tensor, k: Tensor, v: Tensor, weights: Sequence[Tensor]) 
         "ffn_w2": (dim, hidden),
         "ffn_b2": (dim,),
     }
-    device = slots.device.type
-    # Autocast makes one dtype of several; the meta device has none.
-    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # Autocast makes one dtype of several.
+    is_cast = in_autocast(slots.device)
     alike = checks.require_same_device if is_cast else checks.require_same_dtype_device
     for place, (field, weight) in enumerate(zip(fields, weights, strict=True)):
         checks.require_tensor(f"weights[{place}]", weight)
