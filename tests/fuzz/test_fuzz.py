@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from tests.fuzz.calls import Call, Context
 from tests.fuzz.cases import NAMES, TARGETS, Case
 from tests.fuzz.documented import arguments_of
 from tests.fuzz.driver import Outcome, Plan, fuzz
+from tests.fuzz.oracle import Rounding
 from tests.fuzz.targets import DESCRIBED, LISTS
 from tests.ops.cases import ARGUMENTS
 
@@ -115,6 +117,45 @@ def test_what_is_wrong_is_found(kind: str) -> None:
     assert case.run() == Outcome("farthest_select", True)
     case.call = replace(case.call, function=plant(case.call))
     assert said in case.run().finding
+
+
+def off(call: Call) -> Callable[..., Any]:
+    return lambda **given: call.function(**given) * (1 + 2.0**-18)
+
+
+def of_other_slots(call: Call) -> Callable[..., Any]:
+    return lambda slots_init, **given: call.function(slots_init=-slots_init, **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "plant", "said"),
+    [("gru_cell", off, "off by"), ("prune", of_other_slots, "output 1: other ids")],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_what_no_rounding_explains_is_found(
+    name: str, plant: Callable[[Call], Callable[..., Any]], said: str, seed: int
+) -> None:
+    case = Case(seed, NAMES.index(name))
+    names = inspect.signature(DESCRIBED[name]).parameters
+    case.arguments = dict(zip(names, ARGUMENTS[name](), strict=False))
+    case.call = replace(case.call, function=DESCRIBED[name], is_direct=False)
+    case.context = Context("default", "no_grad", None)
+    assert case.run() == Outcome(name, True)
+    case.call = replace(case.call, function=plant(case.call))
+    assert said in case.run().finding
+
+
+def test_roundings_move_what_is_computed_and_no_copies() -> None:
+    numbers = torch.full((64,), 40.5, dtype=torch.float64)
+    with Rounding(torch.Generator().manual_seed(0)):
+        saturated = 1 - torch.sigmoid(numbers)
+        sums = (numbers / 3).sum(dim=0, keepdim=True).expand(8) / 7
+        copies = (numbers[::2], numbers.clone(), torch.cat([numbers, numbers]), numbers.abs())
+        count = (numbers > 0).double().sum()
+    assert 0 < saturated.abs().max() < 1e-15
+    assert len(set(sums.tolist())) > 1
+    assert all(bool((copy == 40.5).all()) for copy in copies)
+    assert count == 64
 
 
 @pytest.mark.slow
