@@ -441,7 +441,8 @@ def _register(
     for device in DEVICES:
         LIBRARY.impl(name, run if gradient else run_without_gradient, device)
     # Where the dispatcher knows no kernel, nor any tensor: sparse, quantized, on other devices.
-    for key in ("CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA"):
+    nested = (f"NestedTensor{device}" for device in (*DEVICES, "Meta"))
+    for key in ("CompositeExplicitAutograd", *nested):
         LIBRARY.impl(name, refuse, key)
     torch.library.register_fake(f"ocvtp::{name}", run_fake, lib=LIBRARY)
     if gradient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
@@ -33,7 +34,7 @@ NO_TENSORS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-def refused(call: Callable[..., Any], *arguments: Any, name: str, kind: type[Exception]) -> str:
+def refused(call: Callable[..., Any], *arguments: Any, name: str, kind: Any) -> str:
     """What the error says, which names the argument."""
     with pytest.raises(kind, match=rf"^{name}(\[\d+\])?: expected ") as caught:
         call(*arguments)
@@ -59,6 +60,22 @@ def test_what_is_no_dense_tensor_is_named(op: Any, autocast: bool, kind: str) ->
             if kind != "jagged":  # a subclass of Tensor, which refuses by itself
                 overload = getattr(torch.ops.ocvtp, op.__name__).default
                 refused(overload, *given, name=name, kind=TypeError)
+
+
+@EVERY_OP
+@pytest.mark.parametrize("kind", [kind for kind in NO_TENSORS if kind not in ("None", "jagged")])
+@pytest.mark.filterwarnings("ignore")
+def test_one_of_two_that_fit_no_kernel_is_named(op: Any, kind: str) -> None:
+    """The dispatcher looks for a kernel of all kinds and devices at once."""
+    arguments = ARGUMENTS[op.__name__](dtype=torch.float32)
+    places = [place for place, value in enumerate(arguments) if isinstance(value, Tensor)]
+    names = "|".join(list(inspect.signature(op).parameters)[: len(arguments)])
+    for place, other in itertools.permutations(places, 2):
+        given = list(arguments)
+        given[place] = NO_TENSORS[kind](given[place])
+        given[other] = given[other].to("meta")
+        for call in (op, getattr(torch.ops.ocvtp, op.__name__).default):
+            refused(call, *given, name=f"({names})", kind=(TypeError, ValueError))
 
 
 @EVERY_OP
