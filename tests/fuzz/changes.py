@@ -70,7 +70,9 @@ def parameter(draw: Draw, tensor: Tensor) -> Tensor:
 
 def negated_lazily(draw: Draw, tensor: Tensor) -> Tensor:
     """With the bit that says that its values are negated."""
-    return torch._neg_view(-tensor) if tensor.dtype in DTYPES else tensor
+    # The sign of NaN depends on where in memory torch negates it.
+    has_sign = tensor.dtype in DTYPES and not bool(tensor.isnan().any())
+    return torch._neg_view(-tensor) if has_sign else tensor
 
 
 # The same values, but for `expanded`: all of these are taken.
