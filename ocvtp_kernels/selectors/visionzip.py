@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.checks import require_at_least, require_bool
+from ocvtp_kernels.dtypes import acc_dtype
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.ops.ordering import nan_last
 from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required, without_autocast
@@ -94,7 +95,7 @@ class VisionZip:
         own = torch.arange(contextual, device=assignment.device).expand_as(targets)
         own = torch.full_like(own, -1) if self.as_published else own
         assignment = assignment.scatter(1, targets, own)
-        weight = widen(tokens[..., 0]).new_ones(assignment.shape)
+        weight = tokens.new_ones(assignment.shape, dtype=acc_dtype(tokens.dtype))
         sums, mass = torch.ops.ocvtp.scatter_merge(tokens, assignment, weight, contextual)
         merged: Tensor = sums / mass.clamp_min(1)[..., None]
         if self.as_published:

@@ -161,6 +161,25 @@ def test_no_images_are_no_ids(method: str, options: dict[str, Any]) -> None:
 
 
 @EVERY_VARIANT
+@pytest.mark.parametrize("empty", [("tokens",), ("keys",), ("tokens", "keys", "text")])
+def test_rows_without_channels_tie(
+    method: str, options: dict[str, Any], empty: tuple[str, ...]
+) -> None:
+    images = Images(5)
+    tokens, inputs = changed(images, torch.clone)
+    tokens = tokens[..., :0] if "tokens" in empty else tokens
+    if "tokens" in empty and "cls_token" in inputs:
+        inputs["cls_token"] = inputs["cls_token"][..., :0]
+    inputs["keys"] = inputs["keys"][..., :0] if "keys" in empty else inputs["keys"]
+    if "text" in empty:
+        inputs["text"], inputs["text_tokens"] = inputs["text"][..., :0], tokens
+    selected = select(tokens, images.budget, method, **inputs, **options)
+    assert selected.ids.shape == (len(tokens), images.budget - selected.extra_counted)
+    assert selected.tokens is not None
+    assert selected.tokens.shape == (*selected.ids.shape, tokens.shape[2])
+
+
+@EVERY_VARIANT
 def test_it_compiles_to_one_graph(method: str, options: dict[str, Any]) -> None:
     images = Images(11)
 
