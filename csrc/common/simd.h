@@ -78,6 +78,9 @@ struct Vector {
   friend Vector operator*(const Vector& a, const Vector& b) {
     return by_parts<T>([](Part<T> x, Part<T> y) -> Part<T> { return x * y; }, a, b);
   }
+  friend Vector operator/(const Vector& a, const Vector& b) {
+    return by_parts<T>([](Part<T> x, Part<T> y) -> Part<T> { return x / y; }, a, b);
+  }
   Vector& operator+=(const Vector& other) { return *this = *this + other; }
 
   Part<T> part[parts];

@@ -126,10 +126,11 @@ void per_mass(const PerMass<E>& a, int64_t begin, int64_t end) {
   using T = Acc<E>;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t start = row * a.width;
-    const T factor = T(1) / (a.mass[row] + a.eps);
+    // Not times its inverse, which is infinite where both are next to nothing.
+    const T divisor = a.mass[row] + a.eps;
     Vector<T> dot{};
     for_each_vector<T>(a.width, [&](int64_t at, int64_t lanes) {
-      const Vector<T> x = load_acc(a.x + start + at, lanes) * factor;
+      const Vector<T> x = load_acc(a.x + start + at, lanes) / divisor;
       store_acc(a.out + start + at, x, lanes);
       if (a.y) dot += x * load_acc(a.y + start + at, lanes);
     });

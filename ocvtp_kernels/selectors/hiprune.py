@@ -45,6 +45,8 @@ class HiPrune:
         require_bool("as_published", as_published)
         self.anchor_share, self.as_published = anchor_share, as_published
         self.exact = not as_published
+        # Its rows of tokens are not those of its ids.
+        self.needs = HiPrune.needs | ({"final_tokens"} if as_published else set())
 
     @without_autocast
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, run_selector
+from ocvtp_kernels.selectors.interface import (
+    Selected,
+    SelectorInputs,
+    needs_of,
+    reads_of,
+    run_selector,
+)
 from ocvtp_kernels.selectors.registry import METHODS, make_selector, select
 from tests.cases import assert_kept
 from tests.selectors.cases import HEADS, PUBLISHED, WAYS, Images, on
@@ -158,6 +164,24 @@ def test_no_images_are_no_ids(method: str, options: dict[str, Any]) -> None:
     tokens, inputs = changed(images, lambda value: value[:0])
     selected = select(tokens, images.budget, method, **inputs, **options)
     assert selected.ids.shape == (0, images.budget - selected.extra_counted)
+
+
+@EVERY_VARIANT
+def test_nothing_is_read_that_it_does_not_say(method: str, options: dict[str, Any]) -> None:
+    images, selector = Images(5), make_selector(method, **options)
+    given = {"final_tokens": images.tokens, **images.inputs}
+
+    def of(names: frozenset[str]) -> Selected:
+        fields: dict[str, Any] = {n: given.get(n) for n in names - {"reference_tokens"}}
+        inputs = SelectorInputs(images.tokens, fields.pop("final_tokens", None), **fields)
+        return run_selector(selector, inputs, images.budget)
+
+    assert of(needs_of(selector)).ids.shape[0] == len(images.tokens)
+    selected, whole = of(reads_of(selector)), images.select(method, **options)
+    assert torch.equal(selected.ids, whole.ids)
+    if selected.tokens is not None:
+        assert whole.tokens is not None
+        assert torch.equal(selected.tokens, whole.tokens)
 
 
 @EVERY_VARIANT

@@ -124,6 +124,20 @@ def test_reference_is_the_formula() -> None:
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float32, 1e-40), (torch.float64, 5e-324)])
+def test_a_slot_left_out_stays_0_by_the_least_eps(
+    backend: str, dtype: torch.dtype, eps: float
+) -> None:
+    q, k, v = inputs((2, 5, 9), dtype)
+    mask = torch.tensor([[True, False, True, True, False]]).expand(2, -1)
+    with running(backend):
+        updates, mass = torch.ops.ocvtp.slot_attention(q, k, v, 0.37, eps, mask)
+    assert not updates[~mask].any()
+    assert not mass[~mask].any()
+    assert updates[mask].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("outliers", [False, True])
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
