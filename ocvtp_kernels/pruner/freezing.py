@@ -23,8 +23,8 @@ Self = TypeVar("Self", bound="Freezable")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def apart(method: Method) -> Method:
-    """A method whose tensors are the same in inference mode, with gradients and under autocast."""
+def without_modes(method: Method) -> Method:
+    """A method that runs outside inference mode, without gradients and without autocast."""
 
     @wraps(method)
     def run(self: Freezable, *args: Any) -> Any:
@@ -101,7 +101,7 @@ class Freezable(nn.Module):
         twin: Self = copied(self, hooks)
         return twin.freeze()
 
-    @apart
+    @without_modes
     def packed(self) -> list[Tensor]:
         """The folded weights that ``torch.ops.ocvtp.prune`` takes, in the parameters' dtype.
 
@@ -144,7 +144,7 @@ class Freezable(nn.Module):
         folded = present.fold().pack()
         return [tensor.to(dtype, copy=True, memory_format=dense) for tensor in folded]
 
-    @apart
+    @without_modes
     def _keep(self) -> None:
         """Freezes the present weights and initial slots."""
         weights = self._fold(self._unfolded())
