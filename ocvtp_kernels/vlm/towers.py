@@ -52,9 +52,9 @@ class Tower:
 
     def __init__(self, module: nn.Module, tower_type: TowerType) -> None:
         self.module = module
-        config: Any = module.config
+        config: Any = _config_of(module)
         self.config = config
-        # Early releases of transformers 5 hold CLIP's layers one level deeper.
+        # Early releases of transformers 5 hold CLIP's layers one level deeper, vLLM still does.
         inner: Any = getattr(module, "vision_model", module)
         # A list: slices of a ModuleList are modules, slow to make.
         self.layers: list[nn.Module] = list(inner.get_submodule(tower_type.layers))
@@ -70,7 +70,7 @@ class Tower:
         Raises:
             ValueError: it is of no known type.
         """
-        name = getattr(getattr(module, "config", None), "model_type", None)
+        name = getattr(_config_of(module), "model_type", None)
         if name not in _TOWER_TYPES:
             raise ValueError(
                 f"vision tower: expected one of {', '.join(_TOWER_TYPES)}, "
@@ -265,6 +265,12 @@ class Tower:
             return kept + layer.mlp(layer.layer_norm2(kept))
 
         return forward
+
+
+def _config_of(module: nn.Module) -> Any:
+    """A tower's config, which vLLM keeps one level deeper; None where there is none."""
+    inner = getattr(module, "vision_model", None)
+    return getattr(module, "config", getattr(inner, "config", None))
 
 
 def count_prefix(config: Any) -> int:

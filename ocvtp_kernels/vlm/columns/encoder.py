@@ -64,7 +64,7 @@ class UnitEncoder:
         lengths = [t * h * w for t, h, w in grids]
         grid = torch.tensor(grids)
         arguments = tower.arguments(grid, device)
-        images = _Images(self, tower, grids, tower.unit_order(arguments), device, record)
+        images = UnitImages(self, tower, grids, tower.unit_order(arguments), device, record)
         intercepts = Intercepts()
         intercepts.watch(tower.blocks[self.layer], images.start)
         # Not in training, which may run blocks again for their gradients.
@@ -81,7 +81,7 @@ class UnitEncoder:
         return images.ids, type(output)(pooler_output=tokens, **extra)
 
 
-class _Images:
+class UnitImages:
     """The images of one call and the selection of their tokens; those of the same grid are a batch.
 
     Attributes:

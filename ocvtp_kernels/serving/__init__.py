@@ -1,0 +1,1 @@
+"""Pruning within serving engines."""

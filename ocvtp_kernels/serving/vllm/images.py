@@ -1,0 +1,135 @@
+"""A model whose images keep a fixed number of tokens: what the classes of all families share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.logger import init_logger
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from ocvtp_kernels.selectors.interface import Selector
+from ocvtp_kernels.serving.vllm.settings import BUDGET, Settings, load_selector, read_settings
+from ocvtp_kernels.serving.vllm.slices import split_runs
+
+# vLLM shows the messages of its own loggers.
+logger = init_logger(f"vllm.{__name__}")
+
+
+class PrunedModel:
+    """Of a model of vLLM, in front of its class.
+
+    A family says what `begin_pruning`, `count_tokens`, `count_kept` and `embed_images` do. Without
+    an ``ocvtp`` setting all is as vLLM's own.
+
+    Attributes:
+        ocvtp: the settings; None where nothing is pruned.
+    """
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        model_config = vllm_config.model_config
+        settings = read_settings(model_config.hf_config)
+        if settings is not None:
+            require_supported(vllm_config)
+            if model_config.multimodal_config.get_limit_per_prompt("image") == 0:
+                settings = None  # without images vLLM builds no tower
+        self.prepare(vllm_config, settings)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.ocvtp = settings
+        if settings is None:
+            return
+        device = vllm_config.device_config.device
+        selector = load_selector(settings, model_config.model, device, model_config.revision)
+        # So many tokens vLLM would encode at once without pruning.
+        self.slice_size = int(vllm_config.scheduler_config.max_num_batched_tokens)
+        layer = self.begin_pruning(settings, selector)
+        most = _most_tokens(model_config)
+        logger.info_once(
+            "ocvtp: %d to %d tokens per image at most, by %s, chosen on vision layer %d",
+            most,
+            min(most, settings.budget),
+            settings.method,
+            layer,
+        )
+
+    def prepare(self, vllm_config: Any, settings: Settings | None) -> None:
+        """What has to be done before vLLM builds the model."""
+
+    def begin_pruning(self, settings: Settings, selector: Selector) -> int:
+        """Takes the selector, once the model is built; returns the reference layer.
+
+        Raises:
+            ValueError: the selector or the settings do not fit the model.
+        """
+        raise NotImplementedError
+
+    def count_tokens(self, image_input: Any) -> list[int]:
+        """Tokens that the tower makes of each image."""
+        raise NotImplementedError
+
+    def count_kept(self, image_input: Any, image: int, budget: int) -> int:
+        """Rows that the language model expects of an image."""
+        raise NotImplementedError
+
+    def embed_images(self, image_input: Any, images: list[int], budget: int) -> list[Tensor]:
+        """The kept tokens ``[T_i, D]`` of some images."""
+        raise NotImplementedError
+
+    def embed_unpruned(self, **kwargs: Any) -> Any:
+        """As vLLM's own ``embed_multimodal``."""
+        return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """As vLLM's own, of the kept tokens."""
+        budgets = kwargs.pop(BUDGET, None)
+        if self.ocvtp is None or kwargs.get("pixel_values") is None:
+            return self.embed_unpruned(**kwargs)
+        image_input = self._parse_and_validate_image_input(**kwargs)  # type: ignore[attr-defined]
+        sizes = self.count_tokens(image_input)
+        wanted = [self.ocvtp.budget] * len(sizes) if budgets is None else read_budgets(budgets)
+        features: dict[int, Tensor] = {}
+        for budget in sorted(set(wanted)):
+            alike = [image for image, each in enumerate(wanted) if each == budget]
+            for run in split_runs([sizes[image] for image in alike], self.slice_size):
+                images = alike[run]
+                features |= zip(
+                    images, self.embed_images(image_input, images, budget), strict=True
+                )
+        expected = [self.count_kept(image_input, i, each) for i, each in enumerate(wanted)]
+        counts = [len(features[image]) for image in range(len(sizes))]
+        if counts != expected:
+            # vLLM takes the first rows of too many without a word.
+            raise RuntimeError(f"ocvtp: expected {expected} tokens of the images, got {counts}")
+        return [features[image] for image in range(len(sizes))]
+
+
+def read_budgets(budgets: Tensor | Sequence[Tensor]) -> list[int]:
+    """The budget of each image, which vLLM keeps on the CPU."""
+    if not isinstance(budgets, Tensor):
+        budgets = torch.stack([torch.as_tensor(each) for each in budgets])
+    return [int(each) for each in budgets.flatten().tolist()]
+
+
+def require_supported(vllm_config: Any) -> None:
+    """Raises ValueError if the engine is configured for what pruning would not see or get wrong."""
+    mm_config, lora = vllm_config.model_config.multimodal_config, vllm_config.lora_config
+    kwargs = mm_config.mm_processor_kwargs or {}
+    refused = {
+        "mm_encoder_tp_mode='data'": mm_config.mm_encoder_tp_mode == "data",
+        "enable_mm_embeds": mm_config.enable_mm_embeds,
+        "enable_tower_connector_lora": lora is not None and lora.enable_tower_connector_lora,
+        "compile_mm_encoder": vllm_config.compilation_config.compile_mm_encoder,
+        "video_pruning_rate": bool(mm_config.video_pruning_rate),
+        f"mm_processor_kwargs[{BUDGET!r}]": BUDGET in kwargs,
+    }
+    for name, is_set in refused.items():
+        if is_set:
+            hint = "; set hf_overrides['ocvtp']['budget']" if BUDGET in name else ""
+            raise ValueError(f"{name}: not supported with an ocvtp setting{hint}")
+
+
+def _most_tokens(model_config: Any) -> int:
+    """Tokens of the largest image without pruning."""
+    return int(MULTIMODAL_REGISTRY.get_processing_info(model_config).count_most_tokens())

@@ -1,0 +1,90 @@
+"""LLaVA-NeXT in vLLM: all crops of an image are one sequence, of which some tokens are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+from vllm.model_executor.models import llava_next as base
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from ocvtp_kernels.selectors.interface import Selector
+from ocvtp_kernels.serving.vllm.llava import PrunedTowerModel
+from ocvtp_kernels.serving.vllm.processing import PrunedInfo, PrunedProcessor
+from ocvtp_kernels.serving.vllm.towers import ServedTower
+from ocvtp_kernels.vlm.handle import Options
+from ocvtp_kernels.vlm.llava_next import LlavaNextPlaceholders, LlavaNextPruning, read_size
+from ocvtp_kernels.vlm.placeholders import PlaceholderPruning
+from ocvtp_kernels.vlm.towers import Tower
+
+
+class Info(PrunedInfo, base.LlavaNextProcessingInfo):
+    """vLLM's, with `PrunedInfo`."""
+
+    @cached_property
+    def _plans(self) -> dict[int, LlavaNextPlaceholders]:
+        return {}
+
+    def count_kept(self, count: int, budget: int, **image: Any) -> int:
+        """What is kept of an image, newlines included; of a whole one vLLM's own count."""
+        settings = self.ocvtp
+        assert settings is not None
+        if budget not in self._plans:
+            config = self.get_hf_config()
+            self._plans[budget] = LlavaNextPlaceholders(config, budget, settings.newlines)
+        plan = self._plans[budget]
+        kept = plan.keep_counts(plan.layouts.of((image["image_height"], image["image_width"])))
+        return count if kept.whole else kept.placeholders
+
+    def get_image_size_with_most_features(self) -> Any:
+        """The size of the most crops, though all sizes may keep as many tokens."""
+        return base.LlavaNextProcessingInfo(self.ctx).get_image_size_with_most_features()
+
+
+class Processor(PrunedProcessor, base.LlavaNextMultiModalProcessor):
+    """vLLM's, with `PrunedProcessor`."""
+
+    def _fewer_placeholders(
+        self, mm_items: Any, placeholders: Callable[[int], list[int]], budget: int
+    ) -> Callable[[int], list[int]]:
+        def fewer(index: int) -> list[int]:
+            size = mm_items["image"].get_image_size(index)
+            image = {"image_width": size.width, "image_height": size.height}
+            count = self.info.count_kept(self.info.count_unpruned(**image), budget, **image)
+            return placeholders(index)[:1] * count
+
+        return fewer
+
+
+class _LlavaNextPruning(LlavaNextPruning):
+    def tower(self, inner: Any) -> Tower:
+        return ServedTower.of(inner.vision_tower)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor, info=Info, dummy_inputs=base.LlavaDummyInputsBuilder
+)
+class OcvtpLlavaNextForConditionalGeneration(
+    PrunedTowerModel, base.LlavaNextForConditionalGeneration
+):
+    """vLLM's, whose images are at most the budget, over all their crops."""
+
+    def make_pruning(self, selector: Selector, budget: int, options: Options) -> PlaceholderPruning:
+        plan = LlavaNextPlaceholders(self.config, budget, options.newlines)
+        return _LlavaNextPruning(self, selector, plan, options)
+
+    def count_tokens(self, image_input: Any) -> list[int]:
+        pixels = image_input["pixel_values"]
+        patches = ServedTower.of(self.vision_tower).count_patches(pixels[0])
+        return [len(crops) * patches for crops in pixels]
+
+    def count_kept(self, image_input: Any, image: int, budget: int) -> int:
+        pruning = self.pruning_of(budget)
+        assert isinstance(pruning, LlavaNextPruning)
+        return pruning.plan.count(read_size(image_input["image_sizes"][image]))
+
+    def embed_images(self, image_input: Any, images: list[int], budget: int) -> list[Tensor]:
+        crops = [image_input["pixel_values"][image] for image in images]
+        return self.keep(budget, crops, image_sizes=image_input["image_sizes"][images])

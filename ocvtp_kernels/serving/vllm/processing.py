@@ -1,0 +1,117 @@
+"""How many placeholders an image gets: what the processors of all families share.
+
+Mixed into vLLM's own classes, which do as before where a model has no ``ocvtp`` setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from vllm.multimodal.inputs import MultiModalFieldConfig
+
+from ocvtp_kernels.serving.vllm.settings import (
+    BUDGET,
+    Settings,
+    fingerprint,
+    read_settings,
+    request_budget,
+)
+
+
+class PrunedInfo:
+    """Of a ``ProcessingInfo``: counts that the encoder's budget and profiling follow."""
+
+    ctx: Any
+
+    @property
+    def ocvtp(self) -> Settings | None:
+        """The model's settings."""
+        return read_settings(self.ctx.model_config.hf_config)
+
+    def get_num_image_tokens(self, **image: Any) -> int:
+        """Tokens of an image, at most the budget."""
+        count: int = super().get_num_image_tokens(**image)  # type: ignore[misc]
+        settings = self.ocvtp
+        return count if settings is None else self.count_kept(count, settings.budget, **image)
+
+    def count_kept(self, count: int, budget: int, **image: Any) -> int:
+        """What is kept of an image's ``count`` tokens."""
+        return min(count, budget)
+
+    def count_unpruned(self, **image: Any) -> int:
+        """Tokens of an image without pruning."""
+        count: int = super().get_num_image_tokens(**image)  # type: ignore[misc]
+        return count
+
+    def count_most_tokens(self, **image: Any) -> int:
+        """Tokens of the largest image without pruning; ``image`` is what `count_unpruned` takes."""
+        size = self.get_image_size_with_most_features()  # type: ignore[attr-defined]
+        return self.count_unpruned(image_width=size.width, image_height=size.height, **image)
+
+
+class PrunedProcessor:
+    """Of a ``MultiModalProcessor``: placeholders of a request, and the budget told to the model."""
+
+    info: Any
+
+    def _wanted(self, kwargs: Mapping[str, Any]) -> tuple[int | None, dict[str, Any]]:
+        """The budget of a request, and what its kwargs have beside; None without a setting."""
+        others = {name: value for name, value in kwargs.items() if name != BUDGET}
+        settings = self.info.ocvtp
+        if settings is None:
+            if BUDGET in kwargs:
+                raise ValueError(f"{BUDGET}: expected none, as this model has no ocvtp setting")
+            return None, others
+        return request_budget(settings, kwargs), others
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
+        budget, others = self._wanted(hf_kwargs)
+        outputs = super()._apply_hf_processor_main(mm_items, others)  # type: ignore[misc]
+        images = mm_items.get_all_counts().get("image", 0)
+        if budget is not None and images:
+            outputs[BUDGET] = torch.full((images,), budget)
+        return outputs
+
+    def _get_mm_fields_config(
+        self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]
+    ) -> Any:
+        _, others = self._wanted(hf_processor_mm_kwargs)
+        fields = super()._get_mm_fields_config(hf_inputs, others)  # type: ignore[misc]
+        return {**fields, BUDGET: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
+    ) -> Sequence[Any]:
+        budget, others = self._wanted(hf_processor_mm_kwargs)
+        updates: Sequence[Any] = super()._get_prompt_updates(  # type: ignore[misc]
+            mm_items, others, out_mm_kwargs
+        )
+        if budget is None:
+            return updates
+
+        def fewer(update: Any) -> Any:
+            if update.modality != "image":
+                return update
+            placeholders = self._fewer_placeholders(mm_items, update.replacement, budget)
+            return dataclasses.replace(update, replacement=placeholders)
+
+        return [fewer(update) for update in updates]
+
+    def _fewer_placeholders(
+        self, mm_items: Any, placeholders: Callable[[int], list[int]], budget: int
+    ) -> Callable[[int], list[int]]:
+        """The placeholders of the image of an index, of those it would have."""
+        return lambda index: placeholders(index)[:budget]
+
+    def _get_mm_hashes(self, inputs: Any) -> Any:
+        hashes = dict(super()._get_mm_hashes(inputs))  # type: ignore[misc]
+        settings = self.info.ocvtp
+        if settings is not None and "image" in hashes:
+            # Caches that servers share must not mix what they keep of an image.
+            config = self.info.ctx.model_config
+            mark = fingerprint(settings, config.model, config.revision)
+            hashes["image"] = [f"{each}-ocvtp-{mark}" for each in hashes["image"]]
+        return hashes

@@ -1,0 +1,24 @@
+"""Qwen3-VL in vLLM: DeepStack features, which lie behind a token's channels, go along."""
+
+from __future__ import annotations
+
+from vllm.model_executor.models import qwen3_vl as base
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from ocvtp_kernels.serving.vllm.processing import PrunedProcessor
+from ocvtp_kernels.serving.vllm.units import PrunedUnitModel, UnitInfo
+
+
+class Info(UnitInfo, base.Qwen3VLProcessingInfo):
+    """vLLM's, with `UnitInfo`."""
+
+
+class Processor(PrunedProcessor, base.Qwen3VLMultiModalProcessor):
+    """vLLM's, with `PrunedProcessor`."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor, info=Info, dummy_inputs=base.Qwen3VLDummyInputsBuilder
+)
+class OcvtpQwen3VLForConditionalGeneration(PrunedUnitModel, base.Qwen3VLForConditionalGeneration):
+    """vLLM's, whose images are at most the budget and whose kept tokens keep their positions."""

@@ -1,0 +1,207 @@
+"""Tiny checkpoints of random weights on disk, as a hub has them, each with a pruner in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ocvtp_kernels import OCPruner, PrunerConfig
+from tests.vlm import models, models_qwen
+
+SIDE, CROP = 168, 112  # pixels: 144 tokens of an image, 64 of a crop
+WIDTH, HEADS, DEPTH = 64, 4, 6
+PRUNER = "ocvtp/pruner.safetensors"
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'].upper() }} : {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT :{% endif %}"
+)
+# A prompt's text, and the numbers of its photos.
+Case = tuple[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk.
+
+    Attributes:
+        folder: where it lies.
+        cases: one, two, no and three photos, a case again, and the same text with another photo.
+        photos: by number.
+    """
+
+    folder: Path
+    cases: Sequence[Case]
+    photos: Sequence[Image.Image]
+
+    @property
+    def pruner(self) -> str:
+        return str(self.folder / PRUNER)
+
+
+def make_checkpoint(name: str, folder: Path) -> Checkpoint:
+    """The checkpoint of a family, made in ``folder``."""
+    torch.manual_seed(0)
+    model, processor, checkpoint = _MAKERS.get(name, _make_qwen)(name, folder)
+    model.generation_config.pad_token_id = 0
+    model.save_pretrained(folder)
+    _rename_weights(folder / "model.safetensors")
+    processor.save_pretrained(folder)
+    _make_pruner().save_checkpoint(checkpoint.pruner)
+    return checkpoint
+
+
+def _make_pruner() -> OCPruner:
+    torch.manual_seed(1)
+    config = PrunerConfig(
+        enc_in_dim=WIDTH,
+        enc_dims=(48, 32),
+        init_dim=32,
+        init_num=16,
+        agg_embed_dim=32,
+        agg_ffn_dim=64,
+    )
+    pruner = OCPruner(config).eval()
+    with torch.no_grad():
+        for parameter in pruner.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(3)
+    return pruner
+
+
+def _rename_weights(path: Path) -> None:
+    """Gives the tower's weights the names of released checkpoints, which vLLM knows."""
+    released = "vision_tower.vision_model."
+    path.parent.joinpath("ocvtp").mkdir()
+    weights = {
+        name if name.startswith(released) else name.replace("vision_tower.", released, 1): tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def _vision_config(kind: str, side: int) -> Any:
+    return models.make_vision_config(
+        kind, hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, image_size=side
+    )
+
+
+def _text_config() -> Any:
+    # vLLM's attention on a CPU takes heads of 32 channels and more.
+    return models.make_text_config(
+        hidden_size=128, intermediate_size=128, max_position_embeddings=4096
+    )
+
+
+def _photo_cases() -> list[Case]:
+    question = "USER : <image> what is in this picture ? ASSISTANT :"
+    return [
+        (question, [0]),
+        ("<image> <image> two dogs ?", [1, 2]),
+        ("USER : red blue ? ASSISTANT :", []),
+        ("USER : a cat <image> and yes <image> no in <image> red or blue ? ASSISTANT :", [3, 0, 4]),
+        (question, [0]),
+        (question, [4]),
+    ]
+
+
+def _make_llava(name: str, folder: Path) -> tuple[Any, Any, Checkpoint]:
+    kind = "siglip" if "siglip" in name else "clip"
+    prefixed = kind == "clip"
+    vision = _vision_config(kind, SIDE)
+    model = models.make_llava(kind, vision_config=vision, text_config=_text_config())
+    strategy = "default" if prefixed else "full"
+    images = transformers.CLIPImageProcessor(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+    )
+    processor = transformers.LlavaProcessor(
+        images,
+        models.make_tokenizer(),
+        patch_size=models.PATCH,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=int(prefixed),
+        chat_template=TEMPLATE,
+    )
+    photos = [models.make_photo(seed, (90 + 100 * seed, 170)) for seed in range(5)]
+    return model, processor, Checkpoint(folder, _photo_cases(), photos)
+
+
+def _make_llava_next(name: str, folder: Path) -> tuple[Any, Any, Checkpoint]:
+    pinpoints = [[112, 224], [224, 112], [224, 224], [336, 112], [112, 336]]
+    config = transformers.LlavaNextConfig(
+        vision_config=_vision_config("clip", CROP),
+        text_config=_text_config(),
+        image_token_index=models.IMAGE_ID,
+        image_grid_pinpoints=pinpoints,
+        image_seq_length=64,
+    )
+    model = models.spread(transformers.LlavaNextForConditionalGeneration(config).eval())
+    with torch.no_grad():
+        model.model.image_newline.normal_()
+    images = transformers.LlavaNextImageProcessor(
+        size={"shortest_edge": CROP},
+        crop_size={"height": CROP, "width": CROP},
+        image_grid_pinpoints=pinpoints,
+    )
+    processor = transformers.LlavaNextProcessor(
+        images,
+        models.make_tokenizer(),
+        patch_size=models.PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+    sizes = [(200, 150), (90, 230), (400, 120), (60, 60), (200, 150)]
+    photos = [models.make_photo(seed, size) for seed, size in enumerate(sizes)]
+    return model, processor, Checkpoint(folder, _photo_cases(), photos)
+
+
+def _make_qwen(name: str, folder: Path) -> tuple[Any, Any, Checkpoint]:
+    section = [4, 6, 6] if name.startswith("qwen2") else [6, 5, 5]
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section}
+    text = {"hidden_size": 96, "max_position_embeddings": 2048, "rope_parameters": rope}
+    if name.startswith("qwen3"):
+        text["head_dim"] = 32
+    vision = {"hidden_size": WIDTH, "out_hidden_size": 96}
+    if name == "qwen2_vl":
+        vision = {"embed_dim": WIDTH, "hidden_size": 96}
+    model = models_qwen.make_model(name=name, text=text, vision=vision)
+    models.spread(model)
+    side = models_qwen.side_of(name)
+    pixels = {"min_pixels": side**2, "max_pixels": 160 * side**2}
+    made = models_qwen.make_processor(name)
+    videos = "Qwen3VLVideoProcessor" if name.startswith("qwen3") else "Qwen2VLVideoProcessor"
+    processor = type(made)(
+        transformers.Qwen2VLImageProcessor(patch_size=side // 2, **pixels),
+        made.tokenizer,
+        getattr(transformers, videos)(patch_size=side // 2),
+    )
+    image = " ".join(models_qwen.SPECIAL[i] for i in (0, 2, 1))
+    question = f"what is {image} this cat ?"
+    cases: list[Case] = [
+        (question, [0]),
+        (f"{image} and {image} what ?", [1, 2]),
+        ("red cat ?", []),
+        (f"a {image} red that {image} dog {image} red dog .", [3, 0, 1]),
+        (question, [0]),
+        (question, [4]),
+        # A portrait alone, and one that ends the prompt.
+        (f"what {image}", [1]),
+    ]
+    sizes = [(6, 5), (3, 9), (11, 4), (2, 2), (6, 5)]
+    photos = [models_qwen.make_photo(*size, seed, name) for seed, size in enumerate(sizes)]
+    return model, processor, Checkpoint(folder, cases, photos)
+
+
+_MAKERS: dict[str, Callable[[str, Path], tuple[Any, Any, Checkpoint]]] = {
+    "llava": _make_llava,
+    "llava_siglip": _make_llava,
+    "llava_next": _make_llava_next,
+}
