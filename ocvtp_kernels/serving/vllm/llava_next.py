@@ -16,7 +16,7 @@ from ocvtp_kernels.serving.vllm.processing import PrunedInfo, PrunedProcessor
 from ocvtp_kernels.serving.vllm.towers import ServedTower
 from ocvtp_kernels.vlm.handle import Options
 from ocvtp_kernels.vlm.llava_next import LlavaNextPlaceholders, LlavaNextPruning, read_size
-from ocvtp_kernels.vlm.placeholders import PlaceholderPruning
+from ocvtp_kernels.vlm.llava_next.layout import Layout, Layouts
 from ocvtp_kernels.vlm.towers import Tower
 
 
@@ -71,20 +71,30 @@ class OcvtpLlavaNextForConditionalGeneration(
 ):
     """vLLM's, whose images are at most the budget, over all their crops."""
 
-    def make_pruning(self, selector: Selector, budget: int, options: Options) -> PlaceholderPruning:
+    def make_pruning(self, selector: Selector, budget: int, options: Options) -> LlavaNextPruning:
         plan = LlavaNextPlaceholders(self.config, budget, options.newlines)
         return _LlavaNextPruning(self, selector, plan, options)
+
+    def _layout(self, image_input: Any, image: int) -> Layout:
+        return self._layouts.of(read_size(image_input["image_sizes"][image]))
+
+    @cached_property
+    def _layouts(self) -> Layouts:
+        return Layouts(self.config)
 
     def count_tokens(self, image_input: Any) -> list[int]:
         pixels = image_input["pixel_values"]
         patches = ServedTower.of(self.vision_tower).count_patches(pixels[0])
-        return [len(crops) * patches for crops in pixels]
+        return [self._layout(image_input, i).num_crops * patches for i in range(len(pixels))]
 
     def count_kept(self, image_input: Any, image: int, budget: int) -> int:
-        pruning = self.pruning_of(budget)
-        assert isinstance(pruning, LlavaNextPruning)
-        return pruning.plan.count(read_size(image_input["image_sizes"][image]))
+        pruning: Any = self.pruning_of(budget)
+        return int(pruning.plan.keep_counts(self._layout(image_input, image)).placeholders)
 
     def embed_images(self, image_input: Any, images: list[int], budget: int) -> list[Tensor]:
-        crops = [image_input["pixel_values"][image] for image in images]
+        # Crops that fill up a batch are left out.
+        crops = [
+            image_input["pixel_values"][image][: self._layout(image_input, image).num_crops]
+            for image in images
+        ]
         return self.keep(budget, crops, image_sizes=image_input["image_sizes"][images])
