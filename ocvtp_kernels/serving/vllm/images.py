@@ -36,22 +36,19 @@ class PrunedModel:
             if model_config.multimodal_config.get_limit_per_prompt("image") == 0:
                 settings = None  # without images vLLM builds no tower
         self.prepare(vllm_config, settings)
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.ocvtp = settings
         if settings is None:
             return
         device = vllm_config.device_config.device
         selector = load_selector(settings, model_config.model, device, model_config.revision)
-        # So many tokens vLLM would encode at once without pruning.
-        self.slice_size = int(vllm_config.scheduler_config.max_num_batched_tokens)
+        # So many tokens vLLM encodes at once without pruning.
+        self.slice_size = int(vllm_config.scheduler_config.max_num_encoder_input_tokens)
         layer = self.begin_pruning(settings, selector)
-        most = _most_tokens(model_config)
+        whole, kept = MULTIMODAL_REGISTRY.get_processing_info(model_config).count_most_tokens()
         logger.info_once(
-            "ocvtp: %d to %d tokens per image at most, by %s, chosen on vision layer %d",
-            most,
-            min(most, settings.budget),
-            settings.method,
-            layer,
+            "ocvtp: %d to %d tokens per image (the largest), by %s on vision layer %d",
+            *(whole, kept, settings.method, layer),
         )
 
     def prepare(self, vllm_config: Any, settings: Settings | None) -> None:
@@ -94,9 +91,7 @@ class PrunedModel:
             alike = [image for image, each in enumerate(wanted) if each == budget]
             for run in split_runs([sizes[image] for image in alike], self.slice_size):
                 images = alike[run]
-                features |= zip(
-                    images, self.embed_images(image_input, images, budget), strict=True
-                )
+                features |= zip(images, self.embed_images(image_input, images, budget), strict=True)
         expected = [self.count_kept(image_input, i, each) for i, each in enumerate(wanted)]
         counts = [len(features[image]) for image in range(len(sizes))]
         if counts != expected:
@@ -121,6 +116,8 @@ def require_supported(vllm_config: Any) -> None:
         "enable_mm_embeds": mm_config.enable_mm_embeds,
         "enable_tower_connector_lora": lora is not None and lora.enable_tower_connector_lora,
         "compile_mm_encoder": vllm_config.compilation_config.compile_mm_encoder,
+        # Its second level forgets all weights, and fetches those of the model alone again.
+        "enable_sleep_mode": vllm_config.model_config.enable_sleep_mode,
         "video_pruning_rate": bool(mm_config.video_pruning_rate),
         f"mm_processor_kwargs[{BUDGET!r}]": BUDGET in kwargs,
     }
@@ -128,8 +125,3 @@ def require_supported(vllm_config: Any) -> None:
         if is_set:
             hint = "; set hf_overrides['ocvtp']['budget']" if BUDGET in name else ""
             raise ValueError(f"{name}: not supported with an ocvtp setting{hint}")
-
-
-def _most_tokens(model_config: Any) -> int:
-    """Tokens of the largest image without pruning."""
-    return int(MULTIMODAL_REGISTRY.get_processing_info(model_config).count_most_tokens())

@@ -46,10 +46,26 @@ class PrunedInfo:
         count: int = super().get_num_image_tokens(**image)  # type: ignore[misc]
         return count
 
-    def count_most_tokens(self, **image: Any) -> int:
-        """Tokens of the largest image without pruning; ``image`` is what `count_unpruned` takes."""
+    def get_mm_max_tokens_per_item(
+        self, seq_len: int, mm_counts: Mapping[str, int]
+    ) -> Mapping[str, int] | None:
+        """Of images the count without pruning: vLLM profiles as many as it encodes at once."""
+        counts: Mapping[str, int] | None = super().get_mm_max_tokens_per_item(  # type: ignore[misc]
+            seq_len, mm_counts
+        )
+        if self.ocvtp is None:
+            return counts
+        return {**(counts or {}), "image": self.count_most_tokens()[0]}
+
+    def count_most_tokens(self, **image: Any) -> tuple[int, int]:
+        """Tokens of the largest image without pruning, and those that are kept of it.
+
+        Args:
+            image: what `count_unpruned` takes beside a size.
+        """
         size = self.get_image_size_with_most_features()  # type: ignore[attr-defined]
-        return self.count_unpruned(image_width=size.width, image_height=size.height, **image)
+        image |= {"image_width": size.width, "image_height": size.height}
+        return self.count_unpruned(**image), self.get_num_image_tokens(**image)
 
 
 class PrunedProcessor:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.distributed import (
     tensor_model_parallel_all_gather,
     tensor_model_parallel_all_reduce,
@@ -35,8 +35,8 @@ class ServedTower(Tower):
 class ShardedAttention:
     """As `LayerAttention`, of a layer whose heads are divided among ranks."""
 
-    def __init__(self, intercepts: Intercepts, layer: nn.Module) -> None:
-        self._attention: Any = layer.self_attn
+    def __init__(self, intercepts: Intercepts, layer: Any) -> None:
+        self._attention = layer.self_attn
         intercepts.watch(self._attention.qkv_proj, self._store)
 
     def _store(self, output: Any) -> None:

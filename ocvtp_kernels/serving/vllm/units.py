@@ -32,8 +32,8 @@ from ocvtp_kernels.vlm.towers import resolve_reference
 class UnitInfo(PrunedInfo):
     """Of a ``ProcessingInfo`` whose counts ask for the image processor."""
 
-    def count_most_tokens(self, **image: Any) -> int:
-        """Tokens of the largest image without pruning."""
+    def count_most_tokens(self, **image: Any) -> tuple[int, int]:
+        """As `PrunedInfo.count_most_tokens`."""
         processor = self.get_image_processor()  # type: ignore[attr-defined]
         return super().count_most_tokens(image_processor=processor, mm_kwargs={})
 
@@ -148,8 +148,11 @@ class PrunedUnitModel(PrunedModel):
             for feature, offset in zip(features, whole.offsets, strict=True)
         ]
         positions, _ = super().get_mrope_input_positions(whole.tokens, moved)  # type: ignore[misc]
-        following = int(positions.max()) + 1
-        return positions[:, whole.columns], following - len(input_tokens)
+        kept = positions[:, whole.columns]
+        # vLLM hands this tensor to `recompute_mrope_positions`, which no longer knows how far an
+        # image reaches that no text follows.
+        kept.following = int(positions.max()) + 1
+        return kept, kept.following - len(input_tokens)
 
     def _span(self, feature: Any) -> Span:
         offset, length = feature.mm_position.offset, feature.mm_position.length
@@ -178,7 +181,7 @@ class PrunedUnitModel(PrunedModel):
             it a position.
         """
         if self.ocvtp is None:
-            return super().recompute_mrope_positions(  # type: ignore[misc,no-any-return]
+            return super().recompute_mrope_positions(  # type: ignore[misc]
                 input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
             )
         positions = mrope_positions.clone()
@@ -193,7 +196,8 @@ class PrunedUnitModel(PrunedModel):
                 features = features[:, :-NUM_DIGITS]
             embeddings.append(features)
             done = end
-        return embeddings, positions, int(positions.max()) + 1 - len(ids)
+        following = getattr(mrope_positions, "following", int(positions.max()) + 1)
+        return embeddings, positions, following - len(ids)
 
 
 def _always() -> bool:

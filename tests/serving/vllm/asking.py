@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import transformers
 
 import ocvtp_kernels as ocvtp
-from tests.serving.vllm.checkpoints import Case, Checkpoint
+from tests.serving.vllm.checkpoints import Checkpoint
 
 NEW = 24
 # The length of a prompt, and the ids of its answer.
 Answer = tuple[int, list[int]]
-Asker = Any
 
 
 def ask_hugging_face(
@@ -55,7 +54,7 @@ def _generate(checkpoint: Checkpoint, model: Any, processor: Any, kept: Any) -> 
 
 @contextmanager
 def engine(checkpoint: Checkpoint, ocvtp: dict[str, Any] | None, **settings: Any) -> Iterator[Any]:
-    """vLLM in this process, on the checkpoint with an ``ocvtp`` setting."""
+    """An engine of vLLM in this process, on the checkpoint with an ``ocvtp`` setting."""
     from vllm import LLM
 
     overrides = dict(settings.pop("hf_overrides", {}))

@@ -166,7 +166,11 @@ def _make_llava_next(name: str, folder: Path) -> tuple[Any, Any, Checkpoint]:
 def _make_qwen(name: str, folder: Path) -> tuple[Any, Any, Checkpoint]:
     section = [4, 6, 6] if name.startswith("qwen2") else [6, 5, 5]
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section}
-    text: dict[str, Any] = {"hidden_size": 96, "max_position_embeddings": 2048, "rope_parameters": rope}
+    text: dict[str, Any] = {
+        "hidden_size": 96,
+        "max_position_embeddings": 2048,
+        "rope_parameters": rope,
+    }
     text["eos_token_id"] = models_qwen.WORDS.index("</s>")
     if name.startswith("qwen3"):
         text["head_dim"] = 32

@@ -1,0 +1,122 @@
+"""Greedy ids of vLLM with the plug-in against those of Hugging Face's model with `attach`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+
+import ocvtp_kernels as ocvtp
+from ocvtp_kernels.serving.vllm.settings import BUDGET
+from tests.serving.vllm.asking import Answer, ask, ask_hugging_face, engine, prompts_of
+from tests.serving.vllm.checkpoints import Checkpoint
+
+Make = Callable[[str], Checkpoint]
+BUDGETS = {
+    "llava": 16,
+    "llava_siglip": 16,
+    "llava_next": 24,
+    "qwen2_vl": 8,
+    "qwen2_5_vl": 8,
+    "qwen3_vl": 8,
+}
+EVERY_FAMILY = pytest.mark.parametrize("name", BUDGETS)
+# Prompts are split in the middle of images.
+CHUNKED = {"max_num_batched_tokens": 48, "max_num_seqs": 4}
+ALL = 4000
+
+
+@pytest.fixture(scope="session")
+def wanted(checkpoint: Make) -> Callable[..., list[Answer]]:
+    """Hugging Face's answers, each once."""
+    return cache(lambda name, budget, **options: ask_hugging_face(checkpoint(name), budget))
+
+
+def mixed(checkpoint: Checkpoint, answers: list[list[Answer]]) -> list[Answer]:
+    """The answers to `prompts_of` several budgets, from those to each."""
+    rows = zip(checkpoint.cases, *answers, strict=True)
+    return [answer for (_, photos), *each in rows for answer in (each if photos else each[:1])]
+
+
+@EVERY_FAMILY
+def test_answers_equal_in_chunks_and_from_caches(name: str, checkpoint: Make, wanted: Any) -> None:
+    made, budget = checkpoint(name), BUDGETS[name]
+    want, whole = wanted(name, budget), wanted(name, None)
+    assert all(few[0] <= all_[0] for few, all_ in zip(want, whole, strict=True))
+    assert want[0][0] < whole[0][0] and want[0] != want[-1]
+    with engine(made, {"budget": budget}, **CHUNKED) as llm:
+        assert ask(llm, prompts_of(made)) == want
+        assert ask(llm, prompts_of(made)) == want
+        for prompt, answer in zip(prompts_of(made), want, strict=True):
+            assert ask(llm, [prompt]) == [answer]
+        with pytest.raises(ValueError, match=f"{BUDGET}: expected 1 to {budget}"):
+            ask(llm, prompts_of(made, (budget + 1,)))
+        assert ask(llm, prompts_of(made)[:1]) == want[:1]
+
+
+@EVERY_FAMILY
+def test_requests_of_other_budgets_in_a_batch(name: str, checkpoint: Make, wanted: Any) -> None:
+    made, budget = checkpoint(name), BUDGETS[name]
+    budgets = (None, budget, 1)
+    want = mixed(made, [wanted(name, each) for each in budgets])
+    with engine(made, {"budget": ALL}) as llm:
+        assert ask(llm, prompts_of(made, budgets)) == want
+        assert ask(llm, prompts_of(made, budgets)) == want
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_without_a_setting_nothing_changes(name: str, checkpoint: Make, wanted: Any) -> None:
+    made = checkpoint(name)
+    with engine(made, None) as llm:
+        assert ask(llm, prompts_of(made)) == wanted(name, None)
+        with pytest.raises(ValueError, match=f"{BUDGET}: expected none"):
+            ask(llm, prompts_of(made, (1,)))
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen3_vl"])
+def test_another_reference_layer_answers_otherwise(
+    name: str, checkpoint: Make, wanted: Any
+) -> None:
+    made, budget = checkpoint(name), BUDGETS[name]
+    with engine(made, {"budget": budget, "reference_layer": 3}) as llm:
+        got = ask(llm, prompts_of(made))
+    want = wanted(name, budget)
+    assert [length for length, _ in got] == [length for length, _ in want]
+    for (_, photos), one, other in zip(made.cases, got, want, strict=True):
+        assert (one == other) == (not photos)
+
+
+SELECTORS = [
+    ("llava", {"method": "visionzip"}),
+    ("llava", {"method": "hiprune"}),
+    ("llava", {"method": "divprune"}),
+    ("llava", {"method": "random", "options": {"seed": 3}}),
+    ("llava_next", {"method": "prumerge"}),
+    ("qwen2_5_vl", {"method": "cdpruner"}),
+]
+
+
+@pytest.mark.parametrize(("name", "setting"), SELECTORS, ids=lambda value: str(value))
+def test_other_selectors(name: str, setting: dict[str, Any], checkpoint: Make) -> None:
+    made, budget = checkpoint(name), BUDGETS[name]
+    selector = ocvtp.make_selector(setting["method"], **setting.get("options", {}))
+    with engine(made, {"budget": budget} | setting) as llm:
+        assert ask(llm, prompts_of(made)) == ask_hugging_face(made, budget, selector)
+
+
+def test_all_newlines(checkpoint: Make) -> None:
+    made, budget = checkpoint("llava_next"), BUDGETS["llava_next"]
+    want = [ask_hugging_face(made, each, newlines="all") for each in (budget, 7)]
+    with engine(made, {"budget": budget, "newlines": "all"}) as llm:
+        assert ask(llm, prompts_of(made, (None, 7))) == mixed(made, want)
+
+
+def test_without_importance_under_the_long_name(checkpoint: Make) -> None:
+    made, budget = checkpoint("llava"), BUDGETS["llava"]
+    pruner = ocvtp.OCPruner.from_checkpoint(made.pruner)
+    selector = ocvtp.PrunerSelector(pruner, importance=False)
+    overrides = {"architectures": ["OcvtpLlavaForConditionalGeneration"]}
+    with engine(made, {"budget": budget, "importance": False}, hf_overrides=overrides) as llm:
+        assert ask(llm, prompts_of(made)) == ask_hugging_face(made, budget, selector)
