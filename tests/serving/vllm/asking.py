@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,26 +20,40 @@ Answer = tuple[int, list[int]]
 
 
 def ask_hugging_face(
-    checkpoint: Checkpoint, budget: int | None, selector: Any = None, **options: Any
+    checkpoint: Checkpoint,
+    budget: int | None,
+    selector: Any = None,
+    process: Callable[..., Any] = lambda processor, **inputs: processor(**inputs),
+    **options: Any,
 ) -> list[Answer]:
-    """What the model answers with the selector attached, the pruner by default; alone if None."""
+    """What the model answers with the selector attached, the pruner if None.
+
+    Args:
+        checkpoint: of the model, with its prompts.
+        budget: None: nothing is attached.
+        selector: chooses the tokens.
+        process: makes the model's inputs.
+        options: of `attach`.
+    """
     config = transformers.AutoConfig.from_pretrained(checkpoint.folder)
     kind = getattr(transformers, config.architectures[0])
     model = kind.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
     processor = transformers.AutoProcessor.from_pretrained(checkpoint.folder)
     if budget is None:
-        return _generate(checkpoint, model, processor, lambda: [])
+        return _generate(checkpoint, model, partial(process, processor), lambda: [])
     if selector is None:
         selector = ocvtp.OCPruner.from_checkpoint(checkpoint.pruner)
     with ocvtp.attach(model, processor, selector, budget, **options) as handle:
-        return _generate(checkpoint, model, processor, lambda: handle.last.ids)
+        return _generate(checkpoint, model, partial(process, processor), lambda: handle.last.ids)
 
 
-def _generate(checkpoint: Checkpoint, model: Any, processor: Any, kept: Any) -> list[Answer]:
+def _generate(
+    checkpoint: Checkpoint, model: Any, process: Callable[..., Any], kept: Callable[[], Any]
+) -> list[Answer]:
     answers = []
     for text, numbers in checkpoint.cases:
         photos = [checkpoint.photos[number] for number in numbers] or None
-        inputs = processor(text=text, images=photos, return_tensors="pt")
+        inputs = process(text=text, images=photos, return_tensors="pt")
         length = inputs.input_ids.shape[1]
         with torch.no_grad():
             output = model.generate(

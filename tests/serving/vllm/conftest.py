@@ -1,4 +1,4 @@
-"""Tests on a real vLLM: `make test-vllm` makes an environment for them; elsewhere there are none."""
+"""Tests on a real vLLM, in the environment of `make test-vllm`; there are none elsewhere."""
 
 from __future__ import annotations
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import transformers
 
 import ocvtp_kernels as ocvtp
+from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.serving.vllm.settings import BUDGET
 from tests.serving.vllm.asking import Answer, ask, ask_hugging_face, engine, prompts_of
-from tests.serving.vllm.checkpoints import Checkpoint
+from tests.serving.vllm.checkpoints import PRUNER, Checkpoint
+from tests.vlm import models_qwen
 
 Make = Callable[[str], Checkpoint]
 BUDGETS = {
@@ -116,7 +123,82 @@ def test_all_newlines(checkpoint: Make) -> None:
 def test_without_importance_under_the_long_name(checkpoint: Make) -> None:
     made, budget = checkpoint("llava"), BUDGETS["llava"]
     pruner = ocvtp.OCPruner.from_checkpoint(made.pruner)
-    selector = ocvtp.PrunerSelector(pruner, importance=False)
+    selector = PrunerSelector(pruner, importance=False)
     overrides = {"architectures": ["OcvtpLlavaForConditionalGeneration"]}
     with engine(made, {"budget": budget, "importance": False}, hf_overrides=overrides) as llm:
         assert ask(llm, prompts_of(made)) == ask_hugging_face(made, budget, selector)
+
+
+def test_the_setting_of_a_checkpoint(checkpoint: Make, wanted: Any, tmp_path: Path) -> None:
+    made, budget = checkpoint("llava"), BUDGETS["llava"]
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for path in made.folder.iterdir():
+        (folder / path.name).symlink_to(path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()
+    config["ocvtp"] = {"budget": budget, "pruner": PRUNER}
+    (folder / "config.json").write_text(json.dumps(config))
+    with engine(replace(made, folder=folder), None) as llm:
+        assert ask(llm, prompts_of(made)) == wanted("llava", budget)
+
+
+def test_an_unknown_key_does_not_start(checkpoint: Make) -> None:
+    with (
+        pytest.raises(ValueError, match=r"ocvtp: unknown keys \['budgte'\]"),
+        engine(checkpoint("llava"), {"budgte": 16}),
+    ):
+        pass
+
+
+VIDEO = ("what is {0} this {1} cat {0} dog ?", "<|vision_start|> <|{}_pad|> <|vision_end|>")
+
+
+def see_video(name: str) -> tuple[Any, dict[str, Any]]:
+    """Four frames, and how they were taken."""
+    side = models_qwen.side_of(name)
+    frames = np.random.default_rng(0).integers(0, 255, (4, 3 * side, 4 * side, 3), dtype=np.uint8)
+    taken = {"fps": 2.0, "duration": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}
+    return frames, taken | {"video_backend": "opencv"}
+
+
+def answer_video(made: Checkpoint, name: str, setting: dict[str, Any] | None) -> list[Answer]:
+    """What vLLM answers on a video between two photos, cold and warm."""
+    frames, taken = see_video(name)
+    text = VIDEO[0].format(*(VIDEO[1].format(kind) for kind in ("image", "video")))
+    media = {
+        "image": [made.photos[0], made.photos[1]],
+        "video": [(frames, taken | {"do_sample_frames": False})],
+    }
+    limits = {"image": 2, "video": 1}
+    with engine(made, setting, limit_mm_per_prompt=limits, **CHUNKED) as llm:
+        prompt = {"prompt": text, "multi_modal_data": media}
+        return [ask(llm, [prompt])[0] for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_videos_stay_whole(name: str, checkpoint: Make) -> None:
+    made, budget = checkpoint(name), BUDGETS[name]
+    frames, taken = see_video(name)
+    text = VIDEO[0].format(*(VIDEO[1].format(kind) for kind in ("image", "video")))
+
+    def process(processor: Any, **_: Any) -> Any:
+        metadata = [transformers.video_utils.VideoMetadata(**taken)]
+        return processor(
+            text=text,
+            images=[made.photos[0], made.photos[1]],
+            videos=[frames],
+            video_metadata=metadata,
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+
+    want = ask_hugging_face(replace(made, cases=[(text, [0, 1])]), budget, process=process)
+    assert answer_video(made, name, {"budget": budget}) == want * 2
+
+
+def test_a_video_beside_whole_photos_is_as_without_a_setting(checkpoint: Make) -> None:
+    # Here vLLM itself answers otherwise than Hugging Face's model.
+    made = checkpoint("qwen3_vl")
+    want = answer_video(made, "qwen3_vl", None)
+    assert answer_video(made, "qwen3_vl", {"budget": ALL}) == want
