@@ -70,7 +70,7 @@ bench: $(VENV)/.extra-test
 
 # Of another model, on a GPU: see docs/serving.md.
 bench-vllm: $(VLLM)/.ready
-	$(VLLM)/bin/python -m bench.serving $(OPTIONS)
+	$(VLLM)/bin/python -m bench serving $(OPTIONS)
 
 # Never skipped: whoever asks for the native objects gets them, or an error.
 native: $(VENV)/.tools
@@ -102,7 +102,7 @@ renew: $(VENV)/.tools
 matrix:
 	$(PYTHON) scripts/matrix.py $(OPTIONS)
 
-$(VLLM)/.ready: scripts/vllm_cpu.py pyproject.toml
+$(VLLM)/.ready: scripts/vllm_cpu.py
 	$(PYTHON) scripts/vllm_cpu.py $(VLLM)
 	@touch $@
 

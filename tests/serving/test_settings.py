@@ -106,9 +106,26 @@ def test_a_pruner_in_the_models_folder_and_anywhere(
     assert find_pruner(settings, "nobody/no-such-model").resolve() == inside
 
 
+def test_a_pruner_of_a_hub(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cache = tmp_path_factory.mktemp("hub")
+    repository = cache / "models--somebody--model"
+    shutil.copytree(folder, repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    settings = Settings(4, "ocvtp/pruner.safetensors")
+    found = find_pruner(settings, "somebody/model")
+    assert found == repository / "snapshots" / "0123" / "ocvtp" / "pruner.safetensors"
+    assert load_selector(settings, "somebody/model", "cpu")
+    assert fingerprint(settings, "somebody/model") == fingerprint(settings, str(folder))
+
+
 @pytest.mark.parametrize("model", ["", "nobody/no-such-model"])
 def test_a_missing_pruner(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"ocvtp.pruner: found no file 'no.safetensors', nor in"):
         find_pruner(Settings(4, "no.safetensors"), model or str(folder))
 

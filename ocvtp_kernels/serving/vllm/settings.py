@@ -157,23 +157,32 @@ def find_pruner(settings: Settings, model: str, revision: str | None = None) -> 
     Raises:
         ValueError: there is none, or it lies where vLLM loads it as weights of the model.
     """
-    from transformers.utils import cached_file
-
     assert settings.pruner is not None
-    try:
-        found = cached_file(model, settings.pruner, revision=revision)
-    except OSError:
-        found = settings.pruner if Path(settings.pruner).is_file() else None
-    if found is None:
+    folder = Path(model)
+    places = (folder / settings.pruner, Path(settings.pruner))
+    path = next((place for place in places if place.is_file()), None)
+    if path is None and not folder.is_dir():
+        path = _fetch(settings.pruner, model, revision)
+    if path is None:
         raise ValueError(f"ocvtp.pruner: found no file {settings.pruner!r}, nor in {model!r}")
-    path, folder = Path(found), Path(model)
     is_beside = path.suffix == ".safetensors" and path.resolve().parent == folder.resolve()
     if is_beside and not any(folder.glob("*.safetensors.index.json")):
         raise ValueError(
-            f"ocvtp.pruner: {found!r} lies beside the model's weights, where vLLM loads it as some "
-            "of them; expected it in a folder of its own"
+            f"ocvtp.pruner: {str(path)!r} lies beside the model's weights, where vLLM loads it as "
+            "some of them; expected it in a folder of its own"
         )
     return path
+
+
+def _fetch(name: str, model: str, revision: str | None) -> Path | None:
+    """A file of a hub's repository, None where it is not there or cannot be fetched."""
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(model, name, revision=revision)
+    except OSError:
+        return None
+    return None if found is None else Path(found)
 
 
 def fingerprint(settings: Settings, model: str, revision: str | None = None) -> str:
