@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import sys
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +19,14 @@ import typer
 import ocvtp_kernels as ocvtp
 from bench.__main__ import COMMANDS as BENCH
 from ocvtp_kernels.cli import app
+from ocvtp_kernels.serving.vllm import ARCHITECTURES, PREFIX
+from ocvtp_kernels.serving.vllm.settings import Settings, read_settings
 from tests.build_cases import ROOT
 from tests.cases import random_pruner
 
 README = ROOT / "README.md"
 SELECTORS = ROOT / "docs" / "selectors.md"
+SERVING = ROOT / "docs" / "serving.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 WIDTH, TOKENS, BUDGET = 64, 576, 64
 # What the README calls the authors' files: small ones, of the tiny model's width.
@@ -116,6 +123,25 @@ def test_the_page_of_selectors_runs_as_printed() -> None:
     assert isinstance(names["handle"], ocvtp.Handle)
 
 
+def test_the_page_of_serving_says_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    # vLLM itself is in an environment of its own: tests/serving/vllm.
+    vllm = ModuleType("vllm")
+    vllm.LLM = lambda _model, hf_overrides: hf_overrides  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    overrides = run_blocks(SERVING, {})["llm"]
+    assert read_settings(SimpleNamespace(**overrides)).budget == BUDGET
+    assert overrides["architectures"] == [PREFIX + "LlavaForConditionalGeneration"]
+    (setting,) = blocks(SERVING, "json")
+    assert read_settings(SimpleNamespace(**json.loads(setting))).budget == BUDGET
+    text = SERVING.read_text(encoding="utf-8")
+    keys = {field.name for field in fields(Settings)}
+    assert set(re.findall(r"^\| `([a-z_]+)(?:\.…)?` \|", text, re.M)) == keys
+    pages = text + README.read_text(encoding="utf-8")
+    assert set(re.findall(r"--hf-overrides\.ocvtp\.([a-z_]+)", pages)) <= keys
+    served = re.findall(r"^\| `(\w+ForConditionalGeneration)` \|", text, re.M)
+    assert set(served) == set(ARCHITECTURES)
+
+
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(("right", "wrong"), MISTAKES, ids=["first", "second", "third"])
 def test_a_mistake_in_a_block_does_not_pass(
@@ -130,7 +156,11 @@ def test_a_mistake_in_a_block_does_not_pass(
 def test_every_block_of_python_has_a_test() -> None:
     pages = [README, *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]
     found = {page: len(blocks(page, "python")) for page in pages}
-    assert {page: count for page, count in found.items() if count} == {README: 3, SELECTORS: 2}
+    assert {page: count for page, count in found.items() if count} == {
+        README: 3,
+        SELECTORS: 2,
+        SERVING: 1,
+    }
 
 
 def printed_commands() -> list[str]:

@@ -6,6 +6,9 @@ it in each of its processes. Nothing else of this folder is imported before a mo
 
 from __future__ import annotations
 
+import logging
+import re
+
 # The module here that has the pruned class, by the architecture that vLLM knows.
 ARCHITECTURES = {
     "LlavaForConditionalGeneration": "llava",
@@ -13,23 +16,35 @@ ARCHITECTURES = {
     "Qwen2VLForConditionalGeneration": "qwen2_vl",
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "qwen3_vl",
+    "Qwen3VLMoeForConditionalGeneration": "qwen3_vl",
 }
 # Of the architectures that only this plug-in has: without it vLLM refuses to start on them.
 PREFIX = "Ocvtp"
+# Versions of vLLM whose classes those here were made for.
+TRIED = ((0, 32), (0, 33))
+
+logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows the messages of its own loggers
 
 
 def register() -> None:
     """Registers the pruned classes, under vLLM's own names and under those with `PREFIX`.
 
-    Without an ``ocvtp`` setting on a model's config they behave as vLLM's own. May be called any
-    number of times.
+    Without an ``ocvtp`` setting on a model's config they behave as vLLM's own; where they were not
+    tried, models that nobody wants pruned stay vLLM's. May be called any number of times.
     """
-    from vllm import ModelRegistry
+    import vllm
 
     from ocvtp_kernels.serving.vllm.cpu_runner import mend_cpu_runner
 
+    is_tried = tuple(int(part) for part in re.findall(r"\d+", vllm.__version__)[:2]) in TRIED
     for architecture, module in ARCHITECTURES.items():
         pruned = f"{__name__}.{module}:{PREFIX}{architecture}"
-        ModelRegistry.register_model(architecture, pruned)
-        ModelRegistry.register_model(PREFIX + architecture, pruned)
+        vllm.ModelRegistry.register_model(PREFIX + architecture, pruned)
+        if is_tried:
+            vllm.ModelRegistry.register_model(architecture, pruned)
+    if not is_tried:
+        logger.warning(
+            "ocvtp: not tried with vLLM %s; only architectures named %s... are pruned",
+            *(vllm.__version__, PREFIX),
+        )
     mend_cpu_runner()

@@ -21,8 +21,8 @@ logger = init_logger(f"vllm.{__name__}")
 class PrunedModel:
     """Of a model of vLLM, in front of its class.
 
-    A family says what `begin_pruning`, `count_tokens`, `count_kept` and `embed_images` do. Without
-    an ``ocvtp`` setting all is as vLLM's own.
+    A family says what `begin_pruning`, `count_tokens` and `embed_images` do. Without an ``ocvtp``
+    setting all is as vLLM's own.
 
     Attributes:
         ocvtp: the settings; None where nothing is pruned.
@@ -66,9 +66,9 @@ class PrunedModel:
         """Tokens that the tower makes of each image."""
         raise NotImplementedError
 
-    def count_kept(self, image_input: Any, image: int, budget: int) -> int:
-        """Rows that the language model expects of an image."""
-        raise NotImplementedError
+    def count_kept(self, image_input: Any, image: int, size: int, budget: int) -> int:
+        """Placeholders of an image of ``size`` tokens in the prompt."""
+        return min(budget, size)
 
     def embed_images(self, image_input: Any, images: list[int], budget: int) -> list[Tensor]:
         """The kept tokens ``[T_i, D]`` of some images."""
@@ -92,7 +92,10 @@ class PrunedModel:
             for run in split_runs([sizes[image] for image in alike], self.slice_size):
                 images = alike[run]
                 features |= zip(images, self.embed_images(image_input, images, budget), strict=True)
-        expected = [self.count_kept(image_input, i, each) for i, each in enumerate(wanted)]
+        expected = [
+            self.count_kept(image_input, image, *each)
+            for image, each in enumerate(zip(sizes, wanted, strict=True))
+        ]
         counts = [len(features[image]) for image in range(len(sizes))]
         if counts != expected:
             # vLLM takes the first rows of too many without a word.

@@ -113,8 +113,5 @@ class OcvtpLlavaForConditionalGeneration(PrunedTowerModel, base.LlavaForConditio
         dropped = 1 if self.config.vision_feature_select_strategy == "default" else 0
         return [tower.num_prefix + tower.count_patches(pixels) - dropped] * len(pixels)
 
-    def count_kept(self, image_input: Any, image: int, budget: int) -> int:
-        return min(budget, self.count_tokens(image_input)[image])
-
     def embed_images(self, image_input: Any, images: list[int], budget: int) -> list[Tensor]:
         return self.keep(budget, image_input["pixel_values"][images])

@@ -87,7 +87,7 @@ class OcvtpLlavaNextForConditionalGeneration(
         patches = ServedTower.of(self.vision_tower).count_patches(pixels[0])
         return [self._layout(image_input, i).num_crops * patches for i in range(len(pixels))]
 
-    def count_kept(self, image_input: Any, image: int, budget: int) -> int:
+    def count_kept(self, image_input: Any, image: int, size: int, budget: int) -> int:
         pruning: Any = self.pruning_of(budget)
         return int(pruning.plan.keep_counts(self._layout(image_input, image)).placeholders)
 

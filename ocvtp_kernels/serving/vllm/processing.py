@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,10 +27,17 @@ class PrunedInfo:
 
     ctx: Any
 
-    @property
+    @cached_property
     def ocvtp(self) -> Settings | None:
         """The model's settings."""
         return read_settings(self.ctx.model_config.hf_config)
+
+    @cached_property
+    def ocvtp_mark(self) -> str:
+        """What tells images apart by what is kept of them, in caches that servers share."""
+        assert self.ocvtp is not None
+        config = self.ctx.model_config
+        return f"-ocvtp-{fingerprint(self.ocvtp, config.model, config.revision)}"
 
     def get_num_image_tokens(self, **image: Any) -> int:
         """Tokens of an image, at most the budget."""
@@ -124,10 +132,6 @@ class PrunedProcessor:
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         hashes = dict(super()._get_mm_hashes(inputs))  # type: ignore[misc]
-        settings = self.info.ocvtp
-        if settings is not None and "image" in hashes:
-            # Caches that servers share must not mix what they keep of an image.
-            config = self.info.ctx.model_config
-            mark = fingerprint(settings, config.model, config.revision)
-            hashes["image"] = [f"{each}-ocvtp-{mark}" for each in hashes["image"]]
+        if self.info.ocvtp is not None and "image" in hashes:
+            hashes["image"] = [each + self.info.ocvtp_mark for each in hashes["image"]]
         return hashes

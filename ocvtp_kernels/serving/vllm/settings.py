@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -186,20 +185,10 @@ def _fetch(name: str, model: str, revision: str | None) -> Path | None:
 
 
 def fingerprint(settings: Settings, model: str, revision: str | None = None) -> str:
-    """A short text that differs wherever settings or the pruner's weights do.
-
-    Caches shared between servers tell their images apart by it.
-    """
-    path = find_pruner(settings, model, revision) if settings.method == PRUNER else None
-    written = 0 if path is None else path.stat().st_mtime_ns
+    """A short text that differs wherever settings or the pruner's weights do."""
     # Where a file lies does not matter, what is in it does.
     values = json.dumps(asdict(settings) | {"pruner": None}, sort_keys=True, default=str)
-    return _digest(values, path, written)
-
-
-@lru_cache(8)
-def _digest(values: str, path: Path | None, _written: int) -> str:
     digest = hashlib.sha256(values.encode())
-    if path is not None:
-        digest.update(path.read_bytes())
+    if settings.method == PRUNER:
+        digest.update(find_pruner(settings, model, revision).read_bytes())
     return digest.hexdigest()[:16]

@@ -79,16 +79,13 @@ class PrunedUnitModel(PrunedModel):
         require_width(selector, tower.width)
         require_available(selector, AVAILABLE_FIELDS)
         self._width = self.config.get_text_config().hidden_size
-        self._layer = resolve_reference(settings.reference_layer, len(tower.blocks))
+        layer = resolve_reference(settings.reference_layer, len(tower.blocks))
         # A side stream is tried on Hugging Face's models alone.
+        options = Options(overlap=False)
         self._make_encoder = partial(
-            UnitEncoder,
-            self.make_tower,
-            selector,
-            layer=self._layer,
-            options=Options(overlap=False),
+            UnitEncoder, self.make_tower, selector, layer=layer, options=options
         )
-        return self._layer
+        return layer
 
     def get_encoder_cudagraph_config(self) -> Any:
         """None of the encoder, as a graph would not see what is chosen."""
@@ -98,9 +95,6 @@ class PrunedUnitModel(PrunedModel):
     def count_tokens(self, image_input: Any) -> list[int]:
         unit = self.visual.spatial_merge_size**2
         return [t * h * w // unit for t, h, w in image_input["image_grid_thw"].tolist()]
-
-    def count_kept(self, image_input: Any, image: int, budget: int) -> int:
-        return min(budget, self.count_tokens(image_input)[image])
 
     def embed_images(self, image_input: Any, images: list[int], budget: int) -> list[Tensor]:
         all_grids = image_input["image_grid_thw"].tolist()

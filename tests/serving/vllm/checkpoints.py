@@ -52,7 +52,7 @@ def make_checkpoint(name: str, folder: Path) -> Checkpoint:
     model, processor, checkpoint = _MAKERS.get(name, _make_qwen)(name, folder)
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
-    _rename_weights(folder / "model.safetensors")
+    _release_weights(folder / "model.safetensors")
     processor.save_pretrained(folder)
     _make_pruner().save_checkpoint(checkpoint.pruner)
     return checkpoint
@@ -76,12 +76,14 @@ def _make_pruner() -> OCPruner:
     return pruner
 
 
-def _rename_weights(path: Path) -> None:
-    """Gives the tower's weights the names of released checkpoints, which vLLM knows."""
-    released = "vision_tower.vision_model."
+def _release_weights(path: Path) -> None:
+    """Gives weights the names and layouts of released checkpoints, which vLLM knows."""
+    tower = "vision_tower.vision_model."
     path.parent.joinpath("ocvtp").mkdir()
     weights = {
-        name if name.startswith(released) else name.replace("vision_tower.", released, 1): tensor
+        name if name.startswith(tower) else name.replace("vision_tower.", tower, 1): (
+            tensor.mT.contiguous() if ".mlp.experts." in name else tensor
+        )
         for name, tensor in load_file(path).items()
     }
     save_file(weights, path, metadata={"format": "pt"})
@@ -174,7 +176,8 @@ def _make_qwen(name: str, folder: Path) -> tuple[Any, Any, Checkpoint]:
     text["eos_token_id"] = models_qwen.WORDS.index("</s>")
     if name.startswith("qwen3"):
         text["head_dim"] = 32
-        rope["mrope_interleaved"] = True  # which transformers takes for granted, and vLLM asks for
+        # Which transformers takes for granted, and vLLM asks for.
+        rope["mrope_interleaved"] = text["norm_topk_prob"] = True
     vision = {"hidden_size": WIDTH, "out_hidden_size": 96}
     if name == "qwen2_vl":
         vision = {"embed_dim": WIDTH, "hidden_size": 96}

@@ -28,6 +28,7 @@ BUDGETS = {
     "qwen2_vl": 8,
     "qwen2_5_vl": 8,
     "qwen3_vl": 8,
+    "qwen3_vl_moe": 8,
 }
 EVERY_FAMILY = pytest.mark.parametrize("name", BUDGETS)
 # Prompts are split in the middle of images.
