@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.logger import init_logger
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -85,7 +83,8 @@ class PrunedModel:
             return self.embed_unpruned(**kwargs)
         image_input = self._parse_and_validate_image_input(**kwargs)  # type: ignore[attr-defined]
         sizes = self.count_tokens(image_input)
-        wanted = [self.ocvtp.budget] * len(sizes) if budgets is None else read_budgets(budgets)
+        # Of the requests, on the CPU.
+        wanted = [self.ocvtp.budget] * len(sizes) if budgets is None else [int(k) for k in budgets]
         features: dict[int, Tensor] = {}
         for budget in sorted(set(wanted)):
             alike = [image for image, each in enumerate(wanted) if each == budget]
@@ -101,13 +100,6 @@ class PrunedModel:
             # vLLM takes the first rows of too many without a word.
             raise RuntimeError(f"ocvtp: expected {expected} tokens of the images, got {counts}")
         return [features[image] for image in range(len(sizes))]
-
-
-def read_budgets(budgets: Tensor | Sequence[Tensor]) -> list[int]:
-    """The budget of each image, which vLLM keeps on the CPU."""
-    if not isinstance(budgets, Tensor):
-        budgets = torch.stack([torch.as_tensor(each) for each in budgets])
-    return [int(each) for each in budgets.flatten().tolist()]
 
 
 def require_supported(vllm_config: Any) -> None:

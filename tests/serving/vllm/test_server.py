@@ -48,7 +48,7 @@ def chats(checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def server(chats: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    options = [f"--hf-overrides.ocvtp.budget={K}", f"--hf-overrides.ocvtp.pruner={PRUNER}"]
+    options = ["--hf-overrides.ocvtp.budget", str(K), "--hf-overrides.ocvtp.pruner", PRUNER]
     options += ["--hf-overrides.architectures+", LONG_NAME, "--tensor-parallel-size", "2"]
     options += ["--trust-request-mm-kwargs", "--dtype", "float32", "--enforce-eager"]
     options += ["--max-model-len", "2048", "--block-size", "32"]

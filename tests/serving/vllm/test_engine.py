@@ -1,0 +1,166 @@
+"""What the plug-in refuses, and what it does of vLLM's engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ocvtp_kernels.serving.vllm as plug_in
+from ocvtp_kernels.serving.vllm.images import PrunedModel, require_supported
+from ocvtp_kernels.serving.vllm.settings import BUDGET, Settings
+from ocvtp_kernels.serving.vllm.units import PrunedUnitModel
+from tests.serving.vllm.asking import ask, ask_hugging_face, engine, prompts_of
+from tests.serving.vllm.checkpoints import Checkpoint
+
+Make = Callable[[str], Checkpoint]
+
+
+def config_with(**changes: Any) -> Any:
+    """A config of vLLM, as far as it is asked."""
+    multimodal = {
+        "mm_encoder_tp_mode": "weights",
+        "enable_mm_embeds": False,
+        "video_pruning_rate": None,
+        "mm_processor_kwargs": None,
+    }
+    model = {"enable_sleep_mode": False}
+    others = {"lora_config": None, "speculative_config": None}
+    compilation = {"compile_mm_encoder": False}
+    for known in (multimodal, model, others, compilation):
+        known |= {name: changes.pop(name) for name in list(changes) if name in known}
+    assert not changes
+    model["multimodal_config"] = SimpleNamespace(**multimodal)
+    return SimpleNamespace(
+        model_config=SimpleNamespace(**model),
+        compilation_config=SimpleNamespace(**compilation),
+        **others,
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mm_encoder_tp_mode": "data"},
+        {"enable_mm_embeds": True},
+        {"video_pruning_rate": 0.5},
+        {"mm_processor_kwargs": {BUDGET: 3}},
+        {"enable_sleep_mode": True},
+        {"compile_mm_encoder": True},
+        {"lora_config": SimpleNamespace(enable_tower_connector_lora=True)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_pruning_would_get_wrong_is_refused(changes: dict[str, Any]) -> None:
+    require_supported(config_with())
+    require_supported(config_with(lora_config=SimpleNamespace(enable_tower_connector_lora=False)))
+    name = {"lora_config": "enable_tower_connector_lora"}.get(*2 * list(changes))
+    with pytest.raises(ValueError, match=f"^{name}.*: not supported with an ocvtp setting"):
+        require_supported(config_with(**changes))
+
+
+def test_a_qwen_refuses_speculation() -> None:
+    config = config_with(speculative_config=object())
+    model = PrunedUnitModel.__new__(PrunedUnitModel)
+    model.prepare(config, None)
+    with pytest.raises(ValueError, match="speculative_config"):
+        model.prepare(config, Settings(4, "a"))
+
+
+class Images(PrunedModel):
+    """Three images of 5, 2 and 9 tokens."""
+
+    def __init__(self, rows: Callable[[int, int], int]) -> None:
+        self.ocvtp, self.slice_size, self.rows = Settings(4, "a"), 11, rows
+        self.calls: list[tuple[list[int], int]] = []
+
+    def _parse_and_validate_image_input(self, **kwargs: Any) -> Any:
+        return kwargs
+
+    def count_tokens(self, image_input: Any) -> list[int]:
+        return [5, 2, 9]
+
+    def embed_images(self, image_input: Any, images: list[int], budget: int) -> list[Tensor]:
+        self.calls.append((images, budget))
+        sizes = self.count_tokens(image_input)
+        return [torch.full((self.rows(sizes[image], budget), 3), float(image)) for image in images]
+
+
+def test_images_are_embedded_by_budget_in_slices() -> None:
+    images = Images(min)
+    features = images.embed_multimodal(pixel_values=torch.zeros(3))
+    assert images.calls == [([0, 1], 4), ([2], 4)]
+    assert [(len(each), float(each[0, 0])) for each in features] == [(4, 0.0), (2, 1.0), (4, 2.0)]
+    images.calls.clear()
+    features = images.embed_multimodal(
+        pixel_values=torch.zeros(3), **{BUDGET: torch.tensor([[3], [4], [3]])}
+    )
+    assert images.calls == [([0], 3), ([2], 3), ([1], 4)]
+    assert [(len(each), float(each[0, 0])) for each in features] == [(3, 0.0), (2, 1.0), (3, 2.0)]
+
+
+def test_wrong_counts_of_rows_do_not_pass() -> None:
+    # Of too many vLLM would take the first.
+    for rows in (lambda size, budget: size, lambda size, budget: 1):
+        with pytest.raises(RuntimeError, match=r"ocvtp: expected \[4, 2, 4\] tokens"):
+            Images(rows).embed_multimodal(pixel_values=torch.zeros(3))
+
+
+@pytest.mark.parametrize(("version", "tried"), [("0.33.1", True), ("0.34.0", False)])
+def test_names_of_vllm_are_taken_where_that_was_tried(
+    version: str, tried: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import vllm
+
+    names: list[str] = []
+    monkeypatch.setattr(vllm, "__version__", version)
+    monkeypatch.setattr(vllm.ModelRegistry, "register_model", lambda name, _: names.append(name))
+    monkeypatch.setattr(plug_in.logger, "propagate", True)
+    plug_in.register()
+    long = {plug_in.PREFIX + name for name in plug_in.ARCHITECTURES}
+    assert set(names) == long | (set(plug_in.ARCHITECTURES) if tried else set())
+
+
+def test_every_class_is_there() -> None:
+    from vllm import ModelRegistry
+
+    plug_in.register()
+    plug_in.register()
+    for name in plug_in.ARCHITECTURES:
+        for registered in (name, plug_in.PREFIX + name):
+            pruned = ModelRegistry.models[registered].load_model_cls()
+            assert issubclass(pruned, PrunedModel)
+            assert pruned.__name__ == plug_in.PREFIX + name
+
+
+def watch_tower(model: Any) -> list[int]:
+    """Makes the model note how many tokens its tower gets, without pruning; returns the list."""
+    seen: list[int] = []
+    tower = model.visual if hasattr(model, "visual") else model.vision_tower
+    original = tower.forward
+
+    def forward(pixels: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(len(pixels) // 4 if hasattr(model, "visual") else len(pixels) * 144)
+        return original(pixels, *args, **kwargs)
+
+    tower.forward = forward
+    return seen
+
+
+@pytest.mark.parametrize(("name", "limit"), [("llava", 300), ("qwen2_5_vl", 64)])
+def test_the_tower_never_gets_more_than_without_pruning(
+    name: str, limit: int, checkpoint: Make
+) -> None:
+    made = checkpoint(name)
+    with engine(made, {"budget": 8}, max_num_batched_tokens=limit, max_num_seqs=8) as llm:
+        (seen,) = llm.apply_model(watch_tower)
+        # All at once: by what they keep, all of them fit one step.
+        assert ask(llm, prompts_of(made)) == ask_hugging_face(made, 8)
+    largest = max(size for size in (144, 44) if size <= limit)
+    assert len(seen) > 1 and max(seen) <= limit
+    # Several images where they fit.
+    assert max(seen) > limit - largest
