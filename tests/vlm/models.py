@@ -127,17 +127,17 @@ def make_llava_processor(kind: str = "clip") -> Any:
     )
 
 
-def make_pruner(width: int = WIDTH, seed: int = 0) -> OCPruner:
+def make_pruner(width: int = WIDTH, seed: int = 0, **changes: Any) -> OCPruner:
+    """A pruner for tokens of ``width``; ``changes`` are of its config."""
     torch.manual_seed(seed)
-    config = PrunerConfig(
-        enc_in_dim=width,
-        enc_dims=(24, 16),
-        init_dim=16,
-        init_num=6,
-        agg_embed_dim=16,
-        agg_ffn_dim=32,
-    )
-    pruner = OCPruner(config).eval()
+    sizes = {
+        "enc_dims": (24, 16),
+        "init_dim": 16,
+        "init_num": 6,
+        "agg_embed_dim": 16,
+        "agg_ffn_dim": 32,
+    }
+    pruner = OCPruner(PrunerConfig(enc_in_dim=width, **sizes | changes)).eval()
     with torch.no_grad():
         for parameter in pruner.parameters():
             if parameter.dim() == 2:

@@ -16,7 +16,7 @@ from ocvtp_kernels.serving.vllm.processing import PrunedInfo, PrunedProcessor
 from ocvtp_kernels.serving.vllm.towers import ServedTower
 from ocvtp_kernels.vlm.handle import Options
 from ocvtp_kernels.vlm.llava_next import LlavaNextPlaceholders, LlavaNextPruning, read_size
-from ocvtp_kernels.vlm.llava_next.layout import Layout, Layouts
+from ocvtp_kernels.vlm.llava_next.layout import Layout, Layouts, keep_counts
 from ocvtp_kernels.vlm.towers import Tower
 
 
@@ -24,18 +24,14 @@ class Info(PrunedInfo, base.LlavaNextProcessingInfo):
     """vLLM's, with `PrunedInfo`."""
 
     @cached_property
-    def _plans(self) -> dict[int, LlavaNextPlaceholders]:
-        return {}
+    def _layouts(self) -> Layouts:
+        return Layouts(self.get_hf_config())
 
     def count_kept(self, count: int, budget: int, **image: Any) -> int:
         """What is kept of an image, newlines included; of a whole one vLLM's own count."""
-        settings = self.ocvtp
-        assert settings is not None
-        if budget not in self._plans:
-            config = self.get_hf_config()
-            self._plans[budget] = LlavaNextPlaceholders(config, budget, settings.newlines)
-        plan = self._plans[budget]
-        kept = plan.keep_counts(plan.layouts.of((image["image_height"], image["image_width"])))
+        assert self.ocvtp is not None
+        layout = self._layouts.of((image["image_height"], image["image_width"]))
+        kept = keep_counts(layout, budget, self.ocvtp.newlines)
         return count if kept.whole else kept.placeholders
 
     def get_image_size_with_most_features(self) -> Any:
@@ -72,7 +68,7 @@ class OcvtpLlavaNextForConditionalGeneration(
     """vLLM's, whose images are at most the budget, over all their crops."""
 
     def make_pruning(self, selector: Selector, budget: int, options: Options) -> LlavaNextPruning:
-        plan = LlavaNextPlaceholders(self.config, budget, options.newlines)
+        plan = LlavaNextPlaceholders(self._layouts, budget, options.newlines)
         return _LlavaNextPruning(self, selector, plan, options)
 
     def _layout(self, image_input: Any, image: int) -> Layout:
@@ -88,8 +84,9 @@ class OcvtpLlavaNextForConditionalGeneration(
         return [self._layout(image_input, i).num_crops * patches for i in range(len(pixels))]
 
     def count_kept(self, image_input: Any, image: int, size: int, budget: int) -> int:
-        pruning: Any = self.pruning_of(budget)
-        return int(pruning.plan.keep_counts(self._layout(image_input, image)).placeholders)
+        assert self.ocvtp is not None
+        layout = self._layout(image_input, image)
+        return keep_counts(layout, budget, self.ocvtp.newlines).placeholders
 
     def embed_images(self, image_input: Any, images: list[int], budget: int) -> list[Tensor]:
         # Crops that fill up a batch are left out.

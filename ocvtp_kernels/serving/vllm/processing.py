@@ -81,7 +81,7 @@ class PrunedProcessor:
 
     info: Any
 
-    def _wanted(self, kwargs: Mapping[str, Any]) -> tuple[int | None, dict[str, Any]]:
+    def _read_budget(self, kwargs: Mapping[str, Any]) -> tuple[int | None, dict[str, Any]]:
         """The budget of a request, and what its kwargs have beside; None without a setting."""
         others = {name: value for name, value in kwargs.items() if name != BUDGET}
         settings = self.info.ocvtp
@@ -92,7 +92,7 @@ class PrunedProcessor:
         return request_budget(settings, kwargs), others
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
-        budget, others = self._wanted(hf_kwargs)
+        budget, others = self._read_budget(hf_kwargs)
         outputs = super()._apply_hf_processor_main(mm_items, others)  # type: ignore[misc]
         images = mm_items.get_all_counts().get("image", 0)
         if budget is not None and images:
@@ -102,14 +102,14 @@ class PrunedProcessor:
     def _get_mm_fields_config(
         self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]
     ) -> Any:
-        _, others = self._wanted(hf_processor_mm_kwargs)
+        _, others = self._read_budget(hf_processor_mm_kwargs)
         fields = super()._get_mm_fields_config(hf_inputs, others)  # type: ignore[misc]
         return {**fields, BUDGET: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> Sequence[Any]:
-        budget, others = self._wanted(hf_processor_mm_kwargs)
+        budget, others = self._read_budget(hf_processor_mm_kwargs)
         updates: Sequence[Any] = super()._get_prompt_updates(  # type: ignore[misc]
             mm_items, others, out_mm_kwargs
         )

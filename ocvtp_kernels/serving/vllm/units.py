@@ -144,7 +144,7 @@ class PrunedUnitModel(PrunedModel):
         positions, _ = super().get_mrope_input_positions(whole.tokens, moved)  # type: ignore[misc]
         kept = positions[:, whole.columns]
         # vLLM hands this tensor to `recompute_mrope_positions`, which no longer knows how far an
-        # image reaches that no text follows.
+        # image reaches that no text follows, and need not read positions to know it.
         kept.following = int(positions.max()) + 1
         return kept, kept.following - len(input_tokens)
 
@@ -178,6 +178,10 @@ class PrunedUnitModel(PrunedModel):
             return super().recompute_mrope_positions(  # type: ignore[misc]
                 input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
             )
+        following = getattr(mrope_positions, "following", None)
+        if following is not None and not multimodal_embeddings:
+            # Of every answer, at every token of it.
+            return [], mrope_positions, following - len(input_ids)
         positions = mrope_positions.clone()
         ids = torch.as_tensor(input_ids, device=positions.device)
         is_media = (ids == self.config.image_token_id) | (ids == self.config.video_token_id)
@@ -190,7 +194,8 @@ class PrunedUnitModel(PrunedModel):
                 features = features[:, :-NUM_DIGITS]
             embeddings.append(features)
             done = end
-        following = getattr(mrope_positions, "following", int(positions.max()) + 1)
+        if following is None:
+            following = int(positions.max()) + 1
         return embeddings, positions, following - len(ids)
 
 

@@ -21,6 +21,7 @@ from ocvtp_kernels.vlm.llava_next.layout import (
     Layouts,
     PackedGroup,
     group_images,
+    keep_counts,
 )
 from ocvtp_kernels.vlm.placeholders import (
     PlaceholderPruning,
@@ -54,7 +55,7 @@ def attach(model: Any, processor: Any, selector: Selector, budget: int, options:
             not fit it, or something is attached already.
     """
     inner = model.base_model
-    plan = LlavaNextPlaceholders(inner.config, budget, options.newlines)
+    plan = LlavaNextPlaceholders(Layouts(inner.config), budget, options.newlines)
     return LlavaNextPruning(inner, selector, plan, options).attach(inner, processor, plan)
 
 
@@ -62,22 +63,18 @@ class LlavaNextPlaceholders(Placeholders):
     """As `Placeholders`: what an image keeps follows from its size.
 
     Args:
-        config: of the model.
+        layouts: of the model.
         budget: of an image.
         newlines: "drop" or "all".
     """
 
-    def __init__(self, config: Any, budget: int, newlines: str) -> None:
+    def __init__(self, layouts: Layouts, budget: int, newlines: str) -> None:
         super().__init__(budget)
-        self.layouts, self.newlines = Layouts(config), newlines
+        self.layouts, self.newlines = layouts, newlines
 
     def keep_counts(self, layout: Layout) -> KeepCounts:
-        """How many tokens of an image are kept: with "drop" at most the budget in all."""
-        tokens, newlines = layout.tokens.shape[0], layout.newlines.shape[0]
-        keeps_newlines = self.newlines == "all"
-        if self.budget >= (tokens if keeps_newlines else layout.num_packed):
-            return KeepCounts(tokens, newlines, True)
-        return KeepCounts(min(self.budget, tokens), newlines if keeps_newlines else 0, False)
+        """How many tokens of an image are kept."""
+        return keep_counts(layout, self.budget, self.newlines)
 
     def count(self, size: Iterable[int] | Tensor) -> int:
         """Placeholders of an image of ``size`` (height, width)."""

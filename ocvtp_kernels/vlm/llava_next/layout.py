@@ -116,6 +116,15 @@ class KeepCounts(NamedTuple):
         return self.tokens + self.newlines
 
 
+def keep_counts(layout: Layout, budget: int, newlines: str) -> KeepCounts:
+    """How many tokens of an image are kept: with newlines "drop" at most the budget in all."""
+    tokens, rows = layout.tokens.shape[0], layout.newlines.shape[0]
+    keeps_newlines = newlines == "all"
+    if budget >= (tokens if keeps_newlines else layout.num_packed):
+        return KeepCounts(tokens, rows, True)
+    return KeepCounts(min(budget, tokens), rows if keeps_newlines else 0, False)
+
+
 class PackedGroup:
     """Images of a call whose tensors have the same shapes, ``[G, ...]``.
 

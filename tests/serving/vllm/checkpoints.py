@@ -12,7 +12,6 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ocvtp_kernels import OCPruner, PrunerConfig
 from tests.vlm import models, models_qwen
 
 SIDE, CROP = 168, 112  # pixels: 144 tokens of an image, 64 of a crop
@@ -54,26 +53,9 @@ def make_checkpoint(name: str, folder: Path) -> Checkpoint:
     model.save_pretrained(folder)
     _release_weights(folder / "model.safetensors")
     processor.save_pretrained(folder)
-    _make_pruner().save_checkpoint(checkpoint.pruner)
+    sizes = {"enc_dims": (48, 32), "init_dim": 32, "init_num": 16, "agg_embed_dim": 32}
+    models.make_pruner(WIDTH, seed=1, **sizes).save_checkpoint(checkpoint.pruner)
     return checkpoint
-
-
-def _make_pruner() -> OCPruner:
-    torch.manual_seed(1)
-    config = PrunerConfig(
-        enc_in_dim=WIDTH,
-        enc_dims=(48, 32),
-        init_dim=32,
-        init_num=16,
-        agg_embed_dim=32,
-        agg_ffn_dim=64,
-    )
-    pruner = OCPruner(config).eval()
-    with torch.no_grad():
-        for parameter in pruner.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(3)
-    return pruner
 
 
 def _release_weights(path: Path) -> None:
