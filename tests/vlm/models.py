@@ -62,7 +62,7 @@ def make_text_config(**changes: Any) -> Any:
 
 def make_vision_config(kind: str = "clip", **changes: Any) -> Any:
     """The config of a CLIP, SigLIP, DINOv2 or DINOv2-with-registers tower."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": WIDTH,
         "num_hidden_layers": DEPTH,
         "num_attention_heads": HEADS,
@@ -130,7 +130,7 @@ def make_llava_processor(kind: str = "clip") -> Any:
 def make_pruner(width: int = WIDTH, seed: int = 0, **changes: Any) -> OCPruner:
     """A pruner for tokens of ``width``; ``changes`` are of its config."""
     torch.manual_seed(seed)
-    sizes = {
+    sizes: dict[str, Any] = {
         "enc_dims": (24, 16),
         "init_dim": 16,
         "init_num": 6,

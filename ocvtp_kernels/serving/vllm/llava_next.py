@@ -11,13 +11,15 @@ from vllm.model_executor.models import llava_next as base
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ocvtp_kernels.selectors.interface import Selector
-from ocvtp_kernels.serving.vllm.llava import PrunedTowerModel
 from ocvtp_kernels.serving.vllm.processing import PrunedInfo, PrunedProcessor
-from ocvtp_kernels.serving.vllm.towers import ServedTower
+from ocvtp_kernels.serving.vllm.towers import (
+    PrunedTowerModel,
+    ServedTower,
+    ServedTowerPruning,
+)
 from ocvtp_kernels.vlm.handle import Options
 from ocvtp_kernels.vlm.llava_next import LlavaNextPlaceholders, LlavaNextPruning, read_size
 from ocvtp_kernels.vlm.llava_next.layout import Layout, Layouts, keep_counts
-from ocvtp_kernels.vlm.towers import Tower
 
 
 class Info(PrunedInfo, base.LlavaNextProcessingInfo):
@@ -54,9 +56,8 @@ class Processor(PrunedProcessor, base.LlavaNextMultiModalProcessor):
         return fewer
 
 
-class _LlavaNextPruning(LlavaNextPruning):
-    def tower(self, inner: Any) -> Tower:
-        return ServedTower.of(inner.vision_tower)
+class _Pruning(ServedTowerPruning, LlavaNextPruning):
+    pass
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -69,7 +70,7 @@ class OcvtpLlavaNextForConditionalGeneration(
 
     def make_pruning(self, selector: Selector, budget: int, options: Options) -> LlavaNextPruning:
         plan = LlavaNextPlaceholders(self._layouts, budget, options.newlines)
-        return _LlavaNextPruning(self, selector, plan, options)
+        return _Pruning(self, selector, plan, options)
 
     def _layout(self, image_input: Any, image: int) -> Layout:
         return self._layouts.of(read_size(image_input["image_sizes"][image]))

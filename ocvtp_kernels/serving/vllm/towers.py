@@ -1,4 +1,4 @@
-"""vLLM's CLIP and SigLIP as the towers that `ocvtp_kernels.vlm` selects on.
+"""vLLM's CLIP and SigLIP as the towers that `ocvtp_kernels.vlm` selects on, and models of them.
 
 vLLM builds only the layers that are used, joins their projections, and under tensor parallelism
 gives each rank some of the heads.
@@ -11,12 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import CLIPVisionConfig, SiglipVisionConfig
 from vllm.distributed import (
     tensor_model_parallel_all_gather,
     tensor_model_parallel_all_reduce,
 )
 
+from ocvtp_kernels.selectors.interface import Selector
+from ocvtp_kernels.serving.vllm.model import PrunedModel
+from ocvtp_kernels.serving.vllm.settings import Settings
+from ocvtp_kernels.vlm.handle import Options
 from ocvtp_kernels.vlm.intercept import Intercepts
+from ocvtp_kernels.vlm.placeholders import PlaceholderPruning, as_output
 from ocvtp_kernels.vlm.tower_attention import split_heads
 from ocvtp_kernels.vlm.towers import Tower, resolve_reference
 
@@ -56,6 +62,67 @@ class ShardedAttention:
         is_whole = self._attention.tp_size == 1
         key: Tensor = self._key
         return key if is_whole else tensor_model_parallel_all_gather(key.contiguous(), dim=-1)
+
+
+class ServedTowerPruning(PlaceholderPruning):
+    """Of a pruning whose tower is vLLM's, in front of its class."""
+
+    def tower(self, inner: Any) -> Tower:
+        """The vision tower of a model."""
+        return ServedTower.of(inner.vision_tower)
+
+
+class PrunedTowerModel(PrunedModel):
+    """A model whose tower is a CLIP or a SigLIP, in front of its class."""
+
+    config: Any
+    vision_tower: Any
+
+    def make_pruning(self, selector: Selector, budget: int, options: Options) -> PlaceholderPruning:
+        """What keeps ``budget`` tokens of each image of a call."""
+        raise NotImplementedError
+
+    def begin_pruning(self, settings: Settings, selector: Selector) -> int:
+        vision_config = self.config.vision_config
+        if not isinstance(vision_config, CLIPVisionConfig | SiglipVisionConfig):
+            raise ValueError(
+                "model: expected a CLIP or SigLIP tower for an ocvtp setting, "
+                f"got {vision_config.model_type}"
+            )
+        layer = reference_layer(
+            settings.reference_layer, self.config, ServedTower.of(self.vision_tower)
+        )
+        # A side stream is tried on Hugging Face's models alone.
+        options = Options(layer, newlines=settings.newlines, overlap=False)
+        self._selector, self._options = selector, options
+        self._prunings = {settings.budget: self.make_pruning(selector, settings.budget, options)}
+        return layer
+
+    def pruning_of(self, budget: int) -> PlaceholderPruning:
+        """The pruning of a budget."""
+        if budget not in self._prunings:
+            self._prunings[budget] = self.make_pruning(self._selector, budget, self._options)
+        return self._prunings[budget]
+
+    def keep(self, budget: int, pixels: Tensor | list[Tensor], **given: Any) -> list[Tensor]:
+        """The kept tokens of each image.
+
+        Args:
+            budget: of each image.
+            pixels: of the images, as vLLM's own method takes them.
+            given: what else it takes.
+        """
+
+        def embed_unpruned(**_given: Any) -> Any:
+            return as_output(list(self.embed_unpruned(pixel_values=pixels, **given)), True)
+
+        call = given | {
+            "pixel_values": pixels if isinstance(pixels, Tensor) else torch.cat(pixels),
+            "vision_feature_layer": final_layers(self.config),
+        }
+        output = self.pruning_of(budget).get_image_features(embed_unpruned, self, call)
+        features: list[Tensor] = output.pooler_output
+        return features
 
 
 def final_layers(config: Any) -> int | list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import Selector, require_available
 from ocvtp_kernels.selectors.oc_pruner import require_width
-from ocvtp_kernels.serving.vllm.images import PrunedModel
+from ocvtp_kernels.serving.vllm.model import PrunedModel
 from ocvtp_kernels.serving.vllm.positions import (
     NUM_DIGITS,
     Span,

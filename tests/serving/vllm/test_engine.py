@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ocvtp_kernels.serving.vllm as plug_in
-from ocvtp_kernels.serving.vllm.images import PrunedModel, require_supported
+from ocvtp_kernels.serving.vllm.model import PrunedModel, require_supported
 from ocvtp_kernels.serving.vllm.settings import BUDGET, Settings
 from ocvtp_kernels.serving.vllm.units import PrunedUnitModel
 from tests.serving.vllm.asking import ask, ask_hugging_face, engine, prompts_of
