@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 from vllm.logger import init_logger
+from vllm.model_executor.models.utils import StageMissingLayer
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ocvtp_kernels.selectors.interface import Selector
@@ -24,19 +25,22 @@ class PrunedModel:
 
     Attributes:
         ocvtp: the settings; None where nothing is pruned.
+        tower_name: of the attribute that is the vision encoder.
     """
+
+    tower_name: str
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         model_config = vllm_config.model_config
         settings = read_settings(model_config.hf_config)
         if settings is not None:
             require_supported(vllm_config)
-            if model_config.multimodal_config.get_limit_per_prompt("image") == 0:
-                settings = None  # without images vLLM builds no tower
-        self.prepare(vllm_config, settings)
+            self.prepare(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        self.ocvtp = settings
-        if settings is None:
+        # Where it gets no images, vLLM builds no tower.
+        has_tower = not isinstance(getattr(self, self.tower_name), StageMissingLayer)
+        self.ocvtp = settings if has_tower else None
+        if settings is None or not has_tower:
             return
         device = vllm_config.device_config.device
         selector = load_selector(settings, model_config.model, device, model_config.revision)
@@ -49,8 +53,8 @@ class PrunedModel:
             *(whole, kept, settings.method, layer),
         )
 
-    def prepare(self, vllm_config: Any, settings: Settings | None) -> None:
-        """What has to be done before vLLM builds the model."""
+    def prepare(self, vllm_config: Any) -> None:
+        """What has to be done before vLLM builds a model that prunes."""
 
     def begin_pruning(self, settings: Settings, selector: Selector) -> int:
         """Takes the selector, once the model is built; returns the reference layer.

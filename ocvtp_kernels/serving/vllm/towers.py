@@ -75,6 +75,7 @@ class ServedTowerPruning(PlaceholderPruning):
 class PrunedTowerModel(PrunedModel):
     """A model whose tower is a CLIP or a SigLIP, in front of its class."""
 
+    tower_name = "vision_tower"
     config: Any
     vision_tower: Any
 

@@ -54,18 +54,22 @@ class ServedUnitTower(UnitTower):
 class PrunedUnitModel(PrunedModel):
     """A model of M-RoPE positions, in front of its class."""
 
+    tower_name = "visual"
     make_tower: type[ServedUnitTower] = ServedUnitTower
     config: Any
     visual: Any
 
-    def prepare(self, vllm_config: Any, settings: Settings | None) -> None:
-        if settings is None:
-            return
-        if vllm_config.speculative_config is not None:
-            raise ValueError(
-                "speculative_config: not supported with an ocvtp setting on a model of M-RoPE "
-                "positions"
-            )
+    def prepare(self, vllm_config: Any) -> None:
+        # A draft model is handed positions past ours, and so are later stages of a pipeline.
+        refused = {
+            "speculative_config": vllm_config.speculative_config is not None,
+            "pipeline_parallel_size": vllm_config.parallel_config.pipeline_parallel_size > 1,
+        }
+        for name, is_set in refused.items():
+            if is_set:
+                raise ValueError(
+                    f"{name}: not supported with an ocvtp setting on a model of M-RoPE positions"
+                )
         # vLLM then asks for positions again once images are encoded, and makes room for positions
         # behind the end of a pruned prompt. No video is pruned: there is no rate.
         config = vllm_config.model_config.multimodal_config

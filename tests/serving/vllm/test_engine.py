@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,7 @@ def config_with(**changes: Any) -> Any:
     }
     model = {"enable_sleep_mode": False}
     others = {"lora_config": None, "speculative_config": None}
+    others["parallel_config"] = SimpleNamespace(pipeline_parallel_size=1)
     compilation = {"compile_mm_encoder": False}
     for known in (multimodal, model, others, compilation):
         known |= {name: changes.pop(name) for name in list(changes) if name in known}
@@ -63,12 +65,28 @@ def test_what_pruning_would_get_wrong_is_refused(changes: dict[str, Any]) -> Non
         require_supported(config_with(**changes))
 
 
-def test_a_qwen_refuses_speculation() -> None:
-    config = config_with(speculative_config=object())
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"speculative_config": object()},
+        {"parallel_config": SimpleNamespace(pipeline_parallel_size=2)},
+    ],
+    ids=["speculation", "pipeline"],
+)
+def test_what_a_qwen_refuses(changes: dict[str, Any]) -> None:
     model = PrunedUnitModel.__new__(PrunedUnitModel)
-    model.prepare(config, None)
-    with pytest.raises(ValueError, match="speculative_config"):
-        model.prepare(config, Settings(4, "a"))
+    model.prepare(config_with())
+    name = {"parallel_config": "pipeline_parallel_size"}.get(*2 * list(changes))
+    with pytest.raises(ValueError, match=f"^{name}: not supported with an ocvtp setting on a"):
+        model.prepare(config_with(**changes))
+
+
+def test_a_model_that_gets_no_images(checkpoint: Make) -> None:
+    for name in ("llava", "qwen2_vl"):
+        made = checkpoint(name)
+        text = replace(made, cases=[case for case in made.cases if not case[1]])
+        with engine(made, {"budget": 8}, limit_mm_per_prompt={"image": 0, "video": 0}) as llm:
+            assert ask(llm, prompts_of(text)) == ask_hugging_face(text, None)
 
 
 class Images(PrunedModel):
