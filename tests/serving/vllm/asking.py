@@ -14,7 +14,7 @@ import transformers
 import ocvtp_kernels as ocvtp
 from tests.serving.vllm.checkpoints import Checkpoint
 
-NEW = 24
+NEW, BLOCK = 24, 32
 # The length of a prompt, and the ids of its answer.
 Answer = tuple[int, list[int]]
 
@@ -81,7 +81,7 @@ def engine(checkpoint: Checkpoint, ocvtp: dict[str, Any] | None, **settings: Any
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": 2048,
-        "block_size": 32,
+        "block_size": BLOCK,
         "limit_mm_per_prompt": {"image": 4},
         "distributed_executor_backend": "uni",
         "hf_overrides": overrides,
@@ -110,10 +110,20 @@ def prompts_of(checkpoint: Checkpoint, budgets: Sequence[int | None] = (None,)) 
     return prompts
 
 
-def ask(llm: Any, prompts: Sequence[Any]) -> list[Answer]:
-    """What vLLM answers."""
+def generate(llm: Any, prompts: Sequence[Any]) -> list[Any]:
+    """The outputs of vLLM."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=NEW, min_tokens=NEW)
-    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    outputs: list[Any] = llm.generate(prompts, sampling, use_tqdm=False)
+    return outputs
+
+
+def answers_of(outputs: Sequence[Any]) -> list[Answer]:
+    """The answers among vLLM's outputs."""
     return [(len(each.prompt_token_ids), list(each.outputs[0].token_ids)) for each in outputs]
+
+
+def ask(llm: Any, prompts: Sequence[Any]) -> list[Answer]:
+    """What vLLM answers."""
+    return answers_of(generate(llm, prompts))

@@ -183,7 +183,6 @@ def _make_qwen(name: str, folder: Path) -> tuple[Any, Any, Checkpoint]:
         (f"a {image} red that {image} dog {image} red dog .", [3, 0, 1]),
         (question, [0]),
         (question, [4]),
-        # A portrait alone, and one that ends the prompt.
         (f"what {image}", [1]),
     ]
     sizes = [(6, 5), (3, 9), (11, 4), (2, 2), (6, 5)]

@@ -16,7 +16,16 @@ import transformers
 import ocvtp_kernels as ocvtp
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.serving.vllm.settings import BUDGET
-from tests.serving.vllm.asking import Answer, ask, ask_hugging_face, engine, prompts_of
+from tests.serving.vllm.asking import (
+    BLOCK,
+    Answer,
+    answers_of,
+    ask,
+    ask_hugging_face,
+    engine,
+    generate,
+    prompts_of,
+)
 from tests.serving.vllm.checkpoints import PRUNER, Checkpoint
 from tests.vlm import models_qwen
 
@@ -39,7 +48,7 @@ ALL = 4000
 @pytest.fixture(scope="session")
 def wanted(checkpoint: Make) -> Callable[..., list[Answer]]:
     """Hugging Face's answers, each once."""
-    return cache(lambda name, budget, **options: ask_hugging_face(checkpoint(name), budget))
+    return cache(lambda name, budget: ask_hugging_face(checkpoint(name), budget))
 
 
 def mixed(checkpoint: Checkpoint, answers: list[list[Answer]]) -> list[Answer]:
@@ -56,7 +65,13 @@ def test_answers_equal_in_chunks_and_from_caches(name: str, checkpoint: Make, wa
     assert want[0][0] < whole[0][0] and want[0] != want[-1]
     with engine(made, {"budget": budget}, **CHUNKED) as llm:
         assert ask(llm, prompts_of(made)) == want
-        assert ask(llm, prompts_of(made)) == want
+        again = generate(llm, prompts_of(made))
+        assert answers_of(again) == want
+        # Of prompts longer than a block, images or parts of them among it.
+        assert all(
+            (each.num_cached_tokens > 0) == (length > BLOCK)
+            for each, (length, _) in zip(again, want, strict=True)
+        )
         for prompt, answer in zip(prompts_of(made), want, strict=True):
             assert ask(llm, [prompt]) == [answer]
         with pytest.raises(ValueError, match=f"{BUDGET}: expected 1 to {budget}"):

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 import ocvtp_kernels.serving.vllm as plug_in
 from ocvtp_kernels.serving.vllm.model import PrunedModel, require_supported
+from ocvtp_kernels.serving.vllm.positions import append_places
 from ocvtp_kernels.serving.vllm.settings import BUDGET, Settings
 from ocvtp_kernels.serving.vllm.units import PrunedUnitModel
 from tests.serving.vllm.asking import ask, ask_hugging_face, engine, prompts_of
@@ -153,6 +155,58 @@ def test_every_class_is_there() -> None:
             pruned = ModelRegistry.models[registered].load_model_cls()
             assert issubclass(pruned, PrunedModel)
             assert pruned.__name__ == plug_in.PREFIX + name
+
+
+IMAGE, TEXT = 5, 7
+
+
+class WholePositions:
+    """Positions of a prompt of text and one whole image of nine rows and three columns."""
+
+    def get_mrope_input_positions(self, tokens: list[int], features: list[Any]) -> Any:
+        (feature,) = features
+        start = feature.mm_position.offset
+        assert tokens == [TEXT] * start + [IMAGE] * 27 + [TEXT] * (len(tokens) - start - 27)
+        rows, columns = torch.arange(27) // 3, torch.arange(27) % 3
+        image = torch.stack((torch.zeros_like(rows), rows, columns)) + start
+        behind = torch.arange(len(tokens) - start - 27) + start + 9
+        parts = (torch.arange(start).expand(3, -1), image, behind.expand(3, -1))
+        positions = torch.cat(parts, 1)
+        return positions, int(positions.max()) + 1 - len(tokens)
+
+
+class Portrait(PrunedUnitModel, WholePositions):
+    def __init__(self) -> None:
+        self.ocvtp, self._width = Settings(4, "a"), 8
+        vision = SimpleNamespace(spatial_merge_size=2)
+        self.config = SimpleNamespace(
+            image_token_id=IMAGE, video_token_id=IMAGE + 1, vision_config=vision
+        )
+
+
+@pytest.mark.parametrize("behind", [0, 3])
+@pytest.mark.parametrize("split", [2, 3, 5, 6])
+def test_positions_of_an_answer(behind: int, split: int) -> None:
+    grid = SimpleNamespace(data=torch.tensor([1, 18, 6]))
+    feature = MultiModalFeatureSpec(
+        data={"image_grid_thw": grid},  # type: ignore[arg-type]
+        modality="image",
+        identifier="",
+        mm_position=PlaceholderRange(offset=2, length=4),
+    )
+    model, ids = Portrait(), [TEXT, TEXT, *[IMAGE] * 4, *[TEXT] * behind]
+    positions, delta = model.get_mrope_input_positions(ids, [feature])
+    # Tokens 0, 1, 5 and 7 are kept, far from the last row; whose answer goes on behind that.
+    kept = torch.tensor([0, 1, 5, 7])
+    features = append_places(torch.randn(4, 8), kept, columns=3)
+    for done, step in ((0, features[: split - 2]), (split, features[split - 2 :]), (6, None)):
+        images = [] if step is None or not len(step) else [step]
+        embeddings, new, again = model.recompute_mrope_positions(ids, images, positions, done)
+        assert again == delta and all(each.shape[1] == 8 for each in embeddings)
+        positions.copy_(new)  # as vLLM does
+    assert len(ids) + delta == 2 + 9 + behind
+    assert positions[:, 2:6].tolist() == [[2] * 4, [2, 2, 3, 4], [2, 3, 4, 3]]
+    assert positions[:, 6:].tolist() == [list(range(11, 11 + behind))] * 3
 
 
 def watch_tower(model: Any) -> list[int]:
