@@ -91,6 +91,8 @@ def test_the_budget_of_a_request() -> None:
     for wanted in (0, 65, "16", True, 1.5, None, [16]):
         with pytest.raises(ValueError, match="ocvtp_budget: expected 1 to 64, the server's"):
             request_budget(settings, {BUDGET: wanted})
+    with pytest.raises(ValueError, match="ocvtp_budget: expected beside images_kwargs"):
+        request_budget(settings, {"images_kwargs": {BUDGET: 16}})
 
 
 def test_a_pruner_in_the_models_folder_and_anywhere(

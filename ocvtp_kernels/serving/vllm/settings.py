@@ -102,8 +102,11 @@ def request_budget(settings: Settings, processor_kwargs: Mapping[str, Any]) -> i
 
     Raises:
         ValueError: it asks for more than the server's budget, which the encoder's budget is
-            planned by, or for no whole number.
+            planned by, or for no whole number, or among the arguments of one processor.
     """
+    for name, value in processor_kwargs.items():
+        if isinstance(value, Mapping) and BUDGET in value:
+            raise ValueError(f"{BUDGET}: expected beside {name}, got it within")
     wanted = processor_kwargs.get(BUDGET, settings.budget)
     is_whole = isinstance(wanted, int) and not isinstance(wanted, bool)
     if not is_whole or not 1 <= wanted <= settings.budget:
