@@ -38,7 +38,7 @@ from ocvtp_kernels.serving.vllm.settings import BUDGET
 
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 WHOLE = 1_000_000  # more tokens than any image has
-PATIENCE = 1800.0  # seconds until a server answers, its download included
+STARTUP_SECONDS = 1800.0  # seconds until a server answers, its download included
 
 
 class Server:
@@ -79,7 +79,7 @@ class Server:
         import openai
 
         start = time.monotonic()
-        while time.monotonic() - start < PATIENCE:
+        while time.monotonic() - start < STARTUP_SECONDS:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended:\n{self.log.read_text()[-4000:]}")
             try:
@@ -89,7 +89,7 @@ class Server:
             else:
                 return self
         self.__exit__()
-        raise TimeoutError(f"no answer in {PATIENCE} s:\n{self.log.read_text()[-4000:]}")
+        raise TimeoutError(f"no answer in {STARTUP_SECONDS} s:\n{self.log.read_text()[-4000:]}")
 
     def __exit__(self, *_error: object) -> None:
         if self.process.poll() is None:
@@ -159,7 +159,9 @@ def require_pruned(server: Server, budget: int, size: tuple[int, int]) -> tuple[
     return whole, few
 
 
-def measure(server: Server, arguments: argparse.Namespace, budget: int | None, **run: int) -> Any:
+def measure(
+    server: Server, arguments: argparse.Namespace, budget: int | None, concurrency: int, seed: int
+) -> Any:
     """One run of ``vllm bench serve``, as it saves it."""
     width, height = arguments.image
     with TemporaryDirectory() as folder:
@@ -170,7 +172,7 @@ def measure(server: Server, arguments: argparse.Namespace, budget: int | None, *
         command += ["--random-output-len", str(arguments.answer), "--temperature", "0"]
         command += ["--random-mm-bucket-config", f"{{({height}, {width}, 1): 1.0}}"]
         command += ["--random-mm-limit-mm-per-prompt", '{"image": 1, "video": 0}']
-        command += ["--max-concurrency", str(run["concurrency"]), "--seed", str(run["seed"])]
+        command += ["--max-concurrency", str(concurrency), "--seed", str(seed)]
         command += ["--num-prompts", str(arguments.prompts), "--num-warmups", "1"]
         command += ["--extra-body", json.dumps(ask_for(budget))]
         command += ["--save-result", "--result-dir", folder, "--result-filename", "result.json"]
@@ -199,7 +201,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         lengths = [require_pruned(server, each, arguments.image) for each in arguments.budget]
         for seed in range(arguments.rounds):
             for (budget, concurrency), point in points.items():
-                result = measure(server, arguments, budget, concurrency=concurrency, seed=seed)
+                result = measure(server, arguments, budget, concurrency, seed)
                 point.requests_per_second.append(result["request_throughput"])
                 point.ttft_ms.append(result["median_ttft_ms"])
                 point.ttft_p99_ms.append(result["p99_ttft_ms"])

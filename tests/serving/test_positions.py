@@ -13,7 +13,7 @@ from ocvtp_kernels.serving.vllm.positions import (
     NUM_DIGITS,
     Span,
     append_places,
-    expand,
+    expand_prompt,
     place_tokens,
 )
 
@@ -61,7 +61,7 @@ def test_kept_tokens_stand_where_they_stood(prompt: Any, seed: int) -> None:
     is_kept.append(torch.ones(behind, dtype=torch.bool))
     whole = whole_positions([image[:3] for image in images], behind)
 
-    expanded = expand(tokens, spans)
+    expanded = expand_prompt(tokens, spans)
     assert len(expanded.tokens) == whole.shape[1]
     assert [expanded.tokens[index] for index in expanded.columns] == tokens
     for offset, span in zip(expanded.offsets, spans, strict=True):

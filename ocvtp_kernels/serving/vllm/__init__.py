@@ -34,17 +34,18 @@ def register() -> None:
     """
     import vllm
 
-    from ocvtp_kernels.serving.vllm.cpu_runner import mend_cpu_runner
-
     is_tried = tuple(int(part) for part in re.findall(r"\d+", vllm.__version__)[:2]) in TRIED
     for architecture, module in ARCHITECTURES.items():
         pruned = f"{__name__}.{module}:{PREFIX}{architecture}"
         vllm.ModelRegistry.register_model(PREFIX + architecture, pruned)
         if is_tried:
             vllm.ModelRegistry.register_model(architecture, pruned)
-    if not is_tried:
+    if is_tried:
+        from ocvtp_kernels.serving.vllm.cpu_runner import mend_cpu_runner
+
+        mend_cpu_runner()
+    else:
         logger.warning(
             "ocvtp: not tried with vLLM %s; only architectures named %s... are pruned",
             *(vllm.__version__, PREFIX),
         )
-    mend_cpu_runner()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 
@@ -16,10 +15,9 @@ def mend_cpu_runner() -> None:
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     original = CPUModelRunner.load_model
-    if hasattr(original, "__wrapped__") and original.__module__ == __name__:
-        return
+    if original.__module__ == __name__:
+        return  # by an earlier call
 
-    @functools.wraps(original, assigned=("__name__", "__qualname__", "__doc__"))
     def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         config = self.model_config.multimodal_config

@@ -16,7 +16,7 @@ from ocvtp_kernels.serving.vllm.towers import (
     ServedTowerPruning,
 )
 from ocvtp_kernels.vlm.handle import Options
-from ocvtp_kernels.vlm.llava import LlavaPruning
+from ocvtp_kernels.vlm.llava import LlavaPruning, count_tokens
 from ocvtp_kernels.vlm.placeholders import PlaceholderPruning
 
 
@@ -53,10 +53,9 @@ class OcvtpLlavaForConditionalGeneration(PrunedTowerModel, base.LlavaForConditio
         return _Pruning(self, selector, budget, options)
 
     def count_tokens(self, image_input: Any) -> list[int]:
-        pixels = image_input["pixel_values"]
-        tower = ServedTower.of(self.vision_tower)
-        dropped = 1 if self.config.vision_feature_select_strategy == "default" else 0
-        return [tower.num_prefix + tower.count_patches(pixels) - dropped] * len(pixels)
+        tower, pixels = ServedTower.of(self.vision_tower), image_input["pixel_values"]
+        strategy = self.config.vision_feature_select_strategy
+        return [count_tokens(tower, pixels, strategy)[1]] * len(pixels)
 
     def embed_images(self, image_input: Any, images: list[int], budget: int) -> list[Tensor]:
         return self.keep(budget, image_input["pixel_values"][images])

@@ -18,7 +18,7 @@ logger = init_logger(f"vllm.{__name__}")
 
 
 class PrunedModel:
-    """Of a model of vLLM, in front of its class.
+    """Mixin of a model of vLLM, before its class.
 
     A family says what `begin_pruning`, `count_tokens` and `embed_images` do. Without an ``ocvtp``
     setting all is as vLLM's own.
@@ -34,7 +34,7 @@ class PrunedModel:
         model_config = vllm_config.model_config
         settings = read_settings(model_config.hf_config)
         if settings is not None:
-            require_supported(vllm_config)
+            _refuse(self.unsupported(vllm_config))
             self.prepare(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         # Where it gets no images, vLLM builds no tower.
@@ -52,6 +52,22 @@ class PrunedModel:
             "ocvtp: %d to %d tokens per image (the largest), by %s on vision layer %d",
             *(whole, kept, settings.method, layer),
         )
+
+    def unsupported(self, vllm_config: Any) -> dict[str, bool]:
+        """What pruning would not see or get wrong, by name: whether the engine is set to it."""
+        model_config, lora = vllm_config.model_config, vllm_config.lora_config
+        mm_config = model_config.multimodal_config
+        return {
+            "mm_encoder_tp_mode='data'": mm_config.mm_encoder_tp_mode == "data",
+            "enable_mm_embeds": mm_config.enable_mm_embeds,
+            "enable_tower_connector_lora": lora is not None and lora.enable_tower_connector_lora,
+            "compile_mm_encoder": vllm_config.compilation_config.compile_mm_encoder,
+            # Its second level forgets all weights, and fetches those of the model alone again.
+            "enable_sleep_mode": model_config.enable_sleep_mode,
+            "video_pruning_rate": bool(mm_config.video_pruning_rate),
+            # The server's budget is that of its setting.
+            f"mm_processor_kwargs[{BUDGET!r}]": BUDGET in (mm_config.mm_processor_kwargs or {}),
+        }
 
     def prepare(self, vllm_config: Any) -> None:
         """What has to be done before vLLM builds a model that prunes."""
@@ -106,21 +122,8 @@ class PrunedModel:
         return [features[image] for image in range(len(sizes))]
 
 
-def require_supported(vllm_config: Any) -> None:
-    """Raises ValueError if the engine is configured for what pruning would not see or get wrong."""
-    mm_config, lora = vllm_config.model_config.multimodal_config, vllm_config.lora_config
-    kwargs = mm_config.mm_processor_kwargs or {}
-    refused = {
-        "mm_encoder_tp_mode='data'": mm_config.mm_encoder_tp_mode == "data",
-        "enable_mm_embeds": mm_config.enable_mm_embeds,
-        "enable_tower_connector_lora": lora is not None and lora.enable_tower_connector_lora,
-        "compile_mm_encoder": vllm_config.compilation_config.compile_mm_encoder,
-        # Its second level forgets all weights, and fetches those of the model alone again.
-        "enable_sleep_mode": vllm_config.model_config.enable_sleep_mode,
-        "video_pruning_rate": bool(mm_config.video_pruning_rate),
-        f"mm_processor_kwargs[{BUDGET!r}]": BUDGET in kwargs,
-    }
-    for name, is_set in refused.items():
+def _refuse(unsupported: dict[str, bool]) -> None:
+    """Raises ValueError if the engine is set to any of these."""
+    for name, is_set in unsupported.items():
         if is_set:
-            hint = "; set hf_overrides['ocvtp']['budget']" if BUDGET in name else ""
-            raise ValueError(f"{name}: not supported with an ocvtp setting{hint}")
+            raise ValueError(f"{name}: not supported with an ocvtp setting")

@@ -27,14 +27,16 @@ class Span(NamedTuple):
 
 
 class WholePrompt(NamedTuple):
-    """A prompt as it were without pruning."""
+    """A prompt as it would be without pruning."""
 
     tokens: list[int]
     offsets: list[int]  # of its spans
-    columns: Tensor  # int64, ascending: where the tokens of the pruned prompt are, see `expand`
+    columns: (
+        Tensor  # int64, ascending: where the tokens of the pruned prompt are, see `expand_prompt`
+    )
 
 
-def expand(tokens: Sequence[int], spans: Sequence[Span]) -> WholePrompt:
+def expand_prompt(tokens: Sequence[int], spans: Sequence[Span]) -> WholePrompt:
     """The whole prompt of a pruned one.
 
     Placeholders of a pruned image are put at its last ones, until it is known which are kept: so

@@ -23,7 +23,7 @@ from ocvtp_kernels.serving.vllm.settings import (
 
 
 class PrunedInfo:
-    """Of a ``ProcessingInfo``: counts that the encoder's budget and profiling follow."""
+    """Mixin of a ``ProcessingInfo``: counts that the encoder's budget and profiling follow."""
 
     ctx: Any
 
@@ -33,8 +33,8 @@ class PrunedInfo:
         return read_settings(self.ctx.model_config.hf_config)
 
     @cached_property
-    def ocvtp_mark(self) -> str:
-        """What tells images apart by what is kept of them, in caches that servers share."""
+    def hash_suffix(self) -> str:
+        """Behind an image's hash, so that caches that servers share tell settings apart."""
         assert self.ocvtp is not None
         config = self.ctx.model_config
         return f"-ocvtp-{fingerprint(self.ocvtp, config.model, config.revision)}"
@@ -65,19 +65,20 @@ class PrunedInfo:
             return counts
         return {**(counts or {}), "image": self.count_most_tokens()[0]}
 
-    def count_most_tokens(self, **image: Any) -> tuple[int, int]:
-        """Tokens of the largest image without pruning, and those that are kept of it.
+    @property
+    def count_arguments(self) -> dict[str, Any]:
+        """What counts take beside the size of an image."""
+        return {}
 
-        Args:
-            image: what `count_unpruned` takes beside a size.
-        """
+    def count_most_tokens(self) -> tuple[int, int]:
+        """Tokens of the largest image without pruning, and those that are kept of it."""
         size = self.get_image_size_with_most_features()  # type: ignore[attr-defined]
-        image |= {"image_width": size.width, "image_height": size.height}
+        image = {"image_width": size.width, "image_height": size.height} | self.count_arguments
         return self.count_unpruned(**image), self.get_num_image_tokens(**image)
 
 
 class PrunedProcessor:
-    """Of a ``MultiModalProcessor``: placeholders of a request, and the budget told to the model."""
+    """Mixin of a ``MultiModalProcessor``: placeholders of a request, and its budget."""
 
     info: Any
 
@@ -133,5 +134,5 @@ class PrunedProcessor:
     def _get_mm_hashes(self, inputs: Any) -> Any:
         hashes = dict(super()._get_mm_hashes(inputs))  # type: ignore[misc]
         if self.info.ocvtp is not None and "image" in hashes:
-            hashes["image"] = [each + self.info.ocvtp_mark for each in hashes["image"]]
+            hashes["image"] = [each + self.info.hash_suffix for each in hashes["image"]]
         return hashes

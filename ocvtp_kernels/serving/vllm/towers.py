@@ -65,7 +65,7 @@ class ShardedAttention:
 
 
 class ServedTowerPruning(PlaceholderPruning):
-    """Of a pruning whose tower is vLLM's, in front of its class."""
+    """Mixin of a pruning whose tower is vLLM's, before its class."""
 
     def tower(self, inner: Any) -> Tower:
         """The vision tower of a model."""
@@ -73,7 +73,7 @@ class ServedTowerPruning(PlaceholderPruning):
 
 
 class PrunedTowerModel(PrunedModel):
-    """A model whose tower is a CLIP or a SigLIP, in front of its class."""
+    """Mixin of a model whose tower is a CLIP or a SigLIP, before its class."""
 
     tower_name = "vision_tower"
     config: Any

@@ -17,7 +17,7 @@ from ocvtp_kernels.serving.vllm.positions import (
     NUM_DIGITS,
     Span,
     append_places,
-    expand,
+    expand_prompt,
     place_tokens,
 )
 from ocvtp_kernels.serving.vllm.processing import PrunedInfo
@@ -30,12 +30,13 @@ from ocvtp_kernels.vlm.towers import resolve_reference
 
 
 class UnitInfo(PrunedInfo):
-    """Of a ``ProcessingInfo`` whose counts ask for the image processor."""
+    """As `PrunedInfo`, of a ``ProcessingInfo`` whose counts ask for the image processor."""
 
-    def count_most_tokens(self, **image: Any) -> tuple[int, int]:
-        """As `PrunedInfo.count_most_tokens`."""
+    @property
+    def count_arguments(self) -> dict[str, Any]:
+        """What counts take beside the size of an image."""
         processor = self.get_image_processor()  # type: ignore[attr-defined]
-        return super().count_most_tokens(image_processor=processor, mm_kwargs={})
+        return {"image_processor": processor, "mm_kwargs": {}}
 
 
 class ServedUnitTower(UnitTower):
@@ -52,24 +53,21 @@ class ServedUnitTower(UnitTower):
 
 
 class PrunedUnitModel(PrunedModel):
-    """A model of M-RoPE positions, in front of its class."""
+    """Mixin of a model of M-RoPE positions, before its class."""
 
     tower_name = "visual"
     make_tower: type[ServedUnitTower] = ServedUnitTower
     config: Any
     visual: Any
 
-    def prepare(self, vllm_config: Any) -> None:
-        # A draft model is handed positions past ours, and so are later stages of a pipeline.
-        refused = {
+    def unsupported(self, vllm_config: Any) -> dict[str, bool]:
+        # A draft model, and later stages of a pipeline, are not told where kept tokens stand.
+        return super().unsupported(vllm_config) | {
             "speculative_config": vllm_config.speculative_config is not None,
             "pipeline_parallel_size": vllm_config.parallel_config.pipeline_parallel_size > 1,
         }
-        for name, is_set in refused.items():
-            if is_set:
-                raise ValueError(
-                    f"{name}: not supported with an ocvtp setting on a model of M-RoPE positions"
-                )
+
+    def prepare(self, vllm_config: Any) -> None:
         # vLLM then asks for positions again once images are encoded, and makes room for positions
         # behind the end of a pruned prompt. No video is pruned: there is no rate.
         config = vllm_config.model_config.multimodal_config
@@ -138,7 +136,7 @@ class PrunedUnitModel(PrunedModel):
         if self.ocvtp is None:
             return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
         features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
-        whole = expand(input_tokens, [self._span(feature) for feature in features])
+        whole = expand_prompt(input_tokens, [self._span(feature) for feature in features])
         moved = [
             dataclasses.replace(
                 feature, mm_position=dataclasses.replace(feature.mm_position, offset=offset)

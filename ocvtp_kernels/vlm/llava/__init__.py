@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import Selector
 from ocvtp_kernels.vlm.family import Family, InDecoder
@@ -43,8 +44,7 @@ class LlavaPruning(PlaceholderPruning):
         """As the model's own, with ``pooler_output`` a list of ``[min(budget, N), D]``."""
         tower, pixels = self.tower(inner), given["pixel_values"]
         strategy = read_setting(inner, given, "vision_feature_select_strategy")
-        dropped = 1 if strategy == "default" else 0
-        num_tokens = tower.num_prefix + tower.count_patches(pixels) - dropped
+        dropped, num_tokens = count_tokens(tower, pixels, strategy)
         if self.budget >= num_tokens or given.get("image_sizes") is not None:
             ids = torch.arange(num_tokens, device=pixels.device).repeat(len(pixels), 1)
             return self.run_unpruned(original, given, ids)
@@ -54,6 +54,18 @@ class LlavaPruning(PlaceholderPruning):
         )
         record.finish(images.ids)
         return as_output(list(features), given.get("return_dict"))
+
+
+def count_tokens(tower: Tower, pixel_values: Tensor, strategy: str) -> tuple[int, int]:
+    """Tokens left out at the front, and those that the model takes of an image.
+
+    Args:
+        tower: of the model.
+        pixel_values: ``[..., H, W]``.
+        strategy: the model's ``vision_feature_select_strategy``.
+    """
+    dropped = 1 if strategy == "default" else 0
+    return dropped, tower.num_prefix + tower.count_patches(pixel_values) - dropped
 
 
 def read_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:

@@ -154,8 +154,8 @@ def _make_qwen(name: str, folder: Path) -> tuple[Any, Any, Checkpoint]:
         "hidden_size": 96,
         "max_position_embeddings": 2048,
         "rope_parameters": rope,
+        "eos_token_id": models_qwen.WORDS.index("</s>"),
     }
-    text["eos_token_id"] = models_qwen.WORDS.index("</s>")
     if name.startswith("qwen3"):
         text["head_dim"] = 32
         # Which transformers takes for granted, and vLLM asks for.

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vllm.model_executor.models.utils import StageMissingLayer
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 import ocvtp_kernels.serving.vllm as plug_in
-from ocvtp_kernels.serving.vllm.model import PrunedModel, require_supported
+from ocvtp_kernels.serving.vllm.model import PrunedModel
 from ocvtp_kernels.serving.vllm.positions import append_places
 from ocvtp_kernels.serving.vllm.settings import BUDGET, Settings
 from ocvtp_kernels.serving.vllm.units import PrunedUnitModel
@@ -21,6 +22,22 @@ from tests.serving.vllm.asking import ask, ask_hugging_face, engine, prompts_of
 from tests.serving.vllm.checkpoints import Checkpoint
 
 Make = Callable[[str], Checkpoint]
+
+
+SETTING = {"budget": 4, "pruner": "a"}
+
+
+class WithoutTower:
+    """A model as vLLM builds it for text alone."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str) -> None:
+        self.tower = StageMissingLayer("vision_tower")
+
+
+def build(mixin: type[PrunedModel], vllm_config: Any) -> None:
+    """Builds a model of a config."""
+    model = type("Model", (mixin, WithoutTower), {"tower_name": "tower"})
+    assert model(vllm_config=vllm_config).ocvtp is None
 
 
 def config_with(**changes: Any) -> Any:
@@ -31,7 +48,7 @@ def config_with(**changes: Any) -> Any:
         "video_pruning_rate": None,
         "mm_processor_kwargs": None,
     }
-    model = {"enable_sleep_mode": False}
+    model = {"enable_sleep_mode": False, "hf_config": SimpleNamespace(ocvtp=SETTING)}
     others = {"lora_config": None, "speculative_config": None}
     others["parallel_config"] = SimpleNamespace(pipeline_parallel_size=1)
     compilation = {"compile_mm_encoder": False}
@@ -60,11 +77,11 @@ def config_with(**changes: Any) -> Any:
     ids=lambda changes: next(iter(changes)),
 )
 def test_what_pruning_would_get_wrong_is_refused(changes: dict[str, Any]) -> None:
-    require_supported(config_with())
-    require_supported(config_with(lora_config=SimpleNamespace(enable_tower_connector_lora=False)))
+    build(PrunedModel, config_with())
+    build(PrunedModel, config_with(lora_config=SimpleNamespace(enable_tower_connector_lora=False)))
     name = {"lora_config": "enable_tower_connector_lora"}.get(*2 * list(changes))
-    with pytest.raises(ValueError, match=f"^{name}.*: not supported with an ocvtp setting"):
-        require_supported(config_with(**changes))
+    with pytest.raises(ValueError, match=f"^{name}.*: not supported with an ocvtp setting$"):
+        build(PrunedModel, config_with(**changes))
 
 
 @pytest.mark.parametrize(
@@ -76,11 +93,11 @@ def test_what_pruning_would_get_wrong_is_refused(changes: dict[str, Any]) -> Non
     ids=["speculation", "pipeline"],
 )
 def test_what_a_qwen_refuses(changes: dict[str, Any]) -> None:
-    model = PrunedUnitModel.__new__(PrunedUnitModel)
-    model.prepare(config_with())
+    build(PrunedUnitModel, config_with())
+    build(PrunedModel, config_with(**changes))
     name = {"parallel_config": "pipeline_parallel_size"}.get(*2 * list(changes))
-    with pytest.raises(ValueError, match=f"^{name}: not supported with an ocvtp setting on a"):
-        model.prepare(config_with(**changes))
+    with pytest.raises(ValueError, match=f"^{name}: not supported with an ocvtp setting$"):
+        build(PrunedUnitModel, config_with(**changes))
 
 
 def test_a_model_that_gets_no_images(checkpoint: Make) -> None:
@@ -132,15 +149,19 @@ def test_wrong_counts_of_rows_do_not_pass() -> None:
 
 @pytest.mark.parametrize(("version", "tried"), [("0.33.1", True), ("0.34.0", False)])
 def test_names_of_vllm_are_taken_where_that_was_tried(
-    version: str, tried: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    version: str, tried: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import vllm
 
     names: list[str] = []
     monkeypatch.setattr(vllm, "__version__", version)
     monkeypatch.setattr(vllm.ModelRegistry, "register_model", lambda name, _: names.append(name))
-    monkeypatch.setattr(plug_in.logger, "propagate", True)
+    warnings: list[str] = []
+    monkeypatch.setattr(
+        plug_in.logger, "warning", lambda text, *values: warnings.append(text % values)
+    )
     plug_in.register()
+    assert len(warnings) == (not tried) and all(version in warning for warning in warnings)
     long = {plug_in.PREFIX + name for name in plug_in.ARCHITECTURES}
     assert set(names) == long | (set(plug_in.ARCHITECTURES) if tried else set())
 
