@@ -7,6 +7,7 @@ from importlib import import_module
 
 COMMANDS = {
     "run": ("bench.run", "times ops beside their baselines, or another suite"),
+    "retention": ("bench.retention.run", "how many questions a pruned model still answers"),
     "serving": ("bench.serving", "requests a second of vLLM with and without pruning"),
     "report": ("bench.report", "result files to pages, pictures and the README's tables"),
     "compiled": ("bench.compiled.triton", "what the Triton kernels compile to"),

@@ -1,0 +1,1 @@
+"""The scenes' questions as a task of lmms-eval, ``ocvtp_scenes``."""
