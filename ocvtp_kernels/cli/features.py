@@ -22,7 +22,7 @@ def features(
     model: Model = None,
     reference_layer: Annotated[
         int | None,
-        typer.Option(help="Tower layer whose output is kept; a third of its depth if left out."),
+        typer.Option(help="Tower layer whose output is kept; by its depth if left out: 8 of 24."),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images encoded at once.")] = 16,
     shard_size: Annotated[int, typer.Option(help="Images in a file.")] = 512,

@@ -44,7 +44,8 @@ def prune(
     ] = None,
     model: Model = None,
     reference_layer: Annotated[
-        int | None, typer.Option(help="Tower layer to decide on; a third of its depth if left out.")
+        int | None,
+        typer.Option(help="Tower layer to decide on; by its depth if left out: 8 of 24."),
     ] = None,
     method: Annotated[
         str,
@@ -191,6 +192,12 @@ def load_pruner(
         raise ValueError(
             f"checkpoint: expected enc_in_dim {encoder.width} for the tokens of {encoder.name}, "
             f"got {pruner.config.enc_in_dim}"
+        )
+    if pruner.config.enc_place_mean and pruner.config.num_places != encoder.num_tokens:
+        number = encoder.num_tokens or "numbers that depend on the photo"
+        raise ValueError(
+            f"checkpoint: expected a place mean for the tokens of {encoder.name}, {number}, "
+            f"got one of {pruner.config.num_places} (enc_place_mean)"
         )
     return pruner.freeze()
 

@@ -13,6 +13,7 @@ from ocvtp_kernels.cli.picture import draw_selection
 from ocvtp_kernels.ops.prune.reference import attention_logits
 from ocvtp_kernels.ops.slot_argmax import slot_topk
 from ocvtp_kernels.ops.slot_attention.reference import log_attention
+from ocvtp_kernels.pruner.modules import without_place_mean
 from ocvtp_kernels.pruner.pruner import OCPruner
 from ocvtp_kernels.selectors.coverage import coverage, random_coverage
 from ocvtp_kernels.version import __version__
@@ -114,7 +115,8 @@ def prune_encoded(pruner: OCPruner, encoded: Encoded, budget: int, padding: str)
         reference_tokens, final_tokens, budget=kept, importance=inputs.importance, padding=padding
     )
     slots = pruner.sample_slots(1, kept)
-    logits = attention_logits(reference_tokens, pruner.packed(), slots)
+    tokens = without_place_mean(reference_tokens, pruner.place_mean)
+    logits = attention_logits(tokens, pruner.packed(), slots)
     return Report(
         encoded=encoded,
         budget=budget,

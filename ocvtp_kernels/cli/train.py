@@ -14,19 +14,22 @@ from ocvtp_kernels.cli.options import FAILED, exit_if_misused
 from ocvtp_kernels.installing import require_package
 from ocvtp_kernels.training.config import (
     PRECISIONS,
+    PRESETS,
+    PUBLISHED,
     STARTS,
     TrainConfig,
+    preset_keys,
     pruner_config,
     read_config,
 )
 from ocvtp_kernels.training.features import FeatureFolder
 from ocvtp_kernels.training.loss import CHANNEL_REDUCTIONS, NORM_MODES
 
-PUBLISHED = TrainConfig()
+DEFAULTS = TrainConfig()
 
 
 def _option(description: str, name: str, **more: Any) -> Any:
-    default = getattr(PUBLISHED, name)
+    default = getattr(DEFAULTS, name)
     if isinstance(default, tuple):
         default = ",".join(map(str, default))
     shown = "" if default is None else f" [{default}]"
@@ -41,6 +44,14 @@ def train(
         typer.Option(
             help="JSON or TOML: keys named as these options, and under `pruner` the pruner's; or"
             " the authors' JSON. Options go before it."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Settings that go together, {' or '.join(PRESETS)}; options and config go before"
+            f" them. [{PUBLISHED}]",
+            show_default=False,
         ),
     ] = None,
     epochs: Annotated[int | None, _option("Passes over the images.", "epochs")] = None,
@@ -71,6 +82,15 @@ def train(
     ] = None,
     slots_lr: Annotated[
         float | None, _option("Share of the learning rate for Slot Attention.", "slots_lr")
+    ] = None,
+    place_mean: Annotated[
+        bool | None,
+        typer.Option(
+            "--place-mean/--no-place-mean",
+            help="Take the mean of each place's tokens off the pruner's input"
+            " (`enc_place_mean` under `pruner`). [no]",
+            show_default=False,
+        ),
     ] = None,
     mixed_precision: Annotated[
         str | None, _option(f"{' or '.join(PRECISIONS)}.", "mixed_precision")
@@ -103,7 +123,8 @@ def train(
     """Train an object-centric pruner on tokens that `ocvtp features` wrote.
 
     Leaves in the output folder pruner.safetensors (for `ocvtp prune --checkpoint`),
-    best.safetensors (with the decoder, for `ocvtp evaluate`), log.csv, loss.png and a model card.
+    best.safetensors (with the decoder, for `ocvtp evaluate`), log.csv, health.csv (whether the
+    slots are of use, by epoch and K), loss.png and a model card.
     A run that was stopped goes on from its last checkpoint with the same command, and ends as if
     it had not been. It goes on only with the features that it began with, and each time every
     shard is compared with its SHA-256 first. Start it with `accelerate launch` or `torchrun` for
@@ -125,12 +146,17 @@ def train(
             given["slots"] = parse_counts("slots", slots)
         settings, keys = ({}, None) if config is None else read_config(config)
         tokens = FeatureFolder(features)
+        in_file = settings.pop("preset", PUBLISHED)
+        base, base_keys = preset_keys(preset or in_file, tokens.num_tokens)
+        keys = {**base_keys, **(keys or {})}
+        if place_mean is not None:
+            keys["enc_place_mean"] = place_mean
         try:
             run.train(
                 tokens,
                 output,
-                TrainConfig.from_dict({**settings, **given}),
-                pruner_config(keys, tokens.num_tokens, tokens.width),
+                TrainConfig.from_dict({**base, **settings, **given}),
+                pruner_config(keys or None, tokens.num_tokens, tokens.width),
                 is_fresh=not resume,
                 command="ocvtp " + shlex.join(sys.argv[1:]),
             )

@@ -20,6 +20,8 @@ CONFIG_KEY = "ocvtp_config"
 DECODER_PREFIX = "decode."
 # What a pruner consists of: the first part of its tensors' names.
 PRUNER_PARTS = frozenset(("encode_project", "initializ", "aggregat"))
+# The buffer of a pruner that has one.
+PLACE_MEAN = "place_mean"
 # What torch's wrappers put into names: DataParallel, compile, FSDP, checkpointing.
 WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 # Where files of training runs have the weights, beside other entries.
@@ -165,6 +167,7 @@ def infer_config(state: Mapping[str, Tensor]) -> PrunerConfig:
         raise ValueError("checkpoint: expected a pruner's state dict, got other names")
     norms = [index for index in encode if encode[index].dim() == 1]
     dim = linears[-1].shape[0]
+    place_mean = state.get(PLACE_MEAN)
     return PrunerConfig(
         enc_in_dim=linears[0].shape[1],
         enc_dims=tuple(linear.shape[0] for linear in linears),
@@ -172,6 +175,8 @@ def infer_config(state: Mapping[str, Tensor]) -> PrunerConfig:
         init_dim=dim,
         agg_embed_dim=dim,
         agg_ffn_dim=hidden.shape[0],
+        enc_place_mean=place_mean is not None,
+        pos_resolut=PrunerConfig.pos_resolut if place_mean is None else (len(place_mean),),
     )
 
 

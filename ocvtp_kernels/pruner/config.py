@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,10 @@ class PrunerConfig:
     (arXiv 2511.20439), so ``PrunerConfig()`` is the published pruner. Widths are channels,
     ``enc_dims`` the widths after each Linear of the encode MLP; the last of them, ``init_dim``
     and ``agg_embed_dim`` are the slot width D and must agree.
+
+    ``enc_place_mean`` alone is not the authors': the pruner then has a place mean, which is taken
+    off the reference tokens before the encode MLP, and takes images of ``pos_resolut`` tokens
+    only. See `OCPruner`.
 
     Raises:
         ValueError: a value is of the wrong type or out of range, or the widths disagree.
@@ -62,6 +67,7 @@ class PrunerConfig:
     transformer_bias: bool = False
     backbone_nlayer: int = 4
     dec_dim: int = 1024
+    enc_place_mean: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -89,6 +95,11 @@ class PrunerConfig:
     def slot_dim(self) -> int:
         """The slot width D."""
         return self.agg_embed_dim
+
+    @property
+    def num_places(self) -> int:
+        """N of the images that the decoder, and a place mean, are made for."""
+        return math.prod(self.pos_resolut)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PrunerConfig:
@@ -127,8 +138,11 @@ class PrunerConfig:
             raise ValueError(f"{path}: {error}") from error
 
     def to_json(self) -> str:
-        """The config as the authors' JSON, every key written out."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        """The config as the authors' JSON: every key of theirs, and ours where it is on."""
+        values = dataclasses.asdict(self)
+        if not self.enc_place_mean:
+            del values["enc_place_mean"]
+        return json.dumps(values, indent=2)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

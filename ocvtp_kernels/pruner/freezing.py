@@ -109,6 +109,8 @@ class Freezable(nn.Module):
         pruner's are those of `freeze`, in the same tensors each time. Edits of them change no
         pruner. With `ocvtp_kernels.prepare` the list runs as fast as the pruner itself.
 
+        A place mean is not among them: the ops take reference tokens less ``place_mean``.
+
         On the CPU the latest folded weights are cached with a copy of the parameters, and returned
         again, in the same tensors, while these and the parameters are unchanged.
         """

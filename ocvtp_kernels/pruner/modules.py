@@ -26,6 +26,15 @@ def drawing_for(device: torch.device | str | None) -> AbstractContextManager[Any
     return nullcontext() if device is None else torch.device("cpu")
 
 
+def without_place_mean(tokens: Tensor, place_mean: Tensor | None) -> Tensor:
+    """Reference tokens ``[B, N, C]`` as the encode MLP takes them.
+
+    Args:
+        place_mean: ``[N, C]`` of a pruner, None where it has none.
+    """
+    return tokens if place_mean is None else tokens - place_mean
+
+
 class MLP(nn.Module):
     """Linear, GELU, Dropout, ..., Linear, with a LayerNorm before, after or nowhere.
 

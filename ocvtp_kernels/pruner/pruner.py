@@ -17,6 +17,7 @@ from ocvtp_kernels.ops.slot_argmax import slot_topk
 from ocvtp_kernels.ops.slot_attention import check_slot_mask
 from ocvtp_kernels.ops.slot_attention.reference import log_attention
 from ocvtp_kernels.pruner.checkpoint import (
+    PLACE_MEAN,
     check_state,
     infer_config,
     read_checkpoint,
@@ -24,7 +25,13 @@ from ocvtp_kernels.pruner.checkpoint import (
 )
 from ocvtp_kernels.pruner.config import PrunerConfig
 from ocvtp_kernels.pruner.freezing import Freezable
-from ocvtp_kernels.pruner.modules import MLP, SlotAttention, SlotPrior, drawing_for
+from ocvtp_kernels.pruner.modules import (
+    MLP,
+    SlotAttention,
+    SlotPrior,
+    drawing_for,
+    without_place_mean,
+)
 
 PADDINGS = ("importance", "random")
 
@@ -55,6 +62,11 @@ class OCPruner(Freezable):
     Slots compete for the reference tokens by Slot Attention; each slot keeps the token it attends
     to most. Parameters carry the authors' names, so their checkpoints load unchanged.
 
+    With ``config.enc_place_mean`` it has a buffer ``place_mean`` ``[N, C_in]``, zeros until it is
+    loaded: the mean of training images' tokens at each place, less the mean over places. It is
+    taken off the reference tokens before anything else, frozen or not, and images of another N
+    are refused.
+
     Args:
         config: shapes and rules.
         noise_seed: seed of the slots' initial noise. Fixed, the same image always keeps the same
@@ -64,6 +76,8 @@ class OCPruner(Freezable):
     Raises:
         TypeError, ValueError: ``noise_seed`` is no whole number of 64 bits.
     """
+
+    place_mean: Tensor | None
 
     def __init__(
         self,
@@ -88,6 +102,9 @@ class OCPruner(Freezable):
                 config.agg_dropout,
                 config.agg_trunc_bp,
             )
+            shape = (config.num_places, config.enc_in_dim)
+            place_mean = torch.zeros(shape) if config.enc_place_mean else None
+            self.register_buffer(PLACE_MEAN, place_mean)
         for name, parameter in self.named_parameters():
             if name.endswith(("bias", "bias_ih", "bias_hh")):
                 nn.init.zeros_(parameter)
@@ -223,7 +240,8 @@ class OCPruner(Freezable):
         if padding == "random":
             importance = self.initializ.scores(batch, num_tokens)
         if self._folded is not None:
-            arguments = (reference_tokens, final_tokens, self._folded, slots_init, importance)
+            tokens = without_place_mean(reference_tokens, self.place_mean)
+            arguments = (tokens, final_tokens, self._folded, slots_init, importance)
             return Pruned(*torch.ops.ocvtp.prune(*arguments, budget, top_k))
         _, logits = self._compete(reference_tokens, slots_init)
         ids = select_ids(log_attention(logits.detach()), importance, budget, top_k)
@@ -253,9 +271,8 @@ class OCPruner(Freezable):
         default = self.config.init_num
         slots_init = self._initial_slots(reference_tokens, slots_init, num_slots, default)
         if self._folded is not None:
-            return Picks(
-                *torch.ops.ocvtp.prune_picks(reference_tokens, self._folded, slots_init, top_k)
-            )
+            tokens = without_place_mean(reference_tokens, self.place_mean)
+            return Picks(*torch.ops.ocvtp.prune_picks(tokens, self._folded, slots_init, top_k))
         _, logits = self._compete(reference_tokens, slots_init)
         scores = log_attention(logits.detach())
         return Picks(*slot_topk(scores, top_k), token_score=scores.amax(dim=1))
@@ -265,6 +282,7 @@ class OCPruner(Freezable):
     ) -> tuple[Tensor, Tensor]:
         """Slots and logits in plain PyTorch."""
         like = self.initializ.mean
+        tokens = without_place_mean(tokens, self.place_mean)
         tokens = for_layers("reference_tokens", tokens, like)
         slots_init = for_layers("slots_init", slots_init, like)
         slots, logits = self.aggregat(self.encode_project(tokens), slots_init, slot_mask)
@@ -319,6 +337,8 @@ def check_reference_tokens(tokens: Tensor, config: PrunerConfig, parameter: Tens
     checks.require_floating("reference_tokens", tokens)
     checks.require_nonempty("reference_tokens", tokens, 1, "token")
     checks.require_size("reference_tokens", tokens, 2, config.enc_in_dim, "enc_in_dim")
+    if config.enc_place_mean:
+        checks.require_size("reference_tokens", tokens, 1, config.num_places, "the place mean")
     require_dtype_device("reference_tokens", tokens, "the parameters", parameter)
 
 

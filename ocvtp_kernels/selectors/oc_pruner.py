@@ -124,10 +124,23 @@ def as_selector(pruner: Any) -> Selector:
     return cast(Selector, pruner)
 
 
-def require_width(selector: Selector, width: int) -> None:
-    """Raises ValueError if the selector is a pruner made for tokens of another width."""
-    if isinstance(selector, PrunerSelector) and selector.pruner.config.enc_in_dim != width:
+def require_fit(selector: Selector, width: int, *, one_size: bool) -> None:
+    """Raises ValueError if the selector is a pruner made for other tokens.
+
+    Args:
+        width: channels of the reference tokens.
+        one_size: whether every image has as many of them, which a place mean takes.
+    """
+    if not isinstance(selector, PrunerSelector):
+        return
+    config = selector.pruner.config
+    if config.enc_in_dim != width:
         raise ValueError(
             f"pruner: expected enc_in_dim {width} to match the vision tower, "
-            f"got {selector.pruner.config.enc_in_dim}"
+            f"got {config.enc_in_dim}"
+        )
+    if config.enc_place_mean and not one_size:
+        raise ValueError(
+            f"pruner: expected one without a place mean, as images of this model differ in their "
+            f"numbers of tokens, got a place mean of {config.num_places} tokens (enc_place_mean)"
         )

@@ -45,11 +45,33 @@ METHODS: dict[str, Callable[..., Selector]] = {
     "trim": TRIM,
     "random": RandomSelector,
 }
+PRUNER = "oc-pruner"  # the trained pruner, beside `METHODS`, in settings that name a method
 # Read at import, as a compiler cannot trace it.
 _OPTIONS = {
     method: sorted(inspect.signature(make).parameters.keys() - getattr(make, "keywords", {}).keys())
     for method, make in METHODS.items()
 }
+
+
+def check_choice(method: Any, pruner: Any, prefix: str = "") -> None:
+    """Raises unless a setting's method is one, and has a pruner's file just where it is `PRUNER`.
+
+    Args:
+        method: of the setting.
+        pruner: name of the file, or None.
+        prefix: before the names "method" and "pruner" in errors.
+
+    Raises:
+        ValueError, TypeError: it is not so.
+    """
+    checks.require_one_of(f"{prefix}method", method, (PRUNER, *METHODS))
+    if pruner is not None and not isinstance(pruner, str):
+        raise TypeError(f"{prefix}pruner: expected the name of a file, got {pruner!r}")
+    if (pruner is not None) != (method == PRUNER):
+        expected = "a file" if method == PRUNER else "none"
+        raise ValueError(
+            f"{prefix}pruner: expected {expected} with the method {method!r}, got {pruner!r}"
+        )
 
 
 def make_selector(method: str, **options: Any) -> Selector:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from ocvtp_kernels import checks
 from ocvtp_kernels.pruner.checkpoint import (
     DECODER_PREFIX,
+    PLACE_MEAN,
     check_state,
     read_checkpoint,
     write_checkpoint,
 )
 from ocvtp_kernels.pruner.config import PrunerConfig
-from ocvtp_kernels.pruner.modules import drawing_for
+from ocvtp_kernels.pruner.modules import drawing_for, without_place_mean
 from ocvtp_kernels.pruner.pruner import (
     OCPruner,
     check_reference_tokens,
@@ -61,6 +62,8 @@ class OCAutoencoder(nn.Module):
         ValueError: the decoder's widths do not fit one another or the pruner's.
     """
 
+    place_mean: Tensor | None
+
     def __init__(
         self,
         config: PrunerConfig,
@@ -76,6 +79,7 @@ class OCAutoencoder(nn.Module):
             self.encode_project = pruner.encode_project
             self.initializ = pruner.initializ
             self.aggregat = pruner.aggregat
+            self.register_buffer(PLACE_MEAN, pruner.place_mean)
             self.decode = RandomDecoder(config)
         self.to(device=device, dtype=dtype)
 
@@ -159,8 +163,9 @@ class OCAutoencoder(nn.Module):
             check_slots("slots_init", slots_init, batch, num_slots, self.config)
             require_dtype_device("slots_init", slots_init, "the parameters", like)
         reference_tokens = for_layers("reference_tokens", reference_tokens, like)
+        encoded = self.encode_project(without_place_mean(reference_tokens, self.place_mean))
         slots, attention = self.aggregat.aggregate(
-            self.encode_project(reference_tokens), for_layers("slots_init", slots_init, like)
+            encoded, for_layers("slots_init", slots_init, like)
         )
         reconstruction, decoder_attention = self.decode(reference_tokens, slots, visible)
         return Reconstructed(slots, attention, decoder_attention, reconstruction)

@@ -88,7 +88,9 @@ def _read_state(path: Path, step: int) -> dict[str, Any]:
     state = read_json_object(path)
     if state.get("step") != step:
         raise ValueError(f"step: expected {step}, got {state.get('step')!r}")
-    for key in ("best_epoch", "bad_epochs", "log_bytes"):
+    # Earlier versions had no such file.
+    state.setdefault("health_bytes", 0)
+    for key in ("best_epoch", "bad_epochs", "log_bytes", "health_bytes"):
         require_whole(key, state.get(key), 0)
     for key in ("seconds", "best") if state["best_epoch"] else ("seconds",):
         value = state.get(key)

@@ -16,6 +16,10 @@ from ocvtp_kernels.training.loss import AreaWeightedMSE
 PRECISIONS = ("no", "bf16")
 STARTS = ("random", "kmeans")
 PRUNER_KEY = "pruner"
+PUBLISHED = "published"
+PRESETS = (PUBLISHED, "kept-start")
+# K of the preset that keeps its start, powers of two, so that small budgets are trained too.
+SMALLEST_SLOTS, LARGEST_SLOTS = 4, 128
 # By prefix of a parameter's name, the key of its share of the learning rate.
 SHARES = {"encode_project": "encode_lr", "initializ": "slots_lr", "aggregat": "slots_lr"}
 # A resumed run may change these, as they change no result.
@@ -114,6 +118,15 @@ class TrainConfig:
             raise ValueError(f"config: unknown keys {unknown}; known are {sorted(known)}")
         return cls(**values)
 
+    @classmethod
+    def preset(cls, name: str, num_tokens: int, **changes: Any) -> TrainConfig:
+        """The settings of a preset, but for the changes; `preset_keys` has the pruner's too.
+
+        Raises:
+            ValueError: there is no such preset, or `from_dict` refuses the changes.
+        """
+        return cls.from_dict({**preset_keys(name, num_tokens)[0], **changes})
+
     def loss(self) -> AreaWeightedMSE:
         """The loss, one value an image."""
         return AreaWeightedMSE(
@@ -132,6 +145,34 @@ class TrainConfig:
     def as_json(self) -> dict[str, Any]:
         """Every key, as JSON has it."""
         return {**dataclasses.asdict(self), "slots": list(self.slots)}
+
+
+def preset_keys(name: str, num_tokens: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a preset sets: keys of `TrainConfig`, and keys of `PrunerConfig`.
+
+    "published" sets nothing. "kept-start" is for short runs, and keeps what soft k-means has: the
+    encode MLP stays, Slot Attention learns slowly, and the pruner has a place mean. Its K are the
+    powers of two from 4 to 128, at most a third of the tokens.
+
+    Args:
+        num_tokens: N of an image.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    require_one_of("preset", name, PRESETS)
+    if name == PUBLISHED:
+        return {}, {}
+    largest = max(SMALLEST_SLOTS, min(LARGEST_SLOTS, num_tokens // 3))
+    exponents = range(SMALLEST_SLOTS.bit_length() - 1, largest.bit_length())
+    train = {
+        "start": "kmeans",
+        "encode_lr": 0.0,
+        "slots_lr": 0.05,
+        "warmup_epochs": 0.5,
+        "slots": tuple(min(1 << exponent, num_tokens) for exponent in exponents),
+    }
+    return train, {"enc_place_mean": True}
 
 
 def published_shapes(num_tokens: int, width: int) -> PrunerConfig:
@@ -170,7 +211,8 @@ def published_shapes(num_tokens: int, width: int) -> PrunerConfig:
 def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Reads a config file: keys of `TrainConfig`, and under ``pruner`` keys of `PrunerConfig`.
 
-    The authors' own JSON, which has the pruner's keys alone, is read as that.
+    Among the former may be ``preset``, a name for `preset_keys`. The authors' own JSON, which has
+    the pruner's keys alone, is read as that.
 
     Args:
         path: ``.json`` or, from Python 3.11 on, ``.toml``.

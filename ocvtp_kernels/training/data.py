@@ -106,6 +106,19 @@ def _sample(indices: list[int], count: int, seed: int) -> list[int]:
     return sorted(indices[i] for i in order[:count])
 
 
+def estimate_place_mean(features: FeatureFolder, images: Sequence[int]) -> Tensor:
+    """What a place's tokens have in common, beyond those of all places: float32 ``[N, C]``.
+
+    The mean of the images' tokens at each place, less the mean over places. Images are read one
+    after another and summed in float64, in which float16 adds up exactly.
+    """
+    total = torch.zeros(features.num_tokens, features.width, dtype=torch.float64, device="cpu")
+    for tokens in prefetch(features, ([image] for image in images)):
+        total += tokens[0].double()
+    mean = total / len(images)
+    return (mean - mean.mean(dim=0)).float()
+
+
 def read_tokens(features: FeatureFolder, indices: Iterable[int]) -> Tensor:
     """Tokens of some images, ``[B, N, C]`` fp16 on the CPU, pinned where there is a GPU."""
     tokens = torch.stack([features[index] for index in indices])

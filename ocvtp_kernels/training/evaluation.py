@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.pruner.config import is_number
+from ocvtp_kernels.pruner.modules import SlotPrior, without_place_mean
 from ocvtp_kernels.pruner.pruner import OCPruner
 from ocvtp_kernels.selectors.coverage import coverage
 from ocvtp_kernels.training.autoencoder import OCAutoencoder
-from ocvtp_kernels.training.data import keyed_generator, prefetch
+from ocvtp_kernels.training.config import published_shapes
+from ocvtp_kernels.training.data import keyed_generator, keyed_seed, prefetch
 from ocvtp_kernels.training.features import FeatureFolder
 from ocvtp_kernels.training.folder import read_run
+from ocvtp_kernels.training.start import start_as_kmeans
 
 RUN_FILE = "run.json"
 # Of an image whose tokens are all equal; errors are divided by the variance.
@@ -28,13 +32,14 @@ MIN_VARIANCE = 1e-12
 class Measures(NamedTuple):
     """Of a selection, image by image: float64 ``[B]`` on the CPU."""
 
-    decoded: Tensor  # error of the decoder that is shown the kept tokens alone, over the variance
+    decoded: Tensor | None  # error of the decoder shown the kept tokens alone, over the variance
     nearest: Tensor  # error of each token's nearest kept token, over the variance
+    farthest: Tensor  # the same of the twentieth of the tokens where it is largest
     coverage: Tensor  # mean cosine to the nearest kept token; higher is better
 
 
 # Those of `Measures` that are errors.
-ERRORS = ("decoded", "nearest")
+ERRORS = ("decoded", "nearest", "farthest")
 
 
 class Trained(NamedTuple):
@@ -74,9 +79,7 @@ class Trained(NamedTuple):
         As many slots as kept tokens, from the noise of the seed; without importance, which
         features do not hold, gaps are filled by the slots' own attention.
         """
-        noise = self.slots(tokens.shape[0], budget, seed)
-        ids: Tensor = self.pruner(tokens, tokens[..., :1], budget, slots_init=noise).ids
-        return ids
+        return _select(self.pruner, tokens, budget, seed)
 
     def decode(self, tokens: Tensor, ids: Tensor, seed: int) -> Tensor:
         """All tokens from the kept ones alone: ``[B, N, C]``, ``[B, T]`` -> ``[B, N, C]``.
@@ -86,49 +89,84 @@ class Trained(NamedTuple):
         that is not kept enters.
         """
         model = self.autoencoder
-        kept = gather_tokens(tokens, ids)
-        initial = self.slots(tokens.shape[0], ids.shape[1], seed)
+        kept = gather_tokens(without_place_mean(tokens, model.place_mean), ids)
+        initial = _initial_slots(model.initializ, tokens.shape[0], ids.shape[1], seed)
         slots, _ = model.aggregat.aggregate(model.encode_project(kept), initial)
         visible = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         visible.scatter_(1, ids, True)
         reconstruction: Tensor = model.decode(tokens, slots, visible)[0]
         return reconstruction / self.target_scale
 
-    def slots(self, batch: int, count: int, seed: int) -> Tensor:
-        """Initial slots of a seed, alike for all images: ``[batch, count, D]``."""
-        prior = self.autoencoder.initializ
-        generator = keyed_generator(seed, "evaluation")
-        noise = torch.randn(1, count, prior.mean.shape[-1], generator=generator, device="cpu")
-        slots: Tensor = prior.mean + noise.to(prior.mean) * prior.logstd.exp()
-        return slots.expand(batch, -1, -1)
+
+class Untrained:
+    """The pruner that `ocvtp train --start kmeans` begins with, its encode MLP random.
+
+    Args:
+        features: of whose tokens it is, with the published proportions at their width.
+
+    Raises:
+        ValueError: the width does not divide so.
+    """
+
+    def __init__(self, features: FeatureFolder, device: torch.device) -> None:
+        config = published_shapes(features.num_tokens, features.width)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keyed_seed(0, "weights"))
+            pruner = OCPruner(config)
+        start_as_kmeans(pruner)
+        self.pruner = pruner.to(device).eval().requires_grad_(False).freeze()
+
+    def select(self, tokens: Tensor, budget: int, seed: int) -> Tensor:
+        """As `Trained.select`."""
+        return _select(self.pruner, tokens, budget, seed)
 
 
-def measure(trained: Trained, tokens: Tensor, ids: Tensor, seed: int) -> Measures:
-    """Measures a selection on the tokens that it was made from.
+def _select(pruner: OCPruner, tokens: Tensor, budget: int, seed: int) -> Tensor:
+    noise = _initial_slots(pruner.initializ, tokens.shape[0], budget, seed)
+    ids: Tensor = pruner(tokens, tokens[..., :1], budget, slots_init=noise).ids
+    return ids
+
+
+def _initial_slots(prior: SlotPrior, batch: int, count: int, seed: int) -> Tensor:
+    """Initial slots of a seed, alike for all images: ``[batch, count, D]``."""
+    generator = keyed_generator(seed, "evaluation")
+    noise = torch.randn(1, count, prior.mean.shape[-1], generator=generator, device="cpu")
+    slots: Tensor = prior.mean + noise.to(prior.mean) * prior.logstd.exp()
+    return slots.expand(batch, -1, -1)
+
+
+def measure(trained: Trained | None, tokens: Tensor, ids: Tensor, seed: int) -> Measures:
+    """Measures a selection on tokens, those that it was made from or others of the same places.
 
     Errors are squared distances, mean over tokens, over the image's variance (the mean squared
     distance of its tokens to their mean): 1 is the error of the mean token alone.
 
     Args:
-        trained: whose decoder reconstructs.
+        trained: whose decoder reconstructs; nothing is decoded if None.
         tokens: ``[B, N, C]``; ids: int64 ``[B, T]``.
         seed: of the slots' noise.
     """
     variance = (tokens - tokens.mean(dim=1, keepdim=True)).double().square().sum(-1).mean(-1)
     variance = variance.clamp(min=MIN_VARIANCE)
-    decoded = (trained.decode(tokens, ids, seed) - tokens).double().square().sum(-1).mean(-1)
+    decoded = None
+    if trained is not None:
+        error = (trained.decode(tokens, ids, seed) - tokens).double().square().sum(-1).mean(-1)
+        decoded = (error / variance).cpu()
+    nearest = nearest_errors(tokens, ids)
+    farthest = nearest.topk(-(-tokens.shape[1] // 20), dim=1).values
     return Measures(
-        (decoded / variance).cpu(),
-        (nearest_error(tokens, ids) / variance).cpu(),
+        decoded,
+        (nearest.mean(dim=1) / variance).cpu(),
+        (farthest.mean(dim=1) / variance).cpu(),
         coverage(tokens, ids).double().cpu(),
     )
 
 
-def nearest_error(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Squared distance to the nearest kept token, mean over tokens: float64 ``[B]``."""
+def nearest_errors(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Squared distance of each token to the nearest kept one: float64 ``[B, N]``."""
     tokens = tokens.double()
     distances = torch.cdist(tokens, gather_tokens(tokens, ids))
-    return distances.amin(dim=-1).square().mean(dim=-1)
+    return distances.amin(dim=-1).square()
 
 
 def random_ids(batch: int, num_tokens: int, budget: int, seed: int, first: int = 0) -> Tensor:
@@ -169,7 +207,10 @@ def grid_ids(grid: tuple[int, int], budget: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Result:
-    """Measures of one way to select at one budget: float64 ``[seeds, images]`` each."""
+    """Measures of one way to select at one budget: float64 ``[seeds, images]`` each.
+
+    Nothing is decoded where the judge has no decoder.
+    """
 
     method: str
     judge: str
@@ -186,16 +227,16 @@ class Contender:
     """
 
     name: str
-    trained: Trained | None = None
+    trained: Trained | Untrained | None = None
     features: FeatureFolder | None = None
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Tokens on which selections are measured, and the decoder that reconstructs them."""
+    """Tokens on which selections are measured, and the decoder that reconstructs them, if any."""
 
     name: str
-    trained: Trained
+    trained: Trained | None
     features: FeatureFolder
 
 
@@ -210,8 +251,12 @@ def evaluate(
     budgets: Sequence[int],
     seeds: Sequence[int] = (0, 1, 2),
     batch_size: int = 16,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Result]:
     """Every contender at every budget, on the judge's tokens of some images.
+
+    Args:
+        device: where all that is trained is, and where it is measured.
 
     Raises:
         ValueError: a budget is not 1 to the number of tokens; there are no images.
@@ -222,9 +267,8 @@ def evaluate(
             raise ValueError(f"budgets: expected 1 to {num_tokens} tokens, got {budget}")
     if not images:
         raise ValueError("features: expected images to evaluate on, got none")
-    device = judge.trained.autoencoder.initializ.mean.device
     batches = [images[at : at + batch_size] for at in range(0, len(images), batch_size)]
-    measured: dict[tuple[int, str], list[Tensor]] = {}  # [measures, seeds, images of a batch]
+    measured: dict[tuple[int, str], list[Measures]] = {}  # [seeds, images of a batch] each
     for number, tokens in enumerate(prefetch(judge.features, batches)):
         tokens = tokens.to(device).float()
         for contender in contenders:
@@ -243,7 +287,19 @@ def evaluate(
                     else:
                         ids = grid_ids(judge.features.grid, budget).expand(len(tokens), -1)
                         ids = ids.to(device)
-                    row.append(torch.stack(measure(judge.trained, tokens, ids, seed)))
-                measured.setdefault((budget, contender.name), []).append(torch.stack(row, dim=1))
+                    row.append(measure(judge.trained, tokens, ids, seed))
+                of_batch = _join(torch.stack, row)
+                measured.setdefault((budget, contender.name), []).append(of_batch)
     for (budget, name), parts in sorted(measured.items(), key=lambda item: item[0][0]):
-        yield Result(name, judge.name, budget, Measures(*torch.cat(parts, dim=-1)))
+        yield Result(name, judge.name, budget, _join(partial(torch.cat, dim=-1), parts))
+
+
+def _join(join: Callable[[list[Tensor]], Tensor], parts: Sequence[Measures]) -> Measures:
+    """Measure by measure; what was not decoded stays None."""
+    decoded = [part.decoded for part in parts if part.decoded is not None]
+    return Measures(
+        join(decoded) if decoded else None,
+        join([part.nearest for part in parts]),
+        join([part.farthest for part in parts]),
+        join([part.coverage for part in parts]),
+    )

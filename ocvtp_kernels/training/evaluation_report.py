@@ -12,14 +12,17 @@ from torch import Tensor
 
 from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.markdown import markdown_table
-from ocvtp_kernels.training.evaluation import ERRORS, Measures, Result
+from ocvtp_kernels.training.evaluation import ERRORS, RANDOM, Measures, Result
 from ocvtp_kernels.training.log import GRID, INK
 
 TITLES = {
     "decoded": "error of the decoder shown the kept tokens",
     "nearest": "error of the nearest kept token",
+    "farthest": "the same of the farthest twentieth of the tokens",
     "coverage": "coverage (higher is better)",
 }
+ROUNDING = 1e-12
+CHOSEN_BY = "farthest"  # of the measures, the one that a reference layer is chosen by
 COLOURS = ("#d9480f", "#3b6fb6", "#0f8b7d", "#8a5bb5", "#a8791a", "#c2417e")
 STYLES = ("-", "--", ":")
 
@@ -39,12 +42,16 @@ class Line(NamedTuple):
 
 
 def lines(results: Sequence[Result]) -> list[Line]:
-    """The table's rows, measure by measure."""
-    return [_line(result, name) for name in Measures._fields for result in results]
+    """The table's rows, measure by measure; of what was not decoded there are none."""
+    return [
+        _line(result, name, values)
+        for name in Measures._fields
+        for result in results
+        if (values := getattr(result.measures, name)) is not None
+    ]
 
 
-def _line(result: Result, name: str) -> Line:
-    values: Tensor = getattr(result.measures, name)
+def _line(result: Result, name: str, values: Tensor) -> Line:
     over_images, over_seeds = (values.mean(dim).std(correction=0).item() for dim in (0, 1))
     seeds, images = values.shape
     row = (result.judge, name, result.budget, result.method)
@@ -61,9 +68,39 @@ def as_csv(table: Sequence[Line]) -> str:
     return file.getvalue()
 
 
-def as_markdown(table: Sequence[Line], title: str) -> str:
+def best_layers(table: Sequence[Line], measure: str = CHOSEN_BY) -> str:
+    """A sentence that names the layer with the lowest error at every budget, and over all.
+
+    Errors are divided by those of the random choice at the same budget; over all counts their mean
+    over budgets. Empty where every budget keeps all tokens.
+
+    Args:
+        table: one judge's, with the random choice.
+        measure: one of `ERRORS`.
+    """
+    errors = {(line.budget, line.method): line.mean for line in table if line.measure == measure}
+    # Where all tokens are kept every error is 0 but for rounding.
+    budgets = sorted({budget for budget, _ in errors if errors[budget, RANDOM.name] > ROUNDING})
+    if not budgets:
+        return ""
+    names = dict.fromkeys(name for _, name in errors if name != RANDOM.name)
+    of_random = {
+        name: [errors[budget, name] / errors[budget, RANDOM.name] for budget in budgets]
+        for name in names
+    }
+    found = []
+    for place, budget in enumerate(budgets):
+        best = min(of_random, key=lambda name: of_random[name][place])
+        found.append(f"{budget} tokens {best} ({of_random[best][place]:.3f})")
+    means = {name: sum(ratios) / len(ratios) for name, ratios in of_random.items()}
+    best = min(means, key=lambda name: means[name])
+    found.append(f"over all **{best}** ({means[best]:.3f})")
+    return f"Best by the {TITLES[measure]}, as a share of the random choice's: {', '.join(found)}."
+
+
+def as_markdown(table: Sequence[Line], title: str, summary: str = "") -> str:
     """A table a judge and measure, budgets across: mean ± deviation over images."""
-    parts = [f"# {title}"]
+    parts = [f"# {title}", *([summary] if summary else [])]
     if table:
         parts.append(
             f"{table[0].images} images, {table[0].seeds} seeds of slots' noise and random choice."
@@ -97,13 +134,14 @@ def draw(table: Sequence[Line], path: Path) -> None:
 
     panels = list(dict.fromkeys((line.judge, line.measure) for line in table))
     judges = list(dict.fromkeys(judge for judge, _ in panels))
-    columns = len(Measures._fields)
+    measures = list(dict.fromkeys(measure for _, measure in panels))
+    columns = len(measures)
     size = (4.2 * columns, 3.6 * len(judges) + 0.4)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(judges), columns, squeeze=False)
     methods = list(dict.fromkeys(line.method for line in table))
     for judge, measure in panels:
-        axes = grid[judges.index(judge)][Measures._fields.index(measure)]
+        axes = grid[judges.index(judge)][measures.index(measure)]
         for number, method in enumerate(methods):
             own = [line for line in table if line[:2] == (judge, measure) and line.method == method]
             if not own:

@@ -17,7 +17,8 @@ class RunFolder:
     """Paths of a run's files.
 
     Attributes:
-        run: ``run.json``, the settings; log: ``log.csv``; checkpoints: the folder of snapshots;
+        run: ``run.json``, the settings; log: ``log.csv``; health: ``health.csv``, a row an epoch
+        and K; checkpoints: the folder of snapshots;
         best: ``best.safetensors``, the whole autoencoder at its best validation loss; at the end
         too pruner: ``pruner.safetensors``, which `OCPruner.from_checkpoint` reads; curve:
         ``loss.png``; card: ``README.md``.
@@ -26,6 +27,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.run, self.log = path / "run.json", path / "log.csv"
+        self.health = path / "health.csv"
         self.checkpoints = path / "checkpoints"
         self.best, self.pruner = path / "best.safetensors", path / "pruner.safetensors"
         self.curve, self.card = path / "loss.png", path / "README.md"
@@ -33,7 +35,7 @@ class RunFolder:
     @property
     def files(self) -> tuple[Path, ...]:
         """All of them but the checkpoints."""
-        return self.log, self.best, self.pruner, self.curve, self.card, self.run
+        return self.log, self.health, self.best, self.pruner, self.curve, self.card, self.run
 
     def prepare(self, identity: Mapping[str, Any], is_fresh: bool) -> None:
         """Makes the folder ready for a run of this identity, to begin or to go on with.

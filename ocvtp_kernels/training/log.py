@@ -1,17 +1,28 @@
-"""The log of a training run, a row a step, and its picture."""
+"""The logs of a training run, which grow by whole rows, and the picture of one."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from ocvtp_kernels.files import atomic_write
 
 HEADER = ("step", "epoch", "K", "loss", "lr", "val_loss", "seconds")
 INK, TRAINING, VALIDATION, GRID = "#1b1d22", "#b9c4d4", "#d9480f", "#dcdee2"
+
+
+Parsed = TypeVar("Parsed")
+
+
+class Line(Protocol):
+    """A row of a log."""
+
+    def line(self) -> str:
+        """As CSV."""
+        ...
 
 
 class Row(NamedTuple):
@@ -35,60 +46,84 @@ class Row(NamedTuple):
 
 
 class Log:
-    """``log.csv``: whole rows are appended, and a resumed run first truncates it to its checkpoint.
+    """A CSV: whole rows are appended, and a resumed run first truncates it to its checkpoint.
 
     Args:
         path: of the file.
         size: bytes to keep of it, 0 to begin anew.
+        header: its columns.
+        read: raises ValueError for a file that is none of them.
+
+    Attributes:
+        size: bytes of the file.
 
     Raises:
         ValueError: the file is shorter than that, or what is kept of it is no log.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        header: Sequence[str] = HEADER,
+        read: Callable[[Path], object] | None = None,
+    ) -> None:
+        self.path, self.size = path, size
         if size == 0:
-            header = ",".join(HEADER) + "\n"
-            atomic_write(path, header)
+            atomic_write(path, ",".join(header) + "\n")
             return
         present = path.stat().st_size if path.exists() else 0
         if present < size:
             raise ValueError(f"{path}: expected at least {size} bytes to go on from, got {present}")
         os.truncate(path, size)
-        read_log(path)
+        (read or read_log)(path)
 
-    def append(self, rows: Sequence[Row]) -> int:
-        """Writes and syncs rows; returns the file's size in bytes."""
+    def append(self, rows: Sequence[Line]) -> int:
+        """Writes and syncs rows; returns the size."""
         with self.path.open("ab") as file:
             file.write("".join(row.line() for row in rows).encode())
             file.flush()
             os.fsync(file.fileno())
-            return file.tell()
+            self.size = file.tell()
+        return self.size
 
 
 def read_log(path: Path) -> list[Row]:
-    """The rows of a log.
+    """The rows of a ``log.csv``.
 
     Raises:
         ValueError: the file has other columns, or is damaged.
     """
+    return read_rows(path, HEADER, _parse)
+
+
+def _parse(cells: list[str]) -> Row:
+    step, epoch, count, loss, lr, val, seconds = cells
+    return Row(
+        int(step),
+        int(epoch),
+        int(count),
+        float(loss),
+        float(lr),
+        float(val) if val else None,
+        float(seconds),
+    )
+
+
+def read_rows(
+    path: Path, header: Sequence[str], parse: Callable[[list[str]], Parsed]
+) -> list[Parsed]:
+    """The rows of a CSV of these columns.
+
+    Raises:
+        ValueError: the file has others, or ``parse`` refuses a row.
+    """
     with path.open(encoding="utf-8", newline="") as file:
         lines = csv.reader(file)
         try:
-            if tuple(next(lines, ())) != HEADER:
-                raise ValueError(f"expected the columns {', '.join(HEADER)}")
-            return [
-                Row(
-                    int(step),
-                    int(epoch),
-                    int(count),
-                    float(loss),
-                    float(lr),
-                    float(val) if val else None,
-                    float(seconds),
-                )
-                for step, epoch, count, loss, lr, val, seconds in lines
-            ]
+            if next(lines, []) != list(header):
+                raise ValueError(f"expected the columns {', '.join(header)}")
+            return [parse(line) for line in lines]
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path}: line {lines.line_num}: {error}") from error
 

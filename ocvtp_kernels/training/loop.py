@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -16,9 +18,22 @@ from ocvtp_kernels.pruner.config import PrunerConfig
 from ocvtp_kernels.training import checkpoints
 from ocvtp_kernels.training.autoencoder import Draws, OCAutoencoder, Reconstructed
 from ocvtp_kernels.training.config import SHARES, TrainConfig
-from ocvtp_kernels.training.data import Split, keyed_generator, keyed_seed, prefetch
+from ocvtp_kernels.training.data import (
+    Split,
+    estimate_place_mean,
+    keyed_generator,
+    keyed_seed,
+    prefetch,
+)
 from ocvtp_kernels.training.features import FeatureFolder
 from ocvtp_kernels.training.folder import RunFolder
+from ocvtp_kernels.training.health import (
+    FEW_DISTINCT,
+    HEADER,
+    Health,
+    read_health,
+    slot_figures,
+)
 from ocvtp_kernels.training.log import Log, Row
 from ocvtp_kernels.training.start import start_as_kmeans
 
@@ -40,7 +55,10 @@ class Trainer:
     process too), and a checkpoint needs no generator state.
 
     Validation is the training objective on held-out images, with the same masks and noise in every
-    epoch and without dropout. Without masks the decoder could copy its input.
+    epoch and without dropout. Without masks the decoder could copy its input. Beside the loss it
+    tells of every K whether its slots are of use (`Health`), and warns where they are not.
+
+    Where the pruner has a place mean, it is that of the training split, from the first step on.
 
     Args:
         features: the tokens to train on.
@@ -116,6 +134,7 @@ class Trainer:
                 self._train_epoch(bar)
                 val_loss = self._validate()
                 self._log(val_loss)
+                self._log_health(bar)
                 self._update_best(val_loss)
                 self._checkpoint()
                 bar.set_postfix(validation=f"{val_loss:.4g}", best=f"{self.best:.4g}")
@@ -160,21 +179,27 @@ class Trainer:
 
     def _restore(self) -> None:
         self.step, self.bad_epochs, self.seconds = 0, 0, 0.0
-        self.best, self.best_epoch, log_size = float("inf"), 0, 0
+        self.best, self.best_epoch, log_size, health_size = float("inf"), 0, 0, 0
         snapshot = checkpoints.load_snapshot(self.folder.checkpoints, self._check_snapshot)
         if snapshot is not None:
             state = snapshot.state
             self.model.load_state_dict(snapshot.model)
             checkpoints.restore_optimizer(self.optimizer, self.named, snapshot.optimizer)
             self.step, self.bad_epochs = state["step"], state["bad_epochs"]
-            self.seconds, log_size = state["seconds"], state["log_bytes"]
+            self.seconds = state["seconds"]
+            log_size, health_size = state["log_bytes"], state["health_bytes"]
             if state["best_epoch"]:
                 self.best, self.best_epoch = state["best"], state["best_epoch"]
+        elif self.pruner.enc_place_mean:
+            self.on_main_process(self._set_place_mean)
         self.accelerator.wait_for_everyone()
         self.rows: list[tuple[int, int, float, float]] = []
         self.losses: list[Tensor] = []
-        self.on_main_process(lambda: self._restore_files(log_size))
-        # After the weights are in: distributed training copies those of the first process.
+        self.health: list[Health] = []
+        self._warned: set[int] = set()
+        self.on_main_process(lambda: self._restore_files(log_size, health_size))
+        # After the weights are in: distributed training copies those of the first process, and its
+        # place mean.
         self.trained, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
 
     def _check_snapshot(self, snapshot: checkpoints.Snapshot) -> None:
@@ -182,9 +207,14 @@ class Trainer:
         check_state(snapshot.model, self.model.state_dict())
         checkpoints.check_optimizer(self.named, snapshot.optimizer)
 
-    def _restore_files(self, log_size: int) -> None:
+    def _set_place_mean(self) -> None:
+        mean = estimate_place_mean(self.features, self.split.train)
+        self.model.place_mean.copy_(mean)  # type: ignore[union-attr]
+
+    def _restore_files(self, log_size: int, health_size: int) -> None:
         checkpoints.sweep(self.folder.checkpoints, self.step)
-        self.log, self.log_size = Log(self.folder.log, log_size), log_size
+        self.log = Log(self.folder.log, log_size)
+        self.health_log = Log(self.folder.health, health_size, HEADER, read_health)
 
     def _local(self, images: Rows) -> Rows:
         """This process' rows of a batch."""
@@ -237,22 +267,41 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> float:
-        """Mean loss over the validation split and over all K."""
+        """Mean loss over the validation split and over all K; ``health`` gets the rest by K."""
         self.model.eval()
         size, images = self.split.batch_size, self.split.val
         batches = [images[first : first + size] for first in range(0, len(images), size)]
-        total = torch.zeros(len(batches), dtype=torch.float64, device=self.accelerator.device)
+        device, counts = self.accelerator.device, self.config.slots
+        total = torch.zeros(len(batches), dtype=torch.float64, device=device)
+        # Sums over images, of what `Health` has of a K.
+        figures = torch.zeros(len(counts), 5, dtype=torch.float64, device=device)
         owned = [batch for batch in batches if len(batch) > self.rank]
         for index, tokens in enumerate(prefetch(self.features, map(self._local, owned))):
             tokens = self._to_device(tokens)
-            for num_slots in self.config.slots:
+            for place, num_slots in enumerate(counts):
                 generator = keyed_generator(self.config.seed, "validation", index, num_slots)
-                draws = self.model.draw(len(owned[index]), num_slots, generator)
+                draws = self._local_draws(self.model.draw(len(owned[index]), num_slots, generator))
                 with self.accelerator.autocast():
-                    out = self.model(tokens, **self._local_draws(draws))
-                total[index] += self._losses(out, tokens).double().sum()
+                    out = self.model(tokens, **draws)
+                    zeroed = self._without_slots(out, tokens, draws["visible"])
+                loss = self._losses(out, tokens).double()
+                total[index] += loss.sum()
+                rest = slot_figures(out.attention.float(), self.features.grid)
+                losses = torch.stack([loss, self._losses(zeroed, tokens).double()], dim=1)
+                figures[place] += torch.cat([losses, rest], dim=1).sum(dim=0)
         summed: Tensor = self.accelerator.reduce(total, "sum")
-        return summed.sum().item() / (len(images) * len(self.config.slots))
+        means: Tensor = self.accelerator.reduce(figures, "sum") / len(images)
+        epoch = self.step // self.split.steps
+        # By K, as one may be among them twice.
+        by_count = dict(zip(counts, means.tolist(), strict=True))
+        self.health = [Health(epoch, count, *row) for count, row in by_count.items()]
+        return summed.sum().item() / (len(images) * len(counts))
+
+    def _without_slots(self, out: Reconstructed, tokens: Tensor, visible: Tensor) -> Reconstructed:
+        """The same, decoded from slots of zeros. One is enough, as all would be alike."""
+        zeros = torch.zeros_like(out.slots[:, :1])
+        reconstruction, _ = self.model.decode(tokens, zeros, visible.to(tokens.device))
+        return out._replace(reconstruction=reconstruction)
 
     def _update_best(self, val_loss: float) -> None:
         if val_loss < self.best:
@@ -277,8 +326,24 @@ class Trainer:
             if not all(map(torch.isfinite, torch.tensor([row.loss, row.val_loss or 0.0]))):
                 raise Diverged(f"step {row.step}: expected a finite loss, got {row.loss}")
         if self.accelerator.is_main_process:
-            self.log_size = self.log.append(rows)
+            self.log.append(rows)
         self.losses, self.rows = [], []
+
+    def _log_health(self, bar: tqdm) -> None:
+        """Writes and prints what the last validation told, and warns once of a K that collapsed."""
+        if not self.accelerator.is_main_process:
+            return
+        self.health_log.append(self.health)
+        for row in self.health:
+            bar.write(str(row), file=sys.stderr)
+            if row.distinct < FEW_DISTINCT and row.num_slots not in self._warned:
+                self._warned.add(row.num_slots)
+                warnings.warn(
+                    f"{self.folder.health}: epoch {row.epoch}: K {row.num_slots}: expected slots"
+                    f" that pick at least {FEW_DISTINCT} K distinct tokens, got {row.distinct:.2f}"
+                    " K; try a lower slots_lr and encode_lr, or the start kmeans",
+                    stacklevel=2,
+                )
 
     def _checkpoint(self) -> None:
         if not self.accelerator.is_main_process:
@@ -289,7 +354,8 @@ class Trainer:
             "best": self.best if self.best_epoch else None,
             "best_epoch": self.best_epoch,
             "bad_epochs": self.bad_epochs,
-            "log_bytes": self.log_size,
+            "log_bytes": self.log.size,
+            "health_bytes": self.health_log.size,
             "seconds": time.monotonic() - self.began,
         }
         tensors = checkpoints.optimizer_tensors(self.optimizer, self.named)

@@ -24,7 +24,7 @@ class AreaWeightedMSE(nn.Module):
     Each token belongs to the slot with the largest attention, ties to the lowest index;
     ``area_k`` is the share of the tokens assigned to slot k. Then
 
-    * ``w_k = max(area_k, 1e-8) ** -power_p``, normalised over slots, at most ``cap_w``;
+    * ``w_k = max(area_k, 1e-8) ** -power_p``, normalised over slots, and then cut at ``cap_w``;
     * ``alpha_n = sum_k A_kn w_k``, no gradient through it;
     * an image's loss is ``sum_n alpha_n e_n / max(sum_n alpha_n, 1e-8)`` with ``e_n`` the squared
       error of token n, over channels.
@@ -34,9 +34,13 @@ class AreaWeightedMSE(nn.Module):
     Args:
         power_p: how strongly small areas weigh; 0 is the plain mean squared error as long as
             ``cap_w`` is not reached.
-        cap_w: the largest weight of a slot, above 0; infinity for none. A slot without tokens
-            has the weight of area 1e-8, which the cap limits.
-        norm_mode: slot weights have mean 1 ("mean1"), sum 1 ("sum1") or stay ("none").
+        cap_w: the largest weight of a slot, above 0; infinity for none. It is applied to the
+            normalised weights.
+        norm_mode: slot weights have mean 1 ("mean1"), sum 1 ("sum1") or stay ("none"). A slot
+            without tokens counts as of area 1e-8. With "none" the cap limits its weight. With
+            "mean1", the published one, E such slots of K share nearly all of the normalised
+            weight: min(K / E, ``cap_w``) each, next to nothing for the others, so that tokens
+            weigh by the attention that they leave to empty slots. "sum1" does the same.
         reduce_channel: "mean" or "sum" over channels.
         reduction: "mean" or "sum" over images, or "none" for a loss per image.
 

@@ -18,11 +18,13 @@ from ocvtp_kernels.training.autoencoder import OCAutoencoder
 from ocvtp_kernels.training.config import TrainConfig
 from ocvtp_kernels.training.features import FeatureFolder
 from ocvtp_kernels.training.folder import RunFolder
+from ocvtp_kernels.training.health import Health, read_health
 from ocvtp_kernels.training.log import Row, draw_curve, read_log
 from ocvtp_kernels.training.loop import Trainer
 from ocvtp_kernels.version import __version__
 
 PACKAGES = ("accelerate", "safetensors")
+HEALTH = ("K", "loss", "slots zeroed", "distinct picks", "empty slots", "spread")
 
 
 def train(
@@ -56,10 +58,11 @@ def _finish(trainer: Trainer, command: str) -> None:
     best.pruner().save_checkpoint(folder.pruner)
     rows = read_log(folder.log)
     draw_curve(rows, folder.curve)
-    atomic_write(folder.card, _card(trainer, rows, command))
+    health = [row for row in read_health(folder.health) if row.epoch == trainer.best_epoch]
+    atomic_write(folder.card, _card(trainer, rows, health, command))
 
 
-def _card(trainer: Trainer, rows: list[Row], command: str) -> str:
+def _card(trainer: Trainer, rows: list[Row], health: list[Health], command: str) -> str:
     """The model card, Markdown."""
     features, split = trainer.features, trainer.split
     manifest = features.manifest
@@ -95,6 +98,12 @@ def _card(trainer: Trainer, rows: list[Row], command: str) -> str:
         "## Losses",
         "![loss](loss.png)",
         _table(losses),
+        "## Slots",
+        f"On the images validated on, at epoch {trainer.best_epoch}: the loss, and that of a"
+        " decoder whose slots are zeroed; tokens that slots pick, each counted once, and slots"
+        " that no token belongs to, both over K; and how much of the variance of the tokens'"
+        " places lies within slots. `health.csv` has every epoch.",
+        markdown_table(HEALTH, [row.cells() for row in health]),
         "## Settings",
         _table(dataclasses.asdict(trainer.config)),
         "## Versions",

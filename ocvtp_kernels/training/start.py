@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from ocvtp_kernels.pruner.pruner import OCPruner
 from ocvtp_kernels.training.autoencoder import OCAutoencoder
 
 # Logits are this times a cosine; chosen between slots that overlap and a saturated softmax.
@@ -17,7 +18,7 @@ UPDATE_BIAS = -3.0
 
 
 @torch.no_grad()
-def start_as_kmeans(model: OCAutoencoder) -> None:
+def start_as_kmeans(model: OCAutoencoder | OCPruner) -> None:
     """Sets Slot Attention to soft k-means: slots compete by cosine, then move to their mean.
 
     Slots separate regions from the first step on, so the decoder learns from useful slots. All

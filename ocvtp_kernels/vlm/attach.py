@@ -10,7 +10,7 @@ from ocvtp_kernels.selectors.interface import Selector, SelectorAttributes, plac
 from ocvtp_kernels.selectors.oc_pruner import as_selector
 from ocvtp_kernels.vlm.decoder import attach_to_decoder
 from ocvtp_kernels.vlm.family import families, find_family, model_types
-from ocvtp_kernels.vlm.handle import NEWLINES, Handle, Options
+from ocvtp_kernels.vlm.handle import NEWLINES, POSITIONS, Handle, Options
 
 
 def attach(
@@ -24,6 +24,7 @@ def attach(
     newlines: str = "drop",
     savings: bool = True,
     overlap: bool = True,
+    positions: str | None = None,
 ) -> Handle:
     """Makes a vision-language model keep ``budget`` tokens of every image.
 
@@ -40,14 +41,18 @@ def attach(
             selector's place is "decoder", the prompt keeps all placeholders and the language model
             drops the tokens.
         budget: tokens kept of an image, at least 1; any type of whole number, but no bool.
-        reference_layer: vision layer the decision is made on; a third of the depth if None, which
-            is the published layer 8 for 24 layers.
+        reference_layer: vision layer the decision is made on; if None a third of the depth, which
+            is the published layer 8 for 24 layers, and layer 3 of 5 to 8 layers.
         timed: whether ``handle.last.times`` holds the seconds of every stage; turns ``overlap``
             off.
         newlines: LLaVA-NeXT's newline tokens: "drop", or "all" to keep one a row of the image.
         savings: whether the encoder computes only what the kept tokens need.
         overlap: whether, on CUDA, the pruner runs on a side stream, in parallel to the encoder
             layers behind the reference layer.
+        positions: where LLaVA's language model has the tokens: "original", as in the whole prompt,
+            dropped tokens leaving gaps, or "consecutive", as the published pruners have them.
+            "original" if None, where its positions are rotary ones. The other families, and
+            methods in the decoder, know the original ones alone.
 
     Returns:
         The handle: ``last`` has the ids that the latest call kept, ``remove()`` restores the model
@@ -61,6 +66,8 @@ def attach(
     """
     budget = whole_number("budget", budget, 1)
     require_one_of("newlines", newlines, NEWLINES)
+    if positions is not None:
+        require_one_of("positions", positions, POSITIONS)
     selector = as_selector(pruner)
     if not getattr(selector, "exact", SelectorAttributes.exact):
         raise ValueError(
@@ -77,8 +84,12 @@ def attach(
             f"model: expected a model_type of {model_types()}, "
             f"got {model_type or type(model).__name__}"
         )
-    options = Options(reference_layer, timed, newlines, savings, overlap)
-    if place_of(selector) != "decoder":
+    options = Options(reference_layer, timed, newlines, savings, overlap, positions)
+    in_decoder = place_of(selector) == "decoder"
+    if positions == "consecutive" and (in_decoder or not family.renumbers):
+        where = "a method in the decoder" if in_decoder else model_type
+        raise ValueError(f"positions: expected 'original' for {where}, got {positions!r}")
+    if not in_decoder:
         return family.attach(model, processor, selector, budget, options)
     if family.in_decoder is None:
         known = ", ".join(each.name for each in families() if each.in_decoder is not None)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Takes the model, its processor, the selector, the budget and the options.
 Attach = Callable[[Any, Any, Selector, int, Options], Handle]
 # Takes the inner model, its image processor (None: none was saved), the name that records call it
-# by, and the reference layer (None: a third of the depth).
+# by, and the reference layer (None: by the depth).
 OpenPhotos = Callable[[Any, Any, str, int | None], "Encoder"]
 
 
@@ -50,6 +50,7 @@ class Family:
         in_decoder: None where decoder methods are not supported.
         open_photos: makes the encoder of `ocvtp prune --model`; None: its tower is one that
             `ocvtp_kernels.vlm.towers` knows, of images of one size.
+        renumbers: whether kept tokens can stand at consecutive positions.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Family:
     attach: Attach
     in_decoder: InDecoder | None = None
     open_photos: OpenPhotos | None = None
+    renumbers: bool = False
 
 
 @lru_cache(1)

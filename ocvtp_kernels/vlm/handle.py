@@ -16,6 +16,8 @@ from ocvtp_kernels.vlm.replaced import Attachment, Replaced, Replacement, requir
 
 # What happens to LLaVA-NeXT's newline tokens; the other models have none.
 NEWLINES = ("drop", "all")
+# Where kept tokens, and all behind them, stand in the language model.
+POSITIONS = ("consecutive", "original")
 _UNTIMED = nullcontext()
 _HANDLE = "_ocvtp_handle"  # an attribute of the model, so that copies of it carry theirs
 
@@ -23,11 +25,12 @@ _HANDLE = "_ocvtp_handle"  # an attribute of the model, so that copies of it car
 class Options(NamedTuple):
     """The options of `attach`, without the budget."""
 
-    reference_layer: int | None = None  # encoder layer the decision is made on; None: depth // 3
+    reference_layer: int | None = None  # encoder layer the decision is made on; None: by the depth
     timed: bool = False  # whether the seconds of every stage are taken
     newlines: str = "drop"  # one of NEWLINES
     skip_unused_layers: bool = True  # `savings`: whether the encoder omits what no kept token needs
     overlap: bool = True  # whether, on CUDA, the selector runs in parallel to later encoder layers
+    positions: str | None = None  # one of POSITIONS; None: original ones, where there can be
 
 
 class LastCall(NamedTuple):

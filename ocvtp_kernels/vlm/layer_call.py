@@ -26,6 +26,11 @@ def read_cache(given: Mapping[str, Any]) -> Any:
     return next((given[name] for name in CACHE_NAMES if name in names), None)
 
 
+def cached_length(cache: Any) -> int:
+    """Columns in a key-value cache, 0 without one."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
 def cache_name(function: Callable[..., Any]) -> str:
     """The name by which a function of transformers takes the cache."""
     names = inspect.signature(function).parameters

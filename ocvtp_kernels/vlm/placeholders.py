@@ -21,11 +21,12 @@ from ocvtp_kernels.selectors.interface import (
     reads_only_reference_tokens,
     require_available,
 )
-from ocvtp_kernels.selectors.oc_pruner import require_width
+from ocvtp_kernels.selectors.oc_pruner import require_fit
+from ocvtp_kernels.vlm import positions
 from ocvtp_kernels.vlm.handle import CallRecord, Handle, Options
 from ocvtp_kernels.vlm.pending_selection import PendingSelection
 from ocvtp_kernels.vlm.replaced import Method, Replacement
-from ocvtp_kernels.vlm.towers import Tower, resolve_reference
+from ocvtp_kernels.vlm.towers import Tower
 
 # Arguments of `get_image_features` that are not the tower's.
 _OWN = frozenset(
@@ -86,23 +87,30 @@ class PlaceholderPruning:
             be a copy.
         selector, budget, options: as `attach` has them.
 
+    Attributes:
+        keeps_positions: whether kept tokens stand where they do in the whole prompt.
+
     Raises:
-        ValueError: the tower is of no known type, or the selector or the reference layer does not
-            fit it.
+        ValueError: the tower is of no known type, or the selector, the reference layer or the
+            positions do not fit the model.
     """
 
+    # Whether all images have as many candidates.
+    one_size = True
     # Fields that the tower can fill, but not for all candidates of an image together.
     unavailable_fields: frozenset[str] = frozenset()
 
     def __init__(self, inner: Any, selector: Selector, budget: int, options: Options) -> None:
         tower = self.tower(inner)
-        require_width(selector, tower.width)
+        require_fit(selector, tower.width, one_size=self.one_size)
         require_available(selector, tower.available_fields - self.unavailable_fields)
         self.selector, self.budget, self.options = selector, budget, options
         self._reads = reads_of(selector)
         self._selects_early = reads_only_reference_tokens(selector)
-        self.reference_layer = resolve_reference(options.reference_layer, len(tower.layers))
+        final_layer = inner.config.vision_feature_layer
+        self.reference_layer = tower.resolve_reference(options.reference_layer, final_layer)
         self.handle = Handle(options.timed)
+        self.keeps_positions = self.decide_positions(inner)
 
     def attach(self, inner: Any, processor: Any, placeholders: Placeholders) -> Handle:
         """Replaces the methods of the inner model and of its processor."""
@@ -113,12 +121,18 @@ class PlaceholderPruning:
         if hasattr(processor, "_get_num_multimodal_tokens"):
             count = placeholders.get_num_multimodal_tokens
             replacements.append((processor, "_get_num_multimodal_tokens", count))
+        if self.keeps_positions:
+            replacements.append((inner, "forward", positions.forward))
         self.handle.replace_methods(*replacements)
         return self.handle
 
     def tower(self, inner: Any) -> Tower:
         """The vision tower of a model."""
         return Tower.of(inner.vision_tower)
+
+    def decide_positions(self, inner: Any) -> bool:
+        """Whether kept tokens of a model keep their positions; see `positions.keeps_positions`."""
+        return positions.keeps_positions(self.options, inner)
 
     def get_image_features(self, original: Method, inner: Any, given: dict[str, Any]) -> Any:
         """As the model's own, with ``pooler_output`` a list of the kept tokens of each image."""
@@ -132,6 +146,10 @@ class PlaceholderPruning:
         with record.stage("encoder", given["pixel_values"].device):
             output = original(**given)
         record.finish(ids)
+        features = getattr(output, "pooler_output", None)
+        # A tuple has none, but no language model is given one.
+        if self.keeps_positions and features is not None:
+            positions.tell_places(features, positions.whole_places(features))
         return output
 
     def run(

@@ -27,7 +27,7 @@ from ocvtp_kernels.vlm.image_processors import (
     load_processor,
     require_room,
 )
-from ocvtp_kernels.vlm.towers import AVAILABLE_FIELDS, Tower, resolve_reference
+from ocvtp_kernels.vlm.towers import AVAILABLE_FIELDS, Tower
 
 # The layer that LLaVA takes its tokens from, for towers whose model names none.
 FINAL_LAYER = -2
@@ -46,8 +46,8 @@ class TowerEncoder:
         tower: the tower, whose parameters become float32.
         processor: the model's image processor.
         name: what the model is called in records.
-        reference_layer: index of the layer whose output the decision is made on; a third of the
-            depth if None, which is the published layer 8 for 24 layers.
+        reference_layer: index of the layer whose output the decision is made on; if None by the
+            depth, as `resolve_reference` has it: the published layer 8 for 24 layers.
         final_layer: index into ``hidden_states``, or several whose channels are joined.
 
     Raises:
@@ -66,7 +66,7 @@ class TowerEncoder:
         tower.module.float().eval()
         self.tower, self.processor, self.name = tower, processor, name
         self.width = tower.width
-        self.reference_layer = resolve_reference(reference_layer, len(tower.layers))
+        self.reference_layer = tower.resolve_reference(reference_layer, final_layer)
         self.final_layer = final_layer
         self._keeps_middle = keeps_middle(processor)
         self.num_tokens = self._count_tokens()
@@ -125,8 +125,8 @@ def load_tower_encoder(source: str | Path, reference_layer: int | None = None) -
     Args:
         source: hub id or directory of a vision model (CLIP, SigLIP, DINOv2), of a model with one
             inside (CLIP, SigLIP), or of a model of any family that `ocvtp_kernels.attach` knows.
-        reference_layer: index of the encoder layer whose output the decision is made on; a third
-            of the depth if None, which is the published layer 8 for 24 layers.
+        reference_layer: index of the encoder layer whose output the decision is made on; if None
+            by the depth, as `resolve_reference` has it: the published layer 8 for 24 layers.
 
     Raises:
         ValueError: ``source`` cannot be loaded, has no vision tower known here, or has no such

@@ -223,6 +223,15 @@ class Tower:
             filled["num_heads"] = self.num_heads
         return filled
 
+    def resolve_reference(self, layer: int | None, final_layer: int | Sequence[int]) -> int:
+        """The index of the reference layer, see `resolve_reference`; layers as `encode` has them.
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        used = max(self._resolve(final_layer)) if layer is None else None
+        return resolve_reference(layer, len(self.layers), used)
+
     def can_compute_rows(self, reference_layer: int, final_layer: int | Sequence[int]) -> bool:
         """Whether the last layer used can be computed for some rows alone.
 
@@ -280,13 +289,24 @@ def count_prefix(config: Any) -> int:
     return int(tower_type.has_cls) + int(registers)
 
 
-def resolve_reference(layer: int | None, depth: int) -> int:
-    """The index of the reference layer: ``layer``, or a third of the depth, the published 8 of 24.
+def resolve_reference(layer: int | None, depth: int, used: int | None = None) -> int:
+    """The index of the reference layer.
+
+    By default it is a third of the depth, the published 8 of 24, and 3 of 5 to 8 layers, where a
+    third is too shallow to tell objects from their ground.
+
+    Args:
+        layer: the one asked for, None for the default.
+        depth: layers of the tower.
+        used: layers that the final tokens need, behind which 3 is not sought; all if None.
 
     Raises:
         ValueError: there is no such layer.
     """
-    layer = depth // 3 if layer is None else layer
+    if layer is None:
+        layer = depth // 3
+        if depth > 4:
+            layer = max(layer, min(3, (depth if used is None else used) - 1))
     if not 0 <= layer < depth:
         raise ValueError(f"reference_layer: expected 0 to {depth - 1}, got {layer}")
     return layer

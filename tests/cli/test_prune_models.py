@@ -52,6 +52,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.LlamaModel(models.make_text_config()).save_pretrained(folder / "text")
     models.make_pruner().save_checkpoint(folder / "pruner.safetensors")
     models.make_pruner(width=24).save_checkpoint(folder / "narrow.safetensors")
+    placed = models.make_pruner(enc_place_mean=True, pos_resolut=(7,))
+    placed.save_checkpoint(folder / "placed.safetensors")
     return folder
 
 
@@ -195,6 +197,8 @@ def test_strips_and_dots_are_pruned(shelf: Path, tmp_path: Path, model: str) -> 
         ("qwen", ["--budget", "0"], "budget: expected at least 1, got 0"),
         ("llava", ["--checkpoint", "narrow.safetensors"], "expected enc_in_dim 32"),
         ("qwen", ["--checkpoint", "narrow.safetensors"], "expected enc_in_dim 32"),
+        ("llava", ["--checkpoint", "placed.safetensors"], "16, got one of 7 (enc_place_mean)"),
+        ("qwen", ["--checkpoint", "placed.safetensors"], "the photo, got one of 7"),
     ],
 )
 def test_wrong_models_write_nothing(

@@ -6,19 +6,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ocvtp_kernels.training.config import TrainConfig, published_shapes
 from ocvtp_kernels.training.evaluation import (
     GRID,
     RANDOM,
     Contender,
     Judge,
     Trained,
+    Untrained,
     evaluate,
     grid_ids,
     measure,
-    nearest_error,
+    nearest_errors,
     random_ids,
 )
-from ocvtp_kernels.training.evaluation_report import as_csv, as_markdown, lines
+from ocvtp_kernels.training.evaluation_report import Line, as_csv, as_markdown, best_layers, lines
+from ocvtp_kernels.training.folder import RunFolder
+from ocvtp_kernels.training.loop import Trainer
 from tests.cases import random_tokens
 from tests.training.cases import random_autoencoder
 from tests.training.runs import features, write_features
@@ -56,15 +60,28 @@ def test_random_ids_depend_on_image_and_seed_alone() -> None:
     assert not torch.equal(whole, random_ids(6, 50, 9, seed=2))
 
 
-def test_nearest_error_is_the_formula() -> None:
+def test_nearest_errors_are_the_formula() -> None:
     tokens = random_tokens(2, 5, 8)
     ids = torch.tensor([[0, 3], [1, 4]])
     expected = [
-        sum(min(float((t - image[i]).double().square().sum()) for i in own) for t in image) / 5
+        [min(float((t - image[i]).double().square().sum()) for i in own) for t in image]
         for image, own in zip(tokens, ids.tolist(), strict=True)
     ]
-    assert nearest_error(tokens, ids).tolist() == pytest.approx(expected, rel=1e-5)
-    assert nearest_error(tokens, torch.arange(5).expand(2, -1)).abs().max() < 1e-9
+    errors = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(nearest_errors(tokens, ids), errors, rtol=1e-5, atol=1e-9)
+    assert nearest_errors(tokens, torch.arange(5).expand(2, -1)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(("num_tokens", "count"), [(5, 1), (20, 1), (21, 2), (60, 3)])
+def test_the_mean_and_the_farthest_of_nearest_errors(num_tokens: int, count: int) -> None:
+    tokens, ids = random_tokens(2, num_tokens, 8), torch.tensor([[0, 3], [1, 4]])
+    errors = nearest_errors(tokens, ids)
+    variance = tokens.double().var(dim=1, correction=0).sum(-1)
+    largest = errors.sort(descending=True).values[:, :count]
+    measured = measure(None, tokens, ids, 0)
+    assert measured.decoded is None
+    torch.testing.assert_close(measured.nearest, errors.mean(1) / variance, rtol=1e-5, atol=0)
+    torch.testing.assert_close(measured.farthest, largest.mean(1) / variance, rtol=1e-5, atol=0)
 
 
 def test_the_decoder_knows_nothing_of_tokens_not_kept() -> None:
@@ -110,7 +127,7 @@ def test_results_do_not_depend_on_the_batches(tmp_path: Path) -> None:
     assert [line.mean for line in at_all] == pytest.approx([1, 1, 1])
     text = as_csv(tables[0])
     assert len(text.splitlines()) == 1 + len(tables[0])
-    assert as_markdown(tables[0], "Title").count("| uniform grid |") == 3
+    assert as_markdown(tables[0], "Title").count("| uniform grid |") == 4
 
 
 def test_bad_requests(tmp_path: Path) -> None:
@@ -131,3 +148,63 @@ def test_a_checkpoint_for_other_tokens_is_refused(tmp_path: Path) -> None:
     trained_case().pruner.save_checkpoint(tmp_path / "pruner.safetensors")
     with pytest.raises(ValueError, match="missing decode"):
         Trained.load(tmp_path / "pruner.safetensors", folder, torch.device("cpu"))
+
+
+def test_the_untrained_pruner_is_what_training_begins_with(tmp_path: Path) -> None:
+    folder = features(write_features(tmp_path / "features"))
+    state = torch.get_rng_state()
+    untrained = Untrained(folder, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+    config, shapes = TrainConfig(start="kmeans", batch_size=4), published_shapes(5, 8)
+    trainer = Trainer(folder, RunFolder(tmp_path / "run"), config, shapes)
+    expected = trainer.model.pruner().state_dict()
+    found = untrained.pruner.state_dict()
+    assert set(found) == set(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_a_judge_without_a_decoder_measures_the_same_but_for_what_is_decoded(
+    tmp_path: Path,
+) -> None:
+    folder = features(write_features(tmp_path / "features"))
+    other = features(write_features(tmp_path / "other", width=16, seed=1))
+    trained = trained_case()
+    untrained = Contender("untrained", Untrained(other, torch.device("cpu")), other)
+    contenders = [Contender("ours", trained, folder), untrained, RANDOM]
+    found = [
+        list(evaluate(contenders, Judge("tokens", decoder, folder), range(5), [2, 4], (0, 1), 2))
+        for decoder in (trained, None)
+    ]
+    for whole, part in zip(*found, strict=True):
+        assert (whole.method, whole.budget) == (part.method, part.budget)
+        assert part.measures.decoded is None and whole.measures.decoded is not None
+        for one, other in zip(whole.measures[1:], part.measures[1:], strict=True):
+            assert torch.equal(one, other)
+    table = lines(found[1])
+    assert {line.measure for line in table} == {"nearest", "farthest", "coverage"}
+    assert len(table) == 3 * 2 * 3
+
+
+def test_the_best_layers_are_those_of_the_lowest_error() -> None:
+    errors = {
+        (2, "layer 1"): 0.72,
+        (2, "layer 3"): 0.56,
+        (2, "random"): 0.8,
+        (4, "layer 1"): 0.08,
+        (4, "layer 3"): 0.14,
+        (4, "random"): 0.2,
+        (5, "layer 1"): 1e-17,
+        (5, "layer 3"): 3e-17,
+        (5, "random"): 1e-17,
+    }
+    table = [
+        Line("the final tokens", measure, *key, sign * mean, 0.0, 0.0, 1, 1)
+        for measure, sign in (("farthest", 1), ("nearest", -1), ("coverage", -1))
+        for key, mean in errors.items()
+    ]
+    text = best_layers(table)
+    # Over all layer 1, though the sum of errors is lower on layer 3.
+    assert text.endswith(
+        "2 tokens layer 3 (0.700), 4 tokens layer 1 (0.400), over all **layer 1** (0.650)."
+    )
+    assert best_layers([line for line in table if line.budget == 5]) == ""

@@ -35,6 +35,7 @@ def test_leaves_what_it_promises(tmp_path: Path) -> None:
         "README.md",
         "best.safetensors",
         "checkpoints",
+        "health.csv",
         "log.csv",
         "loss.png",
         "pruner.safetensors",

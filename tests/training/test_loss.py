@@ -71,6 +71,35 @@ def test_an_empty_slot_is_capped() -> None:
     torch.testing.assert_close(alpha, torch.full((1, 4), 0.6 + 0.4 * 10).double())
 
 
+def leaving(empty: int) -> torch.Tensor:
+    """Attention ``[1, K, 4]`` of one slot that owns all tokens and some that own none."""
+    left = torch.tensor([0.4, 0.1, 0.01, 0.2], dtype=torch.float64)
+    return torch.stack([1 - left, *[left / empty] * empty]).unsqueeze(0)
+
+
+@pytest.mark.parametrize("norm_mode", ["mean1", "sum1"])
+def test_normalised_weights_leave_all_to_empty_slots(norm_mode: str) -> None:
+    left = torch.tensor([[0.4, 0.1, 0.01, 0.2]], dtype=torch.float64)
+    alpha = AreaWeightedMSE(norm_mode=norm_mode).token_weights(leaving(1))
+    weight = 2 if norm_mode == "mean1" else 1
+    torch.testing.assert_close(alpha, weight * left, rtol=0, atol=1e-3)
+    # It is not the cap that brings this about, nor prevents it.
+    uncapped = AreaWeightedMSE(norm_mode=norm_mode, cap_w=math.inf)
+    assert torch.equal(uncapped.token_weights(leaving(1)), alpha)
+
+
+def test_the_cap_cuts_the_normalised_weights() -> None:
+    # With the published options, an empty slot of K weighs K before the cap.
+    attention = torch.cat([leaving(1) / 40] + [leaving(1)[:, :1] / 40] * 38, dim=1)
+    attention = attention / attention.sum(dim=1, keepdim=True)
+    areas = torch.zeros(40)
+    areas[attention[0].argmax(dim=0)] += 1
+    empty = attention[0, areas == 0].sum(dim=0)
+    share = 40 / int((areas == 0).sum())
+    alpha = AreaWeightedMSE().token_weights(attention)[0]
+    torch.testing.assert_close(alpha, min(share, 10) * empty, rtol=0, atol=1e-3)
+
+
 def test_power_zero_is_the_mean_squared_error() -> None:
     reconstruction, target, attention = inputs(2, 3, 7, 5)
     plain = torch.nn.functional.mse_loss(reconstruction, target)

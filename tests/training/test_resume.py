@@ -59,7 +59,7 @@ def check_nothing_is_half_written(output: Path) -> None:
 
 def check_equal(one: Path, other: Path) -> None:
     assert log_without_seconds(one) == log_without_seconds(other)
-    for name in ("best.safetensors", "pruner.safetensors"):
+    for name in ("best.safetensors", "pruner.safetensors", "health.csv"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     ends = [snapshots(path / "checkpoints")[-1] for path in (one, other)]
     assert ends[0][0] == ends[1][0]

@@ -90,7 +90,9 @@ def test_keeping_all_changes_no_bit(kind: str, budget: int) -> None:
 def test_pruned_equals_gathering_by_hand(selector: str, savings: bool, kind: str) -> None:
     model, processor = make_llava(kind), make_llava_processor(kind)
     choose = SELECTORS[selector]()
-    with attach(model, processor, choose, BUDGET, savings=savings) as handle:
+    with attach(
+        model, processor, choose, BUDGET, savings=savings, positions="consecutive"
+    ) as handle:
         inputs = prepare(processor)
         assert (inputs["input_ids"] == IMAGE_ID).sum(1).tolist() == [BUDGET, 2 * BUDGET, 0]
         with torch.no_grad():
@@ -111,7 +113,7 @@ def test_pruned_equals_gathering_by_hand(selector: str, savings: bool, kind: str
 def test_generates_as_without_a_cache_by_hand(kind: str) -> None:
     model, processor = make_llava(kind), make_llava_processor(kind)
     choose = PrunerSelector(make_pruner())
-    with attach(model, processor, choose, BUDGET):
+    with attach(model, processor, choose, BUDGET, positions="consecutive"):
         inputs = prepare(processor)
         out = generate(model, inputs)
     _, features = features_by_hand(model, inputs["pixel_values"], choose)

@@ -105,7 +105,7 @@ def test_keeping_all_is_bit_identical(model: Any, processor: Any, newlines: str)
 def test_pruned_is_what_it_is_by_hand(
     model: Any, processor: Any, newlines: str, budget: int
 ) -> None:
-    with attach(model, processor, budget, newlines=newlines) as handle:
+    with attach(model, processor, budget, newlines=newlines, positions="consecutive") as handle:
         batch = make_batch(processor)
         embeds, kept = embed_by_hand(model, batch, budget, newlines)
         check_logits(model, batch, embeds)
@@ -199,7 +199,7 @@ def test_any_selector_keeps_the_budget_and_an_image_alone_the_same(
     model: Any, processor: Any, kind: str
 ) -> None:
     selector = PrunerSelector(make_pruner()) if kind == "pruner" else RandomSelector(0)
-    with attach(model, processor, 9, selector) as handle:
+    with attach(model, processor, 9, selector, positions="consecutive") as handle:
         keep(model, make_batch(processor))
         together = handle.last.ids
         assert all(len(ids.unique()) == len(ids) == 9 for ids in together)

@@ -163,11 +163,25 @@ def test_bad_towers_and_layers_are_named() -> None:
         Tower.of(torch.nn.Linear(2, 2))
     tower = Tower.of(make_tower())
     assert resolve_reference(None, DEPTH) == DEPTH // 3
+    assert tower.resolve_reference(None, -2) == DEPTH // 3
     for layer in (-1, DEPTH):
         with pytest.raises(ValueError, match=f"reference_layer: expected 0 to {DEPTH - 1}"):
             resolve_reference(layer, DEPTH)
     with pytest.raises(ValueError, match="final_layer"):
         tower.encode(make_pixels(), 1, DEPTH + 1)
+
+
+def test_the_default_reference_layer_follows_the_depth() -> None:
+    third = {depth: depth // 3 for depth in (1, 2, 3, 4, *range(9, 49))}
+    assert {depth: resolve_reference(None, depth) for depth in third} == third
+    assert third[24] == 8
+    assert [resolve_reference(None, depth) for depth in range(5, 9)] == [3] * 4
+    # Not behind the layers that make the final tokens, unless a third is.
+    assert [resolve_reference(None, 5, used) for used in range(6)] == [1, 1, 1, 2, 3, 3]
+    assert resolve_reference(4, 5, 1) == 4
+    shallow = Tower.of(make_tower(num_hidden_layers=5))
+    of_layers = {-1: 3, -2: 3, -3: 2, (1, 3): 2, 0: 1}
+    assert {layer: shallow.resolve_reference(None, layer) for layer in of_layers} == of_layers
 
 
 def make_inputs(batch: int = 3, tokens: int = 20, valid: Tensor | None = None) -> SelectorInputs:

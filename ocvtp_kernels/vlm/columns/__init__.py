@@ -113,8 +113,3 @@ def move_bounds(bounds: Tensor, is_kept: Tensor) -> Tensor:
         is_kept: bool ``[B, L]``; every row keeps as many.
     """
     return pad(is_kept.flatten().cumsum(0), (1, 0))[bounds.long()].to(bounds.dtype)
-
-
-def cached_length(cache: Any) -> int:
-    """Columns in a key-value cache, 0 without one."""
-    return 0 if cache is None else int(cache.get_seq_length())

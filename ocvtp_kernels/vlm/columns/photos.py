@@ -30,8 +30,8 @@ class UnitPhotos:
         tower: describes the encoder, which becomes float32.
         processor: the model's image processor.
         name: what the model is called in records.
-        reference_layer: index of the block whose output the decision is made on; a third of the
-            depth if None.
+        reference_layer: index of the block whose output the decision is made on; if None by the
+            depth, as `resolve_reference` has it.
 
     Raises:
         ValueError: the encoder has no such block.

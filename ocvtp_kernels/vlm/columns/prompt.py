@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ocvtp_kernels.vlm.columns import cached_length
-from ocvtp_kernels.vlm.layer_call import read_cache
+from ocvtp_kernels.vlm.layer_call import cached_length, read_cache
 
 IMAGE, VIDEO = 1, 2  # in mm_token_type_ids
 _HISTORY = "_ocvtp_history"

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import Selector, require_available
-from ocvtp_kernels.selectors.oc_pruner import require_width
+from ocvtp_kernels.selectors.oc_pruner import require_fit
 from ocvtp_kernels.vlm.columns import (
     IGNORED_LABEL,
-    cached_length,
     drop_placeholders,
     kept_bounds,
     renumber,
@@ -39,7 +38,7 @@ from ocvtp_kernels.vlm.columns.prompt import (
 )
 from ocvtp_kernels.vlm.columns.tower import UnitTower
 from ocvtp_kernels.vlm.handle import Handle, Options
-from ocvtp_kernels.vlm.layer_call import read_cache
+from ocvtp_kernels.vlm.layer_call import cached_length, read_cache
 from ocvtp_kernels.vlm.replaced import Method
 from ocvtp_kernels.vlm.towers import resolve_reference
 
@@ -97,7 +96,7 @@ def attach_to_columns(
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         raise ValueError(f"model: pruning a {type(model).__name__} needs transformers >= 5.19")
     tower = make_tower(visual)
-    require_width(selector, tower.width)
+    require_fit(selector, tower.width, one_size=False)
     require_available(selector, AVAILABLE_FIELDS)
     layer = resolve_reference(options.reference_layer, len(tower.blocks))
     encoder = UnitEncoder(make_tower, selector, budget, layer, options)

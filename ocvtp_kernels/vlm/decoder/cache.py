@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ocvtp_kernels.vlm.columns import cached_length
 from ocvtp_kernels.vlm.decoder.masks import extend_mask
-from ocvtp_kernels.vlm.layer_call import read_cache
+from ocvtp_kernels.vlm.layer_call import cached_length, read_cache
 
 _PRUNED = "_ocvtp_pruned"
 

@@ -17,6 +17,7 @@ from ocvtp_kernels.vlm.placeholders import (
     as_output,
     read_setting,
 )
+from ocvtp_kernels.vlm.positions import Places, tell_places
 from ocvtp_kernels.vlm.replaced import Method
 from ocvtp_kernels.vlm.towers import Tower
 
@@ -53,7 +54,10 @@ class LlavaPruning(PlaceholderPruning):
             inner, given, tower, pixels, [images], record, dropped, all_rows=True
         )
         record.finish(images.ids)
-        return as_output(list(features), given.get("return_dict"))
+        kept = list(features)
+        if self.keeps_positions:
+            tell_places(kept, [Places(ids, num_tokens) for ids in images.ids])
+        return as_output(kept, given.get("return_dict"))
 
 
 def count_tokens(tower: Tower, pixel_values: Tensor, strategy: str) -> tuple[int, int]:
@@ -74,4 +78,10 @@ def read_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
     return [Tower.of(inner.vision_tower).read_grid(pixels)] * len(pixels)
 
 
-FAMILY = Family("LLaVA-1.5", ("llava",), attach, in_decoder=InDecoder(read_grids, stacked_ids=True))
+FAMILY = Family(
+    "LLaVA-1.5",
+    ("llava",),
+    attach,
+    in_decoder=InDecoder(read_grids, stacked_ids=True),
+    renumbers=True,
+)

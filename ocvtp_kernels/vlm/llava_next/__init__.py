@@ -29,6 +29,7 @@ from ocvtp_kernels.vlm.placeholders import (
     as_output,
     read_setting,
 )
+from ocvtp_kernels.vlm.positions import Places, tell_places
 from ocvtp_kernels.vlm.replaced import Method
 from ocvtp_kernels.vlm.towers import Tower
 
@@ -98,6 +99,7 @@ class LlavaNextPlaceholders(Placeholders):
 class LlavaNextPruning(PlaceholderPruning):
     """As `PlaceholderPruning`: images of the same numbers of tokens are a group."""
 
+    one_size = False
     # Crops overlap, so their tokens share no grid, and each crop has a CLS token of its own.
     unavailable_fields = frozenset({"grid", "cls_token"})
 
@@ -127,7 +129,12 @@ class LlavaNextPruning(PlaceholderPruning):
             pairs = zip(groups, features, strict=True)
             packed = [group.pack(part, inner.image_newline) for group, part in pairs]
         record.finish(_by_image(groups, [group.tokens for group in groups]))
-        return as_output(_by_image(groups, packed), given.get("return_dict"))
+        packed = _by_image(groups, packed)
+        if self.keeps_positions:
+            kept = _by_image(groups, [group.all_positions.sort(dim=1).values for group in groups])
+            wholes = [layout.num_packed for layout in layouts]
+            tell_places(packed, [Places(*each) for each in zip(kept, wholes, strict=True)])
+        return as_output(packed, given.get("return_dict"))
 
     def arrange(self, tokens: Tensor) -> Tensor:
         """The tokens of all crops in one row; leaving out prefixes here would copy them."""
@@ -189,4 +196,4 @@ def take_crops(pixel_values: Tensor, counts: list[int]) -> Tensor:
     )
 
 
-FAMILY = Family("LLaVA-NeXT", ("llava_next",), attach)
+FAMILY = Family("LLaVA-NeXT", ("llava_next",), attach, renumbers=True)

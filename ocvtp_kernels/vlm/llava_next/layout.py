@@ -168,6 +168,13 @@ class PackedGroup:
         parts = (self.tokens, self.positions, self.rows)
         self.tokens, self.positions, self.rows = (part.gather(1, selected.ids) for part in parts)
 
+    @property
+    def all_positions(self) -> Tensor:
+        """Of tokens and kept newlines in the packed image, ``[G, T + R]``, newlines last."""
+        if not self.counts.newlines:
+            return self.positions
+        return torch.cat((self.positions, self.newlines), dim=1)
+
     def pack(self, features: Tensor, newline: Tensor) -> Tensor:
         """Features ``[G, T, D]`` of the tokens with the kept newlines: ``[G, T + R, D]``, in order.
 
@@ -175,12 +182,10 @@ class PackedGroup:
             features: of the tokens.
             newline: ``[D]``.
         """
-        positions = self.positions
         if self.counts.newlines:
             newlines = newline.to(features).expand(len(self.images), self.counts.newlines, -1)
             features = torch.cat((features, newlines), dim=1)
-            positions = torch.cat((positions, self.newlines), dim=1)
-        return gather_tokens(features, positions.argsort(dim=1))
+        return gather_tokens(features, self.all_positions.argsort(dim=1))
 
 
 def _stack(parts: list[Tensor]) -> Tensor:

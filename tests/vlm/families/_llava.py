@@ -1,9 +1,9 @@
-"""What LLaVA-1.5 and LLaVA-NeXT share: a photo's tokens are placed as text is."""
+"""What LLaVA-1.5 and LLaVA-NeXT share: a photo's tokens stand where they do in the whole prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,23 +21,39 @@ FIELDS = frozenset(
 )
 
 
-def lay(model: Any, text: str, features: Sequence[Tensor], start: int) -> Line:
-    """A text whose placeholders are photos' features ``[T_i, D]``."""
-    remaining = iter(features)
-    embeddings, tokens = [], []
+class Photo(NamedTuple):
+    """What is kept of a photo."""
+
+    features: Tensor  # [T, D]
+    places: list[int]  # of these, among all that the model has of the photo
+    whole: int  # how many those are
+
+
+def lay(model: Any, text: str, photos: Sequence[Photo], start: int) -> Line:
+    """A text whose placeholders are photos."""
+    remaining = iter(photos)
+    embeddings, tokens, positions = [], [], []
     for token in TOKENIZER(text)["input_ids"]:
-        part = next(remaining) if token == IMAGE_ID else words(model, [token], 0).embeddings
+        if token == IMAGE_ID:
+            part, places, count = next(remaining)
+        else:
+            part, places, count = words(model, [token], 0).embeddings, [0], 1
         embeddings.append(part)
         tokens += [token] * len(part)
+        positions += [start + place for place in places]
+        start += count
     assert next(remaining, None) is None
-    positions = start + torch.arange(len(tokens)).expand(3, -1)
-    return Line(torch.cat(embeddings), positions, tokens, [], start + len(tokens))
+    return Line(torch.cat(embeddings), torch.tensor(positions).expand(3, -1), tokens, [], start)
 
 
 def logits_of(model: Any, line: Line) -> Tensor:
     """``[L, vocabulary]``, without a cache."""
     hidden = model.model.language_model(
-        inputs_embeds=line.embeddings[None], position_ids=line.positions[:1], use_cache=False
+        inputs_embeds=line.embeddings[None],
+        # Without a mask gaps in the positions would be taken for other samples.
+        attention_mask=torch.ones(1, len(line.tokens), dtype=torch.int64),
+        position_ids=line.positions[:1],
+        use_cache=False,
     ).last_hidden_state
     logits: Tensor = model.lm_head(hidden[0])
     return logits

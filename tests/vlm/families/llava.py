@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from tests.vlm.families import REFERENCE_LAYER, TEXT_LAYERS, Entry, Row, Seen, largest
-from tests.vlm.families._llava import BANNED, FIELDS, lay, logits_of, states_of
+from tests.vlm.families._llava import BANNED, FIELDS, Photo, lay, logits_of, states_of
 from tests.vlm.models import (
     IMAGE_ID,
     make_llava,
@@ -20,13 +20,14 @@ PROCESSOR = make_llava_processor().image_processor
 
 def see(model: Any, row: Row, budget: int, start: int = 0, layer: int = REFERENCE_LAYER) -> Seen:
     text, photos = row
-    ids, features = [], []
+    ids, kept = [], []
     for photo in photos:
         pixels = PROCESSOR(photo, return_tensors="pt")["pixel_values"]
         reference, final = states_of(model, pixels, layer)
         ids.append(largest(reference[0], budget))
-        features.append(model.model.multi_modal_projector(final[0, ids[-1]]))
-    return Seen(lay(model, text, features, start), ids)
+        features = model.model.multi_modal_projector(final[0, ids[-1]])
+        kept.append(Photo(features, ids[-1].tolist(), final.shape[1]))
+    return Seen(lay(model, text, kept, start), ids)
 
 
 ENTRY = Entry(

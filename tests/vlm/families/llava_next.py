@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.vlm.families import REFERENCE_LAYER, TEXT_LAYERS, Entry, Row, Seen, largest
-from tests.vlm.families._llava import BANNED, FIELDS, lay, logits_of, states_of
+from tests.vlm.families._llava import BANNED, FIELDS, Photo, lay, logits_of, states_of
 from tests.vlm.models import IMAGE_ID, make_photo, make_text_config
 from tests.vlm.models_next import make_llava_next, make_next_processor
 from tests.vlm.next_by_hand import PATCHES, PHOTOS, grid_by_hand
@@ -22,12 +22,12 @@ PROCESSOR = make_next_processor().image_processor
 def see(model: Any, row: Row, budget: int, start: int = 0, layer: int = REFERENCE_LAYER) -> Seen:
     text, photos = row
     seen = [_see_photo(model, photo, budget, layer) for photo in photos]
-    line = lay(model, text, [features for features, _ in seen], start)
+    line = lay(model, text, [kept for kept, _ in seen], start)
     return Seen(line, [ids for _, ids in seen])
 
 
-def _see_photo(model: Any, photo: Image.Image, budget: int, layer: int) -> tuple[Tensor, Tensor]:
-    """Features and ids; a photo that fits the budget with its newlines keeps both."""
+def _see_photo(model: Any, photo: Image.Image, budget: int, layer: int) -> tuple[Photo, Tensor]:
+    """What is kept, and its ids; a photo that fits the budget with its newlines keeps both."""
     sizes = [size[:2] for size in PHOTOS]
     grid = grid_by_hand(sizes.index(photo.size))
     tokens = torch.tensor([*range(PATCHES), *(token for line in grid for token in line)])
@@ -37,12 +37,20 @@ def _see_photo(model: Any, photo: Image.Image, budget: int, layer: int) -> tuple
     ids = tokens[largest(reference[tokens], budget)]
     kept = set(ids.tolist())
     project = model.model.multi_modal_projector
-    features = [project(final[token])[None] for token in range(PATCHES) if token in kept]
-    for line in grid:
-        features += [project(final[token])[None] for token in line if token in kept]
+    features, places, count = [], [], 0
+    for line in [range(PATCHES), *grid]:
+        for token in line:
+            if token in kept:
+                features.append(project(final[token])[None])
+                places.append(count)
+            count += 1
+        if isinstance(line, range):  # the whole photo, scaled down, has no newlines
+            continue
         if budget >= len(tokens) + len(grid):
             features.append(model.model.image_newline[None])
-    return torch.cat(features), ids
+            places.append(count)
+        count += 1
+    return Photo(torch.cat(features), places, count), ids
 
 
 ENTRY = Entry(

@@ -311,6 +311,21 @@ def test_a_pruner_of_another_width_is_refused(entry: Entry, made: Any) -> None:
         attach(model, processor, make_pruner(width=40), BUDGET)
 
 
+def test_a_place_mean_takes_images_of_one_size(entry: Entry, made: Any) -> None:
+    model, processor = made
+    # Of other tokens than the photos have.
+    pruner = make_pruner(enc_place_mean=True, pos_resolut=(7,))
+    if entry.name != "llava":
+        with pytest.raises(ValueError, match=r"^pruner: .*a place mean of 7 tokens"):
+            attach(model, processor, pruner, BUDGET)
+        return
+    with (
+        attach(model, processor, pruner, BUDGET),
+        pytest.raises(ValueError, match=r"^reference_tokens: expected size 7 .*the place mean"),
+    ):
+        answers(entry, model, processor, entry.rows(TEXTS))
+
+
 @SELECTOR
 def test_stages_are_timed(entry: Entry, made: Any, selector: str) -> None:
     model, processor = made
