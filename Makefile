@@ -18,20 +18,22 @@ GPU_VERSIONS ?= torch==2.11.0 triton==3.6.0 transformers==5.17.0
 
 VENV := $(if $(NEWEST),.venv-newest,.venv)
 VLLM := .venv-vllm
+LMMS_EVAL := .venv-lmms-eval
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PINNED := $(PIP) install --constraint $(VENV)/constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile $(OPTIONS)
 BUNDLED_PHOTO := import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / "data/coffee.png")
 
-.PHONY: help demo test test-all test-vllm lint bench bench-vllm native sanitize headers gpu-bundle \
-  renew matrix clean FORCE
+.PHONY: help demo test test-all test-vllm test-lmms-eval lint bench bench-vllm native sanitize headers \
+  gpu-bundle renew matrix clean FORCE
 
 help:
-	@echo 'make demo    prune a photo, leaving pictures in demo/ (PHOTO=... for your own)'
+	@echo 'make demo    prune a photo, leaving pictures in demo/ (PHOTO=... for your own), and ask a model'
 	@echo 'make test    run the tests that take little time (NEWEST=1 on the newest of what they need)'
 	@echo 'make test-all  run all tests'
 	@echo 'make test-vllm  run the tests on a vLLM for the CPU, in an environment of its own (3.5 GB)'
+	@echo 'make test-lmms-eval  run the tests on an lmms-eval, in an environment of its own (1.8 GB)'
 	@echo 'make lint    check style and types'
 	@echo 'make bench   run the benchmarks: about ten minutes on two cores'
 	@echo 'make bench-vllm  requests a second of a tiny model on that vLLM (docs/serving.md)'
@@ -46,6 +48,7 @@ help:
 demo: $(VENV)/.extra-demo
 	@$(BIN)/python -m ocvtp_kernels.cli prune \
 	  "$(or $(PHOTO),$$($(BIN)/python -c '$(BUNDLED_PHOTO)'))" --output demo
+	@$(BIN)/python examples/llava.py
 
 test: $(VENV)/.extra-test
 	$(PYTEST) -m 'not slow'
@@ -55,6 +58,9 @@ test-all: $(VENV)/.extra-test
 
 test-vllm: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest -n 2 --dist loadfile $(OPTIONS) tests/serving/vllm
+
+test-lmms-eval: $(LMMS_EVAL)/.ready
+	$(LMMS_EVAL)/bin/python -m pytest $(OPTIONS) tests/evaluation/lmms_eval
 
 lint: $(VENV)/.extra-lint
 	$(BIN)/ruff check .
@@ -102,8 +108,12 @@ renew: $(VENV)/.tools
 matrix:
 	$(PYTHON) scripts/matrix.py $(OPTIONS)
 
-$(VLLM)/.ready: scripts/vllm_cpu.py
+$(VLLM)/.ready: scripts/vllm_cpu.py scripts/environment.py
 	$(PYTHON) scripts/vllm_cpu.py $(VLLM)
+	@touch $@
+
+$(LMMS_EVAL)/.ready: scripts/lmms_eval_env.py scripts/environment.py
+	$(PYTHON) scripts/lmms_eval_env.py $(LMMS_EVAL)
 	@touch $@
 
 # .venv/.extra-test stands for '.[test]' being installed, and so on.
@@ -121,5 +131,5 @@ $(VENV)/.tools: Makefile constraints.txt scripts/constraints.py $(if $(NEWEST),F
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-gpu .venv-vllm .gpu build demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-gpu .venv-vllm .venv-lmms-eval .gpu build demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f ocvtp_kernels/*.so ocvtp_kernels/*.so.new ocvtp_kernels/why_not_native.json*

