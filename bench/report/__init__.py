@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.machine import RESULTS
+from bench.report import retention
 from bench.report.pages import PICTURES, page, readme_block, rewrite_between_markers
 from bench.results import SUITES, read_all
 from ocvtp_kernels.files import atomic_write
@@ -24,9 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     said = "whose figures between markers to rewrite"
     parser.add_argument("--readme", type=Path, metavar="FILE", help=said)
+    said = "the page about retention, whose tables between markers to rewrite"
+    parser.add_argument("--retention", type=Path, metavar="FILE", help=said)
     given = parser.parse_args(arguments)
     try:
         written = texts(given.results, given.readme)
+        written |= retention_texts(given.results / retention.FOLDER, given.retention)
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
     for path, content in written.items():
@@ -65,4 +70,27 @@ def texts(results: Path, readme: Path | None = None) -> dict[Path, str | bytes]:
         folder = results / device
         written[folder / "README.md"] = page(files, drawn)
         written |= {folder / f"{name}.png": content for name, content in drawn.items()}
+    return written
+
+
+def retention_texts(folder: Path, page: Path | None = None) -> dict[Path, str | bytes]:
+    """The page and picture of the result files about retention, if any, and docs/retention.md.
+
+    Raises:
+        ImportError: there is no matplotlib.
+        ValueError: a file is malformed, or a page is given that has no markers or nothing to tell.
+    """
+    require_package("matplotlib", "draws the report", "train")
+    from bench.report import pictures
+
+    files = retention.read_files(folder)
+    if page is not None:
+        if not files:
+            raise ValueError(f"results: expected *.json in {folder}, found none")
+        beside = os.path.relpath(folder, page.parent)
+        text = rewrite_between_markers(page.read_text("utf-8"), retention.block(files, beside))
+    written: dict[Path, str | bytes] = {} if page is None else {page: text}
+    if files:
+        written[folder / "README.md"] = retention.page(files)
+        written[folder / retention.PICTURE] = pictures.png(pictures.retention(files))
     return written

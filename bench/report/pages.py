@@ -91,7 +91,7 @@ def _losses(files: Sequence[Results]) -> list[str]:
     for said, lost in tables.summaries(files):
         blocks += [said, text.bullets(lost[:SHOWN_LOSSES])]
         if more := lost[SHOWN_LOSSES:]:
-            blocks.append(_folded(f"and {len(more)} more", text.bullets(more)))
+            blocks.append(text.folded(f"and {len(more)} more", text.bullets(more)))
     return [block for block in blocks if block]
 
 
@@ -114,15 +114,15 @@ def _section(suite: str, files: Sequence[Results]) -> list[str]:
     blocks = tables.prune_table(files) if tables.prune_file(files) in mine else []
     blocks += [LEGENDS[suite]] if suite in LEGENDS else []
     if any(isinstance(row, OpRow) for row in rows):
-        blocks += [_folded("Every figure", tables.rows_table(file)) for file in mine]
+        blocks += [text.folded("Every figure", tables.rows_table(file)) for file in mine]
     if processes := tables.rows_of(mine, ProcessRow):
         blocks.append(tables.processes_table(processes))
     models = tables.grouped(tables.rows_of(mine, ModelRow), lambda row: row.model)
-    blocks += [_folded(model, tables.models_table(its)) for model, its in models.items()]
+    blocks += [text.folded(model, tables.models_table(its)) for model, its in models.items()]
     sizes = tables.grouped(
         tables.rows_of(mine, SelectorRow), lambda row: tables.size_text(row.size)
     )
-    return blocks + [_folded(size, tables.selectors_table(its)) for size, its in sizes.items()]
+    return blocks + [text.folded(size, tables.selectors_table(its)) for size, its in sizes.items()]
 
 
 def _ceilings(files: Sequence[Results]) -> str:
@@ -133,10 +133,6 @@ def _ceilings(files: Sequence[Results]) -> str:
         products = ["" if rate is None else text.tflops_text(rate) for rate in rates]
         lines.append([file.suite, text.bandwidth_text(file.ceilings.copy_gb_s), *products])
     return markdown_table(["measured with", "copies", *dtypes], lines)
-
-
-def _folded(title: str, table: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{table}\n\n</details>"
 
 
 def readme_block(results: Mapping[str, Sequence[Results]], folder: str = "bench/results") -> str:

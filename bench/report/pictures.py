@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import product, zip_longest
 from math import ceil, inf
 from statistics import median
 from textwrap import fill
@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from bench.report import tables, text
+from bench.report.retention import Answers, answers
 from bench.report.tables import Comparison, Outcome, grouped
 from bench.results import (
     OURS,
@@ -29,6 +30,7 @@ from bench.results import (
     Versus,
     graph_first,
 )
+from bench.retention.results import OC_PRUNER, RANDOM, Retention
 
 INK, SOFT, GRID, OTHER = "#222222", "#666666", "#e4e4e4", "#4d4d4d"
 LOSS, ROOF = "#f9ecee", "#f4f4f4"  # what is shaded
@@ -56,6 +58,7 @@ STYLE = {
     "figure.titleweight": "bold",
 }
 WIDTH, DPI = 10.0, 120  # inches; at 120 marks fall on whole pixels, and files are small
+DASHES = ("-", "--", "-.", ":")
 LINE, BAR = 0.155, 0.66  # inches, the height of a label; and of a bar, where 1 is the next
 # Ticks of a decade, on axes whose end is less than so many times their start.
 TICKS = {3: (1, 1.5, 2, 3, 5, 7), 15: (1, 2, 3, 5), 60: (1, 2, 5), 1000: (1, 3), inf: (1,)}
@@ -259,7 +262,7 @@ def _paint_roofline(axes: Axes, panel: tuple[float, float, Sequence[OpRow]]) -> 
             clip_on=False, zorder=2,
         )  # fmt: skip
     axes.set(xlabel="FLOP per byte", ylabel="TFLOP/s")
-    _label(axes, _roof_labels(dots), COLOURS[OURS])
+    _label(axes, _roof_labels(dots), lambda _: COLOURS[OURS])
 
 
 def ratios(files: Sequence[Results], what: str) -> Figure | None:
@@ -372,6 +375,41 @@ def selectors(rows: Sequence[SelectorRow]) -> Figure | None:
     return _panels(panels, 2, "Selectors: " + ", ".join(said), lambda _: tall, paint)
 
 
+@matplotlib.rc_context(STYLE)
+def retention(files: Sequence[Retention]) -> Figure:
+    """Accuracy against kept tokens, a line a method; a panel a model and positions."""
+    panels = {each.title: each for each in answers(files)}
+    names = sorted({name for each in panels.values() for name in each.methods} - {RANDOM})
+    ours = [name for name in names if name.startswith(OC_PRUNER)]
+    peers = [name for name in names if name not in ours]
+    looks = {RANDOM: (INK, ":")}
+    looks |= dict(zip(ours, product(PALETTE[:1], DASHES), strict=False))
+    # Next to each other are different colours.
+    looks |= {
+        name: (colour, dash)
+        for name, (dash, colour) in zip(peers, product(DASHES, PALETTE[1:]), strict=False)
+    }
+
+    def paint(axes: Axes, its: Answers) -> None:
+        ends: dict[str, Point] = {}
+        for name in its.methods:
+            means = [100 * its.share(name, budget).mean for budget in its.budgets]
+            colour, dash = looks[name]
+            width = 2.2 if name in (*ours, RANDOM) else 1.3
+            axes.plot(its.budgets, means, color=colour, ls=dash, lw=width, marker="o", ms=3)
+            ends[name] = its.budgets[-1], means[-1]
+        for name in its.others:
+            axes.axhline(100 * its.share(name, its.budgets[0]).mean, color=SOFT, lw=0.7)
+        axes.set(xscale="log", xlabel="kept tokens of 100", ylabel="right answers in %")
+        axes.set_xticks(its.budgets, map(str, its.budgets))
+        axes.minorticks_off()
+        axes.invert_xaxis()
+        _label(axes, ends, lambda name: looks[name][0])
+
+    said = "right answers against kept tokens; thin lines: unpruned above, blind below"
+    return _panels(panels, 2, said, lambda _: 4.2, paint)
+
+
 def _edges(times: Times) -> tuple[float, float, float]:
     return times.p20, times.median, times.p80
 
@@ -431,17 +469,17 @@ def _legend(figure: Figure, variants: Iterable[str]) -> None:
     )  # fmt: skip
 
 
-def _label(axes: Axes, points: Mapping[str, Point], colour: str = "") -> None:
+def _label(axes: Axes, points: Mapping[str, Point], colour: Callable[[str], str] = _colour) -> None:
     """Names in a column at the right with a line to their points, as high as these or apart."""
     inches = axes.bbox.height / axes.figure.dpi
     to_axes = axes.transData + axes.transAxes.inverted()
     at = apart({name: to_axes.transform(at)[1] for name, at in points.items()}, LINE / inches)
     for name, point in points.items():
-        its = colour or _colour(name)
+        its = colour(name)
         arrow = {"arrowstyle": "-", "color": its, "lw": 0.5, "alpha": 0.5, "relpos": (0, 0.5)}
         axes.annotate(
             name, point, (1.05, at[name]), textcoords="axes fraction", va="center", color=its,
-            weight="bold" if name in (OURS, "oc-pruner") else "normal",
+            weight="bold" if name.split()[0] in (OURS, "oc-pruner") else "normal",
             arrowprops={**arrow, "shrinkA": 1, "shrinkB": 3},
         )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from bench.results import Results, Times, Versus
 from bench.workloads import Workload
@@ -87,11 +87,21 @@ def usage_texts(workload: Workload) -> list[str]:
 def provenance(file: Results) -> str:
     """Driver, versions, commit and date of a result file."""
     driver = f"driver {file.driver}" if file.driver else "no driver"
-    versions = ", ".join(f"{name} {v or 'not installed'}" for name, v in file.versions.items())
-    head, dash, dirty = file.commit.partition("-")
-    return f"{driver}; {versions}; commit {head[:12]}{dash}{dirty}; {file.date}"
+    return f"{driver}; {versions_text(file.versions, file.commit)}; {file.date}"
+
+
+def versions_text(versions: Mapping[str, str | None], commit: str) -> str:
+    """What ran."""
+    named = ", ".join(f"{name} {version or 'not installed'}" for name, version in versions.items())
+    head, dash, dirty = commit.partition("-")
+    return f"{named}; commit {head[:12]}{dash}{dirty}"
 
 
 def bullets(sentences: Iterable[str]) -> str:
     """A Markdown list."""
     return "\n".join(f"* {sentence}" for sentence in sentences)
+
+
+def folded(title: str, table: str) -> str:
+    """A table that opens at a click."""
+    return f"<details><summary>{title}</summary>\n\n{table}\n\n</details>"
