@@ -65,14 +65,17 @@ def taken_for_granted() -> dict[str, Any]:
 
 
 def make_model() -> dict[str, Any]:
-    """The tiny LLaVA of the example, which tells what it generates after a few tokens."""
+    """A tiny LLaVA of as many image tokens as real ones, whose answers are a few tokens long."""
     pytest.importorskip("transformers")
     from PIL import Image
 
-    from examples.llava import make_tiny
+    from tests.vlm.models import make_llava, make_llava_processor, make_vision_config
 
-    model, processor = make_tiny()
-    model.eval().generation_config.max_new_tokens = 3
+    vision = make_vision_config(hidden_size=WIDTH, num_hidden_layers=6, image_size=336)
+    model, processor = make_llava(vision_config=vision), make_llava_processor()
+    processor.image_processor.size = {"shortest_edge": 336}
+    processor.image_processor.crop_size = {"height": 336, "width": 336}
+    model.generation_config.max_new_tokens = 3
     photo = Image.effect_mandelbrot((120, 80), (-2, -1, 1, 1), 20).convert("RGB")
     prompt = "USER: <image>\nwhat is in this picture? ASSISTANT:"
     return {"model": model, "processor": processor, "photo": photo, "prompt": prompt}
