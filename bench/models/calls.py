@@ -244,5 +244,8 @@ def pruned_view(
     handle = None
     if choice.selector != "unpruned":
         selector = vlm.selector(choice)
-        handle = attach(view, processor, selector, choice.budget, timed=timed)
+        # As the published pruners have them; the gate's own pass is given no positions.
+        handle = attach(
+            view, processor, selector, choice.budget, timed=timed, positions="consecutive"
+        )
     return view, handle, processor.count()

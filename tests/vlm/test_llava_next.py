@@ -119,7 +119,8 @@ def test_pruned_is_what_it_is_by_hand(
 )
 def test_other_towers_and_layers(kind: str, changes: Any) -> None:
     model, processor = make_llava_next(kind, **changes), make_next_processor(kind)
-    with attach(model, processor, 7, LoudestSelector(needs_importance=True)) as handle:
+    selector = LoudestSelector(needs_importance=True)
+    with attach(model, processor, 7, selector, positions="consecutive") as handle:
         batch = make_batch(processor)
         embeds, kept = embed_by_hand(model, batch, 7)
         check_logits(model, batch, embeds)
@@ -199,7 +200,7 @@ def test_any_selector_keeps_the_budget_and_an_image_alone_the_same(
     model: Any, processor: Any, kind: str
 ) -> None:
     selector = PrunerSelector(make_pruner()) if kind == "pruner" else RandomSelector(0)
-    with attach(model, processor, 9, selector, positions="consecutive") as handle:
+    with attach(model, processor, 9, selector) as handle:
         keep(model, make_batch(processor))
         together = handle.last.ids
         assert all(len(ids.unique()) == len(ids) == 9 for ids in together)
