@@ -14,8 +14,10 @@ from ocvtp_kernels.serving.vllm.positions import (
     Span,
     append_places,
     expand_prompt,
+    narrow_positions,
     place_tokens,
 )
+from ocvtp_kernels.vlm.positions import Places, shift_positions
 
 IMAGE, TEXT = 5, 7
 # Text in front, grid and number of kept tokens of each image, text behind.
@@ -74,6 +76,43 @@ def test_kept_tokens_stand_where_they_stood(prompt: Any, seed: int) -> None:
             columns = torch.arange(span.offset, span.offset + span.length)[part]
             place_tokens(positions, columns, places[part])
     assert torch.equal(positions, whole[:, torch.cat(is_kept)])
+
+
+# Text in front of each image, its tokens and how many of them are kept; text behind.
+LINES = st.tuples(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(1, 700), st.integers(1, 9)), max_size=4),
+    st.integers(0, 4),
+)
+
+
+@given(LINES, st.integers(0, 10**6))
+def test_tokens_of_one_position_stand_where_attach_has_them(prompt: Any, seed: int) -> None:
+    images, behind = prompt
+    torch.manual_seed(seed)
+    tokens: list[int] = []
+    spans, places = [], []
+    for text, size, budget in images:
+        kept = torch.randperm(size)[: min(budget, size)].sort().values
+        places.append(Places(kept, size))
+        tokens += [TEXT] * text
+        spans.append(Span(len(tokens), len(kept), size))
+        tokens += [IMAGE] * len(kept)
+    tokens += [TEXT] * behind
+    expanded = expand_prompt(tokens, spans)
+    sizes = [span.whole for span in spans]
+    whole = narrow_positions(len(expanded.tokens), list(zip(expanded.offsets, sizes, strict=True)))
+    positions = whole[:, expanded.columns]
+    for _ in range(2):  # once more after a request was interrupted
+        for span, (kept, _) in zip(spans, places, strict=True):
+            digits = append_places(torch.zeros(len(kept), 2), kept, 1)[:, 2:]
+            columns = torch.arange(span.offset, span.offset + span.length)
+            place_tokens(positions, columns, digits)
+    expected = torch.arange(len(tokens))
+    if places:
+        shift = shift_positions(torch.tensor(tokens)[None] == IMAGE, places)
+        expected = expected + shift.columns[0]
+        assert len(expanded.tokens) == len(tokens) + shift.following
+    assert torch.equal(positions[1], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

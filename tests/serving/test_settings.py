@@ -16,6 +16,7 @@ from ocvtp_kernels.serving.vllm.settings import (
     Settings,
     find_pruner,
     fingerprint,
+    keeps_positions,
     load_selector,
     read_settings,
     request_budget,
@@ -69,6 +70,8 @@ def test_settings() -> None:
         ({"budget": 1, "pruner": "a", "reference_layer": -1}, ValueError, "ocvtp.reference_layer"),
         ({"budget": 1, "pruner": "a", "reference_layer": "8"}, TypeError, "ocvtp.reference_layer"),
         ({"budget": 1, "pruner": "a", "newlines": "some"}, ValueError, "ocvtp.newlines"),
+        ({"budget": 1, "pruner": "a", "positions": "last"}, ValueError, "ocvtp.positions: exp"),
+        ({"budget": 1, "pruner": "a", "positions": 1}, ValueError, "ocvtp.positions: exp"),
         ({"budget": 1, "pruner": "a", "dtype": "int8"}, ValueError, "ocvtp.dtype"),
     ],
     ids=str,
@@ -82,6 +85,36 @@ def test_wrong_settings(ocvtp: dict[str, Any], error: type[Exception], message: 
 def test_a_setting_without_keys(given: Any) -> None:
     with pytest.raises(TypeError, match="ocvtp: expected keys and values"):
         read_settings(SimpleNamespace(ocvtp=given))
+
+
+ROTARY, GRID = {"rope_theta": 10000.0}, {"rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions", "expected"),
+    [
+        (ROTARY, None, True),
+        (ROTARY, "original", True),
+        (ROTARY, "consecutive", False),
+        (GRID, None, True),
+        (GRID, "original", True),
+        (GRID, "consecutive", "expected 'original' for a_model, got 'consecutive'"),
+        (None, None, False),
+        (None, "consecutive", False),
+        (None, "original", "expected 'consecutive' for a_model, got 'original'"),
+    ],
+)
+def test_kept_tokens_keep_their_positions_where_they_can(
+    rope: Any, positions: str | None, expected: bool | str
+) -> None:
+    text = SimpleNamespace(rope_parameters=rope) if rope else SimpleNamespace()
+    hf_config = SimpleNamespace(get_text_config=lambda: text, model_type="a_model")
+    settings = Settings(4, "a", positions=positions)
+    if isinstance(expected, bool):
+        assert keeps_positions(settings, hf_config) == expected
+    else:
+        with pytest.raises(ValueError, match=f"^ocvtp.positions: {expected}$"):
+            keeps_positions(settings, hf_config)
 
 
 def test_the_budget_of_a_request() -> None:
@@ -186,11 +219,12 @@ def test_the_fingerprint_tells_settings_and_weights_apart(folder: Path) -> None:
             settings,
             Settings(5, settings.pruner),
             Settings(4, settings.pruner, reference_layer=3),
+            Settings(4, settings.pruner, positions="consecutive"),
             Settings(4, method="random"),
             Settings(4, method="random", options={"seed": 1}),
         )
     }
-    assert len(marks) == 5
+    assert len(marks) == 6
     assert fingerprint(settings, str(folder)) == fingerprint(Settings(4, str(path)), "")
     make_pruner(seed=1).save_checkpoint(path)
     assert fingerprint(settings, str(folder)) not in marks

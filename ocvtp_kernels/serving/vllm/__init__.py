@@ -33,13 +33,16 @@ def register() -> None:
     tried, models that nobody wants pruned stay vLLM's. May be called any number of times.
     """
     import vllm
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    from ocvtp_kernels.serving.vllm.config import PositionsConfig
 
     is_tried = tuple(int(part) for part in re.findall(r"\d+", vllm.__version__)[:2]) in TRIED
     for architecture, module in ARCHITECTURES.items():
         pruned = f"{__name__}.{module}:{PREFIX}{architecture}"
-        vllm.ModelRegistry.register_model(PREFIX + architecture, pruned)
-        if is_tried:
-            vllm.ModelRegistry.register_model(architecture, pruned)
+        for name in (PREFIX + architecture, *([architecture] if is_tried else [])):
+            vllm.ModelRegistry.register_model(name, pruned)
+            MODELS_CONFIG_MAP[name] = PositionsConfig
     if is_tried:
         from ocvtp_kernels.serving.vllm.cpu_runner import mend_cpu_runner
 

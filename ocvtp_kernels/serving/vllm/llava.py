@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.model_executor.models import llava as base
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ocvtp_kernels.selectors.interface import Selector
-from ocvtp_kernels.serving.vllm.processing import PrunedInfo, PrunedProcessor
+from ocvtp_kernels.serving.vllm.processing import NarrowProcessor, PrunedInfo
 from ocvtp_kernels.serving.vllm.towers import (
     PrunedTowerModel,
     ServedTower,
@@ -24,8 +25,8 @@ class Info(PrunedInfo, base.LlavaProcessingInfo):
     """vLLM's, with `PrunedInfo`."""
 
 
-class Processor(PrunedProcessor, base.LlavaMultiModalProcessor):
-    """vLLM's, with `PrunedProcessor`."""
+class Processor(NarrowProcessor, base.LlavaMultiModalProcessor):
+    """vLLM's, with `NarrowProcessor`."""
 
 
 def _make_info(ctx: Any) -> Any:
@@ -56,6 +57,11 @@ class OcvtpLlavaForConditionalGeneration(PrunedTowerModel, base.LlavaForConditio
         tower, pixels = ServedTower.of(self.vision_tower), image_input["pixel_values"]
         strategy = self.config.vision_feature_select_strategy
         return [count_tokens(tower, pixels, strategy)[1]] * len(pixels)
+
+    def count_whole(self, data: Any) -> int:
+        side = self.config.vision_config.image_size
+        image = torch.empty(1, 3, side, side, device="meta")
+        return self.count_tokens({"pixel_values": image})[0]
 
     def embed_images(self, image_input: Any, images: list[int], budget: int) -> list[Tensor]:
         return self.keep(budget, image_input["pixel_values"][images])

@@ -11,7 +11,7 @@ from vllm.model_executor.models import llava_next as base
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ocvtp_kernels.selectors.interface import Selector
-from ocvtp_kernels.serving.vllm.processing import PrunedInfo, PrunedProcessor
+from ocvtp_kernels.serving.vllm.processing import NarrowProcessor, PrunedInfo
 from ocvtp_kernels.serving.vllm.towers import (
     PrunedTowerModel,
     ServedTower,
@@ -41,8 +41,8 @@ class Info(PrunedInfo, base.LlavaNextProcessingInfo):
         return base.LlavaNextProcessingInfo(self.ctx).get_image_size_with_most_features()
 
 
-class Processor(PrunedProcessor, base.LlavaNextMultiModalProcessor):
-    """vLLM's, with `PrunedProcessor`."""
+class Processor(NarrowProcessor, base.LlavaNextMultiModalProcessor):
+    """vLLM's, with `NarrowProcessor`."""
 
     def _fewer_placeholders(
         self, mm_items: Any, placeholders: Callable[[int], list[int]], budget: int
@@ -88,6 +88,9 @@ class OcvtpLlavaNextForConditionalGeneration(
         assert self.ocvtp is not None
         layout = self._layout(image_input, image)
         return keep_counts(layout, budget, self.ocvtp.newlines).placeholders
+
+    def count_whole(self, data: Any) -> int:
+        return self._layouts.of(read_size(data["image_sizes"].data)).num_packed
 
     def embed_images(self, image_input: Any, images: list[int], budget: int) -> list[Tensor]:
         # Crops that fill up a batch are left out.

@@ -46,7 +46,7 @@ class PrunedModel:
         selector = load_selector(settings, model_config.model, device, model_config.revision)
         # So many tokens vLLM encodes at once without pruning.
         self.slice_size = int(vllm_config.scheduler_config.max_num_encoder_input_tokens)
-        layer = self.begin_pruning(settings, selector)
+        layer = self.begin_pruning(settings, selector, model_config)
         whole, kept = MULTIMODAL_REGISTRY.get_processing_info(model_config).count_most_tokens()
         logger.info_once(
             "ocvtp: %d to %d tokens per image (the largest), by %s on vision layer %d",
@@ -72,7 +72,7 @@ class PrunedModel:
     def prepare(self, vllm_config: Any) -> None:
         """What has to be done before vLLM builds a model that prunes."""
 
-    def begin_pruning(self, settings: Settings, selector: Selector) -> int:
+    def begin_pruning(self, settings: Settings, selector: Selector, model_config: Any) -> int:
         """Takes the selector, once the model is built; returns the reference layer.
 
         Raises:

@@ -2,13 +2,13 @@
 
 Text stands where it would without pruning, and a kept token where it stands in its image. vLLM asks
 for positions before the tokens are chosen, so a kept token carries its place in its image along, in
-channels behind its own.
+channels behind its own. Positions of LLaVA are those of images that are one token wide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,16 @@ class WholePrompt(NamedTuple):
     columns: (
         Tensor  # int64, ascending: where the tokens of the pruned prompt are, see `expand_prompt`
     )
+
+
+def longest_prompt(model_config: Any) -> int:
+    """Tokens of the longest prompt that is taken, the dropped ones among them.
+
+    Args:
+        model_config: vLLM's, of a model of one position a token.
+    """
+    trained = getattr(model_config.hf_text_config, "max_position_embeddings", 0)
+    return max(int(trained), int(model_config.max_model_len))
 
 
 def expand_prompt(tokens: Sequence[int], spans: Sequence[Span]) -> WholePrompt:
@@ -62,6 +72,21 @@ def expand_prompt(tokens: Sequence[int], spans: Sequence[Span]) -> WholePrompt:
     columns += range(len(whole), len(whole) + len(tokens) - done)
     whole += tokens[done:]
     return WholePrompt(whole, offsets, torch.tensor(columns, dtype=torch.int64))
+
+
+def narrow_positions(length: int, images: Sequence[tuple[int, int]]) -> Tensor:
+    """Positions of a whole prompt whose images are one token wide, int64 ``[3, length]``.
+
+    Rows count the tokens of the prompt one by one; time and columns stand still in an image.
+
+    Args:
+        length: of the prompt, L.
+        images: the offset and the number of placeholders of each.
+    """
+    positions = torch.arange(length).repeat(3, 1)
+    for offset, count in images:
+        positions[0::2, offset : offset + count] = offset
+    return positions
 
 
 def append_places(features: Tensor, ids: Tensor, columns: int) -> Tensor:

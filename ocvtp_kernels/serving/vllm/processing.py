@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
 
+from ocvtp_kernels.serving.vllm.positions import longest_prompt
 from ocvtp_kernels.serving.vllm.settings import (
     BUDGET,
     Settings,
@@ -136,3 +137,31 @@ class PrunedProcessor:
         if self.info.ocvtp is not None and "image" in hashes:
             hashes["image"] = [each + self.info.hash_suffix for each in hashes["image"]]
         return hashes
+
+
+class NarrowProcessor(PrunedProcessor):
+    """As `PrunedProcessor`, of a model of one position a token, which may have no more of them."""
+
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        output = super().apply(inputs, timing_ctx)  # type: ignore[misc]
+        model_config = self.info.ctx.model_config
+        if self.info.ocvtp is None or not model_config.uses_mrope:
+            return output
+        length, most = len(output["prompt_token_ids"]), longest_prompt(model_config)
+        for index, kept in enumerate(output["mm_placeholders"].get("image", ())):
+            length += self._count_whole(inputs.mm_data_items["image"], index) - kept.length
+        if length > most:
+            raise ValueError(
+                f"ocvtp.positions: expected a prompt of at most {most} tokens with those that are "
+                f"dropped, as they keep their positions, got {length}; where the server's are "
+                "'consecutive', kept tokens count alone"
+            )
+        return output
+
+    def _count_whole(self, images: Any, index: int) -> int:
+        # One that was sent before may be a name alone.
+        if images.get(index) is None:
+            whole, _ = self.info.count_most_tokens()
+            return int(whole)
+        size = images.get_image_size(index)
+        return int(self.info.count_unpruned(image_width=size.width, image_height=size.height))

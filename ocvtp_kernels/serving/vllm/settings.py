@@ -18,12 +18,11 @@ from ocvtp_kernels.checks import require_bool, require_one_of, whole_number
 from ocvtp_kernels.pruner.pruner import OCPruner
 from ocvtp_kernels.selectors.interface import Selector, SelectorAttributes, place_of
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
-from ocvtp_kernels.selectors.registry import METHODS, make_selector
-from ocvtp_kernels.vlm.handle import NEWLINES
+from ocvtp_kernels.selectors.registry import PRUNER, check_choice, make_selector
+from ocvtp_kernels.vlm.handle import NEWLINES, POSITIONS
 
 # The key in `mm_processor_kwargs` by which a request asks for fewer tokens.
 BUDGET = "ocvtp_budget"
-PRUNER = "oc-pruner"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -37,8 +36,10 @@ class Settings:
         method: "oc-pruner", or one of `METHODS`.
         options: of the method, see `make_selector`.
         importance: whether attention received fills the gaps of the object-centric pruner.
-        reference_layer: vision layer the decision is made on; a third of the depth if None.
+        reference_layer: vision layer the decision is made on; by the depth if None, as `attach`.
         newlines: LLaVA-NeXT's newline tokens: "drop" or "all".
+        positions: where kept tokens, and all behind them, stand: "original" or "consecutive"; if
+            None as `keeps_positions` says.
         dtype: that the object-centric pruner computes in, whatever the model's is.
     """
 
@@ -49,6 +50,7 @@ class Settings:
     importance: bool = True
     reference_layer: int | None = None
     newlines: str = "drop"
+    positions: str | None = None
     dtype: str = "float32"
 
 
@@ -72,15 +74,7 @@ def read_settings(hf_config: Any) -> Settings | None:
         raise ValueError("ocvtp.budget: expected a number of tokens to keep, got none")
     settings = Settings(**given)
     whole_number("ocvtp.budget", settings.budget, 1)
-    require_one_of("ocvtp.method", settings.method, (PRUNER, *METHODS))
-    if settings.pruner is not None and not isinstance(settings.pruner, str):
-        raise TypeError(f"ocvtp.pruner: expected the name of a file, got {settings.pruner!r}")
-    if (settings.pruner is not None) != (settings.method == PRUNER):
-        expected = "a file" if settings.method == PRUNER else "none"
-        raise ValueError(
-            f"ocvtp.pruner: expected {expected} with the method {settings.method!r}, "
-            f"got {settings.pruner!r}"
-        )
+    check_choice(settings.method, settings.pruner, prefix="ocvtp.")
     if not isinstance(settings.options, Mapping):
         raise TypeError(f"ocvtp.options: expected keys and values, got {settings.options!r}")
     if settings.options and settings.method == PRUNER:
@@ -89,8 +83,32 @@ def read_settings(hf_config: Any) -> Settings | None:
     if settings.reference_layer is not None:
         whole_number("ocvtp.reference_layer", settings.reference_layer, 0)
     require_one_of("ocvtp.newlines", settings.newlines, NEWLINES)
+    if settings.positions is not None:
+        require_one_of("ocvtp.positions", settings.positions, POSITIONS)
     require_one_of("ocvtp.dtype", settings.dtype, tuple(DTYPES))
     return settings
+
+
+def keeps_positions(settings: Settings, hf_config: Any) -> bool:
+    """Whether kept tokens stand at their original positions: by default where they can.
+
+    Raises:
+        ValueError: the model has other positions than those asked for.
+    """
+    rope = getattr(hf_config.get_text_config(), "rope_parameters", None)
+    possible: tuple[str, ...] = ("original", "consecutive")
+    if not rope:
+        possible = ("consecutive",)
+    elif "mrope_section" in rope:
+        # Those of a grid, whatever is kept of it.
+        possible = ("original",)
+    positions = possible[0] if settings.positions is None else settings.positions
+    if positions not in possible:
+        raise ValueError(
+            f"ocvtp.positions: expected {possible[0]!r} for {hf_config.model_type}, "
+            f"got {positions!r}"
+        )
+    return positions == "original"
 
 
 def request_budget(settings: Settings, processor_kwargs: Mapping[str, Any]) -> int:

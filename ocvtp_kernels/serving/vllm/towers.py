@@ -18,11 +18,13 @@ from vllm.distributed import (
 )
 
 from ocvtp_kernels.selectors.interface import Selector
-from ocvtp_kernels.serving.vllm.model import PrunedModel
+from ocvtp_kernels.serving.vllm.mrope import NarrowModel, PositionedModel, make_room
+from ocvtp_kernels.serving.vllm.positions import append_places, longest_prompt
 from ocvtp_kernels.serving.vllm.settings import Settings
 from ocvtp_kernels.vlm.handle import Options
 from ocvtp_kernels.vlm.intercept import Intercepts
 from ocvtp_kernels.vlm.placeholders import PlaceholderPruning, as_output
+from ocvtp_kernels.vlm.positions import read_places
 from ocvtp_kernels.vlm.tower_attention import split_heads
 from ocvtp_kernels.vlm.towers import Tower, resolve_reference
 
@@ -71,19 +73,24 @@ class ServedTowerPruning(PlaceholderPruning):
         """The vision tower of a model."""
         return ServedTower.of(inner.vision_tower)
 
+    def decide_positions(self, inner: Any) -> bool:
+        """As the options say: which can be is known before the model is built."""
+        return self.options.positions == "original"
 
-class PrunedTowerModel(PrunedModel):
+
+class PrunedTowerModel(PositionedModel, NarrowModel):
     """Mixin of a model whose tower is a CLIP or a SigLIP, before its class."""
 
     tower_name = "vision_tower"
-    config: Any
+    remedy = " without ocvtp.positions='consecutive'"
+    language_model: Any
     vision_tower: Any
 
     def make_pruning(self, selector: Selector, budget: int, options: Options) -> PlaceholderPruning:
         """What keeps ``budget`` tokens of each image of a call."""
         raise NotImplementedError
 
-    def begin_pruning(self, settings: Settings, selector: Selector) -> int:
+    def begin_pruning(self, settings: Settings, selector: Selector, model_config: Any) -> int:
         vision_config = self.config.vision_config
         if not isinstance(vision_config, CLIPVisionConfig | SiglipVisionConfig):
             raise ValueError(
@@ -93,8 +100,14 @@ class PrunedTowerModel(PrunedModel):
         layer = reference_layer(
             settings.reference_layer, self.config, ServedTower.of(self.vision_tower)
         )
+        self.begin_positions(settings, model_config)
+        if self.keeps_positions:
+            # Of a prompt that is taken, and of the longest answer behind it.
+            room = longest_prompt(model_config) + model_config.max_model_len
+            make_room(self.language_model, room)
+        positions = "original" if self.keeps_positions else "consecutive"
         # A side stream is tried on Hugging Face's models alone.
-        options = Options(layer, newlines=settings.newlines, overlap=False)
+        options = Options(layer, newlines=settings.newlines, overlap=False, positions=positions)
         self._selector, self._options = selector, options
         self._prunings = {settings.budget: self.make_pruning(selector, settings.budget, options)}
         return layer
@@ -123,7 +136,12 @@ class PrunedTowerModel(PrunedModel):
         }
         output = self.pruning_of(budget).get_image_features(embed_unpruned, self, call)
         features: list[Tensor] = output.pooler_output
-        return features
+        if not self.keeps_positions:
+            return features
+        return [
+            append_places(image, kept, columns=1) if len(kept) < whole else image
+            for image, (kept, whole) in zip(features, read_places(features), strict=True)
+        ]
 
 
 def final_layers(config: Any) -> int | list[int]:
@@ -143,10 +161,10 @@ def reference_layer(layer: int | None, config: Any, tower: Tower) -> int:
     Raises:
         ValueError: there is no such layer, or vLLM leaves it out, as no token is taken behind it.
     """
-    layer = resolve_reference(layer, config.vision_config.num_hidden_layers)
-    if layer >= len(tower.layers):
+    built = len(tower.layers)
+    layer = resolve_reference(layer, config.vision_config.num_hidden_layers, built)
+    if layer >= built:
         raise ValueError(
-            f"reference_layer: expected 0 to {len(tower.layers) - 1}, the layers that vLLM builds, "
-            f"got {layer}"
+            f"reference_layer: expected 0 to {built - 1}, the layers that vLLM builds, got {layer}"
         )
     return layer

@@ -89,6 +89,17 @@ def test_requests_of_other_budgets_in_a_batch(name: str, checkpoint: Make, wante
         assert ask(llm, prompts_of(made, budgets)) == want
 
 
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_consecutive_positions(name: str, checkpoint: Make, wanted: Any) -> None:
+    made, budget = checkpoint(name), BUDGETS[name]
+    setting = {"budget": budget, "positions": "consecutive"}
+    want = ask_hugging_face(made, budget, positions="consecutive")
+    with engine(made, setting, **CHUNKED) as llm:
+        assert ask(llm, prompts_of(made)) == want
+    for (_, photos), one, other in zip(made.cases, want, wanted(name, budget), strict=True):
+        assert (one == other) == (not photos)
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_without_a_setting_nothing_changes(name: str, checkpoint: Make, wanted: Any) -> None:
     made = checkpoint(name)
@@ -103,7 +114,7 @@ def test_another_reference_layer_answers_otherwise(
     name: str, checkpoint: Make, wanted: Any
 ) -> None:
     made, budget = checkpoint(name), BUDGETS[name]
-    with engine(made, {"budget": budget, "reference_layer": 3}) as llm:
+    with engine(made, {"budget": budget, "reference_layer": 2}) as llm:
         got = ask(llm, prompts_of(made))
     want = wanted(name, budget)
     assert [length for length, _ in got] == [length for length, _ in want]
@@ -163,6 +174,14 @@ def test_an_unknown_key_does_not_start(checkpoint: Make) -> None:
     with (
         pytest.raises(ValueError, match=r"ocvtp: unknown keys \['budgte'\]"),
         engine(checkpoint("llava"), {"budgte": 16}),
+    ):
+        pass
+
+
+def test_positions_that_a_family_has_not_do_not_start(checkpoint: Make) -> None:
+    with (
+        pytest.raises(ValueError, match=r"ocvtp.positions: expected 'original' for qwen2_vl"),
+        engine(checkpoint("qwen2_vl"), {"budget": 8, "positions": "consecutive"}),
     ):
         pass
 

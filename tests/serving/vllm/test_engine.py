@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.models.utils import StageMissingLayer
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 import ocvtp_kernels.serving.vllm as plug_in
 from ocvtp_kernels.serving.vllm.model import PrunedModel
+from ocvtp_kernels.serving.vllm.mrope import make_room
 from ocvtp_kernels.serving.vllm.positions import append_places
 from ocvtp_kernels.serving.vllm.settings import BUDGET, Settings
+from ocvtp_kernels.serving.vllm.towers import PrunedTowerModel
 from ocvtp_kernels.serving.vllm.units import PrunedUnitModel
 from tests.serving.vllm.asking import ask, ask_hugging_face, engine, prompts_of
 from tests.serving.vllm.checkpoints import Checkpoint
@@ -49,6 +53,7 @@ def config_with(**changes: Any) -> Any:
         "mm_processor_kwargs": None,
     }
     model = {"enable_sleep_mode": False, "hf_config": SimpleNamespace(ocvtp=SETTING)}
+    model["uses_mrope"] = True
     others = {"lora_config": None, "speculative_config": None}
     others["parallel_config"] = SimpleNamespace(pipeline_parallel_size=1)
     compilation = {"compile_mm_encoder": False}
@@ -92,12 +97,18 @@ def test_what_pruning_would_get_wrong_is_refused(changes: dict[str, Any]) -> Non
     ],
     ids=["speculation", "pipeline"],
 )
-def test_what_a_qwen_refuses(changes: dict[str, Any]) -> None:
-    build(PrunedUnitModel, config_with())
+def test_what_original_positions_refuse(changes: dict[str, Any]) -> None:
     build(PrunedModel, config_with(**changes))
+    build(PrunedTowerModel, config_with(**changes, uses_mrope=False))
     name = {"parallel_config": "pipeline_parallel_size"}.get(*2 * list(changes))
-    with pytest.raises(ValueError, match=f"^{name}: not supported with an ocvtp setting$"):
-        build(PrunedUnitModel, config_with(**changes))
+    for mixin, remedy in (
+        (PrunedUnitModel, ""),
+        (PrunedTowerModel, " without ocvtp.positions='consecutive'"),
+    ):
+        build(mixin, config_with())
+        message = f"^{name}{remedy}: not supported with an ocvtp setting$"
+        with pytest.raises(ValueError, match=message):
+            build(mixin, config_with(**changes))
 
 
 def test_a_model_that_gets_no_images(checkpoint: Make) -> None:
@@ -106,6 +117,38 @@ def test_a_model_that_gets_no_images(checkpoint: Make) -> None:
         text = replace(made, cases=[case for case in made.cases if not case[1]])
         with engine(made, {"budget": 8}, limit_mm_per_prompt={"image": 0, "video": 0}) as llm:
             assert ask(llm, prompts_of(text)) == ask_hugging_face(text, None)
+
+
+def test_positions_beyond_those_of_the_model(checkpoint: Make) -> None:
+    made = checkpoint("llava")
+    fitting = [case for case in made.cases if len(case[1]) < 3]
+    overrides = {"text_config": {"max_position_embeddings": 300}}
+    with engine(made, {"budget": 16}, hf_overrides=overrides, max_model_len=256) as llm:
+        # Of 292 tokens, with an answer that ends behind 300.
+        answerable = replace(made, cases=fitting)
+        assert ask(llm, prompts_of(answerable)) == ask_hugging_face(answerable, 16)
+        too_long = replace(made, cases=[case for case in made.cases if case not in fitting])
+        with pytest.raises(ValueError, match=r"ocvtp.positions: expected a prompt of at most 300"):
+            ask(llm, prompts_of(too_long))
+        assert ask(llm, prompts_of(answerable)[:1]) == ask_hugging_face(answerable, 16)[:1]
+
+
+SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
+
+def test_room_for_positions() -> None:
+    with set_current_vllm_config(VllmConfig()):
+        short, long = (
+            torch.nn.ModuleList([get_rope(32, length, dtype=torch.float32)]) for length in (16, 50)
+        )
+        scaled = torch.nn.ModuleList([get_rope(32, 64, rope_parameters=SCALED)])
+    make_room(short, 50)
+    make_room(long, 40)
+    assert torch.equal(short[0].cos_sin_cache, long[0].cos_sin_cache)
+    assert len(long[0].cos_sin_cache) == 50
+    make_room(scaled, 64)
+    with pytest.raises(ValueError, match=r"ocvtp.positions: expected 'consecutive', as the YaRN"):
+        make_room(scaled, 65)
 
 
 class Images(PrunedModel):
@@ -228,6 +271,49 @@ def test_positions_of_an_answer(behind: int, split: int) -> None:
     assert len(ids) + delta == 2 + 9 + behind
     assert positions[:, 2:6].tolist() == [[2] * 4, [2, 2, 3, 4], [2, 3, 4, 3]]
     assert positions[:, 6:].tolist() == [list(range(11, 11 + behind))] * 3
+
+
+class Strip(PrunedTowerModel):
+    """Images of nine tokens, each at one position."""
+
+    def __init__(self) -> None:
+        self.ocvtp, self._width = Settings(4, "a"), 8
+        self.config = SimpleNamespace(image_token_id=IMAGE)
+
+    def count_whole(self, data: Any) -> int:
+        return 9
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+@pytest.mark.parametrize("split", [2, 3, 6, 8])
+def test_original_positions_of_a_model_that_has_one_a_token(split: int, behind: int) -> None:
+    ids = [TEXT, TEXT, *[IMAGE] * 4, TEXT, *[IMAGE] * 2, *[TEXT] * behind]
+    features = [
+        MultiModalFeatureSpec(
+            data=None,
+            modality="image",
+            identifier="",
+            mm_position=PlaceholderRange(offset=offset, length=length),
+        )
+        for offset, length in ((7, 2), (2, 4))
+    ]
+    model = Strip()
+    positions, delta = model.get_mrope_input_positions(ids, features)
+    assert len(ids) + delta == 21 + behind
+    # The last token of the second is not kept, and what follows stands behind it.
+    kept = {2: torch.tensor([0, 1, 5, 7]), 7: torch.tensor([3, 6])}
+    images = {at: append_places(torch.randn(len(each), 8), each, 1) for at, each in kept.items()}
+    # Once more after a request was interrupted.
+    for start, end in ((0, split), (split, len(ids)), (0, split), (split, len(ids))):
+        parts = [
+            part
+            for at, image in images.items()
+            if len(part := image[max(start - at, 0) : max(end - at, 0)])
+        ]
+        embeddings, new, again = model.recompute_mrope_positions(ids, parts, positions, start)
+        assert again == delta and all(each.shape[1] == 8 for each in embeddings)
+        positions.copy_(new)
+    assert positions[1].tolist() == [0, 1, 2, 3, 7, 9, 11, 15, 18, *[21] * behind]
 
 
 def watch_tower(model: Any) -> list[int]:
