@@ -324,16 +324,25 @@ class Results:
         return path
 
 
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds.
+
+    Raises:
+        ResultError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: cannot be read: {error}") from error
+
+
 def read_results(path: Path) -> Results:
     """A result file.
 
     Raises:
         ResultError: it cannot be read, or something in it is not what a run writes.
     """
-    try:
-        top = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path}: cannot be read: {error}") from error
+    top = read_json(path)
     row_type: Any = ROWS.get(path.stem, OpRow)
     found: Results = parse(Results, top, str(path), rows=list[row_type])
     if found.suite != path.stem:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.results import ResultError, parse
+from bench.results import ResultError, parse, read_json
 from bench.retention.scenes import KINDS, QUESTIONS, SIZES
 from ocvtp_kernels.files import atomic_write
 
@@ -141,11 +141,7 @@ def read_retention(path: Path) -> Retention:
     Raises:
         ResultError: it cannot be read, or something in it is not what a run writes.
     """
-    try:
-        top = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path}: cannot be read: {error}") from error
-    found: Retention = parse(Retention, top, str(path))
+    found: Retention = parse(Retention, read_json(path), str(path))
     if len({row.key for row in found.rows}) < len(found.rows):
         raise ResultError(f"{path}: rows: two of one method, budget, positions and seed")
     return found
