@@ -43,12 +43,13 @@ from tests.cases import random_pruner
 pytest.importorskip("transformers")
 
 from bench.retention import run
-from bench.retention.methods import generate, keep, pruner_method, training_free
+from bench.retention.methods import all_features, generate, keep, pruner_method, training_free
 from bench.retention.model import FOLDER, PRUNER, TOKENS, WIDTH, make_model
 from bench.retention.train import Heads, Stage, to_data, train
 
 SCENES, SEED = 25, 7
 METHODS = {name: each for name, each in training_free().items() if not each.in_decoder}
+METHODS[OC_PRUNER] = pruner_method(FOLDER / "tiny-llava" / PRUNER, None)
 BUDGETS = (22, 11)  # whose answers are told
 # Of the first pictures, as drawn here; pixels may be rounded otherwise elsewhere.
 MEANS = (120.46, 104.86, 112.67, 127.12)
@@ -196,10 +197,30 @@ def test_exactly_the_budget_is_kept(kept: Kept, name: str) -> None:
 
 def test_methods_keep_what_is_asked_about(kept: Kept) -> None:
     # Three standard errors of 200 questions are 9 points at 80 %, and 11 at 50 %.
-    for name in ("divprune", "cdpruner", "hiprune"):
+    for name in ("divprune", "cdpruner", "hiprune", OC_PRUNER):
         assert kept.accuracy(name, 11) >= max(80, kept.random(11) + 12), name
     for name in METHODS:
         assert kept.accuracy(name, 22) >= kept.random(22) - 3, name
+
+
+def test_original_positions_bring_places_back() -> None:
+    folder = FOLDER / "tiny-llava-undropped"
+    if not (folder / "model.safetensors").exists():
+        pytest.skip(f"no trained model in {folder}; python -m bench.retention.train makes it")
+    its = Kept(folder)
+    places = [[q.kind in ("where", "relation") for q in scene.questions] for scene in its.scenes]
+    of_place = torch.tensor(places)
+
+    def right(features: Tensor, ids: Tensor, positions: Any) -> float:
+        answers = its.answers(features, ids, positions)
+        return float((answers == its.asked.answers)[of_place].double().mean())
+
+    every = torch.arange(TOKENS).expand(SCENES, -1)
+    unpruned = right(all_features(its.model, its.pixels), every, "original")
+    kept = its.keep("divprune", 22)
+    lost = unpruned - right(*kept, "consecutive")
+    assert lost > 0.2
+    assert unpruned - right(*kept, "original") <= lost / 2
 
 
 def released(kept: Kept, scenes: int) -> Tensor:
