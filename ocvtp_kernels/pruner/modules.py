@@ -30,7 +30,7 @@ def without_place_mean(tokens: Tensor, place_mean: Tensor | None) -> Tensor:
     """Reference tokens ``[B, N, C]`` as the encode MLP takes them.
 
     Args:
-        place_mean: ``[N, C]`` of a pruner, None where it has none.
+        place_mean: ``[N, C]`` of a pruner, or that of each token; None where it has none.
     """
     return tokens if place_mean is None else tokens - place_mean
 

@@ -202,6 +202,7 @@ class OCPruner(Freezable):
         num_slots: int | None = None,
         top_k: int = 1,
         padding: str = "importance",
+        places: Tensor | None = None,
     ) -> Pruned:
         """Keeps exactly ``budget`` final tokens of each image.
 
@@ -217,6 +218,8 @@ class OCPruner(Freezable):
             num_slots: K where slots are sampled; ``budget // top_k`` (at least 1) if None.
             top_k: tokens a slot picks.
             padding: "importance", or "random" to fill the gap at random by the noise seed.
+            places: int64 ``[B, N]``, of tokens that are not all of an image: the rows of the place
+                mean that are theirs; None: they are all, in order.
 
         Returns:
             tokens ``[B, T, C]`` and ids int64 ``[B, T]``, ascending and distinct. With more
@@ -227,7 +230,7 @@ class OCPruner(Freezable):
         Raises:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
-        check_reference_tokens(reference_tokens, self.config, self._in_use())
+        check_reference_tokens(reference_tokens, self.config, self._in_use(), places)
         batch, num_tokens, _ = reference_tokens.shape
         check_final_tokens(final_tokens, "reference_tokens", reference_tokens)
         check_importance(importance, "reference_tokens", reference_tokens)
@@ -240,10 +243,10 @@ class OCPruner(Freezable):
         if padding == "random":
             importance = self.initializ.scores(batch, num_tokens)
         if self._folded is not None:
-            tokens = without_place_mean(reference_tokens, self.place_mean)
+            tokens = self._without_place_mean(reference_tokens, places)
             arguments = (tokens, final_tokens, self._folded, slots_init, importance)
             return Pruned(*torch.ops.ocvtp.prune(*arguments, budget, top_k))
-        _, logits = self._compete(reference_tokens, slots_init)
+        _, logits = self._compete(reference_tokens, slots_init, places=places)
         ids = select_ids(log_attention(logits.detach()), importance, budget, top_k)
         return Pruned(gather_tokens(final_tokens, ids), ids)
 
@@ -271,18 +274,26 @@ class OCPruner(Freezable):
         default = self.config.init_num
         slots_init = self._initial_slots(reference_tokens, slots_init, num_slots, default)
         if self._folded is not None:
-            tokens = without_place_mean(reference_tokens, self.place_mean)
+            tokens = self._without_place_mean(reference_tokens)
             return Picks(*torch.ops.ocvtp.prune_picks(tokens, self._folded, slots_init, top_k))
         _, logits = self._compete(reference_tokens, slots_init)
         scores = log_attention(logits.detach())
         return Picks(*slot_topk(scores, top_k), token_score=scores.amax(dim=1))
 
+    def _without_place_mean(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
+        mean = self.place_mean
+        return without_place_mean(tokens, mean if mean is None or places is None else mean[places])
+
     def _compete(
-        self, tokens: Tensor, slots_init: Tensor, slot_mask: Tensor | None = None
+        self,
+        tokens: Tensor,
+        slots_init: Tensor,
+        slot_mask: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Slots and logits in plain PyTorch."""
         like = self.initializ.mean
-        tokens = without_place_mean(tokens, self.place_mean)
+        tokens = self._without_place_mean(tokens, places)
         tokens = for_layers("reference_tokens", tokens, like)
         slots_init = for_layers("slots_init", slots_init, like)
         slots, logits = self.aggregat(self.encode_project(tokens), slots_init, slot_mask)
@@ -331,13 +342,21 @@ def for_layers(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     return tensor
 
 
-def check_reference_tokens(tokens: Tensor, config: PrunerConfig, parameter: Tensor) -> None:
+def check_reference_tokens(
+    tokens: Tensor, config: PrunerConfig, parameter: Tensor, places: Tensor | None = None
+) -> None:
     """Raises ValueError or TypeError unless ``tokens`` fit a pruner with such parameters."""
     checks.require_rank("reference_tokens", tokens, "B, N, C")
     checks.require_floating("reference_tokens", tokens)
     checks.require_nonempty("reference_tokens", tokens, 1, "token")
     checks.require_size("reference_tokens", tokens, 2, config.enc_in_dim, "enc_in_dim")
-    if config.enc_place_mean:
+    if places is not None:
+        checks.require_rank("places", places, "B, N")
+        if places.dtype != torch.int64:
+            raise TypeError(f"places: expected dtype torch.int64, got {places.dtype}")
+        for dim in (0, 1):
+            checks.require_size("places", places, dim, tokens.shape[dim], "reference_tokens")
+    elif config.enc_place_mean:
         checks.require_size("reference_tokens", tokens, 1, config.num_places, "the place mean")
     require_dtype_device("reference_tokens", tokens, "the parameters", parameter)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import wraps
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
@@ -15,6 +15,11 @@ from ocvtp_kernels.dtypes import autocast_off
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 
 PLACES = ("encoder", "projector", "decoder")
+# Whose attention in the decoder ranks image tokens: the prompt's last token; or the raters, tokens
+# of the text behind the images whose embeddings are closest to those of the image (SparseVLM).
+TEXT_ROWS = ("last", "raters")
+# The layer that it is taken from: the one before the tokens are dropped, or the one behind.
+TEXT_LAYERS = ("before", "behind")
 
 T = TypeVar("T")
 Call = TypeVar("Call", bound=Callable[..., Any])
@@ -38,6 +43,8 @@ class SelectorInputs(NamedTuple):
     grid: tuple[int, int] | None = None  # rows and columns, row by row; N = rows * columns
     text: Tensor | None = None  # [B, E], the embedding of the question
     text_tokens: Tensor | None = None  # [B, N, E], the tokens in the text's space
+    text_attention: Tensor | None = None  # [B, N], attention received from text in the decoder
+    ids: Tensor | None = None  # int64 [B, N], the tokens' ids in the whole image; None: 0 to N - 1
 
     def map_tokens(self, change: Callable[[Tensor], Tensor]) -> SelectorInputs:
         """The same with ``change`` applied to every field of shape ``[B, N, ...]``."""
@@ -58,6 +65,8 @@ PER_TOKEN_FIELDS = (
     "shallow_importance",
     "keys",
     "text_tokens",
+    "text_attention",
+    "ids",
 )
 
 
@@ -73,6 +82,8 @@ LAYOUTS = {
     "cls_token": "B, C",
     "text": "B, E",
     "text_tokens": "B, N, E",
+    "text_attention": "B, N",
+    "ids": "B, N",
 }
 
 
@@ -94,6 +105,9 @@ def check_inputs(inputs: SelectorInputs, reads: Collection[str], tokens: str) ->
         if name == "valid":
             if value.dtype != torch.bool:
                 raise TypeError(f"valid: expected dtype torch.bool, got {value.dtype}")
+        elif name == "ids":
+            if value.dtype != torch.int64:
+                raise TypeError(f"ids: expected dtype torch.int64, got {value.dtype}")
         elif name in reads:
             checks.require_floating(name, value)
         checks.require_same_device(name, value, tokens, reference_tokens)
@@ -152,6 +166,14 @@ class Selector(Protocol):
         ...
 
 
+class Stage(NamedTuple):
+    """One of the places in a decoder where tokens are dropped."""
+
+    layer: int  # the decoder layer, from 0, before which they are
+    count: Callable[[int], int]  # tokens that an image keeps of those that it has there
+    selector: Selector  # chooses them, of `SelectorInputs` of the tokens that are there
+
+
 class SelectorAttributes(Protocol):
     """The optional attributes of a selector. One that is missing counts as the value here.
 
@@ -162,6 +184,8 @@ class SelectorAttributes(Protocol):
         place: whose output its final tokens are, one of `PLACES`.
         exact: whether it always keeps exactly the budget.
         layer: of the place "decoder": the decoder layer, from 0, before which tokens are dropped.
+        text_rows: of the place "decoder": whose attention the text attention is, of `TEXT_ROWS`.
+        text_layer: of the place "decoder": the layer that it is taken from, of `TEXT_LAYERS`.
     """
 
     needs: frozenset[str] = frozenset({"final_tokens"})
@@ -169,6 +193,22 @@ class SelectorAttributes(Protocol):
     place: str = "encoder"
     exact: bool = True
     layer: int = 2
+    text_rows: str = "last"
+    text_layer: str = "before"
+
+    def stages(self, budget: int, depth: int) -> Sequence[Stage]:
+        """Of the place "decoder": where tokens are dropped, in falling numbers.
+
+        A selector without this method drops all but the budget before its ``layer``.
+
+        Args:
+            budget: at least 1; an image of no more tokens keeps all of them at every stage.
+            depth: decoder layers.
+
+        Raises:
+            ValueError: there is no schedule for this budget or depth.
+        """
+        ...
 
     def begin(self, reference_tokens: Tensor, budget: int) -> FinishSelection:
         """The part of a selection that reads reference tokens alone, all of them valid.
@@ -217,9 +257,31 @@ def place_of(selector: Selector) -> str:
     return place
 
 
+def stages_of(selector: Selector, budget: int, depth: int) -> tuple[Stage, ...]:
+    """Where a selector of the place "decoder" drops tokens, see `SelectorAttributes.stages`.
+
+    Raises:
+        ValueError, TypeError: a layer is none of 1 to ``depth - 1``, or they do not rise.
+    """
+    make = getattr(selector, "stages", None)
+    if make is None:
+        layer = getattr(selector, "layer", SelectorAttributes.layer)
+        stages = (Stage(layer, lambda _: budget, selector),)
+    else:
+        stages = tuple(make(budget, depth))
+    layers = [stage.layer for stage in stages]
+    for layer in layers:
+        checks.require_int("layer", layer)
+        if not 1 <= layer < depth:
+            raise ValueError(f"layer: expected 1 to {depth - 1}, got {layer}")
+    if not layers or layers != sorted(set(layers)):
+        raise ValueError(f"layer: expected rising layers, at least one, got {layers}")
+    return stages
+
+
 def reads_only_reference_tokens(selector: Selector) -> bool:
     """Whether a selector can run as soon as there are reference tokens."""
-    return reads_of(selector) <= {"reference_tokens", "valid"}
+    return reads_of(selector) <= {"reference_tokens", "valid", "ids"}
 
 
 def required(value: T | None) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -42,26 +43,28 @@ class PrunerSelector:
         self.pruner = pruner
         self._active, self._changes = pruner, -1
         self._active_pruner()
-        self.wants = frozenset({"importance", "valid"} if importance else {"valid"})
+        self.wants = frozenset({"valid", "ids"} | ({"importance"} if importance else set()))
 
     def __call__(self, inputs: SelectorInputs, budget: int) -> Selected:
         """Ids int64 ``[B, budget]``; with ``valid``, image by image, waiting for the device.
 
+        A place mean counts by the tokens' ``ids``, where they are not all of an image.
+
         Raises:
             ValueError, TypeError: as `OCPruner.forward`.
         """
-        if inputs.valid is None:
-            return Selected(self._select(inputs.reference_tokens, inputs.importance, budget))
+        valid = inputs.valid
+        if valid is None:
+            return Selected(self._select(inputs, budget))
         # Padding is taken out before, since slots must not compete for it.
-        ids, importance = [], inputs.importance
-        for image, valid in enumerate(inputs.valid):
-            index = valid.nonzero().flatten()
-            among_valid = self._select(
-                inputs.reference_tokens[image : image + 1, index],
-                None if importance is None else importance[image : image + 1, index],
-                budget,
-            )
-            ids.append(index[among_valid])
+        if inputs.ids is None:
+            every = torch.arange(valid.shape[1], device=valid.device)
+            inputs = inputs._replace(ids=every.expand(valid.shape))
+        ids = []
+        for image, of_image in enumerate(valid):
+            index = of_image.nonzero().flatten()
+            cut = partial(_take_tokens, image, index)
+            ids.append(index[self._select(inputs.map_tokens(cut), budget)])
         return Selected(torch.cat(ids))
 
     def begin(self, reference_tokens: Tensor, budget: int) -> FinishSelection:
@@ -76,11 +79,14 @@ class PrunerSelector:
 
         return finish
 
-    def _select(self, reference_tokens: Tensor, importance: Tensor | None, budget: int) -> Tensor:
+    def _select(self, inputs: SelectorInputs, budget: int) -> Tensor:
         pruner = self._active_pruner()
-        tokens = _cast(reference_tokens, pruner)
+        tokens = _cast(inputs.reference_tokens, pruner)
+        given: dict[str, Any] = {}
+        if inputs.ids is not None and pruner.config.enc_place_mean:
+            given["places"] = inputs.ids
         # Only the ids are used, so the pruner gathers one channel.
-        ids: Tensor = pruner(tokens, tokens[..., :1], budget, importance).ids
+        ids: Tensor = pruner(tokens, tokens[..., :1], budget, inputs.importance, **given).ids
         return ids
 
     def _active_pruner(self) -> OCPruner:
@@ -89,6 +95,11 @@ class PrunerSelector:
             self._active = pruner if pruner.frozen else _frozen(pruner)
             self._changes = pruner.changes
         return self._active
+
+
+def _take_tokens(image: int, index: Tensor, field: Tensor) -> Tensor:
+    """Some tokens of one image, of a field ``[B, N, ...]``."""
+    return field[image : image + 1, index]
 
 
 def _cast(reference_tokens: Tensor, pruner: OCPruner) -> Tensor:

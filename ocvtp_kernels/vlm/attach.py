@@ -51,8 +51,8 @@ def attach(
             layers behind the reference layer.
         positions: where LLaVA's language model has the tokens: "original", as in the whole prompt,
             dropped tokens leaving gaps, or "consecutive", as the published pruners have them.
-            "original" if None, where its positions are rotary ones. The other families, and
-            methods in the decoder, know the original ones alone.
+            "original" if None, where its positions are rotary ones. The other families know the
+            original ones alone.
 
     Returns:
         The handle: ``last`` has the ids that the latest call kept, ``remove()`` restores the model
@@ -86,9 +86,8 @@ def attach(
         )
     options = Options(reference_layer, timed, newlines, savings, overlap, positions)
     in_decoder = place_of(selector) == "decoder"
-    if positions == "consecutive" and (in_decoder or not family.renumbers):
-        where = "a method in the decoder" if in_decoder else model_type
-        raise ValueError(f"positions: expected 'original' for {where}, got {positions!r}")
+    if positions == "consecutive" and not family.renumbers:
+        raise ValueError(f"positions: expected 'original' for {model_type}, got {positions!r}")
     if not in_decoder:
         return family.attach(model, processor, selector, budget, options)
     if family.in_decoder is None:

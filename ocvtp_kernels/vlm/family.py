@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import Selector
 from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.intercept import Intercepts
 
 if TYPE_CHECKING:
     from ocvtp_kernels.vlm.encoder import Encoder
@@ -25,17 +28,32 @@ Attach = Callable[[Any, Any, Selector, int, Options], Handle]
 OpenPhotos = Callable[[Any, Any, str, int | None], "Encoder"]
 
 
+class ImageReference(NamedTuple):
+    """The reference tokens of an image."""
+
+    tokens: Tensor  # [V, C]
+    ids: Tensor | None = None  # int64 [V], ascending: the image's tokens that they are; None: all
+
+
+# Of the inner model, the arguments of a call of its ``get_image_features`` and the intercepts that
+# will be active in it: what returns the reference tokens of each image afterwards.
+WatchReference = Callable[[Any, dict[str, Any], Intercepts], Callable[[], list[ImageReference]]]
+
+
 @dataclass(frozen=True)
 class InDecoder:
     """What pruning between decoder layers needs to know of a family.
 
     Attributes:
+        find_reference: of the inner model, the reference layer asked for (None: by the depth) and
+            the selectors: how to watch the reference tokens. Raises ValueError if they do not fit.
         read_grids: of the inner model and the arguments of its ``get_image_features``: rows and
-            columns of the tokens of each image.
+            columns of the tokens of each image; None where these are no grid.
         stacked_ids: whether all images have as many tokens, so that their ids are one tensor.
     """
 
-    read_grids: Callable[[Any, dict[str, Any]], list[tuple[int, int]]]
+    find_reference: Callable[[Any, int | None, Sequence[Selector]], WatchReference]
+    read_grids: Callable[[Any, dict[str, Any]], list[tuple[int, int]]] | None = None
     stacked_ids: bool = False
 
 

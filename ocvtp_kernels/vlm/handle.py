@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -33,11 +33,17 @@ class Options(NamedTuple):
     positions: str | None = None  # one of POSITIONS; None: original ones, where there can be
 
 
-class LastCall(NamedTuple):
-    """What the call of the vision encoder that ended last kept."""
+Ids = Tensor | list[Tensor]  # int64 [images, T], or [T_i] an image; ascending
 
-    ids: Tensor | list[Tensor]  # int64 [images, T], or [T_i] an image; ascending
+
+class LastCall(NamedTuple):
+    """What the call that ended last kept."""
+
+    ids: Ids
     times: dict[str, float]  # seconds by stage: encoder, pruner, projector; empty if not timed
+    # Of a method in the decoder: before which layer, and the ids kept from there on; the last ones
+    # are `ids`.
+    stages: list[tuple[int, Ids]]
 
 
 class Handle:
@@ -72,7 +78,7 @@ class Handle:
     def last(self) -> LastCall | None:
         """What the call that ended last kept, or None before the first image."""
         last = self._last
-        return None if last is None else LastCall(last.ids, last.times)
+        return None if last is None else LastCall(last.ids, last.times, last.stages)
 
     def begin(self) -> CallRecord:
         """The record of a call, which `last` returns once it is finished."""
@@ -126,10 +132,11 @@ class CallRecord:
     """The stages of one call, and what it keeps.
 
     Attributes:
-        ids: as those of `LastCall`, once `finish` was called.
+        ids, stages: as those of `LastCall`, once `finish` was called.
     """
 
-    ids: Tensor | list[Tensor]
+    ids: Ids
+    stages: list[tuple[int, Ids]]
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
@@ -147,9 +154,9 @@ class CallRecord:
         record._timings = {stage: list(reads) for stage, reads in self._timings.items()}
         return record
 
-    def finish(self, ids: Tensor | list[Tensor]) -> None:
+    def finish(self, ids: Ids, stages: Sequence[tuple[int, Ids]] = ()) -> None:
         """Makes `Handle.last` return this call."""
-        self.ids = ids
+        self.ids, self.stages = ids, list(stages)
         self._handle._last = self
 
     def stage(self, name: str, device: torch.device) -> AbstractContextManager[None]:

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 Watch = Callable[[Any], Any]  # takes a module's output; returns another one, or None: the same
 Forward = Callable[..., Any]  # takes the module's forward as it was, and its arguments
@@ -47,6 +47,19 @@ class Intercepts:
             yield
         finally:
             _CURRENT.reset(token)
+
+
+def watch_layer(intercepts: Intercepts, layer: nn.Module) -> Callable[[], Tensor]:
+    """Watches a layer of hidden states; returns what gives its first output of the call."""
+    outputs: list[Any] = []
+    intercepts.watch(layer, outputs.append)
+
+    def read() -> Tensor:
+        states = outputs[0]
+        hidden: Tensor = states[0] if isinstance(states, tuple) else states
+        return hidden.detach()
+
+    return read
 
 
 _NOTHING = Intercepts()

@@ -111,7 +111,7 @@ def test_a_layer_that_is_not_there(layer: int) -> None:
 
 
 def test_refused_models() -> None:
-    with pytest.raises(ValueError, match="VLMPruner stands in the decoder, which is not supported"):
+    with pytest.raises(ValueError, match="grid: needed by VLMPruner"):
         attach(make_llava_next(), make_next_processor(), VLMPruner(), BUDGET)
     windows = make_deep_qwen(use_sliding_window=True, sliding_window=8, max_window_layers=1)
     with pytest.raises(ValueError, match="full attention in every layer"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +38,9 @@ from ocvtp_kernels.vlm.columns.prompt import (
     take_images,
 )
 from ocvtp_kernels.vlm.columns.tower import UnitTower
+from ocvtp_kernels.vlm.family import ImageReference, WatchReference
 from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.intercept import Intercepts, watch_layer
 from ocvtp_kernels.vlm.layer_call import cached_length, read_cache
 from ocvtp_kernels.vlm.replaced import Method
 from ocvtp_kernels.vlm.towers import resolve_reference
@@ -262,6 +265,39 @@ def _tell_samples_apart(given: dict[str, Any], kept: KeptColumns) -> dict[str, A
         "attention_mask": None if tells_samples else kept.attended.to(torch.int64),
         "position_ids": torch.cat([text[None], kept.positions]),
     }
+
+
+def find_reference(
+    make_tower: Callable[[Any], UnitTower],
+    inner: Any,
+    layer: int | None,
+    selectors: Sequence[Selector],
+) -> WatchReference:
+    """See `InDecoder.find_reference`."""
+    tower = make_tower(inner.visual)
+    for selector in selectors:
+        require_fit(selector, tower.width, one_size=False)
+    resolved = resolve_reference(layer, len(tower.blocks))
+    return partial(_watch_reference, make_tower, resolved)
+
+
+def _watch_reference(
+    make_tower: Callable[[Any], UnitTower],
+    layer: int,
+    inner: Any,
+    given: dict[str, Any],
+    intercepts: Intercepts,
+) -> Callable[[], list[ImageReference]]:
+    tower, grid = make_tower(inner.visual), given["image_grid_thw"].cpu()
+    sizes = (grid.prod(1) // tower.unit).tolist()
+    order = tower.unit_order(tower.arguments(grid, given["pixel_values"].device))
+    read = watch_layer(intercepts, tower.blocks[layer])
+
+    def references() -> list[ImageReference]:
+        units = tower.average_units(read(), None if order is None else order.argsort())
+        return [ImageReference(image) for image in units.split(sizes)]
+
+    return references
 
 
 def read_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:

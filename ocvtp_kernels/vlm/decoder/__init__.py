@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.selectors.interface import Selector, SelectorAttributes, require_available
-from ocvtp_kernels.vlm.columns import IGNORED_LABEL
+from ocvtp_kernels.selectors.interface import (
+    TEXT_LAYERS,
+    TEXT_ROWS,
+    Selector,
+    SelectorAttributes,
+    reads_of,
+    require_available,
+    stages_of,
+)
+from ocvtp_kernels.vlm.columns import BOUNDS, IGNORED_LABEL, require_one_sample
 from ocvtp_kernels.vlm.decoder.cache import Continuation, require_new, resume
 from ocvtp_kernels.vlm.decoder.call import (
     AVAILABLE_FIELDS,
@@ -20,22 +28,24 @@ from ocvtp_kernels.vlm.decoder.call import (
     Prefill,
     Settings,
     Shape,
+    StageIds,
     count_columns,
 )
 from ocvtp_kernels.vlm.decoder.images import (
     OUTPUTS,
     PIXELS,
     encode,
-    grid_of,
     hand_over,
     mark_images,
     read_mark,
+    require_mark,
     reuse_encoded_videos,
     takes_outputs,
 )
 from ocvtp_kernels.vlm.decoder.masks import read_attended, takes_flat_masks
-from ocvtp_kernels.vlm.family import InDecoder
-from ocvtp_kernels.vlm.handle import CallRecord, Handle, Options
+from ocvtp_kernels.vlm.decoder.text import require_projections
+from ocvtp_kernels.vlm.family import InDecoder, WatchReference
+from ocvtp_kernels.vlm.handle import CallRecord, Handle, Ids, Options
 from ocvtp_kernels.vlm.layer_call import CALL, read_cache, require_known_layer
 from ocvtp_kernels.vlm.replaced import Method, Replacement
 
@@ -47,14 +57,15 @@ def attach_to_decoder(
 ) -> Handle:
     """Attaches a selector to the language model of a vision-language model.
 
-    The prompt keeps all its placeholders. Before layer ``selector.layer`` (2 if it has none) the
-    selector chooses from every image's hidden states, with the keys of the layer before (after the
-    rotary embedding, KV heads side by side); later layers have the kept columns alone, at their
-    original positions. The key-value cache is as long as the prompt below that layer, shorter from
-    it on. The output has all columns: a dropped one has the output of the kept one before it, or
-    of the first one. Attention weights of the later layers have the kept columns only. With
-    labels, dropped tokens and a row's first one are not predicted; no gradient passes through
-    merged tokens.
+    The prompt keeps all its placeholders. Before the layer of each of the selector's stages (of
+    one that has no schedule: before ``selector.layer``) it chooses from the tokens that every
+    image still has, by their hidden states, the keys of the layer before (after the rotary
+    embedding, KV heads side by side), the attention received from text, or the vision encoder's
+    reference tokens; later layers have the kept columns alone, at their original positions. The
+    key-value cache is as long as the prompt below the first stage, shorter from each stage on. The
+    output has all columns: a dropped one has the output of the kept one before it, or of the first
+    one. Attention weights of the later layers have the kept columns only. With labels, dropped
+    tokens and a row's first one are not predicted; no gradient passes through merged tokens.
 
     A prompt none of whose images has more tokens than the budget runs bitwise as the model alone.
     An image cannot be added to a conversation in a cache. Videos are not pruned.
@@ -64,47 +75,70 @@ def attach_to_decoder(
         model: with its language model head or without.
         selector: chooses the tokens; merged tokens that it returns replace those of its ids.
         budget: T, at least 1.
-        options: ``timed``; the others have no meaning here.
+        options: ``timed``, ``reference_layer``, and ``positions``: "consecutive" renumbers what is
+            left behind each stage. The others have no meaning here.
 
     Raises:
-        ValueError: the selector or its layer does not fit the model, the model's attention has
+        ValueError: the selector or a layer does not fit the model, the model's attention has
             windows, something is attached already, or this transformers has other layers.
     """
     inner = model.base_model
     text = getattr(inner, "language_model", None)
     if text is None:
         raise ValueError(f"model: expected one with a language_model, got {type(inner).__name__}")
-    require_available(selector, AVAILABLE_FIELDS)
+    without_grid = set() if in_decoder.read_grids else {"grid"}
+    require_available(selector, AVAILABLE_FIELDS - without_grid)
     layer_types = getattr(text.config, "layer_types", None)
     windows = getattr(text.config, "sliding_window", None) if layer_types is None else None
     if windows is not None or set(layer_types or ()) - {"full_attention"}:
         raise ValueError(
             "model: pruning in the decoder needs full attention in every layer, got windows"
         )
-    depth = int(text.config.num_hidden_layers)
-    layer = getattr(selector, "layer", SelectorAttributes.layer)
-    checks.require_int("layer", layer)
-    if not 1 <= layer < depth:
-        raise ValueError(f"layer: expected 1 to {depth - 1}, got {layer}")
-    layers = list(text.layers[:depth])
+    settings = _read_settings(text, selector, budget, options)
+    layers = list(text.layers[: settings.depth])
     for module in layers:
         require_known_layer(module)
+        if settings.reads_text:
+            require_projections(module)
+    watch = None
+    if "reference_tokens" in settings.reads:
+        chosen = [stage.selector for stage in settings.stages]
+        watch = in_decoder.find_reference(inner, options.reference_layer, chosen)
     by_name = takes_outputs(inner.forward)
     handle = Handle(options.timed)
-    pruning = DecoderPruning(in_decoder, Settings(selector, budget, layer, depth), by_name, handle)
+    pruning = DecoderPruning(in_decoder, settings, watch, by_name, handle)
     replacements: list[Replacement] = [
         (inner, "get_image_features", pruning.get_image_features),
         (inner, "forward", pruning.forward),
-        (layers[layer - 1].self_attn, "forward", _attend),
     ]
+    tapped = {stage.layer - 1: number for number, stage in enumerate(settings.stages)}
+    tapped = tapped if settings.taps_attention else {}
+    for index, number in tapped.items():
+        replacements.append((layers[index].self_attn, "forward", partial(_attend, number)))
     if not by_name and hasattr(inner, "get_video_features"):
         replacements.append((inner, "get_video_features", reuse_encoded_videos))
     if model is not inner:
         replacements.append((model, "forward", _forward_with_labels))
     for index, module in enumerate(layers):
-        replacements.append((module, "forward", partial(_run_layer, index, index == layer - 1)))
+        replacements.append((module, "forward", partial(_run_layer, index, index in tapped)))
     handle.replace_methods(*replacements)
     return handle
+
+
+def _read_settings(text: Any, selector: Selector, budget: int, options: Options) -> Settings:
+    """What stays the same in all calls."""
+    rows = getattr(selector, "text_rows", SelectorAttributes.text_rows)
+    layer = getattr(selector, "text_layer", SelectorAttributes.text_layer)
+    checks.require_one_of("text_rows", rows, TEXT_ROWS)
+    checks.require_one_of("text_layer", layer, TEXT_LAYERS)
+    depth, renumbers = int(text.config.num_hidden_layers), options.positions == "consecutive"
+    rotary = getattr(text, "rotary_emb", None)
+    if rotary is None:
+        raise ValueError(
+            f"model: expected a language model of rotary positions, got {type(text).__name__}"
+        )
+    stages, reads = stages_of(selector, budget, depth), reads_of(selector)
+    return Settings(stages, budget, depth, reads, rows, layer, rotary, renumbers)
 
 
 class DecoderPruning:
@@ -112,20 +146,26 @@ class DecoderPruning:
 
     Args:
         in_decoder: what the model's family tells.
-        settings: selector, budget and layer.
+        settings: of the selector.
+        watch: see `mark_images`.
         by_name: whether the model takes encoded images, see `takes_outputs`.
         handle: of the selector.
     """
 
     def __init__(
-        self, in_decoder: InDecoder, settings: Settings, by_name: bool, handle: Handle
+        self,
+        in_decoder: InDecoder,
+        settings: Settings,
+        watch: WatchReference | None,
+        by_name: bool,
+        handle: Handle,
     ) -> None:
-        self.in_decoder, self.settings = in_decoder, settings
+        self.in_decoder, self.settings, self.watch = in_decoder, settings, watch
         self.by_name, self.handle = by_name, handle
 
     def get_image_features(self, original: Method, inner: Any, given: dict[str, Any]) -> Any:
-        """As the model's own, timed, with grid and call of every image on its features."""
-        return mark_images(self.in_decoder.read_grids, self.handle, original, inner, given)
+        """As the model's own, timed, with what is known of every image on its features."""
+        return mark_images(self.in_decoder, self.watch, self.handle, original, inner, given)
 
     def forward(self, original: Method, inner: Any, given: dict[str, Any]) -> Any:
         """As the model's own, which hands the call on to the layers."""
@@ -148,11 +188,11 @@ class DecoderPruning:
             hand_over(given, outputs, self.by_name)
         input_ids, cache = given.get("input_ids"), read_cache(given)
         # Read for each call, since a model's attention can be changed.
-        flash = takes_flat_masks(inner.language_model)
+        flash, rotary = takes_flat_masks(inner.language_model), settings.rotary
         of_images = (outputs or {}).get("image")
         features = getattr(of_images, "pooler_output", None)
         if features is None:
-            return resume(cache, *_shape(given), flash)
+            return resume(cache, *_shape(given), rotary, flash)
         sizes = [len(feature) for feature in features]
         # The beams of a row share its image objects.
         unique: dict[int, int] = {}
@@ -161,8 +201,10 @@ class DecoderPruning:
         first = list(unique.values())
         if max(sizes, default=0) <= settings.budget:
             ids = [torch.arange(sizes[image], device=features[image].device) for image in first]
-            self._record_of(features).finish(self._gather_ids(ids))
-            return resume(cache, *_shape(given), flash)
+            self._report(
+                self._record_of(features), [(stage.layer, ids) for stage in settings.stages]
+            )
+            return resume(cache, *_shape(given), rotary, flash)
         require_new(cache)
         if input_ids is None:
             raise ValueError("input_ids: needed to find the image tokens, got None")
@@ -170,18 +212,29 @@ class DecoderPruning:
             raise NotImplementedError(
                 "output_router_logits: not supported where layers have different columns"
             )
+        if settings.reads_text:
+            _require_whole_rows(given)
+        marks = [require_mark(feature) for feature in features]
+        references = [mark.reference for mark in marks]
+        images = Images(sizes, [mark.grid for mark in marks], references, first)
         is_image = input_ids == inner.config.image_token_id
         attended = read_attended(given.get("attention_mask"), input_ids)
         # The one wait for the device: all counts at once, before the layers run.
-        behind = is_image.any(0).flip(0).cumsum(0) == 0
+        behind = is_image.flip(1).cumsum(1).flip(1) == 0
         left_padded = (attended[:, 1:] >= attended[:, :-1]).all()
-        tail_of = (behind.sum() * left_padded).expand(len(input_ids))
-        counted = torch.stack([is_image.sum(1), attended.sum(1), tail_of]).tolist()
-        placeholders, columns, tails = counted
-        counts = count_columns(placeholders, columns, sizes, settings.budget)
-        images = Images(sizes, [grid_of(feature) for feature in features], first)
-        num_deep = len(getattr(of_images, "deepstack_features", None) or ())
-        shape = Shape(counts, tails[0], _reads(given, "output_hidden_states", inner), num_deep)
+        tail_of = (behind.all(0).sum() * left_padded).expand(len(input_ids))
+        text_of = (behind & attended).sum(1) * is_image.any(1)
+        counted = torch.stack([is_image.sum(1), attended.sum(1), tail_of, text_of]).tolist()
+        placeholders, columns, tails, num_text = counted
+        kept = settings.kept_sizes(images.candidates(settings.budget), sizes)
+        shape = Shape(
+            kept,
+            [count_columns(placeholders, columns, sizes, each) for each in kept],
+            tails[0],
+            max(1, *num_text),
+            _reads(given, "output_hidden_states", inner),
+            len(getattr(of_images, "deepstack_features", None) or ()),
+        )
         record = self._record_of(features)
         report = partial(self._report, record)
         return Prefill(settings, record, report, images, is_image, attended, shape, flash)
@@ -191,11 +244,12 @@ class DecoderPruning:
         mark = read_mark(features[0]) if len(features) else None
         return self.handle.begin() if mark is None else mark.record.fork()
 
-    def _report(self, record: CallRecord, ids: list[Tensor]) -> None:
-        record.finish(self._gather_ids(ids))
-
-    def _gather_ids(self, ids: list[Tensor]) -> Tensor | list[Tensor]:
-        return torch.stack(ids) if self.in_decoder.stacked_ids and ids else ids
+    def _report(self, record: CallRecord, stages: StageIds) -> None:
+        told: list[tuple[int, Ids]] = [
+            (layer, torch.stack(ids) if self.in_decoder.stacked_ids and ids else ids)
+            for layer, ids in stages
+        ]
+        record.finish(told[-1][1], told)
 
 
 def _reads(given: dict[str, Any], name: str, inner: Any) -> bool:
@@ -203,8 +257,20 @@ def _reads(given: dict[str, Any], name: str, inner: Any) -> bool:
     return bool(given.get(name, getattr(inner.language_model.config, name, False)))
 
 
+def _require_whole_rows(given: dict[str, Any]) -> None:
+    """Raises NotImplementedError if rows pack several samples, which have no last token of all."""
+    positions = given.get("position_ids")
+    if any(given.get(name) is not None for name in BOUNDS):
+        raise NotImplementedError(f"{BOUNDS[0]}: not supported by methods that ask the text")
+    # Of three rows, all are the rotary embedding's; a fourth in front tells samples apart.
+    if positions is None or given.get("attention_mask") is not None:
+        return
+    if positions.ndim == 2 or len(positions) == 4:
+        require_one_sample(positions if positions.ndim == 2 else positions[0])
+
+
 def _run_layer(
-    index: int, tapped: bool, original: Method, _layer: Any, given: dict[str, Any]
+    index: int, tapped: bool, original: Method, layer: Any, given: dict[str, Any]
 ) -> Tensor:
     call = given.pop(CALL, None)
     if call is None:
@@ -212,12 +278,12 @@ def _run_layer(
     if tapped and isinstance(call, Prefill):
         # For the attention, since a layer that checkpoints gradients drops its cache.
         given[CALL] = call
-    return cast(Tensor, call.run(original, index, given.pop("hidden_states"), given))
+    return cast(Tensor, call.run(original, layer, index, given.pop("hidden_states"), given))
 
 
-def _attend(original: Method, _attention: Any, given: dict[str, Any]) -> Any:
+def _attend(stage: int, original: Method, attention: Any, given: dict[str, Any]) -> Any:
     call = given.pop(CALL, None)
-    return original(**given) if call is None else call.attend(original, given)
+    return original(**given) if call is None else call.attend(stage, original, attention, given)
 
 
 def _forward_with_labels(original: Method, model: Any, given: dict[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -13,16 +13,18 @@ from ocvtp_kernels.vlm.layer_call import cached_length, read_cache
 _PRUNED = "_ocvtp_pruned"
 
 Layer = Callable[..., Tensor]  # a decoder layer's own forward
+Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of hidden states and positions
 
 
 class Columns(NamedTuple):
-    """The kept columns of a prompt, short rows padded on the left."""
+    """The kept columns of a prompt from a layer on, short rows padded on the left."""
 
     columns: Tensor  # int64 [B, W], index in the whole prompt
     valid: Tensor  # bool [B, W], False: padding
     padded: bool  # whether there is any padding
     prompt_length: int  # columns of the whole prompt
     layer: int  # the first layer that has only these
+    dropped: Tensor | None  # int64 [B], by how much later positions fall; None: they stay
 
     def cut(self, tail: int) -> Columns:
         """Without the last ``tail`` columns, which are as in the whole prompt."""
@@ -32,42 +34,62 @@ class Columns(NamedTuple):
 
 
 class Continuation:
-    """Tokens behind a pruned prompt, layer by layer; as `Prefill`."""
+    """Tokens behind a pruned prompt, layer by layer; as `Prefill`.
 
-    def __init__(self, kept: Columns, flash: bool) -> None:
-        self._kept, self._flash = kept, flash
-        self._mask: tuple[Tensor | None] | None = None
+    Args:
+        stages: the prompt's columns, by rising layers.
+        rotary: of the language model.
+        flash: see `cut_mask`.
+    """
 
-    def run(self, layer: Layer, index: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
+    def __init__(self, stages: Sequence[Columns], rotary: Rotary, flash: bool) -> None:
+        self._stages, self._rotary, self._flash = stages, rotary, flash
+        self._replaced: dict[int, dict[str, Any]] = {}
+
+    def run(
+        self, layer: Layer, _module: Any, index: int, hidden: Tensor, given: dict[str, Any]
+    ) -> Tensor:
         """The output of the layer ``index`` for ``hidden`` and its other arguments."""
-        kept = self._kept
-        if index < kept.layer:
+        stage = sum(kept.layer <= index for kept in self._stages)
+        if stage == 0:
             return layer(hidden, **given)
-        if self._mask is None:
-            length = read_cache(given).get_mask_sizes(hidden.shape[1], index)[0]
-            mask = given.get("attention_mask")
-            made = extend_mask(
+        if stage not in self._replaced:
+            self._replaced[stage] = self._replace(self._stages[stage - 1], index, hidden, given)
+        return layer(hidden, **given | self._replaced[stage])
+
+    def _replace(
+        self, kept: Columns, index: int, hidden: Tensor, given: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The arguments that layers of fewer columns have of their own."""
+        length = read_cache(given).get_mask_sizes(hidden.shape[1], index)[0]
+        mask = given.get("attention_mask")
+        made: dict[str, Any] = {
+            "attention_mask": extend_mask(
                 mask, kept.valid, kept.padded, kept.prompt_length, length, hidden, self._flash
             )
-            self._mask = (made,)
-        return layer(hidden, **given | {"attention_mask": self._mask[0]})
+        }
+        if kept.dropped is not None:
+            dropped = kept.dropped.repeat_interleave(len(hidden) // len(kept.valid))
+            positions = given["position_ids"] - dropped[:, None]
+            made["position_embeddings"] = self._rotary(hidden, positions)
+        return made
 
 
-def remember(cache: Any, kept: Columns) -> None:
-    """Stores on a cache the columns of its layers from ``kept.layer`` on, for deep copies too."""
-    setattr(cache, _PRUNED, kept)
+def remember(cache: Any, stages: Sequence[Columns]) -> None:
+    """Stores on a cache the columns of its layers, for deep copies too."""
+    setattr(cache, _PRUNED, tuple(stages))
 
 
-def resume(cache: Any, rows: int, added: int, flash: bool) -> Continuation | None:
+def resume(cache: Any, rows: int, added: int, rotary: Rotary, flash: bool) -> Continuation | None:
     """How ``added`` tokens follow the columns of a cache; None if none were dropped from it.
 
     Raises:
         ValueError: the cache was cropped into the images, or has other rows.
     """
-    kept: Columns | None = getattr(cache, _PRUNED, None)
-    if kept is None:
+    stages: tuple[Columns, ...] = getattr(cache, _PRUNED, ())
+    if not stages:
         return None
-    length = cache.get_seq_length()
+    kept, length = stages[0], cache.get_seq_length()
     # A static cache's is on the device, and a decoding step must not wait for it.
     if isinstance(length, int) or added > 1:
         if int(length) == 0:
@@ -82,7 +104,7 @@ def resume(cache: Any, rows: int, added: int, flash: bool) -> Continuation | Non
         raise ValueError(
             f"past_key_values: filled by a prompt of {len(kept.valid)} rows, got {rows} rows"
         )
-    return Continuation(kept, flash)
+    return Continuation(stages, rotary, flash)
 
 
 def require_new(cache: Any) -> None:

@@ -1,4 +1,4 @@
-"""A prompt whose image tokens are dropped between two layers of its language model."""
+"""A prompt whose image tokens are dropped between layers of its language model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.selectors.interface import Selector, SelectorInputs, run_selector
+from ocvtp_kernels.selectors.interface import SelectorInputs, Stage, run_selector
 from ocvtp_kernels.vlm.columns import (
     drop_placeholders,
     kept_bounds,
@@ -18,48 +18,123 @@ from ocvtp_kernels.vlm.columns import (
     require_one_sample,
     text_positions,
 )
-from ocvtp_kernels.vlm.decoder.cache import Columns, Layer, remember
+from ocvtp_kernels.vlm.decoder.cache import Columns, Layer, Rotary, remember
 from ocvtp_kernels.vlm.decoder.masks import cut_mask, take_positions
+from ocvtp_kernels.vlm.decoder.text import (
+    TextRows,
+    find_raters,
+    last_rows,
+    project,
+    text_attention,
+)
+from ocvtp_kernels.vlm.family import ImageReference
 from ocvtp_kernels.vlm.handle import CallRecord
 from ocvtp_kernels.vlm.layer_call import cache_name, read_cache, with_cache
 
-# The fields of `SelectorInputs` that are available in the decoder.
-AVAILABLE_FIELDS = frozenset({"reference_tokens", "final_tokens", "keys", "num_heads", "grid"})
+# The fields of `SelectorInputs` that are available in the decoder, but for the grid of images whose
+# tokens are none.
+AVAILABLE_FIELDS = frozenset(
+    {"reference_tokens", "final_tokens", "keys", "num_heads", "grid", "text_attention"}
+)
+
+StageIds = list[tuple[int, list[Tensor]]]  # of each stage its layer, and the ids of each image
 
 
 class Images(NamedTuple):
     """The images of a call, in the order of their placeholders."""
 
     sizes: list[int]  # tokens of each
-    grids: list[tuple[int, int]]  # rows and columns of each
+    grids: list[tuple[int, int] | None]  # rows and columns of each
+    references: list[ImageReference | None]
     first: list[int]  # indices without the repetitions for other beams
+
+    def candidates(self, budget: int) -> list[int]:
+        """How many tokens of each may be kept: all of an image of no more than the budget."""
+        pairs = zip(self.sizes, self.references, strict=True)
+        return [
+            size if each is None or size <= budget else len(each.tokens) for size, each in pairs
+        ]
 
 
 class Settings(NamedTuple):
     """The settings of all calls."""
 
-    selector: Selector
-    budget: int
-    layer: int  # before which tokens are dropped
+    stages: tuple[Stage, ...]
+    budget: int  # an image of no more tokens keeps all of them
     depth: int  # layers
+    reads: frozenset[str]  # fields of `SelectorInputs` that the selector reads
+    text_rows: str  # see `SelectorAttributes`
+    text_layer: str
+    rotary: Rotary  # of the language model
+    renumbers: bool  # whether kept tokens get consecutive positions
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether attention received from text is read."""
+        return "text_attention" in self.reads
+
+    @property
+    def taps_attention(self) -> bool:
+        """Whether the layer before a stage has to tell its keys."""
+        return "keys" in self.reads or (self.reads_text and self.text_layer == "before")
+
+    def kept_sizes(self, candidates: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+        """By stage, the tokens that images keep.
+
+        Args:
+            candidates: tokens of each that may be kept.
+            sizes: tokens of each.
+
+        Raises:
+            ValueError: a stage keeps none.
+        """
+        by_stage, now = [], list(candidates)
+        for stage in self.stages:
+            kept = [min(size, stage.count(size)) for size in now]
+            if min(kept, default=1) < 1:
+                raise ValueError(f"stages: expected at least 1 token of an image, got {kept}")
+            now = [
+                size if whole <= self.budget else count
+                for whole, size, count in zip(sizes, now, kept, strict=True)
+            ]
+            by_stage.append(now)
+        return by_stage
 
 
 class Shape(NamedTuple):
     """What is known of a prompt's columns before its layers run."""
 
-    counts: list[int]  # columns that each row keeps
+    sizes: list[list[int]]  # by stage, the tokens that each image keeps
+    counts: list[list[int]]  # by stage, the columns that each row keeps
     tail: int  # columns behind all images, none of them dropped or padding
+    num_text: int  # the most text that a row has behind its images, at least 1
     by_layer: bool  # whether every layer's output is returned, and so must have all columns
     num_deep: int  # first layers behind which the model adds features to all image columns
 
 
+class Layout(NamedTuple):
+    """The columns of the layers from a stage on."""
+
+    columns: Tensor  # int64 [B, W], index in the whole prompt
+    valid: Tensor  # bool [B, W], False: padding
+    own: Tensor  # int64 [B, L], the kept column whose output each column has
+    arguments: dict[str, Any]  # of the layers
+
+
+class Merged(NamedTuple):
+    """Hidden states that a stage replaces."""
+
+    rows: list[Tensor]  # int64, among those of all prompts
+    values: list[Tensor]  # [rows, C]
+
+
 class Prefill:
-    """A prompt, layer by layer: all columns before ``layer``, the kept ones from there on.
+    """A prompt, layer by layer: from each stage on with fewer columns.
 
     Args:
-        settings: selector, budget and layer.
+        settings: of the selector.
         record: of the call.
-        report: takes the ids kept of each image, without repetitions for other beams.
+        report: takes the ids kept, by stage, of each image, without repetitions for other beams.
         images: of the prompt.
         is_image: bool ``[B, L]``, the placeholders.
         attended: bool ``[B, L]``, False on padding.
@@ -71,7 +146,7 @@ class Prefill:
         self,
         settings: Settings,
         record: CallRecord,
-        report: Callable[[list[Tensor]], None],
+        report: Callable[[StageIds], None],
         images: Images,
         is_image: Tensor,
         attended: Tensor,
@@ -81,137 +156,265 @@ class Prefill:
         self._settings, self._images, self._shape = settings, images, shape
         self._record, self._report, self._flash = record, report, flash
         self._is_image, self._attended = is_image, attended
-        self._width = max(shape.counts)
-        self._padded = min(shape.counts) < self._width
-        self._keys: Tensor | None = None
-        self._kept: Columns
-        self._is_kept: Tensor  # bool [B, L]
-        self._output_index: Tensor  # int64 [B, L], the kept column whose output each column has
-        self._replaced: dict[str, Any] = {}
+        self._rows: TextRows | None = None
+        self._ids = [torch.arange(size, device=is_image.device) for size in images.sizes]
+        # Layers may run again, for their gradients, so what a stage has done is kept.
+        self._layouts: list[Layout | None] = [None]  # before the first stage and behind each
+        self._merged: list[Merged] = []  # of each stage
+        self._told: StageIds = []
+        self._columns: list[Columns] = []
+        self._keys: Tensor | None = None  # [B, heads, W, d] of the layer before the next stage
+        self._text_attention: Tensor | None = None  # [B, W], likewise
         self.predicted: Tensor  # bool [B, L], kept tokens behind another kept one
 
-    def run(self, layer: Layer, index: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
-        """The output of the layer ``index`` for ``hidden`` and its other arguments."""
-        start = self._settings.layer
-        if index < start:
+    def run(
+        self, layer: Layer, module: Any, index: int, hidden: Tensor, given: dict[str, Any]
+    ) -> Tensor:
+        """The output of a layer for ``hidden`` and its other arguments.
+
+        Args:
+            layer: its own forward.
+            module: the layer.
+            index: of the layer, from 0.
+            hidden: ``[B, L or W, C]``.
+            given: its other arguments.
+        """
+        if index == 0 and self._rows is None and self._settings.reads_text:
+            self._rows = self._find_rows(hidden)
+        stages = self._settings.stages
+        stage = sum(each.layer < index for each in stages)  # the next one
+        layout = self._layouts[stage]
+        if layout is not None and self._returns_all(index - 1):
+            hidden = gather_tokens(hidden, layout.columns)
+        if stage < len(stages) and stages[stage].layer == index:
+            if stage == len(self._merged):
+                self._choose(module, hidden, given)
+            hidden = self._leave_out(stage, hidden)
+            layout = self._layouts[stage + 1]
+        if layout is None:
             return layer(hidden, **given)
-        if index == start:
-            hidden = self._drop(hidden)
-            self._replace(given)
-        if index == start or self._returns_all(index - 1):
-            hidden = gather_tokens(hidden, self._kept.columns)
-        output = layer(hidden, **given | self._replaced)
-        return gather_tokens(output, self._output_index) if self._returns_all(index) else output
+        output = layer(hidden, **given | layout.arguments)
+        return gather_tokens(output, layout.own) if self._returns_all(index) else output
 
     def _returns_all(self, index: int) -> bool:
         """Whether the output of a layer has all columns: for who reads it, or adds to it."""
         is_read = self._shape.by_layer or index == self._settings.depth - 1
         return is_read or index < self._shape.num_deep
 
-    def attend(self, attention: Callable[..., Any], given: dict[str, Any]) -> Any:
-        """The output of the attention of the layer before ``layer``; stores its keys.
+    @torch.no_grad()
+    def _find_rows(self, embeddings: Tensor) -> TextRows:
+        if self._settings.text_rows == "last":
+            return last_rows(self._attended)
+        num_text = self._shape.num_text
+        return find_raters(embeddings.detach(), self._is_image, self._attended, num_text)
+
+    def attend(self, stage: int, attention: Layer, module: Any, given: dict[str, Any]) -> Any:
+        """The output of the attention of the layer before a stage, whose keys this one reads.
 
         Args:
+            stage: from 0.
             attention: its own forward.
+            module: the attention.
             given: the arguments of the call.
         """
+        if stage < len(self._merged) or not self._drops(stage):
+            return attention(**given)
         tap = _KeyTap(read_cache(given))
         output = attention(**with_cache(given, cache_name(attention), tap))
         assert tap.keys is not None
         self._keys = tap.keys.detach()
+        if self._settings.reads_text and self._settings.text_layer == "before":
+            embeddings = given["position_embeddings"]
+            self._score(module, given["hidden_states"], self._keys, embeddings)
         return output
 
-    def _drop(self, hidden: Tensor) -> Tensor:
-        """Selects the kept columns; returns the hidden states with merged tokens in them."""
-        sizes, length = self._images.sizes, hidden.shape[1]
-        with self._record.stage("pruner", hidden.device), torch.no_grad():
-            # Stable: the placeholders come first, in order.
-            flat = (~self._is_image).flatten().int().argsort(stable=True)[: sum(sizes)]
-            ids, rows, merged = self._select(hidden.detach(), list(flat.split(sizes)))
-            is_kept = drop_placeholders(self._attended, self._is_image, ids, sizes)
-            order = is_kept.int().argsort(dim=1, stable=True)[:, length - self._width :]
-            valid = is_kept.gather(1, order)
-            self._kept = Columns(order, valid, self._padded, length, self._settings.layer)
-            # A dropped column has the output of the kept one before it, which predicts the next.
-            rank = is_kept.cumsum(1)
-            first = self._width - rank[:, -1:]
-            self._output_index = (first + rank.clamp_min(1) - 1).clamp_max(self._width - 1)
-            self.predicted = is_kept & (rank > 1)
-        self._is_kept = is_kept
-        self._report([ids[image] for image in self._images.first])
-        if not merged:
-            return hidden
-        flat_hidden = hidden.flatten(0, 1).index_copy(0, torch.cat(rows), torch.cat(merged))
-        return flat_hidden.unflatten(0, hidden.shape[:2])
+    @torch.no_grad()
+    def _score(self, attention: Any, normed: Tensor, keys: Tensor, embeddings: Any) -> None:
+        """Notes what the text attends to at a layer of the present columns."""
+        assert self._rows is not None
+        rows, valid, layout = self._rows, self._attended, self._layouts[-1]
+        if layout is not None:
+            rows, valid = rows._replace(columns=layout.own.gather(1, rows.columns)), layout.valid
+        with self._record.stage("pruner", normed.device):
+            given = (attention, normed.detach(), keys, embeddings, rows, valid)
+            self._text_attention = text_attention(*given)
 
-    def _select(
-        self, hidden: Tensor, index: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Runs the selector on the images of each grid.
+    def _drops(self, stage: int) -> bool:
+        """Whether any image loses tokens at a stage."""
+        return self._shape.sizes[stage] != [len(ids) for ids in self._ids]
+
+    def _choose(self, module: Any, hidden: Tensor, given: dict[str, Any]) -> None:
+        """Chooses what the next stage keeps.
 
         Args:
-            hidden: ``[B, L, C]``.
-            index: int64 ``[N]`` of each image, its rows among all ``B * L``.
-
-        Returns:
-            the kept ids of each image, and of merged tokens the rows and the values.
+            module: the layer behind it.
+            hidden: ``[B, W, C]``, of the present columns.
+            given: the layer's other arguments.
         """
-        assert self._keys is not None
-        keys = self._keys.transpose(1, 2)  # [B, L, heads, d]
-        num_heads, tokens = keys.shape[2], hidden.flatten(0, 1)
-        keys = keys.flatten(2).flatten(0, 1)
-        budget, sizes = self._settings.budget, self._images.sizes
-        ids = [torch.arange(size, device=hidden.device) for size in sizes]
+        stage, stages = len(self._merged), self._settings.stages
+        if self._drops(stage):
+            self._read_references()
+            if self._settings.reads_text and self._settings.text_layer == "behind":
+                self._score_behind(module, hidden, given)
+            with self._record.stage("pruner", hidden.device), torch.no_grad():
+                self._merged.append(self._select(hidden.detach()))
+            self._layouts.append(self._lay_out(hidden, given))
+            self._keys = self._text_attention = None
+        else:
+            self._merged.append(Merged([], []))
+            self._layouts.append(self._layouts[-1])
+        ids = [self._ids[image] for image in self._images.first]
+        self._told.append((stages[stage].layer, ids))
+        if stage + 1 == len(stages):
+            self._report(self._told)
+
+    def _leave_out(self, stage: int, hidden: Tensor) -> Tensor:
+        """The hidden states of the columns that a stage keeps, with merged tokens in them."""
+        before, after = self._layouts[stage : stage + 2]
+        if after is before or after is None:
+            return hidden
+        rows, values = self._merged[stage]
+        if values:
+            flat = hidden.flatten(0, 1).index_copy(0, torch.cat(rows), torch.cat(values))
+            hidden = flat.unflatten(0, hidden.shape[:2])
+        columns = after.columns
+        return gather_tokens(hidden, columns if before is None else before.own.gather(1, columns))
+
+    def _read_references(self) -> None:
+        """Leaves out tokens that no reference token stands for, of images that lose tokens."""
+        if self._merged or "reference_tokens" not in self._settings.reads:
+            return
+        for image, reference in enumerate(self._images.references):
+            assert reference is not None
+            if reference.ids is not None and self._images.sizes[image] > self._settings.budget:
+                self._ids[image] = reference.ids
+
+    @torch.no_grad()
+    def _score_behind(self, module: Any, hidden: Tensor, given: dict[str, Any]) -> None:
+        """As `_score`, by queries and keys that a layer makes of the present columns."""
+        layout = self._layouts[-1]
+        embeddings = (given if layout is None else layout.arguments)["position_embeddings"]
+        with self._record.stage("pruner", hidden.device):
+            normed = module.input_layernorm(hidden.detach())
+            keys = project(module.self_attn, "k", normed, embeddings)
+        self._score(module.self_attn, normed, keys, embeddings)
+
+    @torch.no_grad()
+    def _lay_out(self, hidden: Tensor, given: dict[str, Any]) -> Layout:
+        """The columns that the chosen ids leave."""
+        length, width = self._is_image.shape[1], max(self._shape.counts[len(self._layouts) - 1])
+        sizes = self._images.sizes
+        with self._record.stage("pruner", hidden.device):
+            is_kept = drop_placeholders(self._attended, self._is_image, self._ids, sizes)
+            columns = is_kept.int().argsort(dim=1, stable=True)[:, length - width :]
+            valid = is_kept.gather(1, columns)
+            # A dropped column has the output of the kept one before it, which predicts the next.
+            rank = is_kept.cumsum(1)
+            own = (width - rank[:, -1:] + rank.clamp_min(1) - 1).clamp_max(width - 1)
+            self.predicted = is_kept & (rank > 1)
+        layout = Layout(columns, valid, own, {})
+        return layout._replace(arguments=self._arguments(layout, is_kept, hidden, given))
+
+    def _select(self, hidden: Tensor) -> Merged:
+        """Chooses the ids that each image keeps, images of like sizes together.
+
+        Args:
+            hidden: ``[B, W, C]``, of the present columns.
+        """
+        settings, images, places = self._settings, self._images, self._find_places()
+        number = len(self._merged)
+        stage, counts = settings.stages[number], self._shape.sizes[number]
+        by_token: dict[str, Tensor] = {"final_tokens": hidden.flatten(0, 1)}
+        num_heads = None
+        if self._keys is not None and "keys" in settings.reads:
+            keys = self._keys.transpose(1, 2)  # [B, W, heads, d]
+            num_heads, by_token["keys"] = keys.shape[2], keys.flatten(2).flatten(0, 1)
+        if self._text_attention is not None:
+            by_token["text_attention"] = self._text_attention.flatten()
         rows, merged = [], []
-        groups: dict[tuple[int, int], list[int]] = {}
-        for image, grid in enumerate(self._images.grids):
-            if sizes[image] > budget:
-                groups.setdefault(grid, []).append(image)
-        for grid, group in groups.items():
-            of_group = torch.stack([index[image] for image in group])
-            states = tokens[of_group]
-            inputs = SelectorInputs(
-                states, states, keys=keys[of_group], num_heads=num_heads, grid=grid
-            )
-            selected = run_selector(self._settings.selector, inputs, budget)
-            for image, kept in zip(group, selected.ids, strict=True):
-                ids[image] = kept
+        groups: dict[Any, list[int]] = {}
+        for image, ids in enumerate(self._ids):
+            if len(ids) > counts[image]:
+                grid = images.grids[image] if len(ids) == images.sizes[image] else None
+                groups.setdefault((len(ids), counts[image], grid), []).append(image)
+        for (size, count, grid), group in groups.items():
+            of_group = torch.stack([places[image] for image in group])
+            fields: dict[str, Any] = {name: part[of_group] for name, part in by_token.items()}
+            fields["reference_tokens"] = fields["final_tokens"]
+            if "reference_tokens" in settings.reads:
+                fields["reference_tokens"] = torch.stack([self._reference(i) for i in group])
+            ids = torch.stack([self._ids[image] for image in group])
+            if any(images.sizes[image] > size for image in group):
+                fields["ids"] = ids
+            inputs = SelectorInputs(**fields, num_heads=num_heads, grid=grid)
+            selected = run_selector(stage.selector, inputs, count)
+            for image, kept in zip(group, ids.gather(1, selected.ids), strict=True):
+                self._ids[image] = kept
             if selected.tokens is not None:
                 rows.append(of_group.gather(1, selected.ids).flatten())
                 merged.append(selected.tokens.flatten(0, 1).to(hidden.dtype))
-        return ids, rows, merged
+        return Merged(rows, merged)
 
-    def _replace(self, given: dict[str, Any]) -> None:
+    def _find_places(self) -> list[Tensor]:
+        """Of each image's tokens, their rows among the present columns of all prompts."""
+        # Stable: the placeholders come first, in order.
+        flat = (~self._is_image).flatten().int().argsort(stable=True)
+        whole = flat[: sum(self._images.sizes)].split(self._images.sizes)
+        kept = [image[ids] for image, ids in zip(whole, self._ids, strict=True)]
+        layout = self._layouts[-1]
+        if layout is None:
+            return kept
+        length, width = self._is_image.shape[1], layout.columns.shape[1]
+        own = layout.own.flatten()
+        return [image // length * width + own[image] for image in kept]
+
+    def _reference(self, image: int) -> Tensor:
+        """The reference tokens ``[n, C]`` of the tokens that an image still has."""
+        reference, ids = self._images.references[image], self._ids[image]
+        assert reference is not None
+        index = ids if reference.ids is None else torch.searchsorted(reference.ids, ids)
+        return reference.tokens[index]
+
+    def _arguments(
+        self, layout: Layout, is_kept: Tensor, hidden: Tensor, given: dict[str, Any]
+    ) -> dict[str, Any]:
         """Makes the layers' arguments for the kept columns, and stores these on the cache."""
-        kept, cache = self._kept, read_cache(given)
-        width = kept.columns.shape[1]
-        length = width if cache is None else cache.get_mask_sizes(width, kept.layer)[0]
-        self._replaced = {
-            "attention_mask": cut_mask(
-                given.get("attention_mask"),
-                kept.columns,
-                kept.valid,
-                kept.padded,
-                length,
-                self._flash,
-            ),
-            "position_embeddings": tuple(
-                take_positions(part, kept.columns) for part in given["position_embeddings"]
-            ),
-        } | self._tell_samples_apart(given)
+        number, cache = len(self._layouts) - 1, read_cache(given)
+        index, columns, valid = self._settings.stages[number].layer, layout.columns, layout.valid
+        width = columns.shape[1]
+        padded = min(self._shape.counts[number]) < width
+        length = width if cache is None else cache.get_mask_sizes(width, index)[0]
+        mask = given.get("attention_mask")
+        made = {
+            "attention_mask": cut_mask(mask, columns, valid, padded, length, self._flash),
+        } | self._tell_samples_apart(given, layout, is_kept, padded)
+        dropped = None
+        if self._settings.renumbers:
+            missing = (self._attended & ~is_kept).cumsum(1)
+            dropped = missing[:, -1]
+            positions = (given["position_ids"] - missing).gather(1, columns).clamp_min(0)
+            made["position_embeddings"] = self._settings.rotary(hidden, positions)
+        else:
+            whole = given["position_embeddings"]
+            made["position_embeddings"] = tuple(take_positions(part, columns) for part in whole)
         if cache is not None:
             # Without the tail: it may hold speculated tokens, which are cropped if rejected.
-            remember(cache, kept.cut(self._shape.tail))
+            kept = Columns(columns, valid, padded, is_kept.shape[1], index, dropped)
+            self._columns.append(kept.cut(self._shape.tail))
+            remember(cache, self._columns)
+        return made
 
-    def _tell_samples_apart(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _tell_samples_apart(
+        self, given: dict[str, Any], layout: Layout, is_kept: Tensor, padded: bool
+    ) -> dict[str, Any]:
         """Positions without gaps, and bounds, by which flash attention reads packed samples."""
-        positions, kept = given.get("position_ids"), self._kept
-        bounds = kept_bounds(given, self._is_kept, kept.padded)
+        positions = given.get("position_ids")
+        bounds = kept_bounds(given, is_kept, padded)
         if positions is None:
-            return bounds | {"position_ids": text_positions(kept.valid)}
-        if self._flash and kept.padded and given.get("attention_mask") is None:
+            return bounds | {"position_ids": text_positions(layout.valid)}
+        if self._flash and padded and given.get("attention_mask") is None:
             require_one_sample(positions)
-        return bounds | {"position_ids": renumber(positions, kept.columns, kept.valid)}
+        return bounds | {"position_ids": renumber(positions, layout.columns, layout.valid)}
 
 
 class _KeyTap:
@@ -219,7 +422,7 @@ class _KeyTap:
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
-        self.keys: Tensor | None = None  # [B, heads, L, d], after the rotary embedding
+        self.keys: Tensor | None = None  # [B, heads, W, d], after the rotary embedding
 
     def update(
         self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any
@@ -232,7 +435,7 @@ class _KeyTap:
 
 
 def count_columns(
-    placeholders: list[int], attended: list[int], sizes: Sequence[int], budget: int
+    placeholders: list[int], attended: list[int], sizes: Sequence[int], kept: Sequence[int]
 ) -> list[int]:
     """Columns that each row keeps.
 
@@ -240,20 +443,20 @@ def count_columns(
         placeholders: of each row.
         attended: columns of each row that are no padding.
         sizes: tokens of each image, row by row.
-        budget: tokens kept of each.
+        kept: tokens kept of each.
 
     Raises:
         ValueError: the images do not fit the placeholders.
     """
     ends = list(accumulate(placeholders))
     dropped, row, end = [0] * len(ends), 0, 0
-    for size in sizes:
+    for size, count in zip(sizes, kept, strict=True):
         end += size
         while row < len(ends) and ends[row] < end:
             row += 1
         if row == len(ends) or end - size < ends[row] - placeholders[row]:
             break
-        dropped[row] += size - min(size, budget)
+        dropped[row] += size - count
     else:
         if end == sum(placeholders):
             return [columns - lost for columns, lost in zip(attended, dropped, strict=True)]

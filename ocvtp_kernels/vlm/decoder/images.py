@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ocvtp_kernels.vlm.family import ImageReference, InDecoder, WatchReference
 from ocvtp_kernels.vlm.handle import CallRecord, Handle
+from ocvtp_kernels.vlm.intercept import Intercepts
 from ocvtp_kernels.vlm.layer_call import CALL
 from ocvtp_kernels.vlm.replaced import Method
 
@@ -24,27 +27,40 @@ _MARK, _ENCODED = "_ocvtp_mark", "_ocvtp_encoded"  # attributes of features and 
 class Mark(NamedTuple):
     """What an image's features carry, since generate passes them on, beams included."""
 
-    grid: tuple[int, int]  # rows and columns
     record: CallRecord  # of the call that encoded it
+    grid: tuple[int, int] | None  # rows and columns; None: its tokens are no grid
+    reference: ImageReference | None  # None where no selector reads it
 
 
 def mark_images(
-    read_grids: Callable[..., list[tuple[int, int]]],
+    in_decoder: InDecoder,
+    watch: WatchReference | None,
     handle: Handle,
     original: Method,
     inner: Any,
     given: dict[str, Any],
 ) -> Any:
-    """`get_image_features`, timed, with a `Mark` on every image's features."""
+    """`get_image_features`, timed, with a `Mark` on every image's features.
+
+    Args:
+        in_decoder: what the model's family tells.
+        watch: see `InDecoder.find_reference`; None where no selector reads reference tokens.
+        handle: of the selector.
+        original, inner, given: see `Replaced`.
+    """
     if (encoded := _take_encoded(given, "image")) is not None:
         return encoded
-    record = handle.begin()
-    with record.stage("encoder", given["pixel_values"].device):
+    record, intercepts = handle.begin(), Intercepts()
+    read = None if watch is None else watch(inner, given, intercepts)
+    with record.stage("encoder", given["pixel_values"].device), intercepts.active():
         output = original(**given)
     features = getattr(output, "pooler_output", None)
     if features is not None:
-        for feature, grid in zip(features, read_grids(inner, given), strict=False):
-            setattr(feature, _MARK, Mark(grid, record))
+        read_grids = in_decoder.read_grids
+        grids: Iterable[Any] = repeat(None) if read_grids is None else read_grids(inner, given)
+        references: Iterable[Any] = repeat(None) if read is None else read()
+        for feature, grid, reference in zip(features, grids, references, strict=False):
+            setattr(feature, _MARK, Mark(record, grid, reference))
     return output
 
 
@@ -93,17 +109,17 @@ def read_mark(feature: Tensor) -> Mark | None:
     return mark
 
 
-def grid_of(feature: Tensor) -> tuple[int, int]:
-    """Rows and columns of an image.
+def require_mark(feature: Tensor) -> Mark:
+    """What `mark_images` stored on an image's features.
 
     Raises:
-        ValueError: there are none, or they do not fit the number of tokens.
+        ValueError: there is nothing, or its grid does not fit the number of tokens.
     """
     mark = read_mark(feature)
-    if mark is None or math.prod(mark.grid) != len(feature):
+    if mark is None or (mark.grid is not None and math.prod(mark.grid) != len(feature)):
         raise ValueError(
             f"mm_encoder_outputs: expected what get_image_features gives while the selector is "
             f"attached, whole images of one token a patch; got an image of {len(feature)} tokens "
             f"whose grid is {mark.grid if mark else 'unknown'}"
         )
-    return mark.grid
+    return mark

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import Selector
-from ocvtp_kernels.vlm.family import Family, InDecoder
+from ocvtp_kernels.selectors.oc_pruner import require_fit
+from ocvtp_kernels.vlm.family import Family, ImageReference, InDecoder, WatchReference
 from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.intercept import Intercepts, watch_layer
 from ocvtp_kernels.vlm.placeholders import (
     AllImages,
     PlaceholderPruning,
@@ -72,6 +76,35 @@ def count_tokens(tower: Tower, pixel_values: Tensor, strategy: str) -> tuple[int
     return dropped, tower.num_prefix + tower.count_patches(pixel_values) - dropped
 
 
+def find_reference(inner: Any, layer: int | None, selectors: Sequence[Selector]) -> WatchReference:
+    """See `InDecoder.find_reference`."""
+    return partial(_watch_reference, resolve_reference(inner, layer, selectors, one_size=True))
+
+
+def resolve_reference(
+    inner: Any, layer: int | None, selectors: Sequence[Selector], *, one_size: bool
+) -> int:
+    """The reference layer of a model's tower.
+
+    Raises:
+        ValueError: there is no such layer, or a selector does not fit the tower.
+    """
+    tower = Tower.of(inner.vision_tower)
+    for selector in selectors:
+        require_fit(selector, tower.width, one_size=one_size)
+    return tower.resolve_reference(layer, inner.config.vision_feature_layer)
+
+
+def _watch_reference(
+    layer: int, inner: Any, given: dict[str, Any], intercepts: Intercepts
+) -> Callable[[], list[ImageReference]]:
+    tower, pixels = Tower.of(inner.vision_tower), given["pixel_values"]
+    strategy = read_setting(inner, given, "vision_feature_select_strategy")
+    dropped, _ = count_tokens(tower, pixels, strategy)
+    read = watch_layer(intercepts, tower.layers[layer])
+    return lambda: [ImageReference(image) for image in read()[:, dropped:]]
+
+
 def read_grids(inner: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
     """Rows and columns of each image of a call."""
     pixels = given["pixel_values"]
@@ -82,6 +115,6 @@ FAMILY = Family(
     "LLaVA-1.5",
     ("llava",),
     attach,
-    in_decoder=InDecoder(read_grids, stacked_ids=True),
+    in_decoder=InDecoder(find_reference, read_grids, stacked_ids=True),
     renumbers=True,
 )

@@ -6,15 +6,18 @@ Which these are, and the positions of the kept tokens, follow from the size of a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import Selector
-from ocvtp_kernels.vlm.family import Family
+from ocvtp_kernels.vlm.family import Family, ImageReference, InDecoder, WatchReference
 from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.intercept import Intercepts, watch_layer
+from ocvtp_kernels.vlm.llava import resolve_reference
 from ocvtp_kernels.vlm.llava_next.layout import (
     KeepCounts,
     Layout,
@@ -196,4 +199,39 @@ def take_crops(pixel_values: Tensor, counts: list[int]) -> Tensor:
     )
 
 
-FAMILY = Family("LLaVA-NeXT", ("llava_next",), attach, renumbers=True)
+def find_reference(inner: Any, layer: int | None, selectors: Sequence[Selector]) -> WatchReference:
+    """See `InDecoder.find_reference`; newlines have no reference tokens."""
+    layouts = Layouts(inner.config)
+    resolved = resolve_reference(inner, layer, selectors, one_size=False)
+    return partial(_watch_reference, layouts, resolved)
+
+
+def _watch_reference(
+    layouts: Layouts, layer: int, inner: Any, given: dict[str, Any], intercepts: Intercepts
+) -> Callable[[], list[ImageReference]]:
+    sizes, device = read_sizes(given["image_sizes"]), given["pixel_values"].device
+    of_images = [layouts.of(size, device) for size in sizes]
+    require_patches(
+        Tower.of(inner.vision_tower), read_setting(inner, given, "vision_feature_select_strategy")
+    )
+    read = watch_layer(intercepts, Tower.of(inner.vision_tower).layers[layer])
+
+    def references() -> list[ImageReference]:
+        crops, start, found = read(), 0, []
+        for layout in of_images:
+            tokens = crops[start : start + layout.num_crops].flatten(0, 1)
+            start += layout.num_crops
+            positions, order = layout.positions.sort()
+            found.append(ImageReference(tokens[layout.rows[order]], positions))
+        return found
+
+    return references
+
+
+FAMILY = Family(
+    "LLaVA-NeXT",
+    ("llava_next",),
+    attach,
+    in_decoder=InDecoder(find_reference),
+    renumbers=True,
+)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.vlm.columns.photos import open_units
-from ocvtp_kernels.vlm.columns.pruning import attach_to_columns, read_grids
+from ocvtp_kernels.vlm.columns.pruning import attach_to_columns, find_reference, read_grids
 from ocvtp_kernels.vlm.columns.tower import UnitTower
 from ocvtp_kernels.vlm.family import Family, InDecoder
 
@@ -43,6 +43,6 @@ FAMILY = Family(
     "Qwen2.5-VL",
     ("qwen2_5_vl",),
     partial(attach_to_columns, WindowTower),
-    in_decoder=InDecoder(read_grids),
+    in_decoder=InDecoder(partial(find_reference, WindowTower), read_grids),
     open_photos=partial(open_units, WindowTower, "Qwen2VLImageProcessor"),
 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.vlm.columns.photos import open_units
-from ocvtp_kernels.vlm.columns.pruning import attach_to_columns, read_grids
+from ocvtp_kernels.vlm.columns.pruning import attach_to_columns, find_reference, read_grids
 from ocvtp_kernels.vlm.columns.tower import Units, UnitTower
 from ocvtp_kernels.vlm.family import Family, InDecoder
 from ocvtp_kernels.vlm.intercept import Forward, Intercepts
@@ -62,6 +62,6 @@ FAMILY = Family(
     "Qwen3-VL",
     ("qwen3_vl", "qwen3_vl_moe"),
     partial(attach_to_columns, DeepTower),
-    in_decoder=InDecoder(read_grids),
+    in_decoder=InDecoder(partial(find_reference, DeepTower), read_grids),
     open_photos=partial(open_units, DeepTower, "Qwen2VLImageProcessor"),
 )
