@@ -93,6 +93,7 @@ def _image(job: Job, seed: int) -> dict[str, Tensor]:
         "cls_token": torch.randn(job.width, generator=generator),
         "text": torch.randn(job.text_width, generator=generator),
         "text_tokens": _smooth(job, job.text_width, generator),
+        "text_attention": _attention(job, generator),
     }
 
 

@@ -15,6 +15,7 @@ from ocvtp_kernels import checks
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.cdpruner import CDPruner
 from ocvtp_kernels.selectors.divprune import DivPrune
+from ocvtp_kernels.selectors.fastv import FastV
 from ocvtp_kernels.selectors.hiprune import HiPrune
 from ocvtp_kernels.selectors.interface import (
     Selected,
@@ -24,8 +25,11 @@ from ocvtp_kernels.selectors.interface import (
     reads_of,
     run_checked,
 )
+from ocvtp_kernels.selectors.oc_progressive import OCProgressive
 from ocvtp_kernels.selectors.prumerge import PruMerge
+from ocvtp_kernels.selectors.pyramiddrop import PyramidDrop
 from ocvtp_kernels.selectors.scope import SCOPE
+from ocvtp_kernels.selectors.sparsevlm import SparseVLM
 from ocvtp_kernels.selectors.trim import TRIM
 from ocvtp_kernels.selectors.visionzip import VisionZip
 from ocvtp_kernels.selectors.vispruner import FasterVLM, VisPruner
@@ -43,13 +47,17 @@ METHODS: dict[str, Callable[..., Selector]] = {
     "prumerge": PruMerge,
     "prumerge+": functools.partial(PruMerge, spatial=True),
     "trim": TRIM,
+    "fastv": FastV,
+    "pyramiddrop": PyramidDrop,
+    "sparsevlm": SparseVLM,
     "random": RandomSelector,
 }
 PRUNER = "oc-pruner"  # the trained pruner, beside `METHODS`, in settings that name a method
+_MADE: dict[str, Callable[..., Selector]] = METHODS | {"oc-progressive": OCProgressive}
 # Read at import, as a compiler cannot trace it.
 _OPTIONS = {
     method: sorted(inspect.signature(make).parameters.keys() - getattr(make, "keywords", {}).keys())
-    for method, make in METHODS.items()
+    for method, make in _MADE.items()
 }
 
 
@@ -78,20 +86,21 @@ def make_selector(method: str, **options: Any) -> Selector:
     """Makes a selector by its name, for `select` and `attach`.
 
     Args:
-        method: one of `METHODS`.
+        method: one of `METHODS`; or "oc-progressive", which is not training-free: its option
+            ``pruner`` is an `OCPruner`.
         options: its own; see its class.
 
     Raises:
         ValueError: there is no such method; the message lists what there is.
         TypeError: it has no such option; the message lists what it has.
     """
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    if not isinstance(method, str) or method not in _MADE:
+        raise ValueError(f"method: expected one of {', '.join(_MADE)}, got {method!r}")
     unknown = sorted(options.keys() - set(_OPTIONS[method]))
     if unknown:
         available = ", ".join(_OPTIONS[method]) or "none"
         raise TypeError(f"{unknown[0]}: {method} takes no such option; it has: {available}")
-    return METHODS[method](**options)
+    return _MADE[method](**options)
 
 
 def select(
@@ -107,6 +116,7 @@ def select(
     text: Tensor | None = None,
     text_tokens: Tensor | None = None,
     cls_token: Tensor | None = None,
+    text_attention: Tensor | None = None,
     **options: Any,
 ) -> Selected:
     """Keeps ``budget`` tokens of each image by a training-free method.
@@ -123,6 +133,7 @@ def select(
         text: ``[B, E]``, the embedding of the question.
         text_tokens: ``[B, N, E]``, the tokens in the text's space; ``tokens`` if None and as wide.
         cls_token: ``[B, C]``.
+        text_attention: ``[B, N]``, attention received from text in the decoder.
         options: the method's own, ``as_published`` where its published code has a quirk.
 
     Returns:
@@ -152,6 +163,7 @@ def select(
         grid=_square(tokens.shape[1], selector) if grid is None else grid,
         text=text,
         text_tokens=text_tokens,
+        text_attention=text_attention,
     )
     check_inputs(inputs, SelectorInputs._fields, "tokens")
     selected = run_checked(selector, inputs, budget)

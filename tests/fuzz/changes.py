@@ -193,9 +193,12 @@ def as_list(draw: Draw, tensor: Tensor) -> Any:
     return [tensor]
 
 
+OBJECT = object()  # only one, so that a case reads the same again
+
+
 def something(draw: Draw, value: Any) -> Any:
     """No tensor, list or number that fits."""
-    return draw.choice((None, "x", "", 3, 2.5, True, [], {}, object(), 1j, (1, 2), np.zeros(2)))
+    return draw.choice((None, "x", "", 3, 2.5, True, [], {}, OBJECT, 1j, (1, 2), np.zeros(2)))
 
 
 # What may not fit an argument.

@@ -230,7 +230,9 @@ def prepared(draw: Draw) -> Call:
 
 
 # Methods whose tokens are no rows of the given ones.
-MERGE = frozenset({"vlm-pruner", "visionzip", "prumerge", "prumerge+"})
+MERGE = frozenset({"vlm-pruner", "visionzip", "prumerge", "prumerge+", "sparsevlm"})
+# Options that make two calls differ.
+FRESH = frozenset({("sparsevlm", "as_published")})
 INPUTS = tuple(field for field in SelectorInputs._fields if field not in ("valid", "num_heads"))
 
 
@@ -292,10 +294,15 @@ class SelectorTarget:
             "str": lambda: draw.choice(PLACES),
         }
         fixed = getattr(make, "keywords", {})
-        return {
-            name: kinds[str(one.annotation).partition(" ")[0]]()
+        found = {
+            name: str(one.annotation).partition(" ")[0]
             for name, one in inspect.signature(make).parameters.items()
-            if name not in fixed and draw.chance(0.3)
+            if name not in fixed and (self.method, name) not in FRESH
+        }
+        return {
+            name: kinds[kind]()
+            for name, kind in found.items()
+            if kind in kinds and draw.chance(0.3)
         }
 
 

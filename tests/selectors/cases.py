@@ -73,6 +73,7 @@ class Images:
             "text": normal(batch, 7),
             "text_tokens": normal(batch, num_tokens, 7),
             "cls_token": normal(batch, width),
+            "text_attention": normal(batch, num_tokens).softmax(1),
         }
 
     def select(self, method: str, **options: Any) -> Selected:

@@ -117,6 +117,10 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("vlm-pruner", {"threshold": None}),
     ("vlm-pruner", {"own_share": 1.5}),
     ("vlm-pruner", {"place": "nowhere"}),
+    ("fastv", {"layer": True}),
+    ("pyramiddrop", {"schedule": 3}),
+    ("sparsevlm", {"seed": None}),
+    ("sparsevlm", {"as_published": 1}),
     *((method, {"as_published": 1}) for method in ("divprune", "cdpruner", "trim", "hiprune")),
     *((method, {"as_published": "no"}) for method in ("visionzip", "vlm-pruner")),
 ]

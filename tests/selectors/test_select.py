@@ -85,7 +85,10 @@ def test_exactly_the_budget_is_kept(method: str, awkward: str) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    ["divprune", "hiprune", "fastervlm", "cdpruner", "scope", "prumerge", "trim", "vlm-pruner"],
+    [
+        *("divprune", "hiprune", "fastervlm", "cdpruner", "scope", "prumerge", "trim"),
+        *("vlm-pruner", "fastv", "pyramiddrop"),
+    ],
 )
 def test_a_token_that_is_nan_is_kept_last(method: str) -> None:
     images = Images(3, torch.float32)
@@ -252,9 +255,9 @@ def test_fewer_ids_need_extra_tokens_that_count(counted: int, fits: bool) -> Non
 
 
 def test_an_unknown_method_lists_all() -> None:
-    with pytest.raises(ValueError, match=r"method: .*'fastv'") as error:
-        select(torch.zeros(1, 4, 4), 2, "fastv")
-    assert all(method in str(error.value) for method in METHODS)
+    with pytest.raises(ValueError, match=r"method: .*'dart'") as error:
+        select(torch.zeros(1, 4, 4), 2, "dart")
+    assert all(method in str(error.value) for method in (*METHODS, "oc-progressive"))
 
 
 @pytest.mark.parametrize(("method", "there"), [("visionzip", "contextual"), ("fastervlm", "none")])
@@ -319,6 +322,11 @@ OUT_OF_RANGE = [
     ("prumerge", {"neighbours": -1}, ValueError),
     ("scope", {"alpha": -1.0}, ValueError),
     ("vlm-pruner", {"pivots": 0}, ValueError),
+    ("fastv", {"layer": 0}, ValueError),
+    ("fastv", {"layer": 1.5}, TypeError),
+    ("sparsevlm", {"recycle": 1}, TypeError),
+    ("sparsevlm", {"schedule": [(0, 4)]}, ValueError),
+    ("pyramiddrop", {"schedule": [(2, 4), (2, 3)]}, ValueError),
 ]
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ocvtp_kernels.selectors.interface import Selected
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, run_selector, stages_of
 from ocvtp_kernels.selectors.registry import select
+from ocvtp_kernels.selectors.sparsevlm import SparseVLM
 from tests.selectors import transcribed
 from tests.selectors.cases import HEADS, WAYS, Images, on, tied
 
@@ -125,6 +126,33 @@ def test_cdpruner(relevance: str) -> None:
                 assert selected.ids.tolist() == [sorted(order) for order in orders]
 
 
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop"])
+def test_most_attended(method: str) -> None:
+    compare(method, transcribed.most_attended)
+
+
+def test_sparsevlm() -> None:
+    compare(
+        "sparsevlm",
+        transcribed.sparsevlm,
+        lambda images: {"recycle": images.seed % 4 > 0, "seed": images.seed % 3},
+    )
+
+
+@pytest.mark.parametrize("most", [1, 7, 20])
+def test_a_stage_of_sparsevlm(most: int) -> None:
+    (stage,) = stages_of(SparseVLM(schedule=[(2, most)]), 1, 4)
+    for dtype, count in RUNS:
+        for seed in range(count // 2):
+            images = Images(seed, dtype)
+            images.budget = stage.count(images.tokens.shape[1])
+            inputs = SelectorInputs(images.tokens, images.tokens, **images.inputs)
+            selected = run_selector(stage.selector, inputs, images.budget)
+            rows = selected._replace(tokens=selected.gather(images.tokens))
+            for index, image in enumerate(images.images()):
+                assert_same(rows, index, transcribed.sparsevlm(**image, most=most))
+
+
 def cdpruner_orders(images: Images, relevance: str) -> list[list[int]]:
     """The order that the transcription picks in, of every image."""
     every = images.images()
@@ -156,6 +184,10 @@ TIES: list[tuple[str, Callable[..., transcribed.Kept], dict[str, Any]]] = [
     ("prumerge", transcribed.prumerge, {"neighbours": 5}),
     ("trim", transcribed.trim, {}),
     ("trim", transcribed.trim, {"as_published": True}),
+    ("fastv", transcribed.most_attended, {}),
+    ("pyramiddrop", transcribed.most_attended, {}),
+    ("sparsevlm", transcribed.sparsevlm, {}),
+    ("sparsevlm", transcribed.sparsevlm, {"recycle": False}),
 ]
 
 

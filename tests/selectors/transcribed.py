@@ -5,9 +5,11 @@ Each takes what an image is, by name, and returns ids ascending, and tokens or w
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import torch
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Kept = tuple[list[int], dict[str, Array]]
@@ -215,3 +217,67 @@ def trim(
     ids = sorted(best(scores, everything(tokens), budget))
     rest = [i for i in everything(tokens) if i not in ids]
     return ids, {"extra": np.mean(tokens[rest], axis=0)[None]} if rest else {}
+
+
+def most_attended(text_attention: Array, budget: int, **_: Any) -> Kept:
+    """FastV, and a stage of PyramidDrop."""
+    return sorted(best(text_attention, everything(text_attention), budget)), {}
+
+
+def sparse_counts(num_tokens: int, kept: int) -> tuple[int, int]:
+    """Candidates and centres of SparseVLM, of the tokens that are not kept."""
+    gone = num_tokens - kept
+    candidates = min(int(0.3 * gone) + 1, gone)
+    return candidates, candidates // 10 + 1
+
+
+def sparsevlm(
+    tokens: Array,
+    text_attention: Array,
+    budget: int,
+    recycle: bool = True,
+    seed: int = 0,
+    most: int | None = None,
+    **_: Any,
+) -> Kept:
+    """A stage that keeps ``most``, or as many as leave room in the budget for their centres."""
+    num_tokens = len(tokens)
+    if not recycle or budget == num_tokens:
+        ids = sorted(best(text_attention, everything(tokens), budget))
+        return ids, {"tokens": tokens[ids]}
+    if most is None:
+        fitting = [k for k in range(num_tokens) if k + sparse_counts(num_tokens, k)[1] <= budget]
+        kept = max(fitting, default=0)
+    else:
+        kept = min(most, num_tokens - 1)
+    candidates = max(sparse_counts(num_tokens, kept)[0], budget - kept)
+    by_score = best(text_attention, everything(tokens), kept + candidates)
+    merged = {i: tokens[i] for i in by_score[:kept]}
+    pool = sorted(by_score[kept:])
+    for centre, members in density_peaks(tokens[pool], budget - kept, uniform(seed)).items():
+        merged[pool[centre]] = np.mean(tokens[pool][members], axis=0)
+    ids = sorted(merged)
+    return ids, {"tokens": np.array([merged[i] for i in ids])}
+
+
+def uniform(seed: int) -> list[float]:
+    normal = torch.randn(1024, generator=torch.Generator().manual_seed(seed))
+    return [(1 + math.erf(x / math.sqrt(2))) / 2 for x in normal.tolist()]
+
+
+def density_peaks(states: Array, count: int, noise: list[float]) -> dict[int, list[int]]:
+    """The members of each cluster, by its centre."""
+    width, every = states.shape[1], everything(states)
+    apart = [[math.dist(a, b) / math.sqrt(width) for b in states] for a in states]
+    density = [
+        math.exp(-np.mean([d * d for d in sorted(apart[i])[:count]])) + 1e-6 * noise[i]
+        for i in every
+    ]
+    score = []
+    for i in every:
+        denser = [apart[i][j] for j in every if density[j] > density[i]]
+        score.append(density[i] * (min(denser) if denser else max(apart[i])))
+    clusters: dict[int, list[int]] = {centre: [] for centre in sorted(best(score, every, count))}
+    for i in every:
+        clusters[i if i in clusters else min(clusters, key=lambda c: apart[i][c])].append(i)
+    return clusters

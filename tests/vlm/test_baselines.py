@@ -11,6 +11,7 @@ from torch import Tensor
 
 import ocvtp_kernels as ocvtp
 from ocvtp_kernels import attach, make_selector
+from ocvtp_kernels.selectors.interface import place_of
 from ocvtp_kernels.selectors.registry import METHODS
 from tests.vlm.models import BUDGET, DEPTH, generate, make_llava, make_llava_processor, prepare
 from tests.vlm.models_next import make_llava_next, make_next_processor
@@ -18,9 +19,15 @@ from tests.vlm.models_qwen import PHOTO, make_model, make_photo, needs_encoded_i
 from tests.vlm.models_qwen import make_batch as make_qwen_batch
 from tests.vlm.next_by_hand import make_batch
 
-# TRIM needs the question, which no encoder has. Random is in test_llava.
-ATTACHED = [name for name in METHODS if name not in ("trim", "random")]
 OPTIONS: dict[str, dict[str, Any]] = {"vlm-pruner": {"place": "encoder"}}
+# TRIM needs the question, which no encoder has. Random is in test_llava, and what drops tokens
+# inside the decoder has no inputs of the encoder's.
+ATTACHED = [
+    name
+    for name in METHODS
+    if name not in ("trim", "random")
+    and place_of(make_selector(name, **OPTIONS.get(name, {}))) != "decoder"
+]
 NEEDS_CLS = ("visionzip", "vispruner", "fastervlm", "scope", "prumerge", "prumerge+")
 
 

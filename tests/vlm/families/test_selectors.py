@@ -12,7 +12,7 @@ pytest.importorskip("transformers", exc_type=ImportError)
 pytest.importorskip("tokenizers")
 
 from ocvtp_kernels import attach, make_selector
-from ocvtp_kernels.selectors.interface import SelectorInputs, needs_of
+from ocvtp_kernels.selectors.interface import SelectorInputs, needs_of, place_of
 from ocvtp_kernels.selectors.registry import METHODS
 from tests.vlm.families import (
     BUDGET,
@@ -31,8 +31,8 @@ from tests.vlm.families._suite import (
     CLOSE,
     DETAILS,
     TEXTS,
+    count_placeholders,
     ids_of,
-    skip_without_decoder,
     whole_line,
 )
 from tests.vlm.models_qwen import (
@@ -43,9 +43,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 OPTIONS: dict[str, dict[str, Any]] = {"vlm-pruner": {"place": "encoder"}}
+# Those of the decoder keep other numbers on the way to the budget.
+BEFORE_DECODER = [
+    method
+    for method in METHODS
+    if place_of(make_selector(method, **OPTIONS.get(method, {}))) != "decoder"
+]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BEFORE_DECODER)
 def test_every_selector_keeps_the_budget_or_is_refused(
     entry: Entry, made: Any, method: str
 ) -> None:
@@ -96,9 +102,9 @@ class InDecoder(ByNorm):
     """Keeps the tokens of the largest norm before a layer of the decoder."""
 
     place = "decoder"
+    needs = frozenset({"final_tokens"})
 
     def __init__(self, layer: int) -> None:
-        super().__init__("final_tokens")
         self.layer = layer
 
     def __call__(self, inputs: SelectorInputs, budget: int) -> Tensor:
@@ -136,7 +142,6 @@ def decode_by_hand(
 
 @pytest.mark.parametrize("layer", [1, 2])
 def test_before_a_layer_of_the_decoder_is_as_by_hand(entry: Entry, made: Any, layer: int) -> None:
-    skip_without_decoder(entry)
     model, processor = made
     rows = entry.rows(TEXTS)
     with attach(model, processor, InDecoder(layer), BUDGET) as handle:
@@ -145,7 +150,7 @@ def test_before_a_layer_of_the_decoder_is_as_by_hand(entry: Entry, made: Any, la
     for row, tokens, logits in zip(
         rows, output.sequences[:, -NEW:].tolist(), torch.stack(output.logits, 1), strict=True
     ):
-        line, sizes = whole_line(entry, model, row)
+        line, sizes = whole_line(entry, model, row)[0], count_placeholders(entry, model, row)
         for token, found in zip(tokens, logits, strict=True):
             expected, ids = decode_by_hand(entry, model, line, sizes, layer)
             torch.testing.assert_close(found, expected[-1], **CLOSE)
@@ -158,8 +163,8 @@ def test_before_a_layer_of_the_decoder_is_as_by_hand(entry: Entry, made: Any, la
 def test_vlm_pruner_in_the_decoder(entry: Entry, made: Any, budget: int) -> None:
     model, processor = made
     rows = entry.rows(TEXTS)
-    if not entry.in_decoder:
-        with pytest.raises(ValueError, match="in the decoder, which is not supported"):
+    if "grid" not in entry.fields:
+        with pytest.raises(ValueError, match="grid: needed by VLMPruner"):
             attach(model, processor, make_selector("vlm-pruner"), budget)
         return
     batch = process(processor, rows)
