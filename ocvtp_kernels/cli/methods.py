@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -12,9 +12,20 @@ from PIL import Image
 from ocvtp_kernels.cli.report import Chance, require_finite
 from ocvtp_kernels.cli.sheet import Panel, draw_sheet
 from ocvtp_kernels.selectors.coverage import coverage
-from ocvtp_kernels.selectors.interface import Selector, run_selector
+from ocvtp_kernels.selectors.interface import Selector, place_of, run_selector
 from ocvtp_kernels.version import __version__
 from ocvtp_kernels.vlm.encoder import Encoded
+
+if TYPE_CHECKING:
+    from ocvtp_kernels.vlm.decoder.photos import DecoderPhotos
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How many tokens a stage in the decoder leaves."""
+
+    layer: int  # from 0, before which the others are dropped
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -22,9 +33,17 @@ class MethodResult:
     """The tokens that one method keeps of a photo."""
 
     method: str
-    ids: list[int]
-    found: int  # ids by the method's own rule; the rest fill the budget
+    place: str  # where it ran: "decoder", or "encoder", on whose output all others do here
+    ids: list[int]  # after the last stage
+    found: int | None  # ids by the method's own rule, the rest fill the budget; None: not told
+    stages: list[StageResult]  # in the decoder
     coverage: float
+
+    @property
+    def note(self) -> str:
+        """Coverage, behind the tokens that stages leave."""
+        counts = ", ".join(str(stage.num_tokens) for stage in self.stages)
+        return f"{counts} · {self.coverage:.3f}" if counts else f"{self.coverage:.3f}"
 
 
 @dataclass(frozen=True)
@@ -33,8 +52,9 @@ class Comparison:
 
     encoded: Encoded
     budget: int  # as asked for; a photo of fewer tokens keeps them all
+    question: str | None  # that methods in the decoder ask; None: there is no language model
     results: list[MethodResult]
-    left_out: dict[str, str]  # by method: the input that it lacks
+    left_out: dict[str, str]  # by method the reason, such as an input that it lacks
     chance: Chance
 
     @property
@@ -59,6 +79,7 @@ class Comparison:
             "budget": self.budget,
             "num_tokens": self.num_tokens,
             "grid": list(self.encoded.grid),
+            "question": self.question,
             "methods": [asdict(result) for result in self.results],
             "left_out": self.left_out,
             "random_coverage": asdict(self.chance),
@@ -66,44 +87,75 @@ class Comparison:
 
     def draw(self, title: str) -> Image.Image:
         """The picture, a panel a method."""
-        panels = [Panel(one.method, f"{one.coverage:.3f}", one.ids) for one in self.results]
+        panels = [Panel(one.method, one.note, one.ids) for one in self.results]
         kept = min(self.budget, self.num_tokens)
         caption = f"{kept} of {self.num_tokens} tokens, coverage beside each method"
+        if any(one.stages for one in self.results):
+            caption += f"; in the decoder, asked {self.question!r}: tokens behind each stage"
         return draw_sheet(self.encoded.picture, self.encoded.grid, panels, title, caption)
 
 
 @torch.inference_mode()
 def compare_methods(
-    encoded: Encoded, budget: int, selectors: Mapping[str, Selector | str]
+    encoded: Encoded,
+    budget: int,
+    selectors: Mapping[str, Selector | str],
+    decoder: DecoderPhotos | str,
+    question: str,
 ) -> Comparison:
-    """Selects by every method.
+    """Selects by every method: those of the place "decoder" there, all others of the encoder.
 
     Args:
         encoded: the photo.
         budget: T; a photo of fewer tokens keeps them all.
         selectors: by name; instead of a selector the reason why there is none.
+        decoder: of the encoder's model; or the reason why there is none.
+        question: about the photo, for the decoder.
 
     Raises:
         ValueError: the tokens hold NaN or inf, or no method can be used.
     """
     require_finite(encoded)
-    inputs = encoded.inputs
-    budget_here = min(budget, inputs.final_tokens.shape[1])
     results, left_out = [], {}
     for name, selector in selectors.items():
-        if isinstance(selector, str):
-            left_out[name] = selector
-            continue
         try:
-            selected = run_selector(selector, inputs, budget_here)
+            results.append(_run(name, selector, encoded, budget, decoder, question))
         except ValueError as error:
             left_out[name] = str(error)
-            continue
-        found = budget_here if selected.found is None else int(selected.found)
-        share = float(coverage(inputs.final_tokens, selected.ids))
-        results.append(MethodResult(name, selected.ids[0].tolist(), found, share))
     if not results:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"method: none can be used: {reasons}")
-    chance = Chance.of(inputs.final_tokens[0], budget_here)
-    return Comparison(encoded, budget, results, left_out, chance)
+    tokens = encoded.inputs.final_tokens[0]
+    chance = Chance.of(tokens, min(budget, len(tokens)))
+    asked = None if isinstance(decoder, str) else question
+    return Comparison(encoded, budget, asked, results, left_out, chance)
+
+
+def _run(
+    name: str,
+    selector: Selector | str,
+    encoded: Encoded,
+    budget: int,
+    decoder: DecoderPhotos | str,
+    question: str,
+) -> MethodResult:
+    """What one method keeps; arguments as those of `compare_methods`.
+
+    Raises:
+        ValueError: the reason why it cannot run.
+    """
+    if isinstance(selector, str):
+        raise ValueError(selector)
+    tokens = encoded.inputs.final_tokens
+    if place_of(selector) == "decoder":
+        if isinstance(decoder, str):
+            raise ValueError(decoder)
+        kept = decoder.keep(encoded, selector, budget, question)
+        share = float(coverage(tokens, torch.tensor([kept.ids])))
+        stages = [StageResult(*stage) for stage in kept.stages]
+        return MethodResult(name, "decoder", kept.ids, None, stages, share)
+    budget_here = min(budget, tokens.shape[1])
+    selected = run_selector(selector, encoded.inputs, budget_here)
+    found = budget_here if selected.found is None else int(selected.found)
+    share = float(coverage(tokens, selected.ids))
+    return MethodResult(name, "encoder", selected.ids[0].tolist(), found, [], share)

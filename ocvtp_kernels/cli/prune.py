@@ -15,7 +15,8 @@ from ocvtp_kernels.cli.options import FAILED, Model, exit_if_misused, require_fo
 from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.pruner.config import PrunerConfig
 from ocvtp_kernels.pruner.pruner import PADDINGS, OCPruner
-from ocvtp_kernels.selectors.interface import Selector
+from ocvtp_kernels.selectors.interface import Selector, place_of
+from ocvtp_kernels.selectors.oc_progressive import OCProgressive
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
 from ocvtp_kernels.selectors.registry import METHODS, make_selector
 from ocvtp_kernels.text import describe_error, one_line
@@ -23,10 +24,12 @@ from ocvtp_kernels.text import describe_error, one_line
 if TYPE_CHECKING:
     from ocvtp_kernels.cli.methods import Comparison
     from ocvtp_kernels.cli.report import Report
+    from ocvtp_kernels.vlm.decoder.photos import DecoderPhotos
     from ocvtp_kernels.vlm.encoder import Encoder
 
 DEMO_CHECKPOINT = "demo_pruner.safetensors"
-OC_PRUNER, ALL = "oc-pruner", "all"
+OC_PRUNER, OC_PROGRESSIVE, ALL = "oc-pruner", "oc-progressive", "all"
+QUESTION = "What is in the picture?"
 NO_CHECKPOINT = "checkpoint: expected a pruner trained on this model's tokens"
 
 
@@ -50,10 +53,16 @@ def prune(
     method: Annotated[
         str,
         typer.Option(
-            help=f"{OC_PRUNER}, one of the training-free methods ({', '.join(METHODS)}), or {ALL}"
-            " of them side by side."
+            help=f"{OC_PRUNER}, {OC_PROGRESSIVE}, one of the training-free methods"
+            f" ({', '.join(METHODS)}), or {ALL} of them side by side."
         ),
     ] = OC_PRUNER,
+    question: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What the model is asked, for methods in its decoder; {QUESTION!r} if left out."
+        ),
+    ] = None,
     padding: Annotated[
         str, typer.Option(help=f"How a gap is filled: {' or '.join(PADDINGS)}.")
     ] = PADDINGS[0],
@@ -67,9 +76,11 @@ def prune(
     Writes an overlay picture (NAME-pruned.png) and a record (NAME-pruned.json: ids, per-slot
     peaks, coverage beside random selection) for each photo. Several methods share a picture, a
     panel each; those that need what the encoder does not provide, such as a CLS token, are named in
-    the record. A model that takes photos at their own size may have fewer tokens than the budget:
-    all are kept then, and the record says so. A photo that cannot be read, pruned or written is
-    reported in a line, with the reason, and skipped.
+    the record. Methods that drop tokens in the decoder do so on the photo and a question, where the
+    model has a language model and its image tokens are one grid; all of it is float32 then. A model
+    that takes photos at their own size may have fewer tokens than the budget: all are kept then,
+    and the record says so. A photo that cannot be read, pruned or written is reported in a line,
+    with the reason, and skipped.
 
     Exit code: 0, all photos pruned; 1, some were not; 2, an option is wrong and nothing was
     written.
@@ -84,13 +95,17 @@ def prune(
         methods = choose_methods(method)
         # The packaged pruner is trained for the descriptor's tokens alone.
         trained = model is None or checkpoint is not None
-        if method == OC_PRUNER and not trained:
+        if method in (OC_PRUNER, OC_PROGRESSIVE) and not trained:
             raise ValueError(NO_CHECKPOINT)
-        encoder = load_encoder(model, reference_layer)
+        in_decoder = any(map(stands_in_decoder, methods))
+        encoder, decoder = load_encoder_and_decoder(model, reference_layer, in_decoder)
+        if question is not None and isinstance(decoder, str):
+            raise ValueError(f"question: expected none, as nothing is asked: {decoder}")
+        asked = QUESTION if question is None else question
         pruner = None
-        if OC_PRUNER in methods and trained:
+        if {OC_PRUNER, OC_PROGRESSIVE} & set(methods) and trained:
             pruner = load_pruner(checkpoint, config, seed, encoder)
-        selectors = make_selectors(methods, pruner, seed)
+        selectors = make_selectors(methods, pruner, seed, has_decoder=not isinstance(decoder, str))
         if encoder.num_tokens is not None:
             require_budget(budget, encoder.num_tokens)
         elif budget < 1:
@@ -109,7 +124,7 @@ def prune(
                 if method == OC_PRUNER and pruner is not None:
                     report = prune_encoded(pruner, encoded, budget, padding)
                 else:
-                    report = compare_methods(encoded, budget, selectors)
+                    report = compare_methods(encoded, budget, selectors, decoder, asked)
                 picture = write_report(
                     report,
                     stems[photo],
@@ -136,23 +151,35 @@ def choose_methods(method: str) -> list[str]:
     Raises:
         ValueError: there is no such method; the message lists the methods.
     """
-    methods = [OC_PRUNER, *METHODS]
+    methods = [OC_PRUNER, *METHODS, OC_PROGRESSIVE]
     if method not in (*methods, ALL):
         raise ValueError(f"method: expected one of {', '.join((*methods, ALL))}, got {method!r}")
     return methods if method == ALL else [method]
 
 
+def stands_in_decoder(method: str) -> bool:
+    """Whether a method drops tokens between decoder layers."""
+    if method in METHODS:
+        return place_of(make_selector(method)) == "decoder"
+    return method == OC_PROGRESSIVE
+
+
 def make_selectors(
-    methods: list[str], pruner: OCPruner | None, seed: int
+    methods: list[str], pruner: OCPruner | None, seed: int, *, has_decoder: bool
 ) -> dict[str, Selector | str]:
     """By method its selector, or the reason why there is none."""
+    options: dict[str, dict[str, Any]] = {"random": {"seed": seed}}
+    if not has_decoder:
+        options["vlm-pruner"] = {"place": "encoder"}
     selectors: dict[str, Selector | str] = {}
     for name in methods:
-        if name == OC_PRUNER:
-            selectors[name] = NO_CHECKPOINT if pruner is None else PrunerSelector(pruner)
+        if name in METHODS:
+            selectors[name] = make_selector(name, **options.get(name, {}))
+        elif pruner is None:
+            selectors[name] = NO_CHECKPOINT
         else:
-            options = {"seed": seed} if name == "random" else {}
-            selectors[name] = make_selector(name, **options)
+            make = PrunerSelector if name == OC_PRUNER else OCProgressive
+            selectors[name] = make(pruner)
     return selectors
 
 
@@ -162,15 +189,39 @@ def load_encoder(model: str | None, reference_layer: int | None) -> Encoder:
     Raises:
         ValueError: it cannot be loaded, or the options do not go together.
     """
-    if model is not None:
-        from ocvtp_kernels.vlm.tower_encoder import load_tower_encoder
+    return load_encoder_and_decoder(model, reference_layer, in_decoder=False)[0]
 
-        return load_tower_encoder(model, reference_layer)
-    if reference_layer is not None:
-        raise ValueError("reference_layer: expected a model along with it")
-    from ocvtp_kernels.vlm.encoder import DescriptorEncoder
 
-    return DescriptorEncoder()
+def load_encoder_and_decoder(
+    model: str | None, reference_layer: int | None, in_decoder: bool
+) -> tuple[Encoder, DecoderPhotos | str]:
+    """The encoder asked for and the decoder behind it, or the reason why there is none.
+
+    Args:
+        model, reference_layer: the options.
+        in_decoder: whether a method stands in the decoder; only then the language model is kept.
+
+    Raises:
+        ValueError: the encoder cannot be loaded, or the options do not go together.
+    """
+    from ocvtp_kernels.vlm.decoder.photos import NO_LANGUAGE_MODEL, open_decoder
+
+    if model is None:
+        if reference_layer is not None:
+            raise ValueError("reference_layer: expected a model along with it")
+        from ocvtp_kernels.vlm.encoder import DescriptorEncoder
+
+        return DescriptorEncoder(), NO_LANGUAGE_MODEL
+    from ocvtp_kernels.vlm.tower_encoder import load_model, open_encoder
+
+    loaded = load_model(model)
+    encoder = open_encoder(loaded, model, reference_layer)
+    if not in_decoder:
+        return encoder, "the method stands before the language model"
+    try:
+        return encoder, open_decoder(loaded, model, reference_layer)
+    except ValueError as error:
+        return encoder, str(error)
 
 
 def load_pruner(

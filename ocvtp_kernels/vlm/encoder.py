@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ class Encoded(NamedTuple):
     picture: Image.Image  # RGB, what the encoder saw
     inputs: SelectorInputs  # of a batch of one, without padding
     grid: tuple[int, int]  # rows, columns; N = rows * columns, row by row
+    given: Mapping[str, Tensor] = {}  # the arguments of a whole model that are the photo, if any
 
 
 class Encoder(Protocol):

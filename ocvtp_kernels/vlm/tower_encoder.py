@@ -80,7 +80,8 @@ class TowerEncoder:
         high, wide = self.tower.patch_size
         # Pixels that fill no patch are not encoded.
         seen = pixels[0, :, : rows * high, : columns * wide]
-        return Encoded(as_picture(seen, self.processor), inputs, (rows, columns))
+        picture = as_picture(seen, self.processor)
+        return Encoded(picture, inputs, (rows, columns), {"pixel_values": pixels})
 
     def prepare(self, photo: Image.Image) -> Tensor:
         """``[1, 3, H, W]`` of an RGB photo of any size.
@@ -117,20 +118,18 @@ class TowerEncoder:
 
 
 def load_tower_encoder(source: str | Path, reference_layer: int | None = None) -> Encoder:
-    """The encoder of a Hugging Face model.
+    """`load_model` and `open_encoder`."""
+    return open_encoder(load_model(source), source, reference_layer)
 
-    Final tokens are those of the model's own ``vision_feature_layer``, or ``hidden_states[-2]`` as
-    LLaVA takes them where it names none; those of a merger are its output.
+
+def load_model(source: str | Path) -> Any:
+    """A Hugging Face model in the dtype that it was saved in, without its head.
 
     Args:
-        source: hub id or directory of a vision model (CLIP, SigLIP, DINOv2), of a model with one
-            inside (CLIP, SigLIP), or of a model of any family that `ocvtp_kernels.attach` knows.
-        reference_layer: index of the encoder layer whose output the decision is made on; if None
-            by the depth, as `resolve_reference` has it: the published layer 8 for 24 layers.
+        source: hub id or directory.
 
     Raises:
-        ValueError: ``source`` cannot be loaded, has no vision tower known here, or has no such
-            layer.
+        ValueError: it cannot be loaded.
     """
     try:
         from transformers import AutoModel
@@ -138,11 +137,29 @@ def load_tower_encoder(source: str | Path, reference_layer: int | None = None) -
         needed = f"model: transformers is needed and is not installed: run {install_command('vlm')}"
         raise ValueError(needed) from error
     try:
-        model = AutoModel.from_pretrained(source, dtype="auto")
+        return AutoModel.from_pretrained(source, dtype="auto")
     except _NOT_LOADED as error:
         # transformers says that a hub cannot be reached, but not that a folder works as well.
         hint = "" if Path(source).is_dir() else " (a folder that has the model's files will do too)"
         raise ValueError(f"model: cannot load {str(source)!r}{hint}: {error}") from error
+
+
+def open_encoder(model: Any, source: str | Path, reference_layer: int | None = None) -> Encoder:
+    """The encoder of a Hugging Face model.
+
+    Final tokens are those of the model's own ``vision_feature_layer``, or ``hidden_states[-2]`` as
+    LLaVA takes them where it names none; those of a merger are its output.
+
+    Args:
+        model: a vision model (CLIP, SigLIP, DINOv2), one with such a model inside (CLIP, SigLIP),
+            or a model of any family that `ocvtp_kernels.attach` knows.
+        source: hub id or directory that it was loaded from.
+        reference_layer: index of the encoder layer whose output the decision is made on; if None
+            by the depth, as `resolve_reference` has it: the published layer 8 for 24 layers.
+
+    Raises:
+        ValueError: the model has no vision tower known here, or no such layer.
+    """
     name, processor = str(source), load_processor(source)
     family = find_family(model.config.model_type)
     if family is not None and family.open_photos is not None:

@@ -12,6 +12,7 @@ import torch
 import transformers
 from PIL import Image
 
+from ocvtp_kernels.cli.prune import NO_CHECKPOINT
 from ocvtp_kernels.cli.sheet import Panel, draw_sheet
 from ocvtp_kernels.selectors.registry import METHODS, select
 from ocvtp_kernels.vlm.encoder import DescriptorEncoder
@@ -19,6 +20,7 @@ from tests.cli.test_prune import make_photo, run
 from tests.vlm.models import make_vision_config
 
 NEED_TEXT = {"trim"}
+NEED_DECODER = {"fastv", "pyramiddrop", "sparsevlm", "oc-progressive"}
 
 
 @pytest.fixture
@@ -54,10 +56,15 @@ def test_one_method(photo: Path, tmp_path: Path) -> None:
 def test_all_methods_of_a_model(photo: Path, clip: Path, tmp_path: Path) -> None:
     record = prune(photo, tmp_path / "out", "--method", "all", "--model", clip, "--budget", 5)
     kept = {one["method"]: one["ids"] for one in record["methods"]}
-    assert set(kept) == set(METHODS) - NEED_TEXT
-    assert set(record["left_out"]) == NEED_TEXT | {"oc-pruner"}
-    assert "checkpoint" in record["left_out"]["oc-pruner"]
-    assert "text" in record["left_out"]["trim"]
+    assert set(kept) == set(METHODS) - NEED_TEXT - NEED_DECODER
+    left_out = record["left_out"]
+    assert set(left_out) == NEED_TEXT | NEED_DECODER | {"oc-pruner"}
+    # A trained pruner is needed first.
+    assert left_out["oc-pruner"] == left_out["oc-progressive"] == NO_CHECKPOINT
+    assert all("text" in left_out[method] for method in NEED_TEXT)
+    for method in NEED_DECODER - {"oc-progressive"}:
+        assert left_out[method] == "needs a language model"
+    assert all(one["place"] == "encoder" and not one["stages"] for one in record["methods"])
     for ids in kept.values():
         assert ids == sorted(set(ids)) and len(ids) == 5
 
@@ -71,6 +78,7 @@ def test_all_methods_of_the_descriptor_name_what_they_lack(photo: Path, tmp_path
         "random",
     }
     assert "keys" in record["left_out"]["vlm-pruner"]
+    assert record["left_out"]["oc-progressive"] == "needs a language model"
     seeded = next(one for one in record["methods"] if one["method"] == "random")
     tokens = torch.zeros(1, 576, 2)
     assert seeded["ids"] == select(tokens, 64, "random", seed=3).ids[0].tolist()

@@ -71,7 +71,8 @@ class UnitPhotos:
         inputs = SelectorInputs(
             reference_tokens[None], output.pooler_output[None], grid=(rows, columns)
         )
-        return Encoded(picture, inputs, (rows, columns))
+        given = {"pixel_values": pixels, "image_grid_thw": grid}
+        return Encoded(picture, inputs, (rows, columns), given)
 
     def _join_patches(self, pixels: Tensor, rows: int, columns: int) -> Tensor:
         """The image ``[3, H, W]`` that ``pixels`` ``[patches, 3 * time * height * width]`` are.
