@@ -36,8 +36,10 @@ LEGENDS = {
     ),
     "selectors": (
         "Every method on the same images at the same budget: time per image in a batch of B, from "
-        "tokens, keys and attention, which are given, to ids and kept rows. Coverage: the mean "
-        "over all tokens of the cosine with the nearest kept token. Published / ours: its "
+        "tokens, keys and attention, which are given, to ids and kept rows; of a method with "
+        "stages in the language model it is one stage. Tokens a layer: the mean over the 32 layers "
+        "of LLaVA-1.5-7B, all stages counted. Coverage: the mean over all tokens of the cosine "
+        "with the nearest kept token. Published / ours: its "
         "published code's time over ours, in turns on one image; loop: of the greedy loop alone, "
         "the matrix that it reads given to both. Images are random, smooth like an encoder's "
         "output, and the OC-pruner's weights are random too: coverage says how far a choice "

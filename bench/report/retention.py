@@ -39,9 +39,16 @@ LEGEND = (
     "seeds: here is their mean, whose variance is in the interval, and in brackets the least and "
     "the most of them. † does not beat random: the 95 % interval of the difference, paired "
     "question by question, reaches 0. Blind: answers from another scene's picture, from features "
-    "of zeros, and the commonest answer to the same words in training. @1 and @2 of vlm-pruner: "
-    "before this decoder layer, 2 as published; @ of oc-pruner: the reference layer, if not the "
-    "default."
+    "of zeros, and the commonest answer to the same words in training. @1 and @2 of vlm-pruner and "
+    "fastv: before this decoder layer, 2 as published; @ of oc-pruner: the reference layer, if not "
+    "the default. T of a method that drops tokens in the text model: those that its last layer "
+    "reads."
+)
+EQUAL_COST = (
+    "Methods that drop tokens between layers of the text model, and others at the budget where it "
+    "costs as much: the most tokens that it may be handed for no more FLOPs of its layers. Tokens "
+    "a layer: their mean over layers. In brackets the points by which the other one is ahead, "
+    "paired question by question."
 )
 
 
@@ -49,7 +56,7 @@ class Answers:
     """The rows of a file with kept tokens at some positions.
 
     Attributes:
-        budgets: the largest first.
+        budgets: that every method was asked at, the largest first.
         methods: the best first, by the mean over budgets.
         others: unpruned and blind.
     """
@@ -61,8 +68,10 @@ class Answers:
         self._right = {key: file.right(rows) for key, rows in self._rows.items()}
         self._asked = {kind: file.asked(kind=kind) for kind in KINDS}
         self._asked |= {size: file.asked(size=size) for size in SIZES} | {"": file.asked()}
-        self.budgets = sorted({row.budget for row in mine if row.budget is not None}, reverse=True)
-        pruned = {row.method for row in mine if row.budget is not None}
+        asked = grouped([row for row in mine if row.budget is not None], lambda row: row.method)
+        pruned = {name: {row.budget for row in rows} for name, rows in asked.items()}
+        shared = set.intersection(*pruned.values()) if pruned else set()
+        self.budgets = sorted((budget for budget in shared if budget is not None), reverse=True)
         self.methods = sorted(pruned, key=lambda name: (-self._mean(name), name))
         self.others = [name for name in (UNPRUNED, *BLIND) if (name, None) in self._rows]
 
@@ -96,6 +105,26 @@ class Answers:
         over = self.over_random(method, budget)
         return over is not None and not over.is_above_zero
 
+    @property
+    def in_decoder(self) -> list[Row]:
+        """Of each method and budget that drops tokens in the text model, the first row."""
+        first = [self.rows(name, budget)[0] for name in self.methods for budget in self.budgets]
+        return [row for row in first if row.equal_budget is not None]
+
+    @property
+    def peers(self) -> list[str]:
+        """The methods that were asked at every budget of equal cost."""
+        wanted = {row.equal_budget for row in self.in_decoder} - {None}
+        return [
+            name for name in self.methods if wanted and all((name, b) in self._rows for b in wanted)
+        ]
+
+    def ahead(self, peer: str, row: Row) -> Estimate:
+        """By how much a method is ahead of another one's row, at its budget of equal cost."""
+        assert row.equal_budget is not None and row.budget is not None
+        theirs = self.right(peer, row.equal_budget)
+        return difference(theirs, self.right(row.method, row.budget), self._asked[""])
+
     def _mean(self, method: str) -> float:
         return sum(self.share(method, budget).mean for budget in self.budgets)
 
@@ -126,6 +155,7 @@ def block(files: Sequence[Retention], folder: str) -> str:
     blocks = [f"![accuracy against T]({folder}/{PICTURE})", LEGEND]
     for each in answers(files):
         blocks += [f"### {each.title}", _asked(each.file), accuracy_table(each), no_better(each)]
+        blocks += _equal_cost(each, "####")
     blocks += [f"[By kind of question, and over random, with intervals]({folder}/README.md)."]
     blocks += ["### Where these figures come from", bullets(map(_source, files))]
     return "\n\n".join(each for each in blocks if each)
@@ -136,6 +166,7 @@ def page(files: Sequence[Retention]) -> str:
     blocks = ["# Retention", f"![accuracy against T]({PICTURE})", LEGEND]
     for each in answers(files):
         blocks += [f"## {each.title}", _asked(each.file), accuracy_table(each), no_better(each)]
+        blocks += _equal_cost(each, "###")
         blocks += [folded("Points over random", difference_table(each))]
         blocks += [
             folded(f"By kind, T {budget}", kinds_table(each, budget)) for budget in each.budgets
@@ -175,6 +206,36 @@ def difference_table(its: Answers) -> str:
         return "" if over is None else f"{100 * over.mean:+.1f} ± {100 * over.half_width:.1f}"
 
     return _by_budget(its, [name for name in its.methods if name != RANDOM], cell)
+
+
+def equal_cost_table(its: Answers) -> str:
+    """A line a method in the text model and budget, and others at the budget of equal cost."""
+
+    def cell(peer: str, row: Row) -> str:
+        ahead, budget = its.ahead(peer, row), row.equal_budget
+        assert budget is not None
+        gap = f"{100 * ahead.mean:+.1f} ± {100 * ahead.half_width:.1f}"
+        return f"{100 * its.share(peer, budget).mean:.1f} ({gap})"
+
+    lines = [
+        [
+            row.method,
+            f"{row.budget}",
+            f"{row.mean_tokens:.1f}",
+            _text(its.share(row.method, row.budget or 0)),
+            f"{row.equal_budget}",
+            *(cell(peer, row) for peer in its.peers),
+        ]
+        for row in its.in_decoder
+    ]
+    header = ["method", "T", "tokens a layer", "right", "T of equal cost", *its.peers]
+    return markdown_table(header, lines)
+
+
+def _equal_cost(its: Answers, heading: str) -> list[str]:
+    if not its.in_decoder:
+        return []
+    return [f"{heading} At equal cost, {its.file.model}", EQUAL_COST, equal_cost_table(its)]
 
 
 def kinds_table(its: Answers, budget: int) -> str:

@@ -23,6 +23,8 @@ from bench.results import (
     graph_first,
 )
 from bench.workloads import Workload
+from ocvtp_kernels.cost.layers import stages_by_name, tokens_by_layer
+from ocvtp_kernels.cost.models import VICUNA_7B
 from ocvtp_kernels.markdown import markdown_table
 
 VARIANTS = (OURS, "eager", "compile", "published", "flashslice", "csrc", "colreduce")
@@ -371,9 +373,20 @@ def selectors_table(rows: Sequence[SelectorRow]) -> str:
         if len(known) == len(its):
             exact = "yes" if all(one.exact for one in known) else "no"
             kept = [f"{known[-1].coverage:.3f}", str(sum(one.duplicates for one in known)), exact]
-        lines.append([method, *times, *kept, *ratios])
-    header = ["method", *columns, "coverage", "duplicates", "exactly T"]
+        lines.append([method, *times, _tokens_a_layer(its[0]), *kept, *ratios])
+    header = ["method", *columns, "tokens a layer", "coverage", "duplicates", "exactly T"]
     return markdown_table([*header, "published / ours", "loop"], lines)
+
+
+def _tokens_a_layer(row: SelectorRow) -> str:
+    """That the layers of LLaVA-1.5-7B read on their mean; empty without a schedule."""
+    depth = VICUNA_7B.layers
+    try:
+        stages = stages_by_name(row.method, row.budget, depth)
+    except ValueError:
+        return ""
+    by_layer = tokens_by_layer(stages, row.num_tokens, row.budget, depth)
+    return f"{sum(by_layer) / depth:.0f}"
 
 
 def measured_text(results: Mapping[str, Sequence[Results]], gpu: str, load: Workload) -> str:

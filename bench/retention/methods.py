@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 import ocvtp_kernels as ocvtp
-from bench.retention.model import PROMPT
+from bench.retention.model import PROMPT, TOKENS
 from bench.retention.results import RANDOM
 from bench.retention.scenes import Scene
+from ocvtp_kernels.cost.layers import PROGRESSIVE
+from ocvtp_kernels.selectors.interface import Stage
 from ocvtp_kernels.selectors.registry import METHODS
+from ocvtp_kernels.selectors.schedule import pyramid
+from ocvtp_kernels.selectors.sparsevlm import SparseVLM, most_kept
 
 SEEDS = range(5)
 BATCH = 125  # pictures encoded at once
@@ -42,28 +47,52 @@ def _by_name(name: str, seed: int, **options: Any) -> Any:
     return ocvtp.make_selector(name, **({"seed": seed} if name == RANDOM else options))
 
 
-def training_free() -> dict[str, Method]:
-    """Every method that needs neither the text nor a file of weights.
+class PyramidSparseVLM(SparseVLM):
+    """SparseVLM that keeps as many tokens as PyramidDrop at every layer, centres among them.
 
-    VLM-Pruner stands at the encoder, as all others, and before decoder layers 1 and 2 (``@1``,
-    ``@2``); 2 is the published one.
+    Its published counts make the mean over layers the budget, which four layers cannot have: the
+    first one alone reads a quarter of all tokens on their mean.
+    """
+
+    def stages(self, budget: int, depth: int) -> tuple[Stage, ...]:
+        """The stages of `pyramid` that drop any."""
+        left, schedule = TOKENS, []
+        for layer, count in pyramid(budget, depth):
+            if count < left:
+                schedule.append((layer, most_kept(left, count)))
+                left = count
+        return SparseVLM(schedule=schedule).stages(budget, depth)
+
+
+def training_free() -> dict[str, Method]:
+    """Every method that needs neither the question's embedding nor a file of weights.
+
+    VLM-Pruner stands at the encoder, and it and FastV before decoder layers 1 and 2 (``@1``,
+    ``@2``); 2 is the published one of both.
     """
     found = {name: Method(partial(_by_name, name)) for name in METHODS if name not in NO_TEXT}
     found["vlm-pruner"] = Method(partial(_by_name, "vlm-pruner", place="encoder"))
-    for layer in (1, 2):
-        make = partial(_by_name, "vlm-pruner", layer=layer)
-        found[f"vlm-pruner@{layer}"] = Method(make, in_decoder=True)
+    del found["fastv"]
+    for name, layer in product(("vlm-pruner", "fastv"), (1, 2)):
+        make = partial(_by_name, name, layer=layer)
+        found[f"{name}@{layer}"] = Method(make, in_decoder=True)
+    found["pyramiddrop"] = Method(partial(_by_name, "pyramiddrop"), in_decoder=True)
+    found["sparsevlm"] = Method(lambda seed: PyramidSparseVLM(), in_decoder=True)
     found[RANDOM] = Method(partial(_by_name, RANDOM), SEEDS)
     return found
 
 
-def pruner_method(path: Path, reference_layer: int | None) -> Method:
-    """An OC-pruner from its file; the seed is that of its slots' noise."""
+def pruner_method(
+    path: Path, reference_layer: int | None = None, in_decoder: bool = False
+) -> Method:
+    """An OC-pruner from its file, at the encoder or in stages; the seed is that of its noise."""
 
     def make(seed: int) -> Any:
-        return ocvtp.OCPruner.from_checkpoint(path, noise_seed=seed)
+        pruner = ocvtp.OCPruner.from_checkpoint(path, noise_seed=seed)
+        return ocvtp.make_selector(PROGRESSIVE, pruner=pruner) if in_decoder else pruner
 
-    return Method(make, SEEDS, reference_layer=reference_layer)
+    # In stages each seed is asked about by `generate`, which takes longer.
+    return Method(make, SEEDS[:3] if in_decoder else SEEDS, in_decoder, reference_layer)
 
 
 def to_pixel_values(processor: Any, scenes: Iterable[Scene]) -> Tensor:

@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor, nn
 
 from bench.retention.scenes import GRID, PATCH, SIDE, WORDS
+from ocvtp_kernels.cost.models import LanguageModel
 
 TOKENS = GRID * GRID
 WIDTH = 128
@@ -124,6 +125,20 @@ def _sines() -> Tensor:
     rows, columns = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
     angles = torch.cat([place.reshape(-1, 1) * frequency for place in (rows, columns)], 1)
     return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def language_of(model: Any) -> LanguageModel:
+    """The dimensions of its text model."""
+    config = model.config.text_config
+    return LanguageModel(
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        ffn_width=config.intermediate_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_width=config.hidden_size // config.num_attention_heads,
+        vocabulary=config.vocab_size,
+    )
 
 
 def load(folder: str | Path) -> tuple[Any, Any]:

@@ -56,6 +56,9 @@ class Row:
         seed: of what is random in the method.
         on_objects: share of the kept tokens that lie on an object.
         right: a bit a question, the first one highest, as hexadecimal digits.
+        mean_tokens: that a layer of the text model reads of the picture, where tokens are dropped
+            between layers.
+        equal_budget: the budget at which the text model costs as much when it is handed that many.
     """
 
     method: str
@@ -64,6 +67,8 @@ class Row:
     seed: int | None
     on_objects: float | None
     right: str
+    mean_tokens: float | None = None
+    equal_budget: int | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -110,9 +115,40 @@ class Retention:
             if len(row.right) != -(-questions // 4):
                 raise ValueError(f"right: expected {questions} bits in {row.method}'s row")
 
+    def path(self, folder: Path) -> Path:
+        """The file's in a folder of results."""
+        return folder / f"{self.model}.json"
+
+    def add_rows_of(self, other: Retention) -> None:
+        """Takes over the rows that are not here.
+
+        Raises:
+            ValueError: they are of another model, pruner, scenes, versions, commit or device, or of
+                a commit that does not tell what ran.
+        """
+        for name in ("model_sha256", "seed", "scenes", "kinds", "sizes", "device", "versions"):
+            now, then = getattr(self, name), getattr(other, name)
+            if now != then:
+                raise ValueError(
+                    f"{name}: expected rows of {now!r:.80} to add to, got {then!r:.80}"
+                )
+        if self.commit != other.commit or not self.commit.isalnum() or self.commit == "unknown":
+            raise ValueError(
+                f"commit: expected rows of one clean commit, got {other.commit} and {self.commit}"
+            )
+        pruners = other.pruners_sha256 | self.pruners_sha256
+        for name in pruners.keys() & other.pruners_sha256.keys():
+            if pruners[name] != other.pruners_sha256[name]:
+                raise ValueError(
+                    f"pruners_sha256: expected the file of {name} that was asked about"
+                )
+        mine = {row.key for row in self.rows}
+        self.rows = [row for row in other.rows if row.key not in mine] + self.rows
+        self.pruners_sha256 = pruners
+
     def save(self, folder: Path) -> Path:
         """Writes ``<model>.json`` in ``folder`` atomically; returns its path."""
-        path = folder / f"{self.model}.json"
+        path = self.path(folder)
         atomic_write(path, json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
         return path
 

@@ -3,8 +3,9 @@
 The tiny LLaVA is asked about scenes that it was not trained on, with the tokens that each method
 keeps. Most methods drop tokens before the text model, so features are made once and all questions
 of a scene are asked in one sequence, which gives the answers of ``generate``; what drops tokens in
-the text model is asked by ``generate`` itself. ``python -m bench report`` makes tables and a
-picture of the result files.
+the text model is asked by ``generate`` itself. Beside it stand some of the others at the budget
+where the text model costs as much. ``python -m bench report`` makes tables and a picture of the
+result files.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,13 +36,25 @@ from bench.retention.methods import (
     to_pixel_values,
     training_free,
 )
-from bench.retention.model import FOLDER, PRUNER, TOKENS, load
-from bench.retention.results import BLIND, OC_PRUNER, UNPRUNED, Positions, Retention, Row, pack
+from bench.retention.model import FOLDER, PRUNER, TOKENS, language_of, load
+from bench.retention.results import (
+    BLIND,
+    OC_PRUNER,
+    UNPRUNED,
+    Positions,
+    Retention,
+    Row,
+    pack,
+    read_retention,
+)
 from bench.retention.scenes import KINDS, SIZES, Scene, make_scenes
 from bench.retention.train import SCENES_OF_SEED, SEEDS
+from ocvtp_kernels.cost.layers import PROGRESSIVE, LanguageCost, language_cost, tokens_by_layer
+from ocvtp_kernels.selectors.interface import stages_of
 
 MODELS = ("tiny-llava-undropped", "tiny-llava")
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
+PEERS = (OC_PRUNER, "divprune")  # asked at budgets of equal cost too
 
 
 class Evaluation:
@@ -95,24 +109,36 @@ class Evaluation:
             head = seed if len(method.seeds) > 1 else None
             if method.in_decoder:
                 if "original" in self.positions:
-                    answers, ids = self._in_decoder(method, seed, budget)
-                    share, right = self._on_objects(ids), self.right(answers)
-                    yield Row(name, budget, "original", head, share, right)
+                    answers, share = self._in_decoder(method, seed, budget)
+                    right, found = self.right(answers), self.cost_in_decoder(method, budget)
+                    costs = found.mean_tokens, found.equal_budget
+                    yield Row(name, budget, "original", head, share, right, *costs)
                 continue
             features, ids = keep(self.model, self.processor, method, seed, budget, self.pixels)
             for where in self.positions:
                 right = self.right(self.answers(features, ids, where))
                 yield Row(name, budget, where, head, self._on_objects(ids), right)
 
-    def _in_decoder(self, method: Method, seed: int, budget: int) -> tuple[Tensor, Tensor]:
-        answers, ids = [], []
-        with ocvtp.attach(self.model, self.processor, method.make(seed), budget) as handle:
-            for answer in generate(self.model, self.processor, self.scenes):
+    def cost_in_decoder(self, method: Method, budget: int) -> LanguageCost:
+        """What the text model costs, for a question of the mean number of words."""
+        language = language_of(self.model)
+        stages = stages_of(method.make(method.seeds[0]), budget, language.layers)
+        by_layer = tokens_by_layer(stages, TOKENS, budget, language.layers)
+        words = 1 + float(self.asked.last.double().mean())
+        return language_cost(language, by_layer, round(words))
+
+    def _in_decoder(self, method: Method, seed: int, budget: int) -> tuple[Tensor, float]:
+        """The answers, and the share of the last stage's tokens that lie on an object."""
+        answers, shares, layer = [], [], method.reference_layer
+        given = self.model, self.processor, method.make(seed), budget
+        with ocvtp.attach(*given, reference_layer=layer) as handle:
+            asked = generate(self.model, self.processor, self.scenes)
+            for answer, on_object in zip(asked, self.on_object, strict=True):
                 answers.append(answer)
                 assert handle.last is not None
-                # All questions of a scene are about one picture, and drop the same of it.
-                ids.append(handle.last.ids[0])
-        return torch.stack(answers), torch.stack(ids)
+                # Each question may keep other tokens of the picture.
+                shares += [on_object[ids].float().mean() for ids in handle.last.ids]
+        return torch.stack(answers), float(torch.stack(shares).mean())
 
     def _on_objects(self, ids: Tensor) -> float:
         return float(self.on_object.gather(1, ids).float().mean())
@@ -130,22 +156,41 @@ def commonest_answers() -> dict[str, str]:
 
 
 def evaluate(
-    folder: Path, scenes: Sequence[Scene], methods: dict[str, Method], given: argparse.Namespace
+    folder: Path,
+    scenes: Sequence[Scene],
+    methods: dict[str, Method],
+    given: argparse.Namespace,
+    earlier: Sequence[Row] = (),
 ) -> Iterator[Row]:
-    """The rows of a model, printed as they come."""
+    """The rows of a model, printed as they come.
+
+    Args:
+        earlier: rows to whose budgets of equal cost `PEERS` are asked too.
+    """
     evaluation = Evaluation(folder, scenes, given.positions)
     yield from evaluation.unpruned()
     if BLIND[2] in given.methods:
         yield from evaluation.commonest()
-    for name, method in methods.items():
+
+    def asked(name: str, budget: int) -> list[Row]:
+        start = time.perf_counter()
+        rows = list(evaluation.pruned(name, methods[name], budget))
+        right = sum(int(row.right, 16).bit_count() for row in rows)
+        share = right / max(len(rows), 1) / evaluation.asked.answers.numel()
+        seconds = time.perf_counter() - start
+        print(f"{folder.name} {name} T {budget}: {share:.1%}, {seconds:.1f} s", flush=True)
+        return rows
+
+    rows = [*earlier]
+    for name in methods:
         for budget in given.budgets:
-            start = time.perf_counter()
-            rows = list(evaluation.pruned(name, method, budget))
-            yield from rows
-            right = sum(int(row.right, 16).bit_count() for row in rows)
-            share = right / max(len(rows), 1) / evaluation.asked.answers.numel()
-            seconds = time.perf_counter() - start
-            print(f"{folder.name} {name} T {budget}: {share:.1%}, {seconds:.1f} s", flush=True)
+            yield from (found := asked(name, budget))
+            rows += found
+    equal = {row.equal_budget for row in rows if row.equal_budget is not None}
+    evaluation.positions = ("original",)  # those of tokens dropped in the text model
+    for name in (peer for peer in PEERS if peer in methods):
+        for budget in sorted(equal - {*given.budgets}, reverse=True):
+            yield from asked(name, budget)
 
 
 def sha256(path: Path) -> str:
@@ -173,7 +218,7 @@ def new_retention(folder: Path, scenes: Sequence[Scene], seed: int) -> Retention
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command's arguments."""
-    known = [*training_free(), BLIND[2]]
+    known = [*training_free(), OC_PRUNER, PROGRESSIVE, BLIND[2]]
 
     def some_of(names: Sequence[str]) -> Any:
         def parse(text: str) -> list[str]:
@@ -207,6 +252,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--pruner", type=Path, action="append", default=[], metavar="FILE", help=said)
     said = "that a pruner decides on: once for all of them, or once each"
     add("--reference-layer", type=int, action="append", default=[], metavar="N", help=said)
+    add("--add", action="store_true", help="keep the other rows of the results, of the same commit")
     add("--output", type=Path, default=RESULTS / "retention", metavar="DIR", help="of the results")
     given = parser.parse_args(arguments)
     if not 2 <= given.scenes <= 10_000:
@@ -228,13 +274,23 @@ def main(arguments: Sequence[str]) -> int:
     chosen = {name: each for name, each in training_free().items() if name in given.methods}
     scenes = make_scenes(given.scenes, given.seed)
     for folder in given.models:
-        pruners = {OC_PRUNER: (folder / PRUNER, None)} if (folder / PRUNER).is_file() else {}
+        own = [name for name in (OC_PRUNER, PROGRESSIVE) if name in given.methods]
+        own = own if (folder / PRUNER).is_file() else []
+        pruners = {name: (folder / PRUNER, None, name == PROGRESSIVE) for name in own}
         for path, layer in zip(given.pruner, given.reference_layer, strict=True):
             name = f"{OC_PRUNER} {path.stem}" + ("" if layer is None else f"@{layer}")
-            pruners[name] = path, layer
+            pruners[name] = path, layer, False
         methods = chosen | {name: pruner_method(*each) for name, each in pruners.items()}
         results = new_retention(folder, scenes, given.seed)
-        results.pruners_sha256 = {name: sha256(path) for name, (path, _) in pruners.items()}
-        results.rows += evaluate(folder, scenes, methods, given)
+        results.pruners_sha256 = {name: sha256(path) for name, (path, *_) in pruners.items()}
+        before = results.path(given.output)
+        found = read_retention(before) if given.add and before.is_file() else None
+        if found is not None:
+            # What cannot be added to is told before anything is asked.
+            replace(results, rows=[]).add_rows_of(found)
+        earlier = [] if found is None else found.rows
+        results.rows += evaluate(folder, scenes, methods, given, earlier)
+        if found is not None:
+            results.add_rows_of(found)
         print(results.save(given.output))
     return 0

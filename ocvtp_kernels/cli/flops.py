@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from itertools import groupby
+from typing import Annotated, Any
 
 import typer
 
-from ocvtp_kernels.cli.options import AsJson
+from ocvtp_kernels import checks
+from ocvtp_kernels.cli.options import AsJson, exit_if_misused
 from ocvtp_kernels.cost.flops import TEXT_TOKENS, PrefillCost, cost, importance
+from ocvtp_kernels.cost.layers import NAMES, language_cost, stages_by_name, tokens_by_layer
 from ocvtp_kernels.cost.models import MODELS, VisionLanguageModel
 
 TERA, GIGA, MEBI = 1e12, 1e9, 2**20
@@ -57,11 +61,50 @@ HEADINGS = (
     f"{'causal':>6} {'saved':>7}  {'MiB':>6}  {'plain':>6} {'folded':>6} {'full':>5} {'pruned':>6}",
 )
 
+# The same of the language model alone, with a method.
+COUNTED_OF_METHOD = (
+    ("all", "all", "the decoder layers of one image's prefill, batch 1, each by the tokens that it"
+     " reads; a method is at its defaults"),
+    ("budget", "T", "image tokens kept behind the last layer where any are dropped; SparseVLM has"
+     " counts of its own for a budget"),
+    ("tokens_by_layer", "by layer", "image tokens that the layers read: tokens×layers"),
+    ("mean_tokens", "mean", "of these over layers"),
+    ("language", "LLM", "grouped queries and three FFN matrices, over all n² query-key pairs,"
+     " without the lm_head"),
+    ("paper", "paper", "the sum over layers of 2 (4nd² + 2n²d + 2ndm), n vision and text tokens"),
+    ("saved", "saved", "against the unpruned language model, by the same count"),
+    ("kv_bytes", "KV", "keys and values of vision and text tokens in fp16"),
+    ("equal_budget", "equal", "tokens that a method which drops before the language model may keep"
+     " for no more FLOPs of the LLM"),
+)  # fmt: skip
+METHOD_HEADINGS = (
+    f"{'':19}  {'exact, TFLOP':^20}  {'formula':^13}  {'KV':>6}",
+    f"{'method':14} {'T':>4}  {'LLM':>6} {'saved':>6} {'equal':>6}  {'paper':>6} {'saved':>6}"
+    f"  {'MiB':>6} {'mean':>6}  by layer",
+)
 
-def flops(as_json: AsJson = False) -> None:
-    """Tell FLOPs and KV-cache bytes of four models before and after pruning, and the pruner's."""
-    facts = count()
-    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else describe(facts))
+
+def flops(
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"The language model's alone with this method ({', '.join(NAMES)}), by the tokens"
+            " that each layer reads; may be given several times."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell FLOPs and KV-cache bytes of four models before and after pruning, and the pruner's.
+
+    With --method, tell the language model's where the method drops tokens between its layers, and
+    the budget at which one that drops them before costs as much.
+    """
+    with exit_if_misused("flops"):
+        facts = count_methods(method) if method else count()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(describe_methods(facts) if method else describe(facts))
 
 
 def count() -> dict[str, Any]:
@@ -109,11 +152,8 @@ def describe(facts: dict[str, Any]) -> str:
     """`count`'s facts as text."""
     lines: list[str] = []
     for model in facts["models"]:
-        language = model["language_model"]
         lines += [
-            f"{model['name']}: {model['vision_tokens']} vision + {facts['text_tokens']} text tokens"
-            f", L={language['layers']} d={language['width']} m={language['ffn_width']}"
-            f" heads={language['heads']}/{language['kv_heads']}",
+            _title(model, facts),
             *_wrapped("  dimensions: ", model["source"]),
             *_wrapped("  image: ", model["image"]),
             *HEADINGS,
@@ -122,10 +162,91 @@ def describe(facts: dict[str, Any]) -> str:
         if model["importance"] is not None:
             lines.append(f"  importance: {model['importance'] / GIGA:.2f} GFLOP")
         lines.append("")
-    lines.append("what is counted")
-    for _, column, sentence in COUNTED:
+    return "\n".join([*lines, *_explained(COUNTED)])
+
+
+def count_methods(methods: Sequence[str]) -> dict[str, Any]:
+    """What methods leave of the language models' FLOPs and bytes, as plain data.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    for method in methods:
+        checks.require_one_of("method", method, NAMES)
+    return {
+        "counted": {name: sentence for name, _, sentence in COUNTED_OF_METHOD},
+        "text_tokens": TEXT_TOKENS,
+        "models": [
+            {
+                "name": model.name,
+                "vision_tokens": model.tower.vision_tokens,
+                "language_model": asdict(model.language),
+                "costs": [
+                    _count_method(model, method, budget)
+                    for method in methods
+                    for budget in model.budgets
+                ],
+            }
+            for model in MODELS
+        ],
+    }
+
+
+def _count_method(model: VisionLanguageModel, method: str, budget: int) -> dict[str, Any]:
+    language, available = model.language, model.tower.vision_tokens
+    head = {"method": method, "budget": budget}
+    try:
+        stages = stages_by_name(method, budget, language.layers)
+    except ValueError as error:
+        return {**head, "error": str(error)}
+    by_layer = tokens_by_layer(stages, available, budget, language.layers)
+    now = language_cost(language, by_layer)
+    full = language_cost(language, [available] * language.layers)
+    saved = {
+        name: 1 - getattr(now, name) / getattr(full, name)
+        for name in ("paper", "language", "kv_bytes")
+    }
+    return {**head, **asdict(now), "saved": saved}
+
+
+def describe_methods(facts: dict[str, Any]) -> str:
+    """`count_methods`' facts as text."""
+    lines: list[str] = []
+    for model in facts["models"]:
+        lines += [_title(model, facts), *METHOD_HEADINGS]
+        for row in model["costs"]:
+            lines += _method_rows(row)
+        lines.append("")
+    return "\n".join([*lines, *_explained(COUNTED_OF_METHOD)])
+
+
+def _method_rows(row: dict[str, Any]) -> list[str]:
+    head = f"{row['method']:14} {row['budget']:4}  "
+    if "error" in row:
+        return _wrapped(head, row["error"])
+    language, paper = (f"{100 * row['saved'][name]:.1f}%" for name in ("language", "paper"))
+    runs = ((tokens, len([*layers])) for tokens, layers in groupby(row["tokens_by_layer"]))
+    return [
+        f"{head}{row['language'] / TERA:6.3f} {language:>6} {row['equal_budget']:6}"
+        f"  {row['paper'] / TERA:6.2f} {paper:>6}  {row['kv_bytes'] / MEBI:6.1f}"
+        f" {row['mean_tokens']:6.1f}  " + " ".join(f"{tokens}×{layers}" for tokens, layers in runs)
+    ]
+
+
+def _title(model: dict[str, Any], facts: dict[str, Any]) -> str:
+    language = model["language_model"]
+    return (
+        f"{model['name']}: {model['vision_tokens']} vision + {facts['text_tokens']} text tokens"
+        f", L={language['layers']} d={language['width']} m={language['ffn_width']}"
+        f" heads={language['heads']}/{language['kv_heads']}"
+    )
+
+
+def _explained(counted: Sequence[tuple[str, str, str]]) -> list[str]:
+    lines = ["what is counted"]
+    for _, column, sentence in counted:
         lines += _wrapped(f"  {column:10}  ", sentence) if column else []
-    return "\n".join(lines)
+    return lines
 
 
 def _row(row: dict[str, Any]) -> str:

@@ -19,7 +19,14 @@ import ocvtp_kernels as ocvtp
 from bench.machine import RESULTS, ROOT
 from bench.report import main as report
 from bench.report.pages import END, START, rewrite_between_markers
-from bench.report.retention import Answers, accuracy_table, block, no_better, read_files
+from bench.report.retention import (
+    Answers,
+    accuracy_table,
+    block,
+    equal_cost_table,
+    no_better,
+    read_files,
+)
 from bench.report.retention import page as page_of
 from bench.results import ResultError
 from bench.retention.results import (
@@ -37,19 +44,30 @@ from bench.retention.results import (
 )
 from bench.retention.scenes import KINDS, QUESTIONS, make_scenes
 from ocvtp_kernels.backends import interpreting
+from ocvtp_kernels.cost.flops import prefill
+from ocvtp_kernels.cost.layers import stages_by_name, tokens_by_layer
 from ocvtp_kernels.pruner.checkpoint import write_checkpoint
 from tests.cases import random_pruner
 
 pytest.importorskip("transformers")
 
 from bench.retention import run
-from bench.retention.methods import all_features, generate, keep, pruner_method, training_free
-from bench.retention.model import FOLDER, PRUNER, TOKENS, WIDTH, make_model
+from bench.retention.methods import (
+    PROGRESSIVE,
+    all_features,
+    generate,
+    keep,
+    pruner_method,
+    training_free,
+)
+from bench.retention.model import FOLDER, PRUNER, TOKENS, WIDTH, language_of, make_model
 from bench.retention.train import Heads, Stage, to_data, train
 
 SCENES, SEED = 25, 7
 METHODS = {name: each for name, each in training_free().items() if not each.in_decoder}
 METHODS[OC_PRUNER] = pruner_method(FOLDER / "tiny-llava" / PRUNER, None)
+IN_DECODER = {name: each for name, each in training_free().items() if each.in_decoder}
+IN_DECODER[PROGRESSIVE] = pruner_method(FOLDER / "tiny-llava" / PRUNER, in_decoder=True)
 BUDGETS = (22, 11)  # whose answers are told
 # Of the first pictures, as drawn here; pixels may be rounded otherwise elsewhere.
 MEANS = (120.46, 104.86, 112.67, 127.12)
@@ -235,6 +253,32 @@ def test_one_sequence_gives_the_answers_of_generate(kept: Kept) -> None:
         assert handle.last is not None and torch.equal(handle.last.ids[0], ids[-1])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", IN_DECODER)
+def test_layers_read_the_tokens_that_are_counted(kept: Kept, name: str) -> None:
+    method, language = IN_DECODER[name], language_of(kept.model)
+    for budget in (50, 22, 5):
+        read = [TOKENS] * language.layers
+        with ocvtp.attach(kept.model, kept.processor, method.make(0), budget) as handle:
+            list(generate(kept.model, kept.processor, kept.scenes[:1]))
+            assert handle.last is not None
+            for layer, ids in handle.last.stages:
+                read[layer:] = [len(ids[0])] * len(read[layer:])
+        found = kept.cost_in_decoder(method, budget)
+        assert list(found.tokens_by_layer) == read and read[-1] == budget
+        words = 1 + round(float(kept.asked.last.double().mean()))
+        costs = [prefill(language, found.equal_budget + more + words) for more in (0, 1)]
+        assert costs[0] <= found.language < costs[1]
+
+
+@pytest.mark.parametrize("budget", [60, 50, 22, 11, 5])
+def test_methods_in_stages_read_as_many_tokens(kept: Kept, budget: int) -> None:
+    depth = language_of(kept.model).layers
+    wanted = tokens_by_layer(stages_by_name("pyramiddrop", budget, depth), TOKENS, budget, depth)
+    for name in ("pyramiddrop", "sparsevlm", PROGRESSIVE):
+        assert kept.cost_in_decoder(IN_DECODER[name], budget).tokens_by_layer == wanted
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["visionzip", "scope", "prumerge", "vlm-pruner"])
 @pytest.mark.parametrize("positions", run.POSITIONS)
@@ -401,6 +445,23 @@ def test_tables_say_what_does_not_beat_random() -> None:
     assert order == ["| unpruned", "| good", "| random", "| bad", "| blind: another picture"]
 
 
+def test_a_table_of_equal_cost() -> None:
+    file = made()
+    (good,) = [row for row in file.rows if row.method == "good"]
+    inside = replace(good, method="inside", mean_tokens=7.25, equal_budget=8)
+    assert "| inside |" not in equal_cost_table(Answers(file, "consecutive"))
+    file.rows += [inside, replace(good, budget=8)]
+    its = Answers(file, "consecutive")
+    # Budgets that some were asked at alone are of no column.
+    assert its.budgets == [5] and its.peers == ["good"]
+    header, _, line = equal_cost_table(its).splitlines()
+    assert header == "| method | T | tokens a layer | right | T of equal cost | good |"
+    assert re.fullmatch(
+        r"\| inside \| 5 \| 7\.2 \| 93\.8 ± [\d.]+ \| 8 \| 93\.8 \(\+0\.0 ± 0\.0\) \|", line
+    )
+    assert line in block([file], "here") and line in page_of([file])
+
+
 def test_the_page_and_its_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -437,21 +498,75 @@ def test_the_pages_are_what_the_result_files_give() -> None:
 
 def test_the_command(kept: Kept, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = ["--output", str(tmp_path), "--models", str(FOLDER / "tiny-llava")]
-    asked = ["--scenes", "3", "--budgets", "11", "--methods", "divprune,random,vlm-pruner@1"]
+    methods = f"divprune,random,vlm-pruner@1,{OC_PRUNER}"
+    asked = ["--scenes", "3", "--budgets", "11", "--methods", methods]
     assert run.main([*asked, *output]) == 0
     found = read_retention(tmp_path / "tiny-llava.json")
     counts = Counter(row.method for row in found.rows)
     # At both positions, but for the decoder's.
     wanted = dict.fromkeys((UNPRUNED, *BLIND[:2], "divprune"), 2) | {"vlm-pruner@1": 1, RANDOM: 10}
     if (FOLDER / "tiny-llava" / PRUNER).exists():
-        wanted[OC_PRUNER] = 10
-    assert counts == wanted
+        wanted[OC_PRUNER] = 15
+    # At the budget that costs as much as the decoder's too.
+    assert counts == wanted | {"divprune": 3}
     assert "divprune T 11: " in capsys.readouterr().out
     (row,) = [each for each in found.rows if each.key[:3] == ("divprune", 11, "consecutive")]
     answers = kept.answers(*kept.keep("divprune", 11), "consecutive")
     assert row.right == pack((answers == kept.asked.answers)[:3])
     (row,) = [each for each in found.rows if each.method == "vlm-pruner@1"]
     assert row.positions == "original" and row.on_objects is not None and 0 < row.on_objects < 1
+    assert row.mean_tokens == (TOKENS + 3 * 11) / 4 and row.equal_budget is not None
+    assert ("divprune", row.equal_budget, "original", None) in {each.key for each in found.rows}
+
+
+def test_the_command_adds_rows(kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["--output", str(tmp_path), "--models", str(FOLDER / "tiny-llava"), "--scenes", "3"]
+    monkeypatch.setattr(run, "commit", lambda: "abc")
+    assert run.main([*asked, "--budgets", "5", "--methods", "fastv@1"]) == 0
+    path = tmp_path / "tiny-llava.json"
+    first = read_retention(path)
+    assert run.main([*asked, "--budgets", "11", "--methods", "divprune", "--add"]) == 0
+    rows = {row.key: row for row in read_retention(path).rows}
+    assert all(rows[row.key] == row for row in first.rows)
+    (inside,) = [row for row in first.rows if row.method == "fastv@1"]
+    assert {row.budget for row in rows.values() if row.method == "divprune"} == {
+        11,
+        inside.equal_budget,
+    }
+    for other in ("abd", "abc-dirty"):
+        monkeypatch.setattr(run, "commit", lambda other=other: other)
+        with pytest.raises(ValueError, match="commit: expected rows of one clean commit"):
+            run.main([*asked, "--methods", "divprune", "--add"])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"commit": "abd"}, "commit: expected rows of one clean commit, got abd and abc"),
+        ({"device": "another"}, "device: expected"),
+        ({"model_sha256": "cd" * 32}, "model_sha256: expected"),
+        ({"versions": {}}, "versions: expected"),
+        ({"pruners_sha256": {"oc-pruner": "b"}}, "pruners_sha256: expected the file of oc-pruner"),
+    ],
+)
+def test_rows_of_another_run_are_not_added(change: Any, message: str) -> None:
+    file = replace(made(), pruners_sha256={"oc-pruner": "a"})
+    with pytest.raises(ValueError, match=message):
+        file.add_rows_of(replace(file, **change))
+
+
+def test_rows_that_are_there_stay() -> None:
+    file, other = made(), made()
+    first = file.rows[0]
+    file.rows, other.rows = [first], [replace(first, right="f" * 40), *other.rows[1:]]
+    other.pruners_sha256 = {"oc-pruner": "a"}
+    file.add_rows_of(other)
+    assert file.rows == [*other.rows[1:], first]
+    assert file.pruners_sha256 == {"oc-pruner": "a"}
+    # A commit that is not all that ran does not tell that both ran the same.
+    file.commit = other.commit = "abc-dirty"
+    with pytest.raises(ValueError, match="clean commit"):
+        file.add_rows_of(other)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ from typer.testing import CliRunner
 
 from ocvtp_kernels.cli import app
 from ocvtp_kernels.cost import flops
-from ocvtp_kernels.cost.models import LLAVA_NEXT_7B, MODELS
+from ocvtp_kernels.cost.layers import NAMES
+from ocvtp_kernels.cost.models import LLAVA_7B, LLAVA_NEXT_7B, MODELS
 
 
 def run_flops(*options: str) -> str:
@@ -79,6 +82,68 @@ def test_text_shows_the_pruners_share_in_thousandths() -> None:
     for (of_full, of_pruned), (now, full) in zip(shares, costs, strict=True):
         assert of_full == f"{1000 * now.pruner_folded / full.total:.2f}"
         assert of_pruned == f"{1000 * now.pruner_folded / now.total:.2f}"
+
+
+def given(*methods: str) -> list[str]:
+    return [option for method in methods for option in ("--method", method)]
+
+
+def test_methods_have_a_cost_at_every_budget() -> None:
+    facts = json.loads(run_flops("--json", *given(*NAMES)))
+    for model, told in zip(MODELS, facts["models"], strict=True):
+        rows = told["costs"]
+        assert [(row["method"], row["budget"]) for row in rows] == [
+            (name, budget) for name in NAMES for budget in model.budgets
+        ]
+        for row in rows:
+            if "error" in row:
+                assert row["method"] == "sparsevlm" and "published counts" in row["error"]
+                continue
+            assert {*row} - {"method"} <= {*facts["counted"], "budget"}
+            assert len(row["tokens_by_layer"]) == model.language.layers
+            now = flops.cost(model, row["equal_budget"])
+            assert now.language <= row["language"]
+            assert now.kept >= row["budget"] or row["method"] == "sparsevlm"
+            before = flops.cost(model, None)
+            assert row["saved"] == {
+                name: pytest.approx(1 - row[name] / getattr(before, name))
+                for name in ("paper", "language", "kv_bytes")
+            }
+            if now.kept == row["mean_tokens"] == row["budget"]:
+                assert (now.language, now.paper, now.kv_bytes) == (
+                    row["language"],
+                    row["paper"],
+                    row["kv_bytes"],
+                )
+
+
+def test_text_of_methods() -> None:
+    text = run_flops(*given("oc-pruner", "fastv", "pyramiddrop", "sparsevlm"))
+    assert max(map(len, text.splitlines())) <= 100
+    (section, *_), (after, *_) = (
+        text.split(f"{model.name}: ")[1].split("\n\n") for model in (LLAVA_7B, LLAVA_NEXT_7B)
+    )
+    rows = {tuple(row[:2]): row[2:] for row in map(str.split, section.splitlines())}
+    assert rows["fastv", "64"][2] == "96" and rows["fastv", "64"][-3:] == ["96.0", "576×2", "64×30"]
+    assert rows["oc-pruner", "64"][2] == "64" and rows["oc-pruner", "64"][-1] == "64×32"
+    assert rows["pyramiddrop", "192"][-3:] == ["576×16", "384×8", "192×8"]
+    assert "sparsevlm       160  budget: expected one of 64, 96, 128, 192" in after
+    for column in ("by layer", "mean", "equal", "KV"):
+        assert f"\n  {column:10}  " in text
+
+
+def test_the_page_about_selectors_has_what_the_command_prints() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "selectors.md").read_text("utf-8")
+    options, printed = re.findall(
+        r"^```sh\nocvtp flops (--method .*)\n```\n\n```text\n([^`]*)\n```$", page, re.M
+    )[0]
+    assert run_flops(*options.split()).startswith(printed + "\n\n")
+
+
+def test_a_method_that_there_is_not_is_refused() -> None:
+    result = CliRunner().invoke(app, ["flops", "--method", "dicprune"])
+    assert result.exit_code == 2
+    assert "ocvtp flops: method: expected one of" in result.output and "fastv" in result.output
 
 
 def test_help_is_there() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -182,6 +183,7 @@ def test_a_table_of_selectors_has_a_line_a_method_and_columns_a_batch() -> None:
         "B 1": "2.00 ms (1.80 to 2.20)",
         "B 1, graph": "100 µs (90.0 to 110)",
         "B 64": "500 µs (450 to 550)",
+        "tokens a layer": "64",
         "coverage": "0.564",
         "duplicates": "0",
         "exactly T": "yes",
@@ -189,10 +191,16 @@ def test_a_table_of_selectors_has_a_line_a_method_and_columns_a_batch() -> None:
         "loop": "",
     }
     assert list(cells(text, "divprune").values())[2:] == [
-        "", "refused", "0.500", "3", "no", "0.50×", "40.0×",
+        "", "refused", "64", "0.500", "3", "no", "0.50×", "40.0×",
     ]  # fmt: skip
     row = selector_row("trim", 1, None, quality=None)
-    assert "| refused | unknown | unknown | unknown |" in tables.selectors_table([row])
+    assert "| refused | 64 | unknown | unknown | unknown |" in tables.selectors_table([row])
+    for method, wanted in (("fastv", "96"), ("sparsevlm", "82")):
+        its = cells(tables.selectors_table([replace(row, method=method)]), method)
+        assert its["tokens a layer"] == wanted
+    # There are no published counts for this budget.
+    its = cells(tables.selectors_table([replace(row, method="sparsevlm", budget=60)]), "sparsevlm")
+    assert its["tokens a layer"] == ""
 
 
 @pytest.mark.parametrize(
