@@ -2,6 +2,6 @@
 // multiplies it. Compiled among the others they would leave the compiler less room to inline those.
 #define OCVTP_BFLOAT16_ONLY
 
-#include "attention_received/attention_received.h"
+#include "attention_from_rows/attention_from_rows.h"
 #include "prune/layer_norm.h"
 #include "slot_attention/slot_attention.h"

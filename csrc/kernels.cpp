@@ -1,6 +1,6 @@
 // The CPU kernels that may fuse multiply-adds, but for those of bfloat16: compiled once for each
 // instruction set.
-#include "attention_received/attention_received.h"
+#include "attention_from_rows/attention_from_rows.h"
 #include "gru_cell/gru_gates.h"
 #include "merge/slot_assignment.h"
 #include "prune/bias_gelu.h"

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "attention_received/attention_received.h"
+#include "attention_from_rows/attention_from_rows.h"
 #include "centrifugal_select/centrifugal_select.h"
 #include "channel_variance/channel_variance.h"
 #include "dpp_select/dpp_select.h"
@@ -114,7 +114,7 @@ void add(py::module_& module, const char* name, void (*kernel)(const A&, int64_t
 
 template <class T>
 void add_half(py::module_ module) {
-  OCVTP_ADD(attention_received);
+  OCVTP_ADD(attention_from_rows);
   if constexpr (std::is_same_v<T, BFloat16>) {
     OCVTP_ADD(layer_norm);
     OCVTP_ADD(slot_softmax);
@@ -137,7 +137,7 @@ void add_kernels(py::module_ module) {
   OCVTP_ADD(slot_scores);
   OCVTP_ADD(slot_best);
   OCVTP_ADD(slot_assignment);
-  OCVTP_ADD(attention_received);
+  OCVTP_ADD(attention_from_rows);
   OCVTP_ADD(attention_mean);
   OCVTP_ADD(merge_lists);
   OCVTP_ADD(merge_sums);

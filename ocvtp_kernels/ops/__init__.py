@@ -8,6 +8,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from ocvtp_kernels.ops.argmax_gather import argmax_gather
+from ocvtp_kernels.ops.attention_from_rows import attention_from_rows
 from ocvtp_kernels.ops.attention_received import attention_received
 from ocvtp_kernels.ops.centrifugal_select import centrifugal_select
 from ocvtp_kernels.ops.channel_variance import channel_variance
@@ -36,6 +37,7 @@ for _module in iter_modules(__path__):
 
 __all__ = [
     "argmax_gather",
+    "attention_from_rows",
     "attention_received",
     "centrifugal_select",
     "channel_variance",

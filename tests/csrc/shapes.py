@@ -29,7 +29,7 @@ Divide: TypeAlias = Callable[[Part], None]
 
 ISAS = ("portable", "avx2", "avx512")
 EDGES = (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
-# As csrc/common/blocks.h, attention_received.h and channel_variance.h have them.
+# As csrc/common/blocks.h, attention_from_rows.h and channel_variance.h have them.
 TOKEN_BLOCK, QUERY_BLOCK, CHANNEL_BLOCK = 64, 48, 256
 EPS, NORM_EPS = 1e-3, 1e-5
 

@@ -19,7 +19,7 @@ from torch import Tensor
 import ocvtp_kernels as ocvtp
 from bench.pruners import random_pruner, small_config
 from ocvtp_kernels import ops, use_backend
-from ocvtp_kernels.ops.registry import COMPOSED, SCHEMA_NAMES
+from ocvtp_kernels.ops.registry import SCHEMA_NAMES
 from ocvtp_kernels.ops.slot_attention.reference import StepWeights
 from ocvtp_kernels.selectors.interface import PLACES, SelectorInputs, run_selector
 from ocvtp_kernels.selectors.registry import METHODS, make_selector, select
@@ -153,7 +153,9 @@ class OpTarget:
         overload = getattr(torch.ops.ocvtp, self.name).default
         outputs = tuple(result.name for result in overload._schema.returns)
         returned = (inspect.getdoc(op) or "").split("Returns:")[1].split("Raises:")[0]
-        reference = first_of(op.reference) if self.name in COMPOSED else op.reference
+        # Its oracle gives the attention too.
+        is_step = self.name == "slot_attention_step"
+        reference = first_of(op.reference) if is_step else op.reference
         parameters = inspect.signature(op).parameters
         is_direct = draw.chance(0.3)
         return Call(

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ocvtp_kernels import ops
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.ops.attention_received import MODES
-from ocvtp_kernels.ops.attention_received import _native as attention_received
+from ocvtp_kernels.ops.attention_from_rows import _native as attention_from_rows
 from ocvtp_kernels.ops.gru_cell import gru_gates
 from ocvtp_kernels.ops.slot_argmax import slot_topk
 from ocvtp_kernels.ops.slot_attention import reference as slots
 from tests.cases import assert_within_budget, random_tokens
 from tests.emulated import emulated_ops, loaded, on_gpu, views  # noqa: F401
+from tests.ops.attention_from_rows.test_attention_from_rows import of_shape
 
 pytestmark = pytest.mark.usefixtures("emulated", "poisoned")
 
@@ -297,18 +297,19 @@ def test_ids_and_tokens_are_the_references_exactly(
 
 
 @DTYPES
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", [(2, 3, 5, 33, 24), (1, 2, 70, 65, 64), (1, 1, 9, 130, 100)])
-def test_attention_received_keeps_the_error_budget(
-    shape: tuple[int, ...], mode: str, dtype: torch.dtype
+@pytest.mark.parametrize("masks", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 6, 3, 4, 33, 24), (1, 2, 2, 70, 65, 64), (1, 1, 1, 9, 130, 100), (2, 4, 2, 40, 150, 8)],
+)
+def test_attention_from_rows_keeps_the_error_budget(
+    shape: tuple[int, ...], masks: tuple[bool, bool], dtype: torch.dtype
 ) -> None:
-    batch, heads, queries, keys, width = shape
-    q = random_tokens(batch, heads, queries, width, dtype=dtype, outliers=True)
-    k = random_tokens(batch, heads, keys, width, seed=1, dtype=dtype)
-    plain = ops.attention_received.reference(q, k, mode)
-    oracle = ops.attention_received.reference(q.double(), k.double(), mode)
+    q, k, *given = of_shape(shape, dtype, True, masks)
+    plain = ops.attention_from_rows.reference(q, k, *given)
+    oracle = ops.attention_from_rows.reference(q.double(), k.double(), *given)
     for q_view, k_view in zip(views(q), views(k), strict=True):
-        got = attention_received(on_gpu(q_view), on_gpu(k_view), mode, None)
+        got = attention_from_rows(*map(on_gpu, (q_view, k_view, *given)), None, None)
         assert_within_budget(got, plain, oracle)
 
 
@@ -336,7 +337,10 @@ def every_op(ops: Any, dtype: torch.dtype, images: slice) -> dict[str, Tensor]:
         "gru_gates": ops.gru_gates(rows(72, 3), rows(72, 4), rows(24, 5), *[None] * 5, EPS, True),
         "slot_attention": ops.slot_attention(q, k, v, constant, mask, 0.2, EPS, True),
         "slot_argmax": ops.slot_argmax(q, k, constant, 0.2, 2, True),
-        "received": [ops.attention_received(heads_q, heads_k, row, 0.2) for row in (-1, 0)],
+        "received": [
+            ops.attention_from_rows(queries, heads_k, None, None, 0.2)
+            for queries in (heads_q, heads_q[:, :, :1])
+        ],
     }
     topk_ids, max_logprob, token_score = outputs["slot_argmax"]
     outputs["resolve_picks"] = [ops.resolve_picks(topk_ids, max_logprob, token_score, 30, 200)]

@@ -139,16 +139,16 @@ def test_spoilt_arguments_are_named(library: str, op: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_attention_received_takes_half_precision_if_both_have_it(
+def test_attention_from_rows_takes_half_precision_if_both_have_it(
     library: str, dtype: torch.dtype
 ) -> None:
-    given = CASES["attention_received"].arguments
+    given = CASES["attention_from_rows"].arguments
     halves = {name: given[name].to(dtype) for name in "qk"}
-    got = call(library, "attention_received", given, **halves)
+    got = call(library, "attention_from_rows", given, **halves)
     assert got.shape == (B, N) and got.dtype == torch.float32
     for name, half in halves.items():
         with pytest.raises(ValueError, match=r"k: expected \[2, 2, any, 8\] .*, got "):
-            call(library, "attention_received", given, **{name: half})
+            call(library, "attention_from_rows", given, **{name: half})
 
 
 def test_a_sentence_says_what_came_and_what_was_expected(library: str) -> None:
@@ -160,7 +160,9 @@ def test_a_sentence_says_what_came_and_what_was_expected(library: str) -> None:
             *("slot_argmax", x, x.half(), None, 1.0, 1, False),
         ),
         "top_k: expected 1 to 9, got 10": ("slot_argmax", x, x, None, 1.0, 10, False),
-        "row: expected -1 to 8, got 9": ("attention_received", x[None], x[None], 9, 1.0),
+        "last: expected [1, 9] int64, got [1, 3] int64": (
+            *("attention_from_rows", x[None], x[None], ids(1, 3), None, 1.0),
+        ),
     }
     for sentence, (op, *arguments) in sentences.items():
         with pytest.raises(ValueError, match=re.escape(sentence)):

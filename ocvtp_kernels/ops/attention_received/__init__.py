@@ -6,70 +6,29 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
-from ocvtp_kernels.dtypes import acc_dtype, product_dtype
-from ocvtp_kernels.native import upcast
-from ocvtp_kernels.ops.registry import op
+from ocvtp_kernels.ops.attention_from_rows import attention_from_rows
+from ocvtp_kernels.ops.registry import composite
 
 MODES = ("meanq", "cls", "last")
-QUERY_ROW = {"cls": 0, "last": -1}  # of the modes that read one query
-EVERY_ROW = -1  # to the native kernels
-HALF = (torch.float16, torch.bfloat16)
-SMALL_MAP = 1 << 18  # elements of maps that are not worth a call for each
+ROW = {"cls": 0, "last": -1}  # of the modes that read one query
 
 
-def _check(q: Tensor, k: Tensor, mode: str) -> None:
+def _rows(q: Tensor, k: Tensor, mode: str) -> Tensor:
+    """The rows of queries that the mode reads; checks what is narrower here than of any rows."""
     checks.require_rank("q", q, "B, H, M, d")
     checks.require_rank("k", k, "B, H, N, d")
-    checks.require_floating("q", q)
-    checks.require_same_dtype_device("k", k, "q", q)
-    for dim in (0, 1, 3):
-        checks.require_size("k", k, dim, q.shape[dim], "q")
-    checks.require_nonempty("q", q, 1, "head")
+    checks.require_size("k", k, 1, q.shape[1], "q")
     checks.require_nonempty("q", q, 2, "query")
-    checks.require_nonempty("k", k, 2, "token")
     checks.require_one_of("mode", mode, MODES)
+    return q.narrow(2, ROW[mode], 1) if mode in ROW else q
 
 
-def _native(q: Tensor, k: Tensor, mode: str, scale: float | None) -> Tensor:
-    """No ``[B, H, M, N]`` in memory."""
-    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
-    row = QUERY_ROW[mode] % q.shape[2] if mode in QUERY_ROW else EVERY_ROW
-    # The CPU kernels read half precision as it is.
-    q, k = (x if x.is_cpu and x.dtype in HALF else upcast(x) for x in (q, k))
-    received: Tensor = torch.ops.ocvtp_native.attention_received(q, k, row, scale)
+def _reference(q: Tensor, k: Tensor, mode: str, scale: float | None = None) -> Tensor:
+    received: Tensor = attention_from_rows.reference(_rows(q, k, mode), k, scale=scale)
     return received
 
 
-def _plain(q: Tensor, k: Tensor, mode: str, scale: float | None) -> Tensor:
-    """No more than one large map of a head in memory."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if mode in QUERY_ROW:
-        # The maps are a row each, and no copy of all keys is worth a wider product.
-        row = QUERY_ROW[mode] % q.shape[2]
-        return _attention(q[:, :, row : row + 1], k, scale).mean((1, 2))
-    dtype = product_dtype(q.dtype, q.device)
-    heads = max(1, SMALL_MAP // max(1, q.shape[0] * q.shape[2] * k.shape[2]))
-    sums = [
-        _attention(some_q.to(dtype), some_k.to(dtype), scale).sum((1, 2))
-        for some_q, some_k in zip(q.split(heads, 1), k.split(heads, 1), strict=True)
-    ]
-    return sum(sums[1:], sums[0]) / (q.shape[1] * q.shape[2])
-
-
-def _attention(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """The map of queries by keys, in float32 or wider whatever the product is in."""
-    logits = torch.matmul(q, k.mT).to(acc_dtype(q.dtype))
-    return logits.mul_(scale).softmax(-1)
-
-
-@op(
-    check=_check,
-    fake=lambda q, k: k.new_empty((k.shape[0], k.shape[2]), dtype=acc_dtype(q.dtype)),
-    cpu=_native,
-    plain=_plain,
-    cuda=_native,
-    triton="triton",
-)
+@composite(parts="ocvtp::attention_from_rows", reference=_reference)
 def attention_received(q: Tensor, k: Tensor, mode: str, scale: float | None = None) -> Tensor:
     """The attention each token receives from a self-attention layer, averaged over heads.
 
@@ -93,9 +52,5 @@ def attention_received(q: Tensor, k: Tensor, mode: str, scale: float | None = No
         ValueError, TypeError: an argument's shape, dtype or device does not fit, or there is no
             such mode; the message names it.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if mode in QUERY_ROW:
-        row = QUERY_ROW[mode] % q.shape[2]
-        q = q[:, :, row : row + 1]
-    attention = (torch.matmul(q, k.transpose(-1, -2)) * scale).softmax(dim=-1)
-    return attention.mean(dim=(1, 2), dtype=acc_dtype(q.dtype))
+    received: Tensor = torch.ops.ocvtp.attention_from_rows(_rows(q, k, mode), k, scale=scale)
+    return received

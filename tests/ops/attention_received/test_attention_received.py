@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ocvtp_kernels import native, ops
 from tests.cases import CPU_BACKENDS, ISAS, assert_within_budget, peak_bytes, random_tokens, running
-from tests.ops.raw_calls import B, D, H, M, N, RawCall
 
 MODES = ["meanq", "cls", "last"]
 HALF = [torch.float16, torch.bfloat16]
@@ -21,21 +20,6 @@ BACKENDS = (*CPU_BACKENDS, "avx512_bf16")
 def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     heads = random_tokens(batch, 13, 3, 8, dtype=dtype).transpose(1, 2)
     return heads, heads.flip(-1), "meanq"
-
-
-RAW_CALLS = {
-    "attention_received": RawCall(
-        {
-            "q": random_tokens(B, H, M, D),
-            "k": random_tokens(B, H, N, D),
-            "row": 1,
-            "scale": 0.3,
-        },
-        {"q": ["size 2 [-+]*"], "k": ["size 2 *"]},
-        {"row": (-1, M - 1)},
-        measures=("q",),
-    ),
-}
 
 
 def inputs(

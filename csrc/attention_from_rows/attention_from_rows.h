@@ -1,6 +1,6 @@
-// The attention that keys receive (ocvtp_kernels/ops/attention_received), a few queries at a time:
-// logits by register tiles, softmax over keys while they are in cache, sums per key. The matrix of
-// queries by keys is never in memory.
+// The attention that keys receive (ocvtp_kernels/ops/attention_from_rows), a few rows of queries at
+// a time: logits by register tiles, softmax over keys while they are in cache, sums per key. The
+// matrix of queries by keys is never in memory.
 #pragma once
 
 #include <algorithm>
@@ -12,10 +12,17 @@
 
 namespace ocvtp {
 
+// Which keys a row attends to: valid ones up to its last. `last` is -1 in a row that sees none.
+struct SeenKeys {
+  const int64_t* last;  // [B, M]; null: every row sees every valid key
+  const bool* valid;    // [B, N]; null: all are
+};
+
 // Part: blocks of queries of heads of images. Each key's sum of softmax(scale * q k^T).
 template <class E>
-struct AttentionReceived {
+struct AttentionFromRows {
   const E *q, *k;  // [B, H, M, d], [B, H, N, d]
+  SeenKeys seen;
   int64_t q_strides[3], k_strides[3];
   int64_t heads, queries, keys, width;
   Acc<E> scale;
@@ -23,23 +30,26 @@ struct AttentionReceived {
   Acc<E>* received;  // [B, H, query blocks, N]
 };
 
-// Part: blocks of tokens of images. mean = sum of parts / rows.
+// Part: blocks of tokens of images. mean = sum of parts / the rows that count, of all heads.
 template <class T>
 struct AttentionMean {
   const T* received;  // [B, parts, N]
-  int64_t parts, keys, rows;
+  SeenKeys seen;
+  int64_t parts, keys, heads, queries;
   T* mean;  // [B, N]
 };
 
-// Queries in a block of AttentionReceived, and the maximal size of a tile of logits. Blocks are
+// Queries in a block of AttentionFromRows, and the maximal size of a tile of logits. Blocks are
 // whole tiles of every instruction set, and few tiles: long sums of like terms lose bits.
 inline constexpr int64_t query_block = 48, attention_rows = 8, attention_columns = 48;
 inline int64_t query_blocks(int64_t queries) { return (queries + query_block - 1) / query_block; }
 
-// Elements for the logits of a tile, its queries and, for more than one query, packed keys: whole
-// cache lines.
+// Whether keys are packed: for a few queries it would cost more than the logits.
+inline bool packs_keys(int64_t queries) { return queries > attention_rows; }
+
+// Elements for the logits of a tile, its queries and packed keys: whole cache lines.
 inline int64_t attention_scratch(int64_t queries, int64_t keys, int64_t width) {
-  const int64_t rows = attention_rows + (queries > 1 ? width : 0);
+  const int64_t rows = attention_rows + (packs_keys(queries) ? width : 0);
   return ((keys + attention_columns) * rows + attention_rows * width + 15) / 16 * 16;
 }
 
@@ -227,89 +237,126 @@ inline void sums_of_lanes(const Vector<T> (&values)[4], T* sums) {
   std::memcpy(sums, &sum, sizeof sum);
 }
 
-// The logits of one query, four keys at a time; past the end the last key is repeated.
+// The logits [rows, `logits_stride`] of a few queries [rows, width], four keys at a time; past the
+// end the last key is repeated.
 template <class E>
-inline void query_logits(const Acc<E>* query, const E* k, int64_t stride, int64_t keys,
-                         int64_t width, Acc<E> scale, Acc<E>* logits) {
+inline void query_logits(const Acc<E>* queries, int64_t rows, const E* k, int64_t stride,
+                         int64_t keys, int64_t width, Acc<E> scale, Acc<E>* logits,
+                         int64_t logits_stride) {
   using T = Acc<E>;
-  for (int64_t n = 0; n < keys; n += 4) {
-    Vector<T> sum[4] = {};
-    // One key after another, in the order of memory.
-    for (int64_t j = 0; j < 4; ++j) {
-      const E* key = k + std::min(n + j, keys - 1) * stride;
-      if (stride > width) {
-        // Rows of other heads lie between: the hardware prefetches within a row, not that far.
-        constexpr int64_t line = 64 / int64_t(sizeof(E));
-        const E* later = k + std::min(n + j + 8, keys - 1) * stride;
-        for (int64_t at = 0; at < std::min(width, 4 * line); at += line)
-          __builtin_prefetch(later + at);
+  for (int64_t n = 0; n < keys; n += 4)
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* query = queries + r * width;
+      Vector<T> sum[4] = {};
+      // One key after another, in the order of memory.
+      for (int64_t j = 0; j < 4; ++j) {
+        const E* key = k + std::min(n + j, keys - 1) * stride;
+        if (r == 0 && stride > width) {
+          // Rows of other heads lie between: the hardware prefetches within a row, not that far.
+          constexpr int64_t line = 64 / int64_t(sizeof(E));
+          const E* later = k + std::min(n + j + 8, keys - 1) * stride;
+          for (int64_t at = 0; at < std::min(width, 4 * line); at += line)
+            __builtin_prefetch(later + at);
+        }
+        for_each_vector<T>(width, [&](int64_t at, int64_t lanes) {
+          sum[j] += load_lanes(query + at, lanes) * load_acc(key + at, lanes);
+        });
       }
-      for_each_vector<T>(width, [&](int64_t at, int64_t lanes) {
-        sum[j] += load_lanes(query + at, lanes) * load_acc(key + at, lanes);
-      });
+      T sums[4];
+      sums_of_lanes(sum, sums);
+      for (int64_t j = 0; j < 4; ++j) logits[r * logits_stride + n + j] = sums[j] * scale;
     }
-    T sums[4];
-    sums_of_lanes(sum, sums);
-    for (int64_t j = 0; j < 4; ++j) logits[n + j] = sums[j] * scale;
-  }
+}
+
+// The logits of a tile of queries [tile_rows, depth] and packed keys.
+template <class E>
+inline void packed_logits(const Acc<E>* queries, const Acc<E>* panels, int64_t keys, int64_t depth,
+                          Acc<E> scale, Acc<E>* logits, int64_t stride) {
+  constexpr int64_t columns = tile_columns<Acc<E>>, lanes = columns / tile_vectors;
+  int64_t n = 0;
+  for (; n + columns <= keys; n += columns)
+    logits_tile<E, tile_vectors>(queries, panels + n * depth, depth, scale, logits + n, stride);
+  // The rest is often one key, because of a CLS token.
+  const Acc<E>* rest = panels + n * depth;
+  if (keys - n > lanes)
+    logits_tile<E, tile_vectors>(queries, rest, depth, scale, logits + n, stride);
+  else if (keys > n)
+    logits_tile<E, 1>(queries, rest, depth, scale, logits + n, stride);
 }
 
 template <class E>
-void attention_received(const AttentionReceived<E>& a, int64_t begin, int64_t end) {
+void attention_from_rows(const AttentionFromRows<E>& a, int64_t begin, int64_t end) {
   using T = Acc<E>;
-  constexpr int64_t columns = tile_columns<T>;
-  const int64_t blocks = query_blocks(a.queries), depth = depth_of<E>(a.width);
   // A row of logits is padded to whole tiles and whole vectors.
-  constexpr int64_t unit = std::max(columns, width<T>);
-  static_assert(unit % columns == 0 && unit % width<T> == 0);
+  constexpr int64_t unit = std::max(tile_columns<T>, width<T>);
+  static_assert(unit % tile_columns<T> == 0 && unit % width<T> == 0);
+  const bool packs = packs_keys(a.queries);
+  const int64_t blocks = query_blocks(a.queries), depth = depth_of<E>(a.width);
   const int64_t padded = (a.keys + unit - 1) / unit * unit;
+  const int64_t rows_at_once = packs ? tile_rows : attention_rows;
   const T none = -std::numeric_limits<T>::infinity();
   T* panels = a.scratch;
-  T* logits = panels + (a.queries > 1 ? padded * depth : 0);
-  T* tile = logits + padded * tile_rows;
-  int64_t packed = -1;
+  T* logits = panels + (packs ? padded * depth : 0);
+  T* tile = logits + padded * attention_rows;
+  int64_t packed_head = -1, packed_keys = 0;
   for (int64_t part = begin; part < end; ++part) {
-    const int64_t head = part / blocks;
-    const E* q = a.q + head / a.heads * a.q_strides[0] + head % a.heads * a.q_strides[1];
-    const E* k = a.k + head / a.heads * a.k_strides[0] + head % a.heads * a.k_strides[1];
+    const int64_t head = part / blocks, image = head / a.heads;
+    const E* q = a.q + image * a.q_strides[0] + head % a.heads * a.q_strides[1];
+    const E* k = a.k + image * a.k_strides[0] + head % a.heads * a.k_strides[1];
+    const int64_t* last = a.seen.last ? a.seen.last + image * a.queries : nullptr;
+    const bool* valid = a.seen.valid ? a.seen.valid + image * a.keys : nullptr;
     T* received = a.received + part * a.keys;
-    const int64_t first = part % blocks * query_block;
-    const int64_t last = std::min(first + query_block, a.queries);
-    // For one query packing would cost more than the logits.
-    if (a.queries > 1 && packed != head)
-      pack_keys(k, a.k_strides[2], a.keys, a.width, tile, panels);
-    packed = head;
-    for (int64_t row = first; row < last; row += tile_rows) {
-      const int64_t rows = std::min(tile_rows, last - row);
-      if (a.queries == 1) {
-        upcast_row(q, a.width, tile);
-        query_logits(tile, k, a.k_strides[2], a.keys, a.width, a.scale, logits);
-      } else {
+    std::fill(received, received + a.keys, T(0));
+    const int64_t stop = std::min((part % blocks + 1) * query_block, a.queries);
+    for (int64_t next = part % blocks * query_block; next < stop;) {
+      // The next rows that see a key, each with the number of keys up to its last.
+      int64_t row[attention_rows], seen[attention_rows], rows = 0, keys = 0;
+      for (; next < stop && rows < rows_at_once; ++next) {
+        seen[rows] = last ? std::min(last[next], a.keys - 1) + 1 : a.keys;
+        if (seen[rows] <= 0) continue;
+        keys = std::max(keys, seen[rows]);
+        row[rows++] = next;
+      }
+      if (rows == 0) break;
+      if (packs) {
+        if (packed_head != head) packed_keys = 0;
+        packed_head = head;
+        if (packed_keys < keys) {
+          // Whole panels, as many as a causal mask's next rows take.
+          const int64_t from = packed_keys / unit * unit;
+          packed_keys = keys;
+          pack_keys(k + from * a.k_strides[2], a.k_strides[2], keys - from, a.width, tile,
+                    panels + from * depth);
+        }
         // Past the end the last row is repeated.
         for (int64_t r = 0; r < tile_rows; ++r)
-          lay_row(q + (row + std::min(r, rows - 1)) * a.q_strides[2], a.width, tile + r * depth);
-        int64_t n = 0;
-        for (; n + columns <= a.keys; n += columns)
-          logits_tile<E, tile_vectors>(tile, panels + n * depth, depth, a.scale, logits + n,
-                                       padded);
-        // The rest is often one key, because of a CLS token.
-        constexpr int64_t lanes = columns / tile_vectors;
-        const T* rest = panels + n * depth;
-        if (a.keys - n > lanes)
-          logits_tile<E, tile_vectors>(tile, rest, depth, a.scale, logits + n, padded);
-        else if (a.keys > n)
-          logits_tile<E, 1>(tile, rest, depth, a.scale, logits + n, padded);
+          lay_row(q + row[std::min(r, rows - 1)] * a.q_strides[2], a.width, tile + r * depth);
+        packed_logits<E>(tile, panels, keys, depth, a.scale, logits, padded);
+      } else {
+        for (int64_t r = 0; r < rows; ++r)
+          upcast_row(q + row[r] * a.q_strides[2], a.width, tile + r * a.width);
+        query_logits(tile, rows, k, a.k_strides[2], keys, a.width, a.scale, logits, padded);
       }
-      T inverse_sum[tile_rows];
+      const int64_t whole = (keys + width<T> - 1) / width<T> * width<T>;
+      T inverse_sum[attention_rows];
       for (int64_t r = 0; r < rows; ++r) {
-        std::fill(logits + r * padded + a.keys, logits + (r + 1) * padded, none);
-        inverse_sum[r] = softmax_row(logits + r * padded, a.keys);
+        T* x = logits + r * padded;
+        std::fill(x + seen[r], x + whole, none);
+        if (valid)
+          for (int64_t n = 0; n < seen[r]; ++n) x[n] = valid[n] ? x[n] : none;
+        inverse_sum[r] = softmax_row(x, whole);
+        std::fill(x + seen[r], x + whole, T(0));
+        if (inverse_sum[r] != inverse_sum[r]) {
+          // NaN of a row stays with the keys that it sees.
+          std::fill(x, x + seen[r], inverse_sum[r]);
+          inverse_sum[r] = 1;
+        }
       }
-      for_each_vector<T>(a.keys, [&](int64_t at, int64_t lanes) {
+      for_each_vector<T>(keys, [&](int64_t at, int64_t lanes) {
         Vector<T> sum{};
         for (int64_t r = 0; r < rows; ++r)
           sum += load_lanes(logits + r * padded + at, lanes) * inverse_sum[r];
-        if (row > first) sum += load_lanes(received + at, lanes);
+        sum += load_lanes(received + at, lanes);
         store_lanes<T>(received + at, sum, lanes);
       });
     }
@@ -325,14 +372,22 @@ void attention_mean(const AttentionMean<T>& a, int64_t begin, int64_t end) {
       const T* received = a.received + (image * a.parts + part) * a.keys + first;
       for (int64_t i = 0; i < count; ++i) sum[i] += received[i];
     }
+    int64_t rows = a.queries;
+    if (a.seen.last) {
+      const int64_t* last = a.seen.last + image * a.queries;
+      rows = std::count_if(last, last + a.queries, [](int64_t key) { return key >= 0; });
+    }
+    const auto terms = static_cast<double>(a.heads * std::max<int64_t>(1, rows));
+    const bool* valid = a.seen.valid ? a.seen.valid + image * a.keys + first : nullptr;
     for (int64_t i = 0; i < count; ++i)
-      a.mean[image * a.keys + first + i] = static_cast<T>(sum[i] / static_cast<double>(a.rows));
+      a.mean[image * a.keys + first + i] =
+          valid && !valid[i] ? T(0) : static_cast<T>(sum[i] / terms);
   });
 }
 
 }  // namespace ocvtp::OCVTP_ISA
 
-OCVTP_KERNEL(attention_received, AttentionReceived)
-OCVTP_KERNEL_OF_FLOAT16(attention_received, AttentionReceived)
-OCVTP_KERNEL_OF_BFLOAT16(attention_received, AttentionReceived)
+OCVTP_KERNEL(attention_from_rows, AttentionFromRows)
+OCVTP_KERNEL_OF_FLOAT16(attention_from_rows, AttentionFromRows)
+OCVTP_KERNEL_OF_BFLOAT16(attention_from_rows, AttentionFromRows)
 OCVTP_KERNEL(attention_mean, AttentionMean)

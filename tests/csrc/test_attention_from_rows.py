@@ -1,4 +1,4 @@
-"""attention_received on the CPU, against its formula."""
+"""attention_from_rows on the CPU, against its formula."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @fuzz
-def test_attention_received(case: Case) -> None:
+def test_attention_from_rows(case: Case) -> None:
     batch, heads = case.between(1, 2), case.between(1, 3)
-    queries, keys = 1 if case.chance(30) else case.size(140), case.size(140)
+    # Keys are packed for more than eight queries.
+    queries, keys = case.between(1, 8) if case.chance(30) else case.size(140), case.size(140)
     width = case.size(40) if case.chance(90) else case.between(200, 700)
     scale = case.normal() * (10 if case.chance(20) else 0.5)
     # [B, M, H, d] seen as [B, H, M, d], rows `gap` apart.
@@ -39,8 +40,19 @@ def test_attention_received(case: Case) -> None:
         kind = "float16" if case.chance(50) else "bfloat16"
         q, k = (case.exact(half_bits(x, kind), np.uint16) for x in (q, k))
         isas = (*ISAS, "avx512_bf16") if kind == "bfloat16" else ISAS
-    received_kernel = getattr(module(), kind).attention_received
+    kernel = getattr(module(), kind).attention_from_rows
     parts = heads * ceil_div(queries, QUERY_BLOCK)
+    sees = np.ones((batch, queries, keys), bool)
+    last = valid = None
+    if case.chance(60):
+        lasts = case.random.integers(-1, keys + 2, (batch, queries))
+        sees &= np.arange(keys) <= lasts[:, :, None]
+        if case.chance(60):
+            valid = case.exact(case.random.random((batch, keys)) < 0.7, np.bool_)
+            sees &= valid[:, None]
+            lasts[~sees.any(-1)] = -1
+        last = case.exact(lasts, np.int64)
+    seen = last, valid
 
     def of_heads(x: Array, rows: int) -> Array:
         x = x if x.dtype == case.dtype else of_half_bits(x, kind)
@@ -54,8 +66,7 @@ def test_attention_received(case: Case) -> None:
             scratch = case.unwritten(module().attention_scratch(queries, keys, width))
             strides = (queries * across, row, across, keys * across, row, across)
             sizes = (heads, queries, keys, width, scale)
-            struct = (q, k, *strides, *sizes, scratch, received)
-            received_kernel(struct, begin, end)
+            kernel((q, k, seen, *strides, *sizes, scratch, received), begin, end)
 
         divide(part)
         return [received]
@@ -63,12 +74,11 @@ def test_attention_received(case: Case) -> None:
     # Its logits fill the registers, so that sets of instructions sum in orders of their own.
     for (received,) in case.results(batch * parts, body, agree=False, isas=isas):
         made = [case.unwritten(batch, keys)]
-        blocks = batch * token_blocks(keys)
         for (mean,) in case.run(
             "attention_mean",
-            blocks,
+            batch * token_blocks(keys),
             made,
-            lambda mean, received=received: (received, parts, keys, heads * queries, mean),
+            lambda mean, received=received: (received, seen, parts, keys, heads, queries, mean),
         ):
             if case.spoilt:
                 continue
@@ -77,6 +87,9 @@ def test_attention_received(case: Case) -> None:
             logits = np.einsum("bhmd,bhnd->bhmn", q_rows, k_rows)
             sizes = np.einsum("bhmd,bhnd->bhmn", np.abs(q_rows), np.abs(k_rows))
             size = np.maximum(8, sizes.max((1, 2, 3)))[:, None]
-            weights = np.exp(logits - logits.max(-1, keepdims=True))
-            want = (weights / weights.sum(-1, keepdims=True)).mean((1, 2))
+            logits = np.where(sees[:, None], logits, -np.inf)
+            weights = np.exp(logits - logits.max(-1, keepdims=True, initial=-1e300))
+            weights /= np.maximum(1e-300, weights.sum(-1, keepdims=True))
+            counted = np.maximum(1, sees.any(-1).sum(-1))[:, None]
+            want = weights.sum((1, 2)) / (heads * counted)
             case.assert_near(mean, want, 16 * case.eps * size * want + 8 * case.tiny)
