@@ -53,8 +53,9 @@ demo: $(VENV)/.extra-demo
 test: $(VENV)/.extra-test
 	$(PYTEST) -m 'not slow'
 
+# By name, as files of few tests take longest: xdist would begin them last.
 test-all: $(VENV)/.extra-test
-	$(PYTEST)
+	$(PYTEST) --no-loadscope-reorder
 
 test-vllm: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest -n 2 --dist loadfile $(OPTIONS) tests/serving/vllm

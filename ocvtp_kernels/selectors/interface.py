@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
@@ -266,7 +266,7 @@ def stages_of(selector: Selector, budget: int, depth: int) -> tuple[Stage, ...]:
     make = getattr(selector, "stages", None)
     if make is None:
         layer = getattr(selector, "layer", SelectorAttributes.layer)
-        stages = (Stage(layer, lambda _: budget, selector),)
+        stages = (Stage(layer, partial(min, budget), selector),)
     else:
         stages = tuple(make(budget, depth))
     layers = [stage.layer for stage in stages]

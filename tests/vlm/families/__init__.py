@@ -74,7 +74,6 @@ class Entry:
             the reference layer. Kept are the tokens of the largest norm, as `ByNorm` keeps them.
         logits: ``[L, vocabulary]`` of a line, without a cache.
         whole_prompt: whether a prompt keeps its placeholders, and columns are dropped inside.
-        in_decoder: whether a selector may stand in the decoder.
         like: a family whose code it shares: most of its own tests are slow ones.
         marks: of its tests.
     """
@@ -92,7 +91,6 @@ class Entry:
     see: Callable[..., Seen]
     logits: Callable[[Any, Line], Tensor]
     whole_prompt: bool = False
-    in_decoder: bool = True
     like: str = ""
     marks: Sequence[pytest.MarkDecorator] = ()
 

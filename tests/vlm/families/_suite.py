@@ -124,9 +124,16 @@ def whole_line(entry: Entry, model: Any, row: Row) -> tuple[Line, list[int]]:
     return line, [len(image) for image in ids]
 
 
-def skip_without_decoder(entry: Entry) -> None:
-    if not entry.in_decoder:
-        pytest.skip("no selector stands in its decoder")
+@torch.no_grad()
+def count_placeholders(entry: Entry, model: Any, row: Row) -> list[int]:
+    """Those of each of a row's photos: its tokens, and newlines where there are any."""
+    lines = [entry.see(model, (entry.image, [photo]), ALL).line for photo in row[1]]
+    return [line.tokens.count(entry.image_id) for line in lines]
+
+
+def skip_without_grid(entry: Entry) -> None:
+    if "grid" not in entry.fields:
+        pytest.skip("VLM-Pruner reads the grid")
 
 
 def labels_of(entry: Entry, batch: dict[str, Any]) -> Tensor:

@@ -69,5 +69,4 @@ ENTRY = Entry(
     projector="model.multi_modal_projector",
     see=see,
     logits=logits_of,
-    in_decoder=False,
 )

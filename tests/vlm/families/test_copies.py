@@ -32,7 +32,7 @@ from tests.vlm.families._suite import (
     Collate,
     describe,
     ids_of,
-    skip_without_decoder,
+    skip_without_grid,
 )
 from tests.vlm.models import make_pruner
 
@@ -160,7 +160,7 @@ def test_a_copy_prunes_as_the_original(
 
 @pytest.mark.parametrize("duplicate", [pickle_together, copy_model])
 def test_a_copy_prunes_in_its_decoder(entry: Entry, duplicate: Callable[..., Any]) -> None:
-    skip_without_decoder(entry)
+    skip_without_grid(entry)
     model, processor = entry.make_model(), entry.make_processor()
     rows = entry.rows(TEXTS)
     with attach(model, processor, make_selector("vlm-pruner"), BUDGET) as handle:

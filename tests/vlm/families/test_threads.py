@@ -33,7 +33,7 @@ from tests.vlm.families._suite import (
     ids_of,
     layers_of,
     run_in_threads,
-    skip_without_decoder,
+    skip_without_grid,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +56,7 @@ IN_THREADS = SELECTORS | {
 
 def check_threads(entry: Entry, selector: str, seconds: float) -> None:
     if selector == "in the decoder":
-        skip_without_decoder(entry)
+        skip_without_grid(entry)
     model, processor = entry.make_model(), entry.make_processor()
 
     def say(batch: dict[str, Any]) -> Any:
