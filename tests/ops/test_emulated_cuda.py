@@ -298,9 +298,10 @@ def test_ids_and_tokens_are_the_references_exactly(
 
 @DTYPES
 @pytest.mark.parametrize("masks", [(False, False), (True, False), (False, True), (True, True)])
+# So many rows that the largest error of plain PyTorch is not one row's luck.
 @pytest.mark.parametrize(
     "shape",
-    [(2, 6, 3, 4, 33, 24), (1, 2, 2, 70, 65, 64), (1, 1, 1, 9, 130, 100), (2, 4, 2, 40, 150, 8)],
+    [(8, 6, 3, 4, 33, 24), (1, 2, 2, 70, 65, 64), (1, 8, 8, 9, 130, 100), (2, 4, 2, 40, 150, 8)],
 )
 def test_attention_from_rows_keeps_the_error_budget(
     shape: tuple[int, ...], masks: tuple[bool, bool], dtype: torch.dtype

@@ -17,7 +17,13 @@ DTYPES = pytest.mark.parametrize("dtype", [*HALF, torch.float32])
 BACKEND = pytest.mark.parametrize("backend", (*CPU_BACKENDS, "avx512_bf16"))
 CPU = pytest.mark.parametrize("isa", (*ISAS, "avx512_bf16"))
 # Batch, query heads, key heads, rows, keys, channels: one row, few and many, heads that share keys.
-SHAPES = [(2, 3, 3, 1, 37, 16), (4, 12, 4, 1, 130, 24), (1, 4, 1, 40, 70, 8), (2, 2, 2, 97, 97, 16)]
+# Of so many rows in all that the largest error of plain PyTorch is not one row's luck.
+SHAPES = [
+    (24, 12, 12, 1, 37, 16),
+    (16, 24, 8, 1, 130, 24),
+    (1, 4, 1, 40, 70, 8),
+    (2, 2, 2, 97, 97, 16),
+]
 
 
 def arguments(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
@@ -76,7 +82,7 @@ def of_shape(
     row = torch.arange(rows)
     last = torch.where(row % 5 == 4, -1, row + keys - rows).expand(batch, rows)
     key, image = torch.arange(keys), torch.arange(batch)[:, None]
-    valid = (key % 7 != 2) & (key >= 2) & (key < keys - 3 * image)
+    valid = (key % 7 != 2) & (key >= 2) & (key < keys - 3 * (image % 4))
     if masks[1]:
         k = k.masked_fill(~valid[:, None, :, None], math.nan)
     return Rows(q, k, last if masks[0] else None, valid if masks[1] else None)

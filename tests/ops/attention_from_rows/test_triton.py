@@ -81,7 +81,7 @@ def test_error_budget(
     assert_like_the_reference(q[:, :, row], k)
 
 
-MASKED = [(2, 4, 2, 1, 150, 8), (2, 2, 2, 70, 200, 8), (1, 6, 2, 50, 130, 24), (0, 2, 1, 3, 9, 8)]
+MASKED = [(8, 12, 6, 1, 150, 8), (2, 2, 2, 70, 200, 8), (1, 6, 2, 50, 130, 24), (0, 2, 1, 3, 9, 8)]
 MASKS = pytest.mark.parametrize(
     "masks", [(False, False), (True, False), (False, True), (True, True)]
 )
