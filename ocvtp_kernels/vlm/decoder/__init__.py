@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from ocvtp_kernels.vlm.columns import BOUNDS, IGNORED_LABEL, require_one_sample
 from ocvtp_kernels.vlm.decoder.cache import Continuation, require_new, resume
 from ocvtp_kernels.vlm.decoder.call import (
     AVAILABLE_FIELDS,
+    ColumnKinds,
     Images,
     Prefill,
     Settings,
@@ -43,13 +44,20 @@ from ocvtp_kernels.vlm.decoder.images import (
     takes_outputs,
 )
 from ocvtp_kernels.vlm.decoder.masks import read_attended, takes_flat_masks
-from ocvtp_kernels.vlm.decoder.text import require_projections
+from ocvtp_kernels.vlm.decoder.text import require_projections, without_answer
 from ocvtp_kernels.vlm.family import InDecoder, WatchReference
 from ocvtp_kernels.vlm.handle import CallRecord, Handle, Ids, Options
 from ocvtp_kernels.vlm.layer_call import CALL, read_cache, require_known_layer
 from ocvtp_kernels.vlm.replaced import Method, Replacement
 
-_REPORT = "ocvtp_report"  # an argument that transformers passes on, as CALL
+_TRAINING = "ocvtp_training"  # an argument that transformers passes on, as CALL
+
+
+class Training(NamedTuple):
+    """What a call with labels tells the inner model, and is told by it."""
+
+    labels: Tensor  # int64 [B, L]
+    calls: list[Any]  # how it runs through the layers, if not as the model alone
 
 
 def attach_to_decoder(
@@ -65,7 +73,8 @@ def attach_to_decoder(
     key-value cache is as long as the prompt below the first stage, shorter from each stage on. The
     output has all columns: a dropped one has the output of the kept one before it, or of the first
     one. Attention weights of the later layers have the kept columns only. With labels, dropped
-    tokens and a row's first one are not predicted; no gradient passes through merged tokens.
+    tokens and a row's first one are not predicted, and text behind the images that is an answer to
+    learn chooses none of them (`without_answer`); no gradient passes through merged tokens.
 
     A prompt none of whose images has more tokens than the budget runs bitwise as the model alone.
     An image cannot be added to a conversation in a cache. Videos are not pruned.
@@ -169,15 +178,17 @@ class DecoderPruning:
 
     def forward(self, original: Method, inner: Any, given: dict[str, Any]) -> Any:
         """As the model's own, which hands the call on to the layers."""
-        report = given.pop(_REPORT, None)
-        call = self._begin(inner, given)
+        training: Training | None = given.pop(_TRAINING, None)
+        call = self._begin(inner, given, None if training is None else training.labels)
         if call is None:
             return original(**given)
-        if report is not None:
-            report.append(call)
+        if training is not None:
+            training.calls.append(call)
         return original(**given, **{CALL: call})
 
-    def _begin(self, inner: Any, given: dict[str, Any]) -> Prefill | Continuation | None:
+    def _begin(
+        self, inner: Any, given: dict[str, Any], labels: Tensor | None
+    ) -> Prefill | Continuation | None:
         """Encodes a call's images; how it runs through the layers, or None: as the model alone."""
         outputs, settings = given.get(OUTPUTS), self.settings
         raw = [modality for modality, name in PIXELS.items() if given.get(name) is not None]
@@ -237,7 +248,9 @@ class DecoderPruning:
         )
         record = self._record_of(features)
         report = partial(self._report, record)
-        return Prefill(settings, record, report, images, is_image, attended, shape, flash)
+        asked = attended if labels is None else without_answer(attended, is_image, labels)
+        columns_of = ColumnKinds(is_image, attended, asked)
+        return Prefill(settings, record, report, images, columns_of, shape, flash)
 
     def _record_of(self, features: Sequence[Tensor]) -> CallRecord:
         """A record that goes on from that of the encoder, if the features tell it."""
@@ -293,9 +306,9 @@ def _forward_with_labels(original: Method, model: Any, given: dict[str, Any]) ->
     names = inspect.signature(original).parameters
     others = {name: value for name, value in given.items() if name not in names}
     as_dict = given.pop("return_dict", None)
-    report: list[Any] = []
-    output = original(**given, return_dict=True, **{_REPORT: report})
-    for call in report:
+    training = Training(labels, [])
+    output = original(**given, return_dict=True, **{_TRAINING: training})
+    for call in training.calls:
         if isinstance(call, Prefill):
             labels = labels.masked_fill(~call.predicted.to(labels.device), IGNORED_LABEL)
     size = model.config.get_text_config().vocab_size

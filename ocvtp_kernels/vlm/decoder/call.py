@@ -112,6 +112,14 @@ class Shape(NamedTuple):
     num_deep: int  # first layers behind which the model adds features to all image columns
 
 
+class ColumnKinds(NamedTuple):
+    """What a prompt's columns are: bool ``[B, L]``."""
+
+    is_image: Tensor  # the placeholders
+    attended: Tensor  # False on padding
+    asked: Tensor  # False on padding and on an answer to learn, which must not choose tokens
+
+
 class Layout(NamedTuple):
     """The columns of the layers from a stage on."""
 
@@ -135,10 +143,7 @@ class Prefill:
         settings: of the selector.
         record: of the call.
         report: takes the ids kept, by stage, of each image, without repetitions for other beams.
-        images: of the prompt.
-        is_image: bool ``[B, L]``, the placeholders.
-        attended: bool ``[B, L]``, False on padding.
-        shape: of the prompt.
+        images, kinds, shape: of the prompt.
         flash: see `cut_mask`.
     """
 
@@ -148,16 +153,16 @@ class Prefill:
         record: CallRecord,
         report: Callable[[StageIds], None],
         images: Images,
-        is_image: Tensor,
-        attended: Tensor,
+        kinds: ColumnKinds,
         shape: Shape,
         flash: bool,
     ) -> None:
         self._settings, self._images, self._shape = settings, images, shape
         self._record, self._report, self._flash = record, report, flash
-        self._is_image, self._attended = is_image, attended
+        self._is_image, self._attended, self._asked = kinds
         self._rows: TextRows | None = None
-        self._ids = [torch.arange(size, device=is_image.device) for size in images.sizes]
+        device = self._is_image.device
+        self._ids = [torch.arange(size, device=device) for size in images.sizes]
         # Layers may run again, for their gradients, so what a stage has done is kept.
         self._layouts: list[Layout | None] = [None]  # before the first stage and behind each
         self._merged: list[Merged] = []  # of each stage
@@ -204,9 +209,9 @@ class Prefill:
     @torch.no_grad()
     def _find_rows(self, embeddings: Tensor) -> TextRows:
         if self._settings.text_rows == "last":
-            return last_rows(self._attended)
+            return last_rows(self._asked)
         num_text = self._shape.num_text
-        return find_raters(embeddings.detach(), self._is_image, self._attended, num_text)
+        return find_raters(embeddings.detach(), self._is_image, self._asked, num_text)
 
     def attend(self, stage: int, attention: Layer, module: Any, given: dict[str, Any]) -> Any:
         """The output of the attention of the layer before a stage, whose keys this one reads.

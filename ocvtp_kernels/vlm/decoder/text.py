@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ocvtp_kernels.dtypes import acc_dtype
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
+from ocvtp_kernels.vlm.columns import IGNORED_LABEL
 from ocvtp_kernels.vlm.decoder.masks import take_positions
 
 Embeddings = tuple[Tensor, Tensor]  # cosines and sines, as the model hands them to its layers
@@ -27,17 +28,35 @@ class TextRows(NamedTuple):
     counts: Tensor  # bool [B, M]
 
 
-def last_rows(attended: Tensor) -> TextRows:
-    """The last token of each prompt.
+def without_answer(attended: Tensor, is_image: Tensor, labels: Tensor) -> Tensor:
+    """The columns in front of an answer to learn: bool ``[B, L]``.
+
+    The answer begins at the first label. A row with one before the end of its images says nothing
+    of where it is, and is all a question.
 
     Args:
         attended: bool ``[B, L]``, False on padding.
+        is_image: bool ``[B, L]``, the placeholders.
+        labels: int64 ``[B, L]``.
     """
-    columns = attended.shape[1] - 1 - attended.flip(1).int().argmax(1, keepdim=True)
+    # Placeholders are no labels, even where they have some.
+    is_label = (labels.to(attended.device) != IGNORED_LABEL) & ~is_image
+    before = is_label.cumsum(1) == 0
+    tells = ~(is_image & ~before).any(1, keepdim=True)
+    return attended & (before | ~tells)
+
+
+def last_rows(asked: Tensor) -> TextRows:
+    """The last token of each prompt.
+
+    Args:
+        asked: bool ``[B, L]``, False on padding and answers.
+    """
+    columns = asked.shape[1] - 1 - asked.flip(1).int().argmax(1, keepdim=True)
     return TextRows(columns, torch.ones_like(columns, dtype=torch.bool))
 
 
-def find_raters(embeddings: Tensor, is_image: Tensor, attended: Tensor, num_text: int) -> TextRows:
+def find_raters(embeddings: Tensor, is_image: Tensor, asked: Tensor, num_text: int) -> TextRows:
     """The raters of SparseVLM: text behind the images that is closest to their tokens.
 
     With image tokens v and text tokens t of a prompt, ``m_t = mean over v of softmax over t of
@@ -47,12 +66,12 @@ def find_raters(embeddings: Tensor, is_image: Tensor, attended: Tensor, num_text
     Args:
         embeddings: ``[B, L, C]``, what the first decoder layer reads.
         is_image: bool ``[B, L]``, the placeholders.
-        attended: bool ``[B, L]``, False on padding.
+        asked: bool ``[B, L]``, False on padding and answers.
         num_text: M, at least 1: the most text that a prompt has behind its images.
     """
-    last = last_rows(attended).columns
+    last = last_rows(asked).columns
     columns = last - num_text + 1 + torch.arange(num_text, device=last.device)
-    behind = attended & (is_image.flip(1).cumsum(1).flip(1) == 0)
+    behind = asked & (is_image.flip(1).cumsum(1).flip(1) == 0)
     is_text = behind.gather(1, columns.clamp_min(0)) & (columns >= 0)
     columns = columns.clamp_min(0)
     wide = embeddings.to(acc_dtype(embeddings.dtype))

@@ -150,18 +150,23 @@ def decode(
     budget: int = BUDGET,
     chosen: list[list[Kept | None]] | None = None,
     consecutive: bool = False,
+    asked: int | None = None,
 ) -> Decoded:
     """All layers over a row.
 
     Args:
         chosen: what the prompt's own first step chose, where the row is the prompt and more.
         consecutive: whether the kept columns are renumbered behind every stage.
+        asked: columns in front of an answer to learn; all if None.
     """
     text, line = model.model.language_model, prompt.line
     is_image = torch.tensor(line.tokens) == entry.image_id
     columns, positions = torch.arange(len(line.tokens)), line.positions
     ids = [torch.arange(len(photo.columns)) for photo in prompt.photos]
-    raters = find_raters(line.embeddings.detach(), is_image) if rule.raters else [-1]
+    end = len(line.tokens) if asked is None else asked
+    raters = [end - 1]
+    if rule.raters:
+        raters = find_raters(line.embeddings[:end].detach(), is_image[:end])
     layers, given = [layer for layer, _ in rule.steps], chosen
     made: list[list[Kept | None]] = []
     stages: ByStage = []
@@ -173,7 +178,8 @@ def decode(
             if rule.behind:
                 rotary = rotary_of(block, text, positions)
                 attention = attend(block, hidden.detach(), rotary)[0]
-            received = attention[:, place_of(columns, raters, line)].mean((0, 1))
+            rows = torch.searchsorted(columns, torch.tensor(raters))
+            received = attention[:, rows].mean((0, 1))
             made.append([])
             for number, photo in enumerate(prompt.photos):
                 if len(photo.columns) <= budget:
@@ -209,11 +215,6 @@ def decode(
             hidden = hidden.index_add(0, here.nonzero()[:, 0], deep)
         widths.append(len(columns))
     return Decoded(text.norm(hidden), columns, stages, widths, made)
-
-
-def place_of(columns: Tensor, raters: Sequence[int], line: Line) -> Tensor:
-    """Where the raters, columns of the row, are among the present columns."""
-    return torch.searchsorted(columns, torch.tensor(raters) % len(line.tokens))
 
 
 def rotary_of(block: Any, text: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -397,7 +398,10 @@ def answer(
 
 def losses(entry: Entry, model: Any, prompt: Prompt, rule: Rule, labels: list[int]) -> Tensor:
     """Of the kept columns that have a label and another kept one before: ``[n]``."""
-    found = decode(entry, model, prompt, rule)
+    # An answer is what is labelled, if it is behind the photos.
+    first = next(column for column, label in enumerate(labels) if label >= 0)
+    is_behind = entry.image_id not in prompt.line.tokens[first:]
+    found = decode(entry, model, prompt, rule, asked=first if is_behind else None)
     logits = model.lm_head(found.hidden)
     pairs = [
         (index - 1, labels[column])

@@ -309,6 +309,34 @@ def test_the_encoder_runs_once_a_prompt(entry: Entry, made: Any, method: str) ->
 
 
 # The text of others is the guessed one too, since the prompt's first call has it.
+@some("method", METHODS, "pyramiddrop", "sparsevlm")
+@torch.no_grad()
+def test_an_answer_to_learn_chooses_nothing(entry: Entry, made: Any, method: str) -> None:
+    model, processor = made
+    prompt = process(processor, entry.rows(TEXTS[:2]))
+    tokens = torch.tensor([[7, 11, 9, 12], [10, 8, 7, 11]])
+    fill = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    batch = {
+        name: torch.cat([part, fill.get(name, torch.zeros_like(tokens))], 1)
+        if part.shape == prompt["input_ids"].shape
+        else part
+        for name, part in prompt.items()
+    }
+    labels = batch["input_ids"].clone()
+    labels[:, : -tokens.shape[1]] = -100
+    with attach(model, processor, METHODS[method].make(), BUDGET) as handle:
+        model(**prompt)
+        expected = stages_in(handle)
+        model(**batch, labels=labels)
+        assert stages_in(handle) == expected
+        model(**batch)
+        unlabelled = stages_in(handle)
+        model(**batch, labels=batch["input_ids"])
+        assert stages_in(handle) == unlabelled
+    reads_text = method not in ("oc-progressive", "its own")
+    assert (unlabelled != expected) == reads_text
+
+
 @pytest.mark.parametrize("method", ["oc-progressive", "its own"])
 def test_guessed_tokens_answer_as_one_by_one(entry: Entry, made: Any, method: str) -> None:
     model, processor = made
