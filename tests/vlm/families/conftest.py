@@ -42,6 +42,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("entry", found)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out values whose mark names other families than the test's."""
+    items[:] = [item for item in items if _is_wanted(item)]
+
+
+def _is_wanted(item: pytest.Item) -> bool:
+    entry = item.callspec.params.get("entry") if hasattr(item, "callspec") else None
+    marks = item.iter_markers("slow")
+    return all(
+        entry is None or entry.name in mark.kwargs.get("families", (entry.name,)) for mark in marks
+    )
+
+
 _MADE: dict[str, tuple[Any, Any]] = {}
 
 

@@ -42,9 +42,15 @@ from tests.vlm.next_by_hand import PHOTOS
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+KINDS = ("llava", "qwen2_5_vl")  # positions of one dimension, and of three
+
+
 def some(name: str, values: Iterable[Any], *quick: Any) -> pytest.MarkDecorator:
-    """Runs a test over values, of which those that are not ``quick`` ones are slow."""
-    slow = pytest.mark.slow
+    """Runs a test over values, of which those that are not ``quick`` ones are slow.
+
+    They are tried on `KINDS` of families alone.
+    """
+    slow = pytest.mark.slow(families=KINDS)
     params = [pytest.param(value, marks=[] if value in quick else [slow]) for value in values]
     return pytest.mark.parametrize(name, params)
 
