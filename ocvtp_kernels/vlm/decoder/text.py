@@ -61,7 +61,8 @@ def find_raters(embeddings: Tensor, is_image: Tensor, asked: Tensor, num_text: i
 
     With image tokens v and text tokens t of a prompt, ``m_t = mean over v of softmax over t of
     (v . t)``; raters are those with ``m_t > mean m``. Where none is, all text behind the images
-    rates, and where there is no such text, the prompt's last token. Source: arXiv 2410.04417.
+    rates, and where there is no such text, the prompt's last token that is left. Source: arXiv
+    2410.04417.
 
     Args:
         embeddings: ``[B, L, C]``, what the first decoder layer reads.

@@ -178,7 +178,8 @@ def decode(
             if rule.behind:
                 rotary = rotary_of(block, text, positions)
                 attention = attend(block, hidden.detach(), rotary)[0]
-            rows = torch.searchsorted(columns, torch.tensor(raters))
+            # Of a prompt that ends with a photo, the last token that is left.
+            rows = torch.searchsorted(columns, torch.tensor(raters), right=True) - 1
             received = attention[:, rows].mean((0, 1))
             made.append([])
             for number, photo in enumerate(prompt.photos):
