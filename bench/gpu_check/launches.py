@@ -100,11 +100,15 @@ class _OnMeta(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         if func.namespace == "ocvtp":
-            run = _triton_of(func._schema.name.removeprefix("ocvtp::"), args)
+            # The dispatcher leaves out those that equal their defaults.
+            rest = func._schema.arguments[len(args) :]
+            given = (*args, *(kwargs.get(one.name, one.default_value) for one in rest))
+            run = _triton_of(func._schema.name.removeprefix("ocvtp::"), given)
             if run is not None:
-                return run(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+                return run(*given)
+        return func(*args, **kwargs)
 
 
 class _Undrawn(TorchFunctionMode):
