@@ -227,8 +227,24 @@ def colreduce_variant(_: Workload, device: torch.device) -> Variant | Skipped:
     return Variant("colreduce", run, rounds=True)
 
 
+def colreduce_rows_variant(load: Workload, device: torch.device) -> Variant | Skipped:
+    """flash-colreduce's sum over the last rows behind a causal mask, averaged."""
+    kernels = _kernels_of("colreduce", "flash_colreduce", device)
+    if isinstance(kernels, Skipped):
+        return kernels
+    if "grouped" in load.mode:
+        return Skipped("colreduce", "flash-colreduce takes as many heads of keys as of queries")
+
+    def run(q: Tensor, k: Tensor) -> Outputs:
+        sums = kernels.flash_colreduce(q, k, reduction="sum", is_causal=True)
+        return (sums.mean(dim=1, dtype=torch.float32) / q.shape[2],)
+
+    return Variant("colreduce", run, rounds=True)
+
+
 # Third-party kernels, by the op that they compute.
 THIRD_PARTY: dict[str, tuple[str, Callable[[Workload, torch.device], Variant | Skipped]]] = {
     "slot_attention": ("flashslice", flashslice_variant),
     "attention_received": ("colreduce", colreduce_variant),
+    "attention_from_rows": ("colreduce", colreduce_rows_variant),
 }

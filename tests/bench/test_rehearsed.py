@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,17 +80,22 @@ def test_other_peoples_kernels_are_timed_where_they_are(
         attention = (torch.einsum("bnhd,bhkd->bhkn", k, q) / temperature).softmax(dim=2)
         return torch.einsum("bhkn,bnhd->bhkd", attention, v), attention.sum(-1)
 
-    def flash_colreduce(q: Tensor, k: Tensor, reduction: str) -> Tensor:
+    def flash_colreduce(q: Tensor, k: Tensor, reduction: str, is_causal: bool = False) -> Tensor:
         scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-        return scores.softmax(-1).mean(2) if reduction == "mean" else scores
+        if is_causal:
+            future = torch.ones_like(scores[0, 0], dtype=torch.bool)
+            scores = scores.masked_fill(future.triu(1 + k.shape[2] - q.shape[2]), -torch.inf)
+        return scores.softmax(-1).mean(2) if reduction == "mean" else scores.softmax(-1).sum(2)
 
     module = SimpleNamespace(
         fused_slice=fused_slice, unsupported_dims=lambda *_: None, flash_colreduce=flash_colreduce
     )
     for name in ("flashslice", "flashslice.kernels", "flash_colreduce"):
         monkeypatch.setitem(sys.modules, name, module)
-    for op, name in (("slot_attention", "flashslice"), ("attention_received", "colreduce")):
-        found, left_out = jobs.time_job(Job(op, TINY), gpu, 0.0)
+    of_rows = [("attention_from_rows", replace(TINY, mode=mode)) for mode in ("no_grad", "raters")]
+    colreduce = [(Job(*each), "colreduce") for each in (("attention_received", TINY), *of_rows)]
+    for job, name in ((Job("slot_attention", TINY), "flashslice"), *colreduce):
+        found, left_out = jobs.time_job(job, gpu, 0.0)
         (one,) = [one for one in found if one.variant == name]
         assert one.gate.passed and one.times is not None, one.gate.note
         assert one.times.method == "graph" and not any(name in said for said in left_out)
