@@ -125,7 +125,7 @@ class Layout(NamedTuple):
 
     columns: Tensor  # int64 [B, W], index in the whole prompt
     valid: Tensor  # bool [B, W], False: padding
-    own: Tensor  # int64 [B, L], the kept column whose output each column has
+    output_index: Tensor  # int64 [B, L], the kept column whose output each column has
     arguments: dict[str, Any]  # of the layers
 
 
@@ -166,7 +166,7 @@ class Prefill:
         # Layers may run again, for their gradients, so what a stage has done is kept.
         self._layouts: list[Layout | None] = [None]  # before the first stage and behind each
         self._merged: list[Merged] = []  # of each stage
-        self._told: StageIds = []
+        self._stage_ids: StageIds = []
         self._columns: list[Columns] = []
         self._keys: Tensor | None = None  # [B, heads, W, d] of the layer before the next stage
         self._text_attention: Tensor | None = None  # [B, W], likewise
@@ -199,7 +199,7 @@ class Prefill:
         if layout is None:
             return layer(hidden, **given)
         output = layer(hidden, **given | layout.arguments)
-        return gather_tokens(output, layout.own) if self._returns_all(index) else output
+        return gather_tokens(output, layout.output_index) if self._returns_all(index) else output
 
     def _returns_all(self, index: int) -> bool:
         """Whether the output of a layer has all columns: for who reads it, or adds to it."""
@@ -239,7 +239,10 @@ class Prefill:
         assert self._rows is not None
         rows, valid, layout = self._rows, self._attended, self._layouts[-1]
         if layout is not None:
-            rows, valid = rows._replace(columns=layout.own.gather(1, rows.columns)), layout.valid
+            rows, valid = (
+                rows._replace(columns=layout.output_index.gather(1, rows.columns)),
+                layout.valid,
+            )
         with self._record.stage("pruner", normed.device):
             given = (attention, normed.detach(), keys, embeddings, rows, valid)
             self._text_attention = text_attention(*given)
@@ -269,9 +272,9 @@ class Prefill:
             self._merged.append(Merged([], []))
             self._layouts.append(self._layouts[-1])
         ids = [self._ids[image] for image in self._images.first]
-        self._told.append((stages[stage].layer, ids))
+        self._stage_ids.append((stages[stage].layer, ids))
         if stage + 1 == len(stages):
-            self._report(self._told)
+            self._report(self._stage_ids)
 
     def _leave_out(self, stage: int, hidden: Tensor) -> Tensor:
         """The hidden states of the columns that a stage keeps, with merged tokens in them."""
@@ -283,7 +286,9 @@ class Prefill:
             flat = hidden.flatten(0, 1).index_copy(0, torch.cat(rows), torch.cat(values))
             hidden = flat.unflatten(0, hidden.shape[:2])
         columns = after.columns
-        return gather_tokens(hidden, columns if before is None else before.own.gather(1, columns))
+        return gather_tokens(
+            hidden, columns if before is None else before.output_index.gather(1, columns)
+        )
 
     def _read_references(self) -> None:
         """Leaves out tokens that no reference token stands for, of images that lose tokens."""
@@ -315,9 +320,9 @@ class Prefill:
             valid = is_kept.gather(1, columns)
             # A dropped column has the output of the kept one before it, which predicts the next.
             rank = is_kept.cumsum(1)
-            own = (width - rank[:, -1:] + rank.clamp_min(1) - 1).clamp_max(width - 1)
+            output_index = (width - rank[:, -1:] + rank.clamp_min(1) - 1).clamp_max(width - 1)
             self.predicted = is_kept & (rank > 1)
-        layout = Layout(columns, valid, own, {})
+        layout = Layout(columns, valid, output_index, {})
         return layout._replace(arguments=self._arguments(layout, is_kept, hidden, given))
 
     def _select(self, hidden: Tensor) -> Merged:
@@ -370,8 +375,8 @@ class Prefill:
         if layout is None:
             return kept
         length, width = self._is_image.shape[1], layout.columns.shape[1]
-        own = layout.own.flatten()
-        return [image // length * width + own[image] for image in kept]
+        present = layout.output_index.flatten()
+        return [image // length * width + present[image] for image in kept]
 
     def _reference(self, image: int) -> Tensor:
         """The reference tokens ``[n, C]`` of the tokens that an image still has."""
