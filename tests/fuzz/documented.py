@@ -95,6 +95,8 @@ def tensor(draw: Draw, argument: Argument, sizes: Sizes, dtype: torch.dtype, bel
     if argument.dtype == "int64" and len(layout) > 1 and layout[-1] != "N":
         # Distinct ids are no more than the tokens.
         sizes.known.setdefault(layout[-1], draw.randint(1, max(1, sizes["N"])))
+    if ratio := re.search(r"\b([A-Z]) is a multiple of ([A-Z])\b", argument.said):
+        sizes.known.setdefault(ratio[2], factor(draw, sizes[ratio[1]]))
     shape = sizes.shape(layout)
     if argument.dtype == "int64":
         return draw.ids(*shape, below=below)
@@ -140,9 +142,11 @@ def factor(draw: Draw, product: int) -> int:
 
 
 def ids_below(argument: Argument, given: Mapping[str, Any], sizes: Sizes) -> int:
-    """What ids stay below: the number of tokens, or the argument that the docstring names."""
+    """What ids stay below: the number of tokens, or the argument or size the docstring names."""
     named = re.search(r"0 to (\w+) - 1", argument.said)
-    return int(given[named[1]]) if named and named[1] in given else sizes["N"]
+    if named is None:
+        return sizes["N"]
+    return int(given[named[1]]) if named[1] in given else sizes[named[1]]
 
 
 def is_square(size: int) -> bool:

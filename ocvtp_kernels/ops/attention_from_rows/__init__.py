@@ -151,9 +151,10 @@ def _attention(q: Tensor, k: Tensor, sees: Tensor | None, scale: float) -> Tenso
 
 
 def _of_ids(received: Tensor, ids: Tensor | None) -> Tensor:
-    return (
-        received if ids is None else received.gather(1, ids.clamp(min=0)).masked_fill_(ids < 0, 0)
-    )
+    if ids is None:
+        return received
+    outside = (ids < 0) | (ids >= received.shape[1])
+    return received.gather(1, ids.masked_fill(outside, 0)).masked_fill_(outside, 0)
 
 
 @op(
@@ -190,8 +191,8 @@ def attention_from_rows(
             for a row that counts for nothing. None if every row attends to all keys.
         valid: bool ``[B, L]``, false at keys that no row attends to, such as padding. What they
             hold, NaN too, changes nothing. None if all are valid.
-        ids: int64 ``[B, N]``, the keys whose attention is returned, and -1 for a place that gets 0.
-            None for all keys.
+        ids: int64 ``[B, N]``, 0 to L - 1, the keys whose attention is returned; anything else, such
+            as -1, gets 0. None for all keys.
         scale: factor of the logits; d^-0.5 if None.
 
     Returns:
