@@ -38,7 +38,7 @@ SLACKS = {
 # Kernels that multiply no matrices.
 WITHOUT_PRODUCT = (
     "argmax_reduce", "centrifugal", "deltas", "dpp", "facility", "farthest", "gain",
-    "gates_backward", "layer_norm", "match", "nearest", "pivot", "pivots", "resolve",
+    "gates_backward", "layer_norm", "match", "mmr", "nearest", "pivot", "pivots", "resolve",
     "scatter", "start",
 )  # fmt: skip
 # The instruction of the others in half precision, where newer than mma.sync; a tile needs so many

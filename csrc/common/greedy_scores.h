@@ -89,6 +89,21 @@ struct LaneArgmax {
         other.score, score, other.token, token);
     score = larger<T>(other.score, score);
   }
+
+  // The highest score and its first token; `highest` if no score is above -inf.
+  std::pair<T, T> leading() const {
+    T best[width<T>], tokens[width<T>];
+    store(best, score);
+    store(tokens, token);
+    T max = lowest<T>, first = highest<T>;
+    for (int64_t lane = 0; lane < width<T>; ++lane) {
+      const T own = tokens[lane] + T(lane);
+      const bool leads = best[lane] > max || (best[lane] == max && own < first);
+      max = leads ? best[lane] : max;
+      first = leads ? own : first;
+    }
+    return {max, first};
+  }
 };
 
 // The first token of the highest score; 0 if all are selected.
@@ -105,16 +120,7 @@ inline int64_t argmax_of(const T* scores, int64_t tokens) {
   lanes[0].join(lanes[1], T(width<T>));
   lanes[2].join(lanes[3], T(width<T>));
   lanes[0].join(lanes[2], T(2 * width<T>));
-  T best[width<T>], token[width<T>];
-  store(best, lanes[0].score);
-  store(token, lanes[0].token);
-  T max = lowest<T>, first = highest<T>;
-  for (int64_t lane = 0; lane < width<T>; ++lane) {
-    const T own = token[lane] + T(lane);
-    const bool leads = best[lane] > max || (best[lane] == max && own < first);
-    max = leads ? best[lane] : max;
-    first = leads ? own : first;
-  }
+  const T first = lanes[0].leading().second;
   if (first < highest<T>) return int64_t(first);
   // No score is above -inf.
   for (int64_t n = 0; n < tokens; ++n)

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention_from_rows/attention_from_rows.h"
+#include "bipartite_merge/bipartite_merge.h"
 #include "centrifugal_select/centrifugal_select.h"
 #include "channel_variance/channel_variance.h"
 #include "dpp_select/dpp_select.h"
@@ -19,6 +20,7 @@
 #include "gru_cell/gru_gates.h"
 #include "match_select/match_select.h"
 #include "merge/slot_assignment.h"
+#include "mmr_select/mmr_select.h"
 #include "pivot_select/pivot_select.h"
 #include "prune/bias_gelu.h"
 #include "prune/layer_norm.h"
@@ -141,6 +143,10 @@ void add_kernels(py::module_ module) {
   OCVTP_ADD(attention_mean);
   OCVTP_ADD(merge_lists);
   OCVTP_ADD(merge_sums);
+  OCVTP_ADD(bipartite_units);
+  OCVTP_ADD(bipartite_scores);
+  OCVTP_ADD(bipartite_groups);
+  OCVTP_ADD(bipartite_rows);
   OCVTP_ADD(farthest_nearest);
   OCVTP_ADD(farthest_select);
   OCVTP_ADD(pivot_norms);
@@ -151,6 +157,7 @@ void add_kernels(py::module_ module) {
   OCVTP_ADD(facility_gains);
   OCVTP_ADD(facility_select);
   OCVTP_ADD(match_select);
+  OCVTP_ADD(mmr_select);
   OCVTP_ADD(centrifugal_select);
   OCVTP_ADD(channel_variance);
   module.def("maths", [](const char* name, const py::array_t<T, py::array::c_style>& x) {

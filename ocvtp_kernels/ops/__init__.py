@@ -10,6 +10,7 @@ from pkgutil import iter_modules
 from ocvtp_kernels.ops.argmax_gather import argmax_gather
 from ocvtp_kernels.ops.attention_from_rows import attention_from_rows
 from ocvtp_kernels.ops.attention_received import attention_received
+from ocvtp_kernels.ops.bipartite_merge import bipartite_merge
 from ocvtp_kernels.ops.centrifugal_select import centrifugal_select
 from ocvtp_kernels.ops.channel_variance import channel_variance
 from ocvtp_kernels.ops.dpp_select import dpp_select
@@ -18,6 +19,7 @@ from ocvtp_kernels.ops.farthest_select import farthest_select
 from ocvtp_kernels.ops.gru_cell import gru_cell, gru_cell_backward
 from ocvtp_kernels.ops.match_select import match_select
 from ocvtp_kernels.ops.merge import merge
+from ocvtp_kernels.ops.mmr_select import mmr_select
 from ocvtp_kernels.ops.pivot_select import pivot_select
 from ocvtp_kernels.ops.prune import prune, prune_picks
 from ocvtp_kernels.ops.resolve_picks import resolve_picks
@@ -39,6 +41,7 @@ __all__ = [
     "argmax_gather",
     "attention_from_rows",
     "attention_received",
+    "bipartite_merge",
     "centrifugal_select",
     "channel_variance",
     "dpp_select",
@@ -48,6 +51,7 @@ __all__ = [
     "gru_cell_backward",
     "match_select",
     "merge",
+    "mmr_select",
     "pivot_select",
     "prune",
     "prune_picks",

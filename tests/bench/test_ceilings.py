@@ -14,6 +14,7 @@ from bench.ceilings import measure_ceilings, tensor_bytes
 from bench.gate import fresh
 from bench.jobs import jobs
 from bench.ops import BENCHES, case_of, work_of
+from bench.ops.bipartite_merge import num_merged
 from bench.results import Ceilings
 from bench.variants import Variant
 from bench.workloads import (
@@ -65,8 +66,10 @@ def test_flops_are_those_that_torch_counts(
         with FlopCounterMode(display=False) as counter:
             run()
     # The reference multiplies by a matrix that has one number a column, which no kernel has to.
-    sparse = 2 * LOAD.budget * math.prod(LOAD.tokens)
-    beyond = sparse if op in ("merge", "scatter_merge") and direction == "forward" else 0
+    merged, by_owner = num_merged(LOAD), 2 * math.prod(LOAD.tokens)
+    sparse = {"merge": LOAD.budget * by_owner, "scatter_merge": LOAD.budget * by_owner}
+    sparse["bipartite_merge"] = merged * by_owner // LOAD.num_tokens * (LOAD.num_tokens - merged)
+    beyond = sparse.get(op, 0) if direction == "forward" else 0
     assert work_of(op, LOAD, direction).flops + beyond == counter.get_total_flops()
 
 

@@ -121,6 +121,7 @@ def number(
         return draw.chance(0.5)
     if kind is float:
         numbers = (0.0, 0.3, 1.0, 1e-5, 0.8, 7.0)
+        numbers = numbers[:-1] if "0 to 1" in said else numbers
         return default if draw.chance(0.5) and default is not None else draw.choice(numbers)
     if kind is str:
         words = re.findall(r'"(\w+)"', said)
@@ -133,6 +134,9 @@ def number(
     if product := re.search(r"N = (\w+) \* (\w+)", said):
         rows = sizes.known.setdefault(product[1], factor(draw, sizes["N"]))
         return rows if name == product[1] else sizes["N"] // rows
+    if "0 to (N - P) / 2" in said:
+        prefix = sizes.known.setdefault("P", draw.randint(0, min(sizes["N"], 5)))
+        return draw.randint(0, (sizes["N"] - prefix) // 2)
     return draw.randint(1, 9)
 
 

@@ -40,6 +40,10 @@ def weighted(similarity: Tensor, scores: Tensor, budget: int) -> Arguments:
     return similarity, scores, budget
 
 
+def relevant(similarity: Tensor, scores: Tensor, budget: int) -> Arguments:
+    return scores, similarity, budget, 0.3
+
+
 def determinantal(similarity: Tensor, scores: Tensor, budget: int) -> Arguments:
     # Of full rank: past it rounding alone decides, PyTorch's own roots among it.
     return similarity + torch.eye(similarity.shape[1], dtype=similarity.dtype), scores, budget
@@ -73,6 +77,7 @@ SELECTIONS: list[tuple[str, Callable[..., Arguments]]] = [
     ("dpp_select", determinantal),
     ("facility_select", weighted),
     ("match_select", matched),
+    ("mmr_select", relevant),
     ("centrifugal_select", expanded),
     ("centrifugal_select", expanded_short),
 ]
@@ -135,7 +140,7 @@ def test_tokens_that_are_no_numbers(
     similarity[0, 4], similarity[1, :, 7] = value, value
     similarity[2, [3, 9], [30, 9]] = value
     # Where pivots are found they must be ids, so only these scores may be odd.
-    if arguments in (weighted, determinantal):
+    if arguments in (weighted, relevant, determinantal):
         scores[:, 11] = value
     assert_as_the_reference(name, arguments(similarity, scores, 30))
 

@@ -27,6 +27,7 @@ from ocvtp_kernels.ops.dpp_select.triton import dpp_select
 from ocvtp_kernels.ops.facility_select.triton import facility_select
 from ocvtp_kernels.ops.farthest_select.triton import farthest_select
 from ocvtp_kernels.ops.match_select.triton import match_select
+from ocvtp_kernels.ops.mmr_select.triton import mmr_select
 from ocvtp_kernels.ops.pivot_select.triton import pivot_select
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
@@ -41,6 +42,7 @@ def test_ties_go_to_the_lowest_id(num_tokens: int, budget: int) -> None:
     agree(facility_select, ops.facility_select.reference, matrix, weight, budget)
     agree(facility_select, ops.facility_select.reference, -matrix, weight, budget)
     agree(dpp_select, ops.dpp_select.reference, matrix, weight, budget)
+    agree(mmr_select, ops.mmr_select.reference, weight, matrix, budget)
     points = whole_numbers(2, num_tokens, 2)
     agree(pivot_select, ops.pivot_select.reference, points, min(budget, 5))
     agree(match_select, ops.match_select.reference, matrix, ranking(2, num_tokens, 99), budget, 3)
@@ -52,6 +54,7 @@ def test_all_tokens_alike(num_tokens: int, budget: int) -> None:
         matrix, weight = torch.full((1, num_tokens, num_tokens), value), torch.ones(1, num_tokens)
         for arguments in ((matrix, None, budget), (matrix, None, budget, False)):
             agree(farthest_select, ops.farthest_select.reference, *arguments)
+        agree(mmr_select, ops.mmr_select.reference, weight, matrix, budget)
         agree(pivot_select, ops.pivot_select.reference, matrix, budget)
         agree(dpp_select, ops.dpp_select.reference, matrix, weight, budget)
         agree(facility_select, ops.facility_select.reference, matrix, weight, budget)
@@ -64,6 +67,7 @@ def test_a_nan_never_beats_a_number(num_tokens: int, budget: int) -> None:
     weight[:, ::4] = float("nan")
     agree(farthest_select, ops.farthest_select.reference, 1 - matrix, None, budget)
     agree(facility_select, ops.facility_select.reference, matrix, weight, budget)
+    agree(mmr_select, ops.mmr_select.reference, weight, matrix, budget)
     agree(match_select, ops.match_select.reference, matrix, ranking(2, num_tokens, 99), budget)
     full = cosine(random_tokens(2, num_tokens, num_tokens))
     full[0, ::3], full[1, :, ::5] = float("nan"), float("nan")
@@ -79,10 +83,13 @@ def test_duplicates_are_explained_at_once() -> None:
     agree(dpp_select, ops.dpp_select.reference, matrix, weight, 15)
     agree(facility_select, ops.facility_select.reference, matrix, weight, 40)
     agree(farthest_select, ops.farthest_select.reference, 1 - matrix, None, 40)
+    agree(mmr_select, ops.mmr_select.reference, weight, matrix, 40)
     agree(pivot_select, ops.pivot_select.reference, matrix, 6)
 
 
-@pytest.mark.parametrize("name", ["farthest", "pivot", "dpp", "facility", "match", "centrifugal"])
+@pytest.mark.parametrize(
+    "name", ["farthest", "pivot", "dpp", "facility", "match", "mmr", "centrifugal"]
+)
 def test_batch_invariant(name: str) -> None:
     matrix, weight = similarity(3, 37).to(DEVICE), scores(3, 37).to(DEVICE)
     ranked = ranking(3, 37, 30).to(DEVICE)
@@ -92,6 +99,7 @@ def test_batch_invariant(name: str) -> None:
         "dpp": lambda here: dpp_select(matrix[here], weight[here], 6),
         "facility": lambda here: facility_select(matrix[here], weight[here], 9),
         "match": lambda here: match_select(matrix[here], ranked[here], 9, 4),
+        "mmr": lambda here: mmr_select(weight[here], matrix[here], 9, 0.3),
         "centrifugal": lambda here: centrifugal_select(matrix[here], ranked[here, :3], 1, 37, 9)[0],
     }
     run = runs[name]
@@ -117,6 +125,7 @@ def test_any_strides() -> None:
         arguments = (matrix, weights[:, :size, 1], 5)
         agree(dpp_select, ops.dpp_select.reference, *arguments)
         agree(facility_select, ops.facility_select.reference, *arguments)
+        agree(mmr_select, ops.mmr_select.reference, weights[:, :size, 1], matrix, 9, 0.3)
         agree(match_select, ops.match_select.reference, matrix, ranking(2, size, size), 5)
         agree(
             centrifugal_select,
