@@ -393,11 +393,12 @@ def retention(files: Sequence[Retention]) -> Figure:
     def paint(axes: Axes, its: Answers) -> None:
         ends: dict[str, Point] = {}
         for name in its.methods:
-            means = [100 * its.share(name, budget).mean for budget in its.budgets]
+            budgets = its.budgets_of(name)
+            means = [100 * its.share(name, budget).mean for budget in budgets]
             colour, dash = looks[name]
             width = 2.2 if name in (*ours, RANDOM) else 1.3
-            axes.plot(its.budgets, means, color=colour, ls=dash, lw=width, marker="o", ms=3)
-            ends[name] = its.budgets[-1], means[-1]
+            axes.plot(budgets, means, color=colour, ls=dash, lw=width, marker="o", ms=3)
+            ends[name] = budgets[-1], means[-1]
         for name in its.others:
             axes.axhline(100 * its.share(name, its.budgets[0]).mean, color=SOFT, lw=0.7)
         axes.set(xscale="log", xlabel="kept tokens of 100", ylabel="right answers in %")

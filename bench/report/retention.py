@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,10 +40,10 @@ LEGEND = (
     "seeds: here is their mean, whose variance is in the interval, and in brackets the least and "
     "the most of them. † does not beat random: the 95 % interval of the difference, paired "
     "question by question, reaches 0. Blind: answers from another scene's picture, from features "
-    "of zeros, and the commonest answer to the same words in training. @1 and @2 of vlm-pruner and "
-    "fastv: before this decoder layer, 2 as published; @ of oc-pruner: the reference layer, if not "
-    "the default. T of a method that drops tokens in the text model: those that its last layer "
-    "reads."
+    "of zeros, and the commonest answer to the same words in training. @1 and @2 of vlm-pruner, "
+    "fastv and dart: before this decoder layer, 2 as published; @ of oc-pruner: the reference "
+    "layer, if not the default. T of a method that drops tokens in the text model: those that its "
+    "last layer reads."
 )
 EQUAL_COST = (
     "Methods that drop tokens between layers of the text model, and others at the budget where it "
@@ -56,7 +57,8 @@ class Answers:
     """The rows of a file with kept tokens at some positions.
 
     Attributes:
-        budgets: that every method was asked at, the largest first.
+        budgets: that most methods were asked at, the largest first; one that cannot keep so few
+            tokens is not there.
         methods: the best first, by the mean over budgets.
         others: unpruned and blind.
     """
@@ -70,8 +72,9 @@ class Answers:
         self._asked |= {size: file.asked(size=size) for size in SIZES} | {"": file.asked()}
         asked = grouped([row for row in mine if row.budget is not None], lambda row: row.method)
         pruned = {name: {row.budget for row in rows} for name, rows in asked.items()}
-        shared = set.intersection(*pruned.values()) if pruned else set()
-        self.budgets = sorted((budget for budget in shared if budget is not None), reverse=True)
+        times = Counter(budget for budgets in pruned.values() for budget in budgets)
+        shared = [each for each, count in times.items() if each and 2 * count > len(pruned)]
+        self.budgets = sorted(shared, reverse=True)
         self.methods = sorted(pruned, key=lambda name: (-self._mean(name), name))
         self.others = [name for name in (UNPRUNED, *BLIND) if (name, None) in self._rows]
 
@@ -79,6 +82,11 @@ class Answers:
     def title(self) -> str:
         """The model and the positions."""
         return f"{self.file.model}, {POSITIONS[self.positions]}"
+
+    def budgets_of(self, method: str) -> list[int]:
+        """Those that a method was asked at; of what drops nothing, all."""
+        whole = (method, None) in self._rows
+        return [each for each in self.budgets if whole or (method, each) in self._rows]
 
     def rows(self, method: str, budget: int) -> list[Row]:
         """A row a seed; of what drops nothing, the same for every budget."""
@@ -108,7 +116,9 @@ class Answers:
     @property
     def in_decoder(self) -> list[Row]:
         """Of each method and budget that drops tokens in the text model, the first row."""
-        first = [self.rows(name, budget)[0] for name in self.methods for budget in self.budgets]
+        first = [
+            self.rows(name, budget)[0] for name in self.methods for budget in self.budgets_of(name)
+        ]
         return [row for row in first if row.equal_budget is not None]
 
     @property
@@ -126,7 +136,8 @@ class Answers:
         return difference(theirs, self.right(row.method, row.budget), self._asked[""])
 
     def _mean(self, method: str) -> float:
-        return sum(self.share(method, budget).mean for budget in self.budgets)
+        budgets = self.budgets_of(method)
+        return sum(self.share(method, budget).mean for budget in budgets) / max(1, len(budgets))
 
 
 def read_files(folder: Path) -> list[Retention]:
@@ -191,7 +202,7 @@ def accuracy_table(its: Answers) -> str:
 def no_better(its: Answers) -> str:
     """The sentence of what does not beat random; empty if everything does."""
     found = {
-        method: [f"{budget}" for budget in its.budgets if its.is_no_better(method, budget)]
+        method: [f"{each}" for each in its.budgets_of(method) if its.is_no_better(method, each)]
         for method in its.methods
     }
     said = [f"{method} at T {', '.join(budgets)}" for method, budgets in found.items() if budgets]
@@ -250,7 +261,8 @@ def kinds_table(its: Answers, budget: int) -> str:
         ]
 
     header = ["method", *KINDS, *SIZES, "% of kept tokens on objects"]
-    return markdown_table(header, map(line, _with_others(its)))
+    asked = [method for method in _with_others(its) if budget in its.budgets_of(method)]
+    return markdown_table(header, map(line, asked))
 
 
 def _with_others(its: Answers) -> list[str]:
@@ -258,7 +270,10 @@ def _with_others(its: Answers) -> list[str]:
 
 
 def _by_budget(its: Answers, methods: Sequence[str], cell: Callable[[str, int], str]) -> str:
-    lines = [[_name(name), *(cell(name, budget) for budget in its.budgets)] for name in methods]
+    lines = [
+        [_name(name), *(cell(name, b) if b in its.budgets_of(name) else "" for b in its.budgets)]
+        for name in methods
+    ]
     return markdown_table(["method", *(f"T {budget}" for budget in its.budgets)], lines)
 
 

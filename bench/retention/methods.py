@@ -35,12 +35,14 @@ class Method(NamedTuple):
         seeds: one, unless something is random in it.
         in_decoder: whether tokens are dropped in the text model, where they keep their positions.
         reference_layer: see `ocvtp_kernels.attach`.
+        least: the fewest tokens that it can keep of `TOKENS`.
     """
 
     make: Callable[[int], Any]
     seeds: Sequence[int] = (0,)
     in_decoder: bool = False
     reference_layer: int | None = None
+    least: int = 1
 
 
 def _by_name(name: str, seed: int, **options: Any) -> Any:
@@ -67,13 +69,15 @@ class PyramidSparseVLM(SparseVLM):
 def training_free() -> dict[str, Method]:
     """Every method that needs neither the question's embedding nor a file of weights.
 
-    VLM-Pruner stands at the encoder, and it and FastV before decoder layers 1 and 2 (``@1``,
-    ``@2``); 2 is the published one of both.
+    VLM-Pruner stands at the encoder, and it, FastV and DART before decoder layers 1 and 2 (``@1``,
+    ``@2``); 2 is the published one of all three.
     """
     found = {name: Method(partial(_by_name, name)) for name in METHODS if name not in NO_TEXT}
     found["vlm-pruner"] = Method(partial(_by_name, "vlm-pruner", place="encoder"))
-    del found["fastv"]
-    for name, layer in product(("vlm-pruner", "fastv"), (1, 2)):
+    # Four layers of the tower halve 100 tokens at most.
+    found["tome"] = Method(partial(_by_name, "tome"), least=7)
+    del found["fastv"], found["dart"]
+    for name, layer in product(("vlm-pruner", "fastv", "dart"), (1, 2)):
         make = partial(_by_name, name, layer=layer)
         found[f"{name}@{layer}"] = Method(make, in_decoder=True)
     found["pyramiddrop"] = Method(partial(_by_name, "pyramiddrop"), in_decoder=True)

@@ -182,8 +182,8 @@ def evaluate(
         return rows
 
     rows = [*earlier]
-    for name in methods:
-        for budget in given.budgets:
+    for name, method in methods.items():
+        for budget in (each for each in given.budgets if each >= method.least):
             yield from (found := asked(name, budget))
             rows += found
     equal = {row.equal_budget for row in rows if row.equal_budget is not None}

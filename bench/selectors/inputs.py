@@ -29,6 +29,7 @@ OBJECTS = 6  # smooth features vary over a grid of so many cells a side
 DETAIL = 0.5  # what a token differs by from its neighbours, beside 1 of what it shares with them
 OUTLIERS, OUTLIER_SCALE = 4, 12.0  # channels far larger than the rest, as CLIP's are
 SINKS, SINK_LOGIT = 8, 4.0  # tokens that draw attention from everywhere
+TEXT_PIVOTS = 4  # DART's, as published
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def _image(job: Job, seed: int) -> dict[str, Tensor]:
         "text": torch.randn(job.text_width, generator=generator),
         "text_tokens": _smooth(job, job.text_width, generator),
         "text_attention": _attention(job, generator),
+        "text_pivots": torch.randn(TEXT_PIVOTS, job.width, generator=generator),
     }
 
 

@@ -14,7 +14,7 @@ from ocvtp_kernels import checks
 from ocvtp_kernels.dtypes import autocast_off
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 
-PLACES = ("encoder", "projector", "decoder")
+PLACES = ("tower", "encoder", "projector", "decoder")
 # Whose attention in the decoder ranks image tokens: the prompt's last token; or the raters, tokens
 # of the text behind the images whose embeddings are closest to those of the image (SparseVLM).
 TEXT_ROWS = ("last", "raters")
@@ -45,6 +45,8 @@ class SelectorInputs(NamedTuple):
     text_tokens: Tensor | None = None  # [B, N, E], the tokens in the text's space
     text_attention: Tensor | None = None  # [B, N], attention received from text in the decoder
     ids: Tensor | None = None  # int64 [B, N], the tokens' ids in the whole image; None: 0 to N - 1
+    relevance: Tensor | None = None  # [B, N], the caller's own score, the larger the better
+    text_pivots: Tensor | None = None  # [B, P, C], hidden states of text, P at least 1
 
     def map_tokens(self, change: Callable[[Tensor], Tensor]) -> SelectorInputs:
         """The same with ``change`` applied to every field of shape ``[B, N, ...]``."""
@@ -67,6 +69,7 @@ PER_TOKEN_FIELDS = (
     "text_tokens",
     "text_attention",
     "ids",
+    "relevance",
 )
 
 
@@ -84,6 +87,8 @@ LAYOUTS = {
     "text_tokens": "B, N, E",
     "text_attention": "B, N",
     "ids": "B, N",
+    "relevance": "B, N",
+    "text_pivots": "B, P, C",
 }
 
 
@@ -138,6 +143,7 @@ class Selected(NamedTuple):
     found: Tensor | None = None  # int64 [B], tokens that the method's own rule kept; None: T
     extra: Tensor | None = None  # [B, X, C], tokens that the published code adds
     extra_counted: int = 0  # of them, how many are part of the T: there are as many ids fewer
+    groups: Tensor | None = None  # int64 [B, N], the kept token, 0 to T - 1, that each one is in
 
     def gather(self, final_tokens: Tensor) -> Tensor:
         """The kept tokens ``[B, T, C]``: merged rows, or the rows of ``final_tokens``."""
@@ -181,11 +187,17 @@ class SelectorAttributes(Protocol):
         needs: fields of `SelectorInputs` that it cannot do without.
         wants: fields that it reads as well where they are available; ``valid`` too, if it keeps no
             padding.
-        place: whose output its final tokens are, one of `PLACES`.
+        place: whose output its final tokens are, one of `PLACES`; of the place "tower", whose
+            layers merge tokens, the encoder's.
         exact: whether it always keeps exactly the budget.
         layer: of the place "decoder": the decoder layer, from 0, before which tokens are dropped.
         text_rows: of the place "decoder": whose attention the text attention is, of `TEXT_ROWS`.
         text_layer: of the place "decoder": the layer that it is taken from, of `TEXT_LAYERS`.
+        num_text_pivots: of the place "decoder": the most tokens that the field ``text_pivots`` has:
+            of the text behind the images those whose keys have the largest L1 norm in the layer
+            before; where there is no such text, the prompt's last token.
+        final_norm: of the place "decoder": whether final tokens and text pivots are the hidden
+            states behind the language model's last norm; it cannot return tokens then.
     """
 
     needs: frozenset[str] = frozenset({"final_tokens"})
@@ -195,6 +207,8 @@ class SelectorAttributes(Protocol):
     layer: int = 2
     text_rows: str = "last"
     text_layer: str = "before"
+    num_text_pivots: int = 4
+    final_norm: bool = False
 
     def stages(self, budget: int, depth: int) -> Sequence[Stage]:
         """Of the place "decoder": where tokens are dropped, in falling numbers.
@@ -207,6 +221,20 @@ class SelectorAttributes(Protocol):
 
         Raises:
             ValueError: there is no schedule for this budget or depth.
+        """
+        ...
+
+    def merges(self, budget: int, num_tokens: int, depth: int, num_prefix: int) -> Sequence[int]:
+        """Of the place "tower": how many tokens each layer merges, by `ToMe`'s steps.
+
+        Args:
+            budget: tokens left behind the last layer.
+            num_tokens: of an image, without the prefix.
+            depth: layers that make the final tokens.
+            num_prefix: tokens in front that never merge.
+
+        Raises:
+            ValueError: the budget cannot be reached.
         """
         ...
 

@@ -12,11 +12,16 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels import checks
+from ocvtp_kernels.selectors.apet import ApET
 from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.cdpruner import CDPruner
+from ocvtp_kernels.selectors.dart import DART
 from ocvtp_kernels.selectors.divprune import DivPrune
 from ocvtp_kernels.selectors.fastv import FastV
 from ocvtp_kernels.selectors.hiprune import HiPrune
+from ocvtp_kernels.selectors.holov import HoloV
+from ocvtp_kernels.selectors.id_selection import IDSelection
+from ocvtp_kernels.selectors.idpruner import IDPruner
 from ocvtp_kernels.selectors.interface import (
     Selected,
     Selector,
@@ -30,6 +35,7 @@ from ocvtp_kernels.selectors.prumerge import PruMerge
 from ocvtp_kernels.selectors.pyramiddrop import PyramidDrop
 from ocvtp_kernels.selectors.scope import SCOPE
 from ocvtp_kernels.selectors.sparsevlm import SparseVLM
+from ocvtp_kernels.selectors.tome import ToMe
 from ocvtp_kernels.selectors.trim import TRIM
 from ocvtp_kernels.selectors.visionzip import VisionZip
 from ocvtp_kernels.selectors.vispruner import FasterVLM, VisPruner
@@ -47,7 +53,13 @@ METHODS: dict[str, Callable[..., Selector]] = {
     "prumerge": PruMerge,
     "prumerge+": functools.partial(PruMerge, spatial=True),
     "trim": TRIM,
+    "tome": ToMe,
+    "idpruner": IDPruner,
+    "id-selection": IDSelection,
+    "holov": HoloV,
+    "apet": ApET,
     "fastv": FastV,
+    "dart": DART,
     "pyramiddrop": PyramidDrop,
     "sparsevlm": SparseVLM,
     "random": RandomSelector,
@@ -117,6 +129,8 @@ def select(
     text_tokens: Tensor | None = None,
     cls_token: Tensor | None = None,
     text_attention: Tensor | None = None,
+    relevance: Tensor | None = None,
+    text_pivots: Tensor | None = None,
     **options: Any,
 ) -> Selected:
     """Keeps ``budget`` tokens of each image by a training-free method.
@@ -134,6 +148,9 @@ def select(
         text_tokens: ``[B, N, E]``, the tokens in the text's space; ``tokens`` if None and as wide.
         cls_token: ``[B, C]``.
         text_attention: ``[B, N]``, attention received from text in the decoder.
+        relevance: ``[B, N]``, a score of your own, the larger the better, read by methods whose
+            option ``score`` is "relevance".
+        text_pivots: ``[B, P, C]``, as wide as ``tokens``: text that tokens are to differ from.
         options: the method's own, ``as_published`` where its published code has a quirk.
 
     Returns:
@@ -164,6 +181,8 @@ def select(
         text=text,
         text_tokens=text_tokens,
         text_attention=text_attention,
+        relevance=relevance,
+        text_pivots=text_pivots,
     )
     check_inputs(inputs, SelectorInputs._fields, "tokens")
     selected = run_checked(selector, inputs, budget)

@@ -10,7 +10,8 @@ from ocvtp_kernels.dtypes import acc_dtype
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.ops.ordering import nan_last
 from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required, without_autocast
-from ocvtp_kernels.selectors.ranking import cosine_with, others, top, widen
+from ocvtp_kernels.selectors.ranking import cosine_with, others, top
+from ocvtp_kernels.selectors.similarity import mean_over_heads
 
 
 class VisionZip:
@@ -66,7 +67,8 @@ class VisionZip:
             raise ValueError(f"contextual: expected at most {patches}, got {contextual}")
         dominant = top(attention, patches - contextual)
         targets = _targets(dominant, contextual, tokens.shape[1])
-        merged = self._merge(tokens, dominant, targets, self._metric(inputs))
+        keys = mean_over_heads(required(inputs.keys), self.heads or inputs.num_heads)
+        merged = self._merge(tokens, dominant, targets, keys)
         ids, by_id = torch.cat([dominant, targets], dim=1).sort(dim=1)
         kept = torch.cat([gather_tokens(tokens, dominant), merged], dim=1)
         kept = gather_tokens(kept, by_id)
@@ -74,16 +76,6 @@ class VisionZip:
             return Selected(ids, kept)
         cls_token = required(inputs.cls_token)
         return Selected(ids, kept, extra=cls_token[:, None], extra_counted=1)
-
-    def _metric(self, inputs: SelectorInputs) -> Tensor:
-        """Keys averaged over heads: ``[B, N, D / heads]``."""
-        keys, heads = required(inputs.keys), self.heads or inputs.num_heads
-        if heads is None:
-            return keys
-        width = keys.shape[2]
-        if width % heads:
-            raise ValueError(f"keys: expected a width of {heads} heads, got {width}")
-        return widen(keys).reshape(*keys.shape[:2], heads, width // heads).mean(dim=2)
 
     def _merge(self, tokens: Tensor, dominant: Tensor, targets: Tensor, metric: Tensor) -> Tensor:
         """The targets with their members merged in: ``[B, contextual, C]``."""

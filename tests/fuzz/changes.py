@@ -201,6 +201,12 @@ def something(draw: Draw, value: Any) -> Any:
     return draw.choice((None, "x", "", 3, 2.5, True, [], {}, OBJECT, 1j, (1, 2), np.zeros(2)))
 
 
+def no_bool(draw: Draw, value: Any) -> Any:
+    """Nothing that fits where True or False does."""
+    found = something(draw, value)
+    return "x" if found is True else found
+
+
 # What may not fit an argument.
 SPOILT_TENSOR: dict[Change, int] = {
     resized(lambda draw, size: 0): 2,
@@ -274,7 +280,7 @@ def spoilt(draw: Draw, value: Any) -> Any:
                 return something(draw, value)
         if isinstance(value, (list, tuple)):
             return spoilt_list(draw, value)
-        tables = {bool: {something: 1}, int: SPOILT_INT, float: SPOILT_FLOAT, str: SPOILT_WORD}
+        tables = {bool: {no_bool: 1}, int: SPOILT_INT, float: SPOILT_FLOAT, str: SPOILT_WORD}
         table = tables.get(type(value), {something: 1})
         try:
             return draw.weighted(table)(draw, value)

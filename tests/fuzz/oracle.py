@@ -368,7 +368,8 @@ def as_number(call: Call, value: Any) -> Any:
     """A number of NumPy, or in a tensor, as the dispatcher takes it; True for 1 too."""
     if call.is_direct and isinstance(value, bool):
         return int(value)
-    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0):
+    is_tensor = isinstance(value, Tensor) and value.dim() == 0 and has_memory(value)
+    if is_tensor or isinstance(value, np.generic):
         number = as_number(call, value.item())
         number = number.real if isinstance(number, complex) else number
         is_whole = isinstance(number, float) and number.is_integer()

@@ -23,6 +23,8 @@ from ocvtp_kernels.ops.registry import SCHEMA_NAMES
 from ocvtp_kernels.ops.slot_attention.reference import StepWeights
 from ocvtp_kernels.selectors.interface import PLACES, SelectorInputs, run_selector
 from ocvtp_kernels.selectors.registry import METHODS, make_selector, select
+from ocvtp_kernels.selectors.scores import SCORES
+from ocvtp_kernels.selectors.tome import TOME_PLACES
 from tests.fuzz.calls import Call
 from tests.fuzz.documented import Argument, Sizes, arguments_of, factor, ids_below, number, tensor
 from tests.fuzz.draw import Draw
@@ -232,7 +234,7 @@ def prepared(draw: Draw) -> Call:
 
 
 # Methods whose tokens are no rows of the given ones.
-MERGE = frozenset({"vlm-pruner", "visionzip", "prumerge", "prumerge+", "sparsevlm"})
+MERGE = frozenset({"vlm-pruner", "visionzip", "prumerge", "prumerge+", "sparsevlm", "apet", "tome"})
 # Options that make two calls differ.
 FRESH = frozenset({("sparsevlm", "as_published")})
 INPUTS = tuple(field for field in SelectorInputs._fields if field not in ("valid", "num_heads"))
@@ -293,8 +295,8 @@ class SelectorTarget:
             "bool": lambda: draw.chance(0.5),
             "int": lambda: draw.randint(1, 5),
             "float": lambda: draw.choice((0.0, 0.3, 0.5, 1.0)),
-            "str": lambda: draw.choice(PLACES),
         }
+        words = {"place": TOME_PLACES if self.method == "tome" else PLACES, "score": SCORES}
         fixed = getattr(make, "keywords", {})
         found = {
             name: str(one.annotation).partition(" ")[0]
@@ -302,9 +304,9 @@ class SelectorTarget:
             if name not in fixed and (self.method, name) not in FRESH
         }
         return {
-            name: kinds[kind]()
+            name: draw.choice(words[name]) if name in words else kinds[kind]()
             for name, kind in found.items()
-            if kind in kinds and draw.chance(0.3)
+            if (kind in kinds or name in words) and draw.chance(0.3)
         }
 
 

@@ -20,7 +20,10 @@ HEADS = 3
 # On the CPU: plainly, and on whatever the default is.
 WAYS = ("reference", "plain", "cpu")
 # Methods with a quirk to reproduce.
-PUBLISHED = ("vlm-pruner", "divprune", "visionzip", "hiprune", "cdpruner", "trim")
+PUBLISHED = (
+    *("vlm-pruner", "divprune", "visionzip", "hiprune", "cdpruner", "trim"),
+    *("holov", "dart"),
+)
 
 
 @contextmanager
@@ -74,6 +77,8 @@ class Images:
             "text_tokens": normal(batch, num_tokens, 7),
             "cls_token": normal(batch, width),
             "text_attention": normal(batch, num_tokens).softmax(1),
+            "relevance": normal(batch, num_tokens),
+            "text_pivots": normal(batch, 3 if self.sizes else draw.randint(1, 5), width),
         }
 
     def select(self, method: str, **options: Any) -> Selected:
@@ -108,4 +113,5 @@ def tied(seed: int) -> Images:
             images.inputs[name] = few(*value.shape).to(images.dtype) / 8
     images.tokens, images.inputs["keys"] = one_hot(images.tokens.shape[2] // 3), one_hot(12)
     images.inputs["cls_token"] = images.tokens[:, 0]
+    images.inputs["text_pivots"] = images.tokens[:, :4]
     return images

@@ -41,7 +41,7 @@ def test_a_field_that_does_not_fit_is_named(method: str, way: str) -> None:
     inputs, selector = inputs_of(images), make_selector(method)
     for name in reads_of(selector) - {"grid", "num_heads", "valid"}:
         value = getattr(inputs, name)
-        if way == "tokens" and name in ("text", "cls_token"):
+        if way == "tokens" and name in ("text", "cls_token", "text_pivots"):
             continue
         if name == "reference_tokens" and way in ("batch", "tokens", "device"):
             continue  # what the others are measured by
@@ -118,11 +118,19 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("vlm-pruner", {"own_share": 1.5}),
     ("vlm-pruner", {"place": "nowhere"}),
     ("fastv", {"layer": True}),
+    ("dart", {"num_text_pivots": None}),
+    ("idpruner", {"score": ["importance"]}),
+    ("idpruner", {"trade_off": "x"}),
+    ("id-selection", {"gamma": None}),
+    ("holov", {"num_patches": 1.5}),
+    ("holov", {"alpha": float("nan")}),
+    ("apet", {"num_basis": 2.0}),
+    ("tome", {"heads": 2.0}),
     ("pyramiddrop", {"schedule": 3}),
     ("sparsevlm", {"seed": None}),
     ("sparsevlm", {"as_published": 1}),
     *((method, {"as_published": 1}) for method in ("divprune", "cdpruner", "trim", "hiprune")),
-    *((method, {"as_published": "no"}) for method in ("visionzip", "vlm-pruner")),
+    *((method, {"as_published": "no"}) for method in ("visionzip", "vlm-pruner", "holov", "dart")),
 ]
 
 

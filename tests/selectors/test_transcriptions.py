@@ -153,6 +153,78 @@ def test_a_stage_of_sparsevlm(most: int) -> None:
                 assert_same(rows, index, transcribed.sparsevlm(**image, most=most))
 
 
+SCORES = ("importance", "cls_attention", "relevance")
+
+
+def test_idpruner() -> None:
+    trade_offs = (0.5, 0.5, 0.2, 1.0, 0.9)
+    compare(
+        "idpruner",
+        transcribed.idpruner,
+        lambda images: {
+            "trade_off": trade_offs[images.seed % 5],
+            "score": SCORES[images.seed % 3],
+        },
+    )
+
+
+def test_id_selection() -> None:
+    # Products of the decay and a score underflow to ties where gamma is large.
+    gammas = (20.0, 20.0, 0.0, 1.0, 100.0)
+    compare(
+        "id-selection",
+        transcribed.id_selection,
+        lambda images: {"gamma": gammas[images.seed % 5], "score": SCORES[images.seed % 2]},
+    )
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_dart(as_published: bool) -> None:
+    pivots = (4, 1, 9)
+
+    def options(images: Images) -> dict[str, Any]:
+        of_text = images.seed % 4 > 0
+        return {
+            "num_image_pivots": pivots[images.seed % 3],
+            "num_text_pivots": 4 * of_text,
+            "as_published": as_published,
+        }
+
+    # Of the number of text pivots the transcription reads whether there are any.
+    compare("dart", transcribed.dart, options, {"num_text_pivots": "from_text"})
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_holov(as_published: bool) -> None:
+    patches = (16, 1, 5, 100)
+
+    def options(images: Images) -> dict[str, Any]:
+        score = SCORES[images.seed % 2]
+        if images.seed % 3 == 0:  # one chunk has more than it has room for
+            images.inputs[score][:, :5] *= 50
+        return {
+            "alpha": (0.09, 2.0)[images.seed % 2],
+            "num_patches": patches[images.seed % 4],
+            "score": score,
+            "as_published": as_published,
+        }
+
+    compare("holov", transcribed.holov, options)
+
+
+@pytest.mark.slow
+def test_apet() -> None:
+    basis = (10, 1, 4, 500)
+    compare(
+        "apet",
+        transcribed.apet,
+        lambda images: {
+            "num_basis": basis[images.seed % 4],
+            "merge": images.seed % 3 > 0,
+        },
+    )
+
+
 def cdpruner_orders(images: Images, relevance: str) -> list[list[int]]:
     """The order that the transcription picks in, of every image."""
     every = images.images()
@@ -188,6 +260,13 @@ TIES: list[tuple[str, Callable[..., transcribed.Kept], dict[str, Any]]] = [
     ("pyramiddrop", transcribed.most_attended, {}),
     ("sparsevlm", transcribed.sparsevlm, {}),
     ("sparsevlm", transcribed.sparsevlm, {"recycle": False}),
+    ("idpruner", transcribed.idpruner, {"trade_off": 0.5, "score": "importance"}),
+    ("id-selection", transcribed.id_selection, {"gamma": 20.0, "score": "cls_attention"}),
+    ("dart", transcribed.dart, {}),
+    ("dart", transcribed.dart, {"as_published": True}),
+    ("holov", transcribed.holov, {}),
+    ("holov", transcribed.holov, {"as_published": True}),
+    ("apet", transcribed.apet, {}),
 ]
 
 

@@ -281,3 +281,125 @@ def density_peaks(states: Array, count: int, noise: list[float]) -> dict[int, li
     for i in every:
         clusters[i if i in clusters else min(clusters, key=lambda c: apart[i][c])].append(i)
     return clusters
+
+
+def maximal_marginal(relevance: Any, similarity: Array, budget: int, trade_off: float) -> list[int]:
+    """Ids in the order picked."""
+    every = everything(relevance)
+    order = best(relevance, every, 1)
+    while len(order) < budget:
+        left = [j for j in every if j not in order]
+        scores = {
+            j: trade_off * relevance[j] - (1 - trade_off) * max(similarity[i, j] for i in order)
+            for j in left
+        }
+        order += best(scores, left, 1)
+    return order
+
+
+def idpruner(tokens: Array, budget: int, trade_off: float, score: str, **image: Any) -> Kept:
+    scores = image[score]
+    span = max(scores) - min(scores) + 1e-6
+    importance = [(s - min(scores)) / span for s in scores]
+    order = maximal_marginal(importance, cosines(tokens), budget, trade_off)
+    return sorted(order), {"order": np.array(order)}
+
+
+def id_selection(tokens: Array, budget: int, gamma: float, score: str, **image: Any) -> Kept:
+    """By the decayed scores themselves, without logarithms."""
+    scores = np.maximum(image[score], 0)
+    decay = np.exp(-gamma * np.maximum(0, cosines(tokens)))
+    left, order = dict(enumerate(scores)), list[int]()
+    for _ in range(budget):
+        order += best(left, list(left), 1)
+        del left[order[-1]]
+        left = {j: scores[j] * min(decay[i, j] for i in order) for j in left}
+    return sorted(order), {"order": np.array(order)}
+
+
+def dart(
+    tokens: Array,
+    keys: Array,
+    text_pivots: Array,
+    budget: int,
+    num_image_pivots: int = 4,
+    from_text: bool = True,
+    as_published: bool = False,
+    **_: Any,
+) -> Kept:
+    kept = sorted(best(np.abs(keys).sum(axis=1), everything(keys), min(num_image_pivots, budget)))
+    pivots = [*tokens[kept], *(text_pivots if from_text else [])]
+    share = (budget - len(kept)) / len(pivots)
+    quota = math.floor(share) if as_published else math.ceil(share)
+    for pivot in pivots:
+        likeness = [-cos(pivot, token) for token in tokens]
+        left = [i for i in everything(tokens) if i not in kept]
+        kept += best(likeness, left, min(quota, budget - len(kept)))
+    return sorted(kept), {"tokens": tokens[sorted(kept)]}
+
+
+def holov(
+    tokens: Array,
+    budget: int,
+    alpha: float = 0.09,
+    num_patches: int = 16,
+    score: str = "cls_attention",
+    as_published: bool = False,
+    **image: Any,
+) -> Kept:
+    attention = np.array(image[score])
+    count = min(num_patches, len(tokens))
+    chunks = [list(map(int, chunk)) for chunk in np.array_split(everything(tokens), count)]
+    weights = [chunk_score(tokens[c], np.maximum(attention[c], 0), alpha) for c in chunks]
+    total = sum(weights)
+    by_weight = best(weights, everything(chunks), count)
+    quota = [math.floor(weight / total * budget + 1e-9) for weight in weights]
+    for chunk in by_weight[: budget - sum(quota)]:
+        quota[chunk] += 1
+    quota = [min(q, len(chunk)) for q, chunk in zip(quota, chunks, strict=True)]
+    if not as_published:
+        for chunk in by_weight:
+            while quota[chunk] < len(chunks[chunk]) and sum(quota) < budget:
+                quota[chunk] += 1
+    ids = sorted(
+        i for q, chunk in zip(quota, chunks, strict=True) for i in best(attention, chunk, q)
+    )
+    return ids, {"tokens": tokens[ids]}
+
+
+def chunk_score(tokens: Array, attention: Array, alpha: float) -> float:
+    similarity = cosines(tokens)
+    np.fill_diagonal(similarity, 0)
+    others = max(1, len(tokens) - 1)
+    variance = np.array([((row - row.sum() / others) ** 2).sum() / others for row in similarity])
+    scaled = attention * 1000
+    scaling = np.abs(scaled).mean() / (np.abs(variance).mean() + 1e-6)
+    return float((scaled + alpha * variance * scaling).mean())
+
+
+def apet(tokens: Array, budget: int, num_basis: int = 10, merge: bool = True, **_: Any) -> Kept:
+    every = everything(tokens)
+    basis = farthest([[math.dist(a, b) for b in tokens] for a in tokens], num_basis)
+    solved = np.linalg.lstsq(tokens[basis].T, tokens.T, rcond=None)[0]
+    errors = np.sqrt(((tokens.T - tokens[basis].T @ solved) ** 2).sum(axis=0))
+    for i in every:
+        if i in basis or errors[i] < 1e-9 * np.sqrt(tokens[i] @ tokens[i]):
+            errors[i] = 0
+    ids = sorted(best(errors, every, budget))
+    if not merge:
+        return ids, {"tokens": tokens[ids]}
+    members: dict[int, list[int]] = {i: [i] for i in ids}
+    for i in every:
+        if i not in members:
+            members[best({k: cos(tokens[i], tokens[k]) for k in ids}, ids, 1)[0]].append(i)
+    return ids, {"tokens": np.array([tokens[members[i]].mean(axis=0) for i in ids])}
+
+
+def farthest(distances: list[list[float]], count: int) -> list[int]:
+    """Ids in the order picked, of at most all."""
+    every = everything(distances)
+    order = best([sorted(row)[min(1, len(row) - 1)] for row in distances], every, 1)
+    while len(order) < min(count, len(distances)):
+        left = [j for j in every if j not in order]
+        order += best({j: min(distances[i][j] for i in order) for j in left}, left, 1)
+    return order

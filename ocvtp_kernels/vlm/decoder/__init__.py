@@ -31,6 +31,7 @@ from ocvtp_kernels.vlm.decoder.call import (
     Shape,
     StageIds,
     count_columns,
+    find_image_rows,
 )
 from ocvtp_kernels.vlm.decoder.images import (
     OUTPUTS,
@@ -140,14 +141,30 @@ def _read_settings(text: Any, selector: Selector, budget: int, options: Options)
     layer = getattr(selector, "text_layer", SelectorAttributes.text_layer)
     checks.require_one_of("text_rows", rows, TEXT_ROWS)
     checks.require_one_of("text_layer", layer, TEXT_LAYERS)
+    num_pivots = getattr(selector, "num_text_pivots", SelectorAttributes.num_text_pivots)
+    normed = getattr(selector, "final_norm", SelectorAttributes.final_norm)
     depth, renumbers = int(text.config.num_hidden_layers), options.positions == "consecutive"
     rotary = getattr(text, "rotary_emb", None)
     if rotary is None:
         raise ValueError(
             f"model: expected a language model of rotary positions, got {type(text).__name__}"
         )
-    stages, reads = stages_of(selector, budget, depth), reads_of(selector)
-    return Settings(stages, budget, depth, reads, rows, layer, rotary, renumbers)
+    if normed and not hasattr(text, "norm"):
+        raise ValueError(
+            f"model: expected a language model with a last norm, got {type(text).__name__}"
+        )
+    return Settings(
+        stages_of(selector, budget, depth),
+        budget,
+        depth,
+        reads_of(selector),
+        rows,
+        layer,
+        num_pivots,
+        text.norm if normed else None,
+        rotary,
+        renumbers,
+    )
 
 
 class DecoderPruning:
@@ -223,32 +240,34 @@ class DecoderPruning:
             raise NotImplementedError(
                 "output_router_logits: not supported where layers have different columns"
             )
-        if settings.reads_text:
+        if settings.reads_text or settings.reads_pivots:
             _require_whole_rows(given)
         marks = [require_mark(feature) for feature in features]
         references = [mark.reference for mark in marks]
         images = Images(sizes, [mark.grid for mark in marks], references, first)
         is_image = input_ids == inner.config.image_token_id
         attended = read_attended(given.get("attention_mask"), input_ids)
+        asked = attended if labels is None else without_answer(attended, is_image, labels)
         # The one wait for the device: all counts at once, before the layers run.
         behind = is_image.flip(1).cumsum(1).flip(1) == 0
         left_padded = (attended[:, 1:] >= attended[:, :-1]).all()
         tail_of = (behind.all(0).sum() * left_padded).expand(len(input_ids))
-        text_of = (behind & attended).sum(1) * is_image.any(1)
+        text_of = ((behind & asked).sum(1) * is_image.any(1)).clamp_min(1)
         counted = torch.stack([is_image.sum(1), attended.sum(1), tail_of, text_of]).tolist()
         placeholders, columns, tails, num_text = counted
         kept = settings.kept_sizes(images.candidates(settings.budget), sizes)
+        rows = find_image_rows(placeholders, sizes)
         shape = Shape(
             kept,
-            [count_columns(placeholders, columns, sizes, each) for each in kept],
+            [count_columns(columns, rows, sizes, each) for each in kept],
             tails[0],
-            max(1, *num_text),
+            rows,
+            num_text,
             _reads(given, "output_hidden_states", inner),
             len(getattr(of_images, "deepstack_features", None) or ()),
         )
         record = self._record_of(features)
         report = partial(self._report, record)
-        asked = attended if labels is None else without_answer(attended, is_image, labels)
         columns_of = ColumnKinds(is_image, attended, asked)
         return Prefill(settings, record, report, images, columns_of, shape, flash)
 

@@ -23,8 +23,10 @@ from ocvtp_kernels.vlm.decoder.masks import cut_mask, take_positions
 from ocvtp_kernels.vlm.decoder.text import (
     TextRows,
     find_raters,
+    largest_keys,
     last_rows,
     project,
+    rows_behind,
     text_attention,
 )
 from ocvtp_kernels.vlm.family import ImageReference
@@ -34,7 +36,10 @@ from ocvtp_kernels.vlm.layer_call import cache_name, read_cache, with_cache
 # The fields of `SelectorInputs` that are available in the decoder, but for the grid of images whose
 # tokens are none.
 AVAILABLE_FIELDS = frozenset(
-    {"reference_tokens", "final_tokens", "keys", "num_heads", "grid", "text_attention"}
+    {
+        *("reference_tokens", "final_tokens", "keys", "num_heads", "grid", "text_attention"),
+        "text_pivots",
+    }
 )
 
 StageIds = list[tuple[int, list[Tensor]]]  # of each stage its layer, and the ids of each image
@@ -65,6 +70,8 @@ class Settings(NamedTuple):
     reads: frozenset[str]  # fields of `SelectorInputs` that the selector reads
     text_rows: str  # see `SelectorAttributes`
     text_layer: str
+    num_text_pivots: int
+    final_norm: Callable[[Tensor], Tensor] | None  # of the language model; None: not asked for
     rotary: Rotary  # of the language model
     renumbers: bool  # whether kept tokens get consecutive positions
 
@@ -74,9 +81,15 @@ class Settings(NamedTuple):
         return "text_attention" in self.reads
 
     @property
+    def reads_pivots(self) -> bool:
+        """Whether text pivots are read."""
+        return "text_pivots" in self.reads
+
+    @property
     def taps_attention(self) -> bool:
         """Whether the layer before a stage has to tell its keys."""
-        return "keys" in self.reads or (self.reads_text and self.text_layer == "before")
+        reads_attention = self.reads_text and self.text_layer == "before"
+        return "keys" in self.reads or self.reads_pivots or reads_attention
 
     def kept_sizes(self, candidates: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
         """By stage, the tokens that images keep.
@@ -107,7 +120,8 @@ class Shape(NamedTuple):
     sizes: list[list[int]]  # by stage, the tokens that each image keeps
     counts: list[list[int]]  # by stage, the columns that each row keeps
     tail: int  # columns behind all images, none of them dropped or padding
-    num_text: int  # the most text that a row has behind its images, at least 1
+    rows: list[int]  # of each image its row
+    num_text: list[int]  # of each row the text that it has behind its images, at least 1
     by_layer: bool  # whether every layer's output is returned, and so must have all columns
     num_deep: int  # first layers behind which the model adds features to all image columns
 
@@ -210,7 +224,7 @@ class Prefill:
     def _find_rows(self, embeddings: Tensor) -> TextRows:
         if self._settings.text_rows == "last":
             return last_rows(self._asked)
-        num_text = self._shape.num_text
+        num_text = max(self._shape.num_text)
         return find_raters(embeddings.detach(), self._is_image, self._asked, num_text)
 
     def attend(self, stage: int, attention: Layer, module: Any, given: dict[str, Any]) -> Any:
@@ -237,15 +251,28 @@ class Prefill:
     def _score(self, attention: Any, normed: Tensor, keys: Tensor, embeddings: Any) -> None:
         """Notes what the text attends to at a layer of the present columns."""
         assert self._rows is not None
-        rows, valid, layout = self._rows, self._attended, self._layouts[-1]
-        if layout is not None:
-            rows, valid = (
-                rows._replace(columns=layout.output_index.gather(1, rows.columns)),
-                layout.valid,
-            )
+        layout, rows = self._layouts[-1], self._present(self._rows)
+        valid = self._attended if layout is None else layout.valid
         with self._record.stage("pruner", normed.device):
             given = (attention, normed.detach(), keys, embeddings, rows, valid)
             self._text_attention = text_attention(*given)
+
+    def _present(self, rows: TextRows) -> TextRows:
+        """Rows of the whole prompt in the present columns."""
+        layout = self._layouts[-1]
+        if layout is None:
+            return rows
+        return rows._replace(columns=layout.output_index.gather(1, rows.columns))
+
+    def _find_pivots(self) -> Tensor:
+        """Of the text pivots of each prompt, largest first, their rows among the present columns
+        of all prompts: int64 ``[B, P]``."""
+        assert self._keys is not None
+        num_text = max(self._shape.num_text)
+        rows = self._present(rows_behind(self._is_image, self._asked, num_text))
+        columns = largest_keys(self._keys, rows, min(self._settings.num_text_pivots, num_text))
+        batch, _, width, _ = self._keys.shape
+        return columns + width * torch.arange(batch, device=columns.device)[:, None]
 
     def _drops(self, stage: int) -> bool:
         """Whether any image loses tokens at a stage."""
@@ -334,6 +361,9 @@ class Prefill:
         settings, images, places = self._settings, self._images, self._find_places()
         number = len(self._merged)
         stage, counts = settings.stages[number], self._shape.sizes[number]
+        if settings.final_norm is not None:
+            hidden = settings.final_norm(hidden)
+        pivots = self._find_pivots() if settings.reads_pivots else None
         by_token: dict[str, Tensor] = {"final_tokens": hidden.flatten(0, 1)}
         num_heads = None
         if self._keys is not None and "keys" in settings.reads:
@@ -346,24 +376,38 @@ class Prefill:
         for image, ids in enumerate(self._ids):
             if len(ids) > counts[image]:
                 grid = images.grids[image] if len(ids) == images.sizes[image] else None
-                groups.setdefault((len(ids), counts[image], grid), []).append(image)
-        for (size, count, grid), group in groups.items():
+                # Images of one group have as many pivots too.
+                num_pivots = 0 if pivots is None else self._count_pivots(image)
+                groups.setdefault((len(ids), counts[image], grid, num_pivots), []).append(image)
+        for (size, count, grid, num_pivots), group in groups.items():
             of_group = torch.stack([places[image] for image in group])
             fields: dict[str, Any] = {name: part[of_group] for name, part in by_token.items()}
             fields["reference_tokens"] = fields["final_tokens"]
             if "reference_tokens" in settings.reads:
                 fields["reference_tokens"] = torch.stack([self._reference(i) for i in group])
+            if pivots is not None:
+                text = [pivots[self._shape.rows[image], :num_pivots] for image in group]
+                in_order = torch.stack(text).sort(dim=1).values
+                fields["text_pivots"] = by_token["final_tokens"][in_order]
             ids = torch.stack([self._ids[image] for image in group])
             if any(images.sizes[image] > size for image in group):
                 fields["ids"] = ids
             inputs = SelectorInputs(**fields, num_heads=num_heads, grid=grid)
             selected = run_selector(stage.selector, inputs, count)
+            if settings.final_norm is not None and selected.tokens is not None:
+                raise ValueError(
+                    f"final_norm: expected no tokens of {type(stage.selector).__name__}, whose "
+                    "inputs are no hidden states of the layer"
+                )
             for image, kept in zip(group, ids.gather(1, selected.ids), strict=True):
                 self._ids[image] = kept
             if selected.tokens is not None:
                 rows.append(of_group.gather(1, selected.ids).flatten())
                 merged.append(selected.tokens.flatten(0, 1).to(hidden.dtype))
         return Merged(rows, merged)
+
+    def _count_pivots(self, image: int) -> int:
+        return min(self._settings.num_text_pivots, self._shape.num_text[self._shape.rows[image]])
 
     def _find_places(self) -> list[Tensor]:
         """Of each image's tokens, their rows among the present columns of all prompts."""
@@ -444,33 +488,46 @@ class _KeyTap:
         return both
 
 
-def count_columns(
-    placeholders: list[int], attended: list[int], sizes: Sequence[int], kept: Sequence[int]
-) -> list[int]:
-    """Columns that each row keeps.
+def find_image_rows(placeholders: list[int], sizes: Sequence[int]) -> list[int]:
+    """The row that each image is in.
 
     Args:
         placeholders: of each row.
-        attended: columns of each row that are no padding.
         sizes: tokens of each image, row by row.
-        kept: tokens kept of each.
 
     Raises:
         ValueError: the images do not fit the placeholders.
     """
     ends = list(accumulate(placeholders))
-    dropped, row, end = [0] * len(ends), 0, 0
-    for size, count in zip(sizes, kept, strict=True):
+    rows, row, end = list[int](), 0, 0
+    for size in sizes:
         end += size
         while row < len(ends) and ends[row] < end:
             row += 1
         if row == len(ends) or end - size < ends[row] - placeholders[row]:
             break
-        dropped[row] += size - count
+        rows.append(row)
     else:
         if end == sum(placeholders):
-            return [columns - lost for columns, lost in zip(attended, dropped, strict=True)]
+            return rows
     raise ValueError(
         f"input_ids: rows of {placeholders} image placeholders, which are no whole images; "
         f"the images have {list(sizes)} tokens"
     )
+
+
+def count_columns(
+    attended: list[int], rows: Sequence[int], sizes: Sequence[int], kept: Sequence[int]
+) -> list[int]:
+    """Columns that each row keeps.
+
+    Args:
+        attended: columns of each row that are no padding.
+        rows: of each image.
+        sizes: tokens of each image.
+        kept: tokens kept of each.
+    """
+    columns = list(attended)
+    for row, size, count in zip(rows, sizes, kept, strict=True):
+        columns[row] -= size - count
+    return columns

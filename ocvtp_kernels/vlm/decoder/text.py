@@ -56,6 +56,21 @@ def last_rows(asked: Tensor) -> TextRows:
     return TextRows(columns, torch.ones_like(columns, dtype=torch.bool))
 
 
+def rows_behind(is_image: Tensor, asked: Tensor, num_text: int) -> TextRows:
+    """The text behind the images of each prompt; where there is none, its last token.
+
+    Args:
+        is_image: bool ``[B, L]``, the placeholders.
+        asked: bool ``[B, L]``, False on padding and answers.
+        num_text: M, at least 1: the most text that a prompt has behind its images.
+    """
+    behind = asked & (is_image.flip(1).cumsum(1).flip(1) == 0)
+    last = last_rows(asked).columns
+    behind = behind.scatter(1, last, behind.gather(1, last) | ~behind.any(1, keepdim=True))
+    columns = behind.int().argsort(dim=1, stable=True)[:, -num_text:]
+    return TextRows(columns, behind.gather(1, columns))
+
+
 def find_raters(embeddings: Tensor, is_image: Tensor, asked: Tensor, num_text: int) -> TextRows:
     """The raters of SparseVLM: text behind the images that is closest to their tokens.
 
@@ -66,23 +81,33 @@ def find_raters(embeddings: Tensor, is_image: Tensor, asked: Tensor, num_text: i
 
     Args:
         embeddings: ``[B, L, C]``, what the first decoder layer reads.
-        is_image: bool ``[B, L]``, the placeholders.
-        asked: bool ``[B, L]``, False on padding and answers.
-        num_text: M, at least 1: the most text that a prompt has behind its images.
+        is_image, asked, num_text: as of `rows_behind`.
     """
-    last = last_rows(asked).columns
-    columns = last - num_text + 1 + torch.arange(num_text, device=last.device)
-    behind = asked & (is_image.flip(1).cumsum(1).flip(1) == 0)
-    is_text = behind.gather(1, columns.clamp_min(0)) & (columns >= 0)
-    columns = columns.clamp_min(0)
+    columns, is_text = rows_behind(is_image, asked, num_text)
     wide = embeddings.to(acc_dtype(embeddings.dtype))
     logits = wide @ gather_tokens(wide, columns).mT
     share = logits.masked_fill(~is_text[:, None], -torch.inf).softmax(-1)
     closeness = share.masked_fill(~is_image[..., None], 0).sum(1).masked_fill(~is_text, 0)
     mean = closeness.sum(1, keepdim=True) / is_text.sum(1, keepdim=True)
     rates = is_text & (closeness > mean)
-    rates = torch.where(rates.any(1, keepdim=True), rates, is_text)
-    return TextRows(columns, rates | (~is_text.any(1, keepdim=True) & (columns == last)))
+    return TextRows(columns, torch.where(rates.any(1, keepdim=True), rates, is_text))
+
+
+def largest_keys(keys: Tensor, rows: TextRows, count: int) -> Tensor:
+    """The columns of some rows by the L1 norm of their keys, largest first, ties to the first.
+
+    Args:
+        keys: ``[B, G, W, d]``, after the rotary embedding.
+        rows: in these columns; those that do not count come last.
+        count: P, at most M.
+
+    Returns:
+        int64 ``[B, P]``.
+    """
+    of_rows = gather_tokens(keys.transpose(1, 2).flatten(2), rows.columns)
+    norms = of_rows.to(acc_dtype(keys.dtype)).abs().sum(2).nan_to_num(nan=-1.0)
+    order = norms.masked_fill(~rows.counts, -2.0).argsort(dim=1, descending=True, stable=True)
+    return rows.columns.gather(1, order[:, :count])
 
 
 def text_attention(

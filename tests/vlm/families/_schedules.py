@@ -64,6 +64,9 @@ class Present(NamedTuple):
     hidden: Tensor  # [n, C]
     reference: Tensor  # [V, C] of those that have any
     attention: Tensor  # [n], of the text; empty where no rule reads it
+    keys: Tensor  # [n, D], of the layer before
+    text: Tensor  # [M, C], hidden states of the text behind the photos
+    text_keys: Tensor  # [M, D]
 
 
 class Kept(NamedTuple):
@@ -83,6 +86,7 @@ class Rule:
         raters: whether the raters' attention counts, or else the last token's.
         behind: whether it is of the layer behind a stage, or else of the one before.
         of_reference: whether tokens without reference tokens are left out first.
+        normed: whether hidden states are those behind the last norm.
     """
 
     steps: Sequence[tuple[int, int]]
@@ -90,6 +94,7 @@ class Rule:
     raters: bool = False
     behind: bool = False
     of_reference: bool = False
+    normed: bool = False
 
 
 class Decoded(NamedTuple):
@@ -167,11 +172,12 @@ def decode(
     raters = [end - 1]
     if rule.raters:
         raters = find_raters(line.embeddings[:end].detach(), is_image[:end])
+    behind = torch.tensor(find_text(is_image[:end]))
     layers, given = [layer for layer, _ in rule.steps], chosen
     made: list[list[Kept | None]] = []
     stages: ByStage = []
     widths = []
-    hidden, attention = line.embeddings, torch.empty(0)
+    hidden, attention, keys = line.embeddings, torch.empty(0), torch.empty(0)
     for index, block in enumerate(text.layers):
         if index in layers:
             stage = layers.index(index)
@@ -181,6 +187,9 @@ def decode(
             # Of a prompt that ends with a photo, the last token that is left.
             rows = torch.searchsorted(columns, torch.tensor(raters), right=True) - 1
             received = attention[:, rows].mean((0, 1))
+            rows = torch.searchsorted(columns, behind, right=True) - 1
+            seen = hidden.detach()
+            seen = rms_norm(text.norm, seen).detach() if rule.normed else seen
             made.append([])
             for number, photo in enumerate(prompt.photos):
                 if len(photo.columns) <= budget:
@@ -190,7 +199,10 @@ def decode(
                     ids[number] = photo.ids
                 at = torch.searchsorted(columns, photo.columns[ids[number]])
                 reference = photo.reference[torch.isin(photo.ids, ids[number])]
-                present = Present(ids[number], hidden[at].detach(), reference, received[at])
+                present = Present(
+                    *(ids[number], seen[at], reference, received[at], keys[at]),
+                    *(seen[rows], keys[rows]),
+                )
                 kept = given[stage][number] if given else None
                 with torch.no_grad():
                     kept = kept or rule.choose(present, rule.steps[stage][1])
@@ -207,7 +219,7 @@ def decode(
             if consecutive:
                 positions = line.positions[:, :1] + torch.arange(len(columns))
         rotary = rotary_of(block, text, positions)
-        attention, mixed = attend(block, hidden, rotary)
+        attention, mixed, keys = attend(block, hidden, rotary)
         hidden = hidden + mixed
         hidden = hidden + block.mlp(block.post_attention_layernorm(hidden)[None])[0]
         if index < len(line.deep):
@@ -230,8 +242,10 @@ def rotary_of(block: Any, text: Any, positions: Tensor) -> tuple[Tensor, Tensor]
     return rotary[0][0], rotary[1][0]
 
 
-def attend(block: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The attention map of a layer ``[H, W, W]`` for its input, and the attention's output."""
+def attend(
+    block: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The attention map of a layer ``[H, W, W]`` for its input, the attention's output and keys."""
     attention = block.self_attn
     normed = rms_norm(block.input_layernorm, hidden)
     states = {}
@@ -250,7 +264,8 @@ def attend(block: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[T
     future = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
     weights = logits.masked_fill(future, -torch.inf).softmax(-1)
     mixed = (weights @ values).transpose(0, 1).flatten(1)
-    return weights.detach(), attention.o_proj(mixed)
+    own = states["k"].transpose(0, 1).flatten(1).detach()
+    return weights.detach(), attention.o_proj(mixed), own
 
 
 def rms_norm(norm: Any, states: Tensor) -> Tensor:
@@ -260,15 +275,21 @@ def rms_norm(norm: Any, states: Tensor) -> Tensor:
 
 def find_raters(embeddings: Tensor, is_image: Tensor) -> list[int]:
     """Columns of the text behind the images that is closer to them than the mean."""
-    images = is_image.nonzero()[:, 0].tolist()
-    behind = list(range(images[-1] + 1, len(is_image))) if images else []
-    if not behind:
-        return [len(is_image) - 1]
+    images, behind = is_image.nonzero()[:, 0].tolist(), find_text(is_image)
+    if not images or is_image[-1]:
+        return behind
     closeness = (embeddings[images] @ embeddings[behind].T).softmax(1).mean(0)
     raters = [
         column for column, close in zip(behind, closeness, strict=True) if close > closeness.mean()
     ]
     return raters or behind
+
+
+def find_text(is_image: Tensor) -> list[int]:
+    """Columns of the text behind the images; of the last one where there is none."""
+    images = is_image.nonzero()[:, 0].tolist()
+    behind = list(range(images[-1] + 1, len(is_image))) if images else []
+    return behind or [len(is_image) - 1]
 
 
 def largest_first(scores: Tensor) -> list[int]:
@@ -330,6 +351,21 @@ def keep_by_pruner(
         return Kept(pruner.frozen_copy()(tokens[None], tokens[None], count).ids[0])
 
 
+def keep_unlike_pivots(present: Present, count: int, of_image: int, of_text: int) -> Kept:
+    """DART: of every pivot the tokens least like it."""
+    kept = sorted(largest_first(present.keys.abs().sum(1))[: min(of_image, count)])
+    pivots = [present.hidden[index] for index in kept]
+    largest = sorted(largest_first(present.text_keys.abs().sum(1))[:of_text])
+    pivots += [present.text[index] for index in largest]
+    share = -(-(count - len(kept)) // len(pivots))
+    for pivot in pivots:
+        likeness = F.cosine_similarity(present.hidden, pivot[None])
+        least = largest_first(-likeness)
+        left = [index for index in least if index not in kept]
+        kept += left[: min(share, count - len(kept))]
+    return Kept(torch.tensor(sorted(kept)))
+
+
 def keep_by_norm(present: Present, count: int) -> Kept:
     return Kept(torch.tensor(sorted(largest_first(present.hidden.norm(dim=-1))[:count])))
 
@@ -344,6 +380,11 @@ def pyramiddrop(steps: Sequence[tuple[int, int]]) -> Rule:
 
 def sparsevlm(steps: Sequence[tuple[int, int]], recycle: bool = True) -> Rule:
     return Rule(steps, partial(keep_attended_and_merge, recycle=recycle), raters=True)
+
+
+def dart(layer: int, of_image: int, of_text: int) -> Rule:
+    choose = partial(keep_unlike_pivots, of_image=of_image, of_text=of_text)
+    return Rule([(layer, BUDGET)], choose, normed=True)
 
 
 def oc_progressive(
@@ -439,6 +480,9 @@ _STEPS = [(1, 9), (2, BUDGET)]
 METHODS = {
     "fastv, 1": Method(partial(make_selector, "fastv", layer=1), fastv(1)),
     "fastv": Method(partial(make_selector, "fastv"), fastv(2)),
+    "dart": Method(
+        partial(make_selector, "dart", num_image_pivots=1, num_text_pivots=3), dart(2, 1, 3)
+    ),
     "pyramiddrop": Method(partial(PyramidDrop, _STEPS), pyramiddrop(_STEPS)),
     "pyramiddrop, late": Method(
         partial(PyramidDrop, [(1, 20), (2, BUDGET)]), pyramiddrop([(1, 20), (2, BUDGET)])

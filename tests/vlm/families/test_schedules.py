@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ pytest.importorskip("transformers", exc_type=ImportError)
 pytest.importorskip("tokenizers")
 
 from ocvtp_kernels import attach, make_selector
+from ocvtp_kernels.selectors.dart import DART
+from ocvtp_kernels.selectors.interface import Stage
 from ocvtp_kernels.selectors.oc_progressive import OCProgressive
 from tests.vlm.decoder_by_hand import RUNS, copies_for, use_attention
 from tests.vlm.families import BUDGET, NEW, TEXT_LAYERS, Entry, answers, entries, generate, process
@@ -25,6 +28,7 @@ from tests.vlm.families._schedules import (
     ByStage,
     Decoded,
     answer,
+    dart,
     decode,
     go_on,
     losses,
@@ -122,6 +126,52 @@ def test_a_schedule_is_as_by_hand(entry: Entry, made: Any, method: str) -> None:
             output = generate(entry, model, batch, **DETAILS)
             check_stages(handle, [row.first for row in expected])
         check_output(output, expected)
+
+
+@pytest.mark.parametrize("method", ["dart", "sparsevlm"])
+def test_prompts_that_end_with_a_photo_are_as_by_hand(entry: Entry, made: Any, method: str) -> None:
+    model, processor = made
+    texts = ("what is {}", "{} red {}", "{} cat ?")
+    expected = answers_by_hand(entry.name, method, texts)
+    with attach(model, processor, METHODS[method].make(), BUDGET) as handle:
+        batch = process(processor, entry.rows(texts))
+        check_output(generate(entry, model, batch, **DETAILS), expected)
+        check_stages(handle, [row.first for row in expected])
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("pivots", [(2, 0), (1, 1), (4, 4), (9, 2)])
+def test_dart_of_other_pivots(name: str, pivots: tuple[int, int]) -> None:
+    entry = entries()[name]
+    model, processor = entry.make_model(), entry.make_processor()
+    norm = model.model.language_model.norm.weight
+    norm.data = torch.linspace(0, 3, len(norm))  # of ones, it would change no cosine
+    rows, (of_image, of_text) = entry.rows(MIXED), pivots
+    rule = dart(1, of_image, of_text)
+    expected = [decode(entry, model, read_prompt(entry, model, row), rule) for row in rows]
+    selector = make_selector("dart", layer=1, num_image_pivots=of_image, num_text_pivots=of_text)
+    with attach(model, processor, selector, BUDGET) as handle:
+        answers(entry, model, processor, rows)
+        check_stages(handle, expected)
+
+
+class Twice(DART):
+    """DART in two stages."""
+
+    def stages(self, budget: int, depth: int) -> tuple[Stage, ...]:
+        return Stage(1, partial(min, 9), self), Stage(2, partial(min, budget), self)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_pivots_of_a_later_stage_are_among_what_is_left(name: str) -> None:
+    entry, model = entries()[name], _MODEL_OF(name)
+    rows = entry.rows((*TEXTS, "what is {}", "{} red {}"))
+    rule = replace(dart(1, 2, 2), steps=[(1, 9), (2, BUDGET)])
+    expected = [decode(entry, model, read_prompt(entry, model, row), rule) for row in rows]
+    model, processor = entry.make_model(), entry.make_processor()
+    with attach(model, processor, Twice(1, 2, 2), BUDGET) as handle:
+        answers(entry, model, processor, rows)
+        check_stages(handle, expected)
 
 
 @some("method", METHODS, "sparsevlm")

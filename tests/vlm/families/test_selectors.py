@@ -42,7 +42,10 @@ from tests.vlm.models_qwen import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-OPTIONS: dict[str, dict[str, Any]] = {"vlm-pruner": {"place": "encoder"}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "vlm-pruner": {"place": "encoder"},
+    "tome": {"place": "encoder"},
+}
 # Those of the decoder keep other numbers on the way to the budget.
 BEFORE_DECODER = [
     method
