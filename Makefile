@@ -71,7 +71,7 @@ lint: $(VENV)/.extra-lint
 
 bench: $(VENV)/.extra-test
 	$(BIN)/python -m pytest bench
-	set -e; for suite in prune compile ops usage host processes selectors e2e attach; do \
+	set -e; for suite in prune compile ops usage host processes selectors e2e attach merging; do \
 	  $(BIN)/python -m bench run --suite $$suite; done
 	$(BIN)/python -m bench report
 

@@ -30,6 +30,7 @@ Suite = Literal[
     "host",
     "processes",
     "attach",
+    "merging",
     "e2e",
     "selectors",
     "ceilings",
@@ -282,6 +283,7 @@ ROWS: dict[str, type[Row]] = {
     "selectors": SelectorRow,
     "processes": ProcessRow,
     "attach": ProcessRow,
+    "merging": ProcessRow,
 }
 
 

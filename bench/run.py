@@ -40,6 +40,7 @@ OTHERS = {
     "host": "bench.host",
     "processes": "bench.processes",
     "attach": "bench.models.attach_overhead",
+    "merging": "bench.models.merging",
     "e2e": "bench.models.run",
     "selectors": "bench.selectors.run",
 }

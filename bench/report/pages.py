@@ -28,6 +28,10 @@ LEGENDS = {
     ),
     "processes": "Beside the same with plain PyTorch, or a process that imports torch alone.",
     "attach": "Host time of a call with a selector attached, beside the same work by hand.",
+    "merging": (
+        "The layers that make LLaVA's tokens of one image: whole, and with tokens that merge in "
+        "them (ToMe). Below it, what the merging alone takes."
+    ),
     "e2e": (
         "TTFT: from pixels and ids on the device to the first token; its stages are timed apart. "
         "Speed-up: the unpruned model's TTFT over this one, same mode and batch. Static: a static "
@@ -54,6 +58,7 @@ NAMES = {
     "host": "The host's part of a call",
     "processes": "New processes",
     "attach": "Attaching",
+    "merging": "Merging in the tower",
     "e2e": "End to end",
     "selectors": "Selectors",
     "ceilings": "Ceilings",

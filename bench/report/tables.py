@@ -141,8 +141,9 @@ def outcomes(files: Sequence[Results]) -> list[Outcome]:
             where = row_text(replace(c.row, variant="")) + text.clock_text(c.theirs.method)
             what = f"{c.row.variant}'s time: {where}"
             found.append(Outcome(c.theirs, c.ours, file.suite, what))
-    # Attaching adds to the work by hand, whatever it takes.
-    for process in rows_of((file for file in files if file.suite != "attach"), ProcessRow):
+    # Attaching adds to the work by hand, whatever it takes; merging is no other way to the same.
+    others = (file for file in files if file.suite not in ("attach", "merging"))
+    for process in rows_of(others, ProcessRow):
         times, what = process.versus, f"plain PyTorch's: {row_text(process)}"
         show = text.duration if process.unit == "s" else text.megabytes
         found.append(Outcome(times.theirs, times.ours, "processes", what, show))

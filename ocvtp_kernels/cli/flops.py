@@ -13,8 +13,14 @@ import typer
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.cli.options import AsJson, exit_if_misused
-from ocvtp_kernels.cost.flops import TEXT_TOKENS, PrefillCost, cost, importance
-from ocvtp_kernels.cost.layers import NAMES, language_cost, stages_by_name, tokens_by_layer
+from ocvtp_kernels.cost.flops import TEXT_TOKENS, PrefillCost, cost, importance, vision_tower
+from ocvtp_kernels.cost.layers import (
+    NAMES,
+    language_cost,
+    merges_by_name,
+    stages_by_name,
+    tokens_by_layer,
+)
 from ocvtp_kernels.cost.models import MODELS, VisionLanguageModel
 
 TERA, GIGA, MEBI = 1e12, 1e9, 2**20
@@ -72,7 +78,10 @@ COUNTED_OF_METHOD = (
     ("language", "LLM", "grouped queries and three FFN matrices, over all n² query-key pairs,"
      " without the lm_head"),
     ("paper", "paper", "the sum over layers of 2 (4nd² + 2n²d + 2ndm), n vision and text tokens"),
-    ("saved", "saved", "against the unpruned language model, by the same count"),
+    ("saved", "saved", "against the unpruned language model, by the same count; in the JSON also of"
+     " the tower"),
+    ("vision", "", "patch embedding and every layer of the tower, by the tokens that are not merged"
+     " yet"),
     ("kv_bytes", "KV", "keys and values of vision and text tokens in fp16"),
     ("equal_budget", "equal", "tokens that a method which drops before the language model may keep"
      " for no more FLOPs of the LLM"),
@@ -197,6 +206,7 @@ def _count_method(model: VisionLanguageModel, method: str, budget: int) -> dict[
     head = {"method": method, "budget": budget}
     try:
         stages = stages_by_name(method, budget, language.layers)
+        merges = merges_by_name(method, budget, model.tower)
     except ValueError as error:
         return {**head, "error": str(error)}
     by_layer = tokens_by_layer(stages, available, budget, language.layers)
@@ -206,7 +216,9 @@ def _count_method(model: VisionLanguageModel, method: str, budget: int) -> dict[
         name: 1 - getattr(now, name) / getattr(full, name)
         for name in ("paper", "language", "kv_bytes")
     }
-    return {**head, **asdict(now), "saved": saved}
+    vision = vision_tower(model.tower, merges)
+    saved["vision"] = 1 - vision / vision_tower(model.tower)
+    return {**head, **asdict(now), "vision": vision, "saved": saved}
 
 
 def describe_methods(facts: dict[str, Any]) -> str:
@@ -226,11 +238,15 @@ def _method_rows(row: dict[str, Any]) -> list[str]:
         return _wrapped(head, row["error"])
     language, paper = (f"{100 * row['saved'][name]:.1f}%" for name in ("language", "paper"))
     runs = ((tokens, len([*layers])) for tokens, layers in groupby(row["tokens_by_layer"]))
-    return [
+    lines = [
         f"{head}{row['language'] / TERA:6.3f} {language:>6} {row['equal_budget']:6}"
         f"  {row['paper'] / TERA:6.2f} {paper:>6}  {row['kv_bytes'] / MEBI:6.1f}"
         f" {row['mean_tokens']:6.1f}  " + " ".join(f"{tokens}×{layers}" for tokens, layers in runs)
     ]
+    if row["saved"]["vision"]:
+        tower = f"{row['vision'] / TERA:.3f} TFLOP, {100 * row['saved']['vision']:.1f}% saved"
+        lines.append(f"{'':21}the tower, which merges: {tower}")
+    return lines
 
 
 def _title(model: dict[str, Any], facts: dict[str, Any]) -> str:

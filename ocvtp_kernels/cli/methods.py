@@ -33,11 +33,12 @@ class MethodResult:
     """The tokens that one method keeps of a photo."""
 
     method: str
-    place: str  # where it ran: "decoder", or "encoder", on whose output all others do here
+    place: str  # where it ran: "decoder", "tower", or "encoder", on whose output all others do here
     ids: list[int]  # after the last stage
     found: int | None  # ids by the method's own rule, the rest fill the budget; None: not told
     stages: list[StageResult]  # in the decoder
     coverage: float
+    groups: list[int] | None = None  # of each token the place in ids of the one that it merged into
 
     @property
     def note(self) -> str:
@@ -154,8 +155,16 @@ def _run(
         share = float(coverage(tokens, torch.tensor([kept.ids])))
         stages = [StageResult(*stage) for stage in kept.stages]
         return MethodResult(name, "decoder", kept.ids, None, stages, share)
-    budget_here = min(budget, tokens.shape[1])
-    selected = run_selector(selector, encoded.inputs, budget_here)
+    budget_here, place = min(budget, tokens.shape[1]), "encoder"
+    if (
+        place_of(selector) == "tower"
+        and encoded.merge is not None
+        and budget_here < tokens.shape[1]
+    ):
+        selected, place = encoded.merge(selector, budget_here), "tower"
+    else:
+        selected = run_selector(selector, encoded.inputs, budget_here)
     found = budget_here if selected.found is None else int(selected.found)
     share = float(coverage(tokens, selected.ids))
-    return MethodResult(name, "encoder", selected.ids[0].tolist(), found, [], share)
+    groups = None if selected.groups is None else selected.groups[0].tolist()
+    return MethodResult(name, place, selected.ids[0].tolist(), found, [], share, groups)

@@ -7,8 +7,9 @@ table look-ups. One image, batch 1, prefill alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from ocvtp_kernels.cost.models import LanguageModel, VisionLanguageModel, VisionTower
 from ocvtp_kernels.cost.work import PruneCall
@@ -91,23 +92,43 @@ def window_pairs(tower: VisionTower) -> int:
     return squares
 
 
-def vision_tower(tower: VisionTower) -> int:
+def vision_tower(tower: VisionTower, merges: Sequence[int] = ()) -> int:
     """FLOPs of the patch embedding and all layers, over all crops.
 
     A crop takes ``2 P v w + sum over layers of (8 s w^2 + 4 p w + 2 f s w m)`` with P patches of
     v values, s = P + class tokens, width w, p query-key pairs (all within the crop or within
     windows) and f matrices of width m in the FFN. All layers are counted, also one whose output
     the model does not read. Source: ViT (arXiv 2010.11929).
+
+    Args:
+        tower: the tower.
+        merges: how many tokens each of the first layers merges before its FFN, at the cost of
+            `matching`; of a tower without windows. Source: ToMe (arXiv 2210.09461).
     """
     patches = tower.grid[0] * tower.grid[1]
     tokens = patches + tower.class_tokens
-    linear = matmul(tokens, tower.width, 4 * tower.width)
-    linear += tower.ffn_matrices * matmul(tokens, tower.width, tower.ffn_width)
-    full = len(tower.full_layers) if tower.window is not None else tower.layers
-    pairs = full * tokens**2 + (tower.layers - full) * window_pairs(tower)
-    attention = 2 * matmul(1, pairs, tower.width)
-    embedding = matmul(patches, tower.patch_values, tower.width)
-    return tower.crops * (embedding + tower.layers * linear + attention)
+    total = matmul(patches, tower.patch_values, tower.width)
+    for layer, merged in zip_longest(range(tower.layers), merges, fillvalue=0):
+        is_full = tower.window is None or layer in tower.full_layers
+        pairs = tokens**2 if is_full else window_pairs(tower)
+        total += matmul(tokens, tower.width, 4 * tower.width) + 2 * matmul(1, pairs, tower.width)
+        if merged:
+            total += matching(tower, tokens)
+            tokens -= merged
+        total += tower.ffn_matrices * matmul(tokens, tower.width, tower.ffn_width)
+    return tower.crops * total
+
+
+def matching(tower: VisionTower, tokens: int) -> int:
+    """FLOPs of ToMe's cosines of keys, mean over heads: ``2 a b d``.
+
+    Args:
+        tower: of key heads of d channels.
+        tokens: of a layer, class tokens among them; a of them in A and b in B.
+    """
+    patches, behind_odd = tokens - tower.class_tokens, tower.class_tokens % 2
+    in_a = (patches + 1 - behind_odd) // 2
+    return matmul(in_a, tower.head_width, patches - in_a)
 
 
 def mlp(widths: tuple[int, ...], tokens: int) -> int:

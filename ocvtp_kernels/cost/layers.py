@@ -1,15 +1,16 @@
-"""What a language model costs where a method drops image tokens between its layers."""
+"""What a model costs where a method drops or merges image tokens between its layers."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from ocvtp_kernels import checks
 from ocvtp_kernels.cost.flops import TEXT_TOKENS, kv_cache_bytes, paper_prefill, prefill
-from ocvtp_kernels.cost.models import LanguageModel
-from ocvtp_kernels.selectors.interface import Stage, place_of, stages_of
+from ocvtp_kernels.cost.models import LanguageModel, VisionTower
+from ocvtp_kernels.selectors.interface import SelectorAttributes, Stage, place_of, stages_of
 from ocvtp_kernels.selectors.registry import METHODS, PRUNER, make_selector
 
 PROGRESSIVE = "oc-progressive"
@@ -32,6 +33,31 @@ def stages_by_name(method: str, budget: int, depth: int) -> tuple[Stage, ...]:
     # Its counts are PyramidDrop's, and need no pruner.
     selector = make_selector("pyramiddrop" if method == PROGRESSIVE else method)
     return stages_of(selector, budget, depth) if place_of(selector) == "decoder" else ()
+
+
+def merges_by_name(method: str, budget: int, tower: VisionTower) -> tuple[int, ...]:
+    """How many tokens a method merges in each layer of a tower; none if it does not.
+
+    Args:
+        method: one of `NAMES`, at its defaults.
+        budget: T; a tower of no more tokens is left alone.
+        tower: the last of its layers is not read, as LLaVA has it.
+
+    Raises:
+        ValueError: the method does not merge in such a tower, or cannot reach the budget.
+    """
+    checks.require_one_of("method", method, NAMES)
+    if method not in METHODS or budget >= tower.vision_tokens:
+        return ()
+    selector = make_selector(method)
+    if place_of(selector) != "tower":
+        return ()
+    if tower.window is not None or tower.crops > 1:
+        raise ValueError(
+            f"method: {method} merges tokens in a CLIP or SigLIP of images of one size"
+        )
+    merges = cast(SelectorAttributes, selector).merges
+    return tuple(merges(budget, tower.vision_tokens, tower.layers - 1, tower.class_tokens))
 
 
 def tokens_by_layer(

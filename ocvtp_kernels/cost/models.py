@@ -44,6 +44,7 @@ class VisionTower:
         merge: patches along one side of the square that becomes one vision token.
         window: patches along one side of an attention window; None where all attend to all.
         full_layers: layers without windows, where there are windows.
+        head_width: channels of a head.
     """
 
     layers: int
@@ -57,6 +58,7 @@ class VisionTower:
     merge: int = 1
     window: int | None = None
     full_layers: tuple[int, ...] = ()
+    head_width: int = 64
 
     @property
     def patches(self) -> int:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ocvtp_kernels.selectors.interface import SelectorInputs
+from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs
 from ocvtp_kernels.vlm.descriptor import PatchDescriptor
 
 
@@ -24,6 +24,8 @@ class Encoded(NamedTuple):
     inputs: SelectorInputs  # of a batch of one, without padding
     grid: tuple[int, int]  # rows, columns; N = rows * columns, row by row
     given: Mapping[str, Tensor] = {}  # the arguments of a whole model that are the photo, if any
+    # What a selector of the place "tower" makes of the photo; None where tokens cannot merge there.
+    merge: Callable[[Selector, int], Selected] | None = None
 
 
 class Encoder(Protocol):

@@ -44,6 +44,8 @@ class LastCall(NamedTuple):
     # Of a method in the decoder: before which layer, and the ids kept from there on; the last ones
     # are `ids`.
     stages: list[tuple[int, Ids]]
+    # int64 [images, N], of a method that merges: the kept token, 0 to T - 1, that each one is in.
+    groups: Tensor | None = None
 
 
 class Handle:
@@ -78,7 +80,9 @@ class Handle:
     def last(self) -> LastCall | None:
         """What the call that ended last kept, or None before the first image."""
         last = self._last
-        return None if last is None else LastCall(last.ids, last.times, last.stages)
+        if last is None:
+            return None
+        return LastCall(last.ids, last.times, last.stages, last.groups)
 
     def begin(self) -> CallRecord:
         """The record of a call, which `last` returns once it is finished."""
@@ -132,11 +136,12 @@ class CallRecord:
     """The stages of one call, and what it keeps.
 
     Attributes:
-        ids, stages: as those of `LastCall`, once `finish` was called.
+        ids, stages, groups: as those of `LastCall`, once `finish` was called.
     """
 
     ids: Ids
     stages: list[tuple[int, Ids]]
+    groups: Tensor | None
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
@@ -154,9 +159,11 @@ class CallRecord:
         record._timings = {stage: list(reads) for stage, reads in self._timings.items()}
         return record
 
-    def finish(self, ids: Ids, stages: Sequence[tuple[int, Ids]] = ()) -> None:
+    def finish(
+        self, ids: Ids, stages: Sequence[tuple[int, Ids]] = (), groups: Tensor | None = None
+    ) -> None:
         """Makes `Handle.last` return this call."""
-        self.ids, self.stages = ids, list(stages)
+        self.ids, self.stages, self.groups = ids, list(stages), groups
         self._handle._last = self
 
     def stage(self, name: str, device: torch.device) -> AbstractContextManager[None]:

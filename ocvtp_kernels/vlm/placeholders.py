@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor
 
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.selectors.interface import (
     Selected,
     Selector,
+    SelectorAttributes,
     SelectorInputs,
     place_of,
     reads_of,
     reads_only_reference_tokens,
     require_available,
+    required,
 )
 from ocvtp_kernels.selectors.oc_pruner import require_fit
 from ocvtp_kernels.vlm import positions
@@ -62,10 +65,12 @@ class AllImages:
 
     Attributes:
         ids: int64 ``[B, T]`` of the kept tokens, once they are known.
+        groups: as those of `Selected`.
     """
 
     is_pruned = True
     ids: Tensor
+    groups: Tensor | None = None
 
     def __init__(self, num_kept: int) -> None:
         self.num_kept = num_kept
@@ -76,7 +81,7 @@ class AllImages:
 
     def keep(self, selected: Selected) -> None:
         """See `ImageGroup`."""
-        self.ids = selected.ids
+        self.ids, self.groups = selected.ids, selected.groups
 
 
 class PlaceholderPruning:
@@ -105,9 +110,19 @@ class PlaceholderPruning:
         require_fit(selector, tower.width, one_size=self.one_size)
         require_available(selector, tower.available_fields - self.unavailable_fields)
         self.selector, self.budget, self.options = selector, budget, options
+        self._merges = place_of(selector) == "tower"
         self._reads = reads_of(selector)
         self._selects_early = reads_only_reference_tokens(selector)
         final_layer = inner.config.vision_feature_layer
+        if self._merges:
+            if not self.one_size:
+                raise ValueError(
+                    f"pruner: {type(selector).__name__} merges tokens inside a tower of images of "
+                    'one size; for others place="encoder" merges its output'
+                )
+            # Of the size that the tower was trained for; processors seldom have another.
+            blank = torch.empty(1, 3, *2 * [tower.config.image_size], device="meta")
+            self._plan_merges(inner, {}, tower, blank)
         self.reference_layer = tower.resolve_reference(options.reference_layer, final_layer)
         self.handle = Handle(options.timed)
         self.keeps_positions = self.decide_positions(inner)
@@ -176,6 +191,20 @@ class PlaceholderPruning:
             all_rows: whether the first group has the tokens of all of ``pixels``, in order.
         """
         layer = read_setting(inner, given, "vision_feature_layer")
+        own = {name: value for name, value in given.items() if name not in _OWN}
+        if self._merges:
+            with record.stage("encoder", pixels.device):
+                merges = self._plan_merges(inner, given, tower, pixels)
+                merged = tower.encode_merged(
+                    pixels,
+                    layer,
+                    merges,
+                    num_dropped=num_dropped,
+                    skip_unused_layers=self.options.skip_unused_layers,
+                    **own,
+                )
+            groups[0].keep(merged)
+            return [self.project(inner, required(merged.tokens), record)]
         pending = PendingSelection(self.selector, record, pixels.device, self.options)
         saves = self.options.skip_unused_layers
         computes_rows = (
@@ -202,7 +231,7 @@ class PlaceholderPruning:
                 row_ids=(lambda: pending.finish().ids) if computes_rows else None,
                 num_dropped=num_dropped,
                 skip_unused_layers=saves,
-                **{name: value for name, value in given.items() if name not in _OWN},
+                **own,
             )
         if computes_rows:
             groups[0].keep(pending.finish())
@@ -212,6 +241,20 @@ class PlaceholderPruning:
             self._run_group(inner, group, inputs, pending, index, record)
             for index, group in enumerate(groups)
         ]
+
+    def _plan_merges(
+        self, inner: Any, given: dict[str, Any], tower: Tower, pixels: Tensor
+    ) -> Sequence[int]:
+        """How many tokens of ``pixels``' images each layer merges."""
+        strategy = read_setting(inner, given, "vision_feature_select_strategy")
+        dropped, num_tokens = count_tokens(tower, pixels, strategy)
+        # Prefix tokens that the model takes are some of the budget.
+        prefix = max(dropped, tower.num_prefix)
+        taken = prefix - dropped
+        depth = tower.require_mergeable(read_setting(inner, given, "vision_feature_layer"))
+        merges = cast(SelectorAttributes, self.selector).merges
+        budget = min(self.budget, num_tokens)
+        return merges(budget - taken, num_tokens - taken, depth, prefix)
 
     def arrange(self, tokens: Tensor) -> Tensor:
         """The tower's tokens ``[B, N, ...]`` as groups take them."""
@@ -288,6 +331,18 @@ def read_setting(inner: Any, given: dict[str, Any], name: str) -> Any:
     """An argument of a call, or the model's own setting."""
     value = given.get(name)
     return getattr(inner.config, name) if value is None else value
+
+
+def count_tokens(tower: Tower, pixel_values: Tensor, strategy: str) -> tuple[int, int]:
+    """Tokens left out at the front, and those that the model takes of an image.
+
+    Args:
+        tower: of the model.
+        pixel_values: ``[..., H, W]``.
+        strategy: the model's ``vision_feature_select_strategy``.
+    """
+    dropped = 1 if strategy == "default" else 0
+    return dropped, tower.num_prefix + tower.count_patches(pixel_values) - dropped
 
 
 def as_output(features: list[Tensor], return_dict: bool | None) -> Any:

@@ -6,8 +6,9 @@ The towers, their layers and reference tokens are those of `ocvtp_kernels.attach
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ocvtp_kernels.installing import install_command
+from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorAttributes
 from ocvtp_kernels.vlm.encoder import Encoded, Encoder
 from ocvtp_kernels.vlm.family import find_family, model_types
 from ocvtp_kernels.vlm.image_processors import (
@@ -69,6 +71,7 @@ class TowerEncoder:
         self.reference_layer = tower.resolve_reference(reference_layer, final_layer)
         self.final_layer = final_layer
         self._keeps_middle = keeps_middle(processor)
+        self._merges = tower.can_merge(final_layer)
         self.num_tokens = self._count_tokens()
 
     @torch.inference_mode()
@@ -81,7 +84,16 @@ class TowerEncoder:
         # Pixels that fill no patch are not encoded.
         seen = pixels[0, :, : rows * high, : columns * wide]
         picture = as_picture(seen, self.processor)
-        return Encoded(picture, inputs, (rows, columns), {"pixel_values": pixels})
+        given, merge = {"pixel_values": pixels}, partial(self._merge, pixels)
+        return Encoded(picture, inputs, (rows, columns), given, merge if self._merges else None)
+
+    def _merge(self, pixels: Tensor, selector: Selector, budget: int) -> Selected:
+        """See `Encoded`."""
+        tower, layer = self.tower, self.final_layer
+        merges = cast(SelectorAttributes, selector).merges(
+            budget, tower.count_patches(pixels), tower.require_mergeable(layer), tower.num_prefix
+        )
+        return tower.encode_merged(pixels, layer, merges)
 
     def prepare(self, photo: Image.Image) -> Tensor:
         """``[1, 3, H, W]`` of an RGB photo of any size.

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
-from ocvtp_kernels.selectors.interface import SelectorInputs
+from ocvtp_kernels.selectors.interface import Selected, SelectorInputs
 from ocvtp_kernels.vlm.intercept import Forward, Intercepts, is_changed
 from ocvtp_kernels.vlm.tower_attention import LayerAttention, split_heads
+from ocvtp_kernels.vlm.tower_merging import TowerMerging, require_mergeable
 
 
 class TowerType(NamedTuple):
@@ -188,6 +189,77 @@ class Tower:
             final_tokens[0] if len(finals) == 1 else torch.cat(final_tokens, dim=-1),
             **optional,
         )
+
+    def encode_merged(
+        self,
+        pixel_values: Tensor,
+        final_layer: int | Sequence[int],
+        merges: Sequence[int],
+        *,
+        num_dropped: int | None = None,
+        skip_unused_layers: bool = True,
+        **kwargs: Any,
+    ) -> Selected:
+        """Runs the tower once, merging tokens in its layers.
+
+        Args:
+            pixel_values: ``[B, 3, H, W]``.
+            final_layer: as `encode` has it; one.
+            merges: how many tokens each layer up to the final one merges.
+            num_dropped: tokens left out at the front, which never merge; the prefix tokens if None.
+            skip_unused_layers: as `encode` has it.
+            kwargs: passed on to the tower.
+
+        Returns:
+            Of the tokens that are not dropped: ids, merged tokens and groups.
+
+        Raises:
+            ValueError: tokens cannot merge in these layers; see `require_mergeable`.
+        """
+        final = self.require_mergeable(final_layer)
+        dropped = self.num_prefix if num_dropped is None else num_dropped
+        merging = TowerMerging(self.num_heads, max(dropped, self.num_prefix))
+        intercepts, states = Intercepts(), dict[int, Tensor]()
+        for index, (layer, count) in enumerate(zip(self.layers[:final], merges, strict=True)):
+            intercepts.replace(layer, merging.forward(layer, count, index == 0))
+        if skip_unused_layers:
+            for layer in self.layers[final:]:
+                intercepts.replace(layer, _pass_through)
+        self._store_state(intercepts, states, final)
+        with intercepts.active():
+            self.module(pixel_values, **kwargs)
+        tokens = merging.tokens
+        ids, groups = (of[:, dropped:] - dropped for of in (tokens.ids, tokens.groups))
+        return Selected(ids, states[final][:, dropped:], groups=groups)
+
+    def require_mergeable(self, final_layer: int | Sequence[int]) -> int:
+        """The number of layers that make the final tokens, in which tokens can merge.
+
+        Raises:
+            ValueError: they cannot: the tower is no CLIP or SigLIP, there are several final layers
+                or none, or as `ocvtp_kernels.vlm.tower_merging.require_mergeable`.
+        """
+        finals = self._resolve(final_layer)
+        if not self._type.rows:
+            raise ValueError(
+                f"model: tokens merge in towers of CLIP and SigLIP, not of "
+                f'{self.config.model_type}; place="encoder" merges its output'
+            )
+        if len(finals) > 1 or finals[0] == 0:
+            raise ValueError(
+                f"vision_feature_layer: expected one layer's output where tokens merge, "
+                f"got {final_layer}"
+            )
+        require_mergeable(self.config, self.layers[: finals[0]])
+        return finals[0]
+
+    def can_merge(self, final_layer: int | Sequence[int]) -> bool:
+        """Whether `require_mergeable` finds nothing."""
+        try:
+            self.require_mergeable(final_layer)
+        except ValueError:
+            return False
+        return True
 
     def _store_state(self, intercepts: Intercepts, states: dict[int, Tensor], index: int) -> None:
         """Makes ``states[index]`` what ``hidden_states[index]`` of the tower is."""

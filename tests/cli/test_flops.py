@@ -97,7 +97,8 @@ def test_methods_have_a_cost_at_every_budget() -> None:
         ]
         for row in rows:
             if "error" in row:
-                assert row["method"] == "sparsevlm" and "published counts" in row["error"]
+                reasons = {"sparsevlm": "published counts", "tome": "a CLIP or SigLIP of images"}
+                assert reasons[row["method"]] in row["error"]
                 continue
             assert {*row} - {"method"} <= {*facts["counted"], "budget"}
             assert len(row["tokens_by_layer"]) == model.language.layers
@@ -107,14 +108,21 @@ def test_methods_have_a_cost_at_every_budget() -> None:
             before = flops.cost(model, None)
             assert row["saved"] == {
                 name: pytest.approx(1 - row[name] / getattr(before, name))
-                for name in ("paper", "language", "kv_bytes")
+                for name in ("paper", "language", "kv_bytes", "vision")
             }
+            assert bool(row["saved"]["vision"]) == (row["method"] == "tome")
             if now.kept == row["mean_tokens"] == row["budget"]:
                 assert (now.language, now.paper, now.kv_bytes) == (
                     row["language"],
                     row["paper"],
                     row["kv_bytes"],
                 )
+
+
+def test_text_of_a_method_that_merges() -> None:
+    text = run_flops(*given("tome"))
+    assert "tome             64" in text and "the tower, which merges: " in text
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_text_of_methods() -> None:

@@ -24,7 +24,7 @@ from tests.vlm import models, models_next, models_qwen
 BUDGET = 5
 TINY = Path(__file__).parents[2] / "bench" / "retention" / "tiny-llava"
 SCENE, TINY_PRUNER = TINY.parent / "scene.png", TINY / "ocvtp" / "pruner.safetensors"
-IN_DECODER = ["fastv", "pyramiddrop", "sparsevlm", "vlm-pruner"]
+IN_DECODER = ["fastv", "dart", "pyramiddrop", "sparsevlm", "vlm-pruner"]
 QWEN_TEMPLATE = """
 {%- for message in messages %}{% for part in message['content'] %}
 {{- '<|vision_start|> <|image_pad|> <|vision_end|>' if part['type'] == 'image' else part['text'] }}
@@ -87,6 +87,22 @@ def test_a_saved_llava_keeps_the_same_tokens_when_it_answers(tmp_path: Path, met
     assert record["question"] == question and not record["left_out"]
 
 
+def test_merging_in_the_tower_is_that_of_the_attached_model(tmp_path: Path) -> None:
+    record = prune(SCENE, tmp_path, "--model", TINY, "--budget", 22, "--method", "tome")
+    (result,) = record["methods"]
+    model = transformers.AutoModelForImageTextToText.from_pretrained(TINY, dtype=torch.float32)
+    processor = transformers.AutoProcessor.from_pretrained(TINY)
+    pixels = processor.image_processor(Image.open(SCENE).convert("RGB"), return_tensors="pt")
+    with ocvtp.attach(model.eval(), processor, make_selector("tome"), 22) as handle:
+        with torch.no_grad():
+            model.model.get_image_features(pixels["pixel_values"])
+        last = handle.last
+    assert last is not None and last.groups is not None and result["place"] == "tower"
+    assert result["ids"] == last.ids[0].tolist()
+    assert result["groups"] == last.groups[0].tolist()
+    assert record["num_tokens"] == len(result["groups"])
+
+
 def test_every_method_of_a_model(tmp_path: Path) -> None:
     given = ["--model", TINY, "--budget", 22, "--checkpoint", TINY_PRUNER, "--method", "all"]
     record = prune(SCENE, tmp_path, *given)
@@ -94,7 +110,7 @@ def test_every_method_of_a_model(tmp_path: Path) -> None:
     assert record["left_out"]["sparsevlm"].startswith("budget: expected one of 64, 96, 128, 192")
     places = {name: one["place"] for name, one in by_method(record).items()}
     assert places == {
-        name: "decoder" if place_of(METHODS[name]()) == "decoder" else "encoder"
+        name: place if (place := place_of(METHODS[name]())) in ("decoder", "tower") else "encoder"
         for name in METHODS.keys() - record["left_out"].keys()
     } | {"oc-pruner": "encoder", "oc-progressive": "decoder"}
     for name, one in by_method(record).items():
@@ -112,7 +128,7 @@ def test_without_a_chat_template_the_photo_stands_before_the_question(
     processor = models.make_llava_processor()
     model = transformers.LlavaForConditionalGeneration.from_pretrained(llava).eval()
     batch = models.prepare(processor, [f"<image>\n{QUESTION}"], [open_photo(photo)])
-    for method in ("fastv", "pyramiddrop", "vlm-pruner"):
+    for method in ("fastv", "dart", "pyramiddrop", "vlm-pruner"):
         result = by_method(record)[method]
         assert_kept(result, model, processor, make_selector(method), BUDGET, batch)
 
@@ -130,7 +146,7 @@ def test_a_qwen_keeps_the_same_tokens_when_it_answers(tmp_path: Path, name: str)
     )
     prompt = f"<|vision_start|> <|image_pad|> <|vision_end|>{question}"
     batch = models_qwen.process(processor, [(prompt, [open_photo(photo)])])
-    for method in ("fastv", "pyramiddrop", "vlm-pruner"):
+    for method in ("fastv", "dart", "pyramiddrop", "vlm-pruner"):
         result = by_method(record)[method]
         assert_kept(result, model, processor, make_selector(method), BUDGET, batch)
     # The photo fits whole.
@@ -186,7 +202,7 @@ def test_a_llava_that_takes_the_cls_token_too_is_no_grid(photo: Path, tmp_path: 
         *(photo, tmp_path / "out", "--model", tmp_path / "model", "--budget", BUDGET),
         *("--method", "all"),
     )
-    for method in ("fastv", "pyramiddrop", "vlm-pruner"):
+    for method in ("fastv", "dart", "pyramiddrop", "vlm-pruner"):
         assert "an image of 17 tokens whose grid is (4, 4)" in record["left_out"][method]
 
 

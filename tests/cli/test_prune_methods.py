@@ -20,7 +20,7 @@ from tests.cli.test_prune import make_photo, run
 from tests.vlm.models import make_vision_config
 
 NEED_TEXT = {"trim"}
-NEED_DECODER = {"fastv", "pyramiddrop", "sparsevlm", "oc-progressive"}
+NEED_DECODER = {"fastv", "dart", "pyramiddrop", "sparsevlm", "oc-progressive"}
 
 
 @pytest.fixture
@@ -64,7 +64,9 @@ def test_all_methods_of_a_model(photo: Path, clip: Path, tmp_path: Path) -> None
     assert all("text" in left_out[method] for method in NEED_TEXT)
     for method in NEED_DECODER - {"oc-progressive"}:
         assert left_out[method] == "needs a language model"
-    assert all(one["place"] == "encoder" and not one["stages"] for one in record["methods"])
+    places = {one["method"]: one["place"] for one in record["methods"]}
+    assert places == dict.fromkeys(kept, "encoder") | {"tome": "tower"}
+    assert not any(one["stages"] for one in record["methods"])
     for ids in kept.values():
         assert ids == sorted(set(ids)) and len(ids) == 5
 
@@ -75,6 +77,7 @@ def test_all_methods_of_the_descriptor_name_what_they_lack(photo: Path, tmp_path
         "oc-pruner",
         "divprune",
         "cdpruner",
+        "apet",
         "random",
     }
     assert "keys" in record["left_out"]["vlm-pruner"]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import accumulate
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from transformers import CLIPVisionModel, DynamicCache, LlavaConfig, Qwen2_5_VLC
 
 from ocvtp_kernels import OCPruner, PrunerConfig, ops
 from ocvtp_kernels.cost import flops
+from ocvtp_kernels.cost.layers import merges_by_name
 from ocvtp_kernels.cost.models import (
     LLAVA_7B,
     LLAVA_13B,
@@ -19,6 +22,7 @@ from ocvtp_kernels.cost.models import (
 )
 from ocvtp_kernels.ops.prune.reference import attention_logits
 from ocvtp_kernels.vlm.layer_call import cache_name
+from ocvtp_kernels.vlm.towers import Tower
 from tests.cost.cases import (
     SMALL,
     SMALL_LLAVA,
@@ -126,6 +130,23 @@ def test_published_clip_tower_against_torchs_count(model: VisionLanguageModel) -
         layers = CLIPVisionModel(clip_config(tower, 14)).eval()
         pixels = torch.empty(tower.crops, 3, 336, 336)
     assert counted(lambda: layers(pixels)) == flops.vision_tower(tower)
+
+
+@pytest.mark.parametrize("budget", [64, 192])
+def test_merging_tower_against_torchs_count(budget: int) -> None:
+    tower = LLAVA_7B.tower
+    merges = merges_by_name("tome", budget, tower)
+    assert sum(merges) == 576 - budget and len(merges) == 23
+    with torch.device("meta"):
+        layers = CLIPVisionModel(clip_config(tower, 14)).eval()
+        pixels = torch.empty(1, 3, 336, 336)
+    # All layers, as the count has them.
+    run = partial(Tower.of(layers).encode_merged, skip_unused_layers=False)
+    measured = counted(lambda: run(pixels, -2, merges))
+    # The op's own, which torch's counter does not know.
+    done = accumulate(merges[:-1], initial=0)
+    measured += sum(flops.matching(tower, 577 - before) for before in done)
+    assert measured == flops.vision_tower(tower, merges)
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (8, 12), (10, 14), (2, 6)])

@@ -19,7 +19,7 @@ from ocvtp_kernels.selectors.interface import Stage, stages_of
 from ocvtp_kernels.selectors.oc_progressive import OCProgressive
 from tests.cost.cases import SMALL, SMALL_PRUNER
 
-IN_DECODER = ("vlm-pruner", "fastv", "pyramiddrop", "sparsevlm", PROGRESSIVE)
+IN_DECODER = ("vlm-pruner", "fastv", "dart", "pyramiddrop", "sparsevlm", PROGRESSIVE)
 
 
 def read(method: str, budget: int, num_tokens: int = 576, depth: int = 32) -> tuple[int, ...]:
@@ -29,7 +29,7 @@ def read(method: str, budget: int, num_tokens: int = 576, depth: int = 32) -> tu
 def test_fastv_by_hand() -> None:
     assert read("fastv", 64) == (576,) * 2 + (64,) * 30
     assert language_cost(VICUNA_7B, read("fastv", 64)).mean_tokens == 96
-    assert read("vlm-pruner", 64) == read("fastv", 64)
+    assert read("vlm-pruner", 64) == read("dart", 64) == read("fastv", 64)
 
 
 def test_pyramiddrop_by_hand() -> None:

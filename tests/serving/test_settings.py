@@ -11,6 +11,7 @@ import torch
 from ocvtp_kernels import OCPruner
 from ocvtp_kernels.selectors.interface import SelectorInputs, run_selector
 from ocvtp_kernels.selectors.oc_pruner import PrunerSelector
+from ocvtp_kernels.selectors.tome import ToMe
 from ocvtp_kernels.serving.vllm.settings import (
     BUDGET,
     Settings,
@@ -208,6 +209,10 @@ def test_other_methods_and_their_options() -> None:
         load_selector(Settings(4, method="hiprune", options={"as_published": True}), "", "cpu")
     with pytest.raises(ValueError, match=r"ocvtp.method: 'vlm-pruner' drops tokens between"):
         load_selector(Settings(4, method="vlm-pruner"), "", "cpu")
+    with pytest.raises(ValueError, match=r"ocvtp.method: 'tome' merges tokens inside the tower"):
+        load_selector(Settings(4, method="tome"), "", "cpu")
+    merging = Settings(4, method="tome", options={"place": "encoder"})
+    assert isinstance(load_selector(merging, "", "cpu"), ToMe)
 
 
 def test_the_fingerprint_tells_settings_and_weights_apart(folder: Path) -> None:

@@ -19,7 +19,10 @@ from tests.vlm.models_qwen import PHOTO, make_model, make_photo, needs_encoded_i
 from tests.vlm.models_qwen import make_batch as make_qwen_batch
 from tests.vlm.next_by_hand import make_batch
 
-OPTIONS: dict[str, dict[str, Any]] = {"vlm-pruner": {"place": "encoder"}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "vlm-pruner": {"place": "encoder"},
+    "tome": {"place": "encoder"},  # inside the tower: test_tome
+}
 # TRIM needs the question, which no encoder has. Random is in test_llava, and what drops tokens
 # inside the decoder has no inputs of the encoder's.
 ATTACHED = [
@@ -28,7 +31,10 @@ ATTACHED = [
     if name not in ("trim", "random")
     and place_of(make_selector(name, **OPTIONS.get(name, {}))) != "decoder"
 ]
-NEEDS_CLS = ("visionzip", "vispruner", "fastervlm", "scope", "prumerge", "prumerge+")
+NEEDS_CLS = (
+    *("visionzip", "vispruner", "fastervlm", "scope", "prumerge", "prumerge+"),
+    *("id-selection", "holov"),
+)
 
 
 @torch.no_grad()
@@ -44,9 +50,10 @@ def features_by_hand(model: Any, pixels: Tensor, method: str) -> tuple[Tensor, T
     deep, shallow = attentions[DEPTH - 2], attentions[DEPTH // 3]
     tokens = states[-2][:, 1:]
     options = dict(OPTIONS.get(method, {}))
-    if method == "visionzip":
+    if method in ("visionzip", "tome"):
         options["heads"] = tower.config.num_attention_heads
-    if method in ("divprune", "cdpruner"):
+    done = place_of(make_selector(method, **options)) == "projector"
+    if done:
         tokens = inner.multi_modal_projector(tokens)
     selected = ocvtp.select(
         tokens,
@@ -60,7 +67,6 @@ def features_by_hand(model: Any, pixels: Tensor, method: str) -> tuple[Tensor, T
     )
     kept = selected.tokens
     assert kept is not None
-    done = method in ("divprune", "cdpruner")
     return selected.ids, kept if done else inner.multi_modal_projector(kept)
 
 
@@ -98,14 +104,38 @@ def test_the_question_is_not_available() -> None:
         attach(make_llava(), make_llava_processor(), make_selector("trim"), BUDGET)
 
 
-@pytest.mark.parametrize("method", ["visionzip", "hiprune", "vlm-pruner"])
+@pytest.mark.parametrize("method", ["visionzip", "hiprune", "vlm-pruner", "holov", "dart"])
 def test_a_selector_that_may_fall_short_is_refused(method: str) -> None:
     selector = make_selector(method, as_published=True)
     with pytest.raises(ValueError, match="keeps exactly the budget"):
         attach(make_llava(), make_llava_processor(), selector, BUDGET)
 
 
-@pytest.mark.parametrize("method", ["divprune", "vispruner", "scope", "cdpruner", "prumerge"])
+@pytest.mark.parametrize("method", ["id-selection", "holov"])
+@torch.no_grad()
+def test_importance_stands_for_the_attention_of_a_cls_token(method: str) -> None:
+    model, processor = make_llava("siglip"), make_llava_processor("siglip")
+    with attach(model, processor, make_selector(method, score="importance"), BUDGET) as handle:
+        inputs = prepare(processor)
+        assert generate(model, inputs).shape[0] == len(inputs["input_ids"])
+        assert handle.last is not None
+        assert all(len(set(ids.tolist())) == BUDGET for ids in handle.last.ids)
+
+
+@pytest.mark.parametrize("method", ["idpruner", "id-selection", "holov"])
+def test_no_tower_has_a_score_of_the_callers(method: str) -> None:
+    with pytest.raises(ValueError, match="relevance: needed by"):
+        selector = make_selector(method, score="relevance")
+        attach(make_llava(), make_llava_processor(), selector, BUDGET)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("divprune", "vispruner", "scope", "cdpruner", "prumerge", "idpruner", "id-selection"),
+        *("holov", "apet"),
+    ],
+)
 @torch.no_grad()
 def test_next_selects_over_all_crops(method: str) -> None:
     model, processor = make_llava_next(), make_next_processor()

@@ -17,8 +17,8 @@ from ocvtp_kernels.serving.vllm.towers import (
     ServedTowerPruning,
 )
 from ocvtp_kernels.vlm.handle import Options
-from ocvtp_kernels.vlm.llava import LlavaPruning, count_tokens
-from ocvtp_kernels.vlm.placeholders import PlaceholderPruning
+from ocvtp_kernels.vlm.llava import LlavaPruning
+from ocvtp_kernels.vlm.placeholders import PlaceholderPruning, count_tokens
 
 
 class Info(PrunedInfo, base.LlavaProcessingInfo):

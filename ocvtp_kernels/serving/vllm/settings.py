@@ -147,7 +147,7 @@ def load_selector(
 
     Raises:
         ValueError: as `find_pruner`; or the method may keep fewer tokens than the budget, or stands
-            between decoder layers.
+            between layers of the decoder or the tower.
         TypeError: the method has no such option.
     """
     if settings.method == PRUNER:
@@ -163,10 +163,16 @@ def load_selector(
             f"ocvtp.options: expected {settings.method!r} to keep exactly the budget, "
             f"which it does not with {dict(settings.options)}"
         )
-    if place_of(selector) == "decoder":
+    place = place_of(selector)
+    if place == "decoder":
         raise ValueError(
             f"ocvtp.method: {settings.method!r} drops tokens between decoder layers, which vLLM's "
             "cache, of one length for all layers, does not allow"
+        )
+    if place == "tower":
+        raise ValueError(
+            f"ocvtp.method: {settings.method!r} merges tokens inside the tower, whose layers are "
+            'vLLM\'s own; expected ocvtp.options {"place": "encoder"}, which merges its output'
         )
     return selector
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import Selector
 from ocvtp_kernels.selectors.oc_pruner import require_fit
@@ -19,6 +18,7 @@ from ocvtp_kernels.vlm.placeholders import (
     PlaceholderPruning,
     Placeholders,
     as_output,
+    count_tokens,
     read_setting,
 )
 from ocvtp_kernels.vlm.positions import Places, tell_places
@@ -57,23 +57,11 @@ class LlavaPruning(PlaceholderPruning):
         (features,) = self.run(
             inner, given, tower, pixels, [images], record, dropped, all_rows=True
         )
-        record.finish(images.ids)
+        record.finish(images.ids, groups=images.groups)
         kept = list(features)
         if self.keeps_positions:
             tell_places(kept, [Places(ids, num_tokens) for ids in images.ids])
         return as_output(kept, given.get("return_dict"))
-
-
-def count_tokens(tower: Tower, pixel_values: Tensor, strategy: str) -> tuple[int, int]:
-    """Tokens left out at the front, and those that the model takes of an image.
-
-    Args:
-        tower: of the model.
-        pixel_values: ``[..., H, W]``.
-        strategy: the model's ``vision_feature_select_strategy``.
-    """
-    dropped = 1 if strategy == "default" else 0
-    return dropped, tower.num_prefix + tower.count_patches(pixel_values) - dropped
 
 
 def find_reference(inner: Any, layer: int | None, selectors: Sequence[Selector]) -> WatchReference:
