@@ -9,7 +9,7 @@ from ocvtp_kernels.checks import require_at_least, require_bool
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.ops.ordering import nan_last
 from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, without_autocast
-from ocvtp_kernels.selectors.ranking import cosine_with, top, widen
+from ocvtp_kernels.selectors.ranking import cosine_with, group_means, top, widen
 from ocvtp_kernels.selectors.similarity import squared_distances
 
 DEPENDENT = 1e-10  # of a basis token's norm, what the others leave of it by rounding alone
@@ -91,12 +91,8 @@ def orthonormal(rows: Tensor) -> Tensor:
 
 def merge_into(tokens: Tensor, ids: Tensor) -> Tensor:
     """The kept tokens ``[B, T, C]``, each the mean of itself and of those most like it."""
-    similarity = cosine_with(ids, tokens)
     is_finite = tokens.isfinite().all(dim=2)
-    assignment = nan_last(similarity).argmax(dim=1).masked_fill(~is_finite, -1)
+    assignment = nan_last(cosine_with(ids, tokens)).argmax(dim=1).masked_fill(~is_finite, -1)
     own = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     assignment = assignment.scatter(1, ids, own)
-    weight = tokens.new_ones(assignment.shape, dtype=similarity.dtype)
-    sums, mass = torch.ops.ocvtp.scatter_merge(tokens, assignment, weight, ids.shape[1])
-    merged: Tensor = sums / mass[..., None]
-    return merged.to(tokens.dtype)
+    return group_means(tokens, assignment, ids.shape[1]).to(tokens.dtype)

@@ -1,4 +1,4 @@
-"""What several selectors share: deterministic ranking, and cosines with some of the tokens."""
+"""What several selectors share: deterministic ranking, cosines with some of the tokens, means."""
 
 from __future__ import annotations
 
@@ -68,3 +68,20 @@ def directions(tokens: Tensor) -> Tensor:
     """The tokens at norm 1, those of zeros left so: ``[..., D]``, float32 or wider."""
     tokens = widen(tokens)
     return tokens / torch.linalg.vector_norm(tokens, dim=-1, keepdim=True).clamp_min(EPS)
+
+
+def group_means(tokens: Tensor, assignment: Tensor, count: int) -> Tensor:
+    """The mean of the tokens assigned to each of ``count`` groups, 0 of a group without any.
+
+    Args:
+        tokens: ``[B, N, C]``.
+        assignment: int64 ``[B, N]``, 0 to count - 1; anything else is none.
+        count: T.
+
+    Returns:
+        ``[B, T, C]``, float32 or wider.
+    """
+    weight = tokens.new_ones(assignment.shape, dtype=acc_dtype(tokens.dtype))
+    sums, mass = torch.ops.ocvtp.scatter_merge(tokens, assignment, weight, count)
+    means: Tensor = sums / mass.clamp_min(1)[..., None]
+    return means

@@ -20,7 +20,7 @@ from ocvtp_kernels.selectors.interface import (
     required,
     without_autocast,
 )
-from ocvtp_kernels.selectors.ranking import ranking, top, widen
+from ocvtp_kernels.selectors.ranking import group_means, ranking, top, widen
 from ocvtp_kernels.selectors.schedule import Schedule, read_schedule
 
 # The published counts of version 1.5, by budget, and the layers behind which they are left, of 32.
@@ -128,9 +128,7 @@ class SparseVLM:
     def _merge(self, states: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The centres among candidates, ``[B, count]``, and their clusters' means."""
         centres, assignment = cluster(states, count, self._noise(states))
-        weight = states.new_ones(assignment.shape, dtype=widen(states[:, :0]).dtype)
-        sums, mass = torch.ops.ocvtp.scatter_merge(states, assignment, weight, count)
-        return centres, (sums / mass[..., None]).to(states.dtype)
+        return centres, group_means(states, assignment, count).to(states.dtype)
 
     def _noise(self, states: Tensor) -> Tensor:
         """Uniform, 0 to 1, float64 ``[B, M]`` or ``[M]``."""

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from ocvtp_kernels.checks import require_at_least, require_bool
-from ocvtp_kernels.dtypes import acc_dtype
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.ops.ordering import nan_last
 from ocvtp_kernels.selectors.interface import Selected, SelectorInputs, required, without_autocast
-from ocvtp_kernels.selectors.ranking import cosine_with, others, top
+from ocvtp_kernels.selectors.ranking import cosine_with, group_means, others, top
 from ocvtp_kernels.selectors.similarity import mean_over_heads
 
 
@@ -87,9 +86,7 @@ class VisionZip:
         own = torch.arange(contextual, device=assignment.device).expand_as(targets)
         own = torch.full_like(own, -1) if self.as_published else own
         assignment = assignment.scatter(1, targets, own)
-        weight = tokens.new_ones(assignment.shape, dtype=acc_dtype(tokens.dtype))
-        sums, mass = torch.ops.ocvtp.scatter_merge(tokens, assignment, weight, contextual)
-        merged: Tensor = sums / mass.clamp_min(1)[..., None]
+        merged = group_means(tokens, assignment, contextual)
         if self.as_published:
             merged = gather_tokens(tokens, targets) + merged
         return merged.to(tokens.dtype)
