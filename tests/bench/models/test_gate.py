@@ -64,7 +64,7 @@ def change_ids(one: Any, change: Any) -> None:
     def begin_changed() -> Any:
         record = begin()
         finish = record.finish
-        record.finish = lambda ids: finish([change(each) for each in ids])
+        record.finish = lambda ids, **more: finish([change(each) for each in ids], **more)
         return record
 
     one.handle.begin = begin_changed
