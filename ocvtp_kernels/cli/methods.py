@@ -42,9 +42,10 @@ class MethodResult:
 
     @property
     def note(self) -> str:
-        """Coverage, behind the tokens that stages leave."""
+        """Coverage, behind the tokens that stages leave, or that all others merged into these."""
         counts = ", ".join(str(stage.num_tokens) for stage in self.stages)
-        return f"{counts} · {self.coverage:.3f}" if counts else f"{self.coverage:.3f}"
+        said = "merged" if self.groups else counts
+        return f"{said} · {self.coverage:.3f}" if said else f"{self.coverage:.3f}"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import transformers
 from PIL import Image
 
 import ocvtp_kernels as ocvtp
+from ocvtp_kernels.cli.methods import MethodResult
 from ocvtp_kernels.cli.photo import open_photo
 from ocvtp_kernels.cli.prune import NO_CHECKPOINT, QUESTION
 from ocvtp_kernels.selectors.interface import place_of
@@ -101,6 +102,7 @@ def test_merging_in_the_tower_is_that_of_the_attached_model(tmp_path: Path) -> N
     assert result["ids"] == last.ids[0].tolist()
     assert result["groups"] == last.groups[0].tolist()
     assert record["num_tokens"] == len(result["groups"])
+    assert MethodResult(**result | {"stages": []}).note == f"merged · {result['coverage']:.3f}"
 
 
 def test_every_method_of_a_model(tmp_path: Path) -> None:
