@@ -127,6 +127,11 @@ SELECTORS = [
     ("llava", {"method": "hiprune"}),
     ("llava", {"method": "divprune"}),
     ("llava", {"method": "random", "options": {"seed": 3}}),
+    ("llava", {"method": "tome", "options": {"place": "encoder"}}),
+    ("llava", {"method": "id-selection"}),
+    ("llava_next", {"method": "idpruner", "options": {"score": "cls_attention"}}),
+    ("llava_next", {"method": "holov"}),
+    ("qwen2_5_vl", {"method": "apet"}),
     ("llava_next", {"method": "prumerge"}),
     ("qwen2_5_vl", {"method": "cdpruner"}),
 ]
