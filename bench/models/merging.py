@@ -23,6 +23,7 @@ from ocvtp_kernels.cost import flops
 from ocvtp_kernels.cost.layers import merges_by_name
 from ocvtp_kernels.cost.models import CLIP_L_336, VisionTower
 from ocvtp_kernels.selectors.interface import Selected
+from ocvtp_kernels.selectors.similarity import mean_over_heads
 from ocvtp_kernels.selectors.tome import MergedTokens
 from ocvtp_kernels.vlm.towers import Tower
 
@@ -65,8 +66,7 @@ def merging_alone(tower: Tower, shape: VisionTower, merges: Sequence[int]) -> Ca
         for states, count in zip(rows, merges, strict=False):
             if merged.sizes is not None:
                 merged.sizes.log().to(states.dtype)
-            keys = states.unflatten(-1, (heads, -1)).mean(2)
-            merged.merge(states, keys, count, shape.class_tokens)
+            merged.merge(states, mean_over_heads(states, heads), count, shape.class_tokens)
         return merged.ids
 
     return run
@@ -114,16 +114,8 @@ def run(results: Results, folder: Path, device: torch.device, short: bool, deadl
             rounds=ROUNDS,
         )
         name = f"CLIP, {budget} of {shape.vision_tokens} tokens"
-        add(
-            results,
-            folder,
-            ProcessRow(name, "the tower", "s", Versus(times["whole"], times["merged"])),
-        )
-        add(
-            results,
-            folder,
-            ProcessRow(name, "merging", "s", Versus(times["whole"], times["alone"])),
-        )
+        for what, ours in (("the tower", times["merged"]), ("merging", times["alone"])):
+            add(results, folder, ProcessRow(name, what, "s", Versus(times["whole"], ours)))
         left = flops.vision_tower(replace(shape, layers=shape.layers - 1), merges)
         print(
             f"{budget} tokens: {1 - left / whole:.1%} of the FLOPs and "

@@ -13,6 +13,7 @@ from itertools import pairwise, zip_longest
 
 from ocvtp_kernels.cost.models import LanguageModel, VisionLanguageModel, VisionTower
 from ocvtp_kernels.cost.work import PruneCall
+from ocvtp_kernels.ops.bipartite_merge import most_merged
 from ocvtp_kernels.pruner.config import PrunerConfig
 
 TEXT_TOKENS = 32  # arXiv 2511.20439, figure 1
@@ -126,9 +127,8 @@ def matching(tower: VisionTower, tokens: int) -> int:
         tower: of key heads of d channels.
         tokens: of a layer, class tokens among them; a of them in A and b in B.
     """
-    patches, behind_odd = tokens - tower.class_tokens, tower.class_tokens % 2
-    in_a = (patches + 1 - behind_odd) // 2
-    return matmul(in_a, tower.head_width, patches - in_a)
+    in_a = most_merged(tokens, tower.class_tokens)
+    return matmul(in_a, tower.head_width, tokens - tower.class_tokens - in_a)
 
 
 def mlp(widths: tuple[int, ...], tokens: int) -> int:

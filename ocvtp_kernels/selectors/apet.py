@@ -27,6 +27,10 @@ class ApET:
     4. Each other token goes to the kept one of largest cosine, the first of equals; a kept token
        becomes the mean of itself and its members. A token that is not finite goes to none.
 
+    The text of the paper that was available gives the steps and the size of the basis. Which token
+    the basis begins with (the rule of `farthest_select`) and that the mean is a plain one are our
+    reading. Published at a layer of the decoder too.
+
     Args:
         num_basis: at least 1; at most N count.
         merge: whether step 4 is done.

@@ -69,11 +69,11 @@ def _products(rows: Tensor) -> Tensor:
 
 
 def mean_over_heads(keys: Tensor, heads: int | None) -> Tensor:
-    """Keys averaged over heads, float32 or wider: ``[B, N, D]`` -> ``[B, N, D / heads]``.
+    """Keys averaged over heads, in float32 or wider: ``[B, N, D]`` -> ``[B, N, D / heads]``.
 
     Args:
         keys: heads side by side.
-        heads: None if they are averaged already.
+        heads: None if they are averaged already; they are returned as they are then.
 
     Raises:
         ValueError: they are no such heads.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import count
-
 import torch
 from torch import Tensor
 
@@ -127,19 +125,26 @@ def constant_schedule(
     Raises:
         ValueError: as many layers cannot merge so many tokens; the message has the least budget.
     """
-    least = num_tokens
-    for _ in range(depth):
-        least -= most_merged(least + num_prefix, num_prefix)
+    least = num_tokens - sum(_merge_each(num_tokens, 0, num_tokens, depth, num_prefix))
     if budget < least:
         raise ValueError(
             f"budget: expected at least {least} of {num_tokens} tokens, as {depth} layers merge at "
             f"most half of them each, got {budget}"
         )
-    for each in count(max(0, -(-(num_tokens - budget) // depth))):
-        left, merges = num_tokens, []
-        for _ in range(depth):
-            merges.append(min(each, left - budget, most_merged(left + num_prefix, num_prefix)))
-            left -= merges[-1]
-        if left == budget:
-            return tuple(merges)
-    raise AssertionError("unreachable")
+    fewest = -(-(num_tokens - budget) // depth)
+    schedules = (
+        _merge_each(each, budget, num_tokens, depth, num_prefix)
+        for each in range(fewest, num_tokens + 1)
+    )
+    return next(merges for merges in schedules if sum(merges) == num_tokens - budget)
+
+
+def _merge_each(
+    each: int, budget: int, num_tokens: int, depth: int, num_prefix: int
+) -> tuple[int, ...]:
+    """What the layers merge, ``each`` where they can, down to the budget."""
+    left, merges = num_tokens, []
+    for _ in range(depth):
+        merges.append(min(each, left - budget, most_merged(left + num_prefix, num_prefix)))
+        left -= merges[-1]
+    return tuple(merges)

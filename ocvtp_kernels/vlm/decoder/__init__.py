@@ -30,13 +30,13 @@ from ocvtp_kernels.vlm.decoder.call import (
     Settings,
     Shape,
     StageIds,
-    count_columns,
-    find_image_rows,
 )
 from ocvtp_kernels.vlm.decoder.images import (
     OUTPUTS,
     PIXELS,
+    count_columns,
     encode,
+    find_image_rows,
     hand_over,
     mark_images,
     read_mark,

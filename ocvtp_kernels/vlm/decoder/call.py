@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -486,48 +485,3 @@ class _KeyTap:
             return keys, values
         both: tuple[Tensor, Tensor] = self._cache.update(keys, values, *args, **kwargs)
         return both
-
-
-def find_image_rows(placeholders: list[int], sizes: Sequence[int]) -> list[int]:
-    """The row that each image is in.
-
-    Args:
-        placeholders: of each row.
-        sizes: tokens of each image, row by row.
-
-    Raises:
-        ValueError: the images do not fit the placeholders.
-    """
-    ends = list(accumulate(placeholders))
-    rows, row, end = list[int](), 0, 0
-    for size in sizes:
-        end += size
-        while row < len(ends) and ends[row] < end:
-            row += 1
-        if row == len(ends) or end - size < ends[row] - placeholders[row]:
-            break
-        rows.append(row)
-    else:
-        if end == sum(placeholders):
-            return rows
-    raise ValueError(
-        f"input_ids: rows of {placeholders} image placeholders, which are no whole images; "
-        f"the images have {list(sizes)} tokens"
-    )
-
-
-def count_columns(
-    attended: list[int], rows: Sequence[int], sizes: Sequence[int], kept: Sequence[int]
-) -> list[int]:
-    """Columns that each row keeps.
-
-    Args:
-        attended: columns of each row that are no padding.
-        rows: of each image.
-        sizes: tokens of each image.
-        kept: tokens kept of each.
-    """
-    columns = list(attended)
-    for row, size, count in zip(rows, sizes, kept, strict=True):
-        columns[row] -= size - count
-    return columns

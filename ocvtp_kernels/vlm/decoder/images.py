@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
-from itertools import repeat
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, repeat
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -123,3 +123,48 @@ def require_mark(feature: Tensor) -> Mark:
             f"whose grid is {mark.grid if mark else 'unknown'}"
         )
     return mark
+
+
+def find_image_rows(placeholders: list[int], sizes: Sequence[int]) -> list[int]:
+    """The row that each image is in.
+
+    Args:
+        placeholders: of each row.
+        sizes: tokens of each image, row by row.
+
+    Raises:
+        ValueError: the images do not fit the placeholders.
+    """
+    ends = list(accumulate(placeholders))
+    rows, row, end = list[int](), 0, 0
+    for size in sizes:
+        end += size
+        while row < len(ends) and ends[row] < end:
+            row += 1
+        if row == len(ends) or end - size < ends[row] - placeholders[row]:
+            break
+        rows.append(row)
+    else:
+        if end == sum(placeholders):
+            return rows
+    raise ValueError(
+        f"input_ids: rows of {placeholders} image placeholders, which are no whole images; "
+        f"the images have {list(sizes)} tokens"
+    )
+
+
+def count_columns(
+    attended: list[int], rows: Sequence[int], sizes: Sequence[int], kept: Sequence[int]
+) -> list[int]:
+    """Columns that each row keeps.
+
+    Args:
+        attended: columns of each row that are no padding.
+        rows: of each image.
+        sizes: tokens of each image.
+        kept: tokens kept of each.
+    """
+    columns = list(attended)
+    for row, size, count in zip(rows, sizes, kept, strict=True):
+        columns[row] -= size - count
+    return columns
