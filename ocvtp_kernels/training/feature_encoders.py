@@ -14,6 +14,7 @@ from ocvtp_kernels.training.features import DTYPE
 from ocvtp_kernels.vlm.encoder import DescriptorEncoder, Encoder
 from ocvtp_kernels.vlm.tower_encoder import TowerEncoder
 from ocvtp_kernels.vlm.towers import Tower
+from ocvtp_kernels.vlm.units import average_units
 
 
 class ReferenceEncoder(Protocol):
@@ -89,7 +90,7 @@ class _TowerReference:
         of_tower = {"model": encoder.name, "reference_layer": self.layer, "weights_sha256": weights}
         self.device, self.dtype = device, own if device.type == "cuda" else torch.float32
         self.tower.module.to(device=device, dtype=self.dtype)
-        grid = self.tower.read_grid(self.prepare(Image.new("RGB", (64, 64))))
+        grid = encoder.read_grid(self.prepare(Image.new("RGB", (64, 64))))
         self.num_tokens, self.width = math.prod(grid), encoder.width
         name = self.tower.config.model_type
         self.identity = _identify(name, grid, self.width, **of_tower)
@@ -102,7 +103,9 @@ class _TowerReference:
     def encode(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(device=self.device, dtype=self.dtype)
         # hidden_states[0] is the embedding; layers after the one asked for do not run.
-        return self.tower.encode(pixels, self.layer, self.layer + 1).reference_tokens
+        tokens = self.tower.encode(pixels, self.layer, self.layer + 1).reference_tokens
+        merge = self._encoder.units.merge
+        return tokens if merge == 1 else average_units(tokens, merge)
 
 
 def _identify(encoder: str, grid: tuple[int, int], width: int, **of_tower: Any) -> dict[str, Any]:

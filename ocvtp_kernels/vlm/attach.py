@@ -33,7 +33,8 @@ def attach(
 
     Args:
         model: a model of transformers, of a family in ``docs/vlm.md``: LLaVA-1.5, LLaVA-NeXT,
-            Qwen2-VL, Qwen2.5-VL, Qwen3-VL. It may be called from several threads.
+            LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, Idefics3, SmolVLM. It may be
+            called from several threads.
         processor: the model's own.
         pruner: an `OCPruner`, or any `Selector` (`make_selector` makes one by its name). A pruner
             that is not frozen stays unchanged, and a frozen copy of it runs, which follows moving,
@@ -45,7 +46,8 @@ def attach(
             is the published layer 8 for 24 layers, and layer 3 of 5 to 8 layers.
         timed: whether ``handle.last.times`` holds the seconds of every stage; turns ``overlap``
             off.
-        newlines: LLaVA-NeXT's newline tokens: "drop", or "all" to keep one a row of the image.
+        newlines: LLaVA-NeXT's and -OneVision's newline tokens: "drop", or "all" to keep one a row
+            of the image.
         savings: whether the encoder computes only what the kept tokens need.
         overlap: whether, on CUDA, the pruner runs on a side stream, in parallel to the encoder
             layers behind the reference layer.
@@ -92,8 +94,9 @@ def attach(
         return family.attach(model, processor, selector, budget, options)
     if family.in_decoder is None:
         known = ", ".join(each.name for each in families() if each.in_decoder is not None)
+        reason = f", as {family.no_decoder}" if family.no_decoder else ""
         raise ValueError(
             f"pruner: {type(selector).__name__} stands in the decoder, which is not supported "
-            f"for {model_type}, as it is not in the published code, but for {known}"
+            f"for {model_type}{reason}, but for {known}"
         )
-    return attach_to_decoder(family.in_decoder, model, selector, budget, options)
+    return attach_to_decoder(family.in_decoder, model, processor, selector, budget, options)

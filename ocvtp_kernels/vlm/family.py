@@ -20,6 +20,7 @@ from ocvtp_kernels.vlm.intercept import Intercepts
 
 if TYPE_CHECKING:
     from ocvtp_kernels.vlm.encoder import Encoder
+    from ocvtp_kernels.vlm.towers import Tower
 
 # Takes the model, its processor, the selector, the budget and the options.
 Attach = Callable[[Any, Any, Selector, int, Options], Handle]
@@ -40,6 +41,25 @@ class ImageReference(NamedTuple):
 WatchReference = Callable[[Any, dict[str, Any], Intercepts], Callable[[], list[ImageReference]]]
 
 
+class Tiles(NamedTuple):
+    """What a family tells of its tiles.
+
+    Attributes:
+        describe: of the inner model: its tower, and height and width of a unit in patches.
+        count_tiles: of the inner model, ``input_ids`` ``[B, L]`` and the tokens of a tile: the
+            tiles of each image, row by row. Waits for the device; raises ValueError where the
+            placeholders are no whole tiles.
+    """
+
+    describe: Callable[[Any], tuple[Tower, int]]
+    count_tiles: Callable[[Any, Tensor, int], list[int]]
+
+    def count_units(self, inner: Any, pixel_values: Tensor) -> int:
+        """Tokens of a tile, of ``pixel_values`` ``[..., H, W]``."""
+        tower, merge = self.describe(inner)
+        return tower.count_patches(pixel_values) // merge**2
+
+
 @dataclass(frozen=True)
 class InDecoder:
     """What pruning between decoder layers needs to know of a family.
@@ -50,11 +70,14 @@ class InDecoder:
         read_grids: of the inner model and the arguments of its ``get_image_features``: rows and
             columns of the tokens of each image; None where these are no grid.
         stacked_ids: whether all images have as many tokens, so that their ids are one tensor.
+        read_tiles: of models whose images come in tiles: of the processor, what there is to know
+            of them. What `find_reference` watches is then of every tile.
     """
 
     find_reference: Callable[[Any, int | None, Sequence[Selector]], WatchReference]
     read_grids: Callable[[Any, dict[str, Any]], list[tuple[int, int]]] | None = None
     stacked_ids: bool = False
+    read_tiles: Callable[[Any], Tiles] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +89,7 @@ class Family:
         model_types: of its models' configs.
         attach: see `ocvtp_kernels.attach`.
         in_decoder: None where decoder methods are not supported.
+        no_decoder: why they are not, a clause for errors.
         open_photos: makes the encoder of `ocvtp prune --model`; None: its tower is one that
             `ocvtp_kernels.vlm.towers` knows, of images of one size.
         renumbers: whether kept tokens can stand at consecutive positions.
@@ -75,6 +99,7 @@ class Family:
     model_types: tuple[str, ...]
     attach: Attach
     in_decoder: InDecoder | None = None
+    no_decoder: str = ""
     open_photos: OpenPhotos | None = None
     renumbers: bool = False
 

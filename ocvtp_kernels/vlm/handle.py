@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ocvtp_kernels.vlm.intercept import remove_intercepts
 from ocvtp_kernels.vlm.replaced import Attachment, Replaced, Replacement, require_replaceable
 
-# What happens to LLaVA-NeXT's newline tokens; the other models have none.
+# What happens to LLaVA-NeXT's and -OneVision's newline tokens; the other models have none.
 NEWLINES = ("drop", "all")
 # Where kept tokens, and all behind them, stand in the language model.
 POSITIONS = ("consecutive", "original")

@@ -117,7 +117,10 @@ def require_room(photo: Image.Image, processor: Any) -> None:
     """Raises ValueError for a strip of which a processor would make too many pixels to hold."""
     side, length = min(photo.size), max(photo.size)
     short, made = _read_size(processor, "size").get("shortest_edge"), 0
-    if hasattr(processor, "pad_to_square") and getattr(processor, "do_pad", False):
+    # One that makes tiles pads to a square only where it is given several images.
+    has_tiles = getattr(processor, "image_grid_pinpoints", None)
+    pads = hasattr(processor, "pad_to_square") and getattr(processor, "do_pad", False)
+    if pads and not has_tiles:
         made = length**2
     elif short and not getattr(processor, "do_center_crop", False):
         made = short**2 * length // side

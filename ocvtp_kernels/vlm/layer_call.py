@@ -20,6 +20,11 @@ _ATTENTION_NEEDS = {"hidden_states", "attention_mask", "position_embeddings"}
 _KNOWN = _LAYER_NEEDS | set(CACHE_NAMES) | {"use_cache", "output_attentions"}
 
 
+def language_model_of(inner: Any) -> Any:
+    """The language model of a model without its head, by either name; None where there is none."""
+    return getattr(inner, "language_model", getattr(inner, "text_model", None))
+
+
 def read_cache(given: Mapping[str, Any]) -> Any:
     """The cache among the arguments or the outputs of a call, by either name; None without one."""
     names = list(given)  # reading the deprecated name from an output would warn

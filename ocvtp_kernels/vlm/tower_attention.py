@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ocvtp_kernels.vlm.intercept import Intercepts
 
-_QUERY_AND_KEY = (("q_proj", "k_proj"), ("query", "key"))
+# Norms of queries and keys come first, as they follow the projections.
+_QUERY_AND_KEY = (("q_norm", "k_norm"), ("q_proj", "k_proj"), ("query", "key"))
 
 
 class LayerAttention:

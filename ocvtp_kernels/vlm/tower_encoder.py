@@ -5,10 +5,10 @@ The towers, their layers and reference tokens are those of `ocvtp_kernels.attach
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from PIL import Image
@@ -30,10 +30,20 @@ from ocvtp_kernels.vlm.image_processors import (
     require_room,
 )
 from ocvtp_kernels.vlm.towers import AVAILABLE_FIELDS, Tower
+from ocvtp_kernels.vlm.units import as_units
 
 # The layer that LLaVA takes its tokens from, for towers whose model names none.
 FINAL_LAYER = -2
 _NOT_LOADED = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
+
+class PhotoUnits(NamedTuple):
+    """Of which patches a model makes one token, and how it is given a whole photo."""
+
+    merge: int = 1  # height and width of a unit, in patches
+    joins: bool = False  # whether the projector takes patches side by side, or else their mean
+    normed: bool = False  # see `Tower.encode`
+    settings: Mapping[str, Any] = {}  # of the image processor, by which it makes no tiles
 
 
 class TowerEncoder:
@@ -51,6 +61,7 @@ class TowerEncoder:
         reference_layer: index of the layer whose output the decision is made on; if None by the
             depth, as `resolve_reference` has it: the published layer 8 for 24 layers.
         final_layer: index into ``hidden_states``, or several whose channels are joined.
+        units: of which patches the model makes one token; None: of each.
 
     Raises:
         ValueError: the tower has no such reference layer, or takes no images of the processor's
@@ -64,28 +75,40 @@ class TowerEncoder:
         name: str,
         reference_layer: int | None = None,
         final_layer: int | Sequence[int] = FINAL_LAYER,
+        units: PhotoUnits | None = None,
     ) -> None:
         tower.module.float().eval()
         self.tower, self.processor, self.name = tower, processor, name
         self.width = tower.width
         self.reference_layer = tower.resolve_reference(reference_layer, final_layer)
-        self.final_layer = final_layer
+        self.final_layer, self.units = final_layer, units or PhotoUnits()
         self._keeps_middle = keeps_middle(processor)
-        self._merges = tower.can_merge(final_layer)
+        self._merges = units is None and tower.can_merge(final_layer)
         self.num_tokens = self._count_tokens()
 
     @torch.inference_mode()
     def encode(self, photo: Image.Image) -> Encoded:
         """Encodes an RGB photo of any size."""
         pixels = self.prepare(photo)
-        inputs = self.tower.encode(pixels, self.reference_layer, self.final_layer, AVAILABLE_FIELDS)
+        units = self.units
+        inputs = self.tower.encode(
+            pixels, self.reference_layer, self.final_layer, AVAILABLE_FIELDS, normed=units.normed
+        )
+        if units.merge > 1:
+            inputs = as_units(inputs, units.merge, units.joins)
         rows, columns = self.tower.read_grid(pixels)
         high, wide = self.tower.patch_size
         # Pixels that fill no patch are not encoded.
         seen = pixels[0, :, : rows * high, : columns * wide]
         picture = as_picture(seen, self.processor)
         given, merge = {"pixel_values": pixels}, partial(self._merge, pixels)
-        return Encoded(picture, inputs, (rows, columns), given, merge if self._merges else None)
+        grid = self.read_grid(pixels)
+        return Encoded(picture, inputs, grid, given, merge if self._merges else None)
+
+    def read_grid(self, pixels: Tensor) -> tuple[int, int]:
+        """Rows and columns of the tokens of pixels ``[..., H, W]``."""
+        rows, columns = self.tower.read_grid(pixels)
+        return rows // self.units.merge, columns // self.units.merge
 
     def _merge(self, pixels: Tensor, selector: Selector, budget: int) -> Selected:
         """See `Encoded`."""
@@ -109,23 +132,24 @@ class TowerEncoder:
                 photo = cut_strip(photo, self.processor)
             else:
                 require_room(photo, self.processor)
-        pixels: Tensor = self.processor(photo, return_tensors="pt")["pixel_values"].float()
+        settings = dict(self.units.settings)
+        processed = self.processor(photo, return_tensors="pt", **settings)
+        pixels: Tensor = processed["pixel_values"].float()
         return pixels[:, 0] if pixels.dim() == 5 else pixels
 
     @torch.inference_mode()
     def _count_tokens(self) -> int | None:
         """By the processor, whose size may differ from the one in the tower's config."""
         blanks = [self.prepare(Image.new("RGB", size)) for size in ((64, 48), (48, 64))]
-        inner: Any = getattr(self.tower.module, "vision_model", self.tower.module)
         try:
-            inner.embeddings(blanks[0])
+            self.tower.encode(blanks[0], 0, 0)
         except (RuntimeError, ValueError) as error:
             high, wide = blanks[0].shape[-2:]
             raise ValueError(
                 f"model: the tower of {self.name!r} takes no images of {high} x {wide} pixels, "
                 f"which its processor makes: {error}"
             ) from error
-        (rows, columns), turned = map(self.tower.read_grid, blanks)
+        (rows, columns), turned = map(self.read_grid, blanks)
         return rows * columns if (rows, columns) == turned else None
 
 

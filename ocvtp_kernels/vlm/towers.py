@@ -24,13 +24,20 @@ class TowerType(NamedTuple):
     has_cls: bool
     attention: tuple[str, ...]  # paths of the module with the projections, newest version first
     rows: bool  # whether a layer can be computed for some rows alone (see `_rows_forward`)
+    norm: str  # path of the norm behind the layers
     has_registers: bool = False
 
+    def count_prefix(self, config: Any) -> int:
+        """Tokens before the patches of a tower of this type, from its config."""
+        return int(self.has_cls) + int(config.num_register_tokens if self.has_registers else 0)
 
-_DINOV2 = TowerType("encoder.layer", True, ("attention", "attention.attention"), False)
+
+_DINOV2 = TowerType("encoder.layer", True, ("attention", "attention.attention"), False, "layernorm")
 _TOWER_TYPES = {
-    "clip_vision_model": TowerType("encoder.layers", True, ("self_attn",), True),
-    "siglip_vision_model": TowerType("encoder.layers", False, ("self_attn",), True),
+    "clip_vision_model": TowerType("encoder.layers", True, ("self_attn",), True, "post_layernorm"),
+    "siglip_vision_model": TowerType(
+        "encoder.layers", False, ("self_attn",), True, "post_layernorm"
+    ),
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2._replace(has_registers=True),
 }
@@ -56,12 +63,11 @@ class Tower:
         config: Any = _config_of(module)
         self.config = config
         # Early releases of transformers 5 hold CLIP's layers one level deeper, vLLM still does.
-        inner: Any = getattr(module, "vision_model", module)
+        self._inner: Any = getattr(module, "vision_model", module)
         # A list: slices of a ModuleList are modules, slow to make.
-        self.layers: list[nn.Module] = list(inner.get_submodule(tower_type.layers))
-        self.num_prefix = count_prefix(config)
-        patch = config.patch_size
-        self.patch_size = (patch, patch) if isinstance(patch, int) else tuple(patch)
+        self.layers: list[nn.Module] = list(self._inner.get_submodule(tower_type.layers))
+        self.num_prefix = tower_type.count_prefix(config)
+        self.patch_size = _read_pair(config.patch_size)
         self._type = tower_type
 
     @classmethod
@@ -95,6 +101,11 @@ class Tower:
         of_cls = frozenset() if self._type.has_cls else {"cls_attention", "cls_token"}
         return AVAILABLE_FIELDS - of_cls | {"reference_tokens", "final_tokens"}
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that it was trained on."""
+        return _read_pair(self.config.image_size)
+
     def read_grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """Rows and columns of patches of an image of ``pixel_values`` ``[..., H, W]``."""
         high, wide = self.patch_size
@@ -114,6 +125,7 @@ class Tower:
         on_reference_tokens: Callable[[Tensor], None] | None = None,
         row_ids: Callable[[], Tensor] | None = None,
         num_dropped: int | None = None,
+        normed: bool = False,
         skip_unused_layers: bool = True,
         **kwargs: Any,
     ) -> SelectorInputs:
@@ -133,6 +145,8 @@ class Tower:
                 runs (see `can_compute_rows`), which then computes queries, projection and MLP for
                 these tokens alone.
             num_dropped: tokens left out at the front; the prefix tokens if None.
+            normed: whether final tokens are behind the norm that follows the last layer, as the
+                tower's own output is.
             skip_unused_layers: whether layers behind the last one used do not run, which changes
                 no bit.
             kwargs: passed on to the tower.
@@ -177,6 +191,9 @@ class Tower:
             self.module(pixel_values, **kwargs)
         skip = 0 if row_ids is not None else dropped
         final_tokens = [states[index][:, skip:] for index in finals]
+        if normed:
+            norm = self._inner.get_submodule(self._type.norm)
+            final_tokens = [norm(tokens) for tokens in final_tokens]
         optional = {} if deep is None else self._attention_fields(deep, fields, dropped)
         if shallow is not None:
             optional["shallow_importance"] = shallow.received("meanq")[:, dropped:]
@@ -348,6 +365,12 @@ class Tower:
         return forward
 
 
+def _read_pair(setting: Any) -> tuple[int, int]:
+    """A setting of height and width, as one number or two."""
+    high, wide = (setting, setting) if isinstance(setting, int) else setting
+    return high, wide
+
+
 def _config_of(module: nn.Module) -> Any:
     """A tower's config, which vLLM keeps one level deeper; None where there is none."""
     inner = getattr(module, "vision_model", None)
@@ -356,9 +379,7 @@ def _config_of(module: nn.Module) -> Any:
 
 def count_prefix(config: Any) -> int:
     """Tokens before the patches of a tower of a known type, from its config."""
-    tower_type = _TOWER_TYPES[config.model_type]
-    registers = config.num_register_tokens if tower_type.has_registers else 0
-    return int(tower_type.has_cls) + int(registers)
+    return _TOWER_TYPES[config.model_type].count_prefix(config)
 
 
 def resolve_reference(layer: int | None, depth: int, used: int | None = None) -> int:

@@ -131,8 +131,9 @@ def prune_by_hand(
 
 def rotate_at(text: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines ``[1, W, d]`` of the positions ``[3, W]``."""
-    qwen = "qwen" in text.config.model_type
-    given = positions[:, None] if qwen else positions[:1]
+    kind = text.config.model_type
+    # A Qwen2 in a LLaVA has positions of one dimension.
+    given = positions[:, None] if "qwen" in kind and kind != "qwen2" else positions[:1]
     cos, sin = text.rotary_emb(torch.zeros(1), given)
     return cos, sin
 
@@ -210,4 +211,6 @@ def use_attention(model: Any, kind: str) -> None:
     AttentionInterface.register("flat", attend_flat)
     AttentionMaskInterface.register("flat", flash_attention_mask)
     model.set_attn_implementation({"text_config": kind})
-    assert model.model.language_model.config._attn_implementation == kind
+    inner = model.model
+    text = inner.text_model if hasattr(inner, "text_model") else inner.language_model
+    assert text.config._attn_implementation == kind

@@ -31,6 +31,8 @@ _CLASSES = {
     "qwen2_5_vl": ("Qwen2_5_VL", "Qwen2_5_VLProcessor"),
     "qwen3_vl": ("Qwen3VL", "Qwen3VLProcessor"),
     "qwen3_vl_moe": ("Qwen3VLMoe", "Qwen3VLProcessor"),
+    "qwen3_5": ("Qwen3_5", "Qwen3VLProcessor"),
+    "qwen3_5_moe": ("Qwen3_5Moe", "Qwen3VLProcessor"),
 }
 NAMES = tuple(_CLASSES)
 
@@ -65,7 +67,8 @@ def _vision_settings(name: str) -> dict[str, Any]:
     if name == "qwen2_5_vl":
         # Windows of 2 x 2 merged tokens, so even small images have several.
         return settings | {"window_size": 56, "fullatt_block_indexes": [1, 3]}
-    return settings | {"num_position_embeddings": 36, "deepstack_visual_indexes": [0, 2]}
+    settings |= {"num_position_embeddings": 36}
+    return settings if "3_5" in name else settings | {"deepstack_visual_indexes": [0, 2]}
 
 
 def _text_settings(name: str) -> dict[str, Any]:
@@ -85,7 +88,19 @@ def _text_settings(name: str) -> dict[str, Any]:
     if name.startswith("qwen2"):
         return settings | {"rope_parameters": {**rope, "mrope_section": [2, 3, 3]}}
     settings |= {"head_dim": 16, "rope_parameters": {**rope, "mrope_section": [3, 3, 2]}}
-    if name == "qwen3_vl_moe":
+    if "3_5" in name:
+        settings |= {
+            "rope_parameters": {**rope, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5},
+            # Linear attention in every other layer, the first one included.
+            "full_attention_interval": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 12,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        }
+    if name == "qwen3_5_moe":
+        settings |= {"shared_expert_intermediate_size": 32}
+    if name.endswith("moe"):
         settings |= {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
     return settings
 
@@ -162,10 +177,19 @@ def make_batch(
 
 
 def needs_encoded_images(name: str = "qwen2_5_vl") -> pytest.MarkDecorator:
-    """Skips where a model can not be handed encoded images, which attaching to it needs."""
+    """See `needs_encoded_images_of`, of the classes of a model type."""
+    return needs_encoded_images_of(_CLASSES[name][0])
+
+
+def needs_encoded_images_of(name: str) -> pytest.MarkDecorator:
+    """Skips where a model can not be handed encoded images, which attaching to it needs.
+
+    Args:
+        name: of its class, without the end.
+    """
     import transformers
 
-    kind = getattr(transformers, f"{_CLASSES[name][0]}ForConditionalGeneration", None)
+    kind = getattr(transformers, f"{name}ForConditionalGeneration", None)
     names = [] if kind is None else inspect.signature(kind.forward).parameters
     return pytest.mark.skipif(
         "mm_encoder_outputs" not in names, reason=f"attaching to a {name} needs newer transformers"

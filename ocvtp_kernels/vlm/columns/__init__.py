@@ -84,7 +84,8 @@ def require_one_sample(positions: Tensor) -> None:
     if (positions.diff() != 1).any():
         raise NotImplementedError(
             "position_ids: rows of several samples that keep different numbers of columns are "
-            "not supported here; with use_cache=False sdpa and eager attention take them"
+            "not supported here; with use_cache=False sdpa and eager attention take them, but no "
+            "linear attention"
         )
 
 

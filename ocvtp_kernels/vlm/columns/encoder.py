@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs, reads_of
 from ocvtp_kernels.vlm.columns import join_ids
+from ocvtp_kernels.vlm.columns.prompt import read_sizes, take_images
 from ocvtp_kernels.vlm.columns.tower import Units, UnitTower
 from ocvtp_kernels.vlm.handle import CallRecord, Options
 from ocvtp_kernels.vlm.intercept import Intercepts
@@ -46,6 +47,11 @@ class UnitEncoder:
         reads = reads_of(selector) & AVAILABLE_FIELDS
         self.selects_early = options.skip_unused_layers and reads <= {"reference_tokens"}
 
+    def read(self, model: Any, input_ids: Tensor, given: dict[str, Any]) -> GivenUnits:
+        """See `ImageEncoder`; waits for the device, as the model itself does."""
+        grids, sizes = read_sizes(model, given)
+        return GivenUnits(self, model.model.visual, given.get("pixel_values"), grids, sizes)
+
     def encode(
         self, visual: Any, pixel_values: Tensor, grids: list[list[int]], record: CallRecord
     ) -> tuple[list[Tensor], Any]:
@@ -79,6 +85,21 @@ class UnitEncoder:
         extra = tower.extra_outputs(output, images.take)
         record.finish(images.ids)
         return images.ids, type(output)(pooler_output=tokens, **extra)
+
+
+class GivenUnits(NamedTuple):
+    """See `GivenImages`."""
+
+    encoder: UnitEncoder
+    visual: Any
+    pixel_values: Any  # [patches, C]; None of no images
+    grids: list[list[int]]
+    sizes: list[int]
+
+    def encode(self, images: list[int], record: CallRecord) -> tuple[list[Tensor], Any]:
+        pixels = take_images(self.pixel_values, self.grids, images)
+        grids = [self.grids[image] for image in images]
+        return self.encoder.encode(self.visual, pixels, grids, record)
 
 
 class UnitImages:

@@ -1,7 +1,7 @@
-"""A prompt of M-RoPE positions: the arguments of a call, its kept columns, what a cache holds.
+"""A prompt that loses columns: the arguments of a call, its kept columns, what a cache holds.
 
-A kept column keeps the three positions (time, row, column of the image) that it had in the whole
-prompt.
+A kept column keeps the position that it had in the whole prompt: with M-RoPE three (time, row,
+column of the image), else one. Their number is R below.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ocvtp_kernels.vlm.columns import text_positions
 from ocvtp_kernels.vlm.layer_call import cached_length, read_cache
 
 IMAGE, VIDEO = 1, 2  # in mm_token_type_ids
@@ -24,9 +25,10 @@ class History(NamedTuple):
     attended: Tensor  # bool [B, P], False: padding
     length: int  # columns of the whole conversation that `columns` stand for
     next_position: Tensor  # int64 [B], of the token after them
+    num_axes: int  # R
 
     def positions_after(self, length: int, added: int, mask: Tensor | None, rows: int) -> Tensor:
-        """Positions int64 ``[3, rows, added]`` of tokens that follow text behind these columns.
+        """Positions int64 ``[R, rows, added]`` of tokens that follow text behind these columns.
 
         Args:
             length: columns in the cache.
@@ -47,7 +49,7 @@ class History(NamedTuple):
         else:
             counted = torch.arange(start, start + added, device=following.device)[None]
         positions = following.repeat_interleave(rows // prompts)[:, None] + counted
-        return positions.expand(3, -1, -1)
+        return positions.expand(self.num_axes, -1, -1)
 
 
 class KeptColumns(NamedTuple):
@@ -55,7 +57,7 @@ class KeptColumns(NamedTuple):
 
     input_ids: Tensor  # int64 [B, L]
     attended: Tensor  # bool [B, L]
-    positions: Tensor  # int64 [3, B, L]
+    positions: Tensor  # int64 [R, B, L]
     columns: Tensor  # int64 [B, L], index in the whole prompt
     is_padded: bool  # whether a row is shorter than others
 
@@ -63,7 +65,7 @@ class KeptColumns(NamedTuple):
         """With the columns of a cache in front; ``input_ids`` is the whole conversation."""
         cached = history.columns
         # Cached columns are not computed again, so nothing reads their positions.
-        positions = self.positions.new_zeros(3, *cached.shape)
+        positions = self.positions.new_zeros(len(self.positions), *cached.shape)
         return KeptColumns(
             torch.cat([input_ids.gather(1, cached), self.input_ids], 1),
             torch.cat([history.attended, self.attended], 1),
@@ -78,7 +80,7 @@ class Prompt(NamedTuple):
 
     input_ids: Tensor  # int64 [B, L]
     attended: Tensor  # bool [B, L]
-    positions: Tensor  # int64 [3, B, L]
+    positions: Tensor  # int64 [R, B, L]
     start: int = 0  # columns of the whole prompt before it
 
     def keep(self, is_kept: Tensor, counts: list[int], filler: int) -> KeptColumns:
@@ -91,7 +93,7 @@ class Prompt(NamedTuple):
         order = is_kept.int().argsort(dim=1, stable=True)
         order = order[:, order.shape[1] - width :]
         input_ids = self.input_ids.gather(1, order)
-        positions = self.positions.gather(2, order.expand(3, -1, -1))
+        positions = self.positions.gather(2, order.expand(len(self.positions), -1, -1))
         columns = order + self.start if self.start else order
         if min(counts) == width:
             attended = torch.ones_like(order, dtype=torch.bool)
@@ -170,7 +172,7 @@ def count_kept(
 
 
 def next_position(positions: Tensor) -> Tensor:
-    """The position after each row of ``[3, B, L]``: int64 ``[B]``."""
+    """The position after each row of ``[R, B, L]``: int64 ``[B]``."""
     return positions.amax((0, 2)) + 1
 
 
@@ -218,6 +220,7 @@ def lengthen(history: History, attended: Tensor, length: int) -> History:
         torch.cat([history.attended.repeat_interleave(repeats, 0), is_added], 1),
         stop,
         history.next_position.repeat_interleave(repeats, 0) + is_added.sum(1),
+        history.num_axes,
     )
 
 
@@ -304,7 +307,8 @@ def read_history(
         old = [image for image in old if image not in new]
         prompt = positions_of(model, input_ids[:, :length], attended[:, :length], old, given)
         columns = torch.arange(length, device=input_ids.device).expand(len(input_ids), -1)
-        history = History(columns, prompt.attended, length, next_position(prompt.positions))
+        following, axes = next_position(prompt.positions), len(prompt.positions)
+        history = History(columns, prompt.attended, length, following, axes)
     return lengthen(history, attended, length)
 
 
@@ -326,7 +330,8 @@ def positions_of(
     positions = given.get("position_ids")
     if positions is not None and cached_length(read_cache(given)):
         raise NotImplementedError("position_ids: expected none with past_key_values")
-    if positions is None:
+    is_multimodal = hasattr(model.model, "get_rope_index")
+    if positions is None and is_multimodal:
         types = _read_types(model, input_ids, given)
         positions, _ = model.model.get_rope_index(
             input_ids,
@@ -336,9 +341,13 @@ def positions_of(
             second_per_grid_ts=given.get("second_per_grid_ts"),
             attention_mask=attended,
         )
+    elif positions is None:
+        positions = text_positions(attended)
     elif positions.ndim == 3:
         positions = positions[-3:]  # without the row for text
-    return Prompt(input_ids, attended, positions.expand(3, *input_ids.shape))
+    return Prompt(
+        input_ids, attended, positions.expand(3 if is_multimodal else 1, *input_ids.shape)
+    )
 
 
 def _read_types(model: Any, input_ids: Tensor, given: dict[str, Any]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,15 +31,13 @@ from ocvtp_kernels.vlm.columns.prompt import (
     read_filler,
     read_history,
     read_mask,
-    read_sizes,
     recall,
     remember,
     shift_lengths,
-    take_images,
 )
 from ocvtp_kernels.vlm.columns.tower import UnitTower
 from ocvtp_kernels.vlm.family import ImageReference, WatchReference
-from ocvtp_kernels.vlm.handle import Handle, Options
+from ocvtp_kernels.vlm.handle import CallRecord, Handle, Options
 from ocvtp_kernels.vlm.intercept import Intercepts, watch_layer
 from ocvtp_kernels.vlm.layer_call import cached_length, read_cache
 from ocvtp_kernels.vlm.replaced import Method
@@ -57,6 +55,42 @@ _REPLACED = (
     "image_grid_thw",
     "labels",
 )
+
+
+class GivenImages(Protocol):
+    """The images of a call."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each image, row by row."""
+        ...
+
+    def encode(self, images: list[int], record: CallRecord) -> tuple[list[Tensor], Any]:
+        """Encodes some of the images, given by their indices.
+
+        Returns:
+            ids int64 ``[T_i]`` of each, and the encoder's output with those tokens alone.
+        """
+        ...
+
+
+class ImageEncoder(Protocol):
+    """Encodes images and keeps ``budget`` tokens of each, or all where there are no more."""
+
+    budget: int
+
+    def read(self, model: Any, input_ids: Tensor, given: dict[str, Any]) -> GivenImages:
+        """The images of a call.
+
+        Args:
+            model: the model.
+            input_ids: int64 ``[B, L]``, the whole conversation.
+            given: the arguments of the call.
+
+        Raises:
+            ValueError: the arguments do not fit each other.
+        """
+        ...
 
 
 def attach_to_columns(
@@ -96,8 +130,7 @@ def attach_to_columns(
         raise ValueError(
             f"model: expected one for conditional generation, got {type(model).__name__}"
         )
-    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise ValueError(f"model: pruning a {type(model).__name__} needs transformers >= 5.19")
+    require_outputs(model)
     tower = make_tower(visual)
     require_fit(selector, tower.width, one_size=False)
     require_available(selector, AVAILABLE_FIELDS)
@@ -108,6 +141,12 @@ def attach_to_columns(
         (model, "generate", pruning.generate), (model, "forward", pruning.forward)
     )
     return pruning.handle
+
+
+def require_outputs(model: Any) -> None:
+    """Raises ValueError unless a model's forward takes encoded images."""
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise ValueError(f"model: pruning a {type(model).__name__} needs transformers >= 5.19")
 
 
 class _Call(NamedTuple):
@@ -126,7 +165,7 @@ class ColumnPruning:
         handle: of the selector.
     """
 
-    def __init__(self, encoder: UnitEncoder, handle: Handle) -> None:
+    def __init__(self, encoder: ImageEncoder, handle: Handle) -> None:
         self.encoder, self.handle = encoder, handle
 
     @torch.no_grad()
@@ -178,7 +217,8 @@ class ColumnPruning:
             return None
         if input_ids is None:
             raise ValueError("input_ids: needed to find the image tokens, got None")
-        grids, sizes = read_sizes(model, given)
+        given_images = encoder.read(model, input_ids, given)
+        sizes = given_images.sizes
         if cached_length(cache) == 0 and max(sizes, default=0) <= encoder.budget:
             ids = [torch.arange(size, device=input_ids.device) for size in sizes]
             self.handle.begin().finish(ids)
@@ -201,25 +241,31 @@ class ColumnPruning:
             if "image" in outputs:
                 raise ValueError("mm_encoder_outputs: expected no images beside pixel_values")
             of_added = [sizes[image] for image in images]
-            pixels = take_images(given["pixel_values"], grids, images)
-            visual, of_images = model.model.visual, [grids[image] for image in images]
-            ids, outputs["image"] = encoder.encode(visual, pixels, of_images, self.handle.begin())
+            ids, outputs["image"] = given_images.encode(images, self.handle.begin())
             is_kept = drop_placeholders(is_kept, is_image[:, start:], ids, of_added)
             counts = count_kept(columns, added, ids, of_added)
         filler = read_filler(model)
         kept = prompt.keep(is_kept, counts, filler)
+        if history is not None and kept.is_padded and _has_states(model):
+            raise NotImplementedError(
+                "past_key_values: expected rows that add as many columns each, since layers of "
+                "linear attention take padding behind a cache for tokens"
+            )
         arguments = {name: value for name, value in given.items() if name not in _REPLACED}
         if outputs:
             arguments["mm_encoder_outputs"] = outputs
         if given.get("labels") is not None:
             labels = given["labels"].gather(1, kept.columns)
             arguments["labels"] = labels.masked_fill(~kept.attended, IGNORED_LABEL)
+        if given.get("seq_idx") is not None:
+            arguments["seq_idx"] = given["seq_idx"].gather(1, kept.columns)
         arguments |= kept_bounds(given, is_kept, kept.is_padded)
         if history is not None:
             # Cached placeholders need no features any more.
             kept = kept.behind(history, input_ids.masked_fill(is_image, filler))
-        arguments |= _tell_samples_apart(given, kept) | {"input_ids": kept.input_ids}
-        history = History(kept.columns, kept.attended, input_ids.shape[1], following)
+        arguments |= _tell_samples_apart(model, given, kept) | {"input_ids": kept.input_ids}
+        length, axes = input_ids.shape[1], len(kept.positions)
+        history = History(kept.columns, kept.attended, length, following, axes)
         return _Call(arguments, kept.input_ids.shape[1], history)
 
 
@@ -245,7 +291,7 @@ def _encode_videos(model: Any, given: dict[str, Any]) -> dict[str, Any]:
     return outputs
 
 
-def _tell_samples_apart(given: dict[str, Any], kept: KeptColumns) -> dict[str, Any]:
+def _tell_samples_apart(model: Any, given: dict[str, Any], kept: KeptColumns) -> dict[str, Any]:
     """Mask and positions of the kept columns, the row of text positions in front.
 
     Without a mask transformers reads from that row which samples were packed.
@@ -257,14 +303,22 @@ def _tell_samples_apart(given: dict[str, Any], kept: KeptColumns) -> dict[str, A
     if positions is not None and mask is None and (positions.ndim == 2 or len(positions) == 4):
         whole = positions if positions.ndim == 2 else positions[0]
         text = renumber(whole, kept.columns, kept.attended)
-        # With a cache nothing reads the row, and padding has to be hidden by a mask.
-        tells_samples = not kept.is_padded or given.get("use_cache") is False
+        # With a cache nothing reads the row, and padding has to be hidden by a mask; states of
+        # linear attention never read it.
+        is_read = given.get("use_cache") is False and not _has_states(model)
+        tells_samples = is_read or not kept.is_padded
         if not tells_samples:
             require_one_sample(whole)
     return {
         "attention_mask": None if tells_samples else kept.attended.to(torch.int64),
         "position_ids": torch.cat([text[None], kept.positions]),
     }
+
+
+def _has_states(model: Any) -> bool:
+    """Whether the language model has layers of linear attention."""
+    types = getattr(model.config.get_text_config(), "layer_types", None)
+    return "linear_attention" in (types or ())
 
 
 def find_reference(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,6 +22,8 @@ from ocvtp_kernels.selectors.interface import (
     stages_of,
 )
 from ocvtp_kernels.vlm.columns import BOUNDS, IGNORED_LABEL, require_one_sample
+from ocvtp_kernels.vlm.columns.pruning import require_outputs
+from ocvtp_kernels.vlm.columns.tiles import join_features
 from ocvtp_kernels.vlm.decoder.cache import Continuation, require_new, resume
 from ocvtp_kernels.vlm.decoder.call import (
     AVAILABLE_FIELDS,
@@ -38,6 +41,7 @@ from ocvtp_kernels.vlm.decoder.images import (
     encode,
     find_image_rows,
     hand_over,
+    join_tiles,
     mark_images,
     read_mark,
     require_mark,
@@ -46,9 +50,14 @@ from ocvtp_kernels.vlm.decoder.images import (
 )
 from ocvtp_kernels.vlm.decoder.masks import read_attended, takes_flat_masks
 from ocvtp_kernels.vlm.decoder.text import require_projections, without_answer
-from ocvtp_kernels.vlm.family import InDecoder, WatchReference
+from ocvtp_kernels.vlm.family import InDecoder, Tiles, WatchReference
 from ocvtp_kernels.vlm.handle import CallRecord, Handle, Ids, Options
-from ocvtp_kernels.vlm.layer_call import CALL, read_cache, require_known_layer
+from ocvtp_kernels.vlm.layer_call import (
+    CALL,
+    language_model_of,
+    read_cache,
+    require_known_layer,
+)
 from ocvtp_kernels.vlm.replaced import Method, Replacement
 
 _TRAINING = "ocvtp_training"  # an argument that transformers passes on, as CALL
@@ -62,7 +71,12 @@ class Training(NamedTuple):
 
 
 def attach_to_decoder(
-    in_decoder: InDecoder, model: Any, selector: Selector, budget: int, options: Options
+    in_decoder: InDecoder,
+    model: Any,
+    processor: Any,
+    selector: Selector,
+    budget: int,
+    options: Options,
 ) -> Handle:
     """Attaches a selector to the language model of a vision-language model.
 
@@ -83,6 +97,7 @@ def attach_to_decoder(
     Args:
         in_decoder: what the model's family tells.
         model: with its language model head or without.
+        processor: read where images come in tiles.
         selector: chooses the tokens; merged tokens that it returns replace those of its ids.
         budget: T, at least 1.
         options: ``timed``, ``reference_layer``, and ``positions``: "consecutive" renumbers what is
@@ -93,7 +108,7 @@ def attach_to_decoder(
             windows, something is attached already, or this transformers has other layers.
     """
     inner = model.base_model
-    text = getattr(inner, "language_model", None)
+    text = language_model_of(inner)
     if text is None:
         raise ValueError(f"model: expected one with a language_model, got {type(inner).__name__}")
     without_grid = set() if in_decoder.read_grids else {"grid"}
@@ -115,8 +130,11 @@ def attach_to_decoder(
         chosen = [stage.selector for stage in settings.stages]
         watch = in_decoder.find_reference(inner, options.reference_layer, chosen)
     by_name = takes_outputs(inner.forward)
+    tiles = None if in_decoder.read_tiles is None else in_decoder.read_tiles(processor)
+    if tiles is not None:
+        require_outputs(inner)
     handle = Handle(options.timed)
-    pruning = DecoderPruning(in_decoder, settings, watch, by_name, handle)
+    pruning = DecoderPruning(in_decoder, tiles, settings, watch, by_name, handle)
     replacements: list[Replacement] = [
         (inner, "get_image_features", pruning.get_image_features),
         (inner, "forward", pruning.forward),
@@ -172,6 +190,7 @@ class DecoderPruning:
 
     Args:
         in_decoder: what the model's family tells.
+        tiles: see `InDecoder.read_tiles`.
         settings: of the selector.
         watch: see `mark_images`.
         by_name: whether the model takes encoded images, see `takes_outputs`.
@@ -181,22 +200,26 @@ class DecoderPruning:
     def __init__(
         self,
         in_decoder: InDecoder,
+        tiles: Tiles | None,
         settings: Settings,
         watch: WatchReference | None,
         by_name: bool,
         handle: Handle,
     ) -> None:
-        self.in_decoder, self.settings, self.watch = in_decoder, settings, watch
-        self.by_name, self.handle = by_name, handle
+        self.in_decoder, self.tiles, self.settings = in_decoder, tiles, settings
+        self.watch, self.by_name, self.handle = watch, by_name, handle
 
     def get_image_features(self, original: Method, inner: Any, given: dict[str, Any]) -> Any:
         """As the model's own, timed, with what is known of every image on its features."""
-        return mark_images(self.in_decoder, self.watch, self.handle, original, inner, given)
+        known = (self.in_decoder, self.tiles, self.watch, self.handle)
+        return mark_images(*known, original, inner, given)
 
     def forward(self, original: Method, inner: Any, given: dict[str, Any]) -> Any:
         """As the model's own, which hands the call on to the layers."""
         training: Training | None = given.pop(_TRAINING, None)
         call = self._begin(inner, given, None if training is None else training.labels)
+        if self.tiles is not None:
+            given = join_features(given)
         if call is None:
             return original(**given)
         if training is not None:
@@ -216,19 +239,20 @@ class DecoderPruning:
             hand_over(given, outputs, self.by_name)
         input_ids, cache = given.get("input_ids"), read_cache(given)
         # Read for each call, since a model's attention can be changed.
-        flash, rotary = takes_flat_masks(inner.language_model), settings.rotary
+        flash, rotary = takes_flat_masks(language_model_of(inner)), settings.rotary
         of_images = (outputs or {}).get("image")
         features = getattr(of_images, "pooler_output", None)
         if features is None:
             return resume(cache, *_shape(given), rotary, flash)
-        sizes = [len(feature) for feature in features]
+        by_image = self._by_image(inner, features, input_ids)
+        sizes = [sum(map(len, parts)) for parts in by_image]
         # The beams of a row share its image objects.
         unique: dict[int, int] = {}
-        for image, feature in enumerate(features):
-            unique.setdefault(id(feature), image)
+        for image, parts in enumerate(by_image):
+            unique.setdefault(id(parts[0]), image)
         first = list(unique.values())
         if max(sizes, default=0) <= settings.budget:
-            ids = [torch.arange(sizes[image], device=features[image].device) for image in first]
+            ids = [torch.arange(sizes[image], device=features[0].device) for image in first]
             self._report(
                 self._record_of(features), [(stage.layer, ids) for stage in settings.stages]
             )
@@ -242,7 +266,7 @@ class DecoderPruning:
             )
         if settings.reads_text or settings.reads_pivots:
             _require_whole_rows(given)
-        marks = [require_mark(feature) for feature in features]
+        marks = [join_tiles([require_mark(part) for part in parts]) for parts in by_image]
         references = [mark.reference for mark in marks]
         images = Images(sizes, [mark.grid for mark in marks], references, first)
         is_image = input_ids == inner.config.image_token_id
@@ -271,6 +295,23 @@ class DecoderPruning:
         columns_of = ColumnKinds(is_image, attended, asked)
         return Prefill(settings, record, report, images, columns_of, shape, flash)
 
+    def _by_image(
+        self, inner: Any, features: Sequence[Tensor], input_ids: Tensor | None
+    ) -> list[Sequence[Tensor]]:
+        """The features of each image: one tensor, or one of every tile."""
+        if self.tiles is None or not len(features):
+            return [[feature] for feature in features]
+        if input_ids is None:
+            raise ValueError("input_ids: needed to find the image tokens, got None")
+        counts = self.tiles.count_tiles(inner, input_ids, len(features[0]))
+        ends = list(accumulate(counts, initial=0))
+        if ends[-1] != len(features):
+            raise ValueError(
+                f"pixel_values: expected the {ends[-1]} tiles of the images in input_ids, got "
+                f"{len(features)}"
+            )
+        return [features[start:end] for start, end in pairwise(ends)]
+
     def _record_of(self, features: Sequence[Tensor]) -> CallRecord:
         """A record that goes on from that of the encoder, if the features tell it."""
         mark = read_mark(features[0]) if len(features) else None
@@ -286,7 +327,7 @@ class DecoderPruning:
 
 def _reads(given: dict[str, Any], name: str, inner: Any) -> bool:
     """Whether a call asks for an output, by argument or by the language model's config."""
-    return bool(given.get(name, getattr(inner.language_model.config, name, False)))
+    return bool(given.get(name, getattr(language_model_of(inner).config, name, False)))
 
 
 def _require_whole_rows(given: dict[str, Any]) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, repeat
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from ocvtp_kernels.vlm.family import ImageReference, InDecoder, WatchReference
+from ocvtp_kernels.vlm.family import ImageReference, InDecoder, Tiles, WatchReference
 from ocvtp_kernels.vlm.handle import CallRecord, Handle
 from ocvtp_kernels.vlm.intercept import Intercepts
 from ocvtp_kernels.vlm.layer_call import CALL
@@ -34,16 +35,18 @@ class Mark(NamedTuple):
 
 def mark_images(
     in_decoder: InDecoder,
+    tiles: Tiles | None,
     watch: WatchReference | None,
     handle: Handle,
     original: Method,
     inner: Any,
     given: dict[str, Any],
 ) -> Any:
-    """`get_image_features`, timed, with a `Mark` on every image's features.
+    """`get_image_features`, timed, with a `Mark` on the features of every image, or every tile.
 
     Args:
         in_decoder: what the model's family tells.
+        tiles: see `InDecoder.read_tiles`.
         watch: see `InDecoder.find_reference`; None where no selector reads reference tokens.
         handle: of the selector.
         original, inner, given: see `Replaced`.
@@ -56,6 +59,11 @@ def mark_images(
         output = original(**given)
     features = getattr(output, "pooler_output", None)
     if features is not None:
+        if tiles is not None:
+            units = tiles.count_units(inner, given["pixel_values"])
+            # Parts are of rows, some without images.
+            features = [tile for part in features if len(part) for tile in part.split(units)]
+            output.pooler_output = features
         read_grids = in_decoder.read_grids
         grids: Iterable[Any] = repeat(None) if read_grids is None else read_grids(inner, given)
         references: Iterable[Any] = repeat(None) if read is None else read()
@@ -123,6 +131,15 @@ def require_mark(feature: Tensor) -> Mark:
             f"whose grid is {mark.grid if mark else 'unknown'}"
         )
     return mark
+
+
+def join_tiles(tiles: Sequence[Mark]) -> Mark:
+    """What is known of an image, of what its tiles carry."""
+    first = tiles[0]
+    parts = [tile.reference.tokens for tile in tiles if tile.reference is not None]
+    if len(tiles) == 1 or not parts:
+        return first
+    return first._replace(reference=ImageReference(torch.cat(parts)))
 
 
 def find_image_rows(placeholders: list[int], sizes: Sequence[int]) -> list[int]:

@@ -107,6 +107,8 @@ def open_decoder(
     from transformers import AutoTokenizer, ProcessorMixin
 
     family = find_family(model.config.model_type)
+    if family is not None and family.no_decoder:
+        raise ValueError(f"is not supported for {family.name}, as {family.no_decoder}")
     if family is None or family.in_decoder is None:
         raise ValueError(NO_LANGUAGE_MODEL)
     if family.in_decoder.read_grids is None:

@@ -72,8 +72,18 @@ class Entry:
         projector: path of what makes the language model's tokens of the encoder's.
         see: a row by hand: of the model, the row, the budget, the position that it begins at and
             the reference layer. Kept are the tokens of the largest norm, as `ByNorm` keeps them.
+        look: of the model, a photo and the reference layer: the photo's reference tokens
+            ``[V, C]``, and their places int64 ``[V]`` among its placeholders.
         logits: ``[L, vocabulary]`` of a line, without a cache.
+        make_deep: makes the model of another number of layers in the language model.
+        text: where the language model is in the inner model.
+        axes: of its positions.
         whole_prompt: whether a prompt keeps its placeholders, and columns are dropped inside.
+        linear: whether its language model has layers of linear attention: no padding behind a
+            cache, and packed samples need bounds.
+        windows: whether layers attend within windows of columns, and images in both directions:
+            padding behind a cache is within windows, and bounds tell nothing of directions.
+        no_decoder: why it takes no methods in the decoder, as the error says.
         like: a family whose code it shares: most of its own tests are slow ones.
         marks: of its tests.
     """
@@ -89,10 +99,21 @@ class Entry:
     tower: str
     projector: str
     see: Callable[..., Seen]
+    look: Callable[[Any, Image.Image, int], tuple[Tensor, Tensor]]
     logits: Callable[[Any, Line], Tensor]
+    make_deep: Callable[[int], Any]
+    text: str = "language_model"
+    axes: int = 1
     whole_prompt: bool = False
+    linear: bool = False
+    windows: bool = False
+    no_decoder: str = ""
     like: str = ""
     marks: Sequence[pytest.MarkDecorator] = ()
+
+    def text_of(self, model: Any) -> Any:
+        """The language model of a model."""
+        return getattr(model.model, self.text)
 
     def rows(self, texts: Sequence[str], first: int = 0) -> list[Row]:
         """Rows of texts with ``{}`` where photos are, which are numbered from ``first``."""
@@ -131,7 +152,8 @@ def answers(
 
 def words(model: Any, tokens: Sequence[int], start: int) -> Line:
     """Tokens of text, placed one by one from ``start`` on."""
-    embeddings = model.get_input_embeddings().weight[list(tokens)]
+    # Called, as some scale what they look up.
+    embeddings = model.get_input_embeddings()(torch.tensor(tokens))
     positions = start + torch.arange(len(tokens)).expand(3, -1)
     return Line(embeddings, positions, list(tokens), [], start + len(tokens))
 

@@ -33,11 +33,8 @@ from tests.vlm.families import (
     largest,
     words,
 )
-from tests.vlm.families._llava import states_of
 from tests.vlm.families._suite import ALL, count_placeholders
-from tests.vlm.models import make_pruner, make_text_config
-from tests.vlm.models_qwen import look
-from tests.vlm.next_by_hand import PATCHES, PHOTOS, grid_by_hand
+from tests.vlm.models import make_pruner
 
 ByStage = list[tuple[int, list[list[int]]]]  # of each stage its layer, and the ids of each photo
 
@@ -113,38 +110,11 @@ def read_prompt(entry: Entry, model: Any, row: Row, layer: int = REFERENCE_LAYER
     line, photos = entry.see(model, row, ALL).line, []
     columns = (torch.tensor(line.tokens) == entry.image_id).nonzero()[:, 0]
     for photo, whole in zip(row[1], count_placeholders(entry, model, row), strict=True):
-        reference, ids = _look(entry, model, photo, layer)
+        reference, ids = entry.look(model, photo, layer)
         photos.append(Photo(columns[:whole], reference, ids))
         columns = columns[whole:]
     assert not len(columns)
     return Prompt(line, photos)
-
-
-def _look(entry: Entry, model: Any, photo: Any, layer: int) -> tuple[Tensor, Tensor]:
-    """Reference tokens, and which of the photo's tokens they are of."""
-    if "qwen" in entry.name:
-        reference = look(model, photo, layer).reference
-        return reference, torch.arange(len(reference))
-    processor = entry.make_processor().image_processor
-    pixels = processor(photo, return_tensors="pt")["pixel_values"]
-    if entry.name == "llava":
-        reference = states_of(model, pixels, layer)[0][0]
-        return reference, torch.arange(len(reference))
-    tokens, ids, place = list(range(PATCHES)), list(range(PATCHES)), PATCHES
-    for cells in grid_by_hand([size[:2] for size in PHOTOS].index(photo.size)):
-        tokens += cells
-        ids += range(place, place + len(cells))
-        place += len(cells) + 1  # a newline
-    reference = states_of(model, pixels[0], layer)[0].flatten(0, 1)[tokens]
-    return reference, torch.tensor(ids)
-
-
-def make_deep(entry: Entry, depth: int) -> Any:
-    """The family's model of other numbers of layers in the language model."""
-    if "llava" in entry.name:
-        text = make_text_config(num_hidden_layers=depth, eos_token_id=None)
-        return entry.make_model(text_config=text)  # type: ignore[call-arg]
-    return entry.make_model(text={"num_hidden_layers": depth})  # type: ignore[call-arg]
 
 
 def decode(
@@ -164,7 +134,7 @@ def decode(
         consecutive: whether the kept columns are renumbered behind every stage.
         asked: columns in front of an answer to learn; all if None.
     """
-    text, line = model.model.language_model, prompt.line
+    text, line = entry.text_of(model), prompt.line
     is_image = torch.tensor(line.tokens) == entry.image_id
     columns, positions = torch.arange(len(line.tokens)), line.positions
     ids = [torch.arange(len(photo.columns)) for photo in prompt.photos]

@@ -25,15 +25,18 @@ STARTS_PROCESSES = {"test_workers_of_a_loader_prune"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs a test of an ``entry`` over all families, one of videos over those that take them."""
+    """Runs a test of an ``entry`` over all families, one of videos or the decoder over those that
+    take these."""
     if "entry" not in metafunc.fixturenames:
         return
     # Here, as the modules of the tests are skipped where there is no transformers.
     from tests.vlm.families import entries
 
-    test, found = metafunc.function.__name__, []
+    test, module, found = metafunc.function.__name__, metafunc.module.__name__, []
     for name, entry in entries().items():
-        if "video" in test and not entry.whole_prompt:
+        if "video" in test and entry.axes == 1:
+            continue
+        if entry.no_decoder and ("decoder" in test or "test_schedules" in module):
             continue
         if test in STARTS_PROCESSES and entry.like:
             continue

@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from tests.vlm.families import REFERENCE_LAYER, TEXT_LAYERS, Entry, Row, Seen, largest
 from tests.vlm.families._llava import BANNED, FIELDS, Photo, lay, logits_of, states_of
 from tests.vlm.models import (
@@ -30,6 +33,12 @@ def see(model: Any, row: Row, budget: int, start: int = 0, layer: int = REFERENC
     return Seen(lay(model, text, kept, start), ids)
 
 
+def look(model: Any, photo: Any, layer: int) -> tuple[Tensor, Tensor]:
+    pixels = PROCESSOR(photo, return_tensors="pt")["pixel_values"]
+    reference = states_of(model, pixels, layer)[0][0]
+    return reference, torch.arange(len(reference))
+
+
 ENTRY = Entry(
     name="llava",
     make_model=partial(make_llava, text_config=make_text_config(num_hidden_layers=TEXT_LAYERS)),
@@ -42,5 +51,9 @@ ENTRY = Entry(
     tower="model.vision_tower",
     projector="model.multi_modal_projector",
     see=see,
+    look=look,
     logits=logits_of,
+    make_deep=lambda depth: make_llava(
+        text_config=make_text_config(num_hidden_layers=depth, eos_token_id=None)
+    ),
 )

@@ -53,6 +53,17 @@ def _see_photo(model: Any, photo: Image.Image, budget: int, layer: int) -> tuple
     return Photo(torch.cat(features), places, count), ids
 
 
+def look(model: Any, photo: Image.Image, layer: int) -> tuple[Tensor, Tensor]:
+    pixels = PROCESSOR(photo, return_tensors="pt")["pixel_values"][0]
+    tokens, places, place = list(range(PATCHES)), list(range(PATCHES)), PATCHES
+    for line in grid_by_hand([size[:2] for size in PHOTOS].index(photo.size)):
+        tokens += line
+        places += range(place, place + len(line))
+        place += len(line) + 1  # a newline
+    reference = states_of(model, pixels, layer)[0].flatten(0, 1)[tokens]
+    return reference, torch.tensor(places)
+
+
 ENTRY = Entry(
     name="llava_next",
     make_model=partial(
@@ -68,5 +79,9 @@ ENTRY = Entry(
     tower="model.vision_tower",
     projector="model.multi_modal_projector",
     see=see,
+    look=look,
     logits=logits_of,
+    make_deep=lambda depth: make_llava_next(
+        text_config=make_text_config(num_hidden_layers=depth, eos_token_id=None)
+    ),
 )

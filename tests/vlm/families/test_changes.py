@@ -69,7 +69,11 @@ def change_attention_modules(entry: Entry, model: Any) -> None:
         return (output[0] * 1.5, *output[1:]) if is_tuple else output * 1.5
 
     for layer in layers_of(entry, model):
-        attention = layer.self_attn if hasattr(layer, "self_attn") else layer.attn
+        [attention] = [
+            part
+            for name, part in layer.named_children()
+            if name in ("self_attn", "attn", "attention")
+        ]
         attention.register_forward_hook(scale)
 
 

@@ -32,7 +32,6 @@ from tests.vlm.families._schedules import (
     decode,
     go_on,
     losses,
-    make_deep,
     oc_progressive,
     pyramiddrop,
     read_prompt,
@@ -144,7 +143,7 @@ def test_prompts_that_end_with_a_photo_are_as_by_hand(entry: Entry, made: Any, m
 def test_dart_of_other_pivots(name: str, pivots: tuple[int, int]) -> None:
     entry = entries()[name]
     model, processor = entry.make_model(), entry.make_processor()
-    norm = model.model.language_model.norm.weight
+    norm = entry.text_of(model).norm.weight
     norm.data = torch.linspace(0, 3, len(norm))  # of ones, it would change no cosine
     rows, (of_image, of_text) = entry.rows(MIXED), pivots
     rule = dart(1, of_image, of_text)
@@ -212,7 +211,7 @@ def test_every_layer_has_a_cache_of_its_columns(
 @pytest.mark.parametrize("method", ["pyramiddrop", "oc-progressive"])
 def test_schedules_by_default(name: str, method: str) -> None:
     entry = entries()[name]
-    model, processor, budget = make_deep(entry, 4), entry.make_processor(), 4
+    model, processor, budget = entry.make_deep(4), entry.make_processor(), 4
     rule = pyramiddrop([(1, 16), (2, 8), (3, 4)])
     options: dict[str, Any] = {}
     if method == "oc-progressive":
@@ -229,7 +228,7 @@ def test_schedules_by_default(name: str, method: str) -> None:
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl"])
 def test_sparsevlm_of_a_published_budget(name: str, recycle: bool) -> None:
     entry = entries()[name]
-    model, processor = make_deep(entry, 4), entry.make_processor()
+    model, processor = entry.make_deep(4), entry.make_processor()
     # Of 88 tokens with the newlines, and of 80.
     photo = make_photo(4, PHOTOS[4][:2]) if name == "llava_next" else make_qwen_photo(10, 8)
     rows = [(f"{entry.image} what is this ?", [photo]), *entry.rows(["a {} red ?"])]
@@ -314,11 +313,10 @@ def test_padding_on_the_right(entry: Entry, made: Any, method: str) -> None:
     rows = entry.rows(TEXTS)
     prompts = [read_prompt(entry, model, row) for row in rows]
     expected = [answer(entry, model, prompt, rule, steps=2) for prompt in prompts]
-    side = {"padding_side": "right"} if "llava" in entry.name else {}
     tokenizer = processor.tokenizer
     before, tokenizer.padding_side = tokenizer.padding_side, "right"
     try:
-        batch = process(processor, rows, **side)
+        batch = process(processor, rows, padding_side="right")
     finally:
         tokenizer.padding_side = before
     mask = batch["attention_mask"]
@@ -330,7 +328,7 @@ def test_padding_on_the_right(entry: Entry, made: Any, method: str) -> None:
         second = model(
             input_ids=torch.tensor([row.tokens[:1] for row in expected]),
             attention_mask=torch.cat([mask, torch.ones(len(rows), 1, dtype=torch.long)], 1),
-            position_ids=following if "llava" in entry.name else following.expand(3, -1, -1),
+            position_ids=following if entry.axes == 1 else following.expand(3, -1, -1),
             **{CACHE_NAME: output.past_key_values},
         )
     for index, row in enumerate(expected):
@@ -400,7 +398,7 @@ def test_consecutive_positions(name: str, method: str) -> None:
 
 def test_consecutive_positions_are_refused_where_there_are_none(entry: Entry, made: Any) -> None:
     model, processor = made
-    if "llava" in entry.name:
+    if not entry.whole_prompt:
         pytest.skip("a LLaVA has them")
     with pytest.raises(ValueError, match=f"positions: expected 'original' for {entry.name}"):
         attach(model, processor, make_selector("fastv"), BUDGET, positions="consecutive")
@@ -555,7 +553,7 @@ def test_no_layer_is_asked_for_its_attention(entry: Entry, made: Any, method: st
         for part in model.modules()
         if hasattr(part, "self_attn") or hasattr(part, "q_proj")
     ]
-    for layer in model.model.language_model.layers:
+    for layer in entry.text_of(model).layers:
         hooks.append(layer.self_attn.register_forward_hook(look))
     with attach(model, processor, METHODS[method].make(), BUDGET):
         answers(entry, model, processor, entry.rows(TEXTS))

@@ -231,7 +231,7 @@ def test_states_behind_the_last_norm_are_not_merged(entry: Entry, made: Any) -> 
 
 def test_a_language_model_without_a_last_norm_is_refused(entry: Entry) -> None:
     model, processor = entry.make_model(), entry.make_processor()
-    del model.model.language_model.norm
+    del entry.text_of(model).norm
     with pytest.raises(ValueError, match="model: expected a language model with a last norm"):
         attach(model, processor, make_selector("dart"), BUDGET)
     attach(model, processor, make_selector("fastv"), BUDGET).remove()
@@ -262,7 +262,7 @@ def test_attention_that_cannot_be_taken_apart_is_refused(
     entry: Entry, change: Callable[[Any], None], missing: str
 ) -> None:
     model, processor = entry.make_model(), entry.make_processor()
-    attention = model.model.language_model.layers[1].self_attn
+    attention = entry.text_of(model).layers[1].self_attn
     change(attention)
     before = describe(model, processor)
     for method, (make, _) in METHODS.items():

@@ -101,6 +101,18 @@ def test_a_selector_is_given_what_it_asks_for(entry: Entry, made: Any) -> None:
         attach(model, processor, selector, BUDGET)
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in BEFORE_DECODER])
+def test_methods_between_layers_are_refused_with_a_reason(
+    entry: Entry, made: Any, method: str
+) -> None:
+    model, processor = made
+    if not entry.no_decoder:
+        pytest.skip("it takes them")
+    reason = f"{entry.name}, as {entry.no_decoder}"
+    with pytest.raises(ValueError, match=f"^pruner: .* stands in the decoder.* for {reason}"):
+        attach(model, processor, make_selector(method), BUDGET)
+
+
 class InDecoder(ByNorm):
     """Keeps the tokens of the largest norm before a layer of the decoder."""
 
@@ -119,7 +131,7 @@ def decode_by_hand(
     entry: Entry, model: Any, line: Line, sizes: list[int], layer: int
 ) -> tuple[Tensor, list[list[int]]]:
     """Logits of the kept columns of a whole row, and the ids of its photos, layer by layer."""
-    text = model.model.language_model
+    text = entry.text_of(model)
     tokens, positions, hidden = torch.tensor(line.tokens), line.positions, line.embeddings[None]
     deep, ids = list(line.deep), []
     for index, block in enumerate(text.layers):
@@ -134,7 +146,7 @@ def decode_by_hand(
             is_kept = torch.isin(visual.nonzero()[:, 0], torch.tensor(columns))
             deep = [level[is_kept] for level in deep]
             tokens, positions, hidden = tokens[columns], positions[:, columns], hidden[:, columns]
-        given = positions[:1] if "llava" in entry.name else positions[:, None]
+        given = positions[:1] if entry.axes == 1 else positions[:, None]
         causal = torch.full((len(tokens),) * 2, -torch.inf).triu(1)[None, None]
         rotary = text.rotary_emb(hidden, given)
         hidden = block(hidden, attention_mask=causal, position_embeddings=rotary).clone()
