@@ -33,7 +33,12 @@ def by_layer(model: Any) -> None:
 
 
 # Without a selector neither works: a parameter of the model itself, experts that are no modules.
-NOT_OFFLOADED = {("llava_next", by_module), ("qwen3_vl_moe", by_layer)}
+NOT_OFFLOADED = {
+    ("llava_next", by_module),
+    ("llava_onevision", by_module),
+    ("qwen3_vl_moe", by_layer),
+    ("qwen3_5_moe", by_layer),
+}
 
 
 @pytest.mark.parametrize("first", ["offloaded", "attached"])
