@@ -20,10 +20,11 @@ from ocvtp_kernels.training.features import FeatureFolder
 from ocvtp_kernels.vlm.encoder import DescriptorEncoder
 from ocvtp_kernels.vlm.tower_encoder import TowerEncoder, load_tower_encoder
 from ocvtp_kernels.vlm.towers import Tower
-from tests.vlm import models, models_next, models_qwen
+from tests.vlm import models, models_next, models_onevision, models_qwen
 from tests.vlm.models import DEPTH, NUM_PATCHES, WIDTH
 
-MODELS = ["clip", "siglip", "dinov2", "dinov2_with_registers", "llava", "llava_next"]
+MODELS = ["clip", "siglip", "dinov2", "dinov2_with_registers"]
+MODELS += ["llava", "llava_next", "llava_onevision"]
 
 
 def run(*arguments: object) -> Result:
@@ -56,6 +57,10 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made: dict[str, tuple[Any, Any]] = {
         "llava": (models.make_llava(), models.make_llava_processor()),
         "llava_next": (models_next.make_llava_next(), models_next.make_next_processor()),
+        "llava_onevision": (
+            models_onevision.make_onevision(),
+            models_onevision.make_onevision_processor().image_processor,
+        ),
         "qwen": (models_qwen.make_model(), models_qwen.make_processor().image_processor),
     }
     for name, parts in made.items():

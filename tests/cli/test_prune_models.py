@@ -18,10 +18,11 @@ import ocvtp_kernels as ocvtp
 from ocvtp_kernels.cli import app, picture
 from ocvtp_kernels.cli.photo import open_photo
 from ocvtp_kernels.vlm.tower_encoder import load_tower_encoder
-from tests.vlm import models, models_next, models_qwen
+from tests.vlm import models, models_next, models_onevision, models_qwen
 
 BUDGET = 5
-MODELS = ["clip", "siglip", "dinov2", "dinov2_with_registers", "llava", "llava_next", "qwen"]
+MODELS = ["clip", "siglip", "dinov2", "dinov2_with_registers"]
+MODELS += ["llava", "llava_next", "llava_onevision", "qwen"]
 
 
 def run(*arguments: object) -> Result:
@@ -44,6 +45,10 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made: dict[str, tuple[Any, Any]] = {
         "llava": (models.make_llava(), models.make_llava_processor()),
         "llava_next": (models_next.make_llava_next(), models_next.make_next_processor()),
+        "llava_onevision": (
+            models_onevision.make_onevision(),
+            models_onevision.make_onevision_processor().image_processor,
+        ),
         "qwen": (models_qwen.make_model(), models_qwen.make_processor().image_processor),
     }
     for name, parts in made.items():
@@ -173,7 +178,7 @@ def test_a_photo_that_qwen_cannot_take_is_skipped(shelf: Path, tmp_path: Path) -
     assert read(tmp_path / "out", "a")["num_tokens"] == 6
 
 
-@pytest.mark.parametrize("model", ["clip", "siglip", "llava_next"])
+@pytest.mark.parametrize("model", ["clip", "siglip", "llava_next", "llava_onevision"])
 def test_strips_and_dots_are_pruned(shelf: Path, tmp_path: Path, model: str) -> None:
     sizes = {"wide": (20000, 1), "tall": (1, 20000), "long": (3, 60000), "dot": (1, 1)}
     photos = [make_photo(tmp_path / f"{name}.png", *size) for name, size in sizes.items()]
@@ -194,6 +199,7 @@ def test_strips_and_dots_are_pruned(shelf: Path, tmp_path: Path, model: str) -> 
         ("siglip", ["--budget", "17"], "budget: expected 1 to 16"),
         ("dinov2_with_registers", ["--budget", "17"], "budget: expected 1 to 16"),
         ("llava_next", ["--budget", "17"], "budget: expected 1 to 16"),
+        ("llava_onevision", ["--budget", "17"], "budget: expected 1 to 16"),
         ("qwen", ["--budget", "0"], "budget: expected at least 1, got 0"),
         ("llava", ["--checkpoint", "narrow.safetensors"], "expected enc_in_dim 32"),
         ("qwen", ["--checkpoint", "narrow.safetensors"], "expected enc_in_dim 32"),
