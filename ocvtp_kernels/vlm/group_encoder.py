@@ -52,6 +52,20 @@ class ImageGroup(Protocol):
         ...
 
 
+class NumberedGroup(Protocol):
+    """A group that knows its images by their indices in the call."""
+
+    images: list[int]
+
+
+def by_image(groups: Sequence[NumberedGroup], parts: Sequence[Tensor]) -> list[Tensor]:
+    """The rows of all groups' ``[G, ...]``, in the order of the call's images."""
+    rows: dict[int, Tensor] = {}
+    for group, part in zip(groups, parts, strict=True):
+        rows |= zip(group.images, part.unbind(), strict=True)
+    return [rows[image] for image in sorted(rows)]
+
+
 class GroupEncoder:
     """Encodes, selects and projects; a family says which images of a call form groups.
 

@@ -18,7 +18,7 @@ from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs
 from ocvtp_kernels.selectors.oc_pruner import require_fit
 from ocvtp_kernels.vlm.columns.pruning import ColumnPruning, require_outputs
 from ocvtp_kernels.vlm.family import ImageReference, Tiles, WatchReference
-from ocvtp_kernels.vlm.group_encoder import GroupEncoder
+from ocvtp_kernels.vlm.group_encoder import GroupEncoder, by_image
 from ocvtp_kernels.vlm.handle import CallRecord, Handle, Options
 from ocvtp_kernels.vlm.intercept import Intercepts, watch_layer
 from ocvtp_kernels.vlm.layer_call import language_model_of
@@ -58,7 +58,9 @@ class TileGroup:
 
     ids: Tensor
 
-    def __init__(self, images: list[int], starts: list[int], tiles: int, size: int, budget: int):
+    def __init__(
+        self, images: list[int], starts: list[int], tiles: int, size: int, budget: int
+    ) -> None:
         self.images, self._starts, self._tiles = images, starts, tiles
         self.num_kept, self.is_pruned = min(size, budget), size > budget
 
@@ -142,15 +144,12 @@ class TileEncoder(GroupEncoder):
             for count, images in alike.items()
         ]
         groups.sort(key=lambda group: not group.is_pruned)
-        parts = self.run(inner, arguments, self.tower(inner), pixels, groups, record)
-        ids, features = dict[int, Tensor](), dict[int, Tensor]()
-        for group, part in zip(groups, parts, strict=True):
-            features |= zip(group.images, part.unbind(), strict=True)
+        features = self.run(inner, arguments, self.tower(inner), pixels, groups, record)
+        for group in groups:
             if not group.is_pruned:
-                group.ids = torch.arange(group.num_kept, device=pixels.device).repeat(len(part), 1)
-            ids |= zip(group.images, group.ids.unbind(), strict=True)
-        order = range(len(tiles))
-        return [ids[image] for image in order], [features[image] for image in order]
+                ids = torch.arange(group.num_kept, device=pixels.device)
+                group.ids = ids.repeat(len(group.images), 1)
+        return by_image(groups, [group.ids for group in groups]), by_image(groups, features)
 
 
 class GivenTiles(NamedTuple):
@@ -169,19 +168,18 @@ class GivenTiles(NamedTuple):
     def encode(self, images: list[int], record: CallRecord) -> tuple[list[Tensor], Any]:
         tiles = [self.tiles[image] for image in images]
         pixels, arguments = self.encoder.take_tiles(self.inner, self.given)
-        if len(pixels) == sum(self.tiles):
-            parts = {"": pixels} | arguments
-            of_images = {name: part.split(self.tiles) for name, part in parts.items()}
-            chosen = {
-                name: torch.cat([split[image] for image in images])
-                for name, split in of_images.items()
-            }
-            pixels, arguments = chosen.pop(""), chosen
-        elif len(pixels) != sum(tiles):
+        if len(pixels) not in (sum(tiles), sum(self.tiles)):
             raise ValueError(
                 f"pixel_values: expected the {sum(self.tiles)} tiles of the images in input_ids, "
                 f"got {len(pixels)}"
             )
+        if len(pixels) > sum(tiles):
+
+            def take(part: Tensor) -> Tensor:
+                of_images = part.split(self.tiles)
+                return torch.cat([of_images[image] for image in images])
+
+            pixels, arguments = take(pixels), {key: take(part) for key, part in arguments.items()}
         ids, kept = self.encoder.encode(self.inner, pixels, tiles, record, **arguments)
         record.finish(ids)
         return ids, _as_output(kept)

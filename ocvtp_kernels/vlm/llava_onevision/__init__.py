@@ -18,7 +18,7 @@ from torch import Tensor
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.selectors.interface import Selector, SelectorInputs
 from ocvtp_kernels.vlm.family import Family, ImageReference, InDecoder, WatchReference
-from ocvtp_kernels.vlm.group_encoder import ImageGroup
+from ocvtp_kernels.vlm.group_encoder import ImageGroup, by_image
 from ocvtp_kernels.vlm.handle import CallRecord, Handle, Options
 from ocvtp_kernels.vlm.intercept import Intercepts, watch_layer
 from ocvtp_kernels.vlm.llava import resolve_reference
@@ -29,7 +29,7 @@ from ocvtp_kernels.vlm.llava_next import (
     require_patches,
     take_crops,
 )
-from ocvtp_kernels.vlm.llava_next.layout import CPU, Layout, PackedGroup, keep_counts
+from ocvtp_kernels.vlm.llava_next.layout import CPU, Layout, keep_counts
 from ocvtp_kernels.vlm.llava_onevision.layout import (
     InterpolatedGroup,
     OnevisionLayouts,
@@ -192,14 +192,6 @@ def read_call(inner: Any, given: dict[str, Any]) -> Images:
     strategy = read_setting(inner, given, "vision_feature_select_strategy")
     require_patches(Tower.of(inner.vision_tower), strategy)
     return read_images(given)
-
-
-def by_image(groups: Sequence[PackedGroup], parts: Sequence[Tensor]) -> list[Tensor]:
-    """The rows of all groups' ``[G, ...]``, in the order of the call's images."""
-    rows: dict[int, Tensor] = {}
-    for group, part in zip(groups, parts, strict=True):
-        rows |= zip(group.images, part.unbind(), strict=True)
-    return [rows[image] for image in sorted(rows)]
 
 
 def find_reference(inner: Any, layer: int | None, selectors: Sequence[Selector]) -> WatchReference:
