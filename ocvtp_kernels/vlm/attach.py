@@ -33,8 +33,8 @@ def attach(
 
     Args:
         model: a model of transformers, of a family in ``docs/vlm.md``: LLaVA-1.5, LLaVA-NeXT,
-            LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, Idefics3, SmolVLM. It may be
-            called from several threads.
+            LLaVA-OneVision, Gemma 3, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, Idefics3, SmolVLM. It
+            may be called from several threads.
         processor: the model's own.
         pruner: an `OCPruner`, or any `Selector` (`make_selector` makes one by its name). A pruner
             that is not frozen stays unchanged, and a frozen copy of it runs, which follows moving,

@@ -108,6 +108,11 @@ class PlaceholderPruning(GroupEncoder):
             positions.tell_places(features, positions.whole_places(features))
         return output
 
+    def run(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """See `GroupEncoder.run`."""
+        with positions.apart():
+            return super().run(*args, **kwargs)
+
     def plan_merges(
         self, inner: Any, given: dict[str, Any], tower: Tower, pixels: Tensor
     ) -> Sequence[int]:

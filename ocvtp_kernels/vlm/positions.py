@@ -6,7 +6,8 @@ the beginning of another sample, packed into the same row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -58,6 +59,16 @@ def tell_places(features: Sequence[Tensor], places: Sequence[Places]) -> None:
     encoded = _ENCODED.get()
     if encoded is not None:
         encoded += places
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Keeps places told within the block, where selectors may ask other models, from the call."""
+    token = _ENCODED.set(None)
+    try:
+        yield
+    finally:
+        _ENCODED.reset(token)
 
 
 def whole_places(features: Sequence[Tensor]) -> list[Places]:

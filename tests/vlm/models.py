@@ -60,6 +60,15 @@ def make_text_config(**changes: Any) -> Any:
     )
 
 
+def make_qwen2_config(**changes: Any) -> Any:
+    """A Qwen2 of the same sizes, without an end token: answers of the tests have one length."""
+    sizes = make_text_config(eos_token_id=None).to_dict()
+    names = [*("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")]
+    names += ["num_key_value_heads", "vocab_size", "max_position_embeddings"]
+    names += ["pad_token_id", "bos_token_id", "eos_token_id"]
+    return transformers.Qwen2Config(**{name: sizes[name] for name in names} | changes)
+
+
 def make_vision_config(kind: str = "clip", **changes: Any) -> Any:
     """The config of a CLIP, SigLIP, DINOv2 or DINOv2-with-registers tower."""
     sizes: dict[str, Any] = {

@@ -16,22 +16,12 @@ VIDEO_ID = 63
 LIMIT = "anyres_max_2"
 
 
-def make_text_config(**changes: Any) -> Any:
-    """A Qwen2 of the sizes of the other models here."""
-    # No end token: answers of the tests have one length.
-    settings = models.make_text_config(eos_token_id=None).to_dict()
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    names += ("num_key_value_heads", "vocab_size", "max_position_embeddings")
-    names += ("pad_token_id", "bos_token_id", "eos_token_id")
-    return transformers.Qwen2Config(**{name: settings[name] for name in names} | changes)
-
-
 def make_onevision(seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
     config = transformers.LlavaOnevisionConfig(
         **{
             "vision_config": models.make_vision_config("siglip", vision_use_head=False),
-            "text_config": make_text_config(),
+            "text_config": models.make_qwen2_config(),
             "image_token_index": models.IMAGE_ID,
             "video_token_index": VIDEO_ID,
             "image_grid_pinpoints": PINPOINTS,

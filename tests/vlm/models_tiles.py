@@ -15,20 +15,6 @@ UNITS = models.NUM_PATCHES // MERGE**2
 INTERNVL = [*models.SPECIAL, "<img>", "</img>", "<video>"]
 
 
-def make_qwen2_text(**changes: Any) -> Any:
-    """Sizes as of `models.make_text_config`, without an end token."""
-    sizes = models.make_text_config(eos_token_id=None).to_dict()
-    names: tuple[str, ...] = (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-    )
-    names += ("num_key_value_heads", "vocab_size", "max_position_embeddings", "pad_token_id")
-    kept = {name: sizes[name] for name in names}
-    return transformers.Qwen2Config(**kept | {"bos_token_id": None, "eos_token_id": None} | changes)
-
-
 def make_internvl(seed: int = 0, text: dict[str, Any] | None = None, **vision: Any) -> Any:
     """An InternVL; ``text`` and ``vision`` are changes of the two configs."""
     torch.manual_seed(seed)
@@ -43,7 +29,7 @@ def make_internvl(seed: int = 0, text: dict[str, Any] | None = None, **vision: A
     }
     config = transformers.InternVLConfig(
         vision_config=transformers.InternVLVisionConfig(**sizes | vision),
-        text_config=make_qwen2_text(**text or {}),
+        text_config=models.make_qwen2_config(**text or {}),
         image_token_id=models.IMAGE_ID,
         image_seq_length=UNITS,
         tie_word_embeddings=False,

@@ -161,7 +161,9 @@ def test_what_does_not_fit_is_refused(processor: Any) -> None:
             with pytest.raises(ValueError, match=r"^pixel_values: expected the 5 tiles of the im"):
                 model(**batch | {"pixel_values": batch["pixel_values"][:4]})
             cut = {name: batch[name][:, 2:] for name in ("input_ids", "attention_mask")}
-            with pytest.raises(ValueError, match=r"^input_ids: expected images of whole tiles of 4"):
+            with pytest.raises(
+                ValueError, match=r"^input_ids: expected images of whole tiles of 4"
+            ):
                 model(**batch | cut)
 
 

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from tests.vlm.families import REFERENCE_LAYER, TEXT_LAYERS, Entry, Row, Seen, largest
 from tests.vlm.families._llava import BANNED, FIELDS, Photo, lay, logits_of
-from tests.vlm.models import IMAGE_ID, make_photo
+from tests.vlm.models import IMAGE_ID, make_photo, make_qwen2_config
 from tests.vlm.models_onevision import (
     VIDEO_ID,
     make_onevision,
     make_onevision_processor,
-    make_text_config,
 )
 from tests.vlm.next_by_hand import PATCHES, PHOTOS, grid_by_hand
 
@@ -99,7 +98,7 @@ def look(model: Any, photo: Image.Image, layer: int) -> tuple[Tensor, Tensor]:
 ENTRY = Entry(
     name="llava_onevision",
     make_model=partial(
-        make_onevision, seed=1, text_config=make_text_config(num_hidden_layers=TEXT_LAYERS)
+        make_onevision, seed=1, text_config=make_qwen2_config(num_hidden_layers=TEXT_LAYERS)
     ),
     make_processor=make_onevision_processor,
     make_photo=lambda number: make_photo(number, PHOTOS[NUMBERS[number % 4]][:2]),
@@ -112,5 +111,5 @@ ENTRY = Entry(
     see=see,
     look=look,
     logits=logits_of,
-    make_deep=lambda depth: make_onevision(text_config=make_text_config(num_hidden_layers=depth)),
+    make_deep=lambda depth: make_onevision(text_config=make_qwen2_config(num_hidden_layers=depth)),
 )

@@ -139,6 +139,7 @@ def test_what_others_change_later_counts_and_stays(entry: Entry) -> None:
     assert torch.equal(answers(entry, again, processor, rows), whole)
 
 
+@torch.no_grad()
 def test_a_selector_that_asks_another_model(entry: Entry, made: Any) -> None:
     other, theirs = entry.make_model(), entry.make_processor()
     model, processor = made
@@ -155,6 +156,11 @@ def test_a_selector_that_asks_another_model(entry: Entry, made: Any) -> None:
         with attach(model, processor, Asks(), BUDGET):
             output = generate(entry, model, process(processor, rows), **DETAILS)
             check_answers(entry, model, output, rows)
+            # Here forward encodes the photos by itself.
+            [alone] = entry.rows(TEXTS[:1])
+            logits = model(**process(processor, [alone])).logits[0, -1]
+            by_hand = entry.logits(model, entry.see(model, alone, BUDGET).line)[-1]
+            torch.testing.assert_close(logits, by_hand, **CLOSE)
     assert found and all(torch.equal(tokens, expected) for tokens in found)
 
 
