@@ -31,7 +31,11 @@ from ocvtp_kernels.selectors.at_random import RandomSelector
 from ocvtp_kernels.selectors.interface import SelectorInputs, run_selector
 from ocvtp_kernels.vlm.attach import attach
 from ocvtp_kernels.vlm.columns.tower import UnitTower
+from ocvtp_kernels.vlm.units import average_units
+from tests.vlm.families import entries, process
+from tests.vlm.models import NUM_PATCHES, WIDTH
 from tests.vlm.models_qwen import NAMES, PHOTO, make_batch, make_model, make_photo
+from tests.vlm.models_tiles import MERGE
 
 BUDGET = 5
 # Of TINY's sizes: with few patches most of a call is host time.
@@ -109,10 +113,34 @@ def columns(name: str) -> Pair:
     return Pair(attached, by_hand)
 
 
+def tiles(name: str) -> Pair:
+    """As `columns`, of a photo in tiles."""
+    entry = entries()[name]
+    (model, plain), selector = (entry.make_model(), entry.make_model()), RandomSelector(0)
+    processor, [row] = entry.make_processor(), entry.rows(["{} what is this ?"])
+    batch, settings = process(processor, [row]), {"max_new_tokens": 1, "do_sample": False}
+    attach(model, processor, selector, BUDGET)
+    prompt = batch["input_ids"].shape[1]
+    states = torch.randn(len(batch["pixel_values"].flatten(0, -4)), NUM_PATCHES, WIDTH)
+
+    def attached() -> Tensor:
+        output: Tensor = model.generate(**batch, **settings)
+        return output[:, :prompt].float()
+
+    def by_hand() -> Tensor:
+        reference = average_units(states, MERGE).flatten(0, 1)[None]
+        run_selector(selector, SelectorInputs(reference, reference), BUDGET)
+        output: Tensor = plain.generate(**batch, **settings)
+        return output[:, :prompt].float()
+
+    return Pair(attached, by_hand)
+
+
 PAIRS: dict[tuple[str, str], Callable[[], Pair]] = {
     ("llava", "get_image_features"): partial(llava, TINY),
     ("llava_next", "get_image_features"): partial(llava, TINY_NEXT),
     **{(name, "generate"): partial(columns, name) for name in NAMES},
+    **{(name, "generate"): partial(tiles, name) for name in ("internvl", "idefics3")},
 }
 
 

@@ -24,7 +24,6 @@ class TowerType(NamedTuple):
     has_cls: bool
     attention: tuple[str, ...]  # paths of the module with the projections, newest version first
     rows: bool  # whether a layer can be computed for some rows alone (see `_rows_forward`)
-    norm: str  # path of the norm behind the layers
     has_registers: bool = False
 
     def count_prefix(self, config: Any) -> int:
@@ -32,12 +31,10 @@ class TowerType(NamedTuple):
         return int(self.has_cls) + int(config.num_register_tokens if self.has_registers else 0)
 
 
-_DINOV2 = TowerType("encoder.layer", True, ("attention", "attention.attention"), False, "layernorm")
+_DINOV2 = TowerType("encoder.layer", True, ("attention", "attention.attention"), False)
 _TOWER_TYPES = {
-    "clip_vision_model": TowerType("encoder.layers", True, ("self_attn",), True, "post_layernorm"),
-    "siglip_vision_model": TowerType(
-        "encoder.layers", False, ("self_attn",), True, "post_layernorm"
-    ),
+    "clip_vision_model": TowerType("encoder.layers", True, ("self_attn",), True),
+    "siglip_vision_model": TowerType("encoder.layers", False, ("self_attn",), True),
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2._replace(has_registers=True),
 }
@@ -63,9 +60,9 @@ class Tower:
         config: Any = _config_of(module)
         self.config = config
         # Early releases of transformers 5 hold CLIP's layers one level deeper, vLLM still does.
-        self._inner: Any = getattr(module, "vision_model", module)
+        inner: Any = getattr(module, "vision_model", module)
         # A list: slices of a ModuleList are modules, slow to make.
-        self.layers: list[nn.Module] = list(self._inner.get_submodule(tower_type.layers))
+        self.layers: list[nn.Module] = list(inner.get_submodule(tower_type.layers))
         self.num_prefix = tower_type.count_prefix(config)
         self.patch_size = _read_pair(config.patch_size)
         self._type = tower_type
@@ -145,8 +142,8 @@ class Tower:
                 runs (see `can_compute_rows`), which then computes queries, projection and MLP for
                 these tokens alone.
             num_dropped: tokens left out at the front; the prefix tokens if None.
-            normed: whether final tokens are behind the norm that follows the last layer, as the
-                tower's own output is.
+            normed: whether the final tokens are the tower's own output, behind the norm that
+                follows its last layer, which ``final_layer`` has to be.
             skip_unused_layers: whether layers behind the last one used do not run, which changes
                 no bit.
             kwargs: passed on to the tower.
@@ -168,7 +165,7 @@ class Tower:
         if skip_unused_layers:
             for layer in self.layers[max(deepest, reference_layer + 1) :]:
                 intercepts.replace(layer, _pass_through)
-        for index in {reference_layer + 1, *finals}:
+        for index in {reference_layer + 1, *(() if normed else finals)}:
             self._store_state(intercepts, states, index)
         if on_reference_tokens is not None:
             intercepts.watch(
@@ -188,17 +185,17 @@ class Tower:
             layer = self.layers[deepest - 1]
             intercepts.replace(layer, self._rows_forward(layer, row_ids, dropped))
         with intercepts.active():
-            self.module(pixel_values, **kwargs)
+            output = self.module(pixel_values, **kwargs)
+        # A tower of vLLM returns the tensor.
+        own = getattr(output, "last_hidden_state", output)
+        ends = [own] if normed else [states[index] for index in finals]
         skip = 0 if row_ids is not None else dropped
-        final_tokens = [states[index][:, skip:] for index in finals]
-        if normed:
-            norm = self._inner.get_submodule(self._type.norm)
-            final_tokens = [norm(tokens) for tokens in final_tokens]
+        final_tokens = [end[:, skip:] for end in ends]
         optional = {} if deep is None else self._attention_fields(deep, fields, dropped)
         if shallow is not None:
             optional["shallow_importance"] = shallow.received("meanq")[:, dropped:]
         if "cls_token" in fields and self._type.has_cls:
-            optional["cls_token"] = states[finals[0]][:, 0]
+            optional["cls_token"] = ends[0][:, 0]
         if "grid" in fields and dropped == self.num_prefix:
             optional["grid"] = self.read_grid(pixel_values)
         return SelectorInputs(

@@ -7,24 +7,18 @@ from torch import Tensor
 from ocvtp_kernels.selectors.interface import SelectorInputs
 
 
-def to_units(tokens: Tensor, merge: int) -> Tensor:
-    """Square grids of patches ``[B, N, ...]`` as units ``[B, N / merge^2, merge^2, ...]``.
-
-    Units, and patches within a unit, are row by row: pixel shuffle joins them in this order.
-    """
-    side = int(tokens.shape[1] ** 0.5)
-    grid = tokens.unflatten(1, (side // merge, merge, side // merge, merge))
-    return grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
 def average_units(tokens: Tensor, merge: int) -> Tensor:
     """The mean of the patches of each unit: ``[B, N, ...]`` to ``[B, N / merge^2, ...]``."""
-    return to_units(tokens, merge).mean(2)
+    return _to_grid(tokens, merge).mean((2, 4)).flatten(1, 2)
 
 
 def join_units(tokens: Tensor, merge: int) -> Tensor:
-    """The patches of each unit side by side, ``[B, N, C]`` to ``[B, N / merge^2, merge^2 * C]``."""
-    return to_units(tokens, merge).flatten(2)
+    """The patches of each unit side by side, ``[B, N, C]`` to ``[B, N / merge^2, merge^2 * C]``.
+
+    Units, and patches within a unit, are row by row, as pixel shuffle joins them.
+    """
+    units = _to_grid(tokens, merge).transpose(2, 3)
+    return units.reshape(len(tokens), -1, merge**2 * tokens.shape[2])
 
 
 def as_units(inputs: SelectorInputs, merge: int, joins: bool) -> SelectorInputs:
@@ -42,3 +36,9 @@ def as_units(inputs: SelectorInputs, merge: int, joins: bool) -> SelectorInputs:
         rows, columns = inputs.grid
         units = units._replace(grid=(rows // merge, columns // merge))
     return units
+
+
+def _to_grid(tokens: Tensor, merge: int) -> Tensor:
+    """Square grids of patches ``[B, N, ...]`` as ``[B, rows, merge, columns, merge, ...]``."""
+    side = int(tokens.shape[1] ** 0.5) // merge
+    return tokens.reshape(len(tokens), side, merge, side, merge, *tokens.shape[2:])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ocvtp_kernels.ops.argmax_gather import gather_tokens
 from ocvtp_kernels.selectors.interface import Selected, Selector, SelectorInputs
@@ -41,9 +42,9 @@ def find_runs(is_image: Tensor) -> list[Run]:
     Args:
         is_image: bool ``[B, L]``.
     """
-    edges = torch.nn.functional.pad(is_image.cpu().int(), (1, 1)).diff()
-    starts, ends = ((edges == step).nonzero().tolist() for step in (1, -1))
-    pairs = zip(starts, ends, strict=True)
+    # Where a run begins or ends, in turns.
+    edges = pad(is_image.cpu().int(), (1, 1)).diff().nonzero().tolist()
+    pairs = zip(edges[::2], edges[1::2], strict=True)
     return [Run(row, start, end - start) for (row, start), (_, end) in pairs]
 
 
@@ -66,8 +67,12 @@ class TileGroup:
 
     def take(self, tokens: Tensor) -> Tensor:
         """See `ImageGroup`; ``tokens`` are those of all tiles of the call, ``[P, M, ...]``."""
-        images = [tokens[start : start + self._tiles].flatten(0, 1) for start in self._starts]
-        rows = images[0].unsqueeze(0) if len(images) == 1 else torch.stack(images)
+        count = len(self.images)
+        if count * self._tiles == len(tokens):
+            rows = tokens.reshape(count, -1, *tokens.shape[2:])
+        else:
+            images = [tokens[start : start + self._tiles] for start in self._starts]
+            rows = torch.stack(images).flatten(1, 2)
         return gather_tokens(rows, self.ids) if hasattr(self, "ids") else rows
 
     def keep(self, selected: Selected) -> None:
@@ -115,13 +120,12 @@ class TileEncoder(GroupEncoder):
 
     def read(self, model: Any, input_ids: Tensor, given: dict[str, Any]) -> GivenTiles:
         """See `ImageEncoder`; waits for the device."""
-        if given.get("pixel_values") is None:
-            return GivenTiles(self, model.model, given, [], 0)
-        inner = model.model
-        units = self.tiles.count_units(inner, given["pixel_values"])
-        return GivenTiles(
-            self, inner, given, self.tiles.count_tiles(inner, input_ids, units), units
-        )
+        inner, pixels = model.model, given.get("pixel_values")
+        if pixels is None:
+            return GivenTiles(self, inner, given, [], 0)
+        units = self.tiles.count_units(inner, pixels)
+        tiles = self.tiles.count_tiles(inner, input_ids, units)
+        return GivenTiles(self, inner, given, tiles, units)
 
     def encode(
         self, inner: Any, pixels: Tensor, tiles: list[int], record: CallRecord, **arguments: Any
@@ -135,7 +139,8 @@ class TileEncoder(GroupEncoder):
             record: of the call.
             arguments: of the tower.
         """
-        units = self.tiles.count_units(inner, pixels)
+        tower = self.tower(inner)
+        units = tower.count_patches(pixels) // self._merge**2
         alike: dict[int, list[int]] = {}
         for image, count in enumerate(tiles):
             alike.setdefault(count, []).append(image)
@@ -144,7 +149,7 @@ class TileEncoder(GroupEncoder):
             for count, images in alike.items()
         ]
         groups.sort(key=lambda group: not group.is_pruned)
-        features = self.run(inner, arguments, self.tower(inner), pixels, groups, record)
+        features = self.run(inner, arguments, tower, pixels, groups, record)
         for group in groups:
             if not group.is_pruned:
                 ids = torch.arange(group.num_kept, device=pixels.device)

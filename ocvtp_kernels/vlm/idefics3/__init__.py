@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 # A SigLIP whose layers take a mask.
-TOWER = TowerType("encoder.layers", False, ("self_attn",), rows=False, norm="post_layernorm")
+TOWER = TowerType("encoder.layers", False, ("self_attn",), rows=False)
 
 
 class Idefics3Encoder(TileEncoder):
@@ -43,13 +43,17 @@ class Idefics3Encoder(TileEncoder):
         Rows of ``pixel_values`` have tiles of zeros behind their own.
         """
         pixels = given["pixel_values"].to(inner.dtype).flatten(0, 1)
-        is_tile = (pixels != 0).flatten(1).any(1)
         mask = given.get("pixel_attention_mask")
-        if mask is None:
-            return pixels[is_tile], {}
+        mask = None if mask is None else mask.flatten(0, 1)
+        is_tile = pixels.flatten(1).any(1)
+        if not is_tile.all():
+            pixels, mask = pixels[is_tile], None if mask is None else mask[is_tile]
+        # Of whole tiles the tower makes its own.
+        if mask is None or mask.all():
+            return pixels, {}
         high, wide = self.tower(inner).patch_size
-        patches = mask.flatten(0, 1)[is_tile].unfold(1, high, high).unfold(2, wide, wide)
-        return pixels[is_tile], {"patch_attention_mask": patches.flatten(3).any(3)}
+        patches = mask.unfold(1, high, high).unfold(2, wide, wide)
+        return pixels, {"patch_attention_mask": patches.flatten(3).any(3)}
 
     def project(self, inner: Any, tokens: Tensor, record: CallRecord) -> Tensor:
         # Every unit as a tile of its own, which the connector's pixel shuffle leaves as it is.
@@ -66,13 +70,14 @@ def describe(inner: Any) -> tuple[Tower, int]:
 def count_tiles(tag: list[int], inner: Any, input_ids: Tensor, units: int) -> list[int]:
     """See `Tiles.count_tiles`; the tokens ``tag`` come before the whole image, the last tile."""
     tokens = input_ids.cpu()
+    ids: list[list[int]] = tokens.tolist()
     runs = find_runs(tokens == inner.config.image_token_id)
     counts, tiles = list[int](), 0
     for index, (row, start, length) in enumerate(runs):
         if length != units:
             raise ValueError(f"input_ids: expected tiles of {units} placeholders, got {length}")
         tiles += 1
-        if tokens[row, max(start - len(tag), 0) : start].tolist() == tag:
+        if ids[row][max(start - len(tag), 0) : start] == tag:
             counts.append(tiles)
             tiles = 0
         elif index + 1 == len(runs) or runs[index + 1].row != row:

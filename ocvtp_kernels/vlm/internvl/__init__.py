@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ocvtp_kernels.vlm.tower_encoder import TowerEncoder
 
 
-TOWER = TowerType("encoder.layer", True, ("attention",), rows=False, norm="layernorm")
+TOWER = TowerType("encoder.layer", True, ("attention",), rows=False)
 
 
 class InternVLEncoder(TileEncoder):

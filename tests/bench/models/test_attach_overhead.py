@@ -11,17 +11,12 @@ from bench.models import attach_overhead as attach
 from bench.models.attach_overhead import PAIRS, Pair
 from bench.results import Times, Versus, read_results
 from tests.bench.suites import run_suite
-from tests.vlm.models_qwen import NAMES, needs_encoded_images
+from tests.vlm.families import entries
 
 
 @pytest.mark.parametrize(
     "pair",
-    [
-        pytest.param(
-            PAIRS[one], id=one[0], marks=needs_encoded_images(one[0]) if one[0] in NAMES else ()
-        )
-        for one in PAIRS
-    ],
+    [pytest.param(PAIRS[one], id=one[0], marks=entries()[one[0]].marks) for one in PAIRS],
 )
 def test_host_time_of_attaching_is_measured(
     pair: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch
