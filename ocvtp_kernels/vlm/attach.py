@@ -28,13 +28,13 @@ def attach(
 ) -> Handle:
     """Makes a vision-language model keep ``budget`` tokens of every image.
 
-    The processor writes as many placeholders; use both together. An image with fewer tokens than
+    The processor may write as many placeholders; use both together. An image with fewer tokens than
     the budget keeps all of them, bitwise as the model alone.
 
     Args:
         model: a model of transformers, of a family in ``docs/vlm.md``: LLaVA-1.5, LLaVA-NeXT,
-            LLaVA-OneVision, Gemma 3, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, Idefics3, SmolVLM. It
-            may be called from several threads.
+            LLaVA-OneVision, Gemma 3, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, InternVL, Idefics3,
+            SmolVLM. It may be called from several threads.
         processor: the model's own.
         pruner: an `OCPruner`, or any `Selector` (`make_selector` makes one by its name). A pruner
             that is not frozen stays unchanged, and a frozen copy of it runs, which follows moving,
@@ -51,10 +51,10 @@ def attach(
         savings: whether the encoder computes only what the kept tokens need.
         overlap: whether, on CUDA, the pruner runs on a side stream, in parallel to the encoder
             layers behind the reference layer.
-        positions: where LLaVA's language model has the tokens: "original", as in the whole prompt,
-            dropped tokens leaving gaps, or "consecutive", as the published pruners have them.
-            "original" if None, where its positions are rotary ones. The other families know the
-            original ones alone.
+        positions: where the language model of a LLaVA or a Gemma 3 has the tokens: "original", as
+            in the whole prompt, dropped tokens leaving gaps, or "consecutive", as the published
+            pruners have them. "original" if None, where its positions are rotary ones. The other
+            families know the original ones alone.
 
     Returns:
         The handle: ``last`` has the ids that the latest call kept, ``remove()`` restores the model
