@@ -46,9 +46,9 @@ def lay(model: Any, text: str, photos: Sequence[Photo], start: int) -> Line:
     return Line(torch.cat(embeddings), torch.tensor(positions).expand(3, -1), tokens, [], start)
 
 
-def logits_of(model: Any, line: Line) -> Tensor:
-    """``[L, vocabulary]``, without a cache."""
-    hidden = model.model.language_model(
+def logits_of(model: Any, line: Line, text: str = "language_model") -> Tensor:
+    """``[L, vocabulary]``, without a cache; ``text`` is where the language model is."""
+    hidden = getattr(model.model, text)(
         inputs_embeds=line.embeddings[None],
         # Without a mask gaps in the positions would be taken for other samples.
         attention_mask=torch.ones(1, len(line.tokens), dtype=torch.int64),

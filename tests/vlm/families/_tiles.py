@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,20 +68,3 @@ def lay(
     places = torch.tensor(positions).expand(3, -1)
     line = Line(torch.cat(embeddings), places, kept, [], start + len(tokens))
     return Seen(line, kept_ids)
-
-
-def make_logits(find: Callable[[Any], Any]) -> Callable[[Any, Line], Tensor]:
-    """See `Entry.logits`, of the language model that ``find`` finds in the inner model."""
-
-    def logits_of(model: Any, line: Line) -> Tensor:
-        hidden = find(model.model)(
-            inputs_embeds=line.embeddings[None],
-            # Without a mask gaps in the positions would be taken for other samples.
-            attention_mask=torch.ones(1, len(line.tokens), dtype=torch.int64),
-            position_ids=line.positions[:1],
-            use_cache=False,
-        ).last_hidden_state
-        logits: Tensor = model.lm_head(hidden[0])
-        return logits
-
-    return logits_of

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import cache, partial
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tests.vlm.families import REFERENCE_LAYER, TEXT_LAYERS, Entry, Row, Seen, process
-from tests.vlm.families._tiles import FIELDS, lay, make_logits, mean_units
+from tests.vlm.families._llava import logits_of
+from tests.vlm.families._tiles import FIELDS, lay, mean_units
 from tests.vlm.models import IMAGE_ID, make_photo
 from tests.vlm.models_qwen import needs_encoded_images_of
 from tests.vlm.models_tiles import IDEFICS3, make_idefics3, make_idefics3_processor
@@ -68,7 +68,7 @@ def make_entry(name: str, special: tuple[str, ...] = (), like: str = "", **chang
         look=look,
         make_deep=lambda depth: make_idefics3(name, text={"num_hidden_layers": depth}),
         text="text_model",
-        logits=make_logits(attrgetter("text_model")),
+        logits=partial(logits_of, text="text_model"),
         whole_prompt=True,
         like=like,
         marks=(needs_encoded_images_of(IDEFICS3[name]),),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import cache, partial
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tests.vlm.families import REFERENCE_LAYER, TEXT_LAYERS, Entry, Row, Seen, process
-from tests.vlm.families._tiles import FIELDS, SIZES, lay, make_logits, mean_units
+from tests.vlm.families._llava import logits_of
+from tests.vlm.families._tiles import FIELDS, SIZES, lay, mean_units
 from tests.vlm.models import IMAGE_ID, make_photo
 from tests.vlm.models_qwen import needs_encoded_images_of
 from tests.vlm.models_tiles import make_internvl, make_internvl_processor
@@ -49,7 +49,7 @@ ENTRY = Entry(
     see=see,
     look=look,
     make_deep=lambda depth: make_internvl(text={"num_hidden_layers": depth}),
-    logits=make_logits(attrgetter("language_model")),
+    logits=logits_of,
     whole_prompt=True,
     marks=(needs_encoded_images_of("InternVL"),),
 )
