@@ -17,6 +17,10 @@ ARCHITECTURES = {
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "qwen3_vl",
     "Qwen3VLMoeForConditionalGeneration": "qwen3_vl",
+    "Qwen3_5ForConditionalGeneration": "qwen3_5",
+    "Qwen3_5MoeForConditionalGeneration": "qwen3_5",
+    "LlavaOnevisionForConditionalGeneration": "llava_onevision",
+    "InternVLForConditionalGeneration": "internvl",
 }
 # Of the architectures that only this plug-in has: without it vLLM refuses to start on them.
 PREFIX = "Ocvtp"
@@ -40,9 +44,11 @@ def register() -> None:
     is_tried = tuple(int(part) for part in re.findall(r"\d+", vllm.__version__)[:2]) in TRIED
     for architecture, module in ARCHITECTURES.items():
         pruned = f"{__name__}.{module}:{PREFIX}{architecture}"
+        # What vLLM itself does to a config stays; it does so for models of M-RoPE alone.
+        config = MODELS_CONFIG_MAP.get(architecture, PositionsConfig)
         for name in (PREFIX + architecture, *([architecture] if is_tried else [])):
             vllm.ModelRegistry.register_model(name, pruned)
-            MODELS_CONFIG_MAP[name] = PositionsConfig
+            MODELS_CONFIG_MAP[name] = config
     if is_tried:
         from ocvtp_kernels.serving.vllm.cpu_runner import mend_cpu_runner
 

@@ -8,7 +8,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 
 class PositionsConfig(VerifyAndUpdateConfig):
-    """Makes vLLM ask a LLaVA where tokens stand, if kept ones stand at original positions."""
+    """Makes vLLM ask a model where tokens stand, if kept ones stand at original positions."""
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:

@@ -22,12 +22,14 @@ from ocvtp_kernels.vlm.llava_next import LlavaNextPlaceholders, LlavaNextPruning
 from ocvtp_kernels.vlm.llava_next.layout import Layout, Layouts, keep_counts
 
 
-class Info(PrunedInfo, base.LlavaNextProcessingInfo):
-    """vLLM's, with `PrunedInfo`."""
+class CropInfo(PrunedInfo):
+    """As `PrunedInfo`, of images in crops."""
+
+    make_layouts: type[Layouts] = Layouts
 
     @cached_property
     def _layouts(self) -> Layouts:
-        return Layouts(self.get_hf_config())
+        return self.make_layouts(self.get_hf_config())  # type: ignore[attr-defined]
 
     def count_kept(self, count: int, budget: int, **image: Any) -> int:
         """What is kept of an image, newlines included; of a whole one vLLM's own count."""
@@ -36,13 +38,17 @@ class Info(PrunedInfo, base.LlavaNextProcessingInfo):
         kept = keep_counts(layout, budget, self.ocvtp.newlines)
         return count if kept.whole else kept.placeholders
 
+
+class Info(CropInfo, base.LlavaNextProcessingInfo):
+    """vLLM's, with `CropInfo`."""
+
     def get_image_size_with_most_features(self) -> Any:
         """The size of the most crops, though all sizes may keep as many tokens."""
         return base.LlavaNextProcessingInfo(self.ctx).get_image_size_with_most_features()
 
 
-class Processor(NarrowProcessor, base.LlavaNextMultiModalProcessor):
-    """vLLM's, with `NarrowProcessor`."""
+class CropProcessor(NarrowProcessor):
+    """As `NarrowProcessor`, of images in crops."""
 
     def _fewer_placeholders(
         self, mm_items: Any, placeholders: Callable[[int], list[int]], budget: int
@@ -56,28 +62,35 @@ class Processor(NarrowProcessor, base.LlavaNextMultiModalProcessor):
         return fewer
 
 
+class Processor(CropProcessor, base.LlavaNextMultiModalProcessor):
+    """vLLM's, with `CropProcessor`."""
+
+
 class _Pruning(ServedTowerPruning, LlavaNextPruning):
     pass
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Processor, info=Info, dummy_inputs=base.LlavaDummyInputsBuilder
-)
-class OcvtpLlavaNextForConditionalGeneration(
-    PrunedTowerModel, base.LlavaNextForConditionalGeneration
-):
-    """vLLM's, whose images are at most the budget, over all their crops."""
+class CropModel(PrunedTowerModel):
+    """As `PrunedTowerModel`, of images in crops.
+
+    Attributes:
+        make_layouts, make_plan, make_crop_pruning: the classes of the family.
+    """
+
+    make_layouts: type[Layouts] = Layouts
+    make_plan: type[LlavaNextPlaceholders] = LlavaNextPlaceholders
+    make_crop_pruning: type[LlavaNextPruning] = _Pruning
 
     def make_pruning(self, selector: Selector, budget: int, options: Options) -> LlavaNextPruning:
-        plan = LlavaNextPlaceholders(self._layouts, budget, options.newlines)
-        return _Pruning(self, selector, plan, options)
+        plan = self.make_plan(self._layouts, budget, options.newlines)
+        return self.make_crop_pruning(self, selector, plan, options)
 
     def _layout(self, image_input: Any, image: int) -> Layout:
         return self._layouts.of(read_size(image_input["image_sizes"][image]))
 
     @cached_property
     def _layouts(self) -> Layouts:
-        return Layouts(self.config)
+        return self.make_layouts(self.config)
 
     def count_tokens(self, image_input: Any) -> list[int]:
         pixels = image_input["pixel_values"]
@@ -99,3 +112,10 @@ class OcvtpLlavaNextForConditionalGeneration(
             for image in images
         ]
         return self.keep(budget, crops, image_sizes=image_input["image_sizes"][images])
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor, info=Info, dummy_inputs=base.LlavaDummyInputsBuilder
+)
+class OcvtpLlavaNextForConditionalGeneration(CropModel, base.LlavaNextForConditionalGeneration):
+    """vLLM's, whose images are at most the budget, over all their crops."""

@@ -1,6 +1,6 @@
-"""A model that vLLM asks where tokens stand: the Qwens, and LLaVA at original positions.
+"""A model that vLLM asks where tokens stand: the Qwens, and others at original positions.
 
-vLLM asks models of M-RoPE alone, so LLaVA is taken for one, whose images are one token wide.
+vLLM asks models of M-RoPE alone, so others are taken for such, whose images are one token wide.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vllm.model_executor.layers.rotary_embedding import DynamicNTKScalingRotaryEmbedding
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 
 from ocvtp_kernels.serving.vllm.model import PrunedModel
@@ -18,10 +19,12 @@ from ocvtp_kernels.serving.vllm.positions import (
     NUM_DIGITS,
     Span,
     expand_prompt,
+    longest_prompt,
     narrow_positions,
     place_tokens,
 )
 from ocvtp_kernels.serving.vllm.settings import Settings, keeps_positions
+from ocvtp_kernels.vlm.handle import Options
 
 
 class PositionedModel(PrunedModel):
@@ -81,10 +84,19 @@ class PositionedModel(PrunedModel):
         raise NotImplementedError
 
     def span_of(self, feature: Any) -> Span:
-        """The placeholders of an image or a video."""
+        """The placeholders of an image, or a video with the text between its frames."""
         offset, length = feature.mm_position.offset, feature.mm_position.length
-        is_image = feature.modality == "image"
-        return Span(offset, length, self.count_whole(feature.data) if is_image else length)
+        if feature.modality != "image":
+            return Span(offset, length, length)
+        if feature.mm_position.is_embed is not None:
+            # Tokens that are no placeholders may be around them.
+            places = feature.mm_position.is_embed.nonzero()
+            offset, length = offset + int(places[0]), len(places)
+        return Span(offset, length, self.count_whole(feature.data))
+
+    def media_ids(self) -> list[int]:
+        """The ids of placeholders."""
+        return [getattr(self.config, name) for name in self.media_tokens]
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
@@ -93,12 +105,11 @@ class PositionedModel(PrunedModel):
         if self.ocvtp is None:
             return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
         features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
-        whole = expand_prompt(input_tokens, [self.span_of(feature) for feature in features])
+        spans = [self.span_of(feature) for feature in features]
+        whole = expand_prompt(input_tokens, spans)
         moved = [
-            dataclasses.replace(
-                feature, mm_position=dataclasses.replace(feature.mm_position, offset=offset)
-            )
-            for feature, offset in zip(features, whole.offsets, strict=True)
+            _move(feature, offset - span.offset)
+            for feature, span, offset in zip(features, spans, whole.offsets, strict=True)
         ]
         positions, _ = super().get_mrope_input_positions(whole.tokens, moved)  # type: ignore[misc]
         kept = positions[:, whole.columns]
@@ -136,8 +147,7 @@ class PositionedModel(PrunedModel):
             return [], mrope_positions, following - len(input_ids)
         positions = mrope_positions.clone()
         ids = torch.as_tensor(input_ids, device=positions.device)
-        media = [getattr(self.config, name) for name in self.media_tokens]
-        is_media = torch.isin(ids, torch.tensor(media, device=ids.device))
+        is_media = torch.isin(ids, torch.tensor(self.media_ids(), device=ids.device))
         columns = is_media[num_computed_tokens:].nonzero().flatten() + num_computed_tokens
         embeddings, done = [], 0
         for features in multimodal_embeddings:
@@ -159,6 +169,24 @@ class NarrowModel:
     """
 
     supports_mrope = True
+    language_model: Any
+
+    def begin_narrow(self, settings: Settings, model_config: Any, layer: int | None) -> Options:
+        """To be called by `begin_pruning`, as `begin_positions`: the options of its encoder.
+
+        Args:
+            settings, model_config: as `begin_positions` has them.
+            layer: the reference layer.
+        """
+        self.begin_positions(settings, model_config)  # type: ignore[attr-defined]
+        keeps_positions: bool = self.keeps_positions  # type: ignore[attr-defined]
+        if keeps_positions:
+            # Of a prompt that is taken, and of the longest answer behind it.
+            room = longest_prompt(model_config) + model_config.max_model_len
+            make_room(self.language_model, room)
+        positions = "original" if keeps_positions else "consecutive"
+        # A side stream is tried on Hugging Face's models alone.
+        return Options(layer, newlines=settings.newlines, overlap=False, positions=positions)
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
@@ -187,12 +215,15 @@ def make_room(model: nn.Module, length: int) -> None:
     """Gives the rotary embeddings of a model ``length`` positions, which vLLM has in a table.
 
     Raises:
-        ValueError: an embedding depends on their number, as YaRN does.
+        ValueError: an embedding depends on their number, as YaRN's does.
     """
     for module in model.modules():
         if not isinstance(module, RotaryEmbeddingBase) or len(module.cos_sin_cache) >= length:
             continue
         table = module.cos_sin_cache
+        if isinstance(module, DynamicNTKScalingRotaryEmbedding):
+            # It scales by their ratio, which stays.
+            module.max_trained_positions *= length / module.max_position_embeddings
         module.max_position_embeddings = length
         longer = module._compute_cos_sin_cache().to(table)
         if len(longer) < length or not torch.allclose(longer[: len(table)], table):
@@ -203,6 +234,13 @@ def make_room(model: nn.Module, length: int) -> None:
         module.cos_sin_cache = longer
         if getattr(module, "cos_sin_cache_bf16", None) is not None:
             module.cos_sin_cache_bf16 = longer.to(torch.bfloat16)
+
+
+def _move(feature: Any, distance: int) -> Any:
+    """An image or a video that many tokens further behind in its prompt."""
+    position = feature.mm_position
+    moved = dataclasses.replace(position, offset=position.offset + distance)
+    return dataclasses.replace(feature, mm_position=moved)
 
 
 def _always() -> bool:

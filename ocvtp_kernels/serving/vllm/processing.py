@@ -64,17 +64,21 @@ class PrunedInfo:
         )
         if self.ocvtp is None:
             return counts
-        return {**(counts or {}), "image": self.count_most_tokens()[0]}
+        counts = counts or self.count_videos(seq_len, mm_counts)
+        return {**counts, "image": self.count_most_tokens()[0]}
 
-    @property
-    def count_arguments(self) -> dict[str, Any]:
-        """What counts take beside the size of an image."""
+    def count_videos(self, seq_len: int, mm_counts: Mapping[str, int]) -> dict[str, int]:
+        """Tokens of the longest video, by modality, where vLLM's own class counts none."""
+        return {}
+
+    def count_arguments(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What counts take beside the size of an image; ``kwargs`` are those of a request."""
         return {}
 
     def count_most_tokens(self) -> tuple[int, int]:
         """Tokens of the largest image without pruning, and those that are kept of it."""
         size = self.get_image_size_with_most_features()  # type: ignore[attr-defined]
-        image = {"image_width": size.width, "image_height": size.height} | self.count_arguments
+        image = {"image_width": size.width, "image_height": size.height} | self.count_arguments({})
         return self.count_unpruned(**image), self.get_num_image_tokens(**image)
 
 
@@ -149,7 +153,7 @@ class NarrowProcessor(PrunedProcessor):
             return output
         length, most = len(output["prompt_token_ids"]), longest_prompt(model_config)
         for index, kept in enumerate(output["mm_placeholders"].get("image", ())):
-            length += self._count_whole(inputs.mm_data_items["image"], index) - kept.length
+            length += self._count_whole(inputs, index) - kept.get_num_embeds()
         if length > most:
             raise ValueError(
                 f"ocvtp.positions: expected a prompt of at most {most} tokens with those that are "
@@ -158,10 +162,13 @@ class NarrowProcessor(PrunedProcessor):
             )
         return output
 
-    def _count_whole(self, images: Any, index: int) -> int:
+    def _count_whole(self, inputs: Any, index: int) -> int:
+        images = inputs.mm_data_items["image"]
         # One that was sent before may be a name alone.
         if images.get(index) is None:
             whole, _ = self.info.count_most_tokens()
             return int(whole)
         size = images.get_image_size(index)
-        return int(self.info.count_unpruned(image_width=size.width, image_height=size.height))
+        image = {"image_width": size.width, "image_height": size.height}
+        others = self.info.count_arguments(inputs.hf_processor_mm_kwargs)
+        return int(self.info.count_unpruned(**image, **others))

@@ -18,8 +18,8 @@ from vllm.distributed import (
 )
 
 from ocvtp_kernels.selectors.interface import Selector
-from ocvtp_kernels.serving.vllm.mrope import NarrowModel, PositionedModel, make_room
-from ocvtp_kernels.serving.vllm.positions import append_places, longest_prompt
+from ocvtp_kernels.serving.vllm.mrope import NarrowModel, PositionedModel
+from ocvtp_kernels.serving.vllm.positions import append_places
 from ocvtp_kernels.serving.vllm.settings import Settings
 from ocvtp_kernels.vlm.handle import Options
 from ocvtp_kernels.vlm.intercept import Intercepts
@@ -83,7 +83,6 @@ class PrunedTowerModel(PositionedModel, NarrowModel):
 
     tower_name = "vision_tower"
     remedy = " without ocvtp.positions='consecutive'"
-    language_model: Any
     vision_tower: Any
 
     def make_pruning(self, selector: Selector, budget: int, options: Options) -> PlaceholderPruning:
@@ -100,14 +99,7 @@ class PrunedTowerModel(PositionedModel, NarrowModel):
         layer = reference_layer(
             settings.reference_layer, self.config, ServedTower.of(self.vision_tower)
         )
-        self.begin_positions(settings, model_config)
-        if self.keeps_positions:
-            # Of a prompt that is taken, and of the longest answer behind it.
-            room = longest_prompt(model_config) + model_config.max_model_len
-            make_room(self.language_model, room)
-        positions = "original" if self.keeps_positions else "consecutive"
-        # A side stream is tried on Hugging Face's models alone.
-        options = Options(layer, newlines=settings.newlines, overlap=False, positions=positions)
+        options = self.begin_narrow(settings, model_config, layer)
         self._selector, self._options = selector, options
         self._prunings = {settings.budget: self.make_pruning(selector, settings.budget, options)}
         return layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -25,11 +26,10 @@ from ocvtp_kernels.vlm.towers import resolve_reference
 class UnitInfo(PrunedInfo):
     """As `PrunedInfo`, of a ``ProcessingInfo`` whose counts ask for the image processor."""
 
-    @property
-    def count_arguments(self) -> dict[str, Any]:
-        """What counts take beside the size of an image."""
+    def count_arguments(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """See `PrunedInfo`."""
         processor = self.get_image_processor()  # type: ignore[attr-defined]
-        return {"image_processor": processor, "mm_kwargs": {}}
+        return {"image_processor": processor, "mm_kwargs": kwargs}
 
 
 class ServedUnitTower(UnitTower):

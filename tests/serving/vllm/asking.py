@@ -12,11 +12,20 @@ import torch
 import transformers
 
 import ocvtp_kernels as ocvtp
+from ocvtp_kernels.vlm.columns.tiles import find_runs
 from tests.serving.vllm.checkpoints import Checkpoint
 
 NEW, BLOCK = 24, 32
 # The length of a prompt, and the ids of its answer.
 Answer = tuple[int, list[int]]
+
+
+def load(checkpoint: Checkpoint) -> tuple[Any, Any]:
+    """Hugging Face's model in float32, and its processor."""
+    config = transformers.AutoConfig.from_pretrained(checkpoint.folder)
+    kind = getattr(transformers, config.architectures[0])
+    model = kind.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
+    return model, transformers.AutoProcessor.from_pretrained(checkpoint.folder)
 
 
 def ask_hugging_face(
@@ -35,10 +44,7 @@ def ask_hugging_face(
         process: makes the model's inputs.
         options: of `attach`.
     """
-    config = transformers.AutoConfig.from_pretrained(checkpoint.folder)
-    kind = getattr(transformers, config.architectures[0])
-    model = kind.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
-    processor = transformers.AutoProcessor.from_pretrained(checkpoint.folder)
+    model, processor = load(checkpoint)
     if budget is None:
         return _generate(checkpoint, model, partial(process, processor), lambda: [])
     if selector is None:
@@ -59,11 +65,42 @@ def _generate(
             output = model.generate(
                 **inputs, do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW
             )
-        # A Qwen's prompt keeps its placeholders.
-        grids = inputs["image_grid_thw"].prod(1) // 4 if "image_grid_thw" in inputs else None
-        ids = kept()
-        dropped = int(grids.sum()) - sum(map(len, ids)) if grids is not None and len(ids) else 0
+        ids, dropped = kept() if photos else [], 0
+        if len(ids) and not model.config.model_type.startswith("llava"):
+            # Others' prompts keep their placeholders.
+            placeholders = inputs.input_ids == model.config.image_token_id
+            dropped = int(placeholders.sum()) - sum(map(len, ids))
         answers.append((length - dropped, output[0, length:].tolist()))
+    return answers
+
+
+@torch.no_grad()
+def ask_without_gaps(checkpoint: Checkpoint, budget: int) -> list[Answer]:
+    """What the model of tiles answers, without `attach`, on the kept tokens one behind the other.
+
+    `attach` says which those are.
+    """
+    model, processor = load(checkpoint)
+    selector = ocvtp.OCPruner.from_checkpoint(checkpoint.pruner)
+    answers = []
+    for text, numbers in checkpoint.cases:
+        photos = [checkpoint.photos[number] for number in numbers] or None
+        inputs = processor(text=text, images=photos, return_tensors="pt")
+        embeddings = model.get_input_embeddings()(inputs.input_ids)[0]
+        stays = torch.ones(len(embeddings), dtype=torch.bool)
+        if photos:
+            with ocvtp.attach(model, processor, selector, budget) as handle:
+                model(**inputs)
+            is_image = inputs.input_ids[0] == model.config.image_token_id
+            pooled = model.model.get_image_features(inputs["pixel_values"]).pooler_output
+            embeddings[is_image] = pooled.flatten(0, 1)
+            stays = ~is_image
+            for run, ids in zip(find_runs(is_image[None]), handle.last.ids, strict=True):
+                stays[run.start + ids] = True
+        answer = model.generate(
+            inputs_embeds=embeddings[stays][None], do_sample=False, max_new_tokens=NEW
+        )
+        answers.append((int(stays.sum()), answer[0].tolist()))
     return answers
 
 

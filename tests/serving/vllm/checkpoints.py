@@ -12,10 +12,13 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.vlm import models, models_qwen
+from tests.vlm import models, models_onevision, models_qwen, models_tiles
 
 SIDE, CROP = 168, 112  # pixels: 144 tokens of an image, 64 of a crop
+UNITS = 16  # of a crop, of four tokens each
 WIDTH, HEADS, DEPTH = 64, 4, 6
+# vLLM's attention on a CPU takes heads of 32 channels and more.
+TEXT = {"hidden_size": 128, "intermediate_size": 128, "max_position_embeddings": 4096}
 PRUNER = "ocvtp/pruner.safetensors"
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() }} : {% for c in m['content'] %}"
@@ -51,20 +54,22 @@ def make_checkpoint(name: str, folder: Path) -> Checkpoint:
     model, processor, checkpoint = _MAKERS.get(name, _make_qwen)(name, folder)
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
-    _release_weights(folder / "model.safetensors")
+    _release_weights(name, folder / "model.safetensors")
     processor.save_pretrained(folder)
     sizes = {"enc_dims": (48, 32), "init_dim": 32, "init_num": 16, "agg_embed_dim": 32}
     models.make_pruner(WIDTH, seed=1, **sizes).save_checkpoint(checkpoint.pruner)
     return checkpoint
 
 
-def _release_weights(path: Path) -> None:
+def _release_weights(model: str, path: Path) -> None:
     """Gives weights the names and layouts of released checkpoints, which vLLM knows."""
-    tower = "vision_tower.vision_model."
+    tower = "vision_tower." if model == "internvl" else "vision_tower.vision_model."
+    # Those of experts that released checkpoints have the other way round.
+    transposed = ".experts." if model == "qwen3_vl_moe" else None
     path.parent.joinpath("ocvtp").mkdir()
     weights = {
         name if name.startswith(tower) else name.replace("vision_tower.", tower, 1): (
-            tensor.mT.contiguous() if ".mlp.experts." in name else tensor
+            tensor.mT.contiguous() if transposed and transposed in name else tensor
         )
         for name, tensor in load_file(path).items()
     }
@@ -78,10 +83,7 @@ def _vision_config(kind: str, side: int) -> Any:
 
 
 def _text_config() -> Any:
-    # vLLM's attention on a CPU takes heads of 32 channels and more.
-    return models.make_text_config(
-        hidden_size=128, intermediate_size=128, max_position_embeddings=4096
-    )
+    return models.make_text_config(**TEXT)
 
 
 def _photo_cases() -> list[Case]:
@@ -147,6 +149,63 @@ def _make_llava_next(name: str, folder: Path) -> tuple[Any, Any, Checkpoint]:
     return model, processor, Checkpoint(folder, _photo_cases(), photos)
 
 
+def _make_onevision(name: str, folder: Path) -> tuple[Any, Any, Checkpoint]:
+    # Of 16 tiles, of which vLLM knows nine without interpolation.
+    pinpoints = [[112, 224], [224, 112], [224, 224], [448, 448], [112, 336]]
+    model = models_onevision.make_onevision(
+        vision_config=_vision_config("siglip", CROP),
+        text_config=models.make_qwen2_config(**TEXT, eos_token_id=2),
+        image_grid_pinpoints=pinpoints,
+        vision_aspect_ratio="anyres_max_9",
+        image_seq_length=64,
+    )
+    with torch.no_grad():
+        model.model.image_newline.normal_()
+    size = {"height": CROP, "width": CROP}
+    tokenizer = models.make_tokenizer(special=[*models.SPECIAL, "<video>"])
+    model.config.video_token_index = tokenizer.convert_tokens_to_ids("<video>")
+    processor = transformers.LlavaOnevisionProcessor(
+        transformers.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=pinpoints),
+        tokenizer,
+        transformers.LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=64,
+        vision_feature_select_strategy="full",
+    )
+    sizes = [(200, 150), (90, 230), (400, 390), (60, 60), (200, 150)]
+    photos = [models.make_photo(seed, size) for seed, size in enumerate(sizes)]
+    return model, processor, Checkpoint(folder, _photo_cases(), photos)
+
+
+def _make_internvl(name: str, folder: Path) -> tuple[Any, Any, Checkpoint]:
+    model = models_tiles.make_internvl(
+        text=TEXT | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}},
+        hidden_size=WIDTH,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS,
+        image_size=[CROP] * 2,
+        attention_bias=True,
+    )
+    model.config.image_seq_length = UNITS
+    named = ("start_image_token", "end_image_token", "video_token", "context_image_token")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=models.make_tokenizer(special=models_tiles.INTERNVL).backend_tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="left",
+        **dict(zip(named, [*models_tiles.INTERNVL[-3:], "<image>"], strict=True)),
+    )
+    size = {"height": CROP, "width": CROP}
+    processor = transformers.InternVLProcessor(
+        transformers.GotOcr2ImageProcessor(size=size, crop_to_patches=True, max_patches=4),
+        tokenizer,
+        transformers.InternVLVideoProcessor(size=size),
+        image_seq_length=UNITS,
+    )
+    sizes = [(200, 150), (90, 230), (400, 120), (60, 60), (200, 150)]
+    photos = [models.make_photo(seed, size) for seed, size in enumerate(sizes)]
+    return model, processor, Checkpoint(folder, _photo_cases(), photos)
+
+
 def _make_qwen(name: str, folder: Path) -> tuple[Any, Any, Checkpoint]:
     section = [4, 6, 6] if name.startswith("qwen2") else [6, 5, 5]
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section}
@@ -160,6 +219,11 @@ def _make_qwen(name: str, folder: Path) -> tuple[Any, Any, Checkpoint]:
         text["head_dim"] = 32
         # Which transformers takes for granted, and vLLM asks for.
         rope["mrope_interleaved"] = text["norm_topk_prob"] = True
+    if "3_5" in name:
+        rope |= {"mrope_section": [3, 3, 2], "partial_rotary_factor": 0.5}
+        # Heads that vLLM's kernels for a CPU know; all experts, as bfloat16 may choose others.
+        text |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128}
+        text |= {"num_experts_per_tok": 4} if name.endswith("moe") else {}
     vision = {"hidden_size": WIDTH, "out_hidden_size": 96}
     if name == "qwen2_vl":
         vision = {"embed_dim": WIDTH, "hidden_size": 96}
@@ -194,4 +258,6 @@ _MAKERS: dict[str, Callable[[str, Path], tuple[Any, Any, Checkpoint]]] = {
     "llava": _make_llava,
     "llava_siglip": _make_llava,
     "llava_next": _make_llava_next,
+    "llava_onevision": _make_onevision,
+    "internvl": _make_internvl,
 }

@@ -22,6 +22,7 @@ from tests.serving.vllm.asking import (
     answers_of,
     ask,
     ask_hugging_face,
+    ask_without_gaps,
     engine,
     generate,
     prompts_of,
@@ -38,6 +39,8 @@ BUDGETS = {
     "qwen2_5_vl": 8,
     "qwen3_vl": 8,
     "qwen3_vl_moe": 8,
+    "internvl": 20,
+    "llava_onevision": 24,
 }
 EVERY_FAMILY = pytest.mark.parametrize("name", BUDGETS)
 # Prompts are split in the middle of images.
@@ -89,18 +92,21 @@ def test_requests_of_other_budgets_in_a_batch(name: str, checkpoint: Make, wante
         assert ask(llm, prompts_of(made, budgets)) == want
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next"])
+@pytest.mark.parametrize("name", ["llava", "llava_next", "llava_onevision", "internvl"])
 def test_consecutive_positions(name: str, checkpoint: Make, wanted: Any) -> None:
     made, budget = checkpoint(name), BUDGETS[name]
     setting = {"budget": budget, "positions": "consecutive"}
-    want = ask_hugging_face(made, budget, positions="consecutive")
+    if name == "internvl":
+        want = ask_without_gaps(made, budget)
+    else:
+        want = ask_hugging_face(made, budget, positions="consecutive")
     with engine(made, setting, **CHUNKED) as llm:
         assert ask(llm, prompts_of(made)) == want
     for (_, photos), one, other in zip(made.cases, want, wanted(name, budget), strict=True):
         assert (one == other) == (not photos)
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "internvl"])
 def test_without_a_setting_nothing_changes(name: str, checkpoint: Make, wanted: Any) -> None:
     made = checkpoint(name)
     with engine(made, None) as llm:
@@ -109,7 +115,7 @@ def test_without_a_setting_nothing_changes(name: str, checkpoint: Make, wanted: 
             ask(llm, prompts_of(made, (1,)))
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen3_vl", "internvl"])
 def test_another_reference_layer_answers_otherwise(
     name: str, checkpoint: Make, wanted: Any
 ) -> None:
@@ -134,6 +140,8 @@ SELECTORS = [
     ("qwen2_5_vl", {"method": "apet"}),
     ("llava_next", {"method": "prumerge"}),
     ("qwen2_5_vl", {"method": "cdpruner"}),
+    ("internvl", {"method": "visionzip"}),
+    ("llava_onevision", {"method": "divprune"}),
 ]
 
 
@@ -145,8 +153,9 @@ def test_other_selectors(name: str, setting: dict[str, Any], checkpoint: Make) -
         assert ask(llm, prompts_of(made)) == ask_hugging_face(made, budget, selector)
 
 
-def test_all_newlines(checkpoint: Make) -> None:
-    made, budget = checkpoint("llava_next"), BUDGETS["llava_next"]
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+def test_all_newlines(name: str, checkpoint: Make) -> None:
+    made, budget = checkpoint(name), BUDGETS[name]
     want = [ask_hugging_face(made, each, newlines="all") for each in (budget, 7)]
     with engine(made, {"budget": budget, "newlines": "all"}) as llm:
         assert ask(llm, prompts_of(made, (None, 7))) == mixed(made, want)
@@ -191,7 +200,29 @@ def test_positions_that_a_family_has_not_do_not_start(checkpoint: Make) -> None:
         pass
 
 
-VIDEO = ("what is {0} this {1} cat {0} dog ?", "<|vision_start|> <|{}_pad|> <|vision_end|>")
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("internvl", {"vision_feature_layer": -2}),
+        ("llava_onevision", {"vision_aspect_ratio": "anyres_max_4"}),
+    ],
+)
+def test_what_vllm_would_encode_otherwise_does_not_start(
+    name: str, change: dict[str, Any], checkpoint: Make
+) -> None:
+    (key,) = change
+    with (
+        pytest.raises(ValueError, match=f"^{key}: expected .*, which vLLM takes, got"),
+        engine(checkpoint(name), {"budget": 8}, hf_overrides=change),
+    ):
+        pass
+
+
+def text_of_video(name: str) -> str:
+    """A prompt of a video between two photos."""
+    mark = "<|vision_start|> <|{}_pad|> <|vision_end|>" if name.startswith("qwen") else "<{}>"
+    photo, video = (mark.format(kind) for kind in ("image", "video"))
+    return f"what is {photo} this {video} cat {photo} dog ?"
 
 
 def see_video(name: str) -> tuple[Any, dict[str, Any]]:
@@ -205,22 +236,22 @@ def see_video(name: str) -> tuple[Any, dict[str, Any]]:
 def answer_video(made: Checkpoint, name: str, setting: dict[str, Any] | None) -> list[Answer]:
     """What vLLM answers on a video between two photos, cold and warm."""
     frames, taken = see_video(name)
-    text = VIDEO[0].format(*(VIDEO[1].format(kind) for kind in ("image", "video")))
     media = {
         "image": [made.photos[0], made.photos[1]],
         "video": [(frames, taken | {"do_sample_frames": False})],
     }
     limits = {"image": 2, "video": 1}
     with engine(made, setting, limit_mm_per_prompt=limits, **CHUNKED) as llm:
-        prompt = {"prompt": text, "multi_modal_data": media}
+        prompt = {"prompt": text_of_video(name), "multi_modal_data": media}
         return [ask(llm, [prompt])[0] for _ in range(2)]
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+# To Hugging Face's InternVL frames are photos, of fewer tokens each than the budget.
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "internvl", "llava_onevision"])
 def test_videos_stay_whole(name: str, checkpoint: Make) -> None:
     made, budget = checkpoint(name), BUDGETS[name]
     frames, taken = see_video(name)
-    text = VIDEO[0].format(*(VIDEO[1].format(kind) for kind in ("image", "video")))
+    text = text_of_video(name)
 
     def process(processor: Any, **_: Any) -> Any:
         metadata = [transformers.video_utils.VideoMetadata(**taken)]

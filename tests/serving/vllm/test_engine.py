@@ -112,7 +112,7 @@ def test_what_original_positions_refuse(changes: dict[str, Any]) -> None:
 
 
 def test_a_model_that_gets_no_images(checkpoint: Make) -> None:
-    for name in ("llava", "qwen2_vl"):
+    for name in ("llava", "qwen2_vl", "internvl"):
         made = checkpoint(name)
         text = replace(made, cases=[case for case in made.cases if not case[1]])
         with engine(made, {"budget": 8}, limit_mm_per_prompt={"image": 0, "video": 0}) as llm:
@@ -133,7 +133,23 @@ def test_positions_beyond_those_of_the_model(checkpoint: Make) -> None:
         assert ask(llm, prompts_of(answerable)[:1]) == ask_hugging_face(answerable, 16)[:1]
 
 
+@pytest.mark.parametrize("missing", [0, 1])
+def test_text_around_an_image_is_counted_once(missing: int, checkpoint: Make) -> None:
+    made = checkpoint("internvl")
+    whole = [length for length, _ in ask_hugging_face(made, None)]
+    longest = whole.index(max(whole))
+    overrides = {"text_config": {"max_position_embeddings": max(whole) - missing}}
+    prompt = prompts_of(made)[longest]
+    with engine(made, {"budget": 4}, hf_overrides=overrides, max_model_len=128) as llm:
+        if missing:
+            with pytest.raises(ValueError, match=f"at most {max(whole) - 1} .* got {max(whole)};"):
+                ask(llm, [prompt])
+        else:
+            assert ask(llm, [prompt]) == [ask_hugging_face(made, 4)[longest]]
+
+
 SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
 
 
 def test_room_for_positions() -> None:
@@ -142,9 +158,12 @@ def test_room_for_positions() -> None:
             torch.nn.ModuleList([get_rope(32, length, dtype=torch.float32)]) for length in (16, 50)
         )
         scaled = torch.nn.ModuleList([get_rope(32, 64, rope_parameters=SCALED)])
+        dynamic = torch.nn.ModuleList([get_rope(32, 16, rope_parameters=DYNAMIC)])
     make_room(short, 50)
     make_room(long, 40)
-    assert torch.equal(short[0].cos_sin_cache, long[0].cos_sin_cache)
+    make_room(dynamic, 50)
+    for each in (short, dynamic):
+        assert torch.equal(each[0].cos_sin_cache, long[0].cos_sin_cache)
     assert len(long[0].cos_sin_cache) == 50
     make_room(scaled, 64)
     with pytest.raises(ValueError, match=r"ocvtp.positions: expected 'consecutive', as the YaRN"):
