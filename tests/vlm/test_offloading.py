@@ -32,10 +32,12 @@ def by_layer(model: Any) -> None:
             add_hook_to_module(part, hook)
 
 
-# Without a selector neither works: a parameter of the model itself, experts that are no modules.
+# Without a selector none works: a parameter of the model itself, experts that are no modules, and
+# embeddings that the model moves to where its weights wait.
 NOT_OFFLOADED = {
     ("llava_next", by_module),
     ("llava_onevision", by_module),
+    ("idefics3", by_module),
     ("qwen3_vl_moe", by_layer),
     ("qwen3_5_moe", by_layer),
 }
