@@ -18,11 +18,18 @@ import ocvtp_kernels as ocvtp
 from ocvtp_kernels.cli import app, picture
 from ocvtp_kernels.cli.photo import open_photo
 from ocvtp_kernels.vlm.tower_encoder import load_tower_encoder
-from tests.vlm import models, models_next, models_onevision, models_qwen
+from tests.vlm import (
+    models,
+    models_gemma3,
+    models_next,
+    models_onevision,
+    models_qwen,
+    models_tiles,
+)
 
 BUDGET = 5
 MODELS = ["clip", "siglip", "dinov2", "dinov2_with_registers"]
-MODELS += ["llava", "llava_next", "llava_onevision", "qwen"]
+MODELS += ["llava", "llava_next", "llava_onevision", "qwen", "internvl", "idefics3", "gemma3"]
 
 
 def run(*arguments: object) -> Result:
@@ -42,7 +49,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shelf")
     for kind in ("clip", "siglip", "dinov2", "dinov2_with_registers"):
         models.make_tower(kind).save_pretrained(folder / kind)
-    made: dict[str, tuple[Any, Any]] = {
+    made: dict[str, tuple[Any, ...]] = {
         "llava": (models.make_llava(), models.make_llava_processor()),
         "llava_next": (models_next.make_llava_next(), models_next.make_next_processor()),
         "llava_onevision": (
@@ -50,6 +57,10 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
             models_onevision.make_onevision_processor().image_processor,
         ),
         "qwen": (models_qwen.make_model(), models_qwen.make_processor().image_processor),
+        # Of 16 units each; their image processors are made.
+        "internvl": (models_tiles.make_internvl(image_size=[2 * models.SIDE] * 2),),
+        "idefics3": (models_tiles.make_idefics3(image_size=2 * models.SIDE),),
+        "gemma3": (models_gemma3.make_gemma3(),),
     }
     for name, parts in made.items():
         for part in parts:
