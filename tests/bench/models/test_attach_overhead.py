@@ -38,7 +38,7 @@ def test_an_attached_model_that_does_something_else_is_refused(
 
 
 @pytest.mark.parametrize("unit", [1e-3, 3e-3])
-@pytest.mark.parametrize("share", [0.2, 0.4])
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6])
 def test_what_adds_too_much_is_refused(
     share: float,
     unit: float,
@@ -51,6 +51,8 @@ def test_what_adds_too_much_is_refused(
     monkeypatch.setattr(attach, "compare", lambda *_: (Versus(by_hand, ours), unit))
     refused, rows = run_suite(attach.run, "attach", tmp_path)
     assert read_results(tmp_path / "attach.json").rows == rows and len(rows) == len(PAIRS)
-    assert refused == (len(PAIRS) if share > attach.ALLOWED else 0)
-    said = "refused: adds 0.400 of LLaVA's plain call, more than the 0.3 allowed"
+    tiles = len(attach.TILES)
+    allowed = {0.3: len(PAIRS) - tiles, 0.5: tiles}
+    assert refused == sum(count for limit, count in allowed.items() if share > limit)
+    said = f"refused: adds {share:.3f} of LLaVA's plain call, more than the "
     assert capsys.readouterr().out.count(said) == refused
