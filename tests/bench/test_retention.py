@@ -308,7 +308,9 @@ def test_backends_give_the_same_answers(kept: Kept, name: str) -> None:
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("name", ["divprune", "cdpruner", "vlm-pruner", "scope", "prumerge"])
+@pytest.mark.parametrize(
+    "name", [OC_PRUNER, "divprune", "cdpruner", "vlm-pruner", "scope", "prumerge", "idpruner"]
+)
 def test_triton_gives_the_same_answers(kept: Kept, name: str) -> None:
     if not interpreting():
         pytest.skip("Triton does not run in its interpreter")
