@@ -244,6 +244,7 @@ inline void query_logits(const Acc<E>* queries, int64_t rows, const E* k, int64_
                          int64_t keys, int64_t width, Acc<E> scale, Acc<E>* logits,
                          int64_t logits_stride) {
   using T = Acc<E>;
+  constexpr int64_t step = OCVTP_ISA::width<T>;
   for (int64_t n = 0; n < keys; n += 4)
     for (int64_t r = 0; r < rows; ++r) {
       const T* query = queries + r * width;
@@ -258,8 +259,16 @@ inline void query_logits(const Acc<E>* queries, int64_t rows, const E* k, int64_
           for (int64_t at = 0; at < std::min(width, 4 * line); at += line)
             __builtin_prefetch(later + at);
         }
-        for_each_vector<T>(width, [&](int64_t at, int64_t lanes) {
-          sum[j] += load_lanes(query + at, lanes) * load_acc(key + at, lanes);
+        // Two sums, as each waits for its last term.
+        Vector<T> other{};
+        int64_t done = 0;
+        for (; done + 2 * step <= width; done += 2 * step) {
+          sum[j] += load(query + done) * load_acc(key + done, step);
+          other += load(query + done + step) * load_acc(key + done + step, step);
+        }
+        sum[j] += other;
+        for_each_vector<T>(width - done, [&](int64_t at, int64_t lanes) {
+          sum[j] += load_lanes(query + done + at, lanes) * load_acc(key + done + at, lanes);
         });
       }
       T sums[4];
