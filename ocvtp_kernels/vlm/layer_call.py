@@ -25,6 +25,20 @@ def language_model_of(inner: Any) -> Any:
     return getattr(inner, "language_model", getattr(inner, "text_model", None))
 
 
+def rotary_of(text: Any) -> Any:
+    """The rotary embedding of a language model.
+
+    Raises:
+        ValueError: it has none.
+    """
+    rotary = getattr(text, "rotary_emb", None)
+    if rotary is None:
+        raise ValueError(
+            f"model: expected a language model of rotary positions, got {type(text).__name__}"
+        )
+    return rotary
+
+
 def read_cache(given: Mapping[str, Any]) -> Any:
     """The cache among the arguments or the outputs of a call, by either name; None without one."""
     names = list(given)  # reading the deprecated name from an output would warn

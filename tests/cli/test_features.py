@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,18 +19,11 @@ from ocvtp_kernels.training.features import FeatureFolder
 from ocvtp_kernels.vlm.encoder import DescriptorEncoder
 from ocvtp_kernels.vlm.tower_encoder import TowerEncoder, load_tower_encoder
 from ocvtp_kernels.vlm.towers import Tower
+from tests.cli.shelf import MODELS, save_models
 from tests.vlm import (
     models,
-    models_gemma3,
-    models_next,
-    models_onevision,
-    models_qwen,
-    models_tiles,
 )
 from tests.vlm.models import DEPTH, NUM_PATCHES, WIDTH
-
-MODELS = ["clip", "siglip", "dinov2", "dinov2_with_registers"]
-MODELS += ["llava", "llava_next", "llava_onevision", "internvl", "idefics3", "gemma3"]
 
 
 def run(*arguments: object) -> Result:
@@ -57,26 +49,9 @@ def photos(tmp_path: Path) -> Path:
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models."""
     folder = tmp_path_factory.mktemp("shelf")
-    for kind in MODELS[:4]:
-        models.make_tower(kind).save_pretrained(folder / kind)
+    save_models(folder)
     models.make_tower(seed=1).save_pretrained(folder / "other")
     models.make_tower().half().save_pretrained(folder / "half")
-    made: dict[str, tuple[Any, ...]] = {
-        "llava": (models.make_llava(), models.make_llava_processor()),
-        "llava_next": (models_next.make_llava_next(), models_next.make_next_processor()),
-        "llava_onevision": (
-            models_onevision.make_onevision(),
-            models_onevision.make_onevision_processor().image_processor,
-        ),
-        "qwen": (models_qwen.make_model(), models_qwen.make_processor().image_processor),
-        # Of 16 units each; their image processors are made.
-        "internvl": (models_tiles.make_internvl(image_size=[2 * models.SIDE] * 2),),
-        "idefics3": (models_tiles.make_idefics3(image_size=2 * models.SIDE),),
-        "gemma3": (models_gemma3.make_gemma3(),),
-    }
-    for name, parts in made.items():
-        for part in parts:
-            part.save_pretrained(folder / name)
     return folder
 
 

@@ -18,18 +18,15 @@ import ocvtp_kernels as ocvtp
 from ocvtp_kernels.cli import app, picture
 from ocvtp_kernels.cli.photo import open_photo
 from ocvtp_kernels.vlm.tower_encoder import load_tower_encoder
+from tests.cli.shelf import MODELS as SAVED
+from tests.cli.shelf import save_models
 from tests.vlm import (
     models,
-    models_gemma3,
-    models_next,
-    models_onevision,
     models_qwen,
-    models_tiles,
 )
 
 BUDGET = 5
-MODELS = ["clip", "siglip", "dinov2", "dinov2_with_registers"]
-MODELS += ["llava", "llava_next", "llava_onevision", "qwen", "internvl", "idefics3", "gemma3"]
+MODELS = [*SAVED, "qwen"]
 
 
 def run(*arguments: object) -> Result:
@@ -47,24 +44,7 @@ def make_photo(path: Path, width: int, height: int, seed: int = 0) -> Path:
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models, and a pruner for tokens as wide as theirs."""
     folder = tmp_path_factory.mktemp("shelf")
-    for kind in ("clip", "siglip", "dinov2", "dinov2_with_registers"):
-        models.make_tower(kind).save_pretrained(folder / kind)
-    made: dict[str, tuple[Any, ...]] = {
-        "llava": (models.make_llava(), models.make_llava_processor()),
-        "llava_next": (models_next.make_llava_next(), models_next.make_next_processor()),
-        "llava_onevision": (
-            models_onevision.make_onevision(),
-            models_onevision.make_onevision_processor().image_processor,
-        ),
-        "qwen": (models_qwen.make_model(), models_qwen.make_processor().image_processor),
-        # Of 16 units each; their image processors are made.
-        "internvl": (models_tiles.make_internvl(image_size=[2 * models.SIDE] * 2),),
-        "idefics3": (models_tiles.make_idefics3(image_size=2 * models.SIDE),),
-        "gemma3": (models_gemma3.make_gemma3(),),
-    }
-    for name, parts in made.items():
-        for part in parts:
-            part.save_pretrained(folder / name)
+    save_models(folder)
     transformers.LlamaModel(models.make_text_config()).save_pretrained(folder / "text")
     models.make_pruner().save_checkpoint(folder / "pruner.safetensors")
     models.make_pruner(width=24).save_checkpoint(folder / "narrow.safetensors")

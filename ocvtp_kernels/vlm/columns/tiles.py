@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from ocvtp_kernels.vlm.family import ImageReference, Tiles, WatchReference
 from ocvtp_kernels.vlm.group_encoder import GroupEncoder, by_image
 from ocvtp_kernels.vlm.handle import CallRecord, Handle, Options
 from ocvtp_kernels.vlm.intercept import Intercepts, watch_layer
-from ocvtp_kernels.vlm.layer_call import language_model_of
+from ocvtp_kernels.vlm.layer_call import language_model_of, rotary_of
 from ocvtp_kernels.vlm.replaced import Method
 from ocvtp_kernels.vlm.towers import Tower
 from ocvtp_kernels.vlm.units import as_units, average_units, join_units
@@ -144,8 +145,9 @@ class TileEncoder(GroupEncoder):
         alike: dict[int, list[int]] = {}
         for image, count in enumerate(tiles):
             alike.setdefault(count, []).append(image)
+        starts = list(accumulate(tiles, initial=0))
         groups = [
-            TileGroup(images, [sum(tiles[:i]) for i in images], count, count * units, self.budget)
+            TileGroup(images, [starts[i] for i in images], count, count * units, self.budget)
             for count, images in alike.items()
         ]
         groups.sort(key=lambda group: not group.is_pruned)
@@ -225,11 +227,7 @@ def attach_to_tiles(
             f"model: expected one for conditional generation, got {type(model).__name__}"
         )
     require_outputs(model)
-    if not hasattr(language_model_of(inner), "rotary_emb"):
-        raise ValueError(
-            f"model: expected a language model of rotary positions, got "
-            f"{type(language_model_of(inner)).__name__}"
-        )
+    rotary_of(language_model_of(inner))
     encoder = make_encoder(read_tiles(processor), inner, selector, budget, options)
     pruning = ColumnPruning(encoder, Handle(options.timed))
     pruning.handle.replace_methods(
@@ -261,7 +259,7 @@ def forward(original: Method, inner: Any, given: dict[str, Any]) -> Any:
             ) -> Any:
                 return original(states, standing, *args, **kwargs)
 
-            intercepts.replace(language_model_of(inner).rotary_emb, rotate)
+            intercepts.replace(rotary_of(language_model_of(inner)), rotate)
     # Nested in another call, as by a hook, this one is not to be moved by it.
     with intercepts.active():
         return original(**given)

@@ -57,6 +57,7 @@ from ocvtp_kernels.vlm.layer_call import (
     language_model_of,
     read_cache,
     require_known_layer,
+    rotary_of,
 )
 from ocvtp_kernels.vlm.replaced import Method, Replacement
 
@@ -162,11 +163,7 @@ def _read_settings(text: Any, selector: Selector, budget: int, options: Options)
     num_pivots = getattr(selector, "num_text_pivots", SelectorAttributes.num_text_pivots)
     normed = getattr(selector, "final_norm", SelectorAttributes.final_norm)
     depth, renumbers = int(text.config.num_hidden_layers), options.positions == "consecutive"
-    rotary = getattr(text, "rotary_emb", None)
-    if rotary is None:
-        raise ValueError(
-            f"model: expected a language model of rotary positions, got {type(text).__name__}"
-        )
+    rotary = rotary_of(text)
     if normed and not hasattr(text, "norm"):
         raise ValueError(
             f"model: expected a language model with a last norm, got {type(text).__name__}"
@@ -244,11 +241,11 @@ class DecoderPruning:
         features = getattr(of_images, "pooler_output", None)
         if features is None:
             return resume(cache, *_shape(given), rotary, flash)
-        by_image = self._by_image(inner, features, input_ids)
-        sizes = [sum(map(len, parts)) for parts in by_image]
+        parts_of = self._split_images(inner, features, input_ids)
+        sizes = [sum(map(len, parts)) for parts in parts_of]
         # The beams of a row share its image objects.
         unique: dict[int, int] = {}
-        for image, parts in enumerate(by_image):
+        for image, parts in enumerate(parts_of):
             unique.setdefault(id(parts[0]), image)
         first = list(unique.values())
         if max(sizes, default=0) <= settings.budget:
@@ -266,7 +263,7 @@ class DecoderPruning:
             )
         if settings.reads_text or settings.reads_pivots:
             _require_whole_rows(given)
-        marks = [join_tiles([require_mark(part) for part in parts]) for parts in by_image]
+        marks = [join_tiles([require_mark(part) for part in parts]) for parts in parts_of]
         references = [mark.reference for mark in marks]
         images = Images(sizes, [mark.grid for mark in marks], references, first)
         is_image = input_ids == inner.config.image_token_id
@@ -295,7 +292,7 @@ class DecoderPruning:
         columns_of = ColumnKinds(is_image, attended, asked)
         return Prefill(settings, record, report, images, columns_of, shape, flash)
 
-    def _by_image(
+    def _split_images(
         self, inner: Any, features: Sequence[Tensor], input_ids: Tensor | None
     ) -> list[Sequence[Tensor]]:
         """The features of each image: one tensor, or one of every tile."""
