@@ -9,7 +9,13 @@ from pathlib import Path
 
 from bench.machine import RESULTS
 from bench.report import retention
-from bench.report.pages import PICTURES, page, readme_block, rewrite_between_markers
+from bench.report.pages import (
+    PICTURES,
+    figures_block,
+    page,
+    readme_block,
+    rewrite_between_markers,
+)
 from bench.results import SUITES, read_all
 from ocvtp_kernels.files import atomic_write
 from ocvtp_kernels.installing import require_package
@@ -24,13 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--results", type=Path, default=RESULTS, metavar="DIR", help="of <device>/<suite>.json"
     )
-    said = "whose figures between markers to rewrite"
+    said = "whose sentences between markers to rewrite"
     parser.add_argument("--readme", type=Path, metavar="FILE", help=said)
+    said = "the page of figures, whose tables between markers to rewrite"
+    parser.add_argument("--figures", type=Path, metavar="FILE", help=said)
     said = "the page about retention, whose tables between markers to rewrite"
     parser.add_argument("--retention", type=Path, metavar="FILE", help=said)
     given = parser.parse_args(arguments)
     try:
-        written = texts(given.results, given.readme)
+        written = texts(given.results, given.readme, given.figures)
         written |= retention_texts(given.results / retention.FOLDER, given.retention)
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
@@ -44,12 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def texts(results: Path, readme: Path | None = None) -> dict[Path, str | bytes]:
+def texts(
+    results: Path, readme: Path | None = None, figures: Path | None = None
+) -> dict[Path, str | bytes]:
     """What stands in every file that the report writes.
 
     Raises:
         ImportError: there is no matplotlib.
-        ValueError: there are no result files, one is malformed, or the README has no markers.
+        ValueError: there are no result files, one is malformed, or a page has no markers.
     """
     require_package("matplotlib", "draws the report", "train")
     from bench.report.pictures import pictures, png
@@ -59,12 +69,17 @@ def texts(results: Path, readme: Path | None = None) -> dict[Path, str | bytes]:
         names = ", ".join(f"*/{suite}.json" for suite in SUITES)
         raise ValueError(f"results: expected any of {names} in {results}, found none")
     written: dict[Path, str | bytes] = {}
+    blocks = {}
     if readme is not None:
+        blocks[readme] = readme_block(devices)
+    if figures is not None:
+        beside = os.path.relpath(results, figures.parent)
+        blocks[figures] = figures_block(devices, beside)
+    for path, block in blocks.items():
         try:
-            text = rewrite_between_markers(readme.read_text("utf-8"), readme_block(devices))
+            written[path] = rewrite_between_markers(path.read_text("utf-8"), block)
         except ValueError as error:
-            raise ValueError(f"{readme}: {error}") from error
-        written[readme] = text
+            raise ValueError(f"{path}: {error}") from error
     for device, files in devices.items():
         drawn = {name: png(figure) for name, figure in pictures(files).items()}
         folder = results / device

@@ -1,4 +1,4 @@
-"""A device's page, and the README's block: Markdown from result files."""
+"""A device's page, and the blocks of README and docs/figures.md: Markdown from result files."""
 
 from __future__ import annotations
 
@@ -142,8 +142,40 @@ def _ceilings(files: Sequence[Results]) -> str:
     return markdown_table(["measured with", "copies", *dtypes], lines)
 
 
-def readme_block(results: Mapping[str, Sequence[Results]], folder: str = "bench/results") -> str:
-    """The text between the README's markers: a short block a device."""
+def readme_block(results: Mapping[str, Sequence[Results]]) -> str:
+    """The text between the README's markers: a sentence a device."""
+    return "\n".join(f"* {said}" for files in results.values() for said in _sentence(files))
+
+
+def _sentence(files: Sequence[Results]) -> list[str]:
+    """Our `prune` of the fewest images and tokens beside eager PyTorch, a dtype a clause."""
+    file = tables.prune_file(files)
+    if file is None:
+        return []
+    eager = {
+        c.row.workload: c
+        for c in tables.pairs_of([file])
+        if tables.is_prune(c.row) and c.row.variant == "eager"
+    }
+    rows = [row for row in tables.our_prune(file) if row.workload in eager]
+    if not rows:
+        return []
+    w = min(rows, key=lambda row: (row.workload.batch, row.workload.num_tokens)).workload
+    said = [
+        f"{row.workload.dtype} {text.times_text(row.taken)}, eager PyTorch "
+        f"{text.ratio_text(eager[row.workload])} that"
+        for row in rows
+        if replace(row.workload, dtype=w.dtype) == w
+    ]
+    origin = text.provenance(replace(file, date=file.date[:10]))
+    return [
+        f"**{file.device}**: `prune`, {text.workload_text(w, dtype=False)}: {'; '.join(said)}. "
+        f"<sub>{origin}</sub>"
+    ]
+
+
+def figures_block(results: Mapping[str, Sequence[Results]], folder: str = "bench/results") -> str:
+    """The text between the markers of the page of figures: a short block a device."""
     return "\n\n".join(
         block for slug, files in results.items() for block in _short(files, f"{folder}/{slug}")
     )

@@ -9,7 +9,14 @@ import pytest
 
 from bench.machine import RESULTS, ROOT
 from bench.report import main
-from bench.report.pages import END, START, page, readme_block, rewrite_between_markers
+from bench.report.pages import (
+    END,
+    START,
+    figures_block,
+    page,
+    readme_block,
+    rewrite_between_markers,
+)
 from bench.report.text import workload_text
 from bench.results import OURS, OpRow, Results, read_all
 from tests.bench.report.samples import cpu, gpu, op_row, results
@@ -70,8 +77,8 @@ def test_a_page_of_refused_rows_and_of_none() -> None:
     assert "| 2.00× (1.64 to 2.44) |" in section(text, "Single ops") and "no prune.json" in text
 
 
-def test_the_readme_has_a_short_block_a_device() -> None:
-    text = readme_block({"one": cpu(), "two": gpu("events")})
+def test_the_page_of_figures_has_a_short_block_a_device() -> None:
+    text = figures_block({"one": cpu(), "two": gpu("events")})
     assert text.count("overview.png)") == 2 and "](bench/results/one/README.md)" in text
     assert "2.00 ms (1.80 to 2.20)" in text and "3.00× (2.45 to 3.67)" in text
     assert "0.50× (0.41 to 0.61)" in text and "* 2.00× compile's time" in text
@@ -84,14 +91,37 @@ def test_the_readme_has_a_short_block_a_device() -> None:
     assert "prune, compile, ops: no driver" in text
     rows = [op_row("merge", name, s / 10, batch=b) for b in range(1, 9)
             for name, s in ((OURS, b + 1), ("eager", 1))]  # fmt: skip
-    text = readme_block({"one": [results("ops", rows)]})
+    text = figures_block({"one": [results("ops", rows)]})
     assert "A baseline is faster in 8 of 8 comparisons. The worst 5:\n\n* 9.00× eager's" in text
     assert text.count("\n* ") == 5
 
 
-def test_the_readme_is_what_the_result_files_give() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert rewrite_between_markers(text, readme_block(read_all(RESULTS))) == text
+def test_the_readme_has_a_sentence_a_device_that_timed_prune() -> None:
+    one, two = readme_block({"one": cpu(), "two": gpu("events"), "none": []}).splitlines()
+    assert one.startswith(
+        "* **Imaginary accelerator**: `prune`, B 1 · N 576 · K 64: float32 2.00 ms"
+    )
+    assert "eager PyTorch 3.00× (2.45 to 3.67) that" in one
+    assert "2001-02-03" in one and "commit 0123456789ab-dirty" in one
+    assert two.startswith("* **Imaginary H100**")
+    rows = [
+        op_row("prune", name, seconds, dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+        for name, seconds in ((OURS, 1e-3), ("eager", 2e-3))
+    ]
+    (line,) = readme_block({"one": [results("prune", rows)]}).splitlines()
+    assert line.count("; bfloat16 1.00 ms") == 1 and line.count("eager PyTorch 2.00×") == 2
+    assert readme_block({"one": [results("prune", rows[:1])]}) == ""
+
+
+def test_the_pages_are_what_the_result_files_give() -> None:
+    blocks = {
+        "README.md": readme_block(read_all(RESULTS)),
+        "docs/figures.md": figures_block(read_all(RESULTS), "../bench/results"),
+    }
+    for name, block in blocks.items():
+        text = (ROOT / name).read_text("utf-8")
+        assert rewrite_between_markers(text, block) == text
     for slug, files in read_all(RESULTS).items():
         drawn = [path.stem for path in (RESULTS / slug).glob("*.png")]
         assert (RESULTS / slug / "README.md").read_text("utf-8") == page(files, drawn)
@@ -105,12 +135,19 @@ def test_only_what_stands_between_the_markers_is_rewritten() -> None:
             rewrite_between_markers(broken, "new")
 
 
-def test_the_command_writes_pages_pictures_and_the_readme(tmp_path: Path, folder: Path) -> None:
-    readme, device = tmp_path / "README.md", folder / "imaginary"
-    readme.write_text(README, encoding="utf-8")
-    assert main(["--results", str(folder), "--readme", str(readme)]) == 0
-    text, written = readme.read_text("utf-8"), (device / "README.md").read_text("utf-8")
-    assert text.startswith("# Title\n") and text.endswith("\nrest\n") and "3.00×" in text
+def test_the_command_writes_pages_pictures_and_both_blocks(tmp_path: Path, folder: Path) -> None:
+    readme, figures = tmp_path / "README.md", tmp_path / "docs" / "figures.md"
+    device = folder / "imaginary"
+    figures.parent.mkdir()
+    for path in (readme, figures):
+        path.write_text(README, encoding="utf-8")
+    options = ["--readme", str(readme), "--figures", str(figures)]
+    assert main(["--results", str(folder), *options]) == 0
+    for path in (readme, figures):
+        text = path.read_text("utf-8")
+        assert text.startswith("# Title\n") and text.endswith("\nrest\n") and "3.00×" in text
+    assert "](../results/imaginary/overview.png)" in text
+    written = (device / "README.md").read_text("utf-8")
     linked = re.findall(r"\]\((\w+\.png)\)", written)
     assert sorted(linked) == sorted(path.name for path in device.glob("*.png"))
     assert all((device / name).read_bytes().startswith(b"\x89PNG") for name in linked)
