@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,7 +119,9 @@ def require_between(name: str, number: float, least: float, most: float) -> None
 
 def require_bool(name: str, value: Any) -> None:
     """Raises TypeError unless ``value`` is a bool, of Python, NumPy or traced."""
-    if not isinstance(value, (bool, np.bool_, torch.SymBool)):
+    # NumPy registers its whole and real numbers with Python's kinds, but not its bools.
+    of_numpy = type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")
+    if not (isinstance(value, (bool, torch.SymBool)) or of_numpy):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
