@@ -24,8 +24,9 @@ class HoloV:
        one, the first ones larger; into N of fewer tokens.
     2. ``S_ij`` is the cosine of two tokens of a chunk of n, 0 for i = j; ``mean_i = sum_j S_ij /
        (n - 1)``; ``var_i = sum_j (S_ij - mean_i)^2 / (n - 1)``.
-    3. A chunk's weight is the mean over its tokens of ``a_i + alpha * var_i * mean(a) / (mean(var)
-       + 1e-6)``, where a is their attention, over the sum of all chunks' weights.
+    3. A chunk's weight is the mean over its tokens of
+       ``a_i + alpha * var_i * mean(a) / (mean(var) + 1e-6)``, where a is their attention, over the
+       sum of all chunks' weights.
     4. A chunk's quota is ``floor(weight * budget)``; what is left of the budget goes to the chunks
        of largest weight, one each. What exceeds a chunk's size goes to the others by their weight:
        the first with room takes as much as it has, then the next.

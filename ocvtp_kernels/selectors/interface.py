@@ -167,7 +167,7 @@ class Selector(Protocol):
         """Keeps ``budget`` valid tokens of each image.
 
         Returns:
-            `Selected`, or its ids alone: int64 ``[B, budget]``, ascending.
+            `Selected`, or its ids alone, int64 ``[B, budget]``, ascending.
         """
         ...
 

@@ -57,8 +57,8 @@ def attach(
             families know the original ones alone.
 
     Returns:
-        The handle: ``last`` has the ids that the latest call kept, ``remove()`` restores the model
-        and the processor. It is a context manager too.
+        The handle, whose ``last`` has the ids that the latest call kept and whose ``remove()``
+        restores the model and the processor. It is a context manager too.
 
     Raises:
         ValueError: the model is of an unknown type, something is attached already, an argument

@@ -46,7 +46,8 @@ def attention_received(q: Tensor, k: Tensor, mode: str, scale: float | None = No
         scale: factor of the logits; d^-0.5 if None.
 
     Returns:
-        ``[B, N]``, float32 or wider: values near 1/N lie too close for the half dtypes to rank.
+        ``[B, N]``, float32 or wider, as values near 1/N lie too close for the half dtypes to
+        rank.
 
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit, or there is no

@@ -151,7 +151,7 @@ def prune(
         ValueError, TypeError: an argument's shape, dtype or device does not fit, the list is not
             one of `OCPruner.packed`, or the budget is not within 1 to N; the message names it.
 
-    Example:
+    Examples:
         >>> pruner = ocvtp_kernels.OCPruner(ocvtp_kernels.PrunerConfig())
         >>> slots = pruner.sample_slots(8, 64)
         >>> tokens, ids = ocvtp_kernels.ops.prune(
