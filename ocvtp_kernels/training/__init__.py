@@ -1,9 +1,11 @@
-"""Training the pruner: the autoencoder it is a part of, and its loss."""
+"""Training the pruner: the autoencoder it is a part of, its start and its loss."""
 
 from ocvtp_kernels.training.autoencoder import Draws, OCAutoencoder, Reconstructed
+from ocvtp_kernels.training.config import published_shapes
 from ocvtp_kernels.training.decoder import RandomDecoder
 from ocvtp_kernels.training.features import FeatureFolder
 from ocvtp_kernels.training.loss import AreaWeightedMSE
+from ocvtp_kernels.training.start import start_as_kmeans
 
 __all__ = [
     "AreaWeightedMSE",
@@ -12,4 +14,6 @@ __all__ = [
     "OCAutoencoder",
     "RandomDecoder",
     "Reconstructed",
+    "published_shapes",
+    "start_as_kmeans",
 ]

@@ -176,7 +176,14 @@ def preset_keys(name: str, num_tokens: int) -> tuple[dict[str, Any], dict[str, A
 
 
 def published_shapes(num_tokens: int, width: int) -> PrunerConfig:
-    """The published pruner's proportions for tokens of another width: [B, num_tokens, width].
+    """The published pruner's proportions for tokens of another width.
+
+    Args:
+        num_tokens: N of the tokens ``[B, N, C]``.
+        width: C of them, a multiple of 8.
+
+    Returns:
+        A config whose slots are half as wide as the tokens, and whose encode MLP is twice as wide.
 
     Raises:
         ValueError: the width does not divide so.

@@ -23,6 +23,9 @@ def start_as_kmeans(model: OCAutoencoder | OCPruner) -> None:
 
     Slots separate regions from the first step on, so the decoder learns from useful slots. All
     weights are trained from there.
+
+    Args:
+        model: whose initial slots and Slot Attention are set in place; its encode MLP stays.
     """
     slots, dim = model.aggregat, model.config.slot_dim
     identity = torch.eye(dim)
