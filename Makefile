@@ -25,8 +25,8 @@ PINNED := $(PIP) install --constraint $(VENV)/constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile $(OPTIONS)
 BUNDLED_PHOTO := import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / "data/coffee.png")
 
-.PHONY: help demo test test-all test-vllm test-lmms-eval lint bench bench-vllm native sanitize headers \
-  gpu-bundle renew matrix clean FORCE
+.PHONY: help demo test test-all test-vllm test-lmms-eval lint docs bench bench-vllm native sanitize \
+  headers wheel gpu-bundle renew matrix clean FORCE
 
 help:
 	@echo 'make demo    prune a photo, leaving pictures in demo/ (PHOTO=... for your own), and ask a model'
@@ -34,12 +34,14 @@ help:
 	@echo 'make test-all  run all tests'
 	@echo 'make test-vllm  run the tests on a vLLM for the CPU, in an environment of its own (3.5 GB)'
 	@echo 'make test-lmms-eval  run the tests on an lmms-eval, in an environment of its own (1.8 GB)'
-	@echo 'make lint    check style and types'
+	@echo 'make lint    check style, types and workflows'
+	@echo 'make docs    build the site into site/; a broken link is an error'
 	@echo 'make bench   run the benchmarks: about ten minutes on two cores'
 	@echo 'make bench-vllm  requests a second of a tiny model on that vLLM (docs/serving.md)'
 	@echo 'make native  build the native objects; needs a C++ compiler'
 	@echo 'make sanitize  check the C++ and CUDA kernels on random shapes, under sanitizers'
 	@echo 'make headers fetch those of the oldest torch, for tests that compile beside them'
+	@echo 'make wheel   build the source distribution and a wheel into dist/ (docs/releasing.md)'
 	@echo 'make gpu-bundle  prepare what bench/gpu_check.sh takes along to a GPU (docs/gpu.md)'
 	@echo 'make renew   write the newest versions into constraints.txt'
 	@echo 'make matrix  try the oldest and newest Python, torch, Triton and transformers'
@@ -67,7 +69,12 @@ lint: $(VENV)/.extra-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/mypy
+
+# DOCS_REPO_URL and DOCS_SITE_URL say where source and site will be, if they are known.
+docs: $(VENV)/.extra-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.extra-test
 	$(BIN)/python -m pytest bench
@@ -92,11 +99,16 @@ sanitize: $(VENV)/.extra-test
 headers: $(VENV)/.tools
 	$(BIN)/python scripts/torch_headers.py
 
+# As it will be published, but for the compiler and the glibc of this machine (docs/releasing.md).
+wheel: headers
+	$(PINNED) build
+	OCVTP_NATIVE=1 OCVTP_TORCH=$(CURDIR)/build/oldest_torch/torch CUDACXX=/nonexistent $(BIN)/python -m build
+
 # In an environment of its own: the GPU machine has other versions.
 gpu-bundle:
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python -m pip --disable-pip-version-check --quiet install $(GPU_VERSIONS) \
-	  'setuptools>=77' ninja 'cmake>=3.20' pytest pytest-xdist hypothesis 'pybind11>=3'
+	  'setuptools>=77' 'setuptools-scm>=8' ninja 'cmake>=3.20' pytest pytest-xdist hypothesis 'pybind11>=3'
 	OCVTP_NATIVE=0 .venv-gpu/bin/python -m pip --disable-pip-version-check --quiet install \
 	  --no-build-isolation '.[vlm,train,triton]'
 	.venv-gpu/bin/python -m bench.gpu_check.bundle $(OPTIONS)
@@ -128,9 +140,9 @@ $(VENV)/.tools: Makefile constraints.txt scripts/constraints.py $(if $(NEWEST),F
 	$(PYTHON) -m venv $(if $(NEWEST),--clear) $(VENV)
 	$(PIP) install $(TORCH)
 	$(if $(NEWEST),:,$(BIN)/python scripts/constraints.py beside-torch) >$(VENV)/constraints.txt
-	$(PINNED) 'setuptools>=77' ninja 'cmake>=3.20'
+	$(PINNED) 'setuptools>=77' 'setuptools-scm>=8' ninja 'cmake>=3.20'
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-gpu .venv-vllm .venv-lmms-eval .gpu build demo *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-gpu .venv-vllm .venv-lmms-eval .gpu build demo dist site *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f ocvtp_kernels/*.so ocvtp_kernels/*.so.new ocvtp_kernels/why_not_native.json*

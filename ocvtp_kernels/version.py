@@ -1,3 +1,8 @@
-"""The one place that says which version this is; read at build time without importing torch."""
+"""Which version this is, as the package's metadata has it; the build takes it from the Git tag."""
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("ocvtp-kernels")
+except PackageNotFoundError:  # a source tree on the path, not installed
+    __version__ = "0+unknown"

@@ -23,6 +23,8 @@ FILE = ROOT / "constraints.txt"
 OLDEST_PYTHON = "3.10"
 # Where torch brings no Triton, as its builds for the CPU, the newest is taken.
 OVERRIDES = "triton>=3.6; sys_platform == 'linux'\n"
+# What builds require, of which the package itself has no need.
+BUILD = "setuptools-scm>=8\nbuild\n"
 HEADER = "# Exact versions of all that the Makefile installs. Made by `make renew`.\n"
 
 
@@ -48,10 +50,10 @@ def renew(torch: str) -> None:
     temporary = ROOT / "build" / "constraints"
     temporary.mkdir(parents=True, exist_ok=True)
     (temporary / "overrides.txt").write_text(OVERRIDES, encoding="utf-8")
-    (temporary / "torch.txt").write_text(f"{torch}\n", encoding="utf-8")
+    (temporary / "beside.txt").write_text(f"{torch}\n{BUILD}", encoding="utf-8")
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--upgrade"]
     command += ["--python-version", OLDEST_PYTHON, "--all-extras", "--no-annotate", "--no-header"]
-    command += ["--overrides", "overrides.txt", str(ROOT / "pyproject.toml"), "torch.txt"]
+    command += ["--overrides", "overrides.txt", str(ROOT / "pyproject.toml"), "beside.txt"]
     resolved = subprocess.run(command, cwd=temporary, check=True, stdout=subprocess.PIPE, text=True)
     ours = re.findall(r'"([\w.-]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     pins = [

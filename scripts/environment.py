@@ -38,7 +38,7 @@ class Environment:
         venv.create(folder, clear=True, with_pip=True)
         self.python = str(folder.absolute() / "bin" / "python")
         self.site = next(folder.glob("lib/python*/site-packages"))
-        self.install("setuptools>=77", "wheel", "packaging", TORCH)
+        self.install("setuptools>=77", "setuptools-scm>=8", "wheel", "packaging", TORCH)
 
     def install(self, *arguments: str) -> None:
         """Runs ``pip install``."""

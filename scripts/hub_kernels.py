@@ -14,10 +14,11 @@ import hashlib
 import json
 import os
 import re
-import runpy
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from ocvtp_kernels.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = Path(__file__).resolve().parent / "hub"
@@ -27,7 +28,7 @@ LICENSE = "Apache-2.0"
 BACKENDS = ("cpu", "cuda")
 TESTS = ("tests/conftest.py", "tests/test_ops.py")
 # As installed, for it comes from the Git tag; the Hub's versions are its first number.
-VERSION: str = runpy.run_path(str(ROOT / PACKAGE / "version.py"))["__version__"]
+VERSION = __version__
 MAJOR = int(re.split(r"\D", VERSION)[0])
 FOLDERS = sorted((ROOT / PACKAGE / "ops").glob("*/__init__.py"))  # of the ops
 # What native.py has beside native objects: casts, and what they are made of.

@@ -6,8 +6,8 @@ For a maintainer, before a release and after `make renew`. A row is an environme
 the newest of everything but what it names, beside a copy of the checkout: the native objects are
 built (for CUDA too, where torch is a build for it and there is nvcc) and loaded, and tests are run.
 Environments and logs stay in the output folder; only rows of the newest versions are made again.
-A row without its Python or torch is "not tried", which is no failure. With --readme, the line of
-that file about versions is rewritten from the rows that passed.
+A row without its Python or torch is "not tried", which is a failure with --strict alone. With
+--readme, the line of that file about versions is rewritten from the rows that passed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE = re.compile(r"(<!-- tested:start -->\n).*?(<!-- tested:end -->)", re.S)
+BUILD_TOOLS = ("setuptools>=77", "setuptools-scm>=8", "ninja", "cmake>=3.20")
 QUICK = ("-m", "not slow")
 MODELS = ("tests/vlm", "tests/examples", "tests/cli/test_prune_models.py")
 PACKAGES = {"torch": "torch", "triton": "Triton", "transformers": "transformers"}
@@ -162,7 +163,7 @@ def try_row(row: Row, output: Path) -> Result:
             if not (bin / "python").exists():
                 step("no environment", python, "-m", "venv", folder / "env")
             step(f"{torch} cannot be installed", *pip, torch, *row.others)
-            step("no build tools", *pip, "setuptools>=77", "ninja", "cmake>=3.20")
+            step("no build tools", *pip, *BUILD_TOOLS)
         except Stopped as stopped:
             return Result("not tried", f"{stopped}; see {log}", {})
         facts: dict[str, str] = {}
@@ -255,6 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", help=f"some of {','.join(names)}; all")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "matrix")
     parser.add_argument("--readme", type=Path, help="the file whose line about versions to write")
+    parser.add_argument("--strict", action="store_true", help="a row that is not tried fails")
     given = parser.parse_args(arguments)
     chosen = given.rows.split(",") if given.rows else names
     if unknown := set(chosen) - set(names):
@@ -279,7 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             LINE.sub(lambda found: found[1] + line + found[2], text), encoding="utf-8"
         )
         os.replace(temporary, given.readme)
-    return int(any(each.status == "failed" for each in results.values()))
+    bad = {"failed", "not tried"} if given.strict else {"failed"}
+    return int(any(each.status in bad for each in results.values()))
 
 
 if __name__ == "__main__":

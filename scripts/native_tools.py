@@ -20,6 +20,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
+ROOT = Path(__file__).resolve().parents[1]
 OLDEST_TORCH = (2, 10)  # its stable ABI is what the sources ask for
 OLDEST_CMAKE = (3, 20)
 MODES = ("auto", "0", "1", "cuda")
@@ -100,13 +101,18 @@ def find_torch() -> Torch | None:
     """The first torch that is new enough: one that this Python imports, else one beside it.
 
     An isolated build does not import from the environment that it installs into, yet runs its
-    Python. With the stable ABI headers and libraries are all that is needed of torch.
+    Python. With the stable ABI headers and libraries are all that is needed of torch. The folder
+    OCVTP_TORCH, where set, is the only candidate; a relative one is the checkout's.
     """
-    beside = PathFinder.find_spec("torch", _packages_beside())
-    for spec in (importlib.util.find_spec("torch"), beside):
-        if spec is None or spec.origin is None:
+    if wanted := os.environ.get("OCVTP_TORCH"):
+        folders = [ROOT / wanted]
+    else:
+        beside = PathFinder.find_spec("torch", _packages_beside())
+        specs = (importlib.util.find_spec("torch"), beside)
+        folders = [Path(spec.origin).parent for spec in specs if spec and spec.origin]
+    for folder in folders:
+        if not (folder / "version.py").exists():
             continue
-        folder = Path(spec.origin).parent
         facts = runpy.run_path(str(folder / "version.py"))
         version = facts["__version__"]
         if tuple(map(int, version.split(".")[:2])) >= OLDEST_TORCH:
@@ -141,15 +147,15 @@ def why_pure(*, is_editable: bool = False) -> Pure | None:
     """Why nothing native can be built here, or None where it can."""
     build = _build(is_editable)
     if read_mode() == "0":
-        return Pure("OCVTP_NATIVE=0 was asked for", f"{build} in a checkout builds them", True)
-    compiler = "C++ compiler" + (f" (CXX={os.environ['CXX']})" if os.environ.get("CXX") else "")
+        return Pure("the build was told OCVTP_NATIVE=0", f"{build} in a checkout builds them", True)
+    compiler = f"C++ compiler{_of('CXX')}"
     if find_compiler() is None:
         return Pure(
             f"the build found no {compiler}",
             f"install a C++ compiler and run {build} in a checkout",
         )
     needs = {
-        f"torch {_dotted(OLDEST_TORCH)} or newer": find_torch(),
+        f"torch {_dotted(OLDEST_TORCH)} or newer{_of('OCVTP_TORCH')}": find_torch(),
         f"cmake {_dotted(OLDEST_CMAKE)} or newer": find_cmake(),
         "ninja": find_ninja(),
     }
@@ -194,6 +200,11 @@ def first_error(output: str) -> str:
 def _build(is_editable: bool) -> str:
     """The command that builds the native objects, or shows why it cannot."""
     return f"`OCVTP_NATIVE=1 pip install {'-e ' if is_editable else ''}.`"
+
+
+def _of(variable: str) -> str:
+    """The variable that chose what is missing, where one did."""
+    return f" ({variable}={os.environ[variable]})" if os.environ.get(variable) else ""
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.build_cases import ROOT, SANITIZED, built_tests, load_script, said_by, tools_or_skip
+from tests.build_cases import ROOT, SANITIZED, built_tests, said_by, tools_or_skip
 
 QUICK = "resolve_picks_cuda.cu"  # compiled in every run
 INSTALLED = Path(torch.__file__).parent / "include"
-HEADERS = load_script("torch_headers")
-OLDEST = HEADERS.FOLDER / HEADERS.oldest_torch()  # where `make headers` leaves them
+OLDEST = ROOT / "build" / "oldest_torch" / "torch" / "include"  # where `make headers` leaves them
 CUDA_BINDINGS = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
 CPU_BINDINGS = sorted(
     [

@@ -15,6 +15,7 @@ import pytest
 
 from tests.build_cases import ROOT, said_by
 
+pytestmark = pytest.mark.checkout
 ALLOWED = {"torch", "triton"} | sys.stdlib_module_names
 
 

@@ -61,9 +61,9 @@ def matrix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return script
 
 
-def run(script: Any, folder: Path, *rows: Any, readme: Path | None = None) -> int:
+def run(script: Any, folder: Path, *rows: Any, readme: Path | None = None, more: str = "") -> int:
     script.ROWS = rows
-    options = ["--output", str(folder / "out")]
+    options = ["--output", str(folder / "out"), *more.split()]
     status: int = script.main(options + (["--readme", str(readme)] if readme else []))
     return status
 
@@ -108,6 +108,7 @@ def test_a_row_that_does_not(
     assert run(matrix, tmp_path, row, readme=readme) == status
     assert said in capsys.readouterr().out.splitlines()[-1]
     assert readme.read_text() == LINE
+    assert run(matrix, tmp_path, row, more="--strict") == 1
 
 
 def test_the_readme_names_what_passed(matrix: Any, tmp_path: Path) -> None:

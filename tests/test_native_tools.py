@@ -18,7 +18,7 @@ EVERYTHING = ["torch>=2.10", "cmake>=3.20", "ninja"]
 
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    for name in ("OCVTP_NATIVE", "CXX", "CUDACXX"):
+    for name in ("OCVTP_NATIVE", "OCVTP_TORCH", "CXX", "CUDACXX"):
         monkeypatch.delenv(name, raising=False)
     return load_script("native_tools")
 
@@ -86,6 +86,24 @@ def test_torch_beside_an_isolated_build_is_enough(tools: ModuleType, beside: Pat
     add_torch(beside, "2.13.0+cpu", "13.0")
     assert tools.find_torch() == (beside / "torch", "2.13.0+cpu", "13.0")
     assert tools.requirements() == EVERYTHING[1:]
+
+
+def test_a_folder_of_torch_may_be_chosen(
+    tools: ModuleType, beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(beside, "c++", "")
+    add_torch(beside, "2.99.0")
+    chosen = beside / "chosen"
+    chosen.mkdir()
+    monkeypatch.setenv("OCVTP_TORCH", str(chosen / "torch"))
+    assert tools.find_torch() is None
+    assert f"torch 2.10 or newer (OCVTP_TORCH={chosen}/torch)" in tools.why_pure().why
+    add_torch(chosen, "2.10.0")
+    assert tools.find_torch() == (chosen / "torch", "2.10.0", None)
+    # A relative one is the checkout's, wherever an installer runs the build.
+    monkeypatch.setenv("OCVTP_TORCH", os.path.relpath(chosen / "torch", tools.ROOT))
+    monkeypatch.chdir(beside)
+    assert tools.find_torch().version == "2.10.0"
 
 
 def test_an_old_torch_is_none(tools: ModuleType, beside: Path) -> None:

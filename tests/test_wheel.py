@@ -13,14 +13,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch as installed_torch
 
 from tests.build_cases import ROOT, said_by, tools_or_skip
 
+pytestmark = pytest.mark.checkout
 SOURCES = ("csrc", "ocvtp_kernels", "scripts", "CMakeLists.txt", "setup.py", "pyproject.toml")
 WHY = "ocvtp_kernels/why_not_native.json"
 OWN_LIBRARIES = {"libtorch_cpu.so", "libtorch.so", "libc10.so"}
@@ -46,6 +49,12 @@ assert importlib.util.find_spec("torch") is None
 import build_backend
 """
 BUILD_EDITABLE = "from setuptools import build_meta; build_meta.build_editable('wheels')"
+NEEDED_BY_SCM = ("vcs_versioning", "packaging", "tomli", "typing_extensions")
+VERSION = """
+from setuptools import build_meta
+import sys
+print(build_meta.prepare_metadata_for_build_wheel(sys.argv[1]))
+"""
 OLD = {"_C.abi3.so", "_C_cuda.abi3.so", "_build_info.abi3.so"}
 
 
@@ -54,7 +63,7 @@ def copy_sources(folder: Path) -> Path:
     source = folder / "source"
     source.mkdir()
     ignore = shutil.ignore_patterns("*.so", "__pycache__", Path(WHY).name)
-    for name in (*SOURCES, "MANIFEST.in", "README.md", "LICENSE"):
+    for name in (*SOURCES, "README.md", "LICENSE"):
         path = ROOT / name
         if path.is_dir():
             shutil.copytree(path, source / name, ignore=ignore)
@@ -89,7 +98,7 @@ def native_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_wheel_is_for_every_python(native_wheel: Path, tmp_path: Path) -> None:
-    assert re.fullmatch(r"ocvtp_kernels-[\d.]+\w*-cp310-abi3-\w+\.whl", native_wheel.name)
+    assert re.fullmatch(r"ocvtp_kernels-0\.1\.0\.dev0-cp310-abi3-\w+\.whl", native_wheel.name)
     inside = zipfile.ZipFile(native_wheel).namelist()
     binaries = {name for name in inside if name.endswith(".so")}
     assert binaries == {f"ocvtp_kernels/{name}.abi3.so" for name in ("_C", "_build_info")}
@@ -119,12 +128,58 @@ def test_only_torch_is_needed_beside_the_system(native_wheel: Path) -> None:
 
 def test_without_a_compiler_a_wheel_is_pure_python(tmp_path: Path) -> None:
     wheel = build_wheel(tmp_path, OCVTP_NATIVE="auto", CXX="/nonexistent")
-    assert wheel.name.endswith("-py3-none-any.whl")
+    assert wheel.name == "ocvtp_kernels-0.1.0.dev0-py3-none-any.whl"  # sources without Git
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
     assert what_it_imports(wheel, tmp_path) == (
         "the cpu kernels are not built: the build found no C++ compiler (CXX=/nonexistent); install"
         " a C++ compiler and run `OCVTP_NATIVE=1 pip install .` in a checkout"
     )
+
+
+def test_the_version_is_the_tag(tmp_path: Path) -> None:
+    (git,) = tools_or_skip("git")
+    source = copy_sources(tmp_path)
+    who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    for command in (
+        ("init", "--quiet"),
+        ("add", "pyproject.toml"),
+        (*who, "commit", "--quiet", "--message", "first"),
+        ("tag", "v1.2.3"),
+    ):
+        said_by([git, *command], source)
+
+    def version(**settings: str) -> str:
+        made = tempfile.mkdtemp(dir=tmp_path)
+        said = said_by([sys.executable, "-c", VERSION, made], source, OCVTP_NATIVE="0", **settings)
+        return said.splitlines()[-1].removeprefix("ocvtp_kernels-").removesuffix(".dist-info")
+
+    assert version() == "1.2.3"
+    said_by([git, *who, "commit", "--quiet", "--allow-empty", "--message", "next"], source)
+    assert version() == "1.2.4.dev1"
+    # As a wheel with CUDA kernels is named.
+    local = "1.2.3+cu12"
+    assert version(SETUPTOOLS_SCM_PRETEND_VERSION_FOR_OCVTP_KERNELS=local) == local
+
+
+@pytest.mark.slow
+def test_a_wheel_is_built_beside_headers_alone(native_wheel: Path, tmp_path: Path) -> None:
+    """What it links is the same, by names alone, so that it loads beside any torch."""
+    (read,) = tools_or_skip("readelf")
+    torch = tmp_path / "torch"
+    torch.mkdir()
+    (torch / "include").symlink_to(Path(installed_torch.__file__).parent / "include")
+    (torch / "version.py").write_text("__version__ = '2.10.0'\ncuda = None\n")
+    wheel = build_wheel(tmp_path, OCVTP_NATIVE="1", OCVTP_TORCH=str(torch))
+
+    def needed(path: Path) -> set[str]:
+        target = tmp_path / path.parent.name
+        zipfile.ZipFile(path).extract("ocvtp_kernels/_C.abi3.so", target)
+        said = said_by([read, "--dynamic", target / "ocvtp_kernels" / "_C.abi3.so"], tmp_path)
+        return set(re.findall(r"\((NEEDED|RUNPATH|RPATH)\).*\[(.*)\]", said))
+
+    assert ("NEEDED", "libtorch_cpu.so") in needed(wheel)
+    assert needed(wheel) == needed(native_wheel)
+    assert what_it_imports(wheel, tmp_path) == "native"
 
 
 @pytest.fixture
@@ -155,14 +210,14 @@ def test_a_wheel_that_does_not_compile_says_why(tmp_path: Path, failing: dict[st
 
 
 def run_isolated(source: Path, script: str, **environment: str) -> str:
-    """What lines behind `ISOLATED` print, in a copy of the sources; setuptools is there."""
+    """What lines behind `ISOLATED` print, in a copy of the sources; what builds need is there."""
     seen = source.parent / "seen"
     seen.mkdir()
     found = importlib.util.find_spec("setuptools")
     assert found is not None and found.origin is not None
     packages = Path(found.origin).parents[1]
-    for pattern in ("setuptools", "setuptools-*", "_distutils_hack"):
-        for path in packages.glob(pattern):
+    for name in ("setuptools", "_distutils_hack", *NEEDED_BY_SCM):
+        for path in packages.glob(f"{name}*"):
             (seen / path.name).symlink_to(path)
     command = [sys.executable, "-c", ISOLATED + script, seen]
     return said_by(command, source, CUDACXX="/nonexistent", **environment)

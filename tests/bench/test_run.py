@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from bench import base, jobs, run
+from bench import base, jobs, run, variants
 from bench.checkout import BuildError
 from bench.ops import BENCHES, case_of
 from bench.results import OURS, Ceilings, OpRow, Results, read_results
@@ -51,6 +52,7 @@ def test_torch_compile_is_beside_ours_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(variants, "shutil", SimpleNamespace(which=lambda _: "a compiler"))
     status, rows, _ = bench(tmp_path, suite="compile")
     assert status == 0
     assert set(rows) == {("prune", who, "forward") for who in ("compile", OURS)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_every_entry_point_is_a_manifest_of_its_name() -> None:
         module, _, attribute = place.partition(":")
         manifest = getattr(import_module(module), attribute)()
         assert manifest.model_id == name
-        folder = ROOT / "ocvtp_kernels" / "evaluation" / "lmms_eval"
+        folder = Path(lmms_eval.__file__).parent
         for path in (manifest.simple_class_path, manifest.chat_class_path):
             file, _, kind = path.removeprefix(f"{module}.").partition(".")
             assert f"\nclass {kind}(" in (folder / f"{file}.py").read_text(encoding="utf-8")
