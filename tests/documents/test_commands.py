@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
 from itertools import pairwise
@@ -46,7 +44,6 @@ KEYS = {field.name for field in fields(Settings)}
 LMMS_EVAL = {"llava_hf_ocvtp", "qwen2_5_vl_ocvtp", "openai"}
 # Folders and files that commands of a page name and none of it makes.
 PHOTOS = ("photos", "IMAGES", "demo-photos/training", "demo-photos/held-out")
-FEATURES = ("layer8", "layer-2")
 RUNS = ("run8", "run-2", "run-mse")
 
 
@@ -231,41 +228,34 @@ def test_what_the_page_of_training_installs_is_what_its_commands_need() -> None:
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with small ones of the files that pages name."""
     pytest.importorskip("accelerate")
     from PIL import Image
 
-    folder = tmp_path_factory.mktemp("stand_ins")
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        made, model = make_model(depth=24), "llava-hf/llava-1.5-7b-hf"
+    folder, model = tmp_path_factory.mktemp("stand_ins"), "llava-hf/llava-1.5-7b-hf"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        made = make_model(depth=24)
         for part in (made["model"], made["processor"]):
             part.save_pretrained(model)
         leave_authors_files(folder)
         shutil.copytree(ROOT / "scripts", "scripts", ignore=shutil.ignore_patterns("*.py", "__*"))
-        Path("bench/retention").mkdir(parents=True, exist_ok=True)
         shutil.copytree(ROOT / "bench/retention/tiny-llava", "bench/retention/tiny-llava")
-        photo = Image.effect_mandelbrot((120, 80), (-2, -1, 1, 1), 20).convert("RGB")
         for name in ("photo.jpg", "PHOTO", "SCENE"):
-            photo.save(name, "PNG")
+            made["photo"].save(name, "PNG")
         generator = torch.Generator().manual_seed(0)
         for place in PHOTOS:
             Path(place).mkdir(parents=True)
             for number in range(4):
                 noise = torch.randint(0, 256, (64, 64, 3), generator=generator).byte()
                 Image.fromarray(noise.numpy()).save(f"{place}/{number}.png")
-        call_ocvtp(
-            "features", "IMAGES", "--model", "llava-hf/llava-1.5-7b-hf", "--output", "layer8"
-        )
+        call_ocvtp("features", "IMAGES", "--model", model, "--output", "layer8")
         call_ocvtp("train", "--features", "layer8", "--output", "run8")
         shutil.copytree("layer8", "layer-2")
         for place in RUNS[1:]:
             shutil.copytree("run8", place)
-        yield folder
-    finally:
-        os.chdir(before)
+    return folder
 
 
 def call_ocvtp(*arguments: str) -> str:
@@ -284,8 +274,10 @@ def with_ocvtp(path: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [*filter(with_ocvtp, WITH_SHELL)], ids=NAMES.get)
-def test_printed_commands_run_on_small_files(path: Path, stand_ins: Path) -> None:
-    assert Path.cwd() == stand_ins
+def test_printed_commands_run_on_small_files(
+    path: Path, stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(stand_ins, tmp_path / "copy"))
     for program, *arguments in calls_of(path):
         if program == "ocvtp":
             call_ocvtp(*arguments)
