@@ -79,6 +79,13 @@ def test_the_tables_of_serving_are_what_there_is() -> None:
     assert set(served) == set(ARCHITECTURES)
 
 
+def test_the_share_of_work_is_what_the_command_counts() -> None:
+    # What the page of selectors prints is compared with the command in test_commands.py.
+    counted = (DOCS / "selectors.md").read_text(encoding="utf-8")
+    (share,) = re.findall(r"^oc-pruner +64 +[\d.]+ +([\d.]+%)", counted, re.M)
+    assert f"does {share} less work" in " ".join(README.read_text(encoding="utf-8").split())
+
+
 def test_the_citation_is_whole() -> None:
     yaml = pytest.importorskip("yaml")
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
