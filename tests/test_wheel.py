@@ -91,9 +91,28 @@ def what_it_imports(wheel: Path, folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def native_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of torch that a published wheel is compiled beside."""
+    torch = tmp_path_factory.mktemp("headers") / "torch"
+    torch.mkdir()
+    (torch / "include").symlink_to(Path(installed_torch.__file__).parent / "include")
+    (torch / "version.py").write_text("__version__ = '2.10.0'\ncuda = None\n")
+    return torch
+
+
+@pytest.fixture(scope="module")
+def native_wheel(tmp_path_factory: pytest.TempPathFactory, headers: Path) -> Path:
     tools_or_skip("cmake", "ninja", "c++")
-    return build_wheel(tmp_path_factory.mktemp("native"), OCVTP_NATIVE="1")
+    folder = tmp_path_factory.mktemp("native")
+    return build_wheel(folder, OCVTP_NATIVE="1", OCVTP_TORCH=str(headers))
+
+
+def needed_by(wheel: Path, folder: Path) -> set[tuple[str, str]]:
+    """The libraries that the kernels ask for, and where they would look for them."""
+    (read,) = tools_or_skip("readelf")
+    zipfile.ZipFile(wheel).extract("ocvtp_kernels/_C.abi3.so", folder)
+    said = said_by([read, "--dynamic", folder / "ocvtp_kernels" / "_C.abi3.so"], folder)
+    return set(re.findall(r"\((NEEDED|RUNPATH|RPATH)\).*\[(.*)\]", said))
 
 
 @pytest.mark.slow
@@ -161,27 +180,6 @@ def test_the_version_is_the_tag(tmp_path: Path) -> None:
     assert version(SETUPTOOLS_SCM_PRETEND_VERSION_FOR_OCVTP_KERNELS=local) == local
 
 
-@pytest.mark.slow
-def test_a_wheel_is_built_beside_headers_alone(native_wheel: Path, tmp_path: Path) -> None:
-    """What it links is the same, by names alone, so that it loads beside any torch."""
-    (read,) = tools_or_skip("readelf")
-    torch = tmp_path / "torch"
-    torch.mkdir()
-    (torch / "include").symlink_to(Path(installed_torch.__file__).parent / "include")
-    (torch / "version.py").write_text("__version__ = '2.10.0'\ncuda = None\n")
-    wheel = build_wheel(tmp_path, OCVTP_NATIVE="1", OCVTP_TORCH=str(torch))
-
-    def needed(path: Path) -> set[str]:
-        target = tmp_path / path.parent.name
-        zipfile.ZipFile(path).extract("ocvtp_kernels/_C.abi3.so", target)
-        said = said_by([read, "--dynamic", target / "ocvtp_kernels" / "_C.abi3.so"], tmp_path)
-        return set(re.findall(r"\((NEEDED|RUNPATH|RPATH)\).*\[(.*)\]", said))
-
-    assert ("NEEDED", "libtorch_cpu.so") in needed(wheel)
-    assert needed(wheel) == needed(native_wheel)
-    assert what_it_imports(wheel, tmp_path) == "native"
-
-
 @pytest.fixture
 def failing(tmp_path: Path) -> dict[str, str]:
     """The settings of a build whose compiler compiles nothing."""
@@ -238,12 +236,15 @@ def test_torch_is_not_fetched_where_it_is_installed_or_of_no_use(
 
 
 @pytest.mark.slow
-def test_an_isolated_build_takes_the_torch_beside_it(tmp_path: Path) -> None:
-    tools_or_skip("cmake", "ninja", "c++")
+def test_an_isolated_build_takes_the_torch_beside_it(native_wheel: Path, tmp_path: Path) -> None:
     build = f"print(build_backend.build_wheel({str(tmp_path)!r}))"
     run_isolated(copy_sources(tmp_path), build, OCVTP_NATIVE="1")
     (wheel,) = tmp_path.glob("*-abi3-*.whl")
     assert what_it_imports(wheel, tmp_path) == "native"
+    # Beside headers alone the same is linked, by names alone, so that it loads beside any torch.
+    needed = needed_by(wheel, tmp_path / "beside_torch")
+    assert ("NEEDED", "libtorch_cpu.so") in needed
+    assert needed_by(native_wheel, tmp_path / "beside_headers") == needed
 
 
 def leave_old_objects(source: Path) -> Path:
@@ -298,12 +299,14 @@ def test_a_pure_editable_install_has_no_objects(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_new_objects_take_the_place_of_the_old_by_a_rename(native_wheel: Path) -> None:
+def test_new_objects_take_the_place_of_the_old_by_a_rename(
+    native_wheel: Path, headers: Path
+) -> None:
     source = native_wheel.parent / "source"
     package = leave_old_objects(source)
     (source / WHY).write_text("of an earlier build")
     with (package / "_C.abi3.so").open() as in_use:
-        settings = {"OCVTP_NATIVE": "1", "CUDACXX": "/nonexistent"}
+        settings = {"OCVTP_NATIVE": "1", "OCVTP_TORCH": str(headers), "CUDACXX": "/nonexistent"}
         said_by([sys.executable, "-c", BUILD_EDITABLE], source, **settings)
         assert in_use.read() == "old"
     found = objects_in(package)
