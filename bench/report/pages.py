@@ -174,8 +174,12 @@ def _sentence(files: Sequence[Results]) -> list[str]:
     ]
 
 
-def figures_block(results: Mapping[str, Sequence[Results]], folder: str = "bench/results") -> str:
-    """The text between the markers of the page of figures: a short block a device."""
+def figures_block(results: Mapping[str, Sequence[Results]], folder: str) -> str:
+    """The text between the markers of the page of figures: a short block a device.
+
+    Args:
+        folder: of the results, as the page links to it.
+    """
     return "\n\n".join(
         block for slug, files in results.items() for block in _short(files, f"{folder}/{slug}")
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,8 @@ CONFIG = ocvtp.PrunerConfig(
     agg_ffn_dim=32,
 )
 FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-PROGRAMS = (
-    *("ocvtp", "python", "pip", "make", "vllm", "torchrun", "git"),
-    *(".venv/bin/python", ".venv-gpu/bin/python", "bench/gpu_check.sh"),
-)
 RECORD = """#!/bin/sh
-for word in "$0" "$@"; do printf '%s\\0' "$word"; done >> "$RECORD"
+printf '%s\\0' {} "$@" >> "$RECORD"
 printf '\\n\\0' >> "$RECORD"
 """
 
@@ -79,35 +75,26 @@ def leave_authors_files(folder: Path) -> None:
     torch.save(random_pruner(CONFIG).state_dict(), folder / "weights.pth")
 
 
-def run_as_printed(code: str, folder: Path) -> list[list[str]]:
+def run_as_printed(code: str, folder: Path, programs: Iterable[str]) -> list[list[str]]:
     """What a block of shell calls: a shell runs it, and programs write their words down.
 
     Raises:
-        AssertionError: the shell stops, as at a program that is not one of `PROGRAMS`.
+        AssertionError: the shell stops, as at a program that is not one of these.
     """
-    shims, record = folder / "shims", folder / "record"
-    for name in PROGRAMS:
+    record = folder / "record"
+    for name in programs:
         # A name with a folder is called from where the block runs.
-        path = (folder if "/" in name else shims) / name
+        path = folder / name if "/" in name else folder / "shims" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(RECORD)
+        path.write_text(RECORD.format(name))
         path.chmod(0o755)
     done = subprocess.run(
         ["/bin/bash", "-euo", "pipefail", "-c", code],
         cwd=folder,
-        env={"PATH": str(shims), "RECORD": str(record), "HOME": os.environ.get("HOME", "/")},
+        env={"PATH": str(folder / "shims"), "RECORD": str(record)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, f"{code}\n{done.stderr}"
-    if not record.exists():
-        return []
-    *calls, rest = record.read_text().split("\n\0")
-    assert rest == ""
-    lines = [call.split("\0")[:-1] for call in calls]
-    folders = (f"{shims}/", "./", f"{folder}/")
-    return [[_without(folders, program), *arguments] for program, *arguments in lines]
-
-
-def _without(prefixes: tuple[str, ...], program: str) -> str:
-    return next((program.removeprefix(p) for p in prefixes if program.startswith(p)), program)
+    calls = record.read_text().split("\n\0")[:-1] if record.exists() else []
+    return [call.split("\0")[:-1] for call in calls]

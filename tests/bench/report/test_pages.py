@@ -78,7 +78,7 @@ def test_a_page_of_refused_rows_and_of_none() -> None:
 
 
 def test_the_page_of_figures_has_a_short_block_a_device() -> None:
-    text = figures_block({"one": cpu(), "two": gpu("events")})
+    text = figures_block({"one": cpu(), "two": gpu("events")}, "bench/results")
     assert text.count("overview.png)") == 2 and "](bench/results/one/README.md)" in text
     assert "2.00 ms (1.80 to 2.20)" in text and "3.00× (2.45 to 3.67)" in text
     assert "0.50× (0.41 to 0.61)" in text and "* 2.00× compile's time" in text
@@ -91,7 +91,7 @@ def test_the_page_of_figures_has_a_short_block_a_device() -> None:
     assert "prune, compile, ops: no driver" in text
     rows = [op_row("merge", name, s / 10, batch=b) for b in range(1, 9)
             for name, s in ((OURS, b + 1), ("eager", 1))]  # fmt: skip
-    text = figures_block({"one": [results("ops", rows)]})
+    text = figures_block({"one": [results("ops", rows)]}, "bench/results")
     assert "A baseline is faster in 8 of 8 comparisons. The worst 5:\n\n* 9.00× eager's" in text
     assert text.count("\n* ") == 5
 
